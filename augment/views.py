@@ -1,0 +1,29 @@
+"""What :class:`augment.dual.DualAugment` makes of a batch, and for whom."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a network expects to see: pixel size (height, width) and per-channel normalisation of RGB in [0, 1]."""
+
+    size: tuple[int, int]
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views of one batch, normalised floats [B, 3, H, W] on the device.
+
+    ``teacher[n][v]`` is view v as network n of the teacher expects it (size, mean, std), ``student[v]`` likewise;
+    ``pairs`` lists the (teacher view, student view) pairs that objectives compare.
+    """
+
+    teacher: tuple[tuple[Tensor, ...], ...]
+    student: tuple[Tensor, ...]
+    pairs: tuple[tuple[int, int], ...] = ((0, 0),)

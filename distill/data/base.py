@@ -1,0 +1,69 @@
+"""The contract of a source: ``(uint8 image, label or none, stable id)`` for every sample of a split.
+
+This package is imported by loader workers: it must import neither Lightning nor timm, and heavy readers
+(datasets, torchvision, scikit-learn) only inside the functions that use them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+import numpy as np
+
+from augment.settings import Settings
+from distill.registry import Component
+
+Split = Literal["train", "val", "test"]
+UNLABELLED = -1
+"""The label of a sample that has none."""
+
+
+class Sample(NamedTuple):
+    """One decoded image."""
+
+    image: np.ndarray
+    """uint8 [H, W, 3], RGB."""
+    label: int
+    """Class index, or ``UNLABELLED``."""
+    id: str
+    """Stable name of the sample: does not depend on order, machine or mount point."""
+
+
+class Samples(Protocol):
+    """One split of a source: a map-style sequence that decodes on access and is cheap to pickle."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Labels of all samples, without decoding an image."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of all samples, without decoding an image."""
+
+
+class Source(Component):
+    """Where images come from. ``classes`` is empty when the source has no labels."""
+
+    class Settings(Settings):
+        type: str
+
+    has_split: ClassVar[frozenset[str]] = frozenset({"train"})
+    """Splits that the source itself declares; the data module holds out the others from train."""
+
+    classes: tuple[str, ...]
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def split(self, name: Split) -> Samples:
+        """The samples of a split. Raises ``DataError`` that names the folder or file and what was expected."""
+        raise NotImplementedError
+
+
+class DataError(ValueError):
+    """The data cannot be used; the text names the file, folder or sample."""

@@ -1,0 +1,33 @@
+"""What a network hands to objectives.
+
+Shape suffixes: B batch, K classes, D pooled width, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass
+class Features:
+    """One network's outputs for one view of a batch. Only what some objective asked for is computed.
+
+    ``logits`` [B, K] · ``pooled`` [B, D], the classifier's input · ``maps`` stage name → [B, C, H, W], tokens of a
+    ViT folded back to their grid. Stages are named as timm names them in ``feature_info``.
+    """
+
+    logits: Tensor | None = None
+    pooled: Tensor | None = None
+    maps: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FeatureShapes:
+    """What a network will report: sizes without the batch axis, so that projectors can be built before data flows."""
+
+    classes: int
+    pooled: int
+    maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    """Stage name → (C, H, W), shallow to deep, at the network's configured input size."""
