@@ -1,9 +1,11 @@
-"""The contract of an objective: ``forward(student, teacher, labels) → scalar tensor`` with a graph."""
+"""The contract of an objective: ``loss(student, teacher, batch) → scalar tensor`` with a graph."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -12,7 +14,17 @@ from distill.data.base import UNLABELLED
 from distill.models.features import Features, FeatureShapes
 from distill.registry import Component
 
-__all__ = ["UNLABELLED", "Objective"]
+__all__ = ["UNLABELLED", "Batch", "Objective"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What is known of a batch's samples, beside what the two networks made of them."""
+
+    labels: Tensor
+    """[B] int64, ``UNLABELLED`` where a sample has none."""
+    index: Tensor | None = None
+    """[B] int64, each sample's place in the training split: the key of a memory bank."""
 
 
 class Objective(nn.Module, Component):
@@ -22,9 +34,13 @@ class Objective(nn.Module, Component):
     teachers, a term that reads the teacher is built once per teacher (each with projectors of its own) and summed with
     the teachers' weights; with several views it is averaged over the pairs that the view policy declares.
 
-    A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported. Every
-    term computes in fp32, whatever autocast says, and returns a tensor attached to the student's graph even when a
-    batch gives it nothing to do (no labelled sample, say): a zero, not a constant.
+    A subclass writes ``loss``; calling the module runs it with autocast off, so that every term computes in fp32. It
+    averages over the batch such that its gradients, averaged over ranks as DDP does, are those of the whole batch. It
+    stays attached to the student's graph even when a batch gives it nothing to do (no labelled sample, say): a zero,
+    not a constant. No gradient reaches the teacher. A NaN that a network hands over comes out as NaN, which training
+    watches for.
+
+    A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported.
 
     Class attributes:
         needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps"}``.
@@ -50,12 +66,20 @@ class Objective(nn.Module, Component):
         super().__init__()
         self.settings = settings
 
-    def forward(self, student: Features, teacher: Features | None, labels: Tensor) -> Tensor:
+    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        """``loss`` in fp32, whatever autocast says."""
+        with torch.autocast(batch.labels.device.type, enabled=False):
+            return self.loss(student, teacher, batch)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """The unweighted term.
 
         Args:
-            student: outputs for the student's view.
-            teacher: outputs for the teacher's view of the same samples, without gradient.
-            labels: [B] int64, ``UNLABELLED`` where a sample has none.
+            student: outputs for the student's view, in whatever dtype the network computes.
+            teacher: outputs for the teacher's view of the same samples, without gradient; None without a teacher.
+            batch: labels and places of the samples.
+
+        Raises:
+            ValueError: the two outputs cannot be compared; the text names the shapes.
         """
         raise NotImplementedError

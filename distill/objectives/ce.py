@@ -1,0 +1,58 @@
+"""Cross-entropy with the labels: the one term that needs no teacher.
+
+Shape suffixes: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from distill.models.features import Features
+from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.compare import one, shape
+from distill.objectives.ranks import sum_over_ranks, world_size
+
+
+def cross_entropy(logits_BK: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy, mean over the labelled samples of all ranks; zero, with a graph, where nothing is labelled.
+
+    ``L = −(1/N) Σ_i Σ_k q_ik log softmax(z_i)_k`` over the N samples with a label y, where
+    ``q_ik = (1 − ε)·[k = y_i] + ε/K``.
+
+    Ranks may hold different numbers of labelled samples. So each divides its sum by N / world_size, not by its own
+    count: the mean over ranks is then the mean over samples.
+
+    Args:
+        logits_BK: student logits.
+        labels_B: class indices, ``UNLABELLED`` where a sample has none.
+        label_smoothing: ε in [0, 1).
+
+    Raises:
+        ValueError: the labels do not match the batch.
+    """
+    if labels_B.shape != logits_BK.shape[:1]:
+        raise ValueError(f"labels of shape {shape(labels_B)} do not match logits of shape {shape(logits_BK)}")
+    summed = F.cross_entropy(
+        logits_BK.float(), labels_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+    )
+    labelled = sum_over_ranks((labels_B != UNLABELLED).sum())
+    return summed * world_size() / labelled.clamp(min=1)
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy with the labels; unlabelled samples are left out. See :func:`cross_entropy`."""
+
+    class Settings(Objective.Settings):
+        type: Literal["ce"] = "ce"
+        label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+
+    reads_teacher: ClassVar[bool] = False
+
+    settings: Settings
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        return cross_entropy(one("student", student, "logits"), batch.labels, self.settings.label_smoothing)

@@ -1,0 +1,61 @@
+"""What two networks handed over, ready to be compared: present, in fp32, of shapes that fit, the teacher detached.
+
+Shapes are compared exactly: [8, 10] against [1, 10] would broadcast into a loss that means nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from distill.models.features import Features, FeatureShapes
+
+
+def one(side: str, features: Features | None, field: Literal["logits", "pooled"]) -> Tensor:
+    """``features.logits`` [B, K] or ``features.pooled`` [B, D] in fp32; ``side`` names whose it is in errors.
+
+    Raises:
+        ValueError: it was not computed, has no batch axis, or holds no sample.
+    """
+    found = None if features is None else getattr(features, field)
+    if found is None:
+        raise ValueError(f"the {side} handed over no {field}")
+    if found.ndim != 2 or found.shape[0] == 0:
+        raise ValueError(f"{side} {field}: expected shape (batch, width) with at least one sample, got {shape(found)}")
+    return found.float()
+
+
+def two(student: Features, teacher: Features | None, field: Literal["logits", "pooled"]) -> tuple[Tensor, Tensor]:
+    """The field of both networks in fp32, the teacher's detached. Batches must agree, and for logits the classes."""
+    student_BX, teacher_BY = one("student", student, field), one("teacher", teacher, field).detach()
+    if student_BX.shape[0] != teacher_BY.shape[0]:
+        raise ValueError(f"student and teacher {field} differ in batch: {shape(student_BX)} and {shape(teacher_BY)}")
+    if field == "logits":
+        same_shape("logits", student_BX, teacher_BY)
+    return student_BX, teacher_BY
+
+
+def same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
+    """Raises ``ValueError`` that names both shapes unless they are equal."""
+    if student.shape != teacher.shape:
+        raise ValueError(f"student and teacher {what} differ in shape: {shape(student)} and {shape(teacher)}")
+
+
+def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
+    """Raises ``ValueError`` unless there is a teacher with the student's number of classes."""
+    known = needed(teacher).classes
+    if student.classes != known:
+        raise ValueError(f"the student has {student.classes} classes, the teacher {known}: their logits do not compare")
+
+
+def needed(teacher: FeatureShapes | None) -> FeatureShapes:
+    """The teacher's shapes. Raises ``ValueError`` where there is no teacher."""
+    if teacher is None:
+        raise ValueError("this objective reads a teacher, and there is none")
+    return teacher
+
+
+def shape(tensor: Tensor) -> tuple[int, ...]:
+    """The shape as an error text shows it: ``(8, 10)``."""
+    return tuple(tensor.shape)

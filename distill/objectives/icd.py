@@ -1,0 +1,113 @@
+"""Invariant contrastive distillation: each sample's student feature finds its own teacher feature in the batch.
+
+Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P projected width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.ranks import gather_batch, rank
+
+
+def icd(
+    student_BP: Tensor,
+    teacher_BP: Tensor,
+    scale: Tensor | float,
+    invariance: float = 0.5,
+    labels_B: Tensor | None = None,
+) -> Tensor:
+    """Contrast and invariance of projected features.
+
+    With ``u = f / ‖f‖`` and ``l = s · u_s u_tᵀ`` (row: student, column: teacher) over the batch of all ranks::
+
+        L_con = CE(l, diagonal)
+        L_inv = KL(P2 ‖ P1),   P1 = softmax(l over columns),  P2 = softmax(l over rows)ᵀ
+        L     = L_con + invariance · L_inv                      mean over the batch
+
+    Gradient flows through P1, P2 and both features. A batch of one has no negatives: its loss is zero, with a graph.
+    The minimum for given features is not zero: with all of them orthogonal and student equal to teacher it is
+    ``log(1 + (G − 1) e^{−s})``.
+
+    Args:
+        student_BP: projected student features.
+        teacher_BP: projected teacher features. Gradient flows into them, since the projector is trained.
+        scale: s, at least 0.
+        invariance: factor of L_inv.
+        labels_B: if given, two samples of the same class are no negatives of each other. Samples without a label stay
+            negatives of all.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape("projected features", student_BP, teacher_BP)
+    student_BP, teacher_BP = F.normalize(student_BP.float()), F.normalize(teacher_BP.float())
+    rows_BG = scale * student_BP @ gather_batch(teacher_BP).T
+    columns_BG = scale * teacher_BP @ gather_batch(student_BP).T  # the columns of l that belong to this rank's samples
+
+    batch = len(student_BP)
+    own_B = rank() * batch + torch.arange(batch, device=student_BP.device)
+    no_negative_BG = torch.zeros_like(rows_BG, dtype=torch.bool)
+    if labels_B is not None:
+        no_negative_BG = (labels_B[:, None] == gather_batch(labels_B)[None]) & (labels_B[:, None] != UNLABELLED)
+        no_negative_BG = no_negative_BG.scatter(1, own_B[:, None], False)
+
+    log_p1_BG = F.log_softmax(rows_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
+    log_p2_BG = F.log_softmax(columns_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
+    contrast = F.nll_loss(log_p1_BG, own_B)
+    # A left-out pair has probability 0 in both: equal finite numbers make it count for nothing instead of 0 · (∞ − ∞).
+    log_p1_BG, log_p2_BG = log_p1_BG.masked_fill(no_negative_BG, 0), log_p2_BG.masked_fill(no_negative_BG, 0)
+    return contrast + invariance * F.kl_div(log_p1_BG, log_p2_BG, log_target=True, reduction="batchmean")
+
+
+class ICD(Objective):
+    """Invariant contrastive distillation on pooled features. See :func:`icd`.
+
+    ``u_s = P_s f_s``, ``u_t = P_t f_t`` with one linear layer each, both trained; ``s = min(exp τ, 10)``, where τ is
+    learned and starts at 1.
+
+    Paper: Giakoumoglou and Stathaki, 2024, arXiv 2407.11802. With an augmentation of its own for the teacher this is
+    ICDA, arXiv 2410.09474. Total there: ``1·CE + a·KD(T = 4) + 1·ICD``, a = 0 or 1.
+
+    Deviations: no additive bias on l, since softmax does not see it; τ does not decay; negatives come from all ranks;
+    ``mask_same_class`` is ours.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["icd"] = "icd"
+        dim: int = Field(128, gt=0, description="width of the projected features")
+        invariance: float = Field(0.5, ge=0, description="factor of the invariance term")
+        mask_same_class: bool = Field(False, description="take samples of the same class out of the negatives")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    no_weight_decay: ClassVar[frozenset[str]] = frozenset({"tau"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.student_projector = nn.Linear(student.pooled, settings.dim)
+        self.teacher_projector = nn.Linear(needed(teacher).pooled, settings.dim)
+        self.tau = nn.Parameter(torch.ones(()))
+
+    @property
+    def scale(self) -> Tensor:
+        return self.tau.exp().clamp(max=10)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BD, teacher_BD = two(student, teacher, "pooled")
+        return icd(
+            self.student_projector(student_BD),
+            self.teacher_projector(teacher_BD),
+            self.scale,
+            self.settings.invariance,
+            batch.labels if self.settings.mask_same_class else None,
+        )

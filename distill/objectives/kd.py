@@ -1,0 +1,58 @@
+"""Knowledge distillation: the student matches the teacher's softened class probabilities.
+
+Shape suffixes: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import same_classes, same_shape, two
+from distill.objectives.logits import LogitSettings, divergence
+from distill.objectives.logits import standardise as standardised
+
+
+def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 4.0, standardise: bool = False) -> Tensor:
+    """Knowledge distillation.
+
+    ``L = T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch. T² keeps the gradient's size independent
+    of T. Zero exactly where the two distributions are equal; labels are not used.
+
+    Paper: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Usual there: 0.1 of the
+    cross-entropy with the labels and 0.9 of this.
+
+    Args:
+        student_BK: student logits.
+        teacher_BK: teacher logits; no gradient flows into them.
+        temperature: T.
+        standardise: z-score each row first, see :func:`distill.objectives.logits.standardise`.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape("logits", student_BK, teacher_BK)
+    student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
+    if standardise:
+        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    return divergence(student_BK, teacher_BK, temperature)
+
+
+class KD(Objective):
+    """Knowledge distillation on logits. See :func:`kd`."""
+
+    class Settings(LogitSettings):
+        type: Literal["kd"] = "kd"
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        same_classes(student, teacher)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BK, teacher_BK = two(student, teacher, "logits")
+        return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardise)

@@ -1,0 +1,44 @@
+"""What losses on logits have in common: standardised rows, and the temperature-scaled divergence.
+
+Shape suffixes: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from distill.objectives.base import Objective
+
+
+class LogitSettings(Objective.Settings):
+    """Options shared by every loss on logits."""
+
+    temperature: float = Field(4.0, gt=0, description="T; 4 for small images, 1 is usual for ImageNet")
+    standardise: bool = Field(False, description="z-score each row of logits first; its paper uses T 2 and weight 9")
+
+
+def standardise(logits_BK: Tensor) -> Tensor:
+    """Logit standardisation: each row shifted to mean 0 and scaled to standard deviation 1.
+
+    ``z' = (z − mean(z)) / (std(z) + 1e-7)``, with the unbiased standard deviation. A student then need not match the
+    magnitude of the teacher's logits, only their relations. The gradient grows as 1 / std: rows of equal logits, which
+    a head of zero weights gives, amplify it by 1e7.
+
+    Paper: Sun et al., Logit Standardization in Knowledge Distillation, CVPR 2024, arXiv 2403.01427.
+
+    Raises:
+        ValueError: there is one class, whose logits have no spread.
+    """
+    if logits_BK.shape[1] < 2:
+        raise ValueError(f"logits of shape {tuple(logits_BK.shape)} cannot be standardised: it takes two classes")
+    centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
+    return centred_BK / (logits_BK.std(dim=1, keepdim=True) + 1e-7)
+
+
+def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
+    """``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch."""
+    log_student_BK = F.log_softmax(student_BK / temperature, dim=1)
+    log_teacher_BK = F.log_softmax(teacher_BK / temperature, dim=1)
+    return temperature**2 * F.kl_div(log_student_BK, log_teacher_BK, log_target=True, reduction="batchmean")

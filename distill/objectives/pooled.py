@@ -1,0 +1,75 @@
+"""Pooled-feature distillation: the student's feature, projected, points where the teacher's does. Needs no labels.
+
+Shape suffixes: B batch, D pooled width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed, same_shape, two
+
+Distance = Literal["cosine", "mse", "whitened_mse"]
+
+
+def pooled(student_BD: Tensor, teacher_BD: Tensor, distance: Distance = "cosine") -> Tensor:
+    """Distance between pooled features of the same width, mean over the batch.
+
+    - ``cosine``: ``1 − cos(f_s, f_t)``, blind to length;
+    - ``mse``: ``‖f_s − f_t‖² / D``;
+    - ``whitened_mse``: the same after ``f_t ← (f_t − mean(f_t)) / std(f_t)`` over each sample's D values (LayerNorm
+      without affine, eps 1e-5), so that a few large channels do not rule the loss.
+
+    Each is zero where the student's feature equals its target.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape("pooled features", student_BD, teacher_BD)
+    student_BD, teacher_BD = student_BD.float(), teacher_BD.detach().float()
+    if distance == "cosine":
+        return (1 - F.cosine_similarity(student_BD, teacher_BD, dim=1)).mean()
+    if distance == "whitened_mse":
+        teacher_BD = F.layer_norm(teacher_BD, teacher_BD.shape[1:])
+    return F.mse_loss(student_BD, teacher_BD)
+
+
+class PooledFeature(Objective):
+    """Pooled-feature distillation, label-free: any teacher that gives a feature can teach. See :func:`pooled`.
+
+    Papers: cosine on the summary feature as in AM-RADIO (Ranzinger et al., CVPR 2024, arXiv 2312.06709); the whitened
+    target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
+
+    Deviations: one linear projector, where AM-RADIO has a two-layer one; MSE where Wei et al. take smooth L1.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["pooled"] = "pooled"
+        distance: Distance = "cosine"
+        projector: Literal["linear", "identity"] = Field(
+            "linear", description="from the student's width to the teacher's; identity needs equal widths"
+        )
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        width = needed(teacher).pooled
+        if settings.projector == "identity" and student.pooled != width:
+            raise ValueError(
+                f"projector identity: the student's pooled width {student.pooled} differs from the teacher's {width}; "
+                "use projector: linear"
+            )
+        self.projector = nn.Linear(student.pooled, width) if settings.projector == "linear" else nn.Identity()
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BD, teacher_BD = two(student, teacher, "pooled")
+        return pooled(self.projector(student_BD), teacher_BD, self.settings.distance)

@@ -1,0 +1,53 @@
+"""One batch spread over the ranks of ``torch.distributed``: gathered with gradient, counted, located.
+
+Everything here is exact for data-parallel training that *averages* gradients over ranks: two ranks with half the
+batch each get the gradient of one rank with all of it. Without an initialised process group there is one rank.
+Calls must not depend on the data: a rank that skips one leaves the others waiting.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if world_size() > 1 else 0
+
+
+def sum_over_ranks(value: Tensor) -> Tensor:
+    """The sum of a tensor over all ranks, without gradient."""
+    total = value.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(total)
+    return total
+
+
+def gather_batch(local: Tensor) -> Tensor:
+    """The batch of all ranks: [B, ...] → [world_size · B, ...] in rank order, with gradient to every rank's part.
+
+    This rank's rows start at ``rank() · B``. Every rank must bring the same B, as a sampler that pads or drops the last
+    batch gives.
+
+    The backward pass *sums* what all ranks' losses ask of a row. The average that follows over parameter gradients then
+    makes it the gradient of the mean loss.
+    """
+    return local if world_size() == 1 else _Gather.apply(local)
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: Tensor) -> Tensor:
+        parts = [torch.empty_like(local, memory_format=torch.contiguous_format) for _ in range(world_size())]
+        dist.all_gather(parts, local.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        total = sum_over_ranks(gradient.contiguous())
+        return total.chunk(world_size())[rank()]
