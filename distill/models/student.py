@@ -1,0 +1,86 @@
+"""The student: a frozen timm backbone, deltas on its layers, and a new head. Or a whole network, all of it trained."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from augment.settings import Settings
+from distill.deltas.attach import Site, attach
+from distill.deltas.base import DeltaSettings
+from distill.models.features import Features, FeatureShapes
+from distill.models.frozen import Frozen, freeze
+from distill.models.network import Network, NetworkSettings, extract, measure_shapes
+from distill.registry import Family
+
+AnyDelta = Annotated[DeltaSettings, Family("distill.deltas", "WeightDelta")]
+
+
+class StudentSettings(Settings):
+    """The backbone, what is learned on top of it, and what stays frozen."""
+
+    network: NetworkSettings
+    train: Literal["deltas", "whole"] = Field(
+        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'whole': every weight learns"
+    )
+    deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _whole_has_no_deltas(self) -> StudentSettings:
+        if self.train == "whole" and self.deltas:
+            raise ValueError("train: whole trains every weight, so deltas must be empty")
+        return self
+
+
+class Student(nn.Module):
+    """``forward(view [B, 3, H, W]) → Features``.
+
+    With ``train: deltas`` the backbone has no gradient and stays in eval mode (batch-norm statistics and affine fixed),
+    whatever ``.train()`` says; deltas are parametrizations of its layers and the head is timm's own classifier, new
+    and trainable. So timm's module names are kept, and merging gives a plain timm model.
+
+    Args:
+        network: a timm model whose classifier is the head.
+        settings: what to train.
+        needs: which fields of ``Features`` objectives will ask for; evaluation asks for logits.
+    """
+
+    def __init__(self, network: Network, settings: StudentSettings, needs: frozenset[str] = frozenset({"logits"})):
+        super().__init__()
+        self.network = network
+        self.model = network.model
+        self.input = network.input
+        self.needs = needs
+        self.whole = settings.train == "whole"
+        self.sites: list[Site] = []
+        self._frozen: Frozen | None = None
+        if not self.whole:
+            self.frozen_keys = frozenset(self.model.state_dict())
+            freeze(self.model)
+            self.sites = attach(self.model, settings.deltas)
+            for classifier in head_modules(self.model):
+                classifier.requires_grad_(True)
+            self._frozen = Frozen(self.model)
+        self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
+        self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._extract = torch.compile(extract) if settings.compile else extract
+
+    def forward(self, view: Tensor) -> Features:
+        if self._frozen is not None:
+            self._frozen.enforce()
+        return self._extract(self.model, view, self.needs)
+
+    def own_state(self) -> dict[str, Tensor]:
+        """What training changes, by name in ``state_dict``: all of it when trained whole, else deltas and head."""
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        return {key: value for key, value in self.state_dict().items() if self.whole or key in trained}
+
+
+def head_modules(model: nn.Module) -> list[nn.Module]:
+    """timm's classifier, or classifiers where a network has several (a distillation token)."""
+    classifier = model.get_classifier()  # type: ignore[operator]
+    return list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]

@@ -1,0 +1,72 @@
+"""Parameter groups, optimiser and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from distill.training.settings import OptimiserSettings, ScheduleSettings
+
+
+def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter decays: matrices and kernels do; norms, biases, scales and whatever its module exempts do not."""
+    exempt = getattr(module, "no_weight_decay", ())
+    return parameter.ndim > 1 and name not in (exempt() if callable(exempt) else exempt)
+
+
+def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimiserSettings) -> list[dict[str, object]]:
+    """The trainable parameters in at most four groups: head or not, decaying or not; each in ``named_modules`` order."""
+    head_parameters = {id(p) for module in head for p in module.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    seen: set[int] = set()
+    for module in root.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            key = (id(parameter) in head_parameters, decays(module, name, parameter))
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decaying else 0.0,
+            "lr": settings.lr * (settings.head_lr_factor if in_head else 1.0),
+        }
+        for (in_head, decaying), parameters in groups.items()
+    ]
+
+
+def build_optimiser(root: nn.Module, head: list[nn.Module], settings: OptimiserSettings) -> Optimizer:
+    """AdamW or SGD, fused: the fused kernels take a device-side flag that leaves an update out, see ``guard``."""
+    groups = parameter_groups(root, head, settings)
+    if not groups:
+        raise ValueError("nothing to train: the student has neither deltas nor a head with gradients")
+    if settings.type == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    return torch.optim.SGD(
+        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
+    )
+
+
+def build_schedule(optimiser: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """The schedule as a factor on every group's rate, stepped once per batch."""
+    return LambdaLR(optimiser, lambda step: lr_factor(step / steps_per_epoch, epochs, settings))
+
+
+def lr_factor(epoch: float, epochs: int, settings: ScheduleSettings) -> float:
+    """Factor on the peak learning rate at a fractional epoch.
+
+    Warm-up rises linearly from one hundredth of the peak; cosine falls from 1 to ``final`` over the epochs after it.
+    """
+    if epoch < settings.warmup:
+        return max(0.01, epoch / settings.warmup)
+    if settings.type == "constant":
+        return 1.0
+    if settings.type == "steps":
+        return settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones)
+    progress = min(1.0, (epoch - settings.warmup) / (epochs - settings.warmup))
+    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * progress))

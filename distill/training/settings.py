@@ -1,0 +1,82 @@
+"""How a network is trained: loop, optimiser, schedule, precision, guards."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from augment.dual import AugmentSettings
+from pydantic import Field, model_validator
+
+from augment.settings import Settings
+
+
+class OptimiserSettings(Settings):
+    """AdamW, or SGD with Nesterov momentum. Norms, biases, scales and temperatures never decay."""
+
+    type: Literal["adamw", "sgd"] = "adamw"
+    lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
+    weight_decay: float = Field(0.05, ge=0, le=1)
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only")
+    head_lr_factor: float = Field(1.0, gt=0, le=1000, description="learning rate of the head over that of the rest")
+
+
+class ScheduleSettings(Settings):
+    """Linear warm-up, then cosine to ``final`` × peak, division by steps, or constant. Stepped every batch."""
+
+    type: Literal["cosine", "steps", "constant"] = "cosine"
+    warmup: float = Field(0.0, ge=0, description="epochs of linear warm-up, fractions allowed")
+    final: float = Field(0.0, ge=0, le=1, description="cosine only: last learning rate over the peak")
+    milestones: tuple[float, ...] = Field((), description="steps only: epochs at which the rate is multiplied")
+    gamma: float = Field(0.1, gt=0, lt=1, description="steps only: the factor")
+
+
+class SpikeSettings(Settings):
+    """A loss far above its running mean. Counted in the report either way."""
+
+    factor: float = Field(10.0, gt=1, description="a spike is a loss above this many times the running mean")
+    action: Literal["warn", "skip"] = Field("warn", description="'skip' leaves the update out")
+
+
+class EarlyStopSettings(Settings):
+    patience: int = Field(5, ge=1, description="epochs without a better validation accuracy")
+
+
+class TrainingSettings(Settings):
+    epochs: int = Field(10, ge=1, le=100_000)
+    optimiser: OptimiserSettings = OptimiserSettings()
+    schedule: ScheduleSettings = ScheduleSettings()
+    clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast; weights stay fp32")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, used in its place")
+    early_stop: EarlyStopSettings | None = None
+    keep: Literal["last", "best"] = Field(
+        "last", description="which epoch's weights are the result (best: on validation)"
+    )
+    validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
+    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: int = Field(1, ge=1, le=1024, description="processes; more than one is DDP, with the batch shared out")
+    log_every: int = Field(
+        20, ge=1, description="steps between log rows; the only time at which a device is waited for"
+    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="at most this much work is lost to a kill -9")
+    spike: SpikeSettings = SpikeSettings()
+
+    @model_validator(mode="after")
+    def _milestones_match(self) -> TrainingSettings:
+        if (self.schedule.type == "steps") != bool(self.schedule.milestones):
+            raise ValueError("schedule.milestones belongs to schedule.type: steps, and steps needs it")
+        if self.schedule.warmup >= self.epochs:
+            raise ValueError(f"schedule.warmup ({self.schedule.warmup}) must be shorter than epochs ({self.epochs})")
+        return self
+
+
+class FitTeacherSettings(Settings):
+    """The first stage of a run, for users who have no teacher yet: train it on the labelled data, cached by content."""
+
+    method: Literal["finetune", "probe"] = Field("finetune", description="all weights, or the classifier alone")
+    labels: Literal["all", "same"] = Field(
+        "all", description="'all' ignores data.labels_per_class, which binds the student"
+    )
+    training: TrainingSettings = TrainingSettings()
+    augment: AugmentSettings | None = Field(None, description="default: the student's chain of the experiment")

@@ -1,0 +1,64 @@
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: finish the step, save, leave with 128 + the signal's number."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType
+
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+
+
+class Interrupted(Exception):
+    """A signal asked the run to end, and everything worth keeping has been saved. ``exit_code`` is 128 + its number."""
+
+    def __init__(self, number: int):
+        self.exit_code = 128 + number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+
+class StopSignal:
+    """Remembers the first signal while it is the handler; a second one gets the default treatment.
+
+    Used as a context manager round a whole run. Lightning puts handlers of its own over these at the start of a fit,
+    which would end a run with exit status 0 and nothing saved, so the fit calls ``install`` again.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> StopSignal:
+        self._before = {number: signal.getsignal(number) for number in SIGNALS}
+        self.install()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def install(self) -> None:
+        for number in SIGNALS:
+            signal.signal(number, self._remember)
+
+    def _remember(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(signal.Signals(number))
+        self.received = number
+
+    def agreed(self) -> int | None:
+        """The signal that any rank has received: all of them must stop at the same step."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return self.received
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        number = torch.tensor(self.received or 0, device=device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return int(number) or None
+
+    def raise_if_received(self) -> None:
+        """Between stages, where there is nothing to save."""
+        if self.received is not None:
+            raise Interrupted(self.received)
