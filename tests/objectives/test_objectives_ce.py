@@ -1,0 +1,66 @@
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch
+from distill.objectives.ce import CrossEntropy, cross_entropy
+
+
+def by_hand(logits, labels, smoothing):
+    """The equation, one sample and one class at a time."""
+    total, count = 0.0, 0
+    for row, label in zip(logits.tolist(), labels.tolist()):
+        if label < 0:
+            continue
+        count += 1
+        log_sum = math.log(sum(math.exp(z) for z in row))
+        for k, z in enumerate(row):
+            target = (1 - smoothing) * (k == label) + smoothing / len(row)
+            total -= target * (z - log_sum)
+    return total / max(count, 1)
+
+
+def test_two_samples_on_paper():
+    logits = tensor([[math.log(3.0), 0.0], [0.0, 0.0]])  # probabilities 3/4, 1/4 and 1/2, 1/2
+    assert cross_entropy(logits, tensor([0, 1])).item() == pytest.approx((-math.log(3 / 4) - math.log(1 / 2)) / 2)
+
+
+@pytest.mark.parametrize("classes", [1, 2, 7])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("unlabelled", [0, 1, 4])
+def test_equals_the_equation(classes, smoothing, unlabelled):
+    generator = torch.Generator().manual_seed(classes)
+    logits = 3 * torch.randn(5, classes, generator=generator)
+    labels = torch.randint(classes, (5,), generator=generator)
+    labels[:unlabelled] = -1
+    assert cross_entropy(logits, labels, smoothing).item() == pytest.approx(
+        by_hand(logits, labels, smoothing), abs=1e-6
+    )
+
+
+def test_nothing_labelled_is_a_zero_that_can_be_trained_on():
+    logits = torch.randn(4, 3, requires_grad=True)
+    loss = cross_entropy(logits, torch.full((4,), -1))
+    loss.backward()
+    assert loss.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_unlabelled_samples_get_no_gradient():
+    logits = torch.randn(3, 4, requires_grad=True)
+    cross_entropy(logits, tensor([2, -1, 0]), label_smoothing=0.1).backward()
+    assert logits.grad[1].abs().max() == 0 and logits.grad[[0, 2]].abs().min() > 0
+
+
+def test_needs_no_teacher():
+    term = CrossEntropy(CrossEntropy.Settings(), FeatureShapes(classes=2, pooled=1), None)
+    loss = term(Features(logits=torch.zeros(2, 2)), None, Batch(tensor([0, 1])))
+    assert not term.reads_teacher and loss.item() == pytest.approx(math.log(2))
+
+
+@pytest.mark.parametrize("labels", [torch.zeros(1, dtype=torch.long), torch.zeros(8, 10, dtype=torch.long)])
+def test_labels_of_another_shape_are_refused(labels):
+    with pytest.raises(ValueError, match=r"labels of shape .* do not match logits of shape \(8, 10\)"):
+        cross_entropy(torch.zeros(8, 10), labels)

@@ -1,0 +1,148 @@
+"""What every objective must keep, whatever it computes. Found by discovery, so that a new one is tested too."""
+
+from typing import Annotated
+
+import pytest
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.registry import Family
+
+FAMILY = Family("distill.objectives", "Objective")
+STUDENT = FeatureShapes(classes=10, pooled=6, maps={"stage1": (4, 8, 8), "stage2": (8, 4, 4)})
+TEACHER = FeatureShapes(classes=10, pooled=9, maps={"stage1": (6, 8, 8), "stage2": (12, 4, 4)})
+
+
+def build(name: str) -> Objective:
+    settings = FAMILY.settings_of(name)(type=name)
+    torch.manual_seed(0)
+    return settings.component(settings, STUDENT, TEACHER)
+
+
+def features(shapes: FeatureShapes, batch: int = 8, seed: int = 0) -> Features:
+    generator = torch.Generator().manual_seed(seed + shapes.pooled)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(batch, *shape, generator=generator).requires_grad_()
+
+    return Features(random(shapes.classes), random(shapes.pooled), {k: random(*s) for k, s in shapes.maps.items()})
+
+
+def tensors(of: Features) -> dict[str, torch.Tensor]:
+    return {"logits": of.logits, "pooled": of.pooled, **of.maps}
+
+
+def labels(batch: int = 8) -> Batch:
+    return Batch(torch.arange(batch) % 10, torch.arange(batch))
+
+
+every_objective = pytest.mark.parametrize("name", sorted(FAMILY.known()))
+
+
+def test_the_objectives_of_the_main_job_are_found():
+    assert {"ce", "icd", "kd", "pooled"} <= FAMILY.known().keys()
+
+
+@every_objective
+def test_gradient_reaches_the_student_and_the_own_parameters_but_never_the_teacher(name):
+    term, student, teacher = build(name), features(STUDENT), features(TEACHER)
+    loss = term(student, teacher, labels())
+    loss.backward()
+    assert loss.shape == () and loss.isfinite()
+    reached = {key for key, value in tensors(student).items() if value.grad is not None and value.grad.abs().sum() > 0}
+    assert reached and reached <= set(STUDENT.maps) | term.needs
+    assert all(value.grad is None for value in tensors(teacher).values())
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in term.parameters())
+
+
+@every_objective
+def test_bf16_autocast_gives_the_fp32_loss(name):
+    term, student, teacher = build(name), features(STUDENT), features(TEACHER)
+    expected = term(student, teacher, labels())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert term(student, teacher, labels()).item() == expected.item()
+
+    def half(of: Features) -> Features:
+        return Features(of.logits.bfloat16(), of.pooled.bfloat16(), {k: m.bfloat16() for k, m in of.maps.items()})
+
+    loss = term(half(student), half(teacher), labels())
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(expected.item(), rel=0.02, abs=1e-3)
+
+
+@every_objective
+def test_a_batch_of_one_is_finite(name):
+    student = features(STUDENT, batch=1)
+    loss = build(name)(student, features(TEACHER, batch=1), labels(1))
+    loss.backward()
+    assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(student).values() if v.grad is not None)
+
+
+@every_objective
+def test_a_batch_without_labels_is_a_finite_loss_with_a_graph(name):
+    loss = build(name)(features(STUDENT), features(TEACHER), Batch(torch.full((8,), -1), torch.arange(8)))
+    loss.backward()
+    assert loss.isfinite()
+
+
+@every_objective
+def test_the_order_of_samples_does_not_matter(name):
+    term, student, teacher = build(name), features(STUDENT), features(TEACHER)
+    order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
+
+    def shuffled(of: Features) -> Features:
+        return Features(of.logits[order], of.pooled[order], {k: m[order] for k, m in of.maps.items()})
+
+    batch = Batch(labels().labels[order], labels().index[order])
+    expected = term(student, teacher, labels()).item()
+    assert term(shuffled(student), shuffled(teacher), batch).item() == pytest.approx(expected, rel=1e-5)
+
+
+teacher_readers = pytest.mark.parametrize(
+    "name", [name for name, settings in sorted(FAMILY.known().items()) if settings.component.reads_teacher]
+)
+
+
+@teacher_readers
+def test_a_nan_of_the_teacher_comes_out(name):
+    teacher = features(TEACHER)
+    with torch.no_grad():
+        for value in tensors(teacher).values():
+            value[3] = torch.nan
+    assert build(name)(features(STUDENT), teacher, labels()).isnan()
+
+
+@teacher_readers
+def test_a_teacher_batch_that_would_broadcast_is_refused(name):
+    with pytest.raises(ValueError, match=r"\(8, \d+\) and \(1, \d+\)"):
+        build(name)(features(STUDENT), features(TEACHER, batch=1), labels())
+
+
+@teacher_readers
+def test_no_teacher_is_refused_when_built_and_when_called(name):
+    settings = FAMILY.settings_of(name)(type=name)
+    with pytest.raises(ValueError, match="there is none"):
+        settings.component(settings, STUDENT, None)
+    with pytest.raises(ValueError, match="the teacher handed over no"):
+        build(name)(features(STUDENT), None, labels())
+
+
+@every_objective
+def test_a_missing_or_misshapen_student_output_is_named(name):
+    with pytest.raises(ValueError, match=r"the student handed over no (logits|pooled)"):
+        build(name)(Features(), features(TEACHER), labels())
+    flat = Features(logits=torch.zeros(10), pooled=torch.zeros(6))
+    with pytest.raises(ValueError, match=r"student (logits|pooled): expected shape \(batch, width\)"):
+        build(name)(flat, features(TEACHER), labels())
+
+
+def test_a_config_names_an_objective_and_its_options():
+    adapter = TypeAdapter(Annotated[Objective.Settings, FAMILY])
+    settings = adapter.validate_python({"type": "kd", "temperature": 2, "standardise": True, "weight": 9})
+    assert (settings.temperature, settings.weight) == (2.0, 9.0)
+    assert adapter.validate_python("ce").component.reads_teacher is False
+    with pytest.raises(ValidationError, match="did you mean 'temperature'"):
+        adapter.validate_python({"type": "kd", "temprature": 2})
+    with pytest.raises(ValidationError, match="greater than 0"):
+        adapter.validate_python({"type": "kd", "temperature": 0})

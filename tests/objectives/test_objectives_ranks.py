@@ -1,0 +1,105 @@
+"""Two real processes with half the batch each must train as one process with the whole batch."""
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch
+from distill.objectives.ce import CrossEntropy
+from distill.objectives.icd import ICD
+from distill.objectives.kd import KD
+from distill.objectives.pooled import PooledFeature
+from distill.objectives.ranks import gather_batch, rank, sum_over_ranks, world_size
+
+SHAPES = FeatureShapes(classes=3, pooled=6), FeatureShapes(classes=3, pooled=9)
+TERMS = {
+    "ce": CrossEntropy.Settings(label_smoothing=0.1),
+    "kd": KD.Settings(),
+    "kd_standardised": KD.Settings(standardise=True, temperature=2.0),
+    "icd": ICD.Settings(dim=4),
+    "icd_masked": ICD.Settings(dim=4, mask_same_class=True),
+    "pooled": PooledFeature.Settings(),
+}
+# Three labelled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
+LABELS = torch.tensor([0, 1, 0, -1, -1, -1, 0, -1])
+
+
+class Step(nn.Module):
+    """A small network, an objective, and nothing else."""
+
+    def __init__(self, name):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.term = TERMS[name].component(TERMS[name], *SHAPES)
+
+    def forward(self, images, teacher, labels):
+        pooled = self.body(images)
+        return self.term(Features(self.head(pooled), pooled), teacher, Batch(labels))
+
+
+def data(rows=slice(None)):
+    generator = torch.Generator().manual_seed(1)
+    images, logits, pooled = (torch.randn(8, width, generator=generator) for width in (5, 3, 9))
+    return images[rows], Features(logits[rows], pooled[rows]), LABELS[rows]
+
+
+def run(step, rows):
+    loss = step(*data(rows))
+    loss.backward()
+    gradients = {name.removeprefix("module."): p.grad for name, p in step.named_parameters() if p.grad is not None}
+    return loss.detach(), gradients
+
+
+def worker(number, folder):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
+    try:
+        found = {}
+        for name in TERMS:
+            unused = name not in ("ce", "kd", "kd_standardised")  # features alone leave the head without gradient
+            step = DistributedDataParallel(Step(name), find_unused_parameters=unused)
+            loss, gradients = run(step, slice(4 * number, 4 * number + 4))
+            found[name] = sum_over_ranks(loss) / 2, gradients
+        part = (torch.arange(6.0).reshape(2, 3).T + 10 * number).requires_grad_()  # not contiguous, on purpose
+        whole = gather_batch(part)
+        (whole * torch.arange(12.0).reshape(6, 2) * (number + 1)).sum().backward()
+        found["gather"] = rank(), world_size(), whole.detach(), part.grad
+        torch.save(found, f"{folder}/{number}.pt")
+    finally:
+        distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    mp.spawn(worker, (str(folder),), nprocs=2)
+    return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
+
+
+@pytest.mark.parametrize("name", TERMS)
+def test_two_ranks_equal_one_with_the_whole_batch(name, two_ranks):
+    loss, gradients = run(Step(name), slice(None))
+    for found_loss, found in (ranks[name] for ranks in two_ranks):
+        torch.testing.assert_close(found_loss, loss, rtol=1e-5, atol=1e-6)
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+
+
+def test_gather_keeps_rank_order_and_sums_what_all_ranks_ask(two_ranks):
+    part = torch.arange(6.0).reshape(2, 3).T
+    asked = 3 * torch.arange(12.0).reshape(6, 2)  # 1 × from the first rank and 2 × from the second
+    for number, found in enumerate(two_ranks):
+        own_rank, ranks, whole, gradient = found["gather"]
+        assert (own_rank, ranks) == (number, 2)
+        torch.testing.assert_close(whole, torch.cat([part, part + 10]))
+        torch.testing.assert_close(gradient, asked[3 * number : 3 * number + 3])
+
+
+def test_one_process_is_one_rank():
+    local = torch.randn(4, 3)
+    assert gather_batch(local) is local and (rank(), world_size()) == (0, 1)
+    assert sum_over_ranks(local).equal(local)
