@@ -1,0 +1,220 @@
+"""The run's figures as PNG: accuracy of every model, curves, and the student against the baseline by class."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+
+from distill.report.numbers import percent, points, signed
+from distill.report.outcome import Outcome, interval, outcome
+from distill.report.summary import RunSummary, Series, finite
+from distill.report.theme import DARK, LIGHT, Theme, png
+
+WIDTH = 8.0  # inches; at 150 dots each as wide as the page shows a figure on a dense screen
+MOST_BARS = 40
+MOST_CONFUSED = 24
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """One figure, as PNG bytes."""
+
+    light: bytes
+    dark: bytes
+
+
+def draw(summary: RunSummary) -> dict[str, Drawn]:
+    """File stem → figure, for each figure that the summary has the data of."""
+    makers: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
+        "accuracy": accuracy,
+        "curves": curves,
+        "classes": classes,
+        "confusion": confusion,
+    }
+    drawn = {}
+    for name, maker in makers.items():
+        light, dark = (png(partial(maker, summary), theme) for theme in (LIGHT, DARK))
+        if light is not None and dark is not None:
+            drawn[name] = Drawn(light, dark)
+    return drawn
+
+
+def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
+    """Test accuracy of every model with its 95 % interval. A dot, not a bar: the axis need not start at zero."""
+    rows = [row for row in reversed(summary.rows) if finite(row.accuracy)]
+    if not rows:
+        return None
+    images = sum(label >= 0 for label in summary.labels)
+    figure, axes = _canvas(0.9 + 0.42 * len(rows), theme)
+    for y, row in enumerate(rows):
+        value = row.accuracy or 0.0
+        colour = theme.better if row.name == summary.student else theme.muted
+        if images:
+            axes.plot(interval(value, images), (y, y), color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=colour, markersize=8)
+        axes.annotate(
+            percent(value), (value, y), (0, 9), textcoords="offset points", ha="center", color=theme.ink, fontsize=9
+        )
+    axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
+    axes.set_ylim(-0.6, len(rows) - 0.2)
+    axes.margins(x=0.08)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.grid(axis="x")
+    axes.set_xlabel(f"test accuracy, 95 % interval on {images} images" if images else "test accuracy")
+    return figure
+
+
+def curves(summary: RunSummary, theme: Theme) -> Figure | None:
+    """Loss terms of the student's stage over steps; accuracy of every stage over epochs."""
+    losses = {
+        name: series for name, series in summary.curves.get(summary.student, {}).items() if "loss" in name.lower()
+    }
+    accuracies = {
+        stage if _only_one(log, "accuracy") else f"{stage} · {name}": series
+        for stage, log in summary.curves.items()
+        for name, series in log.items()
+        if "accuracy" in name.lower()
+    }
+    panels = [panel for panel in ((losses, "steps", "loss"), (accuracies, "epochs", "accuracy")) if panel[0]]
+    if not panels:
+        return None
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    for axes, (group, over, title) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels):
+        for number, (name, series) in enumerate(group.items()):
+            _curve(axes, name, series, over, theme.series[number % len(theme.series)])
+        if title == "accuracy":
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        elif _spans_decades(group):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        axes.set_xlabel("step" if over == "steps" else "epoch")
+        axes.grid(axis="y")
+        axes.set_title(title)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def classes(summary: RunSummary, theme: Theme) -> Figure | None:
+    """Accuracy of the student minus the baseline's, per class, sorted. Of many classes the ends of the order."""
+    found = outcome(summary)
+    if found is None:
+        return None
+    change_K = found.change_K
+    order = [int(k) for k in np.argsort(change_K, kind="stable") if found.present_K[k]]
+    left_out = order[MOST_BARS // 2 : -MOST_BARS // 2] if len(order) > MOST_BARS else []
+    shown = [k for k in order if k not in set(left_out)]
+    height = 0.2 if len(shown) > 20 else 0.28
+    figure, axes = _canvas(1.0 + height * max(len(shown), 3), theme)
+    values = [float(change_K[k]) for k in shown]
+    axes.barh(range(len(shown)), values, color=[theme.better if v > 0 else theme.worse for v in values], height=0.72)
+    axes.plot([0] * len(shown), range(len(shown)), "|", color=theme.muted, markersize=5)
+    axes.axvline(0, color=theme.muted, linewidth=0.8)
+    axes.set_yticks(range(len(shown)), [_short(found.classes[k]) for k in shown], fontsize=9 if height > 0.2 else 7.5)
+    axes.set_ylim(-0.7, len(shown) - 0.3)
+    reach = max(0.02, *(abs(v) for v in values)) * 1.18
+    axes.set_xlim(-reach, reach)
+    for y, value in enumerate(values):
+        if value:
+            side = math.copysign(4, value)
+            axes.annotate(
+                points(value), (value, y), (side, 0), textcoords="offset points", va="center", fontsize=7.5,
+                ha="left" if value > 0 else "right", color=theme.muted,
+            )  # fmt: skip
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: points(value)))
+    axes.grid(axis="x")
+    axes.set_xlabel(f"change in accuracy against the {summary.baseline}, percentage points")
+    if left_out:
+        middle = [points(float(change_K[k])) for k in (left_out[0], left_out[-1])]
+        axes.axhline(MOST_BARS // 2 - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
+        axes.text(
+            0.995, MOST_BARS // 2 - 0.5, f"{len(left_out)} more classes, {middle[0]} to {middle[1]}",
+            transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8,
+            color=theme.muted, backgroundcolor=theme.paper,
+        )  # fmt: skip
+    return figure
+
+
+def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
+    """Change in the confusion matrix from baseline to student, coloured by whether the change is to the good."""
+    found = outcome(summary)
+    if found is None or len(found.classes) < 2:
+        return None
+    shown = _most_changed(found)
+    change = found.confusion_KK[np.ix_(shown, shown)]
+    benefit = np.where(np.eye(len(shown), dtype=bool), change, -change)
+    most = max(1, int(np.abs(change).max()))
+    figure = Figure(figsize=(WIDTH, WIDTH * 0.9), layout="constrained")
+    axes = figure.subplots()
+    colours = LinearSegmentedColormap.from_list("benefit", [theme.worse, theme.paper, theme.better])
+    axes.imshow(benefit, cmap=colours, vmin=-most, vmax=most)
+    text = 9 if len(shown) <= 12 else 6.5
+    for i, j in zip(*np.nonzero(change)):
+        strong = abs(change[i, j]) > 0.6 * most
+        ink = theme.paper if strong else theme.ink
+        axes.text(j, i, signed(int(change[i, j])), ha="center", va="center", fontsize=text, color=ink)
+    names = [_short(found.classes[k], 18) for k in shown]
+    axes.set_xticks(range(len(shown)), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right", fontsize=8)
+    if max(map(len, names)) <= 3:
+        axes.set_xticks(range(len(shown)), names, fontsize=8)
+    axes.set_yticks(range(len(shown)), names, fontsize=8)
+    axes.set_xticks(np.arange(len(shown) + 1) - 0.5, minor=True)
+    axes.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)
+    axes.grid(which="minor", color=theme.line, linewidth=0.6)
+    axes.tick_params(which="both", length=0)
+    axes.spines[:].set_visible(False)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if len(shown) < len(found.classes):
+        axes.set_title(f"the {len(shown)} classes that change most, of {len(found.classes)}")
+    return figure
+
+
+def _most_changed(found: Outcome) -> list[int]:
+    """All classes if they are few, else those whose row and column change most, in the order of the classes."""
+    if len(found.classes) <= MOST_CONFUSED:
+        return list(range(len(found.classes)))
+    change_KK = np.abs(found.confusion_KK)
+    total_K = change_KK.sum(axis=0) + change_KK.sum(axis=1)
+    return sorted(int(k) for k in np.argsort(-total_K, kind="stable")[:MOST_CONFUSED])
+
+
+def _curve(axes: Axes, name: str, series: Series, over: str, colour: str) -> None:
+    """A line; single points as dots; what is not finite as a cross on the lower edge, where a gap would hide it."""
+    x = np.asarray(series.steps) if over == "steps" else np.asarray(series.epochs) + 1
+    y = np.asarray(series.values, dtype=float)
+    good = np.isfinite(y)
+    label = name if good.any() else f"{name} (never finite)"
+    axes.plot(x, np.where(good, y, np.nan), color=colour, label=label, marker="o" if len(x) < 30 else None)
+    if not good.all():
+        bad = x[~good]
+        axes.plot(bad, np.zeros(len(bad)), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+
+
+def _spans_decades(group: dict[str, Series]) -> bool:
+    values = np.asarray([v for series in group.values() for v in series.values if math.isfinite(v)])
+    return bool(len(values)) and values.min() > 0 and values.max() / values.min() > 50
+
+
+def _only_one(log: dict[str, Series], word: str) -> bool:
+    return sum(word in name.lower() for name in log) == 1
+
+
+def _canvas(height: float, theme: Theme) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots()
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _short(name: str, most: int = 26) -> str:
+    return name if len(name) <= most else name[: most - 1] + "…"

@@ -1,0 +1,107 @@
+"""The run's report: one HTML page that holds everything it shows, and its figures as PNG beside it."""
+
+from __future__ import annotations
+
+import base64
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from distill.files import write_atomic
+from distill.report import numbers
+from distill.report.figures import draw
+from distill.report.outcome import Outcome, outcome
+from distill.report.summary import Row, RunSummary, finite
+
+FIGURES = ("accuracy", "curves", "classes", "confusion")
+MOST_CONFUSIONS = 8
+
+
+def write_report(folder: Path, summary: RunSummary) -> Path:
+    """Write ``report.html`` and ``figures/*.png`` into the run folder; returns the path of the page.
+
+    The page is self-contained: no script, no font and no picture from elsewhere. Each file is replaced whole. A figure
+    of an earlier report that this one has no data for is removed.
+    """
+    drawn = draw(summary)
+    for name in FIGURES:
+        path = folder / "figures" / f"{name}.png"
+        if name in drawn:
+            write_atomic(path, drawn[name].light)
+        else:
+            path.unlink(missing_ok=True)
+    pictures = {name: {"light": _embed(d.light), "dark": _embed(d.dark)} for name, d in drawn.items()}
+    path = folder / "report.html"
+    write_atomic(path, render(summary, pictures).encode())
+    return path
+
+
+def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
+    """The page as text. ``pictures`` are data URIs: figure name → theme → URI."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("distill.report", ""),
+        autoescape=True,  # titles, class names, paths and config are the user's text
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("percent", "points", "signed", "count", "size", "duration"):
+        environment.filters[name] = getattr(numbers, name)
+    found = outcome(summary)
+    sheet = summary.contact_sheet
+    return environment.get_template("report.html.j2").render(
+        run=summary,
+        tiles=tiles(summary),
+        pictures=pictures,
+        outcome=found,
+        confusions=confusions(found) if found else [],
+        images=sum(label >= 0 for label in summary.labels),
+        sheet=_embed(sheet.read_bytes()) if sheet and sheet.is_file() else "",
+        verified=bool(summary.verification) and all(check.passed for check in summary.verification),
+    )
+
+
+def tiles(summary: RunSummary) -> list[tuple[str, str]]:
+    """(number, what it is): the few numbers that a reader wants first, as far as they are known."""
+    found: list[tuple[str, str]] = []
+    student = summary.row(summary.student)
+    if student is None:
+        return found
+    if _known(student):
+        found.append((numbers.percent(student.accuracy), "test accuracy of the student"))
+    for row in (summary.row(summary.baseline), summary.row(summary.teacher)):
+        if row is not None and _known(row) and _known(student):
+            found.append((numbers.points((student.accuracy or 0) - (row.accuracy or 0)), f"points to the {row.name}"))
+    if finite(student.agreement):
+        found.append((numbers.percent(student.agreement), "agreement with the teacher"))
+    if student.bytes is not None:
+        found.append((numbers.size(student.bytes), "to store the student"))
+    return found
+
+
+def confusions(found: Outcome) -> list[dict[str, Any]]:
+    """The wrong answers whose number changes most, largest change first: true class, answer, count before and after."""
+    change_KK = found.confusion_KK.copy()
+    np.fill_diagonal(change_KK, 0)
+    order = np.argsort(-np.abs(change_KK), axis=None, kind="stable")[:MOST_CONFUSIONS]
+    rows = []
+    for true, answer in zip(*np.unravel_index(order, change_KK.shape)):
+        if change_KK[true, answer]:
+            of_class = found.labels_N == true
+            before = int((found.baseline_N[of_class] == answer).sum())
+            after = int((found.student_N[of_class] == answer).sum())
+            rows.append(
+                {"true": found.classes[true], "answer": found.classes[answer], "before": before, "after": after}
+            )
+    return rows
+
+
+def _known(row: Row) -> bool:
+    return finite(row.accuracy)
+
+
+def _embed(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()

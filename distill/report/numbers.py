@@ -1,0 +1,55 @@
+"""Numbers as people read them. What is missing is a dash; units stand behind a no-break space."""
+
+from __future__ import annotations
+
+from distill.report.summary import finite
+
+MISSING = "–"
+SPACE = "\u00a0"
+MINUS = "\u2212"
+
+
+def percent(fraction: float | None) -> str:
+    """0.962 → ``96.2 %``."""
+    return f"{100 * fraction:.1f}{SPACE}%" if fraction is not None and finite(fraction) else MISSING
+
+
+def points(difference: float) -> str:
+    """A difference of fractions in percentage points, with its sign: 0.031 → ``+3.1``."""
+    rounded = round(100 * difference, 1)
+    return f"{rounded:+.1f}".replace("-", MINUS) if rounded else "0.0"
+
+
+def signed(count: int) -> str:
+    """3 → ``+3``, with a real minus sign."""
+    return f"{count:+d}".replace("-", MINUS) if count else "0"
+
+
+def count(number: int | None) -> str:
+    """4652008 → ``4,652,008``."""
+    return MISSING if number is None else f"{number:,}"
+
+
+def size(number: int | None) -> str:
+    """Bytes in decimal units: 92400 → ``92.4 kB``."""
+    if number is None:
+        return MISSING
+    for power, unit in enumerate(("B", "kB", "MB", "GB")):
+        value = number / 1000**power
+        if value < 999.5 or unit == "GB":
+            break
+    digits = f"{value:.0f}" if unit == "B" or value >= 100 else f"{value:.3g}"
+    return f"{digits}{SPACE}{unit}"
+
+
+def duration(seconds: float | None) -> str:
+    """8.25 → ``8.2 s``, 75 → ``1 min 15 s``, 4000 → ``1 h 07 min``."""
+    if seconds is None or not finite(seconds):
+        return MISSING
+    if seconds < 59.95:
+        return f"{seconds:.1f}{SPACE}s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours}{SPACE}h {minutes:02d}{SPACE}min"

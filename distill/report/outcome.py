@@ -1,0 +1,84 @@
+"""Student against baseline on the test split: by class, by confusion, image by image.
+
+Shape suffixes: N labelled test images, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from distill.report.summary import RunSummary
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Two models' predictions for the same labelled images."""
+
+    labels_N: np.ndarray
+    student_N: np.ndarray
+    baseline_N: np.ndarray
+    classes: tuple[str, ...]
+
+    @property
+    def present_K(self) -> np.ndarray:
+        """Whether the test split holds the class at all."""
+        return np.bincount(self.labels_N, minlength=len(self.classes)) > 0
+
+    @property
+    def change_K(self) -> np.ndarray:
+        """Accuracy of the student minus the baseline's, per class; NaN where the class has no test image."""
+        return class_accuracy(self.labels_N, self.student_N, len(self.classes)) - class_accuracy(
+            self.labels_N, self.baseline_N, len(self.classes)
+        )
+
+    @property
+    def confusion_KK(self) -> np.ndarray:
+        """Change in counts, row true class, column predicted class."""
+        k = len(self.classes)
+        return confusion(self.labels_N, self.student_N, k) - confusion(self.labels_N, self.baseline_N, k)
+
+    @property
+    def mended(self) -> int:
+        """Images that the student gets right and the baseline wrong."""
+        return int(((self.student_N == self.labels_N) & (self.baseline_N != self.labels_N)).sum())
+
+    @property
+    def broken(self) -> int:
+        """Images that the student gets wrong and the baseline right."""
+        return int(((self.student_N != self.labels_N) & (self.baseline_N == self.labels_N)).sum())
+
+
+def outcome(summary: RunSummary) -> Outcome | None:
+    """Student against baseline over the labelled test images; None without labels or without either's predictions."""
+    chosen = [summary.predictions.get(name, ()) for name in (summary.student, summary.baseline)]
+    labels_N = np.asarray(summary.labels, dtype=np.int64)
+    labelled_N = labels_N >= 0
+    if not labelled_N.any() or not all(chosen):
+        return None
+    student_N, baseline_N = (np.asarray(indices, dtype=np.int64)[labelled_N] for indices in chosen)
+    return Outcome(labels_N[labelled_N], student_N, baseline_N, summary.classes)
+
+
+def class_accuracy(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
+    """[K] share of each class's images that are recognised; NaN for a class without images."""
+    images_K = np.bincount(labels_N, minlength=classes).astype(float)
+    right_K = np.bincount(labels_N[labels_N == predictions_N], minlength=classes)
+    return np.divide(right_K, images_K, out=np.full(classes, np.nan), where=images_K > 0)
+
+
+def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
+    """[K, K] counts, row true class, column predicted class. A prediction of -1 (none) counts nowhere."""
+    given_N = predictions_N >= 0
+    cells_N = labels_N[given_N] * classes + predictions_N[given_N]
+    return np.bincount(cells_N, minlength=classes**2).reshape(classes, classes)
+
+
+def interval(accuracy: float, images: int) -> tuple[float, float]:
+    """The 95 % Wilson interval of an accuracy measured on so many images."""
+    z = 1.96
+    centre = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
+    half = z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
+    return max(0.0, centre - half), min(1.0, centre + half)

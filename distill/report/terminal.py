@@ -1,0 +1,83 @@
+"""What the terminal shows at the end of a run: the result table, sizes, time, and where everything lies."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from distill.report.numbers import SPACE, count, duration, percent, size
+from distill.report.summary import RunSummary
+
+WIDE = 104  # columns from which the description of a model has room for a column of its own
+
+
+def print_summary(summary: RunSummary, console: Console | None = None) -> None:
+    """Print the end of a run."""
+    console = console or Console()
+    console.print(closing(summary, console.width))
+
+
+def closing(summary: RunSummary, width: int) -> RenderableType:
+    """Everything that the terminal shows at the end, for a terminal of ``width`` columns."""
+    parts: list[Table] = []
+    if summary.rows:
+        parts.append(result_table(summary, width))
+        if width < WIDE:
+            parts.append(_pairs([(row.name, Text(row.what)) for row in summary.rows if row.what]))
+    parts.append(_pairs(_facts(summary)))
+    parts.append(_pairs([(name, Text(path)) for name, path in summary.paths.items()]))
+    shown = [Padding(part, (0, 0, 1, 1)) for part in parts if part.row_count]
+    return Group(Text(), Text(f" {summary.title}", style="bold"), Text(), *shown)
+
+
+def result_table(summary: RunSummary, width: int) -> Table:
+    """The models as rows. A narrow terminal has no room for the column that says what each is."""
+    wide = width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("model", overflow="fold")
+    if wide:
+        table.add_column("what it is", style="dim", overflow="fold")
+    for heading in ("test\naccuracy", "agrees with\nteacher", "trained\nparameters", "size", "training"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in summary.rows:
+        numbers = (percent(row.accuracy), percent(row.agreement), count(row.trained), size(row.bytes))
+        cells = [Text(cell) for cell in (*numbers, duration(row.seconds))]
+        style = "bold" if row.name == summary.student else ""
+        table.add_row(Text(row.name), *([Text(row.what)] if wide else []), *cells, style=style)
+    return table
+
+
+def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
+    facts = []
+    if summary.sizes:
+        facts.append(("size", _listed({name: size(value) for name, value in summary.sizes.items()})))
+    if summary.seconds:
+        facts.append(("time", _listed({name: duration(value) for name, value in summary.seconds.items()})))
+    failed = [check for check in summary.verification if not check.passed]
+    if summary.verification and not failed:
+        facts.append(("export", Text(f"verified, {len(summary.verification)} checks passed", style="green")))
+    facts += [("export", Text(f"failed: {check.name}. {check.detail}", style="bold red")) for check in failed]
+    facts += [("warning", Text(warning, style="yellow")) for warning in summary.warnings]
+    return facts
+
+
+def _listed(values: dict[str, str]) -> Text:
+    """``delta 246 kB · backbone 13.5 MB``, broken between entries only."""
+    entries = (
+        Text.assemble((f"{name} ".replace(" ", SPACE), "dim"), value.replace(" ", SPACE))
+        for name, value in values.items()
+    )
+    return Text(" · ", style="dim").join(entries)
+
+
+def _pairs(rows: list[tuple[str, Text]]) -> Table:
+    """Names, dim, and beside them what they name."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows:
+        table.add_row(Text(name), value)
+    return table
