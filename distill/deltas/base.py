@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -10,19 +10,28 @@ from torch import Tensor, nn
 from augment.settings import Settings
 from distill.registry import Component
 
-LayerKind = ("linear", "conv", "depthwise", "norm")
+LayerKind = Literal["linear", "conv", "depthwise", "norm"]
+LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
 class DeltaError(ValueError):
-    """A delta cannot be built, attached or merged; the text names the layer and what would work."""
+    """A delta cannot be built, attached, merged or loaded; the text names the layer and what would work."""
+
+
+class LayerRefused(DeltaError):
+    """This layer cannot carry this delta: passed over where the pattern finds others, else an error."""
 
 
 class DeltaSettings(Settings):
     type: str
-    sites: tuple[str, ...] = Field(("*",), description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'")
+    sites: tuple[str, ...] = Field(
+        ("*",),
+        description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'; 'blocks.*.attn.qkv[qv]' for q and v",
+    )
     exclude: tuple[str, ...] = Field((), description="patterns taken out again")
+    kinds: tuple[LayerKind, ...] | None = Field(None, description="layer kinds to change; all that the method knows")
 
-    @field_validator("sites", "exclude", mode="before")
+    @field_validator("sites", "exclude", "kinds", mode="before")
     @classmethod
     def _one_or_many(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
@@ -34,26 +43,35 @@ class WeightDelta(nn.Module, Component):
     Definition: ``forward(weight) → weight`` of the same shape, and ``bias(bias) → bias``. So it works on every layer
     that reads ``.weight``, keeps timm's module names, and merges exactly, by evaluating it once.
 
-    That definition costs a full weight gradient. A delta may declare a cheaper way in ``output``, used in training on
-    plain Linear and Conv2d where it is the layer's only delta, and tested equal to the definition.
+    That definition costs a full weight gradient. A delta may declare a cheaper way in ``output``, used while gradients
+    are recorded, on plain Linear and Conv2d where no other delta touches what it changes, and tested equal to the
+    definition.
 
     Class attributes:
-        kinds: layer kinds that it applies to, of ``LayerKind`` (``depthwise`` and grouped convs are "conv" too unless a
-            method tells them apart).
+        kinds: layer kinds that it applies to, of ``LayerKind``. A conv with one input channel per group is "depthwise",
+            any other is "conv", grouped or not.
         identity_at_init: whether a fresh delta leaves the weight bit-equal.
+        changes_weight: whether ``forward`` is more than the identity.
         changes_bias: whether ``bias`` is more than the identity.
         no_weight_decay: names of its parameters that must not decay (scales, biases).
     """
 
     Settings = DeltaSettings
 
-    kinds: ClassVar[frozenset[str]] = frozenset({"linear", "conv", "depthwise"})
+    kinds: ClassVar[frozenset[LayerKind]] = frozenset({"linear", "conv", "depthwise"})
     identity_at_init: ClassVar[bool] = True
+    changes_weight: ClassVar[bool] = True
     changes_bias: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: DeltaSettings, layer: nn.Module):
-        """Build the parameters from the layer's shapes. Raises ``DeltaError`` where the layer cannot carry it."""
+        """Build the parameters from the layer's shapes, on its device and in its dtype.
+
+        Random starts draw from torch's global generator, so ``torch.manual_seed`` before ``attach`` repeats them.
+
+        Raises:
+            LayerRefused: the layer cannot carry it.
+        """
         super().__init__()
         self.settings = settings
 
@@ -64,19 +82,38 @@ class WeightDelta(nn.Module, Component):
         return bias
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        """The changed layer's output computed the cheap way, or None where there is none."""
+        """The changed layer's output computed the cheap way, or None where there is none.
+
+        ``frozen(layer, "weight")`` is the weight before any change; ``layer.bias`` is the bias after all changes.
+        """
         return None
 
 
 class StructuralDelta(nn.Module, Component):
-    """Modules attached to named blocks, or to the whole backbone; not mergeable, exported with the graph."""
+    """Modules attached to named blocks, or to the whole backbone; not mergeable, exported with the graph.
+
+    ``attach`` hooks bound methods of this module into the backbone (bound methods survive a deepcopy together with
+    what they are bound to). The caller keeps the module itself as a child of the backbone.
+    """
 
     Settings = DeltaSettings
 
     identity_at_init: ClassVar[bool] = True
+    no_weight_decay: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, settings: DeltaSettings, backbone: nn.Module):
+        """Build the parameters from the backbone's shapes."""
+        super().__init__()
+        self.settings = settings
 
     def attach(self, backbone: nn.Module) -> None:
         raise NotImplementedError
+
+
+def frozen(layer: nn.Module, name: str) -> Tensor | None:
+    """A layer's own ``weight`` or ``bias``, before any delta."""
+    changes: Any = getattr(layer, "parametrizations", {})
+    return changes[name].original if name in changes else getattr(layer, name, None)
 
 
 def parameter_bytes(module: nn.Module) -> int:
@@ -84,4 +121,14 @@ def parameter_bytes(module: nn.Module) -> int:
     return sum(p.numel() * p.element_size() for p in module.parameters())
 
 
-__all__ = ["DeltaError", "DeltaSettings", "LayerKind", "StructuralDelta", "WeightDelta", "parameter_bytes"]
+__all__ = [
+    "LAYER_KINDS",
+    "DeltaError",
+    "DeltaSettings",
+    "LayerKind",
+    "LayerRefused",
+    "StructuralDelta",
+    "WeightDelta",
+    "frozen",
+    "parameter_bytes",
+]

@@ -1,0 +1,212 @@
+"""Put deltas on a model's layers, list them, and merge them away.
+
+A delta lives in ``layer.parametrizations``: the layer keeps its name and class, ``layer.weight`` becomes the changed
+weight. It is evaluated at every access; wrap an evaluation loop in ``torch.nn.utils.parametrize.cached()`` to do it
+once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused, StructuralDelta, WeightDelta
+from distill.deltas.sites import Place, inside, select
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Site:
+    """One delta on one place of the model."""
+
+    name: str
+    """Module name, ``[q]``, ``[k]`` or ``[v]`` behind it for a part of a fused projection."""
+    index: int
+    """Its turn among the deltas of its layer; they compose in this order."""
+    delta: WeightDelta | StructuralDelta
+
+    @property
+    def key(self) -> str:
+        """What its tensors are called in a delta file, before the parameter's own name."""
+        return f"{self.name}.{self.index}"
+
+
+class Change(nn.Module):
+    """One delta's hold on a layer's weight, or on its bias: the parametrization itself.
+
+    A weight is changed in its own precision whatever autocast says, so that merging gives what was trained.
+    """
+
+    def __init__(self, delta: WeightDelta, site: str, index: int, rows: tuple[int, int] | None, of_bias: bool):
+        super().__init__()
+        self.delta, self.site, self.index, self.rows, self.of_bias = delta, site, index, rows, of_bias
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        change = self.delta.bias if self.of_bias else self.delta
+        with torch.autocast(tensor.device.type, enabled=False):
+            if self.rows is None:
+                return change(tensor)
+            first, end = self.rows
+            return torch.cat([tensor[:first], change(tensor[first:end]), tensor[end:]])
+
+
+def attach(
+    model: nn.Module, specs: Sequence[DeltaSettings], exclude_head: str | Sequence[str] | None = None
+) -> list[Site]:
+    """Freeze a model and put deltas on it, in place.
+
+    Every parameter outside the head stops requiring a gradient; the deltas' own require one. Several specs that find
+    the same layer compose in the order of ``specs``. A layer that cannot carry a delta (no bias where one is needed, or
+    a delta larger than the layer) is passed over as long as its pattern finds another layer that can.
+
+    Args:
+        model: any module; names are those of ``model.named_modules()``.
+        specs: settings of weight deltas and structural deltas.
+        exclude_head: module name(s) of the classifier: neither frozen, nor changed unless named without wildcards. See
+            :func:`distill.deltas.sites.classifier_names`.
+
+    Raises:
+        DeltaError: a pattern finds nothing, or nothing that can carry its delta; the model is left half done.
+    """
+    head = (exclude_head,) if isinstance(exclude_head, str) else tuple(exclude_head or ())
+    before = {id(site.delta) for site in deltas(model)}
+    _freeze(model, head)
+    for settings in specs:
+        if settings.component is not None and issubclass(settings.component, StructuralDelta):
+            _add_structural(model, settings)
+        else:
+            _add_everywhere(model, settings, head)
+    return [site for site in deltas(model) if id(site.delta) not in before]
+
+
+def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None:
+    """Put one weight delta on one place. Raises ``LayerRefused`` where the layer cannot carry it."""
+    layer = model.get_submodule(place.layer)
+    method = settings.component
+    assert method is not None and issubclass(method, WeightDelta)
+    part = layer if place.rows is None else _part(layer, place.rows)
+    try:
+        delta = method(settings, part)
+    except DeltaError as error:
+        raise type(error)(f"{settings.type}: {place.name!r} {error}") from None
+    if parametrize.is_parametrized(layer):
+        _own_class(layer)
+    index = 1 + max((change.index for change in _changes(layer)), default=-1)
+    if method.changes_weight:
+        change = Change(delta, place.name, index, place.rows, of_bias=False)
+        parametrize.register_parametrization(layer, "weight", change)
+    if method.changes_bias and getattr(part, "bias", None) is not None:
+        change = Change(delta, place.name, index, place.rows, of_bias=True)
+        parametrize.register_parametrization(layer, "bias", change)
+    # parametrize gave this layer a class of its own: replacing that class's forward touches no other layer, survives
+    # a deepcopy, and goes away together with the parametrization.
+    if type(layer).__bases__[0] in (nn.Linear, nn.Conv2d):
+        type(layer).forward = _forward  # type: ignore[method-assign]
+
+
+def deltas(model: nn.Module) -> list[Site]:
+    """All deltas of a model, layer by layer in the model's order, then structural ones."""
+    found: dict[int, Site] = {}
+    for module in model.modules():
+        for change in sorted(_changes(module), key=lambda change: change.index):
+            found.setdefault(id(change.delta), Site(change.site, change.index, change.delta))
+    for name, module in model.named_modules():
+        if isinstance(module, StructuralDelta):
+            found[id(module)] = Site(name, 0, module)
+    return list(found.values())
+
+
+def merge(model: nn.Module) -> None:
+    """Replace every weight by its changed weight and remove the deltas, in place. Exact.
+
+    Raises:
+        DeltaError: the model carries a structural delta, which no weight can absorb.
+    """
+    for site in deltas(model):
+        if isinstance(site.delta, StructuralDelta):
+            raise DeltaError(
+                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged, export the graph"
+            )
+    with torch.no_grad():
+        for layer in [module for module in model.modules() if _changes(module)]:
+            _own_class(layer)
+            for name in list(_parametrizations(layer)):
+                parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+
+
+def _freeze(model: nn.Module, head: Sequence[str]) -> None:
+    of_deltas = {id(parameter) for site in deltas(model) for parameter in site.delta.parameters()}
+    for name, parameter in model.named_parameters():
+        if not inside(name, head) and id(parameter) not in of_deltas:
+            parameter.requires_grad_(False)
+
+
+def _add_structural(model: nn.Module, settings: DeltaSettings) -> None:
+    method = settings.component
+    assert method is not None and issubclass(method, StructuralDelta)
+    delta = method(settings, model)
+    count = sum(isinstance(child, StructuralDelta) for child in model.children())
+    delta.attach(model)
+    model.add_module(f"structural_{count}", delta)
+
+
+def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> None:
+    for pattern, places in select(model, settings, head).items():
+        refused = []
+        for place in places:
+            try:
+                place_delta(model, settings, place)
+            except LayerRefused as refusal:
+                refused.append(str(refusal))
+        if refused and len(refused) == len(places):
+            more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
+            raise DeltaError(f"pattern {pattern!r} finds no layer that can carry its delta: {refused[0]}{more}")
+        if refused:
+            log.info("%d of %d layers of %r passed over, e.g. %s", len(refused), len(places), pattern, refused[0])
+
+
+def _part(layer: nn.Module, rows: tuple[int, int]) -> nn.Linear:
+    """The rows of a Linear as a Linear, for a delta to take its shapes and values from."""
+    assert isinstance(layer, nn.Linear)
+    has_bias = layer.bias is not None
+    part = nn.Linear(layer.in_features, rows[1] - rows[0], bias=has_bias, device="meta")
+    part.weight = nn.Parameter(layer.weight.detach()[slice(*rows)], requires_grad=False)
+    if has_bias:
+        part.bias = nn.Parameter(layer.bias.detach()[slice(*rows)], requires_grad=False)
+    return part
+
+
+def _parametrizations(layer: nn.Module) -> Any:
+    """ "weight" and "bias" → their parametrizations; nothing for a layer without."""
+    return getattr(layer, "parametrizations", {})
+
+
+def _changes(layer: nn.Module) -> list[Change]:
+    return [change for tensor in _parametrizations(layer).values() for change in tensor if isinstance(change, Change)]
+
+
+def _own_class(layer: nn.Module) -> None:
+    """Deep copies share the class that parametrize made: adding or removing a tensor in one would break the others."""
+    shared = type(layer)
+    layer.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+
+
+def _forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """A plain Linear's or Conv2d's forward: the cheap way while gradients are recorded, the definition otherwise."""
+    tensors = _parametrizations(layer)
+    if torch.is_grad_enabled() and "weight" in tensors and len(tensors["weight"]) == 1:
+        change = tensors["weight"][0]
+        bias_is_its_own = "bias" not in tensors or len(tensors["bias"]) == 1
+        if change.rows is None and (bias_is_its_own or not change.delta.changes_bias):
+            y = change.delta.output(layer, x)
+            if y is not None:
+                return y
+    plain: Any = type(layer).__bases__[0]
+    return plain.forward(layer, x)

@@ -1,0 +1,157 @@
+"""Where deltas go: layer kinds, name patterns, the classifier, and the q, k, v rows of a fused projection.
+
+A site is a module's name, as timm gives it, or one part of a fused attention projection: ``blocks.0.attn.qkv[q]``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from augment.settings import nearest
+from distill.deltas.base import LAYER_KINDS, DeltaError, DeltaSettings, LayerKind, StructuralDelta, WeightDelta
+
+_PART = re.compile(r"^(?P<name>.+)\[(?P<parts>[qkv]+)\]$")
+
+# Attention classes that split the rows of `qkv` into three equal thirds. Others mix q, k and v within each head
+# (tiny_vit, levit, maxvit), so a class that is not listed is refused rather than cut at the wrong rows.
+_THIRDS = {
+    "timm.layers.attention": {"Attention", "AttentionRope"},
+    "timm.models.beit": {"Attention"},
+    "timm.models.cait": {"TalkingHeadAttn"},
+    "timm.models.eva": {"EvaAttention"},
+    "timm.models.mvitv2": {"MultiScaleAttention"},
+    "timm.models.swin_transformer": {"WindowAttention"},
+    "timm.models.swin_transformer_v2": {"WindowAttention"},
+    "timm.models.vision_transformer": {"Attention"},
+    "timm.models.vision_transformer_relpos": {"RelPosAttention"},
+    "timm.models.vision_transformer_sam": {"Attention"},
+    "timm.models.xcit": {"XCA"},
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer, or the rows ``rows`` of its weight and bias."""
+
+    name: str
+    layer: str
+    rows: tuple[int, int] | None = None
+
+
+def layer_kind(layer: nn.Module) -> LayerKind | None:
+    """The kind of a layer that has a weight of its own to change, else None.
+
+    Told by class, so timm's Conv2dSame, StdConv2d and BatchNormAct2d count as what they derive from. Norms that derive
+    from no torch norm (timm's RmsNorm, FrozenBatchNormAct2d) are known by ``Norm`` in their class's name.
+    """
+    weight = getattr(layer, "weight", None)
+    if not isinstance(weight, Tensor):
+        return None
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    if isinstance(layer, nn.Conv2d):
+        return "depthwise" if layer.groups > 1 and layer.groups == layer.in_channels else "conv"
+    if weight.ndim == 1 and any("Norm" in cls.__name__ for cls in type(layer).__mro__):
+        return "norm"
+    return None
+
+
+def classifier_names(model: nn.Module) -> tuple[str, ...]:
+    """Module names of a timm model's classifier: one, two for a distilled DeiT, none for a headless model."""
+    named = getattr(model, "pretrained_cfg", {}).get("classifier") or ()
+    modules = dict(model.named_modules())
+    names = (named,) if isinstance(named, str) else tuple(named)
+    return tuple(name for name in names if any(True for _ in getattr(modules.get(name), "parameters", tuple)()))
+
+
+def inside(name: str, parents: Iterable[str]) -> bool:
+    """Whether the module or tensor ``name`` is one of ``parents`` or lies below one."""
+    return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
+
+
+def find_place(model: nn.Module, site: str) -> Place:
+    """The place of one site name. Raises ``DeltaError`` for a name that the model does not have."""
+    modules = dict(model.named_modules())
+    part = _PART.match(site)
+    name = part["name"] if part else site
+    if name not in modules or layer_kind(modules[name]) is None:
+        raise DeltaError(f"{site!r}: the model has no such layer{_near(name, modules)}")
+    if part is None:
+        return Place(name, name)
+    return Place(site, name, _rows(modules, name, part["parts"]))
+
+
+def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Place]]:
+    """Pattern → the places that it finds, in the model's order; a place belongs to the first pattern that finds it.
+
+    The classifier (``head``) is left out unless a pattern without wildcards names it.
+
+    Raises:
+        DeltaError: a pattern finds no layer of the right kind; the text names the nearest module names.
+    """
+    method = settings.component
+    assert method is not None and issubclass(method, WeightDelta)
+    kinds = set(settings.kinds or method.kinds)
+    if kinds - method.kinds:
+        raise DeltaError(
+            f"{settings.type}: cannot change layers of kind {', '.join(sorted(kinds - method.kinds))}; "
+            f"it knows {', '.join(kind for kind in LAYER_KINDS if kind in method.kinds)}"
+        )
+    modules = dict(model.named_modules())
+    own = [name for name, module in modules.items() if isinstance(module, StructuralDelta)]
+    layers = {
+        name: kind
+        for name, module in modules.items()
+        if "parametrizations" not in name.split(".")
+        and not inside(name, own)
+        and (kind := layer_kind(module)) is not None
+    }
+    found: dict[str, list[Place]] = {}
+    taken: set[str] = set()
+    for pattern in settings.sites:
+        part = _PART.match(pattern)
+        glob = part["name"] if part else pattern
+        matches = [name for name in layers if fnmatchcase(name, glob)]
+        if not matches:
+            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, layers)}")
+        matches = [name for name in matches if name == glob or not inside(name, head)]
+        matches = [name for name in matches if not any(fnmatchcase(name, out) for out in settings.exclude)]
+        fitting = [name for name in matches if layers[name] in kinds]
+        if not fitting:
+            other = f" (it finds {matches[0]!r}, a {layers[matches[0]]})" if matches else " (all are excluded)"
+            raise DeltaError(
+                f"{settings.type}: pattern {pattern!r} matches no {' or '.join(sorted(kinds))} layer{other}"
+            )
+        places = [Place(name, name) for name in fitting]
+        if part:
+            letters = dict.fromkeys(part["parts"])
+            places = [Place(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
+        found.setdefault(pattern, []).extend(place for place in places if place.name not in taken)
+        taken.update(place.name for place in places)
+    return found
+
+
+def _rows(modules: dict[str, nn.Module], name: str, letter: str) -> tuple[int, int]:
+    """First and past-the-last row of q, k or v in a fused projection."""
+    layer, parent = modules[name], modules[name.rpartition(".")[0]]
+    known = any(cls.__name__ in _THIRDS.get(cls.__module__, ()) for cls in type(parent).__mro__)
+    if not known or not name.endswith("qkv") or not isinstance(layer, nn.Linear) or layer.out_features % 3:
+        owner = f"{type(parent).__module__}.{type(parent).__name__}"
+        raise DeltaError(
+            f"{name}[{letter}]: where q, k and v lie in {owner} is not known; change the whole layer with {name!r}"
+        )
+    third = layer.out_features // 3
+    start = "qkv".index(letter) * third
+    return start, start + third
+
+
+def _near(name: str, layers: Iterable[str]) -> str:
+    """At most a few names: a model has hundreds."""
+    names = list(layers)
+    hint = nearest(name, names)
+    return hint if hint.startswith("; did") else f"; layers are named like {', '.join(map(repr, names[:5]))}"

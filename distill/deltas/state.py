@@ -1,0 +1,73 @@
+"""A model's tensors seen apart: what the deltas hold, and what the backbone holds under timm's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from distill.deltas.attach import deltas
+from distill.deltas.base import DeltaError, StructuralDelta
+from distill.deltas.sites import inside
+
+
+def delta_state(model: nn.Module) -> dict[str, Tensor]:
+    """All tensors of all deltas: ``<site>.<turn on its layer>.<name>``, e.g. ``blocks.0.attn.qkv[q].0.A``."""
+    return {f"{site.key}.{name}": tensor for site in deltas(model) for name, tensor in site.delta.state_dict().items()}
+
+
+def load_delta_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state`` into the model's deltas. Strict both ways.
+
+    Raises:
+        DeltaError: lists missing and unexpected tensors, and wrong shapes and dtypes; nothing was changed.
+    """
+    load_exactly(delta_state(model), state, "delta")
+
+
+def load_exactly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
+    """Copy ``state`` into ``targets`` in place, after checking that names, shapes and dtypes agree exactly."""
+    problems = [f"missing {name}" for name in targets if name not in state]
+    problems += [f"unexpected {name}" for name in state if name not in targets]
+    for name, target in targets.items():
+        if name in state and (state[name].shape, state[name].dtype) != (target.shape, target.dtype):
+            problems.append(f"{name} is {_describe(state[name])}, expected {_describe(target)}")
+    if problems:
+        raise DeltaError(f"the {what} does not fit this model:\n  " + "\n  ".join(problems))
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(state[name])
+
+
+def delta_bytes(model: nn.Module) -> int:
+    """Bytes of all tensors of all deltas, without the head."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in delta_state(model).values())
+
+
+def backbone_state(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Parameters and buffers without deltas and head, under the names they had before any delta was attached."""
+    return {name: tensor for name, tensor in whole_state(model).items() if not inside(name, head)}
+
+
+def head_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
+    """The classifier's tensors, before any delta on it."""
+    return {name: tensor for name, tensor in whole_state(model).items() if inside(name, head)}
+
+
+def whole_state(model: nn.Module) -> dict[str, Tensor]:
+    """Backbone and head together: the state dict of the model as it was without deltas."""
+    structural = [site.name for site in deltas(model) if isinstance(site.delta, StructuralDelta)]
+    state = {}
+    for name, tensor in model.state_dict().items():
+        layer, changed, rest = name.rpartition("parametrizations.")
+        if changed and rest.endswith(".original"):
+            name = layer + rest.removesuffix(".original")
+        elif changed or inside(name, structural):
+            continue
+        state[name] = tensor
+    return state
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
