@@ -7,7 +7,7 @@ This package is imported by loader workers: it must import neither Lightning nor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
@@ -52,8 +52,8 @@ class Source(Component):
     class Settings(Settings):
         type: str
 
-    has_split: ClassVar[frozenset[str]] = frozenset({"train"})
-    """Splits that the source itself declares; the data module holds out the others from train."""
+    has_split: frozenset[str] = frozenset({"train"})
+    """Splits that this source has; where there is no val, the data module holds one out from train."""
 
     classes: tuple[str, ...]
 

@@ -1,0 +1,46 @@
+"""Bringing images of any size to the one shape of a batch: a square canvas of ``size`` pixels.
+
+Networks' own sizes come later, on the device: the canvas is what the augmentation crops from. Resizing is bicubic and
+antialiased (Pillow); JPEG's scaled decoding (``draft``) is not used, for it changes pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+Fit = Literal["crop", "pad", "squash"]
+PADDING = (124, 116, 104)
+"""ImageNet's mean colour: about zero once a network has normalised it."""
+
+
+def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
+    """The image on a canvas.
+
+    Args:
+        image: uint8 [H, W, 3].
+        size: side of the canvas in pixels.
+        fit: ``crop`` the short side fills the canvas, the middle of the long side is kept · ``pad`` the long side fills
+            it, the rest is ``PADDING`` · ``squash`` both sides fill it, the aspect ratio is lost.
+
+    Returns:
+        uint8 [size, size, 3].
+    """
+    height, width = image.shape[:2]
+    if height == width == size:
+        return image
+    pixels = Image.fromarray(image)
+    if fit == "squash":
+        return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
+    if fit == "crop":
+        side = min(height, width)
+        left, top = (width - side) // 2, (height - side) // 2
+        box = (left, top, left + side, top + side)
+        return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    scale = size / max(height, width)
+    shape = max(1, round(width * scale)), max(1, round(height * scale))
+    canvas = Image.new("RGB", (size, size), PADDING)
+    canvas.paste(pixels.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
+    return np.asarray(canvas)

@@ -1,0 +1,167 @@
+"""From settings to loaders: which samples train, which validate, which test, and whose labels are shown."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from hashlib import sha256
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import Field
+
+from augment.settings import Settings
+from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
+from distill.data.canvas import Fit
+from distill.data.loader import Loader, TrainLoader
+from distill.data.loader_ops import LoaderOp, LoaderOps
+from distill.data.reader import BatchReader, Order
+from distill.data.split import Part, held_out, label_budget, whole
+from distill.registry import Family
+
+logger = logging.getLogger(__name__)
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+class DataSettings(Settings):
+    """Where the images come from and how they are loaded."""
+
+    source: Annotated[Source.Settings, Family("distill.data", "Source")]
+    batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
+    size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that augmentation starts from")
+    fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train held out where the source has no val")
+    labels_per_class: int | None = Field(None, ge=0, description="labels shown in training; None: all, 0: none")
+    label_seed: int = Field(0, ge=0, description="which labels are shown; nothing else depends on it")
+    loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations run by the loader, in training only")
+    corrupt_budget: float = Field(0.01, ge=0, lt=1, description="share of training images that may be unreadable")
+    workers: int = Field(2, ge=0, description="loader processes of each rank; 0 reads in the main process")
+    worker_timeout: float = Field(300, gt=0, description="seconds without a batch after which workers count as hung")
+    start_method: Literal["fork", "spawn", "forkserver"] | None = Field(
+        None, description="how worker processes start; None: the platform's own"
+    )
+
+
+class DataModule:
+    """One experiment's data, as seen from one rank.
+
+    Validation comes from the source, or else is held out from train by the hash of ids, stratified: the same samples
+    whatever the seed. Test comes from the source or does not exist.
+
+    Args:
+        settings: see :class:`DataSettings`.
+        seed: order of the training samples and loader-side augmentation; nothing else.
+        world_size, rank: processes that share every batch.
+
+    Raises:
+        DataError: what is wrong with the data, with the file, folder or sample.
+    """
+
+    def __init__(self, settings: DataSettings, seed: int = 0, world_size: int = 1, rank: int = 0):
+        if settings.batch_size % world_size:
+            raise DataError(f"data.batch_size {settings.batch_size} cannot be shared out over {world_size} ranks")
+        self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
+        assert settings.source.component is not None
+        self.source: Source = settings.source.component(settings.source)
+        self._samples: dict[Split, Samples] = {}
+        self._parts: dict[Split, Part] = {}
+        self.part("train")
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """Class names; empty when the source has no labels."""
+        return self.source.classes
+
+    def part(self, name: Split) -> Part:
+        """The samples of a split, with the labels that training may see."""
+        if name not in self._parts:
+            self._divide(name)
+        return self._parts[name]
+
+    def train_loader(self, labelled_only: bool = False) -> TrainLoader:
+        """Shuffled, resumable batches of this rank; ``labelled_only`` leaves out the samples whose label is hidden."""
+        part = self._labelled() if labelled_only else self.part("train")
+        tolerated = int(self.settings.corrupt_budget * len(part))
+        ops = LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
+        reader = self._reader(part, Order(len(part), self.seed), ops, tolerated)
+        return TrainLoader(reader, self.settings.batch_size, **self._options())
+
+    def eval_loader(self, name: Split) -> Loader:
+        """This rank's share of a split, in order, each sample once, unreadable ones an error."""
+        return self._in_order(self.part(name))
+
+    def labelled_loader(self) -> Loader:
+        """The training samples whose labels are shown, in order: what a probe is fitted to."""
+        return self._in_order(self._labelled())
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the source's settings and every split's ids, labels and, where it knows them, file sizes.
+
+        It names the data, not the protocol: held-out fraction, label budget and canvas do not change it.
+        """
+        digest = sha256(self.settings.source.model_dump_json().encode())
+        for name in SPLITS:
+            if name in self.source.has_split:
+                samples = self._split(name)
+                digest.update("\0".join([name, *self.classes, "", *samples.ids]).encode())
+                digest.update(np.asarray(samples.labels, dtype="<i8").tobytes())
+                digest.update(np.asarray(getattr(samples, "sizes", ()), dtype="<i8").tobytes())
+        return digest.hexdigest()
+
+    def _split(self, name: Split) -> Samples:
+        if name not in self._samples:
+            self._samples[name] = self.source.split(name)
+        return self._samples[name]
+
+    def _divide(self, name: Split) -> None:
+        """Fill in ``_parts[name]``; train and a held-out val come together."""
+        has = self.source.has_split
+        if name in has and name != "train":
+            self._parts[name] = whole(self._split(name), self.classes, name)
+            return
+        kind = self.settings.source.type
+        if name == "test":
+            raise DataError(f"the source {kind!r} has no test split, only {', '.join(sorted(has))}; declare one in it")
+        train = whole(self._split("train"), self.classes, "train")
+        if "val" not in has:
+            mask = held_out(train.ids, train.labels, self.settings.val_fraction)
+            if mask.any():
+                self._parts["val"] = train.where(mask)
+                train = train.where(~mask)
+            elif name == "val":
+                raise DataError(
+                    f"the source {kind!r} has no val split, and data.val_fraction {self.settings.val_fraction:g}"
+                    f" of {len(train)} training images holds out none"
+                )
+        if self.settings.labels_per_class is not None:
+            if not self.classes:
+                raise DataError(f"data.labels_per_class is set, but the source {kind!r} has no labels")
+            budget = self.settings.labels_per_class, self.settings.label_seed
+            train = Part(train.samples, train.indices, label_budget(train.ids, train.labels, *budget))
+        self._parts["train"] = train
+
+    def _labelled(self) -> Part:
+        train = self.part("train")
+        labelled = train.where(train.labels != UNLABELLED)
+        if not len(labelled):
+            raise DataError(
+                f"no training sample has a label (source {self.settings.source.type!r},"
+                f" data.labels_per_class {self.settings.labels_per_class})"
+            )
+        return labelled
+
+    def _in_order(self, part: Part) -> Loader:
+        reader = self._reader(part, Order(len(part), None), None, tolerated=0)
+        return Loader(reader, max(1, self.settings.batch_size // self.world_size), **self._options())
+
+    def _reader(self, part: Part, order: Order, ops: LoaderOps | None, tolerated: int) -> BatchReader:
+        return BatchReader(part, order, self.settings.size, self.settings.fit, ops, tolerated, self.settings.workers)
+
+    def _options(self) -> dict:
+        return {
+            "workers": self.settings.workers,
+            "timeout": self.settings.worker_timeout,
+            "start_method": self.settings.start_method,
+            "rank": self.rank,
+            "world": self.world_size,
+        }

@@ -1,0 +1,128 @@
+"""What a loader worker does: read the samples of one batch, bring them to the canvas, stack them.
+
+Nothing raises out of a worker: what went wrong comes back as a text, so that the run ends with the sample's name
+instead of a traceback through process boundaries.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, get_worker_info
+
+from augment.draws import sample_key
+from distill.data.base import DataError, Sample
+from distill.data.canvas import Fit, to_canvas
+from distill.data.loader_ops import LoaderOps
+from distill.data.split import Part
+
+
+class Batch(NamedTuple):
+    """What the training step receives."""
+
+    images: Tensor
+    """uint8 [B, 3, H, W], RGB, contiguous."""
+    labels: Tensor
+    """int64 [B], ``UNLABELLED`` where a sample has none."""
+    ids: Tensor
+    """int64 [B], :func:`augment.draws.sample_key` of the samples' names."""
+
+
+class Request(NamedTuple):
+    """Which samples a batch is made of: places in the epoch's order."""
+
+    epoch: int
+    places: tuple[int, ...]
+
+
+class Fetched(NamedTuple):
+    """A worker's answer: a batch, or the reason why there is none."""
+
+    batch: Batch | None
+    unreadable: tuple[tuple[str, str], ...] = ()
+    """(id, reason) of samples that were skipped."""
+    error: str = ""
+
+
+class Order:
+    """The order of samples in an epoch: a permutation keyed by (seed, epoch); without a seed, as they are."""
+
+    def __init__(self, length: int, seed: int | None):
+        self.length, self.seed = length, seed
+        self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """int64 [length]: the sample at each place."""
+        if self.seed is not None and self._latest[0] != epoch:
+            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return self._latest[1]
+
+
+class BatchReader(Dataset[Fetched]):
+    """``reader[request]`` is the batch of that request; runs in the workers, or in the main process without any.
+
+    Args:
+        part: the samples.
+        order: their order in an epoch.
+        size, fit: the canvas, see :func:`distill.data.canvas.to_canvas`.
+        ops: loader-side augmentation, or None.
+        tolerated: how many unreadable samples one batch may replace; 0 makes the first an error.
+        workers: number of worker processes.
+    """
+
+    def __init__(
+        self, part: Part, order: Order, size: int, fit: Fit, ops: LoaderOps | None, tolerated: int, workers: int
+    ):
+        self.part, self.order, self.size, self.fit, self.ops = part, order, size, fit, ops
+        self.tolerated = tolerated
+        self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
+        """[workers] index of the sample that each worker is reading, -1 between batches: for the obituary."""
+
+    def __getitem__(self, request: Request) -> Fetched:
+        worker = get_worker_info()
+        slot = worker.id if worker else 0
+        images = np.empty((len(request.places), 3, self.size, self.size), dtype=np.uint8)
+        labels = np.empty(len(request.places), dtype=np.int64)
+        keys = np.empty(len(request.places), dtype=np.int64)
+        unreadable: dict[str, str] = {}
+        for row, place in enumerate(request.places):
+            for index in self._candidates(request.epoch, place):
+                self.reading[slot] = index
+                try:
+                    sample = self.part[index]
+                except DataError as error:
+                    unreadable[self.part.ids[index]] = str(error)
+                    if len(unreadable) > self.tolerated:
+                        return Fetched(None, tuple(unreadable.items()))
+                    continue
+                except Exception:  # a bug in a source, not a bad file: never skipped
+                    return Fetched(None, error=f"{self.part.ids[index]}: {traceback.format_exc()}")
+                try:
+                    images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
+                except Exception as error:
+                    known = isinstance(error, DataError)
+                    return Fetched(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
+                labels[row], keys[row] = sample.label, sample_key(sample.id)
+                break
+        self.reading[slot] = -1
+        batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
+        return Fetched(batch, tuple(unreadable.items()))
+
+    def _candidates(self, epoch: int, place: int) -> Iterator[int]:
+        """The sample at a place, then its replacements: from half an epoch away, so that no batch has one twice."""
+        order, half = self.order(epoch), len(self.part) // 2
+        yield int(order[place])
+        for step in range(len(order)):
+            yield int(order[(place + half + step) % len(order)])
+
+    def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
+        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != 3:
+            shown = f"{sample.image.dtype} {list(sample.image.shape)}"
+            raise DataError(f"{sample.id}: the source gave {shown}, expected uint8 [H, W, 3]")
+        image = to_canvas(sample.image, self.size, self.fit)
+        return image if self.ops is None else self.ops(image, epoch, sample.id)

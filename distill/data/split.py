@@ -1,0 +1,104 @@
+"""Dividing samples by the hash of their ids: what is held out, and whose label is shown.
+
+No random generator takes part. A sample's place follows from its id alone, so it is the same on every machine and
+for every training seed, and hyper-parameters chosen on one held-out part can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from hashlib import sha256
+
+import numpy as np
+
+from distill.data.base import UNLABELLED, DataError, Sample, Samples
+
+
+def uniform(id: str, salt: str) -> float:
+    """A number in [0, 1) that the id and the salt determine."""
+    return int.from_bytes(sha256(f"{salt}/{id}".encode()).digest()[:8], "big") / 2**64
+
+
+def by_hash(indices: Iterable[int], ids: Sequence[str], salt: str) -> list[int]:
+    """The indices in the order of their ids' hash."""
+    return sorted(map(int, indices), key=lambda index: (uniform(ids[index], salt), ids[index]))
+
+
+def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndarray:
+    """Which samples to hold out: of every class the nearest whole number to ``fraction`` of it, never all of it.
+
+    Args:
+        ids: N sample ids.
+        labels: [N] class indices; the samples without a label count as one class.
+        fraction: share in [0, 1).
+
+    Returns:
+        bool [N].
+    """
+    mask = np.zeros(len(ids), dtype=bool)
+    for label in np.unique(labels):
+        members = by_hash(np.flatnonzero(labels == label), ids, salt="held-out")
+        count = min(int(fraction * len(members) + 0.5), len(members) - 1)
+        mask[members[:count]] = True
+    return mask
+
+
+def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
+    """The labels with all but ``per_class`` of every class hidden.
+
+    Nested: with the same seed, whoever keeps its label at 5 per class keeps it at 10. A class with fewer samples keeps
+    them all.
+
+    Returns:
+        int64 [N], ``UNLABELLED`` where hidden.
+    """
+    shown = np.full_like(labels, UNLABELLED)
+    for label in np.unique(labels[labels != UNLABELLED]):
+        members = by_hash(np.flatnonzero(labels == label), ids, salt=f"label-seed-{seed}")[:per_class]
+        shown[members] = label
+    return shown
+
+
+class Part:
+    """Some samples of a split, with the labels that training may see."""
+
+    def __init__(self, samples: Samples, indices: np.ndarray, labels: np.ndarray):
+        """``indices`` int64 [M] into ``samples``; ``labels`` int64 [M]."""
+        self.samples, self.indices, self.labels = samples, indices, labels
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[int(self.indices[index])]._replace(label=int(self.labels[index]))
+
+    @cached_property
+    def ids(self) -> list[str]:
+        ids = self.samples.ids
+        return [ids[index] for index in self.indices]
+
+    def where(self, mask: np.ndarray) -> Part:
+        return Part(self.samples, self.indices[mask], self.labels[mask])
+
+
+def whole(samples: Samples, classes: Sequence[str], name: str) -> Part:
+    """All samples of the split ``name``.
+
+    Raises:
+        DataError: there are none, two share an id, or a label is neither a class index nor ``UNLABELLED``.
+    """
+    ids, labels = samples.ids, np.asarray(samples.labels, dtype=np.int64)
+    if not len(ids):
+        raise DataError(f"the {name} split has no images")
+    if len(set(ids)) < len(ids):
+        seen: set[str] = set()
+        twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
+        raise DataError(f"two samples of the {name} split have the id {twice!r}")
+    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
+    if len(wrong):
+        raise DataError(
+            f"{ids[wrong[0]]}: label {labels[wrong[0]]} is out of range: the source has {len(classes)} classes"
+            + (f" (and {len(wrong) - 1} more in the {name} split)" if len(wrong) > 1 else "")
+        )
+    return Part(samples, np.arange(len(ids)), labels)

@@ -1,0 +1,116 @@
+"""timm's data sets, through the readers behind ``timm.data.create_dataset``: folders, tars, ``hfds/…``.
+
+The reader is used without timm's ``ImageDataset`` round it, which skips unreadable files and takes their neighbours.
+Workers of this source import timm, since the reader is timm's; those of the others do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+
+
+class Timm(Source):
+    """What ``create_dataset(name, root, split=…)`` reads. Ids are ``<split>/<file name or index>``."""
+
+    class Settings(Source.Settings):
+        type: Literal["timm"] = "timm"
+        name: str = Field("", description="as in timm: empty for a folder or tar, or hfds/<name>")
+        root: Path | None = Field(None, description="folder or tar, relative to the current folder")
+        splits: dict[Split, str] = Field({"train": "train"}, description="our split → timm's name of it")
+        arguments: dict[str, Any] = Field({}, description="further arguments of create_dataset, such as class_map")
+        pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        if "train" not in settings.splits:
+            raise DataError("data.source.splits of a timm data set must name train")
+        if settings.root is not None and not settings.root.exists():
+            raise DataError(f"data.source.root: no file or folder {settings.root} (looked in {Path.cwd()})")
+        self._readers = {split: self._open(theirs) for split, theirs in settings.splits.items()}
+        self.has_split = frozenset(self._readers)
+        self._names = {split: _file_names(reader) for split, reader in self._readers.items()}
+        self._refuse_the_same_files()
+        self._labels = {split: _labels(reader) for split, reader in self._readers.items()}
+        self.classes = self._classes()
+
+    def split(self, name: Split) -> Samples:
+        names = self._names[name] or [f"{index:06d}" for index in range(len(self._readers[name]))]
+        ids = [f"{name}/{file}" for file in names]
+        return ReaderSamples(self._readers[name], ids, self._labels[name], self.settings.pixel_limit)
+
+    def _open(self, split: str) -> Any:
+        from timm.data import create_dataset
+
+        root = None if self.settings.root is None else str(self.settings.root)
+        try:
+            found = create_dataset(self.settings.name, root=root, split=split, **self.settings.arguments)
+        except Exception as error:  # each reader has its own way to fail
+            raise DataError(f"timm data set {self.settings.name or root}, split {split!r}: {error}") from error
+        reader = getattr(found, "reader", None)
+        if reader is None or not hasattr(reader, "__getitem__"):
+            other = "torchvision" if self.settings.name.lower().startswith("torch/") else "huggingface or folder"
+            raise DataError(f"timm data set {self.settings.name!r} cannot be indexed; use the source {other}")
+        return reader
+
+    def _refuse_the_same_files(self) -> None:
+        """timm quietly reads the whole root where it finds no folder for a split."""
+        seen: dict[str, str] = {}
+        for split, reader in self._readers.items():
+            if not self._names[split]:
+                continue
+            for index in range(len(reader)):
+                file = reader.filename(index, absolute=True)
+                if seen.setdefault(file, split) != split:
+                    raise DataError(f"timm reads {file} for both {seen[file]} and {split}: {self.settings.splits}")
+
+    def _classes(self) -> tuple[str, ...]:
+        index_of = getattr(self._readers["train"], "class_to_idx", None) or {}
+        for split, reader in self._readers.items():
+            if (getattr(reader, "class_to_idx", None) or {}) != index_of:
+                raise DataError(f"timm data set {self.settings.root}: {split} has other classes than train")
+        if index_of:
+            return tuple(sorted(index_of, key=lambda name: index_of[name]))
+        highest = max(max(labels, default=UNLABELLED) for labels in self._labels.values())
+        return tuple(str(number) for number in range(highest + 1))
+
+
+class ReaderSamples:
+    """A timm reader: ``reader[index]`` is an open file and its target."""
+
+    def __init__(self, reader: Any, ids: Sequence[str], labels: Sequence[int], pixel_limit: int):
+        self.reader, self.ids, self.labels, self.pixel_limit = reader, ids, labels, pixel_limit
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            with self.reader[index][0] as file:
+                encoded = file.read()
+        except OSError as error:
+            raise DataError(f"{self.ids[index]}: cannot be read: {error}") from error
+        return Sample(decode(encoded, self.ids[index], self.pixel_limit), self.labels[index], self.ids[index])
+
+
+def _labels(reader: Any) -> list[int]:
+    if hasattr(reader, "iter_targets"):
+        targets = reader.iter_targets()
+    else:  # timm before 1.0.28 or so: the target comes only with the file
+        targets = (reader[index][1] for index in range(len(reader)))
+    return [UNLABELLED if target is None else int(target) for target in targets]
+
+
+def _file_names(reader: Any) -> list[str] | None:
+    """Relative file names, or None where the reader has none that tell its samples apart."""
+    names = [reader.filename(index) for index in range(len(reader))]
+    usable = all(isinstance(name, str) and not Path(name).is_absolute() for name in names)
+    return names if usable and len(set(names)) == len(names) else None

@@ -1,0 +1,133 @@
+"""torchvision's data sets, by class name: CIFAR10, Flowers102, FakeData …
+
+torchvision decodes these images itself, so EXIF orientation is not applied to those that it reads from files, and only
+Pillow's own limit of pixels holds. For files of your own use the source ``folder``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from augment.settings import nearest
+from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from distill.data.decode import decode
+
+_LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
+
+
+class TorchVision(Source):
+    """A classification data set of torchvision. Ids are ``<name>/<split>/<index>``.
+
+    Splits: what ``splits`` says, or else a data set with the argument ``train`` has train and test, one with the
+    argument ``split`` has those of train, val and test that it accepts, and any other has train.
+    """
+
+    class Settings(Source.Settings):
+        type: Literal["torchvision"] = "torchvision"
+        name: str = Field(description="class in torchvision.datasets")
+        root: Path = Field(Path("data"), description="where its files are, relative to the current folder")
+        download: bool = False
+        arguments: dict[str, Any] = Field({}, description="further arguments of the class")
+        splits: dict[Split, dict[str, Any]] = Field({}, description="split → arguments that select it")
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        from torchvision import datasets
+
+        known = {
+            name: value
+            for name, value in vars(datasets).items()
+            if inspect.isclass(value) and issubclass(value, datasets.VisionDataset)
+        }
+        if settings.name not in known:
+            raise DataError(f"torchvision.datasets has no class {settings.name!r}{nearest(settings.name, known)}")
+        self._class = known[settings.name]
+        self._parameters = set(inspect.signature(self._class.__init__).parameters) - {"self"}
+        self._found: dict[Split, Any] = {}
+        for split, choice in self._choices().items():
+            self._check_arguments(choice)
+            found = self._open(choice, optional=split != "train" and not settings.splits)
+            if found is not None:
+                self._found[split] = found
+        if "train" not in self._found:
+            raise DataError(f"data.source.splits of {settings.name} must name train")
+        self.has_split = frozenset(self._found)
+        self._labels = {split: self._labels_of(found) for split, found in self._found.items()}
+        self.classes = self._classes()
+
+    def split(self, name: Split) -> Samples:
+        return IndexedSamples(self._found[name], self._labels[name], f"{self.settings.name}/{name}")
+
+    def _choices(self) -> dict[Split, dict[str, Any]]:
+        free = self._parameters - set(self.settings.arguments)
+        if self.settings.splits:
+            return self.settings.splits
+        if "train" in free:
+            return {"train": {"train": True}, "test": {"train": False}}
+        if "split" in free:
+            return {"train": {"split": "train"}, "val": {"split": "val"}, "test": {"split": "test"}}
+        return {"train": {}}
+
+    def _check_arguments(self, choice: dict[str, Any]) -> None:
+        for argument in [*self.settings.arguments, *choice]:
+            if argument not in self._parameters:
+                hint = nearest(argument, self._parameters)
+                raise DataError(f"torchvision's {self.settings.name} has no argument {argument!r}{hint}")
+
+    def _open(self, choice: dict[str, Any], optional: bool) -> Any:
+        given = {"root": str(self.settings.root), "download": self.settings.download}
+        given = {name: value for name, value in given.items() if name in self._parameters}
+        try:
+            return self._class(**{**given, **self.settings.arguments, **choice})
+        except Exception as error:  # each class has its own way to fail
+            if optional and "Unknown value" in str(error):  # of the argument ``split``: there is no such split
+                return None
+            why = str(error)
+            if "download" in self._parameters and not self.settings.download:
+                why += " (data.source.download is false)"
+            raise DataError(f"torchvision's {self.settings.name} in {self.settings.root}: {why}") from error
+
+    def _labels_of(self, found: Any) -> list[int]:
+        for attribute in _LABEL_ATTRIBUTES:
+            labels = getattr(found, attribute, None)
+            if labels is not None and len(labels) == len(found):
+                break
+        else:  # FakeData and a few others: the only way is to look at every sample
+            labels = [found[index][1] for index in range(len(found))]
+        try:
+            return [UNLABELLED if label is None else int(label) for label in labels]
+        except (TypeError, ValueError) as error:
+            raise DataError(f"torchvision's {self.settings.name}: targets are no class numbers ({error})") from error
+
+    def _classes(self) -> tuple[str, ...]:
+        train = self._found["train"]
+        names = getattr(train, "classes", None)
+        if names:
+            return tuple(" / ".join(name) if isinstance(name, tuple) else str(name) for name in names)
+        highest = max(max(labels) for labels in self._labels.values())
+        return tuple(str(number) for number in range(getattr(train, "num_classes", highest + 1)))
+
+
+class IndexedSamples:
+    """A data set that gives a PIL image, or a uint8 array, first."""
+
+    def __init__(self, found: Any, labels: Sequence[int], prefix: str):
+        self.found, self.labels = found, labels
+        self.ids = [f"{prefix}/{index:06d}" for index in range(len(labels))]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        try:
+            image = self.found[index][0]
+        except (OSError, SyntaxError) as error:  # what Pillow raises for a bad file
+            raise DataError(f"{self.ids[index]}: cannot be decoded: {error}") from error
+        return Sample(decode(image, self.ids[index]), self.labels[index], self.ids[index])
