@@ -1,0 +1,146 @@
+"""Random draws keyed by what they are for, never by global state.
+
+A draw is a pure function of (seed, epoch, view, sample id, op, slot, element): the same sample gets the same numbers
+whatever the batch size, its place in the batch, the worker, the rank, the device or the restart point, and nothing
+has to be stored to repeat them.
+
+The generator is counter-based. Seed, epoch, view and op are folded on the host into one 64-bit key; every sample id is
+mixed with it into the start of a stream; element ``n`` of slot ``s`` is ``mix(start + mix(s) + (n + 1)·γ)``. ``mix`` is
+the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), written in
+int64 tensor ops: multiplication wraps around, and ``>>`` is masked because torch's shift keeps the sign.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+_WORD = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MANTISSA = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
+"""Random bits that a dtype holds exactly in [0, 1): with more, rounding would reach 1."""
+
+
+@cache
+def _text_key(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+
+
+def sample_key(id: str) -> int:
+    """The int64 id of a sample from its stable name: the first 63 bits of the name's SHA-256."""
+    return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") >> 1
+
+
+def _signed(word: int) -> int:
+    """The int64 that has the bits of an unsigned 64-bit word."""
+    return word - (1 << 64) if word >> 63 else word
+
+
+def _mix_word(word: int) -> int:
+    word &= _WORD
+    word = (word ^ word >> 30) * _FIRST & _WORD
+    word = (word ^ word >> 27) * _SECOND & _WORD
+    return word ^ word >> 31
+
+
+def _fold(key: int, part: int | str) -> int:
+    number = _text_key(part) if isinstance(part, str) else part
+    return _mix_word(key ^ _mix_word(number + _GAMMA))
+
+
+def _mix_(x: Tensor) -> Tensor:
+    """``_mix_word`` on every element of an int64 tensor, in place."""
+    x ^= (x >> 30) & ((1 << 34) - 1)
+    x *= _signed(_FIRST)
+    x ^= (x >> 27) & ((1 << 37) - 1)
+    x *= _signed(_SECOND)
+    x ^= (x >> 31) & ((1 << 33) - 1)
+    return x
+
+
+class Draws:
+    """Random numbers for a batch of samples.
+
+    Args:
+        seed: the run's seed.
+        epoch: number of the epoch.
+        view: name of the view; two views with the same name draw the same.
+        ids: [B] int64 sample ids, on the device that draws are wanted on; see :func:`sample_key`.
+
+    ``draws.op("RandomCrop")`` gives the draws of one operation. Each method takes a ``slot``, which numbers the draws
+    of an operation, and a ``shape`` per sample, and returns ``[B, *shape]``.
+    """
+
+    def __init__(self, seed: int, epoch: int, view: int | str, ids: Tensor):
+        if ids.dtype != torch.int64 or ids.ndim != 1:
+            raise ValueError(f"sample ids must be int64 [B], not {ids.dtype} {list(ids.shape)}")
+        self._key = _fold(_fold(_fold(0, seed), epoch), view)
+        self.ids = ids
+        self._starts: Tensor | None = None
+
+    def _with(self, key: int, ids: Tensor) -> Draws:
+        other = object.__new__(Draws)
+        other._key, other.ids, other._starts = key, ids, None
+        return other
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def op(self, name: int | str) -> Draws:
+        """The draws of the operation called ``name``."""
+        return self._with(_fold(self._key, name), self.ids)
+
+    def to(self, device: torch.device | str) -> Draws:
+        """The same draws, made on ``device``."""
+        return self if self.ids.device == torch.device(device) else self._with(self._key, self.ids.to(device))
+
+    def padded(self, rows: int) -> Draws:
+        """The same draws for ``rows`` samples: the last sample is repeated at the end."""
+        filler = self.ids[-1:].expand(rows - len(self))
+        return self._with(self._key, torch.cat([self.ids, filler]))
+
+    def shared(self) -> Draws:
+        """Draws [1, *shape] that belong to no sample: the same for the whole (seed, epoch, view, op)."""
+        return self._with(_fold(self._key, "shared"), self.ids.new_zeros(1))
+
+    def bits(self, slot: int, shape: Sequence[int] = ()) -> Tensor:
+        """[B, *shape] int64, all 64 bits uniform."""
+        if self._starts is None:
+            self._starts = _mix_(_mix_(self.ids + _signed(self._key)) ^ _signed(_mix_word(self._key + _GAMMA)))
+        start = self._starts + _signed(_mix_word(slot + 1))
+        count = math.prod(shape)
+        counter = torch.arange(1, count + 1, device=start.device) * _signed(_GAMMA)
+        return _mix_(start[:, None] + counter).view(len(self), *shape)
+
+    def uniform(self, slot: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, *shape] uniform in [0, 1)."""
+        digits = _MANTISSA[dtype]
+        return ((self.bits(slot, shape) >> (64 - digits)) & ((1 << digits) - 1)).to(dtype) * 2.0**-digits
+
+    def normal(self, slot: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+        """[B, *shape] standard normal, by Box and Muller from the two halves of the word (so at most 6.7 sd)."""
+        word = self.bits(slot, shape)
+        working = torch.float64 if dtype == torch.float64 else torch.float32
+        radius = (((word >> 32) & 0xFFFFFFFF).to(working) + 1).mul_(2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
+        angle = (word & 0xFFFFFFFF).to(working).mul_(2 * math.pi * 2.0**-32)
+        return (radius * angle.cos_()).to(dtype)
+
+    def bernoulli(self, slot: int, p: float | Tensor, shape: Sequence[int] = ()) -> Tensor:
+        """[B, *shape] bool, true with probability ``p`` (a number, or a tensor that broadcasts)."""
+        return self.uniform(slot, shape) < p
+
+    def integers(self, slot: int, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """[B, *shape] int64 uniform in [low, high). The bias of the modulo is (high - low) / 2⁶³."""
+        if high <= low:
+            raise ValueError(f"integers are drawn from low to below high, but low={low}, high={high}")
+        return (self.bits(slot, shape) & ((1 << 63) - 1)) % (high - low) + low
+
+    def permutation(self, slot: int, n: int) -> Tensor:
+        """[B, n] int64, each row a permutation of 0 … n-1."""
+        return self.bits(slot, (n,)).argsort(dim=1, stable=True)

@@ -1,0 +1,69 @@
+"""kornia's 2-D augmentations, taken as they are and made repeatable by sample.
+
+kornia separates its draws (``forward_parameters``) from its work (``forward(images, params=…)``). The draws run in
+:class:`augment.keyed.KeyedDraws` for a padded batch whose surplus rows are then cut off. They stay on the CPU, where
+kornia puts them and reads crop corners from: on a GPU that would be a wait for the device per crop.
+
+The few things that kornia decides once for a whole call (the order of ``ColorJitter``'s steps, the kernel size of
+``RandomMotionBlur``) are drawn once per (seed, epoch, view).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from kornia import augmentation as K
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.keyed import KeyedDraws, padded_rows
+from augment.operation import Operation
+
+# Needs the weights of a diffusion model, which it fetches when it is constructed.
+_LEFT_OUT = {"RandomDissolving"}
+
+
+def kornia_classes() -> dict[str, type[K.AugmentationBase2D]]:
+    """The augmentations that a chain can name: one image in, one image out, 2-D."""
+    bases = (K.GeometricAugmentationBase2D, K.IntensityAugmentationBase2D, K.RigidAffineAugmentationBase2D)
+    return {
+        name: cls
+        for name, cls in vars(K).items()
+        if isinstance(cls, type)
+        and issubclass(cls, K.AugmentationBase2D)
+        and cls not in (*bases, K.AugmentationBase2D)
+        and name not in _LEFT_OUT
+    }
+
+
+def moves_pixels(cls: type[K.AugmentationBase2D]) -> bool:
+    """Whether an augmentation is geometric. kornia's elastic, fisheye and thin-plate warps have no geometric base."""
+    return not issubclass(cls, K.IntensityAugmentationBase2D)
+
+
+class KorniaOp(Operation):
+    """Runs a kornia augmentation with its draws keyed by sample."""
+
+    def __init__(self, module: K.AugmentationBase2D, name: str):
+        super().__init__()
+        self.name = name
+        self.geometric = moves_pixels(type(module))
+        # In a tuple, so that ``DualAugment.to("cuda")`` does not move kornia's samplers to the GPU.
+        self._module = (module,)
+
+    @property
+    def module(self) -> K.AugmentationBase2D:
+        return self._module[0]
+
+    def sample(self, draws: Draws, shape: torch.Size) -> dict[str, Any]:
+        """kornia's parameters for images of ``shape`` [B, C, H, W]."""
+        batch, rows = shape[0], padded_rows(shape[0], shape[1:])
+        with KeyedDraws(draws.to("cpu").padded(rows), self.name, trusted=True):
+            params = self.module.forward_parameters(torch.Size((rows, *shape[1:])))
+        cut = {name: value[:batch] if len(value) == rows else value for name, value in params.items()}
+        cut["forward_input_shape"] = torch.tensor([batch, *params["forward_input_shape"][1:].tolist()])
+        return cut
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        return self.module(images, params=self.sample(draws, images.shape))

@@ -1,0 +1,183 @@
+"""How a config names an operation, and how its name becomes the operation.
+
+In YAML an operation is a name, or a mapping with ``type`` and the arguments of its class::
+
+    - RandomHorizontalFlip
+    - {type: RandomResizedCrop, scale: [0.3, 1.0]}
+    - {type: my_package.ops:Tint, strength: 0.3}
+
+A plain name is a 2-D augmentation of kornia; a user's class comes as ``package.module:Class``, in one of the shapes of
+:mod:`augment.operation`. A class that requires ``size`` and is given none gets its network's input size.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pydantic import (
+    Field,
+    GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+
+from augment.operation import Operation, kind_of
+from augment.plugins import PluginError, import_class, is_import_path
+from augment.settings import Settings, nearest
+
+
+class OperationError(ValueError):
+    """An operation cannot be built from its settings. ``key`` is the argument at fault, or ``"type"``."""
+
+    def __init__(self, key: str, text: str):
+        super().__init__(text)
+        self.key = key
+
+
+class Op(Settings):
+    """One operation of a chain: a class by name, with its arguments."""
+
+    type: str = Field(description="a kornia 2-D augmentation, or your own as package.module:Class")
+    arguments: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_inline(cls, data: Any) -> Any:
+        if isinstance(data, str):
+            data = {"type": data}
+        if isinstance(data, Op):
+            return data
+        if not isinstance(data, dict) or not isinstance(data.get("type"), str):
+            raise PydanticCustomError("no_type", "expected an operation's name, or a mapping with 'type' and arguments")
+        arguments = {str(key): value for key, value in data.items() if key != "type"}
+        try:
+            build(data["type"], arguments, size=(32, 32))
+        except OperationError as error:
+            detail = PydanticCustomError("operation", "{reason}", {"reason": str(error)})
+            line = InitErrorDetails(type=detail, loc=(error.key,), input=arguments.get(error.key, data["type"]))
+            raise ValidationError.from_exception_data("Op", [line]) from error
+        return {"type": data["type"], "arguments": arguments}
+
+    @model_serializer(mode="wrap")
+    def _inline(self, handler: SerializerFunctionWrapHandler) -> Any:
+        plain = handler(self)
+        return {"type": plain["type"], **plain["arguments"]} if self.arguments else self.type
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        mapping = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
+        return {"anyOf": [{"type": "string"}, mapping], "description": cls.__doc__}
+
+    def build(self, size: tuple[int, int]) -> Operation:
+        """The operation, for a network that sees images of ``size`` (height, width)."""
+        return build(self.type, self.arguments, size)
+
+    @property
+    def geometric(self) -> bool:
+        """Whether it moves pixels; those operations are shared by the policy ``shared_geometry``."""
+        return self.build((32, 32)).geometric
+
+    @property
+    def follows_network_size(self) -> bool:
+        """Whether its ``size`` is left to the network."""
+        return "size" not in self.arguments and "size" in _required(_class_of(self.type)[0])
+
+
+def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operation:
+    """The operation called ``name`` with ``arguments``.
+
+    Raises:
+        OperationError: unknown name, unknown, missing or refused argument, or the class itself refuses.
+    """
+    cls, wrap = _class_of(name)
+    _check_arguments(name, cls, arguments)
+    parameters = _parameters(cls)
+    given = {
+        key: _as_annotated(value, parameters[key].annotation if key in parameters else None)
+        for key, value in arguments.items()
+    }
+    if "size" in _required(cls):
+        given.setdefault("size", size)
+    try:
+        user = cls(**given)
+    except Exception as error:  # whatever the class raises is about these arguments
+        named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", str(error))]
+        key = named[0] if named else next(iter(arguments)) if len(arguments) == 1 else "type"
+        raise OperationError(key, f"{name} refuses its arguments: {error}") from error
+    if not is_import_path(name):
+        _check_draws_by_sample(name, user)
+    return wrap(user, name)
+
+
+def _class_of(name: str) -> tuple[type, Callable[[Any, str], Operation]]:
+    if not is_import_path(name):
+        # kornia costs most of a second to import: only when a chain names one of its classes.
+        from kornia import augmentation
+
+        from augment.kornia_op import KorniaOp, kornia_classes
+
+        known = kornia_classes()
+        if name not in known and isinstance(getattr(augmentation, name, None), type):
+            raise OperationError(
+                "type", f"{name} is no single 2-D augmentation of one image; list those in order instead"
+            )
+        if name not in known:
+            raise OperationError("type", f"{name!r} is no 2-D augmentation of kornia{nearest(name, known)}")
+        return known[name], KorniaOp
+    try:
+        cls = import_class(name)
+    except PluginError as error:
+        raise OperationError("type", str(error)) from error
+    wrap = kind_of(cls)
+    if wrap is None:
+        raise OperationError("type", f"{name} is no operation: it has neither sample() and apply() nor __call__()")
+    return cls, wrap
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    return dict(inspect.signature(cls).parameters)
+
+
+def _required(cls: type) -> set[str]:
+    plain = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {key for key, p in _parameters(cls).items() if p.default is p.empty and p.kind in plain}
+
+
+def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
+    parameters = _parameters(cls)
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
+        for key in arguments:
+            if key not in parameters:
+                raise OperationError(key, f"{name} has no argument {key!r}{nearest(key, parameters)}")
+    missing = sorted(_required(cls) - set(arguments) - {"size"})
+    if missing:
+        raise OperationError(missing[0], f"{name} needs the argument {missing[0]!r}")
+
+
+def _check_draws_by_sample(name: str, module: Any) -> None:
+    """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbours."""
+    if module.p_batch != 1:
+        key = "p_batch" if "p_batch" in _parameters(type(module)) else "p"
+        raise OperationError(
+            key, f"{name}: {key}={module.p_batch} applies to a whole batch at once; only 1 is possible"
+        )
+    if module.same_on_batch and "same_on_batch" in _parameters(type(module)):
+        raise OperationError("same_on_batch", f"{name}: same_on_batch is not possible, every sample has its own draws")
+    if module.same_on_batch and 0 < module.p < 1:
+        raise OperationError("p", f"{name}: p={module.p} applies to a whole batch at once; only 0 or 1 is possible")
+
+
+def _as_annotated(value: Any, annotation: Any) -> Any:
+    """YAML has lists where kornia wants tuples, and in a few places tensors."""
+    if not isinstance(value, list | tuple):
+        return value
+    if annotation in (torch.Tensor, torch.Tensor | None, "torch.Tensor", "Tensor"):
+        return torch.tensor(value)
+    return tuple(_as_annotated(item, None) for item in value)
