@@ -11,16 +11,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from distill.report.numbers import percent, points, signed
+from distill.report.numbers import SPACE, percent, points, signed
 from distill.report.outcome import Outcome, interval, outcome
 from distill.report.summary import RunSummary, Series, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
 
-WIDTH = 8.0  # inches; at 150 dots each as wide as the page shows a figure on a dense screen
+WIDTH = 5.2  # inches: narrow, so that the text is readable where the page is a phone's
+PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}{SPACE}%")
 MOST_BARS = 40
-MOST_CONFUSED = 24
+MOST_CONFUSED = 20
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     axes.set_yticks(range(len(rows)), [_short(row.name) for row in rows])
     axes.set_ylim(-0.6, len(rows) - 0.2)
     axes.margins(x=0.08)
-    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="x")
     axes.set_xlabel(f"test accuracy, 95 % interval on {images} images" if images else "test accuracy")
     return figure
@@ -86,12 +87,12 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
     panels = [panel for panel in ((losses, "steps", "loss"), (accuracies, "epochs", "accuracy")) if panel[0]]
     if not panels:
         return None
-    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-    for axes, (group, over, title) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels):
+    figure = Figure(figsize=(WIDTH, 2.5 * len(panels)), layout="constrained")
+    for axes, (group, over, title) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
         for number, (name, series) in enumerate(group.items()):
             _curve(axes, name, series, over, theme.series[number % len(theme.series)])
         if title == "accuracy":
-            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+            axes.yaxis.set_major_formatter(PERCENT)
         elif _spans_decades(group):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -104,42 +105,41 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def classes(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Accuracy of the student minus the baseline's, per class, sorted. Of many classes the ends of the order."""
+    """Accuracy of the student minus the baseline's, per class, sorted. Of many classes the two ends of the order."""
     found = outcome(summary)
     if found is None:
         return None
     change_K = found.change_K
     order = [int(k) for k in np.argsort(change_K, kind="stable") if found.present_K[k]]
-    left_out = order[MOST_BARS // 2 : -MOST_BARS // 2] if len(order) > MOST_BARS else []
-    shown = [k for k in order if k not in set(left_out)]
+    half = MOST_BARS // 2 if len(order) > MOST_BARS else len(order)
+    left_out = order[half : len(order) - half]
+    shown = order[:half] + order[half + len(left_out) :]
+    rows = [y if y < half else y + 1 for y in range(len(shown))]  # one row stands for those left out
+    values = [float(change_K[k]) for k in shown]
+
     height = 0.2 if len(shown) > 20 else 0.28
     figure, axes = _canvas(1.0 + height * max(len(shown), 3), theme)
-    values = [float(change_K[k]) for k in shown]
-    axes.barh(range(len(shown)), values, color=[theme.better if v > 0 else theme.worse for v in values], height=0.72)
-    axes.plot([0] * len(shown), range(len(shown)), "|", color=theme.muted, markersize=5)
+    axes.barh(rows, values, color=[theme.better if v > 0 else theme.worse for v in values], height=0.72)
     axes.axvline(0, color=theme.muted, linewidth=0.8)
-    axes.set_yticks(range(len(shown)), [_short(found.classes[k]) for k in shown], fontsize=9 if height > 0.2 else 7.5)
-    axes.set_ylim(-0.7, len(shown) - 0.3)
-    reach = max(0.02, *(abs(v) for v in values)) * 1.18
-    axes.set_xlim(-reach, reach)
-    for y, value in enumerate(values):
-        if value:
-            side = math.copysign(4, value)
-            axes.annotate(
-                points(value), (value, y), (side, 0), textcoords="offset points", va="center", fontsize=7.5,
-                ha="left" if value > 0 else "right", color=theme.muted,
-            )  # fmt: skip
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: points(value)))
-    axes.grid(axis="x")
-    axes.set_xlabel(f"change in accuracy against the {summary.baseline}, percentage points")
-    if left_out:
-        middle = [points(float(change_K[k])) for k in (left_out[0], left_out[-1])]
-        axes.axhline(MOST_BARS // 2 - 0.5, color=theme.muted, linewidth=0.8, linestyle=(0, (2, 3)))
-        axes.text(
-            0.995, MOST_BARS // 2 - 0.5, f"{len(left_out)} more classes, {middle[0]} to {middle[1]}",
-            transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=8,
-            color=theme.muted, backgroundcolor=theme.paper,
+    axes.set_yticks(rows, [_short(found.classes[k]) for k in shown], fontsize=9 if height > 0.2 else 7.5)
+    axes.set_ylim(-0.7, rows[-1] + 0.7)
+    reach = max(0.02, *(abs(v) for v in values))
+    axes.set_xlim(min(0.0, *values) - 0.16 * reach, max(0.0, *values) + 0.16 * reach)
+    for y, value in zip(rows, values):
+        side = math.copysign(4, value)
+        axes.annotate(
+            points(value), (value, y), (side, 0), textcoords="offset points", va="center", fontsize=7.5,
+            ha="left" if value >= 0 else "right", color=theme.muted,
         )  # fmt: skip
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: points(value).removesuffix(".0")))
+    axes.grid(axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(6))
+    note = f"change in accuracy against the {summary.baseline}, percentage points"
+    figure.supxlabel(note, fontsize=9, color=theme.muted)
+    if left_out:
+        least, most = (points(float(change_K[k])) for k in (left_out[0], left_out[-1]))
+        note = f"{len(left_out)} more classes, {least} to {most}"
+        axes.annotate(note, (0, half), (6, 0), textcoords="offset points", va="center", fontsize=7.5, color=theme.ink)
     return figure
 
 
@@ -152,19 +152,21 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
     change = found.confusion_KK[np.ix_(shown, shown)]
     benefit = np.where(np.eye(len(shown), dtype=bool), change, -change)
     most = max(1, int(np.abs(change).max()))
-    figure = Figure(figsize=(WIDTH, WIDTH * 0.9), layout="constrained")
+    figure = Figure(figsize=(WIDTH, WIDTH * 0.85), layout="constrained")
     axes = figure.subplots()
     colours = LinearSegmentedColormap.from_list("benefit", [theme.worse, theme.paper, theme.better])
     axes.imshow(benefit, cmap=colours, vmin=-most, vmax=most)
-    text = 9 if len(shown) <= 12 else 6.5
+    text = 9 if len(shown) <= 12 else 6
     for i, j in zip(*np.nonzero(change)):
         strong = abs(change[i, j]) > 0.6 * most
         ink = theme.paper if strong else theme.ink
         axes.text(j, i, signed(int(change[i, j])), ha="center", va="center", fontsize=text, color=ink)
-    names = [_short(found.classes[k], 18) for k in shown]
-    axes.set_xticks(range(len(shown)), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="right", fontsize=8)
-    if max(map(len, names)) <= 3:
-        axes.set_xticks(range(len(shown)), names, fontsize=8)
+    names = [_short(found.classes[k]) for k in shown]
+    columns = names
+    if max(map(len, names)) > 3:  # too long to stand under a column: number them
+        columns = [str(number + 1) for number in range(len(names))]
+        names = [f"{name}  {number}" for name, number in zip(names, columns)]
+    axes.set_xticks(range(len(shown)), columns, fontsize=8)
     axes.set_yticks(range(len(shown)), names, fontsize=8)
     axes.set_xticks(np.arange(len(shown) + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(len(shown) + 1) - 0.5, minor=True)

@@ -74,7 +74,9 @@ def tiles(summary: RunSummary) -> list[tuple[str, str]]:
         found.append((numbers.percent(student.accuracy), "test accuracy of the student"))
     for row in (summary.row(summary.baseline), summary.row(summary.teacher)):
         if row is not None and _known(row) and _known(student):
-            found.append((numbers.points((student.accuracy or 0) - (row.accuracy or 0)), f"points to the {row.name}"))
+            found.append(
+                (numbers.points((student.accuracy or 0) - (row.accuracy or 0)), f"points against the {row.name}")
+            )
     if finite(student.agreement):
         found.append((numbers.percent(student.agreement), "agreement with the teacher"))
     if student.bytes is not None:
