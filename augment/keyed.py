@@ -7,7 +7,9 @@ without knowing of it.
 Which sample a number belongs to is read from the shape: a leading dimension as long as the batch is the batch. For that
 to be unambiguous, the code runs on a batch padded to a prime of at least 11 that divides no image dimension (see
 :func:`padded_rows`). A tensor without the batch dimension is one draw for the whole (seed, epoch, view, op). Whatever
-fits neither is an error: better no result than one that depends on the batch.
+fits neither is an error: better no result than one that depends on the batch. What remains is a draw for the batch
+whose own length happens to be that prime; an operation with such a draw should declare its draws (see
+:class:`augment.operation.Sampled`).
 """
 
 from __future__ import annotations

@@ -125,9 +125,7 @@ def _class_of(name: str) -> tuple[type, Callable[[Any, str], Operation]]:
 
         known = kornia_classes()
         if name not in known and isinstance(getattr(augmentation, name, None), type):
-            raise OperationError(
-                "type", f"{name} is no single 2-D augmentation of one image; list those in order instead"
-            )
+            raise OperationError("type", f"{name} is no 2-D augmentation of one image on its own")
         if name not in known:
             raise OperationError("type", f"{name!r} is no 2-D augmentation of kornia{nearest(name, known)}")
         return known[name], KorniaOp
@@ -165,13 +163,11 @@ def _check_draws_by_sample(name: str, module: Any) -> None:
     """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbours."""
     if module.p_batch != 1:
         key = "p_batch" if "p_batch" in _parameters(type(module)) else "p"
-        raise OperationError(
-            key, f"{name}: {key}={module.p_batch} applies to a whole batch at once; only 1 is possible"
-        )
+        raise OperationError(key, f"{name}: {key}={module.p_batch} is for a whole batch at once; only 1 is possible")
     if module.same_on_batch and "same_on_batch" in _parameters(type(module)):
         raise OperationError("same_on_batch", f"{name}: same_on_batch is not possible, every sample has its own draws")
     if module.same_on_batch and 0 < module.p < 1:
-        raise OperationError("p", f"{name}: p={module.p} applies to a whole batch at once; only 0 or 1 is possible")
+        raise OperationError("p", f"{name}: p={module.p} is for a whole batch at once; only 0 or 1 is possible")
 
 
 def _as_annotated(value: Any, annotation: Any) -> Any:

@@ -1,0 +1,47 @@
+"""The contact sheet shows what the networks see."""
+
+import numpy as np
+import pytest
+import torch
+
+from augment.dual import AugmentSettings, DualAugment
+from augment.preview import contact_sheet, denormalised
+from augment.views import InputSpec
+
+TEACHER = InputSpec((48, 48), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4))
+STUDENT = InputSpec((32, 32))
+COLOURS = [(250, 10, 10), (10, 250, 10), (10, 10, 250)]
+
+
+def sheet_of(policy="both_to_both", teachers=(TEACHER,), **keywords):
+    images = torch.stack([torch.tensor(c, dtype=torch.uint8).view(3, 1, 1).expand(3, 60, 80) for c in COLOURS])
+    views = DualAugment(AugmentSettings(policy=policy, student=[]), teachers, STUDENT, 0)(images, torch.arange(3), 0)
+    return contact_sheet(images, views, teachers, STUDENT, **keywords)
+
+
+def test_normalisation_is_undone():
+    pixel = torch.tensor([200, 100, 50], dtype=torch.uint8).view(1, 3, 1, 1)
+    view = DualAugment(AugmentSettings(student=[], teacher=[]), (), InputSpec((1, 1)), 0)(pixel, torch.arange(1), 0)
+    assert torch.equal(denormalised(view.student[0], InputSpec((1, 1))), pixel)
+
+
+def test_every_image_appears_once_per_column_in_its_own_colour():
+    pixels = np.asarray(sheet_of(cell=96)).astype(int)
+    areas = [int((np.abs(pixels - colour).max(-1) <= 1).sum()) for colour in COLOURS]
+    # The original keeps its 80 x 60 shape; the teacher's views fill the cell, the student's are 32/48 of it.
+    assert areas == [96 * 72 + 2 * 96 * 96 + 2 * 64 * 64] * 3
+
+
+def test_without_a_teacher_and_with_titles():
+    alone = sheet_of("identical", teachers=())
+    assert sheet_of("identical").width > alone.width
+    assert sheet_of("identical", teachers=(), titles=["rose", "iris", "a long name"]).width > alone.width
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="3 images need as many titles, not 1"):
+        sheet_of(titles=["rose"])
+    images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
+    views = DualAugment(AugmentSettings(student=[]), (), STUDENT, 0)(images, torch.arange(1), 0)
+    with pytest.raises(ValueError, match="views are for 0 teachers, but 1 specifications were given"):
+        contact_sheet(images, views, (TEACHER,), STUDENT)
