@@ -48,7 +48,8 @@ class Machine(Part):
 
         return cls(
             python=platform.python_version(),
-            **{name: _version(name) for name in ("torch", "timm", "kornia", "lightning")},
+            torch=torch.__version__,
+            **{name: _version(name) for name in ("timm", "kornia", "lightning")},
             cpu=_cpu_name(),
             threads=torch.get_num_threads(),
             gpu=torch.cuda.get_device_name() if torch.cuda.is_available() else "",

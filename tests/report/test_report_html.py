@@ -1,0 +1,140 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from distill.report.html import tiles, write_report
+from distill.report.summary import Check, Row
+
+VOID = {"meta", "img", "source", "br"}
+
+
+class Page(HTMLParser):
+    """Collects headings, text and addresses; fails on tags that do not match."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.headings, self.words, self.addresses, self.tags = [], [], [], [], set()
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.add(tag)
+        self.addresses += [value for key, value in attributes if key in ("src", "srcset", "href", "action")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] == "h2":
+            self.headings.append(data)
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+
+def page(folder, run):
+    return Page(write_report(folder, run).read_text(encoding="utf-8"))
+
+
+def test_the_full_page_and_its_figures(tmp_path, run):
+    sheet = tmp_path / "sheet.png"
+    Image.new("RGB", (8, 8)).save(sheet)
+    found = page(tmp_path / "run", run.model_copy(update={"contact_sheet": sheet}))
+    text = " ".join(found.words)
+    sections = [
+        "Results",
+        "Warnings",
+        "What each network saw",
+        "Training",
+        "Class by class",
+        "Confusions",
+        "Size",
+        "Time",
+    ]
+    assert found.headings[: len(sections)] == sections
+    for words in (
+        "three flowers",
+        "83.3\u00a0%",
+        "4,652,008",
+        "1\u00a0h 07\u00a0min",
+        "92.4\u00a0kB",
+        "runs/x/delta.safetensors",
+        "seed: 3",
+    ):
+        assert words in text
+    written = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
+    assert written == {"accuracy.png", "curves.png", "classes.png", "confusion.png"}
+    assert f"data:image/png;base64,{base64.b64encode(sheet.read_bytes()).decode()}" in found.addresses
+    embedded = (tmp_path / "run" / "figures" / "curves.png").read_bytes()
+    assert f"data:image/png;base64,{base64.b64encode(embedded).decode()}" in found.addresses
+
+
+def test_the_page_is_self_contained(tmp_path, run):
+    text = write_report(tmp_path, run).read_text(encoding="utf-8")
+    found = Page(text)
+    assert found.addresses and all(address.startswith("data:image/png;base64,") for address in found.addresses)
+    assert not found.tags & {"script", "link", "iframe", "object", "embed"}
+    assert not re.search(r"https?://|@import|url\(", text)
+
+
+def test_what_users_write_is_text_and_never_markup(tmp_path, run):
+    bad = "<script>alert(1)</script>\"'&"
+    evil = run.model_copy(
+        update={
+            "title": bad,
+            "config": bad,
+            "classes": (bad, "tulip", "daisy"),
+            "warnings": (bad,),
+            "paths": {bad: bad},
+            "rows": (Row(name="student", what=bad),),
+            "verification": (Check(name=bad, passed=False, detail=bad),),
+        }
+    )
+    found = page(tmp_path, evil)
+    assert "script" not in found.tags and "".join(found.words).count("<script>alert(1)</script>") >= 8
+
+
+def test_a_bare_run_still_makes_a_page(tmp_path, bare):
+    found = page(tmp_path, bare)
+    assert found.headings == ["Machine"] and "seed 3" in " ".join(found.words)
+    assert not (tmp_path / "figures").exists()
+
+
+def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
+    row = Row(name="student", agreement=0.9, bytes=10)
+    unlabelled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
+    found = page(tmp_path, unlabelled)
+    assert "accuracy is not known" in " ".join(found.words) and "Class by class" not in found.headings
+    assert [what for _, what in tiles(unlabelled)] == ["agreement with the teacher", "to store the student"]
+
+
+@pytest.mark.parametrize("missing", ["teacher", "linear probe", "student"])
+def test_a_missing_model_leaves_its_parts_out(tmp_path, run, missing):
+    rows = tuple(row for row in run.rows if row.name != missing)
+    predictions = {name: values for name, values in run.predictions.items() if name != missing}
+    part = run.model_copy(update={"rows": rows, "predictions": predictions})
+    found = page(tmp_path, part)
+    assert ("Class by class" in found.headings) == (missing == "teacher")
+    assert f"points against the {missing}" not in " ".join(found.words)
+
+
+def test_a_failed_verification_says_so(tmp_path, run):
+    found = page(
+        tmp_path, run.model_copy(update={"verification": (Check(name="same top-1", passed=False, detail="3 of 256"),)})
+    )
+    assert "failed" in found.words and "3 of 256" in found.words
+
+
+def test_a_contact_sheet_that_is_gone_is_reported_on_the_page(tmp_path, run):
+    found = page(tmp_path, run.model_copy(update={"contact_sheet": tmp_path / "gone.png"}))
+    assert "The contact sheet was not found at " in found.words
+
+
+def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
+    write_report(tmp_path, run)
+    write_report(tmp_path, bare)
+    assert list((tmp_path / "figures").iterdir()) == []
