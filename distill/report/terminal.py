@@ -56,16 +56,9 @@ def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
         facts.append(("size", _listed({name: size(value) for name, value in summary.sizes.items()})))
     if summary.seconds:
         facts.append(("time", _listed({name: duration(value) for name, value in summary.seconds.items()})))
-    failed = [check for check in summary.verification if not check.passed]
-    if summary.verification and not failed:
-        facts.append(
-            (
-                "export",
-                Text(
-                    f"verified: {len(summary.verification)} of {len(summary.verification)} checks passed", style="green"
-                ),
-            )
-        )
+    checks, failed = summary.verification, [check for check in summary.verification if not check.passed]
+    if checks and not failed:
+        facts.append(("export", Text(f"verified: {len(checks)} of {len(checks)} checks passed", style="green")))
     facts += [("export", Text(f"failed: {check.name}. {check.detail}", style="bold red")) for check in failed]
     facts += [("warning", Text(warning, style="yellow")) for warning in summary.warnings]
     return facts
