@@ -77,13 +77,21 @@ def attach(
     """
     head = (exclude_head,) if isinstance(exclude_head, str) else tuple(exclude_head or ())
     before = {id(site.delta) for site in deltas(model)}
-    _freeze(model, head)
+    freeze(model, head)
     for settings in specs:
         if settings.component is not None and issubclass(settings.component, StructuralDelta):
             _add_structural(model, settings)
         else:
             _add_everywhere(model, settings, head)
     return [site for site in deltas(model) if id(site.delta) not in before]
+
+
+def freeze(model: nn.Module, head: Sequence[str]) -> None:
+    """Turn off the gradient of every parameter but those of deltas and of the modules named in ``head``."""
+    of_deltas = {id(parameter) for site in deltas(model) for parameter in site.delta.parameters()}
+    for name, parameter in model.named_parameters():
+        if not inside(name, head) and id(parameter) not in of_deltas:
+            parameter.requires_grad_(False)
 
 
 def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None:
@@ -139,13 +147,6 @@ def merge(model: nn.Module) -> None:
             _own_class(layer)
             for name in list(_parametrizations(layer)):
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
-
-
-def _freeze(model: nn.Module, head: Sequence[str]) -> None:
-    of_deltas = {id(parameter) for site in deltas(model) for parameter in site.delta.parameters()}
-    for name, parameter in model.named_parameters():
-        if not inside(name, head) and id(parameter) not in of_deltas:
-            parameter.requires_grad_(False)
 
 
 def _add_structural(model: nn.Module, settings: DeltaSettings) -> None:

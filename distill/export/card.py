@@ -1,0 +1,57 @@
+"""The model card: how to load the folder with timm alone, what it expects to see, what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import mean, stdev
+
+from distill.export.manifest import Preprocessing, Result
+
+
+def card(
+    architecture: str,
+    origin: str,
+    preprocessing: Preprocessing,
+    labels: Sequence[str],
+    results: Sequence[Result],
+    size: int,
+) -> str:
+    """The text of ``README.md``. ``size`` is in bytes."""
+    channels, height, width = preprocessing.input_size
+    classes = f"{len(labels)} classes: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}." if labels else ""
+    return f"""# {architecture}, distilled
+
+A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {size / 1e6:.1f} MB, made from `{origin}`.
+{classes}
+
+```python
+import timm
+
+model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB
+names = model.pretrained_cfg.get("label_names")
+```
+
+Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)},
+{preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}.
+
+{_table(results)}
+`manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
+
+## Licence
+To be filled in by whoever publishes this: the backbone's licence and that of the training images apply.
+"""
+
+
+def _table(results: Sequence[Result]) -> str:
+    """Results by name, mean ± standard deviation where there are several seeds."""
+    if not results:
+        return "No results were recorded.\n"
+    rows = ["| result | value | seeds |", "|---|---|---|"]
+    for name in dict.fromkeys(result.name for result in results):
+        values = [result.value for result in results if result.name == name]
+        seeds = [str(result.seed) for result in results if result.name == name and result.seed is not None]
+        spread = f" ± {stdev(values):.4g}" if len(values) > 1 else ""
+        rows.append(f"| {name} | {mean(values):.4g}{spread} | {', '.join(seeds)} |")
+    return "\n".join(rows) + "\n"

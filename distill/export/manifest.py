@@ -1,0 +1,50 @@
+"""What travels with exported weights: preprocessing, labels, results."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+from torch import nn
+
+from augment.settings import Settings
+
+
+class Preprocessing(Settings):
+    """How an image becomes the network's input: resized to ``size / crop_pct``, centre-cropped, normalised."""
+
+    input_size: tuple[int, int, int]
+    """Channels, height, width."""
+    mean: tuple[float, ...]
+    """Per channel, of values in [0, 1]."""
+    std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = Field(1.0, gt=0)
+    crop_mode: str = "center"
+
+    @classmethod
+    def of(cls, model: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
+        """What a timm model declares, at another height and width if given."""
+        config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+        channels, *native = config["input_size"]
+        fields = {name: config[name] for name in cls.model_fields if name in config}
+        return cls(**{**fields, "input_size": (channels, *(size or native))})
+
+
+class Result(Settings):
+    """One measured number."""
+
+    name: str
+    """For instance ``test/top1``."""
+    value: float
+    seed: int | None = None
+
+
+def model_arguments(model: nn.Module, arguments: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Arguments of ``timm.create_model``, besides the name and the number of classes, that build this model again.
+
+    Recent timm releases record them on the model; ``arguments`` replaces what is recorded.
+    """
+    recorded: Any = getattr(model, "_model_args", {})
+    found = recorded if arguments is None else arguments
+    return {name: value for name, value in found.items() if name != "num_classes" and value is not None}

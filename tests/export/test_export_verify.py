@@ -1,0 +1,72 @@
+"""verify: passes for a true export, fails for a wrong one, refuses a tampered one before loading it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from export_students import LABELS, Trained, make_backbone
+
+from distill.export.delta_file import write_delta
+from distill.export.sealed import ExportError
+from distill.export.timm_folder import write_timm_folder
+from distill.export.verify import Report, _compare, verify
+
+IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
+
+
+def export(folder: Path, trained: Trained) -> tuple[Path, Path]:
+    write_delta(folder / "delta", trained.model, trained.identity, origin="random", labels=LABELS)
+    write_timm_folder(folder / "merged", trained.model, origin="random", labels=LABELS)
+    return folder / "delta", folder / "merged"
+
+
+def test_a_true_export_passes(folder: Path, trained: Trained) -> None:
+    delta, merged = export(folder, trained)
+    report = verify(merged, IMAGES, delta=delta, make_backbone=make_backbone, model=trained.model, enough=8)
+    assert report.passed and report.images == 8
+    assert [c.against for c in report.comparisons] == ["delta file", "live model"]
+    assert all(c.relative_difference <= 1e-5 and c.same_top1 == 8 for c in report.comparisons)
+
+
+def test_a_folder_of_other_weights_fails(folder: Path, trained: Trained) -> None:
+    delta, merged = export(folder, trained)
+    write_timm_folder(merged, make_backbone(seed=4), origin="random")
+    report = verify(merged, IMAGES, delta=delta, make_backbone=make_backbone, enough=8)
+    assert not report.passed and report.comparisons[0].relative_difference > 1e-5
+
+
+def test_logits_that_are_not_finite_fail() -> None:
+    good, bad = torch.eye(3), torch.eye(3)
+    bad[0, 0] = torch.nan
+    for merged, other in [(bad, good), (good, bad), (bad, bad), (torch.zeros(3, 3), torch.zeros(3, 3))]:
+        comparison = _compare("live model", merged, other)
+        assert not Report(images=3, merged_sha256="", delta_sha256=None, comparisons=(comparison,)).passed
+    assert Report(images=3, merged_sha256="", delta_sha256=None, comparisons=(_compare("m", good, good),)).passed
+    with pytest.raises(ExportError, match=r"logits of the merged model are \(3, 3\), of the live model \(3, 2\)"):
+        _compare("live model", good, good[:, :2])
+
+
+@pytest.mark.parametrize("name", ["merged/config.json", "merged/model.safetensors", "delta/delta.safetensors"])
+def test_a_tampered_file_is_refused_before_any_loader(
+    folder: Path, trained: Trained, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, merged = export(folder, trained)
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 4
+    (folder / name).write_bytes(data)
+
+    def loader(*_: object, **__: object) -> None:
+        raise AssertionError("a loader saw it")
+
+    monkeypatch.setattr("safetensors.torch.load", loader)
+    monkeypatch.setattr("timm.create_model", loader)
+    monkeypatch.setattr("subprocess.run", loader)
+    with pytest.raises(ExportError, match=Path(name).name):
+        verify(merged, IMAGES, delta=delta, make_backbone=make_backbone, enough=8)
+
+
+def test_what_it_needs(folder: Path) -> None:
+    with pytest.raises(ExportError, match="8 images prove too little; give at least 256"):
+        verify(folder, IMAGES, model=make_backbone())
+    with pytest.raises(ExportError, match="needs a delta folder and its backbone"):
+        verify(folder, IMAGES, enough=8)
