@@ -74,24 +74,23 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def curves(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Loss terms of the student's stage over steps; accuracy of every stage over epochs."""
-    losses = {
-        name: series for name, series in summary.curves.get(summary.student, {}).items() if "loss" in name.lower()
-    }
-    accuracies = {
-        stage if _only_one(log, "accuracy") else f"{stage} · {name}": series
+    """Loss terms of the student's stage over steps; every stage's accuracy (agreement without labels) over epochs."""
+    losses = {name: series for name, series in summary.curves.get(summary.student, {}).items() if "loss" in name}
+    score = "accuracy" if any("accuracy" in name for log in summary.curves.values() for name in log) else "agreement"
+    scores = {
+        stage if _only_one(log, score) else f"{stage} · {name}": series
         for stage, log in summary.curves.items()
         for name, series in log.items()
-        if "accuracy" in name.lower()
+        if score in name
     }
-    panels = [panel for panel in ((losses, "steps", "loss"), (accuracies, "epochs", "accuracy")) if panel[0]]
+    panels = [panel for panel in ((losses, "steps", "loss"), (scores, "epochs", score)) if panel[0]]
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH, 2.5 * len(panels)), layout="constrained")
     for axes, (group, over, title) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
         for number, (name, series) in enumerate(group.items()):
             _curve(axes, name, series, over, theme.series[number % len(theme.series)])
-        if title == "accuracy":
+        if title == score:
             axes.yaxis.set_major_formatter(PERCENT)
         elif _spans_decades(group):
             axes.set_yscale("log")
@@ -207,7 +206,7 @@ def _spans_decades(group: dict[str, Series]) -> bool:
 
 
 def _only_one(log: dict[str, Series], word: str) -> bool:
-    return sum(word in name.lower() for name in log) == 1
+    return sum(word in name for name in log) == 1
 
 
 def _canvas(height: float, theme: Theme) -> tuple[Figure, Axes]:

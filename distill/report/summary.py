@@ -109,7 +109,8 @@ class RunSummary(Part):
     paths: dict[str, str] = Field({}, description="what → where it was written")
     curves: dict[str, Curves] = Field(
         {},
-        description="stage → its log; names that contain 'loss' or 'accuracy' are drawn, losses of the student's stage",
+        description="stage → its log. Drawn: names with 'loss' of the student's stage, and of every stage names with "
+        "'accuracy', or with 'agreement' where nothing has an accuracy",
     )
     contact_sheet: Path | None = Field(None, description="PNG of what each network saw")
 

@@ -103,3 +103,10 @@ def test_identical_predictions_and_perfect_accuracy_are_drawn(run):
 
 def test_class_names_in_any_script_and_with_any_sign_are_drawn(run):
     assert "classes" in draw(run.model_copy(update={"classes": ("$5 note", "猫", r"\frac{_^$")}))
+
+
+def test_without_labels_agreement_is_drawn_in_the_place_of_accuracy(run):
+    log = {"student": {"val/agreement": run.curves["teacher"]["val/accuracy"]}}
+    (axes,) = figures.curves(run.model_copy(update={"curves": log}), LIGHT).axes
+    assert axes.get_title() == "agreement"
+    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]]
