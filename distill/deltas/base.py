@@ -26,10 +26,13 @@ class DeltaSettings(Settings):
     type: str
     sites: tuple[str, ...] = Field(
         ("*",),
+        min_length=1,
         description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'; 'blocks.*.attn.qkv[qv]' for q and v",
     )
     exclude: tuple[str, ...] = Field((), description="patterns taken out again")
-    kinds: tuple[LayerKind, ...] | None = Field(None, description="layer kinds to change; all that the method knows")
+    kinds: tuple[LayerKind, ...] | None = Field(
+        None, min_length=1, description="layer kinds to change; none means all that the method knows"
+    )
 
     @field_validator("sites", "exclude", "kinds", mode="before")
     @classmethod

@@ -111,6 +111,9 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         and not inside(name, own)
         and (kind := layer_kind(module)) is not None
     }
+    for pattern in settings.exclude:
+        if not any(fnmatchcase(name, pattern) for name in layers):
+            raise DeltaError(f"{settings.type}: exclude pattern {pattern!r} matches no layer{_near(pattern, layers)}")
     found: dict[str, list[Place]] = {}
     taken: set[str] = set()
     for pattern in settings.sites:

@@ -1,6 +1,7 @@
 """Sites, freezing, composing, merging, state: what holds for every weight delta on real timm models."""
 
 import copy
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -158,6 +159,10 @@ def test_deltas_compose_in_declared_order() -> None:
         (Dense.Settings(sites="conv_sten"), "did you mean 'conv_stem'"),
         (Dense.Settings(sites="bn1"), "matches no conv or depthwise or linear layer (it finds 'bn1', a norm)"),
         (Dense.Settings(sites="conv_stem", exclude="conv*"), "all are excluded"),
+        (
+            Dense.Settings(exclude="bloks.*"),
+            "exclude pattern 'bloks.*' matches no layer; layers are named like 'conv_stem'",
+        ),
         (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it knows linear, conv, depthwise"),
         (LowRank.Settings(sites="*.conv_dw"), "of 1152 numbers would get 10240 at rank 8"),
         (LowRank.Settings(rank=500, sites="conv_stem"), "lower the rank, set oversized: dense"),
@@ -250,7 +255,7 @@ def test_deepcopy_is_independent(name: str) -> None:
 
 def test_bf16_autocast_and_channels_last() -> None:
     model = build("test_efficientnet").to(memory_format=torch.channels_last)
-    attach(model, [LowRank.Settings(rank=2), Bias.Settings()], "classifier")
+    attach(model, [LowRank.Settings(rank=2), Bias.Settings(), ScaleShift.Settings(sites="*.conv_dw")], "classifier")
     disturb(model)
     x = images().to(memory_format=torch.channels_last)
     exact = model(x)
@@ -259,6 +264,23 @@ def test_bf16_autocast_and_channels_last() -> None:
         y.float().square().mean().backward()
     assert y.dtype == torch.bfloat16 and relative(y.float(), exact) < 0.1
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in model.parameters() if p.requires_grad)
+
+
+def test_distributed_data_parallel(tmp_path: Path) -> None:
+    model = build("test_efficientnet")
+    attach(model, [LowRank.Settings(rank=2), ScaleShift.Settings()], "classifier")
+    disturb(model)
+    x = images(2, 64)
+    model(x).square().sum().backward()
+    expected = {n: p.grad.clone() for n, p in model.named_parameters() if p.requires_grad}
+    model.zero_grad()
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        nn.parallel.DistributedDataParallel(model)(x).square().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert all(torch.equal(p.grad, expected[n]) for n, p in model.named_parameters() if p.requires_grad)
 
 
 class Double(StructuralDelta):
