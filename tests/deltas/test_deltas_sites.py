@@ -1,0 +1,74 @@
+"""Which layers a pattern finds, and what is said when it finds none."""
+
+import pytest
+import timm
+from deltas_models import build
+from torch import nn
+
+from distill.deltas.attach import attach
+from distill.deltas.base import DeltaError, DeltaSettings
+from distill.deltas.bias import Bias
+from distill.deltas.dense import Dense
+from distill.deltas.low_rank import LowRank
+from distill.deltas.sites import classifier_names, layer_kind
+
+
+def test_qkv_of_an_unknown_layout_is_refused() -> None:
+    model = timm.create_model("tiny_vit_5m_224", num_classes=2)
+    with pytest.raises(DeltaError, match=r"where q, k and v lie in timm.models.tiny_vit.Attention is not known"):
+        attach(model, [LowRank.Settings(sites="*.attn.qkv[q]")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (Dense.Settings(sites="blocks.*.conv_pv"), "pattern 'blocks.*.conv_pv' matches no layer"),
+        (Dense.Settings(sites="conv_sten"), "did you mean 'conv_stem'"),
+        (Dense.Settings(sites="bn1"), "matches no conv or depthwise or linear layer (it finds 'bn1', a norm)"),
+        (Dense.Settings(sites="conv_stem", exclude="conv*"), "all are excluded"),
+        (
+            Dense.Settings(exclude="bloks.*"),
+            "exclude pattern 'bloks.*' matches no layer; layers are named like 'conv_stem'",
+        ),
+        (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it knows linear, conv, depthwise"),
+        (LowRank.Settings(sites="*.conv_dw"), "of 1152 numbers would get 10240 at rank 8"),
+        (LowRank.Settings(rank=500, sites="conv_stem"), "lower the rank, set oversized: dense"),
+        (LowRank.Settings(oversized="error"), "would get"),
+        (Bias.Settings(sites="conv_stem"), "bias: 'conv_stem' has no bias"),
+        (Dense.Settings(sites="blocks.1.0.conv_pwl[q]"), "is not known"),
+        (Dense.Settings(sites="classifie?"), "all are excluded"),
+    ],
+)
+def test_errors_name_the_site(settings: DeltaSettings, message: str) -> None:
+    with pytest.raises(DeltaError) as caught:
+        attach(build("test_efficientnet"), [settings], "classifier")
+    assert message in str(caught.value)
+
+
+def test_head_only_when_named() -> None:
+    model = build("test_vit")
+    sites = attach(model, [Dense.Settings(), Bias.Settings(sites=("head", "blocks.0.norm?"))], "head")
+    assert [s.name for s in sites if s.name == "head"] == ["head"]
+    assert model.head.weight.requires_grad
+
+
+def test_classifier_names() -> None:
+    assert classifier_names(timm.create_model("deit_tiny_distilled_patch16_224", depth=1)) == ("head", "head_dist")
+    assert classifier_names(build("test_nfnet")) == ("head.fc",)
+    assert classifier_names(timm.create_model("test_vit", num_classes=0)) == ()
+
+
+def test_layer_kinds_of_timm_layers() -> None:
+    from timm.layers import BatchNormAct2d, Conv2dSame, RmsNorm, ScaledStdConv2d, StdConv2d
+
+    assert (
+        layer_kind(Conv2dSame(4, 8, 3))
+        == layer_kind(StdConv2d(4, 8, 3))
+        == layer_kind(ScaledStdConv2d(4, 8, 3))
+        == "conv"
+    )
+    assert (
+        layer_kind(nn.Conv2d(4, 4, 3, groups=4)) == "depthwise" and layer_kind(nn.Conv2d(4, 4, 3, groups=2)) == "conv"
+    )
+    assert layer_kind(BatchNormAct2d(4)) == layer_kind(RmsNorm(4)) == layer_kind(nn.LayerNorm(4)) == "norm"
+    assert layer_kind(nn.LayerNorm(4, elementwise_affine=False)) is None and layer_kind(nn.ReLU()) is None
