@@ -74,7 +74,7 @@ def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int
     except FileNotFoundError as error:
         raise DataError(f"{name}: no such file") from error
     except Image.DecompressionBombError as error:
-        raise DataError(f"{name}: more pixels than any pixel_limit allows ({error})") from error
+        raise DataError(f"{name}: more than pixel_limit = {pixel_limit:,} pixels ({error})") from error
     except Image.UnidentifiedImageError as error:
         empty = source == b"" or (isinstance(source, str | Path) and Path(source).stat().st_size == 0)
         raise DataError(f"{name}: {'an empty file' if empty else 'not an image that can be read'}") from error

@@ -17,48 +17,49 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data.base import DataError
-from distill.data.reader import Batch, BatchReader, Fetched, Request
+from distill.data.order import Epochs, OnePass
+from distill.data.reader import Batch, BatchReader, Fetched
 
 logger = logging.getLogger(__name__)
+CHECK_SECONDS = 2.0
+"""How often waiting is interrupted to see whether the workers live."""
 
 
 class Loader:
-    """Batches of one pass over a part, in its order; rank ``r`` of ``world`` takes every ``world``-th sample.
-
-    Nothing is padded: each sample counts once, over all ranks.
+    """Batches in the order of ``sampler``.
 
     Args:
         reader: what the workers run.
-        batch: samples in a batch of this rank.
+        sampler: the requests of a pass, anew at every ``iter``.
         workers: worker processes; 0 reads in the main process.
         timeout: seconds without a batch after which workers count as hung (only with workers).
         start_method: ``fork``, ``spawn``, ``forkserver``, or None for the platform's own.
-        rank, world: this process's place among those that share the work.
+
+    Raises (while iterating):
+        DataError: an unreadable sample beyond what is tolerated, a source that raised, a worker that died or hung; the
+            text names the sample.
     """
 
     def __init__(
         self,
         reader: BatchReader,
-        batch: int,
+        sampler: OnePass | Epochs,
         *,
         workers: int = 0,
         timeout: float = 300,
         start_method: str | None = None,
-        rank: int = 0,
-        world: int = 1,
     ):
-        self.reader, self.batch, self.rank, self.world, self.timeout = reader, batch, rank, world, timeout
-        self.wait_seconds = 0.0
-        """Seconds spent waiting for data since :meth:`read_wait_seconds` was last called."""
+        self.reader, self.sampler, self.timeout = reader, sampler, timeout
         self.unreadable: dict[str, str] = {}
         """Id → reason of the samples that could not be read so far, each once."""
+        self._waited = 0.0
         self._loader: DataLoader[Fetched] = DataLoader(
             reader,
             batch_size=None,
-            sampler=_Requests(self),  # type: ignore[arg-type]
+            sampler=sampler,
             num_workers=workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
-            timeout=timeout if workers else 0,
+            timeout=min(timeout, CHECK_SECONDS) if workers else 0,
             multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -66,39 +67,35 @@ class Loader:
         )
 
     def __len__(self) -> int:
-        mine = len(range(self.rank, len(self.reader.part), self.world))
-        return -(-mine // self.batch)
-
-    def requests(self) -> Iterator[Request]:
-        """The batches of the next pass."""
-        mine = range(self.rank, len(self.reader.part), self.world)
-        for first in range(0, len(mine), self.batch):
-            yield Request(0, tuple(mine[first : first + self.batch]))
+        return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
         iterator = self._start()
         while True:
             started = time.perf_counter()
             try:
-                fetched = next(iterator)
+                batch = self._accept(self._next(iterator))
             except StopIteration:
                 return
-            except RuntimeError as error:  # the only ones: workers that died, hung or could not start
-                raise DataError(self._obituary(error)) from error
+            except DataError:
+                # Torch's own way to end them waits 5 s for each that hangs.
+                for worker in getattr(iterator, "_workers", ()):
+                    worker.kill()
+                raise
             finally:
-                self.wait_seconds += time.perf_counter() - started
-            yield self._accept(fetched)
+                self._waited += time.perf_counter() - started
+            yield batch
 
     def read_wait_seconds(self) -> float:
         """Seconds spent waiting for data since the last call."""
-        seconds, self.wait_seconds = self.wait_seconds, 0.0
+        seconds, self._waited = self._waited, 0.0
         return seconds
 
     def _start(self) -> Iterator[Fetched]:
         """torch's iterator, without its SIGCHLD handler.
 
-        That handler raises wherever the main process happens to be. Without it a dead worker is noticed within 5 s of
-        waiting for its batch, here, where the sample can be named.
+        That handler raises wherever the main process happens to be when a worker dies. Without it the death is noticed
+        while waiting for the worker's batch, in :meth:`_next`, where the sample can be named.
         """
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
             return iter(self._loader)
@@ -107,6 +104,25 @@ class Loader:
         if before is not None:
             signal.signal(signal.SIGCHLD, before)
         return iterator
+
+    def _next(self, iterator: Iterator[Fetched]) -> Fetched:
+        """The next answer, waited for in steps: torch looks after its workers only when a wait ends without one."""
+        started = time.perf_counter()
+        while True:
+            try:
+                return next(iterator)
+            except RuntimeError as error:  # samples do not raise, see BatchReader: this is about the workers
+                timed_out = "timed out" in str(error)
+                if timed_out and time.perf_counter() - started < self.timeout:
+                    continue
+                what = f"gave nothing for {self.timeout:g} s" if timed_out else "died"
+                raise DataError(f"a data worker {what} while reading {self._in_work()}: {error}") from error
+
+    def _in_work(self) -> str:
+        reading = [(worker, index) for worker, index in enumerate(self.reader.reading.tolist()) if index >= 0]
+        return (
+            ", ".join(f"{self.reader.part.ids[index]!r} (worker {worker})" for worker, index in reading) or "no sample"
+        )
 
     def _accept(self, fetched: Fetched) -> Batch:
         if fetched.error:
@@ -123,25 +139,19 @@ class Loader:
             )
         return fetched.batch
 
-    def _obituary(self, error: RuntimeError) -> str:
-        reading = [(worker, index) for worker, index in enumerate(self.reader.reading.tolist()) if index >= 0]
-        names = ", ".join(f"{self.reader.part.ids[index]!r} (worker {worker})" for worker, index in reading)
-        what = f"was hung for {self.timeout:g} s" if "timed out" in str(error) else "died"
-        return f"a data worker {what} while reading {names or 'no sample'}: {error}"
-
 
 class TrainLoader(Loader):
-    """Endless epochs of shuffled batches, resumable between any two batches.
+    """Shuffled batches, one epoch per ``iter``: the next epoch after a finished one, ``set_epoch`` or not.
 
-    Epoch ``e`` is a permutation of all samples keyed by (seed, e). Global batch ``k`` is places ``kB … (k+1)B − 1``;
-    rank ``r`` takes the ``r``-th run of ``B / world`` of them: all ranks together see what one process would. The
-    incomplete last batch is dropped; a part smaller than one batch makes one smaller batch.
-
-    Iterating gives one epoch. After a finished epoch the next iteration gives the following one, ``set_epoch`` or not.
+    Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders). A
+    part smaller than one batch makes one smaller batch. See :class:`distill.data.order.Epochs`.
 
     Args:
         batch: samples in a batch over all ranks, a multiple of ``world``.
+        rank, world: this process's place among those that share every batch.
     """
+
+    sampler: Epochs
 
     def __init__(self, reader: BatchReader, batch: int, *, rank: int = 0, world: int = 1, **options: Any):
         samples = len(reader.part)
@@ -150,73 +160,23 @@ class TrainLoader(Loader):
         if samples < batch:
             logger.warning("only %d training samples: smaller batches than %d", samples, batch)
             batch = samples // world * world
-        super().__init__(reader, batch, rank=rank, world=world, **options)
-        self.epoch, self.consumed = 0, 0
-        self._first = 0  # batch at which the next iteration starts
-
-    def __len__(self) -> int:
-        """Batches of a whole epoch, also while resuming in the middle of one."""
-        return len(self.reader.part) // self.batch
-
-    @property
-    def sampler(self) -> TrainLoader:
-        """Where Lightning looks for ``set_epoch``."""
-        return self
+        super().__init__(reader, Epochs(reader.order, batch, rank, world), **options)
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next iteration; the restored one continues where it was left, any other starts anew."""
-        if epoch != self.epoch or self.consumed >= len(self):
-            self.epoch, self.consumed, self._first = epoch, 0, 0
-
-    def requests(self) -> Iterator[Request]:
-        epoch, share = self.epoch, self.batch // self.world
-        for batch in range(self.consumed, len(self)):
-            first = batch * self.batch + self.rank * share
-            yield Request(epoch, tuple(range(first, first + share)))
+        self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
         # A generator: nothing moves before the first batch is asked for, so an iterator made and left is harmless.
-        if self.consumed >= len(self):
-            self.epoch, self._first = self.epoch + 1, 0
-        self.consumed, self._first = self._first, 0
+        self.sampler.begin()
         for batch in super().__iter__():
-            self.consumed += 1
+            self.sampler.consumed += 1
             yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and batches handed out (not those that workers have read ahead), and what they are counted in."""
-        return {"epoch": self.epoch, "batches": self.consumed, **self._units()}
+        return self.sampler.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the last batch that was handed out.
-
-        Raises:
-            DataError: in the middle of an epoch of other data, another seed or batch size: places would not match.
-        """
-        if 0 < state["batches"] < state["samples"] // state["batch"]:
-            for key, value in self._units().items():
-                if state[key] != value:
-                    raise DataError(f"cannot resume inside epoch {state['epoch']}: {key} was {state[key]}, is {value}")
-            self.epoch, self._first = state["epoch"], state["batches"]
-        else:
-            self.epoch, self._first = state["epoch"] + (state["batches"] > 0), 0
-        self.consumed = self._first
-
-    def _units(self) -> dict[str, Any]:
-        return {"samples": len(self.reader.part), "batch": self.batch, "seed": self.reader.order.seed}
-
-
-class _Requests:
-    """Hands a loader's requests to torch, which asks for them anew at every pass."""
-
-    def __init__(self, loader: Loader):
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Request]:
-        return self.loader.requests()
-
-    def __len__(self) -> int:
-        return len(self.loader)
+        self.sampler.load_state_dict(state)
 
 
 def _as_it_is(fetched: Fetched) -> Fetched:

@@ -86,13 +86,25 @@ class DataModule:
         reader = self._reader(part, Order(len(part), self.seed), ops, tolerated)
         return TrainLoader(reader, self.settings.batch_size, **self._options())
 
-    def eval_loader(self, name: Split) -> Loader:
-        """This rank's share of a split, in order, each sample once, unreadable ones an error."""
-        return self._in_order(self.part(name))
+    def eval_loader(self, name: Split, shared: bool = True) -> Loader:
+        """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
+        return self._in_order(self.part(name), shared)
 
     def labelled_loader(self) -> Loader:
-        """The training samples whose labels are shown, in order: what a probe is fitted to."""
-        return self._in_order(self._labelled())
+        """All training samples whose labels are shown, in order: what a probe is fitted to."""
+        return self._in_order(self._labelled(), shared=False)
+
+    def has(self, name: Split) -> bool:
+        """Whether there are samples of this split."""
+        if name == "val":
+            self.part("train")  # holds out val
+            return name in self._parts or name in self.source.has_split
+        return name in self.source.has_split
+
+    @property
+    def labelled_count(self) -> int:
+        """Training samples whose label is shown."""
+        return int((self.part("train").labels != UNLABELLED).sum())
 
     def fingerprint(self) -> str:
         """SHA-256 over the source's settings and every split's ids, labels and, where it knows them, file sizes.
@@ -150,9 +162,10 @@ class DataModule:
             )
         return labelled
 
-    def _in_order(self, part: Part) -> Loader:
+    def _in_order(self, part: Part, shared: bool) -> Loader:
         reader = self._reader(part, Order(len(part), None), None, tolerated=0)
-        return Loader(reader, max(1, self.settings.batch_size // self.world_size), **self._options())
+        options = self._options() | ({} if shared else {"rank": 0, "world": 1})
+        return Loader(reader, max(1, self.settings.batch_size // self.world_size), **options)
 
     def _reader(self, part: Part, order: Order, ops: LoaderOps | None, tolerated: int) -> BatchReader:
         return BatchReader(part, order, self.settings.size, self.settings.fit, ops, tolerated, self.settings.workers)

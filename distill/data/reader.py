@@ -19,6 +19,7 @@ from augment.draws import sample_key
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Fit, to_canvas
 from distill.data.loader_ops import LoaderOps
+from distill.data.order import Order, Request
 from distill.data.split import Part
 
 
@@ -33,13 +34,6 @@ class Batch(NamedTuple):
     """int64 [B], :func:`augment.draws.sample_key` of the samples' names."""
 
 
-class Request(NamedTuple):
-    """Which samples a batch is made of: places in the epoch's order."""
-
-    epoch: int
-    places: tuple[int, ...]
-
-
 class Fetched(NamedTuple):
     """A worker's answer: a batch, or the reason why there is none."""
 
@@ -47,20 +41,6 @@ class Fetched(NamedTuple):
     unreadable: tuple[tuple[str, str], ...] = ()
     """(id, reason) of samples that were skipped."""
     error: str = ""
-
-
-class Order:
-    """The order of samples in an epoch: a permutation keyed by (seed, epoch); without a seed, as they are."""
-
-    def __init__(self, length: int, seed: int | None):
-        self.length, self.seed = length, seed
-        self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
-
-    def __call__(self, epoch: int) -> np.ndarray:
-        """int64 [length]: the sample at each place."""
-        if self.seed is not None and self._latest[0] != epoch:
-            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return self._latest[1]
 
 
 class BatchReader(Dataset[Fetched]):

@@ -23,10 +23,10 @@ from distill.deltas.attach import deltas, freeze, place_delta
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly
-from distill.export.identity import Identity, differences, identify
 from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed, write_sealed
 from distill.files import write_atomic
+from distill.models.identity import Identity, differences, identify
 from distill.registry import Family
 
 TENSORS, MANIFEST = "delta.safetensors", "delta.json"

@@ -16,10 +16,10 @@ from torch import nn
 
 from distill.deltas.attach import deltas, merge
 from distill.export.card import card
-from distill.export.identity import Identity, identify
 from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed, write_sealed
 from distill.files import write_atomic
+from distill.models.identity import Identity, identify
 
 CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}

@@ -6,7 +6,7 @@ from torch import nn
 
 
 class Frozen:
-    """Keeps a set of modules in eval mode. Checked before every forward, since ``.train()`` may be called on any part."""
+    """Keeps a set of modules in eval mode; asked before every forward, since ``.train()`` may be called on any part."""
 
     def __init__(self, root: nn.Module):
         # Modules without state or mode-dependent behaviour are checked as well: a flag costs nothing to read.

@@ -179,9 +179,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def check_fits(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
     """Raise ``NetworkError`` that lists every missing, unexpected and misshapen tensor, before anything is changed."""
-    own = model.state_dict()
     complaints = [f"missing {key}" for key in own if key not in state]
     complaints += [f"unexpected {key}" for key in state if key not in own]
     complaints += [
@@ -198,7 +197,7 @@ def check_fits(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
 
 def _load_file(model: nn.Module, path: Path) -> None:
     state = {key.removeprefix("module."): value for key, value in read_weights(path).items()}
-    check_fits(model, state, str(path))
+    check_fits(model.state_dict(), state, str(path))
     model.load_state_dict(state)
 
 

@@ -11,8 +11,11 @@ from torch import Tensor, nn
 from augment.settings import Settings
 from distill.deltas.attach import Site, attach
 from distill.deltas.base import DeltaSettings
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
 from distill.models.features import Features, FeatureShapes
-from distill.models.frozen import Frozen, freeze
+from distill.models.frozen import Frozen
+from distill.models.identity import Identity, identify
 from distill.models.network import Network, NetworkSettings, extract, measure_shapes
 from distill.registry import Family
 
@@ -56,14 +59,12 @@ class Student(nn.Module):
         self.input = network.input
         self.needs = needs
         self.whole = settings.train == "whole"
+        head = classifier_names(self.model)
+        self.backbone: Identity = identify(backbone_state(self.model, head))
         self.sites: list[Site] = []
         self._frozen: Frozen | None = None
         if not self.whole:
-            self.frozen_keys = frozenset(self.model.state_dict())
-            freeze(self.model)
-            self.sites = attach(self.model, settings.deltas)
-            for classifier in head_modules(self.model):
-                classifier.requires_grad_(True)
+            self.sites = attach(self.model, settings.deltas, exclude_head=head)
             self._frozen = Frozen(self.model)
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

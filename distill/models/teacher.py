@@ -69,11 +69,12 @@ class Teacher(nn.Module):
         # Autocast would undo the teacher's own dtype: it would cast weights that are bf16 already, and fp32 ones down.
         with torch.autocast(views[0][0].device.type, enabled=False):
             return [
-                [self._one(network, view) for view in network_views]
+                [self.look(network, view) for view in network_views]
                 for network, network_views in zip(self.networks, views, strict=True)
             ]
 
-    def _one(self, network: nn.Module, view: Tensor) -> Features:
+    def look(self, network: nn.Module, view: Tensor) -> Features:
+        """What one of the networks sees in one view."""
         features = self._extract(network, view.to(self.dtype), self.needs)
         return Features(
             logits=None if features.logits is None else features.logits.float(),

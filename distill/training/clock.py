@@ -45,7 +45,7 @@ class StepClock:
         self.stop(name)
 
     def read(self) -> dict[str, float]:
-        """Seconds by span since the last read. On CUDA this waits for the last event, so call it where one waits anyway."""
+        """Seconds by span since the last read. Waits for the last event on CUDA: call it where one waits anyway."""
         if self._events:
             self._events[-1][2].synchronize()
         for span, begun, ended in self._events:

@@ -65,6 +65,6 @@ class LossGuard(nn.Module):
         if step >= 0:
             names = [name for name, bad in zip(self.terms, self.bad.tolist()) if bad]
             raise NonFiniteLossError(
-                f"step {step}: {', '.join(names)} became NaN or infinite. The update was left out; the weights are those "
-                "of the step before. Common causes: a learning rate too high, bf16 overflow, or a bad input"
+                f"step {step}: {', '.join(names)} became NaN or infinite. The update was left out, the weights are "
+                "those of the step before. Common causes: a learning rate too high, bf16 overflow, a bad input"
             )

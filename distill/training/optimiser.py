@@ -13,13 +13,13 @@ from distill.training.settings import OptimiserSettings, ScheduleSettings
 
 
 def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter decays: matrices and kernels do; norms, biases, scales and whatever its module exempts do not."""
+    """Whether a parameter decays: matrices and kernels do; vectors and whatever its module exempts do not."""
     exempt = getattr(module, "no_weight_decay", ())
     return parameter.ndim > 1 and name not in (exempt() if callable(exempt) else exempt)
 
 
 def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimiserSettings) -> list[dict[str, object]]:
-    """The trainable parameters in at most four groups: head or not, decaying or not; each in ``named_modules`` order."""
+    """The trainable parameters in at most four groups: head or not, decaying or not; each in module order."""
     head_parameters = {id(p) for module in head for p in module.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     seen: set[int] = set()

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from augment.dual import AugmentSettings
 from pydantic import Field, model_validator
 
+from augment.dual import AugmentSettings
 from augment.settings import Settings
 
 

@@ -10,7 +10,7 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.identity import Identity, identify
+from distill.models.identity import Identity, identify
 
 LABELS = ("daisy", "rose", "tulip", "lily", "iris")
 

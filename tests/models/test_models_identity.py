@@ -5,7 +5,7 @@ import hashlib
 import pytest
 import torch
 
-from distill.export.identity import differences, fingerprint, identify
+from distill.models.identity import differences, fingerprint, identify
 
 
 def test_by_hand() -> None:

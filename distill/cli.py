@@ -1,0 +1,173 @@
+"""The command line. Each command imports what it needs: a config error must not wait for Lightning."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+app = typer.Typer(
+    help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the folder configs/.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings laid over the file's.")
+]
+RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
+SplitName = Annotated[str, typer.Option(help="train, val or test.")]
+
+
+@app.command()
+def train(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+) -> None:
+    """Run an experiment: fit the teacher, train, evaluate, export, verify, report.
+
+    [dim]train.py configs/quickstart.yaml seed=1 training.epochs=20[/]
+    """
+    from distill.config import load_config
+
+    experiment = load_config(config, overrides or [])
+    from distill.run import run
+
+    run(experiment, resume, _console())
+
+
+@app.command()
+def evaluate(path: RunPath, split: SplitName = "test") -> None:
+    """Accuracy of a run's student, loaded from the files that it exported."""
+    from distill.commands import evaluate_run
+
+    evaluate_run(path, _split(split), _console())
+
+
+@app.command()
+def export(
+    path: RunPath,
+    to: Annotated[Path | None, typer.Option(help="Where to; default: RUN/export.")] = None,
+) -> None:
+    """Write a finished run's delta file and merged timm folder again, from its trained weights."""
+    from distill.commands import export_run
+
+    export_run(path, to, _console())
+
+
+@app.command()
+def verify(path: RunPath) -> None:
+    """Prove a run's export: hashes, and merged equal to unmerged on real images in a fresh process."""
+    from distill.commands import verify_run
+
+    verify_run(path, _console())
+
+
+@app.command()
+def preview(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    to: Annotated[Path, typer.Option("--to", "-o", help="The picture to write.")] = Path("preview.png"),
+    images: Annotated[int, typer.Option(min=1, max=64, help="How many images.")] = 8,
+    epoch: Annotated[int, typer.Option(min=0, help="Of which epoch to show the draws.")] = 0,
+) -> None:
+    """A contact sheet: original, what the teacher sees, what the student sees."""
+    from distill.config import load_config
+
+    experiment = load_config(config, overrides or [])
+    from distill.commands import preview_views
+
+    preview_views(experiment, to, images, epoch)
+    _console().print(f"wrote {to}")
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine has and whether a run would work on it."""
+    from distill.doctor import examine
+
+    raise typer.Exit(0 if examine(_console()) else 1)
+
+
+@app.command()
+def schema(
+    to: Annotated[Path | None, typer.Option("--to", "-o", help="A file; default: standard output.")] = None,
+) -> None:
+    """The config's JSON schema, for completion and checks in an editor."""
+    import json
+
+    from distill.config import Experiment
+
+    text = json.dumps(Experiment.model_json_schema(), indent=2)
+    if to is None:
+        sys.stdout.write(text + "\n")
+    else:
+        to.write_text(text + "\n")
+
+
+def _split(name: str) -> str:
+    if name not in ("train", "val", "test"):
+        raise typer.BadParameter(f"{name!r} is no split; use train, val or test")
+    return name
+
+
+def _console() -> Console:
+    return Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; known errors are one message and an exit status, not a traceback.
+
+    Exit status: 2 for a config or command that cannot be used, 1 for a run that failed, 128 + n after signal n.
+    Set ``DISTILL_TRACEBACK=1`` to see tracebacks of known errors too.
+    """
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
+    )
+    try:
+        app(arguments, prog_name="distill")
+    except Exception as error:
+        status = _status_of(error)
+        if status is None or os.environ.get("DISTILL_TRACEBACK"):
+            raise
+        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        sys.exit(status)
+
+
+def _status_of(error: Exception) -> int | None:
+    """The exit status of an error that is explained by its text; None for one that is a bug."""
+    exit_code = getattr(error, "exit_code", None)
+    if isinstance(exit_code, int):
+        return exit_code
+    known = {
+        "ConfigError": 2,
+        "PluginError": 2,
+        "RunError": 1,
+        "StageError": 1,
+        "DataError": 1,
+        "NetworkError": 1,
+        "DeltaError": 1,
+        "LayerRefused": 1,
+        "ExportError": 1,
+        "CheckpointError": 1,
+        "NonFiniteLossError": 1,
+    }
+    return known.get(type(error).__name__)
+
+
+def _escape(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)

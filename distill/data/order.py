@@ -1,0 +1,107 @@
+"""Which samples come when: the order of an epoch, its batches, and each rank's share of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from distill.data.base import DataError
+
+
+class Request(NamedTuple):
+    """A batch that a worker is asked for: places in the epoch's order."""
+
+    epoch: int
+    places: tuple[int, ...]
+
+
+class Order:
+    """The order of samples in an epoch: a permutation keyed by (seed, epoch); without a seed, as they are."""
+
+    def __init__(self, length: int, seed: int | None):
+        self.length, self.seed = length, seed
+        self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """int64 [length]: the sample at each place."""
+        if self.seed is not None and self._latest[0] != epoch:
+            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
+        return self._latest[1]
+
+
+class OnePass:
+    """Every ``world``-th place from ``rank`` on, ``batch`` at a time. Nothing is padded or dropped."""
+
+    def __init__(self, samples: int, batch: int, rank: int = 0, world: int = 1):
+        self.places, self.batch = range(rank, samples, world), batch
+
+    def __len__(self) -> int:
+        return -(-len(self.places) // self.batch)
+
+    def __iter__(self) -> Iterator[Request]:
+        for first in range(0, len(self.places), self.batch):
+            yield Request(0, tuple(self.places[first : first + self.batch]))
+
+
+class Epochs:
+    """The batches of training: epoch after epoch, resumable between any two batches.
+
+    Global batch ``k`` is places ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of ``B / world``
+    of them, so all ranks together see what one process would. The incomplete last batch is dropped.
+
+    Args:
+        order: the samples' order in each epoch.
+        batch: samples in a batch over all ranks, a multiple of ``world``.
+    """
+
+    def __init__(self, order: Order, batch: int, rank: int = 0, world: int = 1):
+        self.order, self.batch, self.rank, self.share = order, batch, rank, batch // world
+        self.epoch = 0
+        self.consumed = 0
+        """Batches of the epoch that were handed out; the owner counts them, for workers read ahead."""
+        self._first = 0  # batch at which the next pass starts
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch, also while resuming in the middle of one."""
+        return self.order.length // self.batch
+
+    def set_epoch(self, epoch: int) -> None:
+        """The epoch of the next pass; the restored one continues where it was left, any other starts anew."""
+        if epoch != self.epoch or self.consumed >= len(self):
+            self.epoch, self.consumed, self._first = epoch, 0, 0
+
+    def begin(self) -> None:
+        """Start a pass: of the restored rest of an epoch, of the epoch that is set, or of the one after a finished one."""
+        if self.consumed >= len(self):
+            self.epoch, self._first = self.epoch + 1, 0
+        self.consumed, self._first = self._first, 0
+
+    def __iter__(self) -> Iterator[Request]:
+        epoch = self.epoch
+        for batch in range(self.consumed, len(self)):
+            first = batch * self.batch + self.rank * self.share
+            yield Request(epoch, tuple(range(first, first + self.share)))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Epoch, batches handed out, and what they are counted in."""
+        return {"epoch": self.epoch, "batches": self.consumed, **self._units()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue after the last batch that was handed out.
+
+        Raises:
+            DataError: in the middle of an epoch of other data, another seed or batch size: places would not match.
+        """
+        if 0 < state["batches"] < state["samples"] // state["batch"]:
+            for key, value in self._units().items():
+                if state[key] != value:
+                    raise DataError(f"cannot resume inside epoch {state['epoch']}: {key} was {state[key]}, is {value}")
+            self.epoch, self._first = state["epoch"], state["batches"]
+        else:
+            self.epoch, self._first = state["epoch"] + (state["batches"] > 0), 0
+        self.consumed = self._first
+
+    def _units(self) -> dict[str, Any]:
+        return {"samples": self.order.length, "batch": self.batch, "seed": self.order.seed}

@@ -1,0 +1,95 @@
+"""A trained student as files, and the proof that the files are the student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from augment.chain import eval_view
+from augment.views import InputSpec
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
+from distill.export.delta_file import read_delta, write_delta
+from distill.export.manifest import Preprocessing, Result
+from distill.export.timm_folder import check_timm_folder, write_timm_folder
+from distill.export.verify import TOLERANCE, verify
+from distill.models.network import create_network
+from distill.models.student import Student
+from distill.report.summary import Check
+from distill.stages import Workshop
+
+
+def export_paths(folder: Path) -> dict[str, Path]:
+    return {"delta": folder / "delta", "merged model": folder / "merged"}
+
+
+def export_student(shop: Workshop, student: Student, folder: Path, results: list[Result]) -> dict[str, int]:
+    """Write the delta file (unless every weight was trained) and the merged timm folder; returns sizes in bytes."""
+    paths = export_paths(folder)
+    about: dict[str, Any] = {
+        "origin": student.network.origin,
+        "labels": tuple(shop.data.classes),
+        "preprocessing": preprocessing(shop, student),
+        "results": results,
+    }
+    sizes = {}
+    if not student.whole:
+        write_delta(paths["delta"], student.model, student.backbone, **about)
+        sizes["delta"] = (paths["delta"] / "delta.safetensors").stat().st_size
+        backbone = backbone_state(student.model, classifier_names(student.model))
+        sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
+    write_timm_folder(paths["merged model"], student.model, **about)
+    sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
+    return sizes
+
+
+def preprocessing(shop: Workshop, student: Student) -> Preprocessing:
+    """How an image becomes what the student was evaluated on: the canvas of the loader, then the network's size."""
+    mode = {"crop": "center", "pad": "border", "squash": "squash"}[shop.data.settings.fit]
+    found = Preprocessing.of(student.model, student.input.size)
+    return found.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
+
+
+def verify_export(shop: Workshop, folder: Path, student: Student | None = None) -> list[Check]:
+    """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory."""
+    experiment, paths = shop.experiment, export_paths(folder)
+    whole = experiment.student.train == "whole"
+    merged = check_timm_folder(paths["merged model"])
+    network = create_network(experiment.student.network)
+    images = verification_images(shop, network.input, experiment.export.verify_images)
+
+    def backbone() -> nn.Module:
+        torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
+        return create_network(experiment.student.network, read_delta(paths["delta"])[0].num_classes).model
+
+    report = verify(
+        paths["merged model"],
+        images,
+        delta=None if whole else paths["delta"],
+        make_backbone=None if whole else backbone,
+        model=student.model if student is not None else None,
+        enough=min(experiment.export.verify_images, len(images)),
+    )
+    checks = [Check(name="hashes", passed=True, detail=f"merged weights {merged.weights_sha256[:12]}")]
+    for comparison in report.comparisons:
+        passed = comparison.relative_difference <= TOLERANCE and comparison.same_top1 == report.images
+        detail = f"relative difference {comparison.relative_difference:.1e}, top-1 equal on {comparison.same_top1} of "
+        checks.append(
+            Check(name=f"merged = {comparison.against}", passed=passed, detail=detail + f"{report.images} images")
+        )
+    return checks
+
+
+def verification_images(shop: Workshop, spec: InputSpec, count: int) -> Tensor:
+    """At least ``count`` real images as the student sees them, [N, 3, H, W]; all there are if the data has fewer."""
+    views: list[Tensor] = []
+    for split in ("test", "val", "train"):
+        if shop.data.has(split):  # type: ignore[arg-type]
+            for batch in shop.data.eval_loader(split):  # type: ignore[arg-type]
+                views.append(eval_view(batch.images, spec))
+                if sum(len(view) for view in views) >= count:
+                    return torch.cat(views)
+    return torch.cat(views)

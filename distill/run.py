@@ -1,0 +1,287 @@
+"""A run from its config to its report: teacher, controls, student, test, export, verification."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+
+from augment.dual import DualAugment
+from augment.preview import contact_sheet
+from augment.views import InputSpec
+from distill.config import Experiment, dump_config
+from distill.data.base import Split
+from distill.export.manifest import Result
+from distill.exporting import export_paths, export_student, verify_export
+from distill.files import write_atomic
+from distill.models.network import Network
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.report.html import write_report
+from distill.report.summary import Check, Curves, Machine, Row, RunSummary, read_curves
+from distill.report.terminal import print_summary
+from distill.run_folder import RunFolder, close_run, is_first_rank, open_run
+from distill.stages import (
+    Workshop,
+    distil,
+    labels_only,
+    linear_probe,
+    make_data,
+    predict_pooled,
+    predict_student,
+    predict_teacher,
+    prepare_teachers,
+)
+from distill.training.evaluate import Predictions
+from distill.training.fit import FitSummary
+from distill.training.signals import Interrupted, StopSignal
+
+FITS = "fits"
+EXPORT = "export"
+RESULTS = "results.json"
+
+
+@dataclass
+class Results:
+    """What the stages found, as far as they ran."""
+
+    rows: list[Row] = field(default_factory=list)
+    predictions: dict[str, Predictions] = field(default_factory=dict)
+    fits: dict[str, FitSummary] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    checks: list[Check] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+
+
+def run(experiment: Experiment, resume: bool = False, console: Console | None = None) -> Path:
+    """Run the experiment; returns the run folder.
+
+    Raises:
+        RunError, StageError, DataError, NetworkError, DeltaError: what cannot be used, named.
+        Interrupted: a signal arrived; ``resume=True`` goes on from there.
+    """
+    console = console or Console()
+    folder = open_run(experiment, resume)
+    try:
+        with StopSignal() as stop:
+            shop = Workshop(experiment, make_data(experiment), console if is_first_rank() else None, stop)
+            _run_stages(shop, folder)
+        folder.set_status("finished")
+    except Interrupted:
+        folder.set_status("interrupted")
+        raise
+    except BaseException:
+        folder.set_status("failed")
+        raise
+    finally:
+        close_run()
+    return folder.path
+
+
+def _run_stages(shop: Workshop, folder: RunFolder) -> None:
+    experiment, results = shop.experiment, Results()
+    split: Split = "test" if shop.data.has("test") else "val"
+    if split == "val":
+        results.warnings.append("the source has no test split: the table is of the validation split")
+
+    teachers: list[Network] = []
+    if experiment.teacher is not None:
+        with _stage(shop, folder, "teacher"):
+            teachers = prepare_teachers(shop)
+
+    with _stage(shop, folder, "student"):
+        student, teacher, results.fits["student"] = distil(shop, teachers, folder.path / FITS / "student")
+
+    labelled = shop.data.labelled_count
+    if experiment.controls.linear_probe and labelled:
+        with _stage(shop, folder, "linear probe"):
+            _probe_row(shop, results, split)
+    if experiment.controls.labels_only and teacher is not None and labelled:
+        with _stage(shop, folder, "labels only"):
+            _labels_only_row(shop, folder, results, split)
+    if experiment.controls.linear_probe and not labelled:
+        results.warnings.append("no labelled training sample: there is no linear probe and no labels-only control")
+
+    with _stage(shop, folder, "test"):
+        _test_rows(shop, results, student, teacher, split)
+    if not is_first_rank():
+        return
+    with _stage(shop, folder, "export"):
+        measured = _measured(results, experiment.seed, split)
+        results.sizes = export_student(shop, student, folder.path / EXPORT, measured)
+    with _stage(shop, folder, "verify"):
+        results.checks = verify_export(shop, folder.path / EXPORT, student)
+    results.warnings += [f"unreadable image skipped in training: {reason}" for reason in shop.unreadable.values()]
+    results.warnings += [
+        f"{name}: {fit.spikes} loss spike(s), see log.csv" for name, fit in results.fits.items() if fit.spikes
+    ]
+    sheet = views_sheet(shop, student.input, teacher.inputs if teacher else [], 8, 0)
+    write_atomic(folder.path / "views.png", sheet)
+    summary = _summary(shop, folder, results)
+    write_report(folder.path, summary)
+    _write_results(folder.path / RESULTS, measured, summary)
+    if shop.console is not None:
+        print_summary(summary, shop.console)
+
+
+def _write_results(path: Path, measured: list[Result], summary: RunSummary) -> None:
+    """The run's figures for programs: what exports carry, and all that the report shows but curves and config."""
+    content = {
+        "results": [result.model_dump(mode="json") for result in measured],
+        "summary": summary.model_dump(mode="json", exclude={"curves", "config"}),
+    }
+    write_atomic(path, json.dumps(content, indent=2).encode())
+
+
+@contextmanager
+def _stage(shop: Workshop, folder: RunFolder, name: str) -> Iterator[None]:
+    shop.stop.raise_if_received()
+    begun = time.perf_counter()
+    if shop.console is not None:
+        shop.console.rule(f"[bold]{name}", align="left", style="dim")
+    try:
+        yield
+    finally:
+        folder.finish_stage(name, time.perf_counter() - begun)
+
+
+# --- Rows of the table --------------------------------------------------------------------------------------------
+
+
+def _probe_row(shop: Workshop, results: Results, split: Split) -> None:
+    begun = time.perf_counter()
+    probe, network = linear_probe(shop)
+    seconds = time.perf_counter() - begun
+    predictions = probe.predict(predict_pooled(shop, network, shop.loader(split)))
+    results.predictions["linear probe"] = predictions
+    trained = probe.weight.numel() + probe.bias.numel()
+    results.rows.append(
+        Row(
+            name="linear probe",
+            what=f"frozen backbone, logistic regression on {shop.data.labelled_count} labels",
+            accuracy=predictions.accuracy(),
+            trained=trained,
+            bytes=4 * trained,
+            seconds=seconds,
+        )
+    )
+
+
+def _labels_only_row(shop: Workshop, folder: RunFolder, results: Results, split: Split) -> None:
+    steps = results.fits["student"].steps
+    student, fit = labels_only(shop, steps, folder.path / FITS / "labels-only")
+    results.fits["labels only"] = fit
+    predictions = predict_student(shop, student, split)
+    results.predictions["labels only"] = predictions
+    results.rows.append(
+        Row(
+            name="labels only",
+            what=f"the same student without a teacher, {shop.data.labelled_count} labels",
+            accuracy=predictions.accuracy(),
+            trained=_trained(student),
+            bytes=_bytes(student),
+            seconds=fit.seconds,
+        )
+    )
+
+
+def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teacher | None, split: Split) -> None:
+    of_student = predict_student(shop, student, split)
+    results.predictions["student"] = of_student
+    of_teacher = predict_teacher(shop, teacher, split) if teacher is not None else None
+    comparable = of_teacher is not None and of_teacher.logits.shape == of_student.logits.shape
+    if of_teacher is not None and comparable:
+        results.predictions["teacher"] = of_teacher
+        results.rows = [
+            row.model_copy(update={"agreement": results.predictions[row.name].agreement(of_teacher)})
+            for row in results.rows
+        ]
+    labels = f"{shop.data.labelled_count} labels, " if shop.data.labelled_count else ""
+    results.rows.append(
+        Row(
+            name="student",
+            what=f"{labels}{len(shop.data.part('train'))} images" + (" and the teacher" if teacher else ""),
+            accuracy=of_student.accuracy(),
+            agreement=of_student.agreement(of_teacher) if of_teacher is not None and comparable else None,
+            trained=_trained(student),
+            bytes=_bytes(student),
+            seconds=results.fits["student"].seconds,
+        )
+    )
+    if teacher is not None:
+        results.rows.append(
+            Row(
+                name="teacher",
+                what=" + ".join(teacher.origins),
+                accuracy=of_teacher.accuracy() if of_teacher is not None and comparable else None,
+                bytes=sum(4 * parameter.numel() for parameter in teacher.parameters()),
+            )
+        )
+
+
+def _trained(student: Student) -> int:
+    return sum(p.numel() for p in student.parameters() if p.requires_grad)
+
+
+def _bytes(student: Student) -> int:
+    return sum(t.numel() * t.element_size() for t in student.own_state().values())
+
+
+def _measured(results: Results, seed: int, split: Split) -> list[Result]:
+    """The student's figures, as exports carry them."""
+    row = next(row for row in results.rows if row.name == "student")
+    found = {f"{split} accuracy": row.accuracy, f"{split} agreement with the teacher": row.agreement}
+    return [Result(name=name, value=value, seed=seed) for name, value in found.items() if value is not None]
+
+
+def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
+    experiment = shop.experiment
+    labels = next(iter(results.predictions.values())).labels
+    curves: dict[str, Curves] = {}
+    for name in ("student", "labels-only"):
+        log = folder.path / FITS / name / "log.csv"
+        if log.is_file():
+            curves[name.replace("-", " ")] = read_curves(log)
+    paths = {
+        "report": folder.path / "report.html",
+        "views": folder.path / "views.png",
+        "config": folder.path / "config.yaml",
+        "logs": folder.path / FITS,
+        **{name: path for name, path in export_paths(folder.path / EXPORT).items() if path.is_dir()},
+    }
+    order = ["linear probe", "labels only", "student", "teacher"]
+    return RunSummary(
+        title=folder.path.name,
+        seed=experiment.seed,
+        machine=Machine.here(),
+        config=dump_config(experiment),
+        finished=datetime.now().isoformat(" ", "minutes"),
+        rows=tuple(sorted(results.rows, key=lambda row: order.index(row.name))),
+        sizes=results.sizes,
+        seconds=folder.record["stages"],
+        paths={name: str(path) for name, path in paths.items()},
+        curves=curves,
+        contact_sheet=folder.path / "views.png",
+        classes=tuple(shop.data.classes),
+        labels=labels if shop.data.classes else (),
+        predictions={name: p.classes for name, p in results.predictions.items()} if shop.data.classes else {},
+        verification=tuple(results.checks),
+        warnings=tuple(results.warnings),
+    )
+
+
+def views_sheet(shop: Workshop, student: InputSpec, teachers: list[InputSpec], images: int, epoch: int) -> bytes:
+    """The contact sheet of the first images of an epoch, as PNG."""
+    batch = next(iter(shop.data.train_loader()))
+    originals, ids = batch.images[:images], batch.ids[:images]
+    views = DualAugment(shop.experiment.augment, teachers, student, shop.experiment.seed)(originals, ids, epoch)
+    buffer = io.BytesIO()
+    contact_sheet(originals, views, teachers, student).save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,124 @@
+"""The run folder: where everything of a run is written, and nothing outside it (but fitted teachers, beside it)."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
+from distill.files import write_atomic
+
+CONFIG = "config.yaml"
+RECORD = "run.json"
+_FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
+
+
+class RunError(RuntimeError):
+    """A run cannot start or go on; the text names the folder and what would work."""
+
+
+@dataclass
+class RunFolder:
+    """An open run folder and its record: status, and the seconds and results of the stages that are done."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=lambda: {"status": "running", "stages": {}})
+
+    def save(self) -> None:
+        write_atomic(self.path / RECORD, json.dumps(self.record, indent=2).encode())
+
+    def finish_stage(self, name: str, seconds: float) -> None:
+        """Add a stage's seconds; a stage that was interrupted has several parts."""
+        stages = self.record["stages"]
+        stages[name] = stages.get(name, 0.0) + seconds
+        if is_first_rank():
+            self.save()
+
+    def set_status(self, status: str) -> None:
+        self.record["status"] = status
+        if is_first_rank():
+            self.save()
+
+
+def is_first_rank() -> bool:
+    """Whether this process writes: with several devices, the others only compute."""
+    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0
+
+
+def open_run(experiment: Experiment, resume: bool) -> RunFolder:
+    """A new folder ``output/name`` (``name-2``, … where taken), or with ``resume`` the newest unfinished one.
+
+    Raises:
+        RunError: nothing to resume, its config is another one, or the folder cannot be written.
+    """
+    if _FOLDER_OF_THE_FIRST_RANK in os.environ:
+        return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
+    existing = _numbered(experiment.output, experiment.name)
+    if resume:
+        run = _resumed(experiment, existing)
+    else:
+        number = max(existing, default=0) + 1
+        run = RunFolder(experiment.output / (experiment.name if number == 1 else f"{experiment.name}-{number}"))
+    try:
+        write_atomic(run.path / CONFIG, dump_config(experiment).encode())
+        run.set_status("running")
+    except OSError as error:
+        raise RunError(f"{run.path}: the run folder cannot be written: {error}") from error
+    # Processes that Lightning starts for further devices run this code too, and must not make folders of their own.
+    os.environ[_FOLDER_OF_THE_FIRST_RANK] = str(run.path)
+    return run
+
+
+def close_run() -> None:
+    os.environ.pop(_FOLDER_OF_THE_FIRST_RANK, None)
+
+
+def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
+    """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
+    if not (path / CONFIG).is_file():
+        raise RunError(f"{path} is no run folder: it holds no {CONFIG}")
+    tree = parse_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+    experiment = validate_tree(tree, str(path / CONFIG))
+    try:
+        record = json.loads((path / RECORD).read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise RunError(f"{path / RECORD} cannot be read: {error}") from error
+    return experiment, record
+
+
+def _numbered(output: Path, name: str) -> dict[int, Path]:
+    """The folders of a name by number; plain ``name`` is number 1."""
+    found = {}
+    for path in output.glob(f"{name}*") if output.is_dir() else ():
+        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
+        if match and path.is_dir():
+            found[int(match.group(1) or 1)] = path
+    return found
+
+
+def _resumed(experiment: Experiment, existing: dict[int, Path]) -> RunFolder:
+    for number in sorted(existing, reverse=True):
+        try:
+            earlier, record = read_run(existing[number])
+        except (RunError, ConfigError):
+            continue
+        if record["status"] == "finished":
+            continue
+        different = _differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"))
+        if different:
+            raise RunError(f"{existing[number]} was started with other settings: {', '.join(different)}")
+        return RunFolder(existing[number], record)
+    raise RunError(f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
+
+
+def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [
+            d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+        ]
+    return [] if before == now else [f"{path} ({before!r}, now {now!r})"]

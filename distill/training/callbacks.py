@@ -1,0 +1,190 @@
+"""What happens around the step: figures are read, the split is validated, work is saved, signals are obeyed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from distill.data.loader import TrainLoader
+from distill.training.checkpoints import VerifiedCheckpointIO, checkpoint_path, prune
+from distill.training.evaluate import Predictions
+from distill.training.module import Distillation
+from distill.training.progress import FitProgress
+from distill.training.signals import Interrupted, StopSignal
+
+BEST = "best.ckpt"
+
+
+class Figures(Callback):
+    """Reads the step's figures every ``log_every`` steps and hands them to the log and the progress display."""
+
+    def __init__(self, loader: TrainLoader, progress: FitProgress, every: int):
+        self.loader = loader
+        self.progress = progress
+        self.every = every
+        self.totals: dict[str, float] = {}
+        self._since = time.perf_counter()
+        self._images = 0
+        self._read_at = 0
+
+    def on_train_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        self._since = time.perf_counter()
+        self._read_at = trainer.global_step
+        self.loader.read_wait_seconds()
+        self.progress.start(trainer.max_epochs or 0, module.steps_per_epoch, trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
+        module.clock.stop("student")
+        if module.average is not None:
+            module.average.update()
+        self._images += len(batch.images) * trainer.world_size
+        # Reading a flag costs nothing on a CPU; on a device it would hold up the queue, so it waits for the next row.
+        if module.device.type == "cpu":
+            module.guard.check()
+        if trainer.global_step % self.every == 0:
+            self.read(trainer, module)
+        else:
+            self.progress.step(trainer.global_step)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        self.read(trainer, module)
+
+    def read(self, trainer: Trainer, module: Distillation) -> None:
+        """Read, check, log and show the figures since the last reading."""
+        module.guard.check()
+        figures = module.read_figures()
+        if not figures:
+            return
+        module.clock.add("data", self.loader.read_wait_seconds())
+        now = time.perf_counter()
+        elapsed, self._since = now - self._since, now
+        spans = module.clock.read()
+        for span, seconds in {**spans, "wall": elapsed, "images": float(self._images)}.items():
+            self.totals[span] = self.totals.get(span, 0.0) + seconds
+        figures["images_per_second"] = self._images / elapsed
+        figures |= {f"share/{span}": seconds / elapsed for span, seconds in spans.items()}
+        figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        self._images = 0
+        self.progress.figures(trainer.global_step, figures)
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({**figures, "epoch": trainer.current_epoch}, trainer.global_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"totals": self.totals}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.totals = state["totals"]
+
+    def shift(self, seconds: float) -> None:
+        """Leave time out that was not spent on steps (validation, saving)."""
+        self._since += seconds
+
+
+class Validation(Callback):
+    """Validates after every ``every`` epochs: accuracy where there are labels, else agreement with the teacher.
+
+    Args:
+        validate: predictions of the student as it stands.
+        teacher: predictions of the teacher for the same samples, made once; None without a teacher.
+        patience: stop after that many validations without a better score.
+        best: where to keep the best weights; None keeps none.
+    """
+
+    def __init__(
+        self,
+        validate: Callable[[], Predictions],
+        teacher: Callable[[], Predictions] | None,
+        figures: Figures,
+        every: int,
+        patience: int | None,
+        best: Path | None,
+    ):
+        self.validate = validate
+        self.teacher = teacher
+        self.figures = figures
+        self.every = every
+        self.patience = patience
+        self.best = best
+        self.best_score = float("-inf")
+        self.best_epoch = -1
+        self.scores: dict[str, float] = {}
+        self._of_teacher: Predictions | None = None
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        epoch = trainer.current_epoch
+        last = epoch + 1 == trainer.max_epochs
+        if (epoch + 1) % self.every and not last:
+            return
+        begun = time.perf_counter()
+        with module.average.in_place() if module.average is not None else nullcontext():
+            self.scores = self._score(self.validate())
+            score = next(iter(self.scores.values()), None)
+            if score is not None and score > self.best_score:
+                self.best_score, self.best_epoch = score, epoch
+                if self.best is not None and trainer.is_global_zero:
+                    VerifiedCheckpointIO().save_checkpoint({"student": module.student.own_state()}, self.best)
+        if self.patience is not None and epoch - self.best_epoch >= self.patience * self.every:
+            trainer.should_stop = True
+        module.train()
+        if trainer.logger is not None:
+            trainer.logger.log_metrics({**self.scores, "epoch": epoch}, trainer.global_step)
+        self.figures.progress.epoch_end(epoch, self.scores)
+        self.figures.shift(time.perf_counter() - begun)
+
+    def _score(self, student: Predictions) -> dict[str, float]:
+        scores = {}
+        accuracy = student.accuracy()
+        if accuracy is not None:
+            scores["val/accuracy"] = accuracy
+        if self.teacher is not None:
+            if self._of_teacher is None:
+                self._of_teacher = self.teacher()
+            scores["val/agreement"] = student.agreement(self._of_teacher)
+        return scores
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+
+
+class Saving(Callback):
+    """Saves at every epoch's end, every few minutes within one, and when a signal asks the run to end."""
+
+    def __init__(self, folder: Path, minutes: float, stop: StopSignal, figures: Figures):
+        self.folder = folder
+        self.seconds = 60 * minutes
+        self.stop = stop
+        self.figures = figures
+        self._saved = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        self.stop.install()
+
+    def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
+        number = self.stop.agreed()
+        if number is not None:
+            self.save(trainer, module)
+            raise Interrupted(number)
+        # Ranks have clocks of their own and saving is collective, so only a single process saves by the clock.
+        if trainer.world_size == 1 and time.monotonic() - self._saved > self.seconds:
+            self.save(trainer, module)
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        self.save(trainer, module)
+
+    def save(self, trainer: Trainer, module: Distillation) -> None:
+        # A checkpoint of weights that a NaN has stopped would be resumed from; the latch is read first.
+        self.figures.read(trainer, module)
+        begun = time.perf_counter()
+        trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step))
+        if trainer.is_global_zero:
+            prune(self.folder)
+        self._saved = time.monotonic()
+        self.figures.shift(time.perf_counter() - begun)

@@ -1,0 +1,59 @@
+"""An exponential moving average of the trained tensors, used in their place for evaluation and export."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """``average ← d · average + (1 − d) · weight`` after every step, d rising to ``decay`` as min(decay, (1+t)/(10+t)).
+
+    Only what training changes is averaged; the frozen backbone is not copied. Buffers (batch-norm statistics of a
+    student trained whole) are taken as they are.
+    """
+
+    def __init__(self, module: nn.Module, decay: float):
+        self.decay = decay
+        self.updates = 0
+        self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        self.average = {name: p.detach().clone() for name, p in self._weights.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the module holds the average; afterwards its own weights again."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        for name, weight in self._weights.items():
+            kept = weight.detach().clone()
+            weight.copy_(self.average[name])
+            self.average[name].copy_(kept)
+
+    def apply(self) -> None:
+        """Make the average the module's weights."""
+        with torch.no_grad():
+            for name, weight in self._weights.items():
+                weight.copy_(self.average[name])
+
+    def state(self) -> dict[str, Tensor | int]:
+        return {"updates": self.updates, **self.average}
+
+    def load(self, state: dict[str, Tensor | int]) -> None:
+        self.updates = int(state["updates"])
+        for name, average in self.average.items():
+            average.copy_(state[name])  # type: ignore[arg-type]

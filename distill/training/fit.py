@@ -1,0 +1,169 @@
+"""One fit, from its start or its last good checkpoint to its result: the only way in which anything is trained."""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import DDPStrategy, Strategy
+from lightning.pytorch.utilities.warnings import PossibleUserWarning
+from rich.console import Console
+
+from distill.data.loader import TrainLoader
+from distill.files import write_atomic
+from distill.models.network import check_fits
+from distill.models.student import Student
+from distill.training.callbacks import BEST, Figures, Saving, Validation
+from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
+from distill.training.clock import SPANS
+from distill.training.evaluate import Predictions
+from distill.training.module import Distillation
+from distill.training.progress import FitProgress
+from distill.training.run_log import RunLog
+from distill.training.settings import TrainingSettings
+from distill.training.signals import StopSignal
+
+RESULT = "result.ckpt"
+SUMMARY = "fit.json"
+
+
+@dataclass
+class FitSummary:
+    """What a finished fit has to say for itself; kept as ``fit.json``, whose presence means that it is finished."""
+
+    epochs: int
+    steps: int
+    seconds: float
+    """Of steps, without validation and saving."""
+    images_per_second: float
+    shares: dict[str, float]
+    """Part of the step's time by span: data, augment, teacher, student."""
+    spikes: int
+    best_epoch: int
+    """Counted from 0; -1 where nothing could be validated."""
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+def fit(
+    module: Distillation,
+    loader: TrainLoader,
+    validate: Callable[[], Predictions] | None,
+    teacher: Callable[[], Predictions] | None,
+    folder: Path,
+    name: str,
+    stop: StopSignal,
+    console: Console | None,
+) -> FitSummary:
+    """Train ``module.student`` and leave the result in it, and in ``folder``.
+
+    A fit that ``folder`` holds finished is loaded; an unfinished one goes on from its newest good checkpoint.
+
+    Args:
+        validate: predictions on the validation split; None validates nothing.
+        teacher: the teacher's predictions on the same split, for the agreement.
+
+    Raises:
+        Interrupted: a signal arrived; the checkpoint is saved.
+        NonFiniteLossError: the loss or gradient became NaN; earlier checkpoints are the last good state.
+        CheckpointError: nothing usable to resume from, or nowhere to save to.
+    """
+    if (folder / SUMMARY).is_file():
+        load_result(module.student, folder)
+        return FitSummary(**json.loads((folder / SUMMARY).read_text()))
+
+    settings = module.settings
+    checkpoint = newest_good(folder)
+    resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
+    progress = FitProgress(name, console)
+    figures = Figures(loader, progress, settings.log_every)
+    callbacks = [figures]
+    validation = None
+    if validate is not None:
+        patience = settings.early_stop.patience if settings.early_stop else None
+        best = folder / BEST if settings.keep == "best" else None
+        validation = Validation(validate, teacher, figures, settings.validate_every, patience, best)
+        callbacks.append(validation)  # type: ignore[arg-type]
+    callbacks.append(Saving(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Lightning's advice to people who write a Trainer by hand, and what it calls that torch has deprecated.
+            warnings.filterwarnings("ignore", category=PossibleUserWarning)
+            warnings.filterwarnings("ignore", module=r"lightning\..*")
+            trainer = Trainer(
+                accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
+                devices=settings.devices,
+                strategy=_strategy(settings, module.student),
+                precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
+                max_epochs=settings.epochs,
+                logger=RunLog(folder, resumed_at),
+                callbacks=callbacks,  # type: ignore[arg-type]
+                plugins=[VerifiedCheckpointIO()],
+                default_root_dir=str(folder),
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                use_distributed_sampler=False,
+                limit_val_batches=0,
+                num_sanity_val_steps=0,
+            )
+            trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
+    finally:
+        progress.close()
+
+    trainer.strategy.barrier()
+    if settings.keep == "best" and (folder / BEST).is_file():
+        load_result(module.student, folder, BEST)
+    elif module.average is not None:
+        module.average.apply()
+    summary = _summary(trainer, figures, validation, module)
+    if trainer.is_global_zero:
+        save_result(module.student, folder)
+        write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
+    trainer.strategy.barrier()
+    return summary
+
+
+def save_result(student: Student, folder: Path) -> None:
+    """Keep a trained student's weights as the folder's result."""
+    content = {"student": student.own_state(), "classes": student.shapes.classes}
+    VerifiedCheckpointIO().save_checkpoint(content, folder / RESULT)
+
+
+def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
+    """Load a finished fit's weights into the student. Raises ``CheckpointError`` or ``NetworkError``."""
+    own = VerifiedCheckpointIO().load_checkpoint(folder / file)["student"]
+    check_fits(student.own_state(), own, str(folder / file))
+    student.load_state_dict(own, strict=False)
+
+
+def device_for(settings: TrainingSettings) -> torch.device:
+    """Where evaluation outside a fit runs: the same kind of device as the fit."""
+    use_cuda = settings.accelerator == "cuda" or (settings.accelerator == "auto" and torch.cuda.is_available())
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
+    if settings.devices == 1:
+        return "auto"
+    return DDPStrategy(broadcast_buffers=student.whole, gradient_as_bucket_view=True)
+
+
+def _summary(trainer: Trainer, figures: Figures, validation: Validation | None, module: Distillation) -> FitSummary:
+    wall = max(figures.totals.get("wall", 0.0), 1e-9)
+    return FitSummary(
+        epochs=trainer.current_epoch,
+        steps=trainer.global_step,
+        seconds=wall,
+        images_per_second=figures.totals.get("images", 0.0) / wall,
+        shares={span: figures.totals.get(span, 0.0) / wall for span in SPANS},
+        spikes=int(module.guard.spikes),
+        best_epoch=validation.best_epoch if validation else -1,
+        scores=validation.scores if validation else {},
+    )

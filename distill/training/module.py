@@ -1,0 +1,143 @@
+"""The step: two views of a batch, a frozen teacher on one, the student on the other, objectives between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+
+from augment.dual import DualAugment
+from distill.data.reader import Batch as LoadedBatch
+from distill.models.network import check_fits
+from distill.models.student import Student, head_modules
+from distill.models.teacher import Teacher
+from distill.objectives.base import Batch
+from distill.objectives.ranks import sum_over_ranks, world_size
+from distill.training.clock import StepClock
+from distill.training.ema import WeightAverage
+from distill.training.guard import LossGuard
+from distill.training.optimiser import build_optimiser, build_schedule
+from distill.training.settings import TrainingSettings
+from distill.training.terms import Term
+
+
+class Distillation(LightningModule):
+    """One training problem. Without a teacher it is plain supervised training: the controls and the teacher's own fit.
+
+    Nothing here waits for the device: figures add up on it and are read every ``log_every`` steps.
+
+    Args:
+        student: what is trained.
+        teacher: frozen, or None.
+        terms: the loss; see ``build_terms``.
+        augment: makes the views.
+        settings: optimiser, schedule, guards.
+        steps_per_epoch: length of the schedule's epoch, in batches.
+    """
+
+    _weights: Tensor
+    _sums: Tensor
+
+    def __init__(
+        self,
+        student: Student,
+        teacher: Teacher | None,
+        terms: Sequence[Term],
+        augment: DualAugment,
+        settings: TrainingSettings,
+        steps_per_epoch: int,
+    ):
+        super().__init__()
+        self.student = student
+        self.teacher = teacher
+        self.terms = nn.ModuleList(terms)
+        self.augment = augment
+        self.settings = settings
+        self.steps_per_epoch = steps_per_epoch
+        self.guard = LossGuard([term.name for term in terms], settings.spike)
+        self.average = WeightAverage(student, settings.ema) if settings.ema else None
+        self.clock = StepClock(torch.device("cpu"))
+        self.register_buffer("_weights", torch.tensor([term.weight for term in terms]), persistent=False)
+        # loss, gradient norm, then one per term: sums over the steps since the last reading.
+        self.register_buffer("_sums", torch.zeros(2 + len(terms)), persistent=False)
+        self._steps_summed = 0
+        self._figures: tuple[Tensor, Tensor] | None = None
+
+    def on_fit_start(self) -> None:
+        self.clock = StepClock(self.device)
+
+    def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
+        with self.clock.span("augment"):
+            views = self.augment(batch.images, batch.ids, self.current_epoch)
+        teachers = []
+        if self.teacher is not None:
+            with self.clock.span("teacher"):
+                teachers = self.teacher(views.teacher)
+        self.clock.start("student")
+        students = [self.student(view) for view in views.student]
+        targets = Batch(batch.labels)
+        terms = torch.stack([term(students, teachers, views.pairs, targets) for term in self.terms])
+        loss = (terms * self._weights).sum()
+        self._figures = loss.detach(), terms.detach()
+        return loss
+
+    def configure_gradient_clipping(self, optimizer: Any, *unused: Any, **also_unused: Any) -> None:
+        """Clip, take the step's figures in, and tell the fused optimiser whether to leave the update out."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        if self.settings.clip_norm is not None:
+            nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
+        assert self._figures is not None
+        figures = torch.cat([self._figures[0].reshape(1), self._figures[1]])
+        if world_size() > 1:
+            figures = sum_over_ranks(figures) / world_size()
+        loss, terms = figures[0], figures[1:]
+        found_inf = self.guard.watch(self.global_step, loss, terms, norm)
+        # The wrapped torch optimiser is the one whose kernels look for the flag.
+        getattr(optimizer, "optimizer", optimizer).found_inf = found_inf
+        self._sums += torch.cat([loss.reshape(1), norm.reshape(1), terms])
+        self._steps_summed += 1
+
+    def read_figures(self) -> dict[str, float]:
+        """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device."""
+        if self._steps_summed == 0:
+            return {}
+        means = (self._sums / self._steps_summed).tolist()
+        self._sums.zero_()
+        self._steps_summed = 0
+        names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
+        return dict(zip(names, means))
+
+    def configure_optimizers(self) -> Any:
+        root = nn.ModuleList([self.student, self.terms])
+        optimiser = build_optimiser(root, head_modules(self.student.model), self.settings.optimiser)
+        schedule = build_schedule(optimiser, self.settings.schedule, self.settings.epochs, self.steps_per_epoch)
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """All that training changes: the student's side, the objectives' parameters, the guard's running mean."""
+        own = {f"student.{key}": value for key, value in self.student.own_state().items()}
+        rest = {key: value for key, value in self.state_dict().items() if key.startswith(("terms.", "guard."))}
+        return own | rest
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["state_dict"] = self.trained_state()
+        checkpoint["rng"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
+        if self.average is not None:
+            checkpoint["average"] = self.average.state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        state = checkpoint["state_dict"]
+        check_fits(self.trained_state(), state, "the checkpoint")
+        # Lightning loads strictly; the frozen part is not in the file, so it is filled in from here.
+        checkpoint["state_dict"] = self.state_dict() | state
+        torch.set_rng_state(checkpoint["rng"])
+        if "cuda_rng" in checkpoint and self.device.type == "cuda":
+            torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
+        if self.average is not None:
+            self.average.load(checkpoint["average"])

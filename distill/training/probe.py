@@ -1,0 +1,77 @@
+"""The linear probe: logistic regression on a frozen network's pooled features, the control of every table."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from distill.training.evaluate import Predictions
+
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)
+"""Inverse L2 penalties tried; the one with the best held-out accuracy is kept."""
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """``logits = f Wᵀ + b`` on pooled features f [N, D]."""
+
+    weight: Tensor
+    """[K, D]."""
+    bias: Tensor
+    """[K]."""
+    strength: float
+
+    def predict(self, features: Predictions) -> Predictions:
+        """Class predictions from predictions that hold pooled features in place of logits."""
+        return Predictions(features.logits @ self.weight.T + self.bias, features.labels, features.ids)
+
+    @torch.no_grad()
+    def into(self, classifier: nn.Linear) -> None:
+        """Write the probe into a network's own classifier."""
+        classifier.weight.copy_(self.weight)
+        classifier.bias.copy_(self.bias)
+
+
+def fit_probe(train: Predictions, held_out: Predictions, classes: int) -> LinearProbe:
+    """Fit on the labelled rows of ``train`` (pooled features in place of logits), choose the penalty on ``held_out``.
+
+    Features are standardised for the fit, and the scaling is folded into the weights afterwards. A class without a
+    labelled sample gets a bias that never wins.
+
+    Raises:
+        ValueError: fewer than two classes have a labelled sample.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    labelled = train.labels >= 0
+    x, y = train.logits[labelled].double(), train.labels[labelled]
+    if y.unique().numel() < 2:
+        raise ValueError("a linear probe needs labelled samples of at least two classes")
+    mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
+    best: LinearProbe | None = None
+    best_accuracy = -1.0
+    for strength in STRENGTHS:
+        model = LogisticRegression(C=strength, max_iter=300)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps of L-BFGS are enough for a control
+            model.fit(((x - mean) / std).numpy(), y.numpy())
+        probe = _fold(model.coef_, model.intercept_, model.classes_, mean, std, classes, strength)
+        accuracy = probe.predict(held_out).accuracy() or 0.0
+        if accuracy > best_accuracy:
+            best, best_accuracy = probe, accuracy
+    assert best is not None
+    return best
+
+
+def _fold(coef, intercept, present, mean: Tensor, std: Tensor, classes: int, strength: float) -> LinearProbe:
+    w, b = torch.from_numpy(coef), torch.from_numpy(intercept)
+    if len(present) == 2:  # scikit-learn keeps one row for two classes
+        w, b = torch.cat([-w / 2, w / 2]), torch.cat([-b / 2, b / 2])
+    weight, bias = torch.zeros(classes, len(mean), dtype=w.dtype), torch.full((classes,), -1e4, dtype=w.dtype)
+    weight[present] = w / std
+    bias[present] = b - (w / std) @ mean
+    return LinearProbe(weight.float(), bias.float(), strength)

@@ -1,0 +1,75 @@
+"""What a fit shows while it runs: a live bar on a terminal, a line per epoch everywhere."""
+
+from __future__ import annotations
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from distill.training.clock import SPANS
+
+
+class FitProgress:
+    """Bar with time left, images per second, every loss term, and where the step's time goes.
+
+    Args:
+        name: the stage, e.g. ``student``.
+        console: None shows nothing (ranks other than the first).
+    """
+
+    def __init__(self, name: str, console: Console | None):
+        self.name = name
+        self.console = console
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=console,
+            expand=True,
+        )
+        self._task = self._progress.add_task(name, total=None)
+        self._live: Live | None = None
+        self._figures: dict[str, float] = {}
+        self._epochs = 0
+
+    def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        self._epochs = epochs
+        self._progress.update(self._task, total=epochs * steps_per_epoch, completed=step)
+        if self.console is not None and self.console.is_terminal:
+            self._live = Live(Group(self._progress, Text()), console=self.console, refresh_per_second=4, transient=True)
+            self._live.start()
+
+    def step(self, step: int) -> None:
+        self._progress.update(self._task, completed=step)
+
+    def figures(self, step: int, figures: dict[str, float]) -> None:
+        self._figures = figures
+        self.step(step)
+        if self._live is not None:
+            self._live.update(Group(self._progress, Text(f"  {describe(figures)}", style="dim")))
+
+    def epoch_end(self, epoch: int, scores: dict[str, float]) -> None:
+        if self.console is None:
+            return
+        parts = [f"{name.removeprefix('val/')} {value:.2%}" for name, value in scores.items()]
+        heading = f"[bold]{self.name}[/] epoch {epoch + 1}/{self._epochs}"
+        self.console.print(f"{heading}  {'  '.join([*parts, describe(self._figures)])}", highlight=False)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def describe(figures: dict[str, float]) -> str:
+    """One line: the loss and its terms, speed, and each span's share of the step."""
+    if not figures:
+        return ""
+    terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in figures.items() if n.startswith("loss/"))
+    shares = " ".join(f"{span} {figures.get(f'share/{span}', 0):.0%}" for span in SPANS)
+    return f"loss {figures['loss']:.3g} ({terms})  {figures['images_per_second']:.0f} img/s  {shares}"

@@ -1,0 +1,78 @@
+"""The loss as a sum of named terms, over the pairs of views that the policy declares and over all teachers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+
+
+class Term(nn.Module):
+    """One objective in the sum: built once per teacher if it reads the teacher, averaged over the pairs of views."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: Objective.Settings,
+        student: FeatureShapes,
+        teachers: Sequence[FeatureShapes],
+        teacher_weights: Sequence[float],
+    ):
+        super().__init__()
+        self.name = name
+        self.weight = settings.weight
+        cls = settings.component
+        assert cls is not None and issubclass(cls, Objective)
+        self.reads_teacher = cls.reads_teacher
+        self.teacher_weights = list(teacher_weights)
+        opposite: list[FeatureShapes | None] = [*teachers] if cls.reads_teacher else [None]
+        self.objectives = nn.ModuleList(cls(settings, student, shapes) for shapes in opposite)
+
+    def forward(
+        self,
+        students: Sequence[Features],
+        teachers: Sequence[Sequence[Features]],
+        pairs: Sequence[tuple[int, int]],
+        batch: Batch,
+    ) -> Tensor:
+        """The unweighted term. ``students[v]`` and ``teachers[n][v]`` hold view v; ``pairs`` are (teacher, student)."""
+        if not self.reads_teacher:
+            return sum(self.objectives[0](view, None, batch) for view in students) / len(students)
+        return sum(
+            weight * sum(objective(students[s], views[t], batch) for t, s in pairs) / len(pairs)
+            for objective, weight, views in zip(self.objectives, self.teacher_weights, teachers, strict=True)
+        )
+
+
+def build_terms(
+    objectives: Sequence[Objective.Settings],
+    student: FeatureShapes,
+    teachers: Sequence[FeatureShapes],
+    teacher_weights: Sequence[float],
+) -> list[Term]:
+    """One term per objective, named by its type; a second one of a type is called ``type-2``."""
+    seen: Counter[str] = Counter()
+    terms = []
+    for settings in objectives:
+        kind = settings.type.rpartition(":")[2].lower()
+        seen[kind] += 1
+        name = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
+        terms.append(Term(name, settings, student, teachers, teacher_weights))
+    return terms
+
+
+def needs_of(objectives: Sequence[Objective.Settings]) -> tuple[frozenset[str], frozenset[str]]:
+    """What the objectives read of the student and of the teacher, of ``{"logits", "pooled", "maps"}``."""
+    student: frozenset[str] = frozenset({"logits"})
+    teacher: frozenset[str] = frozenset({"logits"})
+    for settings in objectives:
+        cls = settings.component
+        assert cls is not None and issubclass(cls, Objective)
+        student |= cls.needs
+        if cls.reads_teacher:
+            teacher |= cls.needs
+    return student, teacher

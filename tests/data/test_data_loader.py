@@ -1,0 +1,160 @@
+"""Orders, ranks, resuming: which samples a loader gives, and when."""
+
+import pickle
+
+import pytest
+import torch
+from toy_source import indices, toy
+
+from augment.draws import sample_key
+from distill.data.base import DataError
+
+
+def test_a_batch(tmp_path) -> None:
+    batch = next(iter(toy(class_count=4).train_loader()))
+    assert batch.images.shape == (8, 3, 8, 8) and batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
+    assert batch.labels.dtype == batch.ids.dtype == torch.int64
+    for image, label, id in zip(*batch):
+        index = int(image[0, 0, 0])
+        assert label == index % 4 and id == sample_key(f"train/{index:03d}")
+
+
+def test_an_epoch_is_a_permutation_that_changes() -> None:
+    loader = toy(samples=40).train_loader()
+    epochs = [indices(loader) for _ in range(3)]
+    assert len(loader) == 5
+    assert all(sorted(epoch) == list(range(40)) for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert indices(toy(seed=1).train_loader()) != epochs[0] == indices(toy(seed=0).train_loader())
+    loader.set_epoch(1)
+    assert indices(loader) == epochs[1]
+
+
+def test_the_incomplete_batch_is_dropped_and_a_small_set_makes_a_small_one(caplog) -> None:
+    assert len(indices(toy(samples=39).train_loader())) == 32
+    small = toy(samples=5).train_loader()
+    assert "only 5 training samples" in caplog.text
+    assert len(small) == 1 and sorted(indices(small)) == [0, 1, 2, 3, 4]
+    assert len(toy(samples=5, world_size=2).train_loader()) == 1
+    with pytest.raises(DataError, match=r"1 training sample\(s\) for 2 ranks"):
+        toy(samples=1, world_size=2).train_loader()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_change_nothing(workers: int) -> None:
+    plain, parallel = toy(samples=20, batch_size=4).train_loader(), toy(samples=20, batch_size=4, workers=workers)
+    loader = parallel.train_loader()
+    for _ in range(2):
+        assert indices(plain) == indices(loader)
+    assert indices(toy(samples=20).eval_loader("val")) == indices(parallel.eval_loader("val")) == list(range(20))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+def test_resume_repeats_none_and_misses_none(stop: int, workers: int) -> None:
+    plain = toy(samples=42).train_loader()
+    expected = [indices(plain) for _ in range(3)]
+    first = toy(samples=42, workers=workers).train_loader()
+    assert indices(first) == expected[0]
+    before = []
+    for count, batch in enumerate(first, 1):
+        before.append(batch)
+        if count >= max(stop, 1):
+            break
+    state = first.state_dict() if stop else {**first.state_dict(), "batches": 0}
+    second = toy(samples=42, workers=workers).train_loader()
+    second.load_state_dict(pickle.loads(pickle.dumps(state)))
+    assert len(second) == 5
+    if stop < 5:
+        assert indices(before[:stop]) + indices(second) == expected[1]
+    assert indices(second) == expected[2]
+
+
+def test_resume_under_set_epoch_as_lightning_calls_it() -> None:
+    plain = toy().train_loader()
+    expected = [indices(plain) for _ in range(3)]
+    loader = toy().train_loader()
+    loader.load_state_dict({"epoch": 1, "batches": 2, "samples": 40, "batch": 8, "seed": 0})
+    iterator = iter(loader)  # before set_epoch
+    loader.sampler.set_epoch(1)
+    assert loader.state_dict()["batches"] == 2
+    assert indices(iterator) == expected[1][16:]
+    loader.sampler.set_epoch(2)
+    assert indices(loader) == expected[2]
+
+
+def test_leaving_an_epoch_early_starts_it_again() -> None:
+    loader = toy().train_loader()
+    expected = indices(loader)
+    loader.set_epoch(0)
+    next(iter(loader))
+    assert indices(loader) == expected
+
+
+def test_state_counts_batches_handed_out_not_read_ahead() -> None:
+    loader = toy(workers=2).train_loader()
+    iterator = iter(loader)
+    next(iterator), next(iterator)
+    assert loader.state_dict() == {"epoch": 0, "batches": 2, "samples": 40, "batch": 8, "seed": 0}
+
+
+@pytest.mark.parametrize("changed", [{"samples": 41}, {"batch_size": 4}, {"seed": 9}])
+def test_resume_inside_an_epoch_of_something_else_is_refused(changed: dict) -> None:
+    loader = toy().train_loader()
+    next(iter(loader))
+    with pytest.raises(DataError, match="cannot resume inside epoch 0"):
+        toy(**changed).train_loader().load_state_dict(loader.state_dict())
+    list(loader)
+    toy(**changed).train_loader().load_state_dict(loader.state_dict())
+
+
+def test_two_ranks_see_what_one_sees() -> None:
+    one = toy(samples=42).train_loader()
+    ranks = [toy(samples=42, world_size=2, rank=rank).train_loader() for rank in range(2)]
+    for _ in range(2):
+        for whole, left, right in zip(one, *ranks, strict=True):
+            assert torch.equal(whole.ids, torch.cat([left.ids, right.ids]))
+    with pytest.raises(DataError, match="batch_size 7 cannot be shared out over 2 ranks"):
+        toy(batch_size=7, world_size=2)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_evaluation_counts_each_sample_once(world: int) -> None:
+    shares = [toy(samples=41, world_size=world, rank=rank).eval_loader("test") for rank in range(world)]
+    for share in shares:
+        assert len(list(share)) == len(share)
+    assert sorted(index for share in shares for index in indices(share)) == list(range(41))
+
+
+def test_global_generators_are_left_alone() -> None:
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(toy(workers=1).train_loader())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_waiting_is_measured_and_reset() -> None:
+    loader = toy().train_loader()
+    list(loader)
+    assert loader.read_wait_seconds() > 0 and loader.read_wait_seconds() == 0
+
+
+def test_lightning_finds_its_protocols() -> None:
+    from lightning.fabric.utilities.data import _set_sampler_epoch
+    from lightning.fabric.utilities.types import _Stateful
+    from lightning.pytorch.utilities.combined_loader import CombinedLoader
+
+    loader = toy().train_loader()
+    assert isinstance(loader, _Stateful)
+    _set_sampler_epoch(loader, 7)
+    combined = CombinedLoader(loader)
+    iterator = iter(combined)
+    next(iterator), next(iterator)
+    assert combined._state_dicts() == [{"epoch": 7, "batches": 2, "samples": 40, "batch": 8, "seed": 0}]
+    other = toy().train_loader()
+    restored = CombinedLoader(other)
+    restored._load_state_dicts(combined._state_dicts())
+    rest = indices(batch for batch, _, _ in iter(restored))
+    loader.set_epoch(6)
+    loader.set_epoch(7)
+    assert rest == indices(loader)[16:]

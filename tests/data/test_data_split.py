@@ -1,0 +1,85 @@
+"""Held-out parts and label budgets: by class, by hash, nested, the same everywhere."""
+
+import numpy as np
+import pytest
+from toy_source import toy
+
+from distill.data.base import UNLABELLED, DataError
+from distill.data.module import DataModule, DataSettings
+from distill.data.split import by_hash, held_out, label_budget, uniform
+
+IDS = [f"image {index}" for index in range(200)]
+LABELS = np.array([0] * 100 + [1] * 60 + [2] * 37 + [UNLABELLED] * 3)
+
+
+def test_uniform_is_the_hash_and_even() -> None:
+    drawn = np.array([uniform(id, "salt") for id in IDS])
+    assert abs(drawn.mean() - 0.5) < 0.07 and 0 <= drawn.min() and drawn.max() < 1
+
+
+def test_held_out_is_stratified_and_follows_the_id() -> None:
+    mask = held_out(IDS, LABELS, 0.1)
+    assert [int(mask[label == LABELS].sum()) for label in (0, 1, 2, UNLABELLED)] == [10, 6, 4, 0]
+    turned = held_out(IDS[::-1], LABELS[::-1], 0.1)
+    assert np.array_equal(turned[::-1], mask)
+    assert not held_out(["one"], np.array([0]), 0.9).any()
+
+
+def test_label_budget_is_nested_and_depends_on_its_seed_alone() -> None:
+    few, more, all_of_them = (label_budget(IDS, LABELS, count, 0) for count in (5, 10, 1000))
+    assert np.array_equal(all_of_them, LABELS)
+    assert [(few == label).sum() for label in (0, 1, 2)] == [5, 5, 5]
+    assert (more[few != UNLABELLED] == few[few != UNLABELLED]).all() and (more != UNLABELLED).sum() == 30
+    assert not np.array_equal(label_budget(IDS, LABELS, 5, 1), few)
+    assert (label_budget(IDS, LABELS, 0, 0) == UNLABELLED).all()
+
+
+def test_by_hash_does_not_depend_on_the_order_given() -> None:
+    assert by_hash(range(50), IDS, "s") == by_hash(range(49, -1, -1), IDS, "s") != list(range(50))
+
+
+def folder_without_val() -> DataModule:
+    source = {"type": "torchvision", "name": "FakeData", "arguments": {"size": 50, "image_size": [3, 8, 8]}}
+    return DataModule(DataSettings(source=source, size=8, workers=0), seed=3)
+
+
+def test_val_is_held_out_where_the_source_has_none() -> None:
+    module, other = folder_without_val(), folder_without_val()
+    train, val = set(module.part("train").ids), set(module.part("val").ids)
+    assert len(train) + len(val) == 50 and not train & val and val
+    assert val == set(other.part("val").ids)
+    with pytest.raises(DataError, match="source 'torchvision' has no test split, only train"):
+        module.eval_loader("test")
+
+
+def test_labels_are_hidden_in_training_only() -> None:
+    module = toy(labels_per_class=2, samples=40)
+    assert len(module.labelled_loader().reader.part) == 8
+    assert (module.part("train").labels != UNLABELLED).sum() == 8
+    assert (module.part("val").labels != UNLABELLED).all()
+    batch = next(iter(toy(labels_per_class=0).train_loader()))
+    assert (batch.labels == UNLABELLED).all()
+    only = toy(labels_per_class=2, samples=40).train_loader(labelled_only=True)
+    assert all((batch.labels != UNLABELLED).all() for batch in only)
+
+
+def test_no_labels_is_legal_and_a_budget_of_them_is_not() -> None:
+    free = {index: UNLABELLED for index in range(40)}
+    module = toy(class_count=0, labels=free)
+    assert not module.classes and (next(iter(module.train_loader())).labels == UNLABELLED).all()
+    with pytest.raises(DataError, match="has no labels"):
+        toy(class_count=0, labels=free, labels_per_class=1)
+    with pytest.raises(DataError, match="no training sample has a label"):
+        module.labelled_loader()
+
+
+@pytest.mark.parametrize("label", [4, -2])
+def test_a_label_out_of_range_is_named_with_its_sample(label: int) -> None:
+    with pytest.raises(DataError, match=f"train/017: label {label} is out of range: the source has 4 classes"):
+        toy(labels={17: label})
+
+
+def test_fingerprint_follows_ids_labels_and_settings_not_the_protocol() -> None:
+    assert toy().fingerprint() == toy(seed=5, batch_size=4, labels_per_class=1, val_fraction=0.3).fingerprint()
+    assert toy().fingerprint() != toy(labels={3: 0}).fingerprint()
+    assert toy().fingerprint() != toy(samples=41).fingerprint()
