@@ -15,7 +15,8 @@ from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
 from distill.data.canvas import Fit
 from distill.data.loader import Loader, TrainLoader
 from distill.data.loader_ops import LoaderOp, LoaderOps
-from distill.data.reader import BatchReader, Order
+from distill.data.order import OnePass, Order
+from distill.data.reader import BatchReader
 from distill.data.split import Part, held_out, label_budget, whole
 from distill.registry import Family
 
@@ -84,7 +85,8 @@ class DataModule:
         tolerated = int(self.settings.corrupt_budget * len(part))
         ops = LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
         reader = self._reader(part, Order(len(part), self.seed), ops, tolerated)
-        return TrainLoader(reader, self.settings.batch_size, **self._options())
+        batch, rank, world = self.settings.batch_size, self.rank, self.world_size
+        return TrainLoader(reader, batch, rank=rank, world=world, **self._options())
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
         """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
@@ -164,8 +166,9 @@ class DataModule:
 
     def _in_order(self, part: Part, shared: bool) -> Loader:
         reader = self._reader(part, Order(len(part), None), None, tolerated=0)
-        options = self._options() | ({} if shared else {"rank": 0, "world": 1})
-        return Loader(reader, max(1, self.settings.batch_size // self.world_size), **options)
+        rank, world = (self.rank, self.world_size) if shared else (0, 1)
+        batch = self.settings.batch_size // self.world_size
+        return Loader(reader, OnePass(len(part), batch, rank, world), **self._options())
 
     def _reader(self, part: Part, order: Order, ops: LoaderOps | None, tolerated: int) -> BatchReader:
         return BatchReader(part, order, self.settings.size, self.settings.fit, ops, tolerated, self.settings.workers)
@@ -175,6 +178,4 @@ class DataModule:
             "workers": self.settings.workers,
             "timeout": self.settings.worker_timeout,
             "start_method": self.settings.start_method,
-            "rank": self.rank,
-            "world": self.world_size,
         }

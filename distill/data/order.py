@@ -48,8 +48,8 @@ class OnePass:
 class Epochs:
     """The batches of training: epoch after epoch, resumable between any two batches.
 
-    Global batch ``k`` is places ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of ``B / world``
-    of them, so all ranks together see what one process would. The incomplete last batch is dropped.
+    Global batch ``k`` is places ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of
+    ``B / world`` of them, so all ranks together see what one process would. The incomplete last batch is dropped.
 
     Args:
         order: the samples' order in each epoch.
@@ -73,7 +73,7 @@ class Epochs:
             self.epoch, self.consumed, self._first = epoch, 0, 0
 
     def begin(self) -> None:
-        """Start a pass: of the restored rest of an epoch, of the epoch that is set, or of the one after a finished one."""
+        """Start a pass: over the restored rest of an epoch, the epoch that is set, or the one after a finished one."""
         if self.consumed >= len(self):
             self.epoch, self._first = self.epoch + 1, 0
         self.consumed, self._first = self._first, 0

@@ -178,9 +178,9 @@ def test_what_is_no_image_is_named(data: bytes, reason: str, tmp_path) -> None:
 
 
 def test_missing_file_and_folder(tmp_path) -> None:
-    with pytest.raises(DataError, match="gone.jpg: no such file"):
+    with pytest.raises(DataError, match=r"gone\.jpg: no such file"):
         decode(tmp_path / "gone.jpg", "gone.jpg")
-    with pytest.raises(DataError, match="folder.jpg"):
+    with pytest.raises(DataError, match=r"folder\.jpg"):
         decode(tmp_path, "folder.jpg")
 
 

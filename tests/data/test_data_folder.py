@@ -80,10 +80,10 @@ def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
         source(Path("gone"))
     put(tmp_path, "one/a/1.png", "one/b/2.png")
     (tmp_path / "one/empty/.ipynb_checkpoints").mkdir(parents=True)
-    with pytest.raises(DataError, match="class folder .*one/empty holds no images"):
+    with pytest.raises(DataError, match=r"class folder .*one/empty holds no images"):
         source(tmp_path / "one")
     put(tmp_path, "two/a/1.png", "two/stray.png")
-    with pytest.raises(DataError, match="stray.png lies beside class folders"):
+    with pytest.raises(DataError, match=r"stray\.png lies beside class folders"):
         source(tmp_path / "two")
     put(tmp_path, "three/train/a/1.png", "three/train/b/1.png", "three/test/a/2.png")
     with pytest.raises(DataError, match="class 'b' is in train but not in test"):
@@ -100,7 +100,7 @@ def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
 def test_a_corrupt_file_is_named_by_its_path(tmp_path) -> None:
     put(tmp_path, "a/1.png", "a/2.png")
     path = tmp_path / "a/2.png"
-    path.write_bytes(path.read_bytes()[:60])
+    path.write_bytes(path.read_bytes()[:45])
     with pytest.raises(DataError, match=r"a/2\.png"):
         source(tmp_path).split("train")[1]
 

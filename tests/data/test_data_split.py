@@ -14,7 +14,7 @@ LABELS = np.array([0] * 100 + [1] * 60 + [2] * 37 + [UNLABELLED] * 3)
 
 def test_uniform_is_the_hash_and_even() -> None:
     drawn = np.array([uniform(id, "salt") for id in IDS])
-    assert abs(drawn.mean() - 0.5) < 0.07 and 0 <= drawn.min() and drawn.max() < 1
+    assert abs(drawn.mean() - 0.5) < 0.07 and drawn.min() >= 0 and drawn.max() < 1
 
 
 def test_held_out_is_stratified_and_follows_the_id() -> None:
@@ -64,7 +64,7 @@ def test_labels_are_hidden_in_training_only() -> None:
 
 
 def test_no_labels_is_legal_and_a_budget_of_them_is_not() -> None:
-    free = {index: UNLABELLED for index in range(40)}
+    free = dict.fromkeys(range(40), UNLABELLED)
     module = toy(class_count=0, labels=free)
     assert not module.classes and (next(iter(module.train_loader())).labels == UNLABELLED).all()
     with pytest.raises(DataError, match="has no labels"):

@@ -9,6 +9,7 @@ import time
 from typing import Literal
 
 import numpy as np
+from pydantic import Field
 
 from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.module import DataModule, DataSettings
@@ -23,8 +24,8 @@ class Toy(Source):
         type: Literal["toy"] = "toy"
         samples: int = 40
         class_count: int = 4
-        faults: dict[int, Fault] = {}
-        labels: dict[int, int] = {}
+        faults: dict[int, Fault] = Field({})
+        labels: dict[int, int] = Field({})
 
     settings: Settings
 
