@@ -25,9 +25,10 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from augment.draws import Draws
+from augment.errors import ExplainedError
 
 
-class DrawError(RuntimeError):
+class DrawError(ExplainedError, RuntimeError):
     """An operation drew random numbers in a way that cannot be tied to samples; the text names both."""
 
 

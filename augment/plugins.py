@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import inspect
 
+from augment.errors import ExplainedError
 from augment.settings import nearest
 
 
-class PluginError(ValueError):
+class PluginError(ExplainedError, ValueError):
     """A config named a class that cannot be used; the text says which and why."""
 
 

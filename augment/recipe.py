@@ -28,12 +28,13 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 
+from augment.errors import ExplainedError
 from augment.operation import Operation, kind_of
 from augment.plugins import PluginError, import_class, is_import_path
 from augment.settings import Settings, nearest
 
 
-class OperationError(ValueError):
+class OperationError(ExplainedError, ValueError):
     """An operation cannot be built from its settings. ``key`` is the argument at fault, or ``"type"``."""
 
     def __init__(self, key: str, text: str):

@@ -6,11 +6,14 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, Optional
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.text import Text
+
+from augment.errors import ExplainedError
 
 app = typer.Typer(
     help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
@@ -25,7 +28,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings laid over the file's.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
-SplitName = Annotated[str, typer.Option(help="train, val or test.")]
 
 
 @app.command()
@@ -47,11 +49,14 @@ def train(
 
 
 @app.command()
-def evaluate(path: RunPath, split: SplitName = "test") -> None:
+def evaluate(
+    path: RunPath,
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
+) -> None:
     """Accuracy of a run's student, loaded from the files that it exported."""
     from distill.commands import evaluate_run
 
-    evaluate_run(path, _split(split), _console())
+    evaluate_run(path, split, _console())
 
 
 @app.command()
@@ -115,12 +120,6 @@ def schema(
         to.write_text(text + "\n")
 
 
-def _split(name: str) -> str:
-    if name not in ("train", "val", "test"):
-        raise typer.BadParameter(f"{name!r} is no split; use train, val or test")
-    return name
-
-
 def _console() -> Console:
     return Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
 
@@ -138,36 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
     )
     try:
         app(arguments, prog_name="distill")
-    except Exception as error:
-        status = _status_of(error)
-        if status is None or os.environ.get("DISTILL_TRACEBACK"):
+    except ExplainedError as error:
+        if os.environ.get("DISTILL_TRACEBACK"):
             raise
-        Console(stderr=True, soft_wrap=True).print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-        sys.exit(status)
-
-
-def _status_of(error: Exception) -> int | None:
-    """The exit status of an error that is explained by its text; None for one that is a bug."""
-    exit_code = getattr(error, "exit_code", None)
-    if isinstance(exit_code, int):
-        return exit_code
-    known = {
-        "ConfigError": 2,
-        "PluginError": 2,
-        "RunError": 1,
-        "StageError": 1,
-        "DataError": 1,
-        "NetworkError": 1,
-        "DeltaError": 1,
-        "LayerRefused": 1,
-        "ExportError": 1,
-        "CheckpointError": 1,
-        "NonFiniteLossError": 1,
-    }
-    return known.get(type(error).__name__)
-
-
-def _escape(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(error.exit_code)

@@ -11,6 +11,7 @@ import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from augment.dual import AugmentSettings
+from augment.errors import ExplainedError
 from augment.settings import Settings
 from distill.data.module import DataSettings
 from distill.models.student import StudentSettings
@@ -22,8 +23,10 @@ from distill.training.settings import FitTeacherSettings, TrainingSettings
 AnyObjective = Annotated[Objective.Settings, Family("distill.objectives", "Objective")]
 
 
-class ConfigError(ValueError):
+class ConfigError(ExplainedError, ValueError):
     """The config cannot be used; every line of the text names a key path and what was expected there."""
+
+    exit_code = 2
 
 
 class ControlSettings(Settings):
@@ -126,7 +129,7 @@ _Loader.add_implicit_resolver(
 )
 
 
-def _place(mark: yaml.Mark) -> str:
+def _place(mark: Any) -> str:
     return f"{mark.name}, line {mark.line + 1}"
 
 

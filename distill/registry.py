@@ -99,4 +99,5 @@ class Family:
         )
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return handler(TypeAdapter(Union[tuple(self.known().values())]).core_schema)
+        known: Any = Union[tuple(self.known().values())]
+        return handler(TypeAdapter(known).core_schema)

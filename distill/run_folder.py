@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from augment.errors import ExplainedError
 from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
 from distill.files import write_atomic
 
@@ -17,7 +18,7 @@ RECORD = "run.json"
 _FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
 
 
-class RunError(RuntimeError):
+class RunError(ExplainedError, RuntimeError):
     """A run cannot start or go on; the text names the folder and what would work."""
 
 

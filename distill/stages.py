@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from augment.dual import AugmentSettings, DualAugment
+from augment.errors import ExplainedError
 from augment.views import InputSpec
 from distill.config import Experiment
 from distill.data.base import Split
@@ -36,7 +37,7 @@ from distill.training.signals import StopSignal
 from distill.training.terms import build_terms, needs_of
 
 
-class StageError(ValueError):
+class StageError(ExplainedError, ValueError):
     """A stage cannot run on this data or with these networks; the text says what does not fit."""
 
 

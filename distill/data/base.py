@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+from augment.errors import ExplainedError
 from augment.settings import Settings
 from distill.registry import Component
 
@@ -65,5 +66,5 @@ class Source(Component):
         raise NotImplementedError
 
 
-class DataError(ValueError):
+class DataError(ExplainedError, ValueError):
     """The data cannot be used; the text names the file, folder or sample."""

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal, get_args
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
+from augment.errors import ExplainedError
 from augment.settings import Settings
 from distill.registry import Component
 
@@ -14,7 +15,7 @@ LayerKind = Literal["linear", "conv", "depthwise", "norm"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
-class DeltaError(ValueError):
+class DeltaError(ExplainedError, ValueError):
     """A delta cannot be built, attached, merged or loaded; the text names the layer and what would work."""
 
 

@@ -13,10 +13,11 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from augment.errors import ExplainedError
 from distill.files import write_atomic
 
 
-class ExportError(ValueError):
+class ExportError(ExplainedError, ValueError):
     """An exported file is damaged, foreign or does not fit; the text names it and what was expected."""
 
 

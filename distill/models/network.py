@@ -16,13 +16,14 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from augment.errors import ExplainedError
 from augment.settings import Settings, nearest
 from augment.views import InputSpec
 from distill.models.embedded import EMBEDDED, load_embedded
 from distill.models.features import Features, FeatureShapes
 
 
-class NetworkError(ValueError):
+class NetworkError(ExplainedError, ValueError):
     """A network cannot be made; the text names the model or file and what would work."""
 
 
@@ -99,14 +100,14 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         except RuntimeError as error:  # timm's word for an unknown tag or weights that do not fit
             raise NetworkError(f"{settings.model}: {error}") from error
 
-    config = model.pretrained_cfg
+    config: Any = model.pretrained_cfg
     side = settings.size
     native = tuple(config["input_size"][1:])
     return Network(
         model=model.eval(),
-        architecture=config["architecture"],  # type: ignore[index, arg-type]
+        architecture=config["architecture"],
         origin=origin,
-        input=InputSpec((side, side) if side else native, tuple(config["mean"]), tuple(config["std"])),  # type: ignore[index, arg-type]
+        input=InputSpec((side, side) if side else native, tuple(config["mean"]), tuple(config["std"])),
     )
 
 
@@ -117,7 +118,8 @@ def _takes_img_size(name: str) -> bool:
     architecture = name.partition(":")[2] if name.startswith("embedded:") else name
     if ":" in architecture or not timm.is_model(architecture):
         return False
-    return bool(timm.get_pretrained_cfg(architecture).fixed_input_size)
+    config = timm.get_pretrained_cfg(architecture)
+    return config is not None and bool(config.fixed_input_size)
 
 
 def _check_known(name: str) -> None:

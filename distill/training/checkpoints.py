@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from augment.errors import ExplainedError
 from distill.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 KEPT = 2
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ExplainedError, RuntimeError):
     """A checkpoint cannot be read or written; the text names the file."""
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from augment.errors import ExplainedError
 from distill.training.settings import SpikeSettings
 
 _WARMUP_STEPS = 20
 _MEAN_DECAY = 0.98
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(ExplainedError, RuntimeError):
     """A loss term or the gradient became NaN or infinite; the text says at which step and in which term."""
 
 
