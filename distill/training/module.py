@@ -69,6 +69,11 @@ class Distillation(LightningModule):
     def on_fit_start(self) -> None:
         self.clock = StepClock(self.device)
 
+    def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
+        """Images and labels move; ids stay, since draws are made on the CPU and would wait for the device to get them."""
+        images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
+        return batch._replace(images=images, labels=labels)
+
     def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
         with self.clock.span("augment"):
             views = self.augment(batch.images, batch.ids, self.current_epoch)
