@@ -111,7 +111,8 @@ class Loader:
         while True:
             try:
                 return next(iterator)
-            except RuntimeError as error:  # samples do not raise, see BatchReader: this is about the workers
+            except (RuntimeError, OSError, EOFError) as error:
+                # Samples do not raise, see BatchReader: this is about workers, or a batch whose memory went with one.
                 timed_out = "timed out" in str(error)
                 if timed_out and time.perf_counter() - started < self.timeout:
                     continue

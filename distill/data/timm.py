@@ -6,7 +6,7 @@ Workers of this source import timm, since the reader is timm's; those of the oth
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,11 +102,16 @@ class ReaderSamples:
 
 
 def _labels(reader: Any) -> list[int]:
-    if hasattr(reader, "iter_targets"):
-        targets = reader.iter_targets()
-    else:  # timm before 1.0.28 or so: the target comes only with the file
-        targets = (reader[index][1] for index in range(len(reader)))
+    targets = reader.iter_targets() if hasattr(reader, "iter_targets") else _opened_targets(reader)
     return [UNLABELLED if target is None else int(target) for target in targets]
+
+
+def _opened_targets(reader: Any) -> Iterator[Any]:
+    """Targets of a reader that gives them only together with the file, opened but not read."""
+    for index in range(len(reader)):
+        file, target, *_ = reader[index]
+        file.close()
+        yield target
 
 
 def _file_names(reader: Any) -> list[str] | None:

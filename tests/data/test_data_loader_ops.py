@@ -1,0 +1,59 @@
+"""albumentations in the loader: repeatable, different by sample and epoch, strict about arguments."""
+
+import pytest
+import torch
+from pydantic import ValidationError
+from toy_source import toy
+
+from distill.data.base import DataError
+from distill.data.loader_ops import LoaderOp
+
+NOISE = {"op": "GaussNoise", "arguments": {"std_range": (0.2, 0.3), "p": 1}}
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch) -> None:
+    monkeypatch.setattr("urllib.request.OpenerDirector.open", lambda *a, **k: pytest.fail("asked the network"))
+
+
+def noise(workers: int = 0, seed: int = 0) -> list[dict[int, torch.Tensor]]:
+    """Two epochs: id → image."""
+    loader = toy(samples=16, batch_size=4, workers=workers, seed=seed, loader_ops=[NOISE]).train_loader()
+    return [{int(id): image for batch in loader for image, _, id in zip(*batch)} for _ in range(2)]
+
+
+def test_differs_by_sample_and_epoch_and_not_by_workers() -> None:
+    first, second = noise()
+    for id, image in first.items():
+        assert not torch.equal(image, second[id])
+    residues = [image.float() - image.float().mean() for image in first.values()]
+    assert not any(torch.equal(residues[0], other) for other in residues[1:])
+    for again, epoch in zip(noise(workers=2), (first, second)):
+        assert all(torch.equal(again[id], image) for id, image in epoch.items())
+    other = noise(seed=1)[0]
+    assert not any(torch.equal(other[id], image) for id, image in first.items())
+
+
+def test_evaluation_is_left_alone() -> None:
+    batch = next(iter(toy(loader_ops=[NOISE]).eval_loader("val")))
+    assert (batch.images[3] == 3).all()
+
+
+@pytest.mark.parametrize(
+    ("op", "message"),
+    [
+        ({"op": "GausNoise"}, "did you mean 'GaussNoise'"),
+        ({"op": "GaussNoise", "arguments": {"std_rang": 1}}, "no argument 'std_rang'; did you mean 'std_range'"),
+        ({"op": "GaussNoise", "arguments": {"std_range": "much"}}, "GaussNoise: "),
+        ({"op": "Compose"}, "no transform 'Compose'"),
+    ],
+)
+def test_a_misspelt_op_or_argument_is_an_error(op: dict, message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        LoaderOp.model_validate(op)
+
+
+def test_an_op_that_changes_the_canvas_is_an_error() -> None:
+    ops = [{"op": "Resize", "arguments": {"height": 4, "width": 4}}]
+    with pytest.raises(DataError, match=r"train/\d+: loader_ops \['Resize'\] made uint8 \[4, 4, 3\]"):
+        next(iter(toy(loader_ops=ops).train_loader()))

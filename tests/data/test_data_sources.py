@@ -1,0 +1,221 @@
+"""Sources that other libraries read, on data made here."""
+
+import os
+import subprocess
+import sys
+import time
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from distill.data.base import UNLABELLED, DataError
+from distill.data.digits import Digits
+from distill.data.huggingface import HuggingFace
+from distill.data.module import DataModule, DataSettings
+from distill.data.timm import Timm
+from distill.data.torchvision import TorchVision
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # timm's and torchvision's imports
+
+
+def png(value: int) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(np.full((8, 8, 3), value, np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_every_source_is_found_by_its_name() -> None:
+    with pytest.raises(ValidationError, match="did you mean 'digits'"):
+        DataSettings(source="digit")
+    with pytest.raises(ValidationError, match="did you mean 'root'"):
+        DataSettings(source={"type": "folder", "rot": "."})
+    assert DataSettings(source="digits").source.component is Digits
+
+
+def test_digits() -> None:
+    source = Digits(Digits.Settings())
+    parts = {name: source.split(name) for name in ("train", "val", "test")}
+    assert {name: len(part) for name, part in parts.items()} == {"train": 1259, "val": 179, "test": 359}
+    assert len({id for part in parts.values() for id in part.ids}) == 1797
+    for part in parts.values():
+        counts = np.bincount(part.labels) / len(part)  # type: ignore[arg-type]
+        assert abs(counts - 0.1).max() < 0.01
+    sample = parts["train"][0]
+    assert sample.image.shape == (8, 8, 3) and sample.image.max() == 255 and sample.id.startswith("digits/")
+    assert [part.ids[0] for part in parts.values()] == ["digits/0001", "digits/0013", "digits/0000"]
+
+
+@pytest.fixture
+def parquet(tmp_path: Path) -> Path:
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for split, count in (("train", 6), ("test", 4)):
+        rows = {
+            "image": [{"bytes": png(10 * row), "path": f"photos/{row}.png"} for row in range(count)],
+            "label": [row % 2 for row in range(count)],
+        }
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / f"{split}-0.parquet")
+    return tmp_path
+
+
+def hf(folder: Path, **settings) -> HuggingFace.Settings:
+    files = {"train": str(folder / "train-*.parquet"), "test": str(folder / "test-*.parquet")}
+    return HuggingFace.Settings(**{"data_files": files, "cache_dir": folder / "cache", **settings})
+
+
+def test_parquet(parquet: Path) -> None:
+    source = HuggingFace(hf(parquet))
+    train = source.split("train")
+    assert source.classes == ("cat", "dog") and source.has_split == {"train", "test"}
+    assert list(train.labels) == [0, 1] * 3 and train.ids[5] == "train/000005/photos/5.png"
+    assert train[5].image.shape == (8, 8, 3) and train[5].image.max() == train[5].image.min() == 50
+    assert list(source.split("test").labels) == [0, 1, 0, 1]
+    assert len(train.sizes) == 6 and train.sizes[0] == len(png(0))  # type: ignore[attr-defined]
+
+
+def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
+    plain, spawned = (
+        list(DataModule(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))
+        for how in ({"workers": 0}, {"workers": 1, "start_method": "spawn"})
+    )
+    assert all(
+        (one.images == other.images).all() and (one.ids == other.ids).all() for one, other in zip(plain, spawned)
+    )
+
+
+def test_parquet_splits_by_expression_and_without_labels(parquet: Path) -> None:
+    source = HuggingFace(hf(parquet, splits={"train": "train[:4]", "val": "train[4:]"}, labels=False))
+    assert source.classes == () and source.has_split == {"train", "val"}
+    assert [sample.image[0, 0, 0] for sample in map(source.split("val").__getitem__, range(2))] == [40, 50]
+    assert set(source.split("train").labels) == {UNLABELLED}
+
+
+def test_plain_columns(tmp_path: Path) -> None:
+    import datasets
+
+    rows = {"photo": [{"bytes": png(1), "path": None}] * 3, "kind": ["b", "a", None], "number": [2, 0, 1]}
+    kinds = {"photo": datasets.Image(), "kind": datasets.Value("string"), "number": datasets.Value("int64")}
+    datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(tmp_path / "train-0.parquet")
+    here = {"data_files": {"train": str(tmp_path / "train-*")}}
+    names = HuggingFace(hf(tmp_path, **here, label_column="kind"))
+    assert names.classes == ("a", "b") and list(names.split("train").labels) == [1, 0, UNLABELLED]
+    assert names.split("train").ids[0] == "train/000000"
+    numbers = HuggingFace(hf(tmp_path, **here, label_column="number"))
+    assert numbers.classes == ("0", "1", "2") and list(numbers.split("train").labels) == [2, 0, 1]
+    assert HuggingFace(hf(tmp_path, **here)).classes == ()
+    with pytest.raises(DataError, match="no column 'colour'"):
+        HuggingFace(hf(tmp_path, **here, label_column="colour"))
+    with pytest.raises(DataError, match="no column 'picture'"):
+        HuggingFace(hf(tmp_path, **here, image_column="picture"))
+
+
+def test_parquet_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"data_files\.train: no file matches .*train-\*\.parquet \(looked in"):
+        HuggingFace(hf(tmp_path))
+    with pytest.raises(ValidationError, match=r"either name .* or data_files"):
+        HuggingFace.Settings()
+    (tmp_path / "train-0.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(DataError, match=r"train-\*"):
+        HuggingFace(hf(tmp_path, data_files={"train": str(tmp_path / "train-*")}))
+
+
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_an_unreachable_hub_fails_in_seconds_with_what_to_do(offline: str, tmp_path: Path) -> None:
+    code = (
+        "import time, datasets\nfrom distill.data.huggingface import HuggingFace\nstarted = time.perf_counter()\n"
+        "try: HuggingFace(HuggingFace.Settings(name='nobody/nothing'))\n"
+        "except Exception as error: print(type(error).__name__, error)\n"
+        "assert time.perf_counter() - started < 10\n"
+    )
+    # A port that nobody listens on stands for the missing network.
+    where = {
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "HF_HOME": str(tmp_path),
+        "HF_HUB_OFFLINE": offline,
+        "PYTHONPATH": ".",
+    }
+    started = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **where}
+    )
+    assert shown.stdout.startswith("DataError nobody/nothing: the Hugging Face Hub cannot be reached")
+    assert "data.source.data_files" in shown.stdout and "HF_HOME" in shown.stdout
+    assert time.perf_counter() - started < 30
+
+
+def fake(**settings) -> TorchVision.Settings:
+    return TorchVision.Settings(
+        **{"name": "FakeData", "arguments": {"size": 12, "image_size": [3, 8, 8], "num_classes": 3}, **settings}
+    )
+
+
+def test_torchvision() -> None:
+    source = TorchVision(fake())
+    train = source.split("train")
+    assert source.classes == ("0", "1", "2") and source.has_split == {"train"} and len(train) == 12
+    assert train[3].image.dtype == np.uint8 and train[3].image.shape == (8, 8, 3)
+    assert train[3].id == "FakeData/train/000003" and train[3].label == train.labels[3]
+    split = TorchVision(fake(splits={"train": {"random_offset": 0}, "test": {"random_offset": 50}}))
+    assert split.has_split == {"train", "test"}
+    assert not np.array_equal(split.split("train")[0].image, split.split("test")[0].image)
+
+
+def test_torchvision_errors(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no class 'CIFAR1'; did you mean 'CIFAR10'"):
+        TorchVision(TorchVision.Settings(name="CIFAR1"))
+    with pytest.raises(DataError, match="FakeData has no argument 'sise'; did you mean 'size'"):
+        TorchVision(fake(arguments={"sise": 3}))
+    with pytest.raises(DataError, match=r"CIFAR10 in .*not found or corrupted.*download is false"):
+        TorchVision(TorchVision.Settings(name="CIFAR10", root=tmp_path))
+
+
+def test_torchvision_reads_cifar10_as_it_is_on_disk(tmp_path: Path, monkeypatch) -> None:
+    import pickle
+
+    import torchvision
+
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for index, name in enumerate([f"data_batch_{n}" for n in range(1, 6)] + ["test_batch"]):
+        rows = {"data": np.full((2, 3072), index, np.uint8), "labels": [index % 10, 9]}
+        (folder / name).write_bytes(pickle.dumps(rows))
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": list("abcdefghij")}))
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "_check_integrity", lambda self: True)
+    monkeypatch.setattr(torchvision.datasets.cifar, "check_integrity", lambda *a, **k: True)
+    source = TorchVision(TorchVision.Settings(name="CIFAR10", root=tmp_path))
+    assert source.has_split == {"train", "test"} and source.classes == tuple("abcdefghij")
+    assert list(source.split("train").labels) == [0, 9, 1, 9, 2, 9, 3, 9, 4, 9]
+    assert source.split("test")[0].image[0, 0].tolist() == [5, 5, 5] and source.split("test")[0].label == 5
+
+
+def put(root: Path, *names: str) -> None:
+    for index, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(index))
+
+
+def test_timm(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/2.png", "validation/a/3.png", "validation/b/4.png")
+    source = Timm(Timm.Settings(root=tmp_path, splits={"train": "train", "test": "validation"}))
+    assert source.classes == ("a", "b") and source.has_split == {"train", "test"}
+    train = source.split("train")
+    assert list(train.ids) == ["train/a/1.png", "train/b/2.png"] and list(train.labels) == [0, 1]
+    assert train[1].image[0, 0].tolist() == [1, 1, 1] and train[1].label == 1
+    (tmp_path / "train/b/2.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"train/b/2\.png: an empty file"):
+        train[1]
+
+
+def test_timm_errors(tmp_path: Path) -> None:
+    put(tmp_path, "train/a/1.png", "a/2.png")
+    with pytest.raises(DataError, match="for both train and test"):
+        Timm(Timm.Settings(root=tmp_path / "train", splits={"train": "train", "test": "test"}))
+    with pytest.raises(DataError, match="use the source torchvision"):
+        Timm(Timm.Settings(name="torch/image_folder", root=tmp_path))
+    with pytest.raises(DataError, match="no file or folder"):
+        Timm(Timm.Settings(root=tmp_path / "gone"))
