@@ -147,7 +147,7 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
         raise StageError("fit_teacher needs labels, and this source has no classes")
     torch.manual_seed(experiment.seed)
     network = create_network(settings, num_classes=len(data.classes))
-    student = Student(network, StudentSettings(network=settings, train="whole"))
+    student = Student(network, StudentSettings(network=settings, train="whole", batch_norm=fitting.batch_norm))
     folder = teacher_folder(shop, settings)
     if fitting.method == "probe":
         if (folder / RESULT).is_file():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import nn
 
 
 class Frozen:
-    """Keeps a set of modules in eval mode; asked before every forward, since ``.train()`` may be called on any part."""
+    """Keeps modules in eval mode; asked before every forward, since ``.train()`` may be called on any part."""
 
-    def __init__(self, root: nn.Module):
-        # Modules without state or mode-dependent behaviour are checked as well: a flag costs nothing to read.
-        self._modules = list(root.modules())
+    def __init__(self, modules: Iterable[nn.Module]):
+        self._modules = list(modules)
         self.enforce()
 
     def enforce(self) -> None:
@@ -22,4 +23,9 @@ class Frozen:
 def freeze(root: nn.Module) -> Frozen:
     """Take all gradients away and return the keeper of its eval mode."""
     root.requires_grad_(False)
-    return Frozen(root)
+    return Frozen(root.modules())
+
+
+def batch_norms(root: nn.Module) -> list[nn.Module]:
+    """The modules that keep running statistics of batches."""
+    return [module for module in root.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]

@@ -30,6 +30,9 @@ class StudentSettings(Settings):
         "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'whole': every weight learns"
     )
     deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train", description="train: whole only; 'frozen' keeps the running statistics, for few images or few steps"
+    )
     compile: bool = False
 
     @model_validator(mode="after")
@@ -62,23 +65,29 @@ class Student(nn.Module):
         head = classifier_names(self.model)
         self.backbone: Identity = identify(backbone_state(self.model, head))
         self.sites: list[Site] = []
-        self._frozen: Frozen | None = None
         if not self.whole:
             self.sites = attach(self.model, settings.deltas, exclude_head=head)
-            self._frozen = Frozen(self.model)
+            self._frozen = Frozen(self.model.modules())
+        else:
+            self._frozen = Frozen(batch_norms(self.model) if settings.batch_norm == "frozen" else ())
+        deltas = {id(t) for site in self.sites for t in site.delta.state_dict(keep_vars=True).values()}
+        self._own_keys = [
+            key
+            for key, t in self.state_dict(keep_vars=True).items()
+            if self.whole or t.requires_grad or id(t) in deltas
+        ]
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._extract = torch.compile(extract) if settings.compile else extract
 
     def forward(self, view: Tensor) -> Features:
-        if self._frozen is not None:
-            self._frozen.enforce()
+        self._frozen.enforce()
         return self._extract(self.model, view, self.needs)
 
     def own_state(self) -> dict[str, Tensor]:
         """What training changes, by name in ``state_dict``: all of it when trained whole, else deltas and head."""
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        return {key: value for key, value in self.state_dict().items() if self.whole or key in trained}
+        state = self.state_dict()
+        return {key: state[key] for key in self._own_keys}
 
 
 def head_modules(model: nn.Module) -> list[nn.Module]:

@@ -78,5 +78,8 @@ class FitTeacherSettings(Settings):
     labels: Literal["all", "same"] = Field(
         "all", description="'all' ignores data.labels_per_class, which binds the student"
     )
+    batch_norm: Literal["train", "frozen"] = Field(
+        "frozen", description="finetune only; 'frozen' keeps the pretrained running statistics, which few images upset"
+    )
     training: TrainingSettings = TrainingSettings()
     augment: AugmentSettings | None = Field(None, description="default: the student's chain of the experiment")
