@@ -113,6 +113,7 @@ class Validation(Callback):
         self.best_score = float("-inf")
         self.best_epoch = -1
         self.scores: dict[str, float] = {}
+        self.stale = False
         self._of_teacher: Predictions | None = None
 
     def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
@@ -128,8 +129,8 @@ class Validation(Callback):
                 self.best_score, self.best_epoch = score, epoch
                 if self.best is not None and trainer.is_global_zero:
                     VerifiedCheckpointIO().save_checkpoint({"student": module.student.own_state()}, self.best)
-        if self.patience is not None and epoch - self.best_epoch >= self.patience * self.every:
-            trainer.should_stop = True
+        self.stale = self.patience is not None and epoch - self.best_epoch >= self.patience * self.every
+        trainer.should_stop = self.stale
         module.train()
         if trainer.logger is not None:
             trainer.logger.log_metrics({**self.scores, "epoch": epoch}, trainer.global_step)
@@ -147,11 +148,15 @@ class Validation(Callback):
             scores["val/agreement"] = student.agreement(self._of_teacher)
         return scores
 
+    def on_train_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        trainer.should_stop = self.stale  # stopped early, and killed before the result was written
+
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best_epoch": self.best_epoch}
+        names = ("best_score", "best_epoch", "scores", "stale")
+        return {name: getattr(self, name) for name in names}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.best_score, self.best_epoch = state["best_score"], state["best_epoch"]
+        vars(self).update(state)
 
 
 class Saving(Callback):
@@ -168,16 +173,22 @@ class Saving(Callback):
         self.stop.install()
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
+        # A run that resumes after an epoch's last batch would never validate that epoch: its end comes first.
+        if trainer.is_last_batch:
+            return
         number = self.stop.agreed()
-        if number is not None:
-            self.save(trainer, module)
-            raise Interrupted(number)
         # Ranks have clocks of their own and saving is collective, so only a single process saves by the clock.
-        if trainer.world_size == 1 and time.monotonic() - self._saved > self.seconds:
+        due = trainer.world_size == 1 and time.monotonic() - self._saved > self.seconds
+        if number is not None or due:
             self.save(trainer, module)
+        if number is not None:
+            raise Interrupted(number)
 
     def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
         self.save(trainer, module)
+        number = self.stop.agreed()
+        if number is not None:
+            raise Interrupted(number)
 
     def save(self, trainer: Trainer, module: Distillation) -> None:
         # A checkpoint of weights that a NaN has stopped would be resumed from; the latch is read first.

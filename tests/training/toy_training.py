@@ -1,0 +1,205 @@
+"""A problem that trains in a second: an image source in memory, an experiment on it, and faults on demand."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.config import Experiment, merge_trees, validate_tree
+from distill.data.base import UNLABELLED, Sample, Samples, Source, Split
+from distill.export.timm_folder import write_timm_folder
+from distill.models.features import Features
+from distill.models.student import Student
+from distill.objectives.base import Batch, Objective
+from distill.stages import Workshop, distil, make_data, prepare_teachers
+from distill.training.fit import FitSummary
+from distill.training.module import Distillation
+from distill.training.signals import StopSignal
+
+SIZES = {"train": 44, "val": 41, "test": 23}
+STEPS = SIZES["train"] // 8
+"""Steps of an epoch; 4 of the 44 samples are left out of each, other ones every time."""
+
+
+class Blobs(Source):
+    """Noise round one of four grey levels, which is the class; the image follows from the id."""
+
+    class Settings(Source.Settings):
+        labelled: bool = True
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.has_split = frozenset({"train", "val", "test"})
+        self.classes = tuple("abcd") if settings.labelled else ()
+
+    def split(self, name: Split) -> Samples:
+        return BlobSamples(name, self.settings.labelled)
+
+
+class BlobSamples:
+    def __init__(self, name: Split, labelled: bool):
+        self.first = {"train": 0, "val": 1000, "test": 2000}[name]
+        self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
+        self.labels = [index % 4 if labelled else UNLABELLED for index in range(SIZES[name])]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Sample:
+        noise = np.random.default_rng(self.first + index).normal(50 + 40 * (index % 4), 20, (32, 32, 3))
+        return Sample(noise.clip(0, 255).astype(np.uint8), self.labels[index], self.ids[index])
+
+
+class Poison(Objective):
+    """A term that is zero but for one step, at which its value or its gradient is something else."""
+
+    class Settings(Objective.Settings):
+        step: int
+        value: float = 0.0
+        gradient: float = 0.0
+
+    reads_teacher = False
+    settings: Settings
+
+    def __init__(self, *arguments: Any):
+        super().__init__(*arguments)
+        self.steps = 0
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        assert student.logits is not None
+        here, self.steps = self.steps == self.settings.step, self.steps + 1
+        value, gradient = (self.settings.value, self.settings.gradient) if here else (0.0, 0.0)
+        return _Given.apply(student.logits, value, gradient)
+
+
+class _Given(torch.autograd.Function):
+    """``value``, with ``gradient`` for every input whatever the value is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: float, gradient: float) -> Tensor:
+        ctx.shape, ctx.gradient = x.shape, gradient
+        return x.new_tensor(value)
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, None, None]:
+        return outer.new_full(ctx.shape, ctx.gradient), None, None
+
+
+def network(output: Path, name: str, seed: int = 0, **model_args: float) -> dict[str, Any]:
+    """Settings of a network of the four classes, which lies in a timm folder: random, but always the same."""
+    import timm
+
+    folder = output / f"{name}-{seed}-{len(model_args)}"
+    if not folder.exists():
+        torch.manual_seed(seed)
+        model = timm.create_model(name, num_classes=4, **model_args)
+        write_timm_folder(folder, model, origin="random", model_args=model_args)
+    return {"model": f"local-dir:{folder}", "size": 32}
+
+
+def whole(output: Path) -> dict[str, Any]:
+    """A student trained whole, with everything that makes a step depend on more than weights."""
+    return {
+        "network": network(output, "test_efficientnet", drop_rate=0.2, drop_path_rate=0.2),
+        "deltas": [],
+        "train": "whole",
+    }
+
+
+def tree(output: Path, **changes: Any) -> dict[str, Any]:
+    """An experiment as a config file would hold it: AdamW, a schedule and an average, two epochs of five steps."""
+    plain = {
+        "name": "toy",
+        "output": str(output),
+        "data": {"source": {"type": "toy_training:Blobs"}, "batch_size": 8, "size": 32, "workers": 0},
+        "augment": {"policy": "independent", "student": ["RandomHorizontalFlip", {"type": "ColorJitter", "hue": 0.1}]},
+        "teacher": {"networks": [network(output, "test_resnet")]},
+        "student": {
+            "network": network(output, "test_efficientnet"),
+            "deltas": [{"type": "low_rank", "rank": 2}],
+        },
+        "objectives": [{"type": "ce"}, {"type": "kd"}, {"type": "icd", "dim": 8}],
+        "training": {
+            "epochs": 2,
+            "optimiser": {"lr": 0.01},
+            "schedule": {"warmup": 0.5},
+            "ema": 0.9,
+            "log_every": 2,
+            "accelerator": "cpu",
+        },
+        "export": {"verify_images": 8},
+    }
+    return merge_trees(plain, changes)
+
+
+def experiment(output: Path, **changes: Any) -> Experiment:
+    return validate_tree(tree(output, **changes), "toy")
+
+
+@dataclass
+class Watched:
+    """What happened in a fit: the samples of each step, and all trained tensors after the last one."""
+
+    seen: list[tuple[int, list[int]]] = field(default_factory=list)
+    """(epoch, ids) of every step."""
+    student: Student | None = None
+    summary: FitSummary | None = None
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        assert self.student is not None
+        return self.student.own_state()
+
+    def ids(self, epoch: int) -> list[int]:
+        return [id for at, ids in self.seen if at == epoch for id in ids]
+
+
+Fault = Callable[[Distillation], None]
+
+
+def raising(number: signal.Signals, step: int) -> Fault:
+    """A real signal to this process, in the middle of a step."""
+    return lambda module: os.kill(os.getpid(), number) if module.global_step == step else None
+
+
+def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, into: Watched | None = None) -> Watched:
+    """The experiment's student stage in ``folder``, as ``run`` does it; what was seen is in ``into`` also if it fails.
+
+    ``fault`` is called in the middle of every step.
+    """
+    watched = into if into is not None else Watched()
+    step = Distillation.training_step
+
+    def watching(module: Distillation, batch: Any, index: int) -> Tensor:
+        loss = step(module, batch, index)
+        watched.seen.append((module.current_epoch, batch.ids.tolist()))
+        watched.student = module.student
+        if fault is not None:
+            fault(module)
+        return loss
+
+    Distillation.training_step = watching  # type: ignore[method-assign]
+    try:
+        with StopSignal() as stop:
+            shop = Workshop(settings, make_data(settings), None, stop)
+            teachers = prepare_teachers(shop) if settings.teacher else []
+            watched.student, _, watched.summary = distil(shop, teachers, folder)
+    finally:
+        Distillation.training_step = step  # type: ignore[method-assign]
+    return watched
+
+
+def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
+    assert ours.keys() == theirs.keys() and ours
+    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+    assert not different, different
