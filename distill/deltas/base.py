@@ -41,7 +41,21 @@ class DeltaSettings(Settings):
         return (value,) if isinstance(value, str) else value
 
 
-class WeightDelta(nn.Module, Component):
+class Delta(nn.Module, Component):
+    """What ``student.deltas`` can name: a learned change of a frozen backbone, of one of the two kinds below.
+
+    Class attributes:
+        identity_at_init: whether a fresh delta leaves the backbone's output bit-equal.
+        no_weight_decay: names of its parameters that must not decay (scales, biases).
+    """
+
+    Settings = DeltaSettings
+
+    identity_at_init: ClassVar[bool] = True
+    no_weight_decay: ClassVar[frozenset[str]] = frozenset()
+
+
+class WeightDelta(Delta):
     """A learned change of one layer's weight, and of its bias where it has one: a torch parametrization.
 
     Definition: ``forward(weight) → weight`` of the same shape, and ``bias(bias) → bias``. So it works on every layer
@@ -54,19 +68,13 @@ class WeightDelta(nn.Module, Component):
     Class attributes:
         kinds: layer kinds that it applies to, of ``LayerKind``. A conv with one input channel per group is "depthwise",
             any other is "conv", grouped or not.
-        identity_at_init: whether a fresh delta leaves the weight bit-equal.
         changes_weight: whether ``forward`` is more than the identity.
         changes_bias: whether ``bias`` is more than the identity.
-        no_weight_decay: names of its parameters that must not decay (scales, biases).
     """
 
-    Settings = DeltaSettings
-
     kinds: ClassVar[frozenset[LayerKind]] = frozenset({"linear", "conv", "depthwise"})
-    identity_at_init: ClassVar[bool] = True
     changes_weight: ClassVar[bool] = True
     changes_bias: ClassVar[bool] = False
-    no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: DeltaSettings, layer: nn.Module):
         """Build the parameters from the layer's shapes, on its device and in its dtype.
@@ -93,17 +101,12 @@ class WeightDelta(nn.Module, Component):
         return None
 
 
-class StructuralDelta(nn.Module, Component):
+class StructuralDelta(Delta):
     """Modules attached to named blocks, or to the whole backbone; not mergeable, exported with the graph.
 
     ``attach`` hooks bound methods of this module into the backbone (bound methods survive a deepcopy together with
     what they are bound to). The caller keeps the module itself as a child of the backbone.
     """
-
-    Settings = DeltaSettings
-
-    identity_at_init: ClassVar[bool] = True
-    no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: DeltaSettings, backbone: nn.Module):
         """Build the parameters from the backbone's shapes."""
@@ -127,6 +130,7 @@ def parameter_bytes(module: nn.Module) -> int:
 
 __all__ = [
     "LAYER_KINDS",
+    "Delta",
     "DeltaError",
     "DeltaSettings",
     "LayerKind",

@@ -1,0 +1,196 @@
+"""Config files as plain values: YAML without surprises, ``base:`` files, and ``key.path=value`` laid over them.
+
+Nothing here imports torch, so a slip in the file itself is told at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from augment.errors import ExplainedError
+
+
+class ConfigError(ExplainedError, ValueError):
+    """The config cannot be used; every line of the text names a key path and what was expected there."""
+
+    exit_code = 2
+
+
+def load_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """A config file with its bases and the overrides; the file's own name is the run's where it gives none."""
+    tree = read_tree(path)
+    for override in overrides:
+        apply_override(tree, override)
+    tree.setdefault("name", path.stem)
+    return tree
+
+
+def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config file as plain values; ``base: FILE`` (relative to it) is read first and laid under it, key by key."""
+    named = f"{path} (the base of {_above[-1]})" if _above else str(path)
+    if path.resolve() in [above.resolve() for above in _above]:
+        raise ConfigError(f"{path}: 'base' leads back to this file, through {', '.join(map(str, _above))}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"{named}: no such file" + (f"; there is {', '.join(near)}" if near else "")) from None
+    except OSError as error:
+        raise ConfigError(f"{named} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{named} is no text in UTF-8: {error}") from error
+    tree = parse_yaml(text, str(path))
+    if tree is None:
+        raise ConfigError(f"{named} is empty")
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{named}: expected a mapping of settings (key: value), found {_kind(tree)}")
+    base = tree.pop("base", None)
+    if base is None:
+        return tree
+    if not isinstance(base, str):
+        raise ConfigError(f"{path}: base: expected a file name, found {base!r}")
+    return merge_trees(read_tree(path.parent / base, (*_above, path)), tree)
+
+
+def merge_trees(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """``over`` laid on ``under``: mappings merge key by key, everything else (lists too) is replaced."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        # Another type has other keys: nothing of the old one is kept.
+        if both and value.get("type", merged[key].get("type")) == merged[key].get("type"):
+            value = merge_trees(merged[key], value)
+        merged[key] = value
+    return merged
+
+
+def apply_override(tree: dict[str, Any], override: str) -> None:
+    """Set ``key.path=value`` in the tree; list items are counted from 0, values are read as YAML.
+
+    Raises:
+        ConfigError: no ``=``, or the path leads through a value that has no keys.
+    """
+    path, equals, text = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        raise ConfigError(f"override {override!r}: write key.path=value, such as training.epochs=20")
+    value = parse_yaml(text, f"override {path}")
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        last = depth == len(keys) - 1
+        if isinstance(node, dict):
+            if last:
+                node[key] = value
+            elif node.get(key) is None:
+                node[key] = {}
+            node = node[key]
+        elif isinstance(node, list):
+            item = _item(node, key, path)
+            if last:
+                node[item] = value
+            node = node[item]
+        else:
+            raise ConfigError(f"override {path}: {'.'.join(keys[:depth])} is {node!r}, which has no keys")
+
+
+def _item(items: list[Any], key: str, path: str) -> int:
+    if not re.fullmatch(r"\d{1,6}", key) or int(key) >= len(items):
+        known = f"its items are 0 to {len(items) - 1}" if items else "it is empty"
+        raise ConfigError(f"override {path}: {key!r} is no item of the list; {known}")
+    return int(key)
+
+
+# --- YAML ---------------------------------------------------------------------------------------------------------
+
+
+def parse_yaml(text: str, name: str) -> Any:
+    """Plain values from YAML text. Raises ``ConfigError`` with the name and the line."""
+    try:
+        loader = _Loader(text)
+        loader.name = name
+        return loader.get_single_data()
+    except yaml.MarkedYAMLError as error:
+        said = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(
+            f"{_place(error.problem_mark) if error.problem_mark else name}: not valid YAML: {said}"
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error
+    except RecursionError:
+        raise ConfigError(f"{name}: nested too deeply") from None
+
+
+def dump_yaml(tree: Any) -> str:
+    """YAML that ``parse_yaml`` reads back to the same values."""
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's core types, closed: no tags, aliases or duplicate keys; ``1e-3`` is a float, ``no`` a string."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        first: dict[Any, yaml.Mark] = {}
+        for key_node, _ in node.value:
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise ConfigError(f"{_place(key_node.start_mark)}: a key must be a plain word or number")
+            key = self.construct_object(key_node)
+            if key in first:
+                raise ConfigError(
+                    f"{_place(key_node.start_mark)}: key {key!r} stands here for the second time, "
+                    f"first in line {first[key].line + 1}"
+                )
+            first[key] = key_node.start_mark
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise ConfigError(
+                f"{_place(event.start_mark)}: YAML alias '*{event.anchor}' is refused; use 'base: FILE' to share settings"
+            )
+        if event.tag is not None:
+            tag = event.tag.replace("tag:yaml.org,2002:", "!!")
+            raise ConfigError(
+                f"{_place(event.start_mark)}: YAML tag '{tag}' is refused; a config holds plain values only"
+            )
+        return super().compose_node(parent, index)
+
+    def construct_integer(self, node: yaml.ScalarNode) -> int:
+        # PyYAML's own would read 010 as eight, and fail with a traceback on 08 and on thousands of digits.
+        try:
+            return int(node.value)
+        except ValueError:
+            raise ConfigError(f"{_place(node.start_mark)}: a number of {len(node.value)} digits is refused") from None
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what the loader would not read back as text."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_INT = re.compile(r"[-+]?[0-9]+$")
+_FLOAT = re.compile(r"[-+]?(?:[0-9]+\.[0-9]*(?:[eE][-+]?[0-9]+)?|\.[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
+for _class in (_Loader, _Dumper):
+    _class.yaml_implicit_resolvers = {}
+    _class.add_implicit_resolver("tag:yaml.org,2002:null", re.compile(r"(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""])
+    _class.add_implicit_resolver(
+        "tag:yaml.org,2002:bool", re.compile(r"(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+    )
+    _class.add_implicit_resolver("tag:yaml.org,2002:int", _INT, list("-+0123456789"))
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+.0123456789"))
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_integer)
+
+
+def _place(mark: Any) -> str:
+    return f"{mark.name}, line {mark.line + 1}"
+
+
+def _kind(value: Any) -> str:
+    return "a list" if isinstance(value, list) else f"{value!r}"
