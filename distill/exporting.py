@@ -88,7 +88,7 @@ def verification_images(shop: Workshop, spec: InputSpec, count: int) -> Tensor:
     views: list[Tensor] = []
     for split in ("test", "val", "train"):
         if shop.data.has(split):  # type: ignore[arg-type]
-            for batch in shop.data.eval_loader(split):  # type: ignore[arg-type]
+            for batch in shop.data.eval_loader(split, shared=False):  # type: ignore[arg-type]
                 views.append(eval_view(batch.images, spec))
                 if sum(len(view) for view in views) >= count:
                     return torch.cat(views)

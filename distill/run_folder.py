@@ -45,9 +45,14 @@ class RunFolder:
             self.save()
 
 
+def local_rank() -> int:
+    """This process's place among those of the run; known before they are connected."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
 def is_first_rank() -> bool:
     """Whether this process writes: with several devices, the others only compute."""
-    return int(os.environ.get("LOCAL_RANK", "0")) == 0 and int(os.environ.get("RANK", "0")) == 0
+    return local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
 def open_run(experiment: Experiment, resume: bool) -> RunFolder:

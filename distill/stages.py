@@ -26,7 +26,7 @@ from distill.models.student import Student, StudentSettings
 from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.base import Objective
 from distill.objectives.ce import CrossEntropy
-from distill.run_folder import RunError, is_first_rank
+from distill.run_folder import RunError, is_first_rank, local_rank
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.evaluate import Predictions, predict
 from distill.training.fit import RESULT, FitSummary, device_for, fit, load_result, save_result
@@ -56,9 +56,18 @@ class Workshop:
     def device(self) -> torch.device:
         return device_for(self.experiment.training)
 
+    @property
+    def connected(self) -> bool:
+        """Whether there are ranks that share the work of ``predict``: from the start of the first fit on."""
+        return dist.is_available() and dist.is_initialized()
+
     def loader(self, split: Split) -> Loader:
         """The split in order: this rank's share of it once the ranks are connected, all of it before."""
-        return self.data.eval_loader(split, shared=dist.is_available() and dist.is_initialized())
+        return self.data.eval_loader(split, self.connected)
+
+    def labelled_loader(self) -> Loader:
+        """The training samples whose labels are shown, shared out in the same way."""
+        return self.data.labelled_loader(self.connected)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Loader
@@ -155,7 +164,7 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
         else:
             own = Workshop(experiment, data, shop.console, shop.stop)
             probe = fit_probe(
-                predict_pooled(own, network, data.labelled_loader()),
+                predict_pooled(own, network, own.labelled_loader()),
                 predict_pooled(own, network, own.loader("val")),
                 len(data.classes),
             )
@@ -212,7 +221,7 @@ def trained_student(shop: Workshop, folder: Path) -> Student:
 def linear_probe(shop: Workshop) -> tuple[LinearProbe, Network]:
     """The probe of the student's frozen backbone, on the labels that the student has."""
     network = create_network(shop.experiment.student.network)
-    train = predict_pooled(shop, network, shop.data.labelled_loader())
+    train = predict_pooled(shop, network, shop.labelled_loader())
     return fit_probe(train, predict_pooled(shop, network, shop.loader("val")), len(shop.data.classes)), network
 
 
@@ -292,4 +301,4 @@ def _fit(
 
 
 def make_data(experiment: Experiment, settings: DataSettings | None = None) -> DataModule:
-    return DataModule(settings or experiment.data, experiment.seed, world_size=experiment.training.devices)
+    return DataModule(settings or experiment.data, experiment.seed, experiment.training.devices, local_rank())

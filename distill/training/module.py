@@ -69,10 +69,9 @@ class Distillation(LightningModule):
     def on_fit_start(self) -> None:
         self.clock = StepClock(self.device)
         self.train()  # Lightning leaves modules as they were made; what is frozen sees to its eval mode by itself
-        self.train()  # networks come in eval mode, and Lightning leaves them in it
 
     def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
-        """Images and labels move; ids stay: draws are made on the CPU and would wait for the device to give them back."""
+        """Images and labels move; ids stay on the CPU, where draws are made: a device would be waited for."""
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
         return batch._replace(images=images, labels=labels)
 
