@@ -14,7 +14,7 @@ from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.models.features import Features, FeatureShapes
-from distill.models.frozen import Frozen
+from distill.models.frozen import Frozen, batch_norms
 from distill.models.identity import Identity, identify
 from distill.models.network import Network, NetworkSettings, extract, measure_shapes
 from distill.registry import Family
