@@ -15,23 +15,24 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
-    ValidationError,
+    ValidationInfo,
     model_serializer,
     model_validator,
 )
-from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from augment.errors import ExplainedError
-from augment.operation import Operation, kind_of
 from augment.plugins import PluginError, import_class, is_import_path
-from augment.settings import Settings, nearest
+from augment.settings import OUTLINE, Settings, complaint, nearest
+
+if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
+    from augment.operation import Operation
 
 
 class OperationError(ExplainedError, ValueError):
@@ -48,9 +49,14 @@ class Op(Settings):
     type: str = Field(description="a kornia 2-D augmentation, or your own as package.module:Class")
     arguments: dict[str, Any] = Field(default_factory=dict)
 
+    @classmethod
+    def of(cls, type: str, **arguments: Any) -> Op:
+        """An operation that is known to be right: built only when it is used."""
+        return cls.model_construct(type=type, arguments=arguments)
+
     @model_validator(mode="before")
     @classmethod
-    def _from_inline(cls, data: Any) -> Any:
+    def _from_inline(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, str):
             data = {"type": data}
         if isinstance(data, Op):
@@ -59,11 +65,10 @@ class Op(Settings):
             raise PydanticCustomError("no_type", "expected an operation's name, or a mapping with 'type' and arguments")
         arguments = {str(key): value for key, value in data.items() if key != "type"}
         try:
-            build(data["type"], arguments, size=(32, 32))
+            if info.context != OUTLINE:
+                build(data["type"], arguments, size=(32, 32))
         except OperationError as error:
-            detail = PydanticCustomError("operation", "{reason}", {"reason": str(error)})
-            line = InitErrorDetails(type=detail, loc=(error.key,), input=arguments.get(error.key, data["type"]))
-            raise ValidationError.from_exception_data("Op", [line]) from error
+            raise complaint(error.key, str(error)) from error
         return {"type": data["type"], "arguments": arguments}
 
     @model_serializer(mode="wrap")
@@ -134,6 +139,8 @@ def _class_of(name: str) -> tuple[type, Callable[[Any, str], Operation]]:
         cls = import_class(name)
     except PluginError as error:
         raise OperationError("type", str(error)) from error
+    from augment.operation import kind_of
+
     wrap = kind_of(cls)
     if wrap is None:
         raise OperationError("type", f"{name} is no operation: it has neither sample() and apply() nor __call__()")
@@ -175,6 +182,8 @@ def _as_annotated(value: Any, annotation: Any) -> Any:
     """YAML has lists where kornia wants tuples, and in a few places tensors."""
     if not isinstance(value, list | tuple):
         return value
+    import torch
+
     if annotation in (torch.Tensor, torch.Tensor | None, "torch.Tensor", "Tensor"):
         return torch.tensor(value)
     return tuple(_as_annotated(item, None) for item in value)

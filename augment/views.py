@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:  # settings are read without torch, and need to know of InputSpec
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

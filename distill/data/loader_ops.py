@@ -15,9 +15,9 @@ from hashlib import sha256
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from augment.settings import Settings, nearest
+from augment.settings import OUTLINE, Settings, nearest
 from distill.data.base import DataError
 
 
@@ -28,8 +28,9 @@ class LoaderOp(Settings):
     arguments: dict[str, Any] = Field({}, description="as in albumentations' own documentation")
 
     @model_validator(mode="after")
-    def _exists(self) -> LoaderOp:
-        self.build()
+    def _exists(self, info: ValidationInfo) -> LoaderOp:
+        if info.context != OUTLINE:
+            self.build()
         return self
 
     def build(self) -> Any:

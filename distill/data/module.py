@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from hashlib import sha256
 
 import numpy as np
+
 from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
 from distill.data.loader_ops import LoaderOps

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from augment.dual import AugmentSettings
+from augment.policy import AugmentSettings
 from augment.settings import Settings
 
 

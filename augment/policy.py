@@ -1,0 +1,141 @@
+"""View policies: how the teacher's and the student's view of a batch relate. Settings and plans; no torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from augment.recipe import Op
+from augment.settings import OUTLINE, Settings, complaint
+from augment.views import InputSpec
+
+Policy = Literal["identical", "independent", "shared_geometry", "weak_teacher", "both_to_both", "multicrop"]
+Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
+
+_RESIZED_CROP = "RandomResizedCrop"
+# Their result is the same part of the image at any network's size; other operations cut out ``size`` pixels.
+FREE_OF_SIZE = {_RESIZED_CROP, "Resize"}
+
+
+def _weak() -> list[Op]:
+    return [Op.of(_RESIZED_CROP, scale=[0.8, 1.0]), Op.of("RandomHorizontalFlip")]
+
+
+def _strong() -> list[Op]:
+    return [
+        Op.of(_RESIZED_CROP, scale=[0.3, 1.0]),
+        Op.of("RandomHorizontalFlip"),
+        Op.of("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
+        Op.of("RandomGrayscale", p=0.2),
+    ]
+
+
+class AugmentSettings(Settings):
+    """How the two views of a batch relate, and what is done to each.
+
+    ==================  ==========================================================================================
+    policy              views
+    ==================  ==========================================================================================
+    identical           one view by the student's recipe; each network gets it at its size and normalisation
+    independent         each network its own recipe and its own draws
+    shared_geometry     the same crop, flip and warp for both; colour, blur and noise drawn for each
+    weak_teacher        as independent, but the teacher's recipe is a mild crop and a flip unless given
+    both_to_both        a view by either recipe; both networks see both, all four pairs are compared
+    multicrop           as both_to_both, and the student also sees small local crops; pairs (teacher's view g, student's
+                        view s) for every s ≠ g, as in DINO (arXiv 2104.14294)
+    ==================  ==========================================================================================
+
+    A ``teacher`` recipe that is not given is the student's (its geometric part alone under shared_geometry).
+    """
+
+    policy: Policy = "weak_teacher"
+    student: list[Op] = Field(default_factory=_strong, description="the student's operations, in order")
+    teacher: list[Op] | None = Field(None, description="the teacher's operations; the default depends on the policy")
+    local_crops: int = Field(4, ge=1, le=32, description="multicrop: how many small crops the student sees")
+    local_scale: Scale = Field((0.05, 0.3), description="multicrop: part of the image's area in a small crop")
+    local_size: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="multicrop: side of a small crop in pixels; default half the student's input size"
+    )
+
+    @model_validator(mode="after")
+    def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
+        if self.policy == "identical" and self.teacher is not None:
+            raise complaint("teacher", "policy 'identical' shows both networks the student's view; leave teacher out")
+        if self.policy == "shared_geometry" and info.context != OUTLINE:
+            theirs, ours = _geometry(self.teacher or []), _geometry(self.student)
+            if theirs and theirs != ours:
+                raise complaint(
+                    "teacher",
+                    f"policy 'shared_geometry' needs the student's geometric operations, {_named(ours)}, "
+                    f"but the teacher's are {_named(theirs)}; leave them out to take the student's",
+                )
+        if self.local_scale[0] > self.local_scale[1]:
+            raise complaint("local_scale", f"the smaller part comes first, but it is {list(self.local_scale)}")
+        for key in ("local_crops", "local_scale", "local_size"):
+            if self.policy != "multicrop" and getattr(self, key) != type(self).model_fields[key].default:
+                raise complaint(key, f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
+        return self
+
+    def teacher_recipe(self) -> list[Op]:
+        """What the teacher's view goes through, with the policy's default filled in."""
+        if self.policy == "shared_geometry" and not _geometry(self.teacher or []):
+            return _geometry(self.student) + (self.teacher or [])
+        if self.teacher is not None:
+            return self.teacher
+        return _weak() if self.policy == "weak_teacher" else self.student
+
+    def local_recipe(self) -> list[Op]:
+        """The student's recipe with its crop made local."""
+        local = [op for op in self.student if op.type != _RESIZED_CROP]
+        return [Op.of(_RESIZED_CROP, scale=list(self.local_scale)), *local]
+
+
+def _geometry(recipe: Sequence[Op]) -> list[Op]:
+    return [op for op in recipe if op.geometric]
+
+
+def _named(recipe: Sequence[Op]) -> str:
+    return "[" + ", ".join(str(op.model_dump()) for op in recipe) + "]"
+
+
+@dataclass(frozen=True)
+class Look:
+    """One view before it is made for a network: a recipe, the key of its draws, and of its geometry if shared."""
+
+    recipe: list[Op]
+    key: str
+    geometry: str | None = None
+    size: tuple[int, int] | None = None
+    """Instead of the network's own size."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which looks the teacher and the student get, and which of them objectives compare."""
+
+    teacher: tuple[Look, ...]
+    student: tuple[Look, ...]
+    pairs: tuple[tuple[int, int], ...] = ((0, 0),)
+
+
+def plan_views(settings: AugmentSettings, student: InputSpec) -> Plan:
+    """The plan of a policy."""
+    geometry = "geometry" if settings.policy == "shared_geometry" else None
+    theirs = Look(settings.teacher_recipe(), "teacher", geometry)
+    ours = Look(settings.student, "student", geometry)
+    if settings.policy == "identical":
+        return Plan((ours,), (ours,))
+    if settings.policy == "both_to_both":
+        return Plan((theirs, ours), (theirs, ours), ((0, 0), (0, 1), (1, 0), (1, 1)))
+    if settings.policy == "multicrop":
+        height, width = student.size
+        side = settings.local_size
+        size = (side, side) if side else (height // 2, width // 2)
+        recipe = settings.local_recipe()
+        local = tuple(Look(recipe, f"local{n}", size=size) for n in range(settings.local_crops))
+        crops = (theirs, ours, *local)
+        return Plan((theirs, ours), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g))
+    return Plan((theirs,), (ours,))

@@ -1,0 +1,32 @@
+"""Settings of the data; no torch in here."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from augment.settings import Settings
+from distill.data.base import Source
+from distill.data.canvas import Fit
+from distill.data.loader_ops import LoaderOp
+from distill.registry import Family
+
+
+class DataSettings(Settings):
+    """Where the images come from and how they are loaded."""
+
+    source: Annotated[Source.Settings, Family("distill.data", "Source")]
+    batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
+    size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that augmentation starts from")
+    fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train held out where the source has no val")
+    labels_per_class: int | None = Field(None, ge=0, description="labels shown in training; None: all, 0: none")
+    label_seed: int = Field(0, ge=0, description="which labels are shown; nothing else depends on it")
+    loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations run by the loader, in training only")
+    corrupt_budget: float = Field(0.01, ge=0, lt=1, description="share of training images that may be unreadable")
+    workers: int = Field(2, ge=0, description="loader processes of each rank; 0 reads in the main process")
+    worker_timeout: float = Field(300, gt=0, description="seconds without a batch after which workers count as hung")
+    start_method: Literal["fork", "spawn", "forkserver"] | None = Field(
+        None, description="how worker processes start; None: the platform's own"
+    )
