@@ -6,7 +6,7 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from augment.views import InputSpec
 from distill.config import Experiment, dump_config
 from distill.data.base import Split
 from distill.export.manifest import Result
+from distill.export.sealed import ExportError
 from distill.exporting import export_paths, export_student, verify_export
 from distill.files import write_atomic
 from distill.models.network import Network
@@ -74,11 +75,9 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
             shop = Workshop(experiment, make_data(experiment), console if is_first_rank() else None, stop)
             _run_stages(shop, folder)
         folder.set_status("finished")
-    except Interrupted:
-        folder.set_status("interrupted")
-        raise
-    except BaseException:
-        folder.set_status("failed")
+    except BaseException as error:
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            folder.set_status("interrupted" if isinstance(error, Interrupted) else "failed")
         raise
     finally:
         close_run()
@@ -100,14 +99,14 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
         student, teacher, results.fits["student"] = distil(shop, teachers, folder.path / FITS / "student")
 
     labelled = shop.data.labelled_count
-    if experiment.controls.linear_probe and labelled:
+    if experiment.controls.linear_probe and labelled and shop.data.has("val"):
         with _stage(shop, folder, "linear probe"):
             _probe_row(shop, results, split)
     if experiment.controls.labels_only and teacher is not None and labelled:
         with _stage(shop, folder, "labels only"):
             _labels_only_row(shop, folder, results, split)
-    if experiment.controls.linear_probe and not labelled:
-        results.warnings.append("no labelled training sample: there is no linear probe and no labels-only control")
+    if experiment.controls.linear_probe and "linear probe" not in results.predictions:
+        results.warnings.append("no linear probe: it needs labelled training samples, and validation samples")
 
     with _stage(shop, folder, "test"):
         _test_rows(shop, results, student, teacher, split)
@@ -129,6 +128,9 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
     _write_results(folder.path / RESULTS, measured, summary)
     if shop.console is not None:
         print_summary(summary, shop.console)
+    failed = [check.name for check in results.checks if not check.passed]
+    if failed:
+        raise ExportError(f"{folder.path / EXPORT}: verification failed: {', '.join(failed)}; see report.html")
 
 
 def _write_results(path: Path, measured: list[Result], summary: RunSummary) -> None:
