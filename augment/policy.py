@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.recipe import Op
-from augment.settings import OUTLINE, Settings, complaint
+from augment.settings import Settings, complaint, on_trust
 from augment.views import InputSpec
 
 Policy = Literal["identical", "independent", "shared_geometry", "weak_teacher", "both_to_both", "multicrop"]
@@ -64,7 +64,7 @@ class AugmentSettings(Settings):
     def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
         if self.policy == "identical" and self.teacher is not None:
             raise complaint("teacher", "policy 'identical' shows both networks the student's view; leave teacher out")
-        if self.policy == "shared_geometry" and info.context != OUTLINE:
+        if self.policy == "shared_geometry" and not on_trust(info, "operations"):
             theirs, ours = _geometry(self.teacher or []), _geometry(self.student)
             if theirs and theirs != ours:
                 raise complaint(

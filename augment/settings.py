@@ -11,15 +11,21 @@ from pydantic import (
     ConfigDict,
     ModelWrapValidatorHandler,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     field_validator,
     model_validator,
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-OUTLINE = "outline"
-"""Validation context of a quick first look at a config: what names a class is taken on trust, so that a slip anywhere
-else is told before torch and kornia are imported."""
+LOOKS: tuple[frozenset[str], ...] = (frozenset({"classes", "operations"}), frozenset({"operations"}), frozenset())
+"""What a config's validation takes on trust, look by look: first it opens nothing that a config names, then the classes
+(which need torch), then the operations (which need kornia). So a slip elsewhere is told before those are imported."""
+
+
+def on_trust(info: ValidationInfo, what: str) -> bool:
+    """Whether this look at a config leaves ``"classes"`` or ``"operations"`` unopened."""
+    return what in (info.context or ())
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:

@@ -1,32 +1,33 @@
-"""The whole experiment as one typed tree, read from YAML with overrides; every error names its key path."""
+"""The whole experiment as one typed tree; every error names its key path.
+
+Importing this costs no torch: only looking at what a config names (objectives, deltas, operations) does.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
-from augment.dual import AugmentSettings
-from augment.errors import ExplainedError
-from augment.settings import Settings
-from distill.data.module import DataSettings
-from distill.models.student import StudentSettings
-from distill.models.teacher import TeacherSettings
-from distill.objectives.base import Objective
+from augment.policy import AugmentSettings
+from augment.settings import LOOKS, Settings, complaint, nearest, on_trust
+from distill.data.settings import DataSettings
+from distill.models.settings import StudentSettings, TeacherSettings
 from distill.registry import Family
 from distill.training.settings import FitTeacherSettings, TrainingSettings
+from distill.yaml_tree import ConfigError, dump_yaml, load_tree, merge_trees, parse_yaml
 
-AnyObjective = Annotated[Objective.Settings, Family("distill.objectives", "Objective")]
+if TYPE_CHECKING:  # the base class of objectives imports torch
+    from distill.objectives.base import Objective
 
+    AnyObjective = Objective.Settings
+else:
+    AnyObjective = Annotated[Settings, Family("distill.objectives", "Objective")]
 
-class ConfigError(ExplainedError, ValueError):
-    """The config cannot be used; every line of the text names a key path and what was expected there."""
-
-    exit_code = 2
+__all__ = ["ConfigError", "Experiment", "dump_config", "load_config", "merge_trees", "parse_yaml", "validate_tree"]
 
 
 class ControlSettings(Settings):
@@ -66,185 +67,91 @@ class Experiment(Settings):
         return name
 
     @model_validator(mode="after")
-    def _parts_belong_together(self) -> Experiment:
+    def _parts_belong_together(self, info: ValidationInfo) -> Experiment:
+        if on_trust(info, "classes"):
+            return self
         reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
         if reading and self.teacher is None:
-            raise ValueError(f"objectives {', '.join(reading)} read a teacher, and there is none; add teacher.networks")
+            raise complaint(
+                "objectives", f"{', '.join(reading)} read a teacher, and there is none; add teacher.networks"
+            )
         if self.teacher is not None and not reading:
-            raise ValueError("there is a teacher, but no objective reads it; add one such as kd, or remove the teacher")
+            raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
         if self.fit_teacher is not None and self.teacher is None:
-            raise ValueError("fit_teacher needs teacher.networks")
-        if self.data.batch_size % self.training.devices:
-            raise ValueError("data.batch_size is shared out over training.devices, so it must be a multiple of it")
+            raise complaint("fit_teacher", "there is no teacher to fit; add teacher.networks")
+        batch, devices = self.data.batch_size, self.training.devices
+        if batch % devices:
+            raise complaint("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
         return self
-
-
-# --- YAML ---------------------------------------------------------------------------------------------------------
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core types without surprises: no tags, no duplicate keys, ``1e-3`` is a float, ``no`` is a string."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: dict[Any, yaml.Mark] = {}
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if key in seen:
-                raise ConfigError(
-                    f"{_place(key_node.start_mark)}: key {key!r} stands here for the second time, "
-                    f"first in line {seen[key].line + 1}"
-                )
-            seen[key] = key_node.start_mark
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        event = self.peek_event()
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise ConfigError(
-                f"{_place(event.start_mark)}: YAML tag {tag!r} is refused; a config holds plain values only"
-            )
-        if isinstance(event, yaml.AliasEvent):
-            raise ConfigError(
-                f"{_place(event.start_mark)}: YAML aliases are refused; use 'base: FILE' to share settings"
-            )
-        return super().compose_node(parent, index)
-
-
-_Loader.yaml_implicit_resolvers = {
-    letter: [
-        (tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float", ":timestamp", ":int"))
-    ]
-    for letter, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_NUMBER = list("-+.0123456789")
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?\d+$"), _NUMBER)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.(?:inf|nan))$"),
-    _NUMBER,
-)
-
-
-def _place(mark: Any) -> str:
-    return f"{mark.name}, line {mark.line + 1}"
-
-
-def parse_yaml(text: str, name: str) -> Any:
-    """Plain values from YAML text. Raises ``ConfigError`` with file and line."""
-    loader = _Loader(text)
-    loader.name = name
-    try:
-        return loader.get_single_data()
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = _place(mark) if mark else name
-        raise ConfigError(f"{place}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    finally:
-        loader.dispose()
-
-
-def read_tree(path: Path, _seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config file as plain values; ``base: FILE`` (relative to it) is read first and laid under it, key by key."""
-    if path.resolve() in _seen:
-        raise ConfigError(f"{path}: 'base' leads back to this file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"{path}: no such file" + (f"; there is {', '.join(near)}" if near else "")) from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}") from error
-    tree = parse_yaml(text, str(path))
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    base = tree.pop("base", None)
-    if base is None:
-        return tree
-    if not isinstance(base, str):
-        raise ConfigError(f"{path}: base: expected a file name")
-    return merge_trees(read_tree(path.parent / base, (*_seen, path.resolve())), tree)
-
-
-def merge_trees(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``under``: mappings merge key by key, everything else (lists too) is replaced."""
-    merged = dict(under)
-    for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Another type has other keys: nothing of the old one is kept.
-        if both and value.get("type", merged[key].get("type")) == merged[key].get("type"):
-            value = merge_trees(merged[key], value)
-        merged[key] = value
-    return merged
-
-
-def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set ``key.path=value`` in the tree; list items are counted from 0, values are read as YAML.
-
-    Raises:
-        ConfigError: no ``=``, or the path leads through a value that has no keys.
-    """
-    path, equals, text = override.partition("=")
-    if not equals or not path:
-        raise ConfigError(f"{override!r}: an override is written key.path=value")
-    value = parse_yaml(text, f"override {path}")
-    keys = path.split(".")
-    node: Any = tree
-    for depth, key in enumerate(keys[:-1]):
-        if isinstance(node, list):
-            node = node[_item(node, key, path)]
-        elif isinstance(node, dict):
-            node = node.setdefault(key, {})
-        else:
-            raise ConfigError(f"override {path}: {'.'.join(keys[:depth])} is {node!r}, which has no keys")
-    if isinstance(node, list):
-        node[_item(node, keys[-1], path)] = value
-    elif isinstance(node, dict):
-        node[keys[-1]] = value
-    else:
-        raise ConfigError(f"override {path}: {'.'.join(keys[:-1])} is {node!r}, which has no keys")
-
-
-def _item(items: list[Any], key: str, path: str) -> int:
-    if not key.isdigit() or int(key) >= len(items):
-        raise ConfigError(f"override {path}: {key!r} is no item of a list of {len(items)}")
-    return int(key)
-
-
-# --- Validation ---------------------------------------------------------------------------------------------------
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     """Read, override and validate a config. Raises ``ConfigError``; no network or data is touched."""
-    tree = read_tree(path)
-    for override in overrides:
-        apply_override(tree, override)
-    tree.setdefault("name", path.stem)
-    return validate_tree(tree, str(path))
+    return validate_tree(load_tree(path, overrides), str(path))
 
 
 def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
+    """The experiment that plain values describe. Raises ``ConfigError`` with a line for everything that is wrong."""
     try:
-        return Experiment.model_validate(tree)
+        return [Experiment.model_validate(tree, context=look) for look in LOOKS][-1]
     except ValidationError as error:
         lines = [
-            f"  {'.'.join(str(part) for part in e['loc']) or '(whole config)'}: {_sentence(e)}" for e in error.errors()
+            f"  {'.'.join(map(str, e['loc'])) or 'all of it'}: {_sentence(e)}"
+            for e in error.errors()
+            if not _is_an_echo(e)
         ]
         raise ConfigError(f"{source} cannot be used:\n" + "\n".join(lines)) from None
 
 
-def _sentence(error: Any) -> str:
-    message = error["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
-    if error["type"] == "missing":
-        return "is missing"
-    if error["type"] in ("unknown_key", "unknown_type", "no_type", "value_error"):
-        return message
-    return f"should be {message}, is {error['input']!r}"
-
-
 def dump_config(experiment: Experiment) -> str:
     """The resolved config as YAML that ``load_config`` reads back to an equal experiment."""
-    return yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+    return dump_yaml(experiment.model_dump(mode="json"))
+
+
+def _is_an_echo(error: Any) -> bool:
+    """Whether a list is called too short only because its items are wrong."""
+    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
+
+
+def _sentence(error: Any) -> str:
+    """What pydantic says of one key, in the words of somebody who writes YAML."""
+    kind, about = error["type"], error.get("ctx", {})
+    found = _shown(error["input"])
+    if kind in _EXPECTED:
+        return f"expected {_EXPECTED[kind]}, found {found}"
+    if kind in _BOUNDS:
+        words, key = _BOUNDS[kind]
+        return f"must be {words} {about[key]:g}, is {found}"
+    if kind == "missing":
+        return "is missing"
+    if kind == "literal_error":
+        choices = re.findall(r"'([^']*)'", about["expected"])
+        hint = nearest(str(error["input"]), choices)
+        return f"expected {about['expected']}, found {found}" + (hint if "did you mean" in hint else "")
+    if kind in ("too_short", "too_long"):
+        few = kind == "too_short"
+        bound = about["min_length" if few else "max_length"]
+        return f"needs at {'least' if few else 'most'} {bound} item{'s' * (bound != 1)}, has {about['actual_length']}"
+    return error["msg"].removeprefix("Value error, ")
+
+
+def _shown(value: Any) -> str:
+    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
+_EXPECTED = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
+    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
+    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping (key: value)"),
+    "string_type": "a text (numbers and truth values become text in quotes)",
+    "path_type": "a path",
+}
+_BOUNDS = {
+    "greater_than": ("greater than", "gt"),
+    "greater_than_equal": ("at least", "ge"),
+    "less_than": ("less than", "lt"),
+    "less_than_equal": ("at most", "le"),
+}

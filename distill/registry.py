@@ -23,7 +23,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, Va
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from augment.plugins import PluginError, import_class, is_import_path
-from augment.settings import OUTLINE, Settings, complaint, nearest
+from augment.settings import Settings, complaint, nearest, on_trust
 
 
 class Component:
@@ -99,13 +99,13 @@ class Family:
             value = {"type": value}
         if not isinstance(value, dict) or not isinstance(value.get("type"), str):
             raise PydanticCustomError("no_type", f"expected a mapping with the key 'type': which {kind}")
-        if info.context == OUTLINE:
+        if on_trust(info, "classes"):
             return value
         try:
             settings = self.settings_of(value["type"])
         except PluginError as error:
             raise complaint("type", str(error)) from error
-        return settings.model_validate(value)
+        return settings.model_validate(value, context=info.context)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         return core_schema.with_info_plain_validator_function(

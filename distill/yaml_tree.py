@@ -151,7 +151,7 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(
-                f"{_place(event.start_mark)}: YAML alias '*{event.anchor}' is refused; use 'base: FILE' to share settings"
+                f"{_place(event.start_mark)}: YAML alias '*{event.anchor}' is refused; share settings by 'base: FILE'"
             )
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")

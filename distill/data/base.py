@@ -11,8 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
+import augment.settings
 from augment.errors import ExplainedError
-from augment.settings import Settings
 from distill.registry import Component
 
 Split = Literal["train", "val", "test"]
@@ -50,7 +50,7 @@ class Samples(Protocol):
 class Source(Component):
     """Where images come from. ``classes`` is empty when the source has no labels."""
 
-    class Settings(Settings):
+    class Settings(augment.settings.Settings):
         type: str
 
     has_split: frozenset[str] = frozenset({"train"})

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field, ValidationInfo, model_validator
 
-from augment.settings import OUTLINE, Settings, nearest
+from augment.settings import Settings, nearest, on_trust
 from distill.data.base import DataError
 
 
@@ -29,7 +29,7 @@ class LoaderOp(Settings):
 
     @model_validator(mode="after")
     def _exists(self, info: ValidationInfo) -> LoaderOp:
-        if info.context != OUTLINE:
+        if not on_trust(info, "operations"):
             self.build()
         return self
 

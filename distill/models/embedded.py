@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+if TYPE_CHECKING:  # a config is read before torch is imported
+    from torch import Tensor, nn
 
 EMBEDDED = {f"tf_efficientnet_lite{n}": n for n in range(3)}
 """timm architecture → number of the lite variant."""
@@ -36,6 +37,8 @@ def embedded_path(architecture: str) -> Path:
 
 def load_embedded(model: nn.Module, architecture: str) -> None:
     """Load the packaged 1,000-class weights into a timm model made without pretrained weights."""
+    import torch
+
     state = torch.load(embedded_path(architecture), map_location="cpu", weights_only=True)
     model.load_state_dict(to_timm(state, model), strict=True)
 

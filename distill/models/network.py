@@ -13,37 +13,18 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from augment.errors import ExplainedError
-from augment.settings import Settings, nearest
+from augment.settings import nearest
 from augment.views import InputSpec
 from distill.models.embedded import EMBEDDED, load_embedded
 from distill.models.features import Features, FeatureShapes
+from distill.models.settings import NetworkSettings
 
 
 class NetworkError(ExplainedError, ValueError):
     """A network cannot be made; the text names the model or file and what would work."""
-
-
-class NetworkSettings(Settings):
-    """Which network, with which weights, looking at which size."""
-
-    model: str = Field(
-        description="'embedded:NAME' (weights inside the install), a timm name such as 'resnet50.a1_in1k', "
-        "'hf-hub:OWNER/NAME', or 'local-dir:FOLDER' (a timm folder, such as the merged one of a run)"
-    )
-    pretrained: bool = Field(True, description="load the weights that the model name stands for")
-    checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
-    size: int | None = Field(None, ge=8, le=2048, description="input pixels; default: the network's own")
-
-    @model_validator(mode="after")
-    def _embedded_exists(self) -> NetworkSettings:
-        scheme, _, name = self.model.partition(":")
-        if scheme == "embedded" and name not in EMBEDDED:
-            raise ValueError(f"no embedded weights for {name!r}{nearest(name, EMBEDDED)}")
-        return self
 
 
 @dataclass

@@ -2,44 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
-
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from augment.settings import Settings
 from distill.deltas.attach import Site, attach
-from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import Frozen, batch_norms
 from distill.models.identity import Identity, identify
-from distill.models.network import Network, NetworkSettings, extract, measure_shapes
-from distill.registry import Family
-
-AnyDelta = Annotated[DeltaSettings, Family("distill.deltas", "WeightDelta")]
-
-
-class StudentSettings(Settings):
-    """The backbone, what is learned on top of it, and what stays frozen."""
-
-    network: NetworkSettings
-    train: Literal["deltas", "whole"] = Field(
-        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'whole': every weight learns"
-    )
-    deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
-    batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="train: whole only; 'frozen' keeps the running statistics, for few images or few steps"
-    )
-    compile: bool = False
-
-    @model_validator(mode="after")
-    def _whole_has_no_deltas(self) -> StudentSettings:
-        if self.train == "whole" and self.deltas:
-            raise ValueError("train: whole trains every weight, so deltas must be empty")
-        return self
+from distill.models.network import Network, extract, measure_shapes
+from distill.models.settings import StudentSettings
 
 
 class Student(nn.Module):

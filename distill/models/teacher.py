@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
-from augment.settings import Settings
 from augment.views import InputSpec
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import freeze
-from distill.models.network import Network, NetworkSettings, extract, measure_shapes
+from distill.models.network import Network, extract, measure_shapes
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-class TeacherNetworkSettings(NetworkSettings):
-    weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalised to sum 1")
-
-
-class TeacherSettings(Settings):
-    """The networks, as they are looked at: never trained here (``fit_teacher`` is a stage of its own)."""
-
-    networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1)
-    dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="its own dtype, whatever the student trains in"
-    )
-    compile: bool = False
 
 
 class Teacher(nn.Module):

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from augment.settings import Settings
+import augment.settings
 from distill.data.base import UNLABELLED
 from distill.models.features import Features, FeatureShapes
 from distill.registry import Component
@@ -49,7 +49,7 @@ class Objective(nn.Module, Component):
             excluded anyway.
     """
 
-    class Settings(Settings):
+    class Settings(augment.settings.Settings):
         type: str
         weight: float = Field(1.0, ge=0, description="factor of this term in the sum")
 

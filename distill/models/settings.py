@@ -1,0 +1,70 @@
+"""Settings of networks, teacher and student; no torch in here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from augment.settings import Settings, complaint, nearest
+from distill.models.embedded import EMBEDDED
+from distill.registry import Family
+
+if TYPE_CHECKING:  # the base class of deltas imports torch
+    from distill.deltas.base import DeltaSettings as AnyDelta
+else:
+    AnyDelta = Annotated[Settings, Family("distill.deltas", "Delta")]
+
+
+class NetworkSettings(Settings):
+    """Which network, with which weights, looking at which size."""
+
+    model: str = Field(
+        description="'embedded:NAME' (weights inside the install), a timm name such as 'resnet50.a1_in1k', "
+        "'hf-hub:OWNER/NAME', or 'local-dir:FOLDER' (a timm folder, such as the merged one of a run)"
+    )
+    pretrained: bool = Field(True, description="load the weights that the model name stands for")
+    checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
+    size: int | None = Field(None, ge=8, le=2048, description="input pixels; default: the network's own")
+
+    @model_validator(mode="after")
+    def _embedded_exists(self) -> NetworkSettings:
+        scheme, _, name = self.model.partition(":")
+        if scheme == "embedded" and name not in EMBEDDED:
+            raise complaint("model", f"no embedded weights for {name!r}{nearest(name, EMBEDDED)}")
+        return self
+
+
+class TeacherNetworkSettings(NetworkSettings):
+    weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalised to sum 1")
+
+
+class TeacherSettings(Settings):
+    """The networks, as they are looked at: never trained here (``fit_teacher`` is a stage of its own)."""
+
+    networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1)
+    dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="its own dtype, whatever the student trains in"
+    )
+    compile: bool = False
+
+
+class StudentSettings(Settings):
+    """The backbone, what is learned on top of it, and what stays frozen."""
+
+    network: NetworkSettings
+    train: Literal["deltas", "whole"] = Field(
+        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'whole': every weight learns"
+    )
+    deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train", description="train: whole only; 'frozen' keeps the running statistics, for few images or few steps"
+    )
+    compile: bool = False
+
+    @model_validator(mode="after")
+    def _whole_has_no_deltas(self) -> StudentSettings:
+        if self.train == "whole" and self.deltas:
+            raise complaint("deltas", "there are none with train: whole, which trains every weight")
+        return self
