@@ -128,6 +128,7 @@ def prepare_teachers(shop: Workshop) -> list[Network]:
     settings = shop.experiment.teacher
     assert settings is not None
     if shop.experiment.fit_teacher is None:
+        torch.manual_seed(shop.experiment.seed)  # a network of random weights must be the same one on resume
         return [create_network(network) for network in settings.networks]
     return [fit_teacher(shop, network) for network in settings.networks]
 
@@ -220,6 +221,7 @@ def trained_student(shop: Workshop, folder: Path) -> Student:
 
 def linear_probe(shop: Workshop) -> tuple[LinearProbe, Network]:
     """The probe of the student's frozen backbone, on the labels that the student has."""
+    torch.manual_seed(shop.experiment.seed)
     network = create_network(shop.experiment.student.network)
     train = predict_pooled(shop, network, shop.labelled_loader())
     return fit_probe(train, predict_pooled(shop, network, shop.loader("val")), len(shop.data.classes)), network

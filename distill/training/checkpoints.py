@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from distill.files import write_atomic
 logger = logging.getLogger(__name__)
 
 KEPT = 2
+_DIGEST = hashlib.sha256().digest_size
 
 
 class CheckpointError(ExplainedError, RuntimeError):
@@ -25,50 +25,41 @@ class CheckpointError(ExplainedError, RuntimeError):
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Writes ``NAME.ckpt`` and beside it ``NAME.ckpt.sha256``, in the format of ``sha256sum``; reads only what matches.
+    """Writes torch's format with the SHA-256 of it as the last 32 bytes; reads only what matches.
+
+    One file, so that one rename replaces both: with the hash in a file beside it, a kill between two renames would
+    leave a new file and an old hash. ``torch.load`` reads it too, since it looks past the end of an archive.
 
     Checkpoints hold tensors and plain containers and are read with ``weights_only=True``, so a file made by someone
     else cannot run code.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
         try:
-            digest = write_atomic(path, buffer.getvalue())
-            write_atomic(_digest_file(path), f"{digest}  {path.name}\n".encode())
+            write_atomic(Path(path), buffer.getvalue())
         except OSError as error:
             raise CheckpointError(f"{path}: the checkpoint was not saved ({error}); earlier ones are intact") from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
-        path = Path(path)
         try:
-            data = path.read_bytes()
+            data = memoryview(Path(path).read_bytes())
         except OSError as error:
             raise CheckpointError(f"{path}: cannot be read ({error.strerror})") from error
+        content, digest = data[:-_DIGEST], data[-_DIGEST:]
+        if hashlib.sha256(content).digest() != digest:
+            raise CheckpointError(f"{path}: damaged, or no checkpoint: it does not end in the SHA-256 of the rest")
         try:
-            expected = _digest_file(path).read_text().split()[0]
-        except (OSError, IndexError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"{path}: its {_digest_file(path).name} is missing or empty, so it is unproved"
-            ) from error
-        if hashlib.sha256(data).hexdigest() != expected:
-            raise CheckpointError(f"{path}: damaged, its SHA-256 is not the one in {_digest_file(path).name}")
-        try:
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-        except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+            return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # unpickling what is no pickle raises anything
             raise CheckpointError(f"{path}: refused, it is no file of plain tensors: {error}") from error
 
     def remove_checkpoint(self, path: str | Path) -> None:
         Path(path).unlink(missing_ok=True)
-        _digest_file(Path(path)).unlink(missing_ok=True)
-
-
-def _digest_file(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -81,8 +72,8 @@ def steps_of(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int = KEPT) -> None:
-    """Remove all but the newest ``keep``; called only once a new one is safely on the disk."""
-    for path in steps_of(folder)[keep:]:
+    """Remove all but the newest ``keep``, and what killed saves left; called once a new one is safely on the disk."""
+    for path in [*steps_of(folder)[keep:], *folder.glob(".*.ckpt.*.tmp")]:
         VerifiedCheckpointIO().remove_checkpoint(path)
 
 

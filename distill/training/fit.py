@@ -152,7 +152,8 @@ def device_for(settings: TrainingSettings) -> torch.device:
 def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
     if settings.devices == 1:
         return "auto"
-    return DDPStrategy(broadcast_buffers=student.whole, gradient_as_bucket_view=True)
+    # Static: every step uses the same parameters, but not always all of them (no term may read the head's logits).
+    return DDPStrategy(broadcast_buffers=student.whole, gradient_as_bucket_view=True, static_graph=True)
 
 
 def _summary(trainer: Trainer, figures: Figures, validation: Validation | None, module: Distillation) -> FitSummary:

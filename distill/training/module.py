@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 
 from augment.dual import DualAugment
 from distill.data.reader import Batch as LoadedBatch
-from distill.models.network import check_fits
+from distill.models.identity import identify
+from distill.models.network import NetworkError, check_fits
 from distill.models.student import Student, head_modules
 from distill.models.teacher import Teacher
 from distill.objectives.base import Batch
@@ -129,8 +131,15 @@ class Distillation(LightningModule):
         rest = {key: value for key, value in self.state_dict().items() if key.startswith(("terms.", "guard."))}
         return own | rest
 
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """SHA-256 of the networks that are in no checkpoint."""
+        teacher = {"teacher": identify(self.teacher.state_dict()).sha256} if self.teacher is not None else {}
+        return teacher if self.student.whole else {"student's backbone": self.student.backbone.sha256, **teacher}
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.trained_state()
+        checkpoint["frozen"] = self.frozen
         checkpoint["rng"] = torch.get_rng_state()
         if self.device.type == "cuda":
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
@@ -140,6 +149,9 @@ class Distillation(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
         check_fits(self.trained_state(), state, "the checkpoint")
+        for name, sha256 in self.frozen.items():
+            if checkpoint["frozen"].get(name) != sha256:
+                raise NetworkError(f"the weights of the {name} are not those that the checkpoint was trained with")
         # Lightning loads strictly; the frozen part is not in the file, so it is filled in from here.
         checkpoint["state_dict"] = self.state_dict() | state
         torch.set_rng_state(checkpoint["rng"])
