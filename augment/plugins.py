@@ -23,19 +23,23 @@ def import_class(path: str, contract: type | None = None) -> type:
     """The class at ``package.module:Class``.
 
     Args:
-        path: import path; the module must be importable (installed, or beside ``train.py``).
+        path: import path; the module must be installed, or in the folder that the command runs in.
         contract: base class that it must derive from; ``None`` accepts any class.
 
     Raises:
-        PluginError: the module or the name is missing, the object is no class, or it breaks the contract.
+        PluginError: the module is missing or fails, it has no such name, the object is no class, or no ``contract``.
     """
     if not is_import_path(path):
         raise PluginError(f"{path!r} is no import path; write package.module:Class")
     module_name, _, attribute = path.partition(":")
     try:
         module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise PluginError(f"{path!r}: no module named {error.name!r}; is it installed, or beside train.py?") from error
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            text = f"no module named {error.name!r}; is it installed, or in the folder that you run from?"
+        else:
+            text = f"importing {module_name!r} failed: {type(error).__name__}: {error}"
+        raise PluginError(f"{path!r}: {text}") from error
     found = getattr(module, attribute, None)
     if found is None:
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]

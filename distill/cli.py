@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -25,7 +26,8 @@ app = typer.Typer(
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the folder configs/.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY.PATH=VALUE]...", help="Settings laid over the file's.")
+    list[str] | None,
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings laid over the file's; items of a list by number."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
 
@@ -38,7 +40,7 @@ def train(
 ) -> None:
     """Run an experiment: fit the teacher, train, evaluate, export, verify, report.
 
-    [dim]train.py configs/quickstart.yaml seed=1 training.epochs=20[/]
+    Example: distill train configs/quickstart.yaml seed=1 training.epochs=20 student.deltas.0.rank=8
     """
     from distill.config import load_config
 
@@ -108,16 +110,17 @@ def doctor() -> None:
 def schema(
     to: Annotated[Path | None, typer.Option("--to", "-o", help="A file; default: standard output.")] = None,
 ) -> None:
-    """The config's JSON schema, for completion and checks in an editor."""
-    import json
+    """The config's JSON schema, for completion and checks in an editor.
 
-    from distill.config import Experiment
+    Put "# yaml-language-server: $schema=FILE" into a config's first line, and see it as you type.
+    """
+    from distill.config import editor_schema
 
-    text = json.dumps(Experiment.model_json_schema(), indent=2)
+    text = json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n"
     if to is None:
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text)
     else:
-        to.write_text(text + "\n")
+        to.write_text(text, encoding="utf-8")
 
 
 def _console() -> Console:
@@ -135,6 +138,8 @@ def main(arguments: list[str] | None = None) -> None:
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
     )
+    # Users' own classes are found beside what they run, last of all: nothing that is installed can be shadowed.
+    sys.path.append(os.getcwd())
     try:
         app(arguments, prog_name="distill")
     except ExplainedError as error:

@@ -108,6 +108,23 @@ def dump_config(experiment: Experiment) -> str:
     return dump_yaml(experiment.model_dump(mode="json"))
 
 
+def editor_schema() -> dict[str, Any]:
+    """JSON schema of a config file. Hardly a key is required in it: a file may lean on the one that ``base`` names."""
+    schema = _without_required(Experiment.model_json_schema())
+    schema["properties"]["base"] = {"type": "string", "description": "a config that this one is laid over, key by key"}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _without_required(part: Any) -> Any:
+    if isinstance(part, list):
+        return [_without_required(item) for item in part]
+    if not isinstance(part, dict):
+        return part
+    # The type alone tells a user's own class from a misspelt one of ours.
+    kept = {key: value for key, value in part.items() if key != "required" or value == ["type"]}
+    return {key: _without_required(value) for key, value in kept.items()}
+
+
 def _is_an_echo(error: Any) -> bool:
     """Whether a list is called too short only because its items are wrong."""
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]

@@ -115,7 +115,7 @@ class Family:
 
     def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         known = self.known()
-        options = [handler(TypeAdapter(settings).core_schema) for settings in known.values()]
+        options = [{**handler(TypeAdapter(known[name]).core_schema), "title": name} for name in known]
         own = {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "your own class, as package.module:Class"}
         return {
             "anyOf": [

@@ -35,9 +35,14 @@ class DeltaSettings(Settings):
         None, min_length=1, description="layer kinds to change; none means all that the method knows"
     )
 
-    @field_validator("sites", "exclude", "kinds", mode="before")
+    @field_validator("sites", "exclude", mode="before", json_schema_input_type=str | tuple[str, ...])
     @classmethod
     def _one_or_many(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("kinds", mode="before", json_schema_input_type=LayerKind | tuple[LayerKind, ...] | None)
+    @classmethod
+    def _one_or_many_kinds(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
 
 
