@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -17,6 +18,8 @@ from distill.training.module import Distillation
 from distill.training.progress import FitProgress
 from distill.training.signals import Interrupted, StopSignal
 
+logger = logging.getLogger(__name__)
+
 BEST = "best.ckpt"
 
 
@@ -30,11 +33,11 @@ class Figures(Callback):
         self.totals: dict[str, float] = {}
         self._since = time.perf_counter()
         self._images = 0
-        self._read_at = 0
+        self._spikes = 0
 
     def on_train_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
         self._since = time.perf_counter()
-        self._read_at = trainer.global_step
+        self._spikes = int(module.guard.spikes)
         self.loader.read_wait_seconds()
         self.progress.start(trainer.max_epochs or 0, module.steps_per_epoch, trainer.global_step)
 
@@ -69,6 +72,11 @@ class Figures(Callback):
         figures["images_per_second"] = self._images / elapsed
         figures |= {f"share/{span}": seconds / elapsed for span, seconds in spans.items()}
         figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        figures["spikes"] = spikes = int(module.guard.spikes)
+        if spikes > self._spikes:
+            done = "left out" if module.settings.spike.action == "skip" else "made"
+            logger.warning("%d loss spike(s) by step %d; their updates were %s", spikes, trainer.global_step, done)
+        self._spikes = spikes
         self._images = 0
         self.progress.figures(trainer.global_step, figures)
         if trainer.logger is not None:

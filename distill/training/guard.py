@@ -65,7 +65,7 @@ class LossGuard(nn.Module):
         step = int(self.bad_step)
         if step >= 0:
             names = [name for name, bad in zip(self.terms, self.bad.tolist()) if bad]
-            raise NonFiniteLossError(
-                f"step {step}: {', '.join(names)} became NaN or infinite. The update was left out, the weights are "
+            raise NonFiniteLossError(  # steps are named as in the log, where the first is 1
+                f"step {step + 1}: {', '.join(names)} became NaN or infinite. The update was left out, the weights are "
                 "those of the step before. Common causes: a learning rate too high, bf16 overflow, a bad input"
             )

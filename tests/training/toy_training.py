@@ -65,8 +65,8 @@ class Poison(Objective):
 
     class Settings(Objective.Settings):
         step: int
-        value: float = 0.0
-        gradient: float = 0.0
+        value: str = "0"  # as text, since a config takes no NaN
+        gradient: str = "0"
 
     reads_teacher = False
     settings: Settings
@@ -78,8 +78,8 @@ class Poison(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         assert student.logits is not None
         here, self.steps = self.steps == self.settings.step, self.steps + 1
-        value, gradient = (self.settings.value, self.settings.gradient) if here else (0.0, 0.0)
-        return _Given.apply(student.logits, value, gradient)
+        value, gradient = (self.settings.value, self.settings.gradient) if here else ("0", "0")
+        return _Given.apply(student.logits, float(value), float(gradient))
 
 
 class _Given(torch.autograd.Function):
