@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -172,30 +173,41 @@ def raising(number: signal.Signals, step: int) -> Fault:
     return lambda module: os.kill(os.getpid(), number) if module.global_step == step else None
 
 
+@contextmanager
+def watching(fault: Fault | None, seen: Callable[[int, list[int]], None]) -> Iterator[None]:
+    """Within it, every training step of this process reports its epoch and ids, and then suffers ``fault``."""
+    step = Distillation.training_step
+
+    def watched(module: Distillation, batch: Any, index: int) -> Tensor:
+        loss = step(module, batch, index)
+        seen(module.current_epoch, batch.ids.tolist())
+        if fault is not None:
+            fault(module)
+        return loss
+
+    Distillation.training_step = watched  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        Distillation.training_step = step  # type: ignore[method-assign]
+
+
 def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, into: Watched | None = None) -> Watched:
     """The experiment's student stage in ``folder``, as ``run`` does it; what was seen is in ``into`` also if it fails.
 
     ``fault`` is called in the middle of every step.
     """
     watched = into if into is not None else Watched()
-    step = Distillation.training_step
 
-    def watching(module: Distillation, batch: Any, index: int) -> Tensor:
-        loss = step(module, batch, index)
-        watched.seen.append((module.current_epoch, batch.ids.tolist()))
+    def noted(module: Distillation) -> None:
         watched.student = module.student
         if fault is not None:
             fault(module)
-        return loss
 
-    Distillation.training_step = watching  # type: ignore[method-assign]
-    try:
-        with StopSignal() as stop:
-            shop = Workshop(settings, make_data(settings), None, stop)
-            teachers = prepare_teachers(shop) if settings.teacher else []
-            watched.student, _, watched.summary = distil(shop, teachers, folder)
-    finally:
-        Distillation.training_step = step  # type: ignore[method-assign]
+    with watching(noted, lambda *step: watched.seen.append(step)), StopSignal() as stop:
+        shop = Workshop(settings, make_data(settings), None, stop)
+        teachers = prepare_teachers(shop) if settings.teacher else []
+        watched.student, _, watched.summary = distil(shop, teachers, folder)
     return watched
 
 
