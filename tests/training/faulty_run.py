@@ -1,22 +1,23 @@
-"""``train.py`` with a fault in the middle of a step: ``FAULT="STEP RANK SIGNAL"``, the step counted from 0.
+"""``train.py`` with a fault in the middle of a step.
 
-Signal 0 leaves the process at once, as a crash does. The ids of each step are appended to the file ``TRACE``.
+``FAULT="STEP RANK SIGNAL"``, the step counted from 0; signal 0 leaves the process at once, as a crash does. The ids of
+each step are appended to the file ``TRACE``.
 """
 
 import json
 import os
 import sys
-import warnings
 
 from toy_training import watching
 
+import distill.run
 from distill.cli import main
 from distill.run_folder import local_rank
 from distill.training.module import Distillation
 
 
 def fault(module: Distillation) -> None:
-    step, rank, number = map(int, os.environ.get("FAULT", "-1 0 0").split())
+    step, rank, number = map(int, os.environ["FAULT"].split())
     if (module.global_step, local_rank()) == (step, rank):
         if number == 0:
             os._exit(3)
@@ -24,12 +25,25 @@ def fault(module: Distillation) -> None:
 
 
 def trace(epoch: int, ids: list[int]) -> None:
-    if "TRACE" in os.environ:
-        with open(os.environ["TRACE"], "a") as file:
-            file.write(json.dumps([epoch, ids]) + "\n")
+    with open(os.environ["TRACE"], "a") as file:
+        file.write(json.dumps([local_rank(), epoch, ids]) + "\n")
+
+
+def run(arguments: list[str]) -> None:
+    distill.run.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own, and takes longest
+    with watching(fault, trace):
+        main(["train", *arguments])
+
+
+def forked(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """``run`` in a child of a process that has imported everything: the same, but for ten seconds of imports."""
+    os.setsid()
+    log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.environ.update(environment)
+    run(arguments)
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("error")
-    with watching(fault, trace):
-        main(["train", *sys.argv[1:]])
+    run(sys.argv[1:])

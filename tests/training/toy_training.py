@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from distill.config import Experiment, merge_trees, validate_tree
@@ -35,6 +37,7 @@ class Blobs(Source):
 
     class Settings(Source.Settings):
         labelled: bool = True
+        pause: float = Field(0.0, description="seconds that a sample takes")
 
     settings: Settings
 
@@ -44,19 +47,21 @@ class Blobs(Source):
         self.classes = tuple("abcd") if settings.labelled else ()
 
     def split(self, name: Split) -> Samples:
-        return BlobSamples(name, self.settings.labelled)
+        return BlobSamples(name, self.settings)
 
 
 class BlobSamples:
-    def __init__(self, name: Split, labelled: bool):
+    def __init__(self, name: Split, settings: Blobs.Settings):
+        self.pause = settings.pause
         self.first = {"train": 0, "val": 1000, "test": 2000}[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
-        self.labels = [index % 4 if labelled else UNLABELLED for index in range(SIZES[name])]
+        self.labels = [index % 4 if settings.labelled else UNLABELLED for index in range(SIZES[name])]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
+        time.sleep(self.pause)
         noise = np.random.default_rng(self.first + index).normal(50 + 40 * (index % 4), 20, (32, 32, 3))
         return Sample(noise.clip(0, 255).astype(np.uint8), self.labels[index], self.ids[index])
 

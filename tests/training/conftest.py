@@ -1,0 +1,15 @@
+"""Fixtures of the training tests."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from processes import Start
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Starts runs as processes of their own; what is left of them is killed afterwards."""
+    starting = Start(tmp_path)
+    yield starting
+    starting.end()
