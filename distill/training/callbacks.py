@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
+from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.training.checkpoints import VerifiedCheckpointIO, checkpoint_path, prune
 from distill.training.evaluate import Predictions
@@ -197,6 +198,11 @@ class Saving(Callback):
         number = self.stop.agreed()
         if number is not None:
             raise Interrupted(number)
+
+    def on_exception(self, trainer: Trainer, module: Distillation, error: BaseException) -> None:  # type: ignore[override]
+        # A signal to a whole process group ends the loader's workers too, and here the wait between two steps.
+        if self.stop.received is not None and isinstance(error, DataError) and trainer.world_size == 1:
+            self.save(trainer, module)
 
     def save(self, trainer: Trainer, module: Distillation) -> None:
         # A checkpoint of weights that a NaN has stopped would be resumed from; the latch is read first.

@@ -15,6 +15,7 @@ from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 
+from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.files import write_atomic
 from distill.models.network import check_fits
@@ -27,7 +28,7 @@ from distill.training.module import Distillation
 from distill.training.progress import FitProgress
 from distill.training.run_log import RunLog
 from distill.training.settings import TrainingSettings
-from distill.training.signals import StopSignal
+from distill.training.signals import Interrupted, StopSignal
 
 RESULT = "result.ckpt"
 SUMMARY = "fit.json"
@@ -114,8 +115,13 @@ def fit(
                 num_sanity_val_steps=0,
             )
             trainer.fit(module, train_dataloaders=loader, ckpt_path=str(checkpoint) if checkpoint else None)
+    except DataError as error:
+        if stop.received is None:
+            raise
+        raise Interrupted(stop.received) from error  # it ended the loader's workers too
     finally:
         progress.close()
+        loader.close()
 
     trainer.strategy.barrier()
     if settings.keep == "best" and (folder / BEST).is_file():

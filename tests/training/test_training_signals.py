@@ -49,13 +49,17 @@ def test_kill_9_and_resume(tmp_path: Path, start: Start) -> None:
 
 def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: Start) -> None:
     """What a scheduler does: SIGTERM to every process of the job, loader workers too."""
-    run = start(fault="-1 0 0", data={"workers": 1, "source": {"pause": 0.3}}, training={"epochs": 100})
+    straight = student_fit(experiment(tmp_path), tmp_path / "straight")
+    slow = {"workers": 1, "source": {"pause": 0.3}}
+    run = start(fault="-1 0 0", data=slow)
     run.after_steps(2)
     time.sleep(1)  # the step is over, the next batch takes 2.4 s
     run.signal_all(signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()
     assert run.status == "interrupted" and run.ended()
-    assert newest_good(run.folder / "fits" / "student") is not None
+    resumed = student_fit(experiment(tmp_path), run.folder / "fits" / "student")
+    assert run.trace() + resumed.seen == straight.seen
+    assert_bit_equal(resumed.weights, straight.weights)
 
 
 @pytest.mark.slow
