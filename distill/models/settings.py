@@ -17,6 +17,9 @@ else:
     AnyDelta = Annotated[Settings, Family("distill.deltas", "Delta")]
 
 
+SCHEMES = ("embedded", "hf-hub", "local-dir")
+
+
 class NetworkSettings(Settings):
     """Which network, with which weights, looking at which size."""
 
@@ -29,8 +32,10 @@ class NetworkSettings(Settings):
     size: int | None = Field(None, ge=8, le=2048, description="input pixels; default: the network's own")
 
     @model_validator(mode="after")
-    def _embedded_exists(self) -> NetworkSettings:
-        scheme, _, name = self.model.partition(":")
+    def _model_can_be_found(self) -> NetworkSettings:
+        scheme, colon, name = self.model.partition(":")
+        if colon and scheme not in SCHEMES:
+            raise complaint("model", f"no models are called '{scheme}:…'{nearest(scheme, SCHEMES)}")
         if scheme == "embedded" and name not in EMBEDDED:
             raise complaint("model", f"no embedded weights for {name!r}{nearest(name, EMBEDDED)}")
         return self

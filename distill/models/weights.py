@@ -1,0 +1,125 @@
+"""Weights that come from outside: files of plain tensors, and the model hub. Nothing here unpickles code."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import torch
+from torch import Tensor
+
+from augment.errors import ExplainedError
+from distill.models.embedded import EMBEDDED
+
+HUB_SECONDS = 5.0
+_HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
+_SHOWN = 20
+
+
+class NetworkError(ExplainedError, ValueError):
+    """A network cannot be made; the text names the model or file and what would work."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of a ``.safetensors`` file, or of a pickle that loads with ``weights_only=True``; nothing else.
+
+    A training checkpoint's own state dict is found in it, and prefixes of DDP and ``torch.compile`` come off.
+    """
+    if not path.is_file():
+        raise NetworkError(f"{path}: no such file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            state: Any = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # torch's own text goes on to tell how to run such a file all the same.
+        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
+        raise NetworkError(
+            f"{path} is damaged, or more than plain tensors, which might run code and is refused: {reason.splitlines()[0]}"
+        ) from error
+    for key in ("state_dict_ema", "state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+            break
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise NetworkError(f"{path} holds no state dict of tensors")
+    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
+
+
+def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
+    """Raise ``NetworkError`` that lists every missing, unexpected and misshapen tensor, before anything is changed."""
+    complaints = [f"missing {key}" for key in own if key not in state]
+    complaints += [f"unexpected {key}" for key in state if key not in own]
+    complaints += [
+        f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    if complaints:
+        more = [f"… and {len(complaints) - _SHOWN} more"] if len(complaints) > _SHOWN else []
+        raise NetworkError(f"{source} does not fit the architecture:\n  " + "\n  ".join(complaints[:_SHOWN] + more))
+
+
+def check_reachable(name: str) -> None:
+    """Fail in seconds, with what to do, when weights are neither cached nor reachable: the hub client would retry.
+
+    Args:
+        name: a timm model name with pretrained weights, or ``hf-hub:OWNER/NAME``.
+    """
+    import timm
+    from huggingface_hub import try_to_load_from_cache
+
+    if name.startswith("hf-hub:"):
+        repository = name.removeprefix("hf-hub:").partition("@")[0]
+    else:
+        config = timm.get_pretrained_cfg(name)
+        if config is None or not (config.hf_hub_id or config.url):
+            raise NetworkError(f"timm has no pretrained weights for {name!r}; set pretrained: false or a checkpoint")
+        repository = config.hf_hub_id or ""
+    if repository and any(isinstance(try_to_load_from_cache(repository, file), str) for file in _HUB_FILES):
+        return
+    try:
+        reach_hub()
+    except OSError as error:
+        raise NetworkError(
+            f"the weights of {name!r} are not in the local cache, and the model hub is out of reach ({error}). Run "
+            "once with a connection, or set checkpoint: FILE, or model: local-dir:FOLDER, or model: embedded:"
+            + "|".join(EMBEDDED)
+        ) from error
+
+
+def reach_hub(seconds: float = HUB_SECONDS) -> str:
+    """Connect to the model hub, or to the proxy on the way there, and return its host name.
+
+    Raises:
+        OSError: no connection within ``seconds``, or ``HF_HUB_OFFLINE`` is set.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        raise OSError("HF_HUB_OFFLINE is set")
+    endpoint = urlsplit(os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy") or constants.ENDPOINT)
+    address = (endpoint.hostname or "", endpoint.port or (443 if endpoint.scheme == "https" else 80))
+    failure: list[OSError] = [TimeoutError(f"no answer from {address[0]} in {seconds:g} s")]
+
+    def connect() -> None:
+        try:
+            socket.create_connection(address, timeout=seconds).close()
+            failure.clear()
+        except OSError as error:
+            failure[0] = error
+
+    # In a thread, because looking up a host name has no time limit of its own.
+    thread = threading.Thread(target=connect, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if failure:
+        raise failure[0]
+    return address[0]
