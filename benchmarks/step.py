@@ -150,11 +150,20 @@ def timed_fit(
 
     canvas = torch.randint(0, 256, (given.batch, 3, 256, 256), dtype=torch.uint8)
     batch = Batch(canvas, torch.arange(given.batch) % CLASSES, torch.arange(given.batch))
-    turns = Turns(batch, views, rounds, 1, window, before, clock)
-    turns.read_wait_seconds = lambda: 0.0  # type: ignore[attr-defined]  # what a fit asks its loader
+    turns = InMemory(batch, views, rounds, 1, window, before, clock)
     module.steps_per_epoch = len(turns)
     fit(module, turns, None, None, folder, "step", stop, None)  # type: ignore[arg-type]
     return {PARTS: bare[-rounds:], **turns.seconds}
+
+
+class InMemory(Turns):
+    """Turns as a loader that a fit never waits for."""
+
+    def read_wait_seconds(self) -> float:
+        return 0.0
+
+    def close(self) -> None:
+        """There are no workers."""
 
 
 def network(name: str, size: int) -> Network:
@@ -235,7 +244,7 @@ class FirstBatches:
 
     def __init__(self, loader: TrainLoader, batches: int):
         self.loader, self.batches = loader, min(batches, len(loader))
-        self.read_wait_seconds = loader.read_wait_seconds
+        self.read_wait_seconds, self.close = loader.read_wait_seconds, loader.close
 
     def __len__(self) -> int:
         return self.batches

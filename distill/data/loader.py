@@ -91,6 +91,16 @@ class Loader:
         seconds, self._waited = self._waited, 0.0
         return seconds
 
+    def close(self) -> None:
+        """End the worker processes now; another pass starts new ones.
+
+        Lightning's trainer is a reference cycle that holds its loader. Left to the garbage collector, the workers of a
+        finished fit idle on, and the collector of a process forked later finds them too, where torch fails to end them.
+        """
+        iterator, self._loader._iterator = self._loader._iterator, None
+        if iterator is not None and self._loader.num_workers:
+            iterator._shutdown_workers()  # type: ignore[attr-defined]
+
     def _start(self) -> Iterator[Fetched]:
         """torch's iterator, without its SIGCHLD handler.
 

@@ -1,5 +1,6 @@
 """Orders, ranks, resuming: which samples a loader gives, and when."""
 
+import multiprocessing
 import pickle
 
 import pytest
@@ -140,6 +141,18 @@ def test_waiting_is_measured_and_reset() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # Lightning 2.6 with torch 2.15
+def test_close_ends_the_workers_and_the_next_pass_starts_new_ones() -> None:
+    before = set(multiprocessing.active_children())
+    loader = toy(samples=16, workers=2).train_loader()
+    assert len(indices(loader)) == 16
+    assert len(set(multiprocessing.active_children()) - before) == 2
+    loader.close()
+    assert set(multiprocessing.active_children()) == before
+    loader.close()
+    assert len(indices(loader)) == 16
+    loader.close()
+
+
 def test_lightning_finds_its_protocols() -> None:
     from lightning.fabric.utilities.data import _set_sampler_epoch
     from lightning.fabric.utilities.types import _Stateful
