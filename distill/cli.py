@@ -99,11 +99,13 @@ def preview(
 
 
 @app.command()
-def doctor() -> None:
+def doctor(
+    output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
+) -> None:
     """Say what this machine has and whether a run would work on it."""
     from distill.doctor import examine
 
-    raise typer.Exit(0 if examine(_console()) else 1)
+    raise typer.Exit(0 if examine(_console(), output) else 1)
 
 
 @app.command()

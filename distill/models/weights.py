@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import socket
 import threading
 from pathlib import Path
@@ -38,12 +39,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state: Any = load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise NetworkError(f"{path} holds more than plain tensors; that could run code, so it is refused") from error
     except Exception as error:
-        # torch's own text goes on to tell how to run such a file all the same.
-        reason = str(error).partition("WeightsUnpickler error: ")[2] or str(error) or type(error).__name__
-        raise NetworkError(
-            f"{path} is damaged, or more than plain tensors, which might run code and is refused: {reason.splitlines()[0]}"
-        ) from error
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise NetworkError(f"{path} cannot be read, or is damaged: {reason}") from error
     for key in ("state_dict_ema", "state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]
