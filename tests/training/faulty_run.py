@@ -42,6 +42,9 @@ def forked(arguments: list[str], environment: dict[str, str], output: str) -> No
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
+    # What Lightning starts further ranks with.
+    sys.argv = [__file__, *arguments]
+    sys.modules["__main__"].__spec__ = None
     run(arguments)
 
 

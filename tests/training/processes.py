@@ -87,13 +87,13 @@ class Run:
 
 
 class Start:
-    """Starts a run of ``faulty_run.py`` in a warm process, or of a script in a fresh interpreter."""
+    """Starts ``faulty_run.py`` in a warm process, or ``train.py`` in a fresh interpreter."""
 
     def __init__(self, output: Path):
         self.output = output
         self.started: list[Run] = []
 
-    def __call__(self, *arguments: str, fault: str = "", script: str = "", name: str = "toy", **changes: Any) -> Run:
+    def __call__(self, *arguments: str, fault: str = "", fresh: bool = False, name: str = "toy", **changes: Any) -> Run:
         config = self.output / f"{name}.yaml"
         controls = {"linear_probe": False, "labels_only": False}
         config.write_text(yaml.safe_dump(tree(self.output, name=name, **{"controls": controls, **changes})))
@@ -101,11 +101,10 @@ class Start:
         paths = f"{HERE}{os.pathsep}{ROOT}"
         environment = {"FAULT": fault, "TRACE": str(self.output / f"{name}.trace"), "PYTHONPATH": paths}
         command = [str(config), *arguments]
-        if script:
-            path = ROOT / script if script == "train.py" else HERE / script
+        if fresh:
             with run.output.open("a") as file:
                 run.process = subprocess.Popen(
-                    [sys.executable, str(path), *command],
+                    [sys.executable, str(ROOT / "train.py"), *command],
                     env={**os.environ, **environment, "OMP_NUM_THREADS": "1"},
                     stdout=file,
                     stderr=file,

@@ -220,3 +220,12 @@ def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None
     assert ours.keys() == theirs.keys() and ours
     different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
     assert not different, different
+
+
+FITS_IN_RANKS: dict[str, dict[str, Any]] = {
+    "ce kd icd": {},
+    "head unused": {"objectives": [{"type": "pooled"}]},
+    "few labels": {"data": {"labels_per_class": 1}, "objectives": [{"type": "ce"}, {"type": "kd"}]},
+    "multicrop": {"augment": {"policy": "multicrop", "local_crops": 2}, "objectives": [{"type": "kd"}]},
+}
+"""Fits that must come out the same in one rank and in two."""
