@@ -17,7 +17,7 @@ from augment.dual import AugmentSettings, DualAugment
 from augment.errors import ExplainedError
 from augment.views import InputSpec
 from distill.config import Experiment
-from distill.data.base import Split
+from distill.data.base import UNLABELLED, Split
 from distill.data.loader import Loader
 from distill.data.module import DataModule, DataSettings
 from distill.models.features import Features
@@ -288,6 +288,10 @@ def _fit(
     module = Distillation(student, teacher, terms, dual, training, len(loader))
     comparable = teacher is not None and {t.classes for t in teacher.shapes} == {student.shapes.classes}
     has_val = shop.data.has("val")
+    scored = has_val and (comparable or bool((shop.data.part("val").labels != UNLABELLED).any()))
+    if not scored and (training.early_stop or training.keep == "best"):
+        wish = "training.early_stop" if training.early_stop else "training.keep: best"
+        raise StageError(f"{name}: {wish} needs a score: labels to validate on, or a teacher of the same classes")
     summary = fit(
         module,
         loader,

@@ -12,23 +12,27 @@ from torch.optim.lr_scheduler import LambdaLR
 from distill.training.settings import OptimiserSettings, ScheduleSettings
 
 
-def decays(module: nn.Module, name: str, parameter: nn.Parameter) -> bool:
-    """Whether a parameter decays: matrices and kernels do; vectors and whatever its module exempts do not."""
-    exempt = getattr(module, "no_weight_decay", ())
-    return parameter.ndim > 1 and name not in (exempt() if callable(exempt) else exempt)
+def exempt_from_decay(root: nn.Module) -> set[int]:
+    """Ids of the parameters that a module declares in ``no_weight_decay``, by their path in it, as timm does."""
+    exempt: set[int] = set()
+    for module in root.modules():
+        declared = getattr(module, "no_weight_decay", ())
+        names = declared() if callable(declared) else declared
+        exempt |= {id(p) for name, p in module.named_parameters() if name in names} if names else set()
+    return exempt
 
 
 def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimiserSettings) -> list[dict[str, object]]:
-    """The trainable parameters in at most four groups: head or not, decaying or not; each in module order."""
+    """The trainable parameters in at most four groups: head or not, decaying or not; each in module order.
+
+    Matrices and kernels decay; vectors, and what their modules exempt, do not.
+    """
     head_parameters = {id(p) for module in head for p in module.parameters()}
+    exempt = exempt_from_decay(root)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    seen: set[int] = set()
-    for module in root.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if not parameter.requires_grad or id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            key = (id(parameter) in head_parameters, decays(module, name, parameter))
+    for parameter in root.parameters():
+        if parameter.requires_grad:
+            key = id(parameter) in head_parameters, parameter.ndim > 1 and id(parameter) not in exempt
             groups.setdefault(key, []).append(parameter)
     return [
         {

@@ -15,6 +15,7 @@ from distill.stages import Workshop, linear_probe, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
 
+
 @pytest.mark.slow
 def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(HERE / "fits_in_ranks.py"), str(tmp_path)], check=True, timeout=250)

@@ -1,0 +1,93 @@
+"""The log of a fit: continued on resume, and never worth stopping for."""
+
+import csv
+import logging
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_training_checkpoints import small_disk
+from test_training_resume import interrupted
+from toy_training import STEPS, assert_bit_equal, experiment, student_fit
+
+from distill.training.module import Distillation
+from distill.training.run_log import RunLog
+
+TIMED = ("share/", "images_per_second")
+
+
+def rows(folder: Path) -> list[tuple[str, ...]]:
+    """The rows of the CSV but for those that hold times."""
+    with (folder / "log.csv").open(newline="") as file:
+        header, *found = [tuple(row) for row in csv.reader(file)]
+    assert header == ("step", "epoch", "name", "value")
+    return [row for row in found if not row[2].startswith(TIMED)]
+
+
+def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
+    settings = experiment(tmp_path, training={"log_every": 1})
+    student_fit(settings, tmp_path / "straight")
+    interrupted(settings, tmp_path / "stopped", 2)
+    interrupted(settings, tmp_path / "stopped", STEPS + 1)
+    student_fit(settings, tmp_path / "stopped")
+    assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
+    names = {name for _, _, name, _ in rows(tmp_path / "straight")}
+    assert {"loss", "loss/ce", "loss/kd", "loss/icd", "gradient_norm", "lr", "val/accuracy", "val/agreement"} <= names
+    for name in ("loss", "val/accuracy"):
+        assert scalars(tmp_path / "stopped", name) == scalars(tmp_path / "straight", name)
+    assert [step for step, _ in scalars(tmp_path / "stopped", "loss")] == list(range(1, 2 * STEPS + 1))
+
+
+def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path: Path) -> None:
+    """A killed run has logged steps that its successor makes again."""
+    settings, folder = experiment(tmp_path, training={"log_every": 1}), tmp_path / "killed"
+    student_fit(settings, tmp_path / "straight")
+    interrupted(settings, folder, STEPS + 2)
+    (folder / f"step-{STEPS + 3:08d}.ckpt").unlink()
+    with (folder / "log.csv").open("a") as file:
+        file.write("8,1,lo")  # and it was killed while it wrote
+    student_fit(settings, folder)
+    assert rows(folder) == rows(tmp_path / "straight")
+
+
+def test_a_full_disk_under_the_log_is_a_warning(tmp_path: Path, caplog) -> None:
+    with small_disk(tmp_path / "disk", 256):
+        log = RunLog(tmp_path / "disk" / "fit")
+        (tmp_path / "disk" / "filler").write_bytes(bytes(200_000))
+        with caplog.at_level(logging.WARNING):
+            for step in range(3000):
+                log.log_metrics({f"metric {n}": float(n) for n in range(10)}, step)
+            log.finalize("success")
+        assert [r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage()] == [
+            f"{log.path}: the log cannot be written ([Errno 28] No space left on device); training goes on without it"
+        ]
+
+
+def test_training_goes_on_without_a_log(tmp_path: Path, caplog) -> None:
+    settings = experiment(tmp_path, training={"log_every": 1})
+    straight = student_fit(settings, tmp_path / "straight")
+
+    def fill(module: Distillation) -> None:
+        if module.global_step == 3:
+            (tmp_path / "full" / "log.csv").unlink()
+            (tmp_path / "full" / "log.csv").symlink_to("/dev/full")
+
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with caplog.at_level(logging.WARNING):
+        assert_bit_equal(student_fit(settings, tmp_path / "full", fill).weights, straight.weights)
+    assert sum("training goes on without it" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_nowhere_to_log_is_a_warning(tmp_path: Path, caplog) -> None:
+    (tmp_path / "file").touch()
+    log = RunLog(tmp_path / "file" / "fit")
+    log.log_metrics({"loss": 1.0}, 1)
+    log.finalize("success")
+    assert "the log cannot be written" in caplog.text
