@@ -22,6 +22,10 @@ class WeightAverage:
         self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
         self.average = {name: p.detach().clone() for name, p in self._weights.items()}
 
+    def to(self, device: torch.device) -> None:
+        """Follow the module to its device."""
+        self.average = {name: average.to(device) for name, average in self.average.items()}
+
     @torch.no_grad()
     def update(self) -> None:
         self.updates += 1

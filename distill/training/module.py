@@ -70,6 +70,8 @@ class Distillation(LightningModule):
 
     def on_fit_start(self) -> None:
         self.clock = StepClock(self.device)
+        if self.average is not None:
+            self.average.to(self.device)
         self.train()  # Lightning leaves modules as they were made; what is frozen sees to its eval mode by itself
 
     def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
