@@ -1,0 +1,93 @@
+"""Every file in ``configs/`` is read, and one training step of it is run: teacher, student, validation.
+
+Objectives, deltas, view policy, optimisers and networks are its own; the source is another, the pixels are fewer, and
+no weights are fetched.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from distill.config import Experiment, validate_tree
+from distill.data.base import Sample, Samples, Source, Split
+from distill.data.module import DataModule
+from distill.stages import Workshop, distil, make_data, new_student, prepare_teachers
+from distill.training.signals import StopSignal
+from distill.yaml_tree import load_tree, merge_trees
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+BATCH = 8
+SIDE = 64
+
+
+class Noise(Source):
+    """One batch of noise to train on, with four classes."""
+
+    class Settings(Source.Settings):
+        pass
+
+    has_split = frozenset({"train", "val", "test"})
+    classes = tuple("abcd")
+
+    def split(self, name: Split) -> Samples:
+        return NoiseSamples(name)
+
+
+class NoiseSamples:
+    def __init__(self, name: str):
+        self.ids = [f"{name}/{index}" for index in range(BATCH)]
+        self.labels = [index % 4 for index in range(BATCH)]
+
+    def __len__(self) -> int:
+        return BATCH
+
+    def __getitem__(self, index: int) -> Sample:
+        image = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
+        return Sample(image, self.labels[index], self.ids[index])
+
+
+def small(tree: dict[str, Any], output: Path) -> Experiment:
+    """The config on one batch of small images, with networks that are at hand."""
+    own = validate_tree(tree, "as it is")
+    once = {"epochs": 1, "accelerator": "cpu", "devices": 1, "schedule": {"type": "constant", "warmup": 0}}
+    changes: dict[str, Any] = {
+        "output": str(output),
+        "data": {"source": {"type": f"{__name__}:Noise"}, "batch_size": BATCH, "size": SIDE, "workers": 0},
+        "training": once,
+        "student": {"network": at_hand(tree["student"]["network"]), "compile": False},
+    }
+    if own.fit_teacher is not None:
+        changes["fit_teacher"] = {"training": once}
+    if own.teacher is not None:
+        changes["teacher"] = {"networks": [at_hand(one) for one in tree["teacher"]["networks"]], "compile": False}
+    return validate_tree(merge_trees(tree, changes), "made small")
+
+
+def at_hand(network: dict[str, Any]) -> dict[str, Any]:
+    embedded = network["model"].startswith("embedded:")
+    return {**network, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
+
+
+def test_there_are_configs() -> None:
+    assert CONFIGS / "quickstart.yaml" in CONFIGS.rglob("*.yaml")
+    assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
+
+
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in sorted(CONFIGS.rglob("*.yaml"))]
+)
+def test_a_step_of_every_config(path: Path, tmp_path: Path) -> None:
+    experiment = small(load_tree(path), tmp_path)
+    with StopSignal() as stop:
+        data: DataModule = make_data(experiment)
+        shop = Workshop(experiment, data, None, stop)
+        teachers = prepare_teachers(shop) if experiment.teacher is not None else []
+        student, teacher, summary = distil(shop, teachers, tmp_path / "student")
+    assert summary.steps == 1
+    before, after = new_student(shop, student.needs).own_state(), student.own_state()
+    assert all(torch.isfinite(tensor).all() for tensor in after.values())
+    assert not all(torch.equal(before[name], after[name]) for name in before), "the step changed nothing"
+    assert (teacher is None) == (experiment.teacher is None)
