@@ -133,14 +133,22 @@ def prepare_teachers(shop: Workshop) -> list[Network]:
     return [fit_teacher(shop, network) for network in settings.networks]
 
 
-def teacher_folder(shop: Workshop, network: NetworkSettings) -> Path:
-    """Named by everything that the fitted teacher depends on, so that an equal fit is found again."""
-    experiment = shop.experiment
+def teacher_folder(shop: Workshop, network: NetworkSettings, weights: str) -> Path:
+    """Named by everything that the fitted teacher depends on, so that an equal fit is found again.
+
+    Args:
+        weights: identity of the network's own weights, since a file or folder may hold others tomorrow.
+    """
+    experiment, data = shop.experiment, _teacher_data(shop)
+    of_no_matter = {"workers", "worker_timeout", "start_method"}
+    if data.settings.labels_per_class is None:
+        of_no_matter.add("label_seed")
     content = {
         "network": network.model_dump(mode="json", exclude={"weight"}),
+        "weights": weights,
         "fit": experiment.fit_teacher.model_dump(mode="json"),  # type: ignore[union-attr]
         "augment": _teacher_augment(experiment).model_dump(mode="json"),
-        "data": _teacher_data(shop).fingerprint(),
+        "data": [data.fingerprint(), data.settings.model_dump(mode="json", exclude=of_no_matter)],
         "seed": experiment.seed,
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -158,7 +166,7 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
     torch.manual_seed(experiment.seed)
     network = create_network(settings, num_classes=len(data.classes))
     student = Student(network, StudentSettings(network=settings, train="whole", batch_norm=fitting.batch_norm))
-    folder = teacher_folder(shop, settings)
+    folder = teacher_folder(shop, settings, student.backbone.sha256)
     if fitting.method == "probe":
         if (folder / RESULT).is_file():
             load_result(student, folder)

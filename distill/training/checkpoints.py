@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,9 @@ def steps_of(folder: Path) -> list[Path]:
 
 def prune(folder: Path, keep: int = KEPT) -> None:
     """Remove all but the newest ``keep``, and what killed saves left; called once a new one is safely on the disk."""
-    for path in [*steps_of(folder)[keep:], *folder.glob(".*.ckpt.*.tmp")]:
+    hour_ago = time.time() - 3600  # a younger one may be another process's, which fits the same teacher
+    litter = [path for path in folder.glob(".*.ckpt.*.tmp") if path.stat().st_mtime < hour_ago]
+    for path in [*steps_of(folder)[keep:], *litter]:
         VerifiedCheckpointIO().remove_checkpoint(path)
 
 

@@ -37,6 +37,7 @@ class Blobs(Source):
 
     class Settings(Source.Settings):
         labelled: bool = True
+        wrong_label: int = Field(-1, description="sample whose label is out of range")
         pause: float = Field(0.0, description="seconds that a sample takes")
 
     settings: Settings
@@ -56,6 +57,8 @@ class BlobSamples:
         self.first = {"train": 0, "val": 1000, "test": 2000}[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
         self.labels = [index % 4 if settings.labelled else UNLABELLED for index in range(SIZES[name])]
+        if settings.wrong_label >= 0:
+            self.labels[settings.wrong_label] = 9
 
     def __len__(self) -> int:
         return len(self.ids)
