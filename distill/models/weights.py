@@ -16,7 +16,6 @@ from torch import Tensor
 from augment.errors import ExplainedError
 from distill.models.embedded import EMBEDDED
 
-HUB_SECONDS = 5.0
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 _SHOWN = 20
 
@@ -95,7 +94,7 @@ def check_reachable(name: str) -> None:
         ) from error
 
 
-def reach_hub(seconds: float = HUB_SECONDS) -> str:
+def reach_hub(seconds: float = 5.0) -> str:
     """Connect to the model hub, or to the proxy on the way there, and return its host name.
 
     Raises:

@@ -1,0 +1,187 @@
+"""Teacher and student: what is frozen stays frozen whatever is called on it, and what learns is told apart."""
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from augment.views import InputSpec
+from distill.deltas.sites import classifier_names, inside
+from distill.deltas.state import backbone_state
+from distill.models.identity import identify
+from distill.models.network import Network, create_network
+from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+
+LOGITS, POOLED = frozenset({"logits"}), frozenset({"pooled"})
+ALL = frozenset({"logits", "pooled", "maps"})
+
+
+def network(name: str = "test_efficientnet", size: int = 64, classes: int = 5) -> Network:
+    torch.manual_seed(0)
+    made = create_network(NetworkSettings(model=name, pretrained=False, size=size), classes)
+    for module in made.model.modules():  # as if it had been trained: its statistics are not those of a batch
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)  # type: ignore[arg-type]
+            nn.init.uniform_(module.running_var, 0.5, 2.0)  # type: ignore[arg-type]
+    return made
+
+
+def student(needs: frozenset[str] = LOGITS, name: str = "test_efficientnet", **settings: object) -> Student:
+    made = network(name)
+    about = {"network": {"model": name, "pretrained": False, "size": 64}, **settings}
+    return Student(made, StudentSettings.model_validate(about), needs)
+
+
+def images(size: int = 64, count: int = 4) -> Tensor:
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+# --- Teacher ------------------------------------------------------------------------------------------------------
+
+
+def test_several_networks_each_with_views_of_its_own() -> None:
+    first, second = network(), network("test_vit", 96)
+    plain = [timm.create_model("test_efficientnet", num_classes=5).eval()]
+    plain.append(timm.create_model("test_vit", num_classes=5, img_size=96).eval())
+    for copy, made in zip(plain, (first, second)):
+        copy.load_state_dict(made.model.state_dict())
+    teacher = Teacher([first, second], [1.0, 3.0], ALL)
+    assert teacher.weights == [0.25, 0.75] and Teacher([network()]).weights == [1.0]
+    assert teacher.inputs == [first.input, second.input]
+    assert teacher.origins == ["random", "random"]
+    views = ((images(), images() + 1), (images(96), images(96) + 1))
+    seen = teacher(views)
+    assert [len(of_network) for of_network in seen] == [2, 2]
+    for copy, of_network, of_views, shapes in zip(plain, seen, views, teacher.shapes):
+        for features, view in zip(of_network, of_views):
+            with torch.no_grad():
+                torch.testing.assert_close(features.logits, copy(view), rtol=1e-4, atol=1e-5)
+            assert features.pooled is not None and features.pooled.shape == (4, shapes.pooled)
+            assert {name: tuple(m.shape[1:]) for name, m in features.maps.items()} == shapes.maps
+    with pytest.raises(ValueError, match=r"argument 2 is (longer|shorter)"):
+        teacher(views[:1])
+
+
+def test_the_teacher_cannot_leave_eval_mode_or_change() -> None:
+    teacher = Teacher([network()])
+    before = identify(teacher.state_dict())
+    expected = teacher(((images(),),))[0][0].logits
+    for disturb in (
+        lambda: teacher.train(),
+        lambda: teacher.networks[0].blocks[0].train(),  # type: ignore[union-attr, index, operator]
+        lambda: nn.Sequential(teacher).train(),
+        lambda: setattr(teacher.networks[0].bn1, "training", True),
+    ):
+        disturb()
+        assert torch.equal(teacher(((images(),),))[0][0].logits, expected)
+    assert identify(teacher.state_dict()) == before, "batch-norm statistics moved"
+
+
+def test_no_gradient_passes_the_teacher() -> None:
+    teacher = Teacher([network()], needs=ALL)
+    assert not any(parameter.requires_grad for parameter in teacher.parameters())
+    view = images().requires_grad_()
+    features = teacher(((view,),))[0][0]
+    assert not any(t.requires_grad for t in (features.logits, features.pooled, *features.maps.values()))
+
+
+def test_its_own_dtype_whatever_autocast_says() -> None:
+    half = Teacher([network()], needs=ALL, dtype=torch.bfloat16)
+    full = Teacher([network()], needs=ALL)
+    assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}
+    views = ((images(),),)
+    exact, rough = full(views)[0][0], half(views)[0][0]
+    assert {t.dtype for t in (rough.logits, rough.pooled, *rough.maps.values())} == {torch.float32}
+    assert not torch.equal(rough.logits, exact.logits)
+    assert (rough.logits - exact.logits).norm() < 0.05 * exact.logits.norm()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(full(views)[0][0].logits, exact.logits)
+        assert torch.equal(half(views)[0][0].logits, rough.logits)
+
+
+def test_only_what_is_needed_is_reported() -> None:
+    features = Teacher([network()], needs=POOLED)(((images(),),))[0][0]
+    assert features.logits is None and features.pooled is not None and not features.maps
+
+
+# --- Student ------------------------------------------------------------------------------------------------------
+
+
+def test_deltas_and_head_learn_and_the_backbone_stays_bit_equal() -> None:
+    one = student(deltas=[{"type": "low_rank", "rank": 2}])
+    backbone, own = one.backbone, {name: t.clone() for name, t in one.own_state().items()}
+    optimiser = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(2):
+        one.train()
+        optimiser.zero_grad()
+        logits = one(images()).logits
+        assert logits is not None
+        logits.square().sum().backward()
+        optimiser.step()
+    assert identify(backbone_state(one.model, classifier_names(one.model))) == backbone
+    changed = one.own_state()
+    assert set(changed) == set(own)
+    assert any("classifier" in name for name in changed) and any("parametrizations" in name for name in changed)
+    assert not torch.equal(changed["model.classifier.weight"], own["model.classifier.weight"])
+    assert len(one.sites) > 3 and not any("running" in name or "original" in name for name in changed)
+
+
+def test_frozen_batch_norm_uses_its_own_statistics_after_train() -> None:
+    one = student(deltas=["bias"])
+    expected = one.eval()(images()).logits
+    one.train()
+    one.model.train()
+    assert torch.equal(one(images()).logits, expected)
+    torch.testing.assert_close(one(images()[:1]).logits, expected[:1], rtol=1e-4, atol=1e-5)
+
+
+def test_identity_is_that_of_the_network_before_deltas() -> None:
+    plain = network()
+    head = classifier_names(plain.model)
+    state = {name: t for name, t in plain.model.state_dict().items() if not inside(name, head)}
+    assert student(deltas=[{"type": "low_rank", "rank": 2}]).backbone == identify(state)
+    assert student().backbone == identify(state)
+
+
+def test_trained_whole() -> None:
+    one = student(train="whole")
+    assert all(parameter.requires_grad for parameter in one.parameters())
+    assert set(one.own_state()) == set(one.state_dict()) and not one.sites
+    mean = one.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
+    one.train()(images())
+    assert not torch.equal(one.model.bn1.running_mean, mean), "batch norm learns its statistics"  # type: ignore[union-attr]
+    still = student(train="whole", batch_norm="frozen")
+    mean = still.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
+    still.train()(images())
+    assert torch.equal(still.model.bn1.running_mean, mean)  # type: ignore[union-attr]
+    assert still.model.bn1.weight.requires_grad  # type: ignore[union-attr]
+
+
+def test_without_deltas_the_head_alone_learns() -> None:
+    one = student()
+    assert {name for name, p in one.named_parameters() if p.requires_grad} == {
+        "model.classifier.weight",
+        "model.classifier.bias",
+    }
+    assert set(one.own_state()) == {"model.classifier.weight", "model.classifier.bias"}
+
+
+@pytest.mark.parametrize("needs", [LOGITS, POOLED, ALL])
+def test_it_reports_what_objectives_need(needs: frozenset[str]) -> None:
+    one = student(needs, deltas=["bias"])
+    features = one(images())
+    assert (features.logits is not None) == ("logits" in needs)
+    assert ("maps" in needs) == bool(features.maps)
+    assert one.shapes.classes == 5 and one.input == InputSpec((64, 64), one.input.mean, one.input.std)
+    if features.pooled is not None:
+        assert features.pooled.shape == (4, one.shapes.pooled)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
+def test_fresh_deltas_change_nothing(name: str) -> None:
+    plain = network(name).model
+    one = student(name=name, deltas=[{"type": "low_rank", "rank": 2}, "scale_shift"])
+    with torch.no_grad():
+        torch.testing.assert_close(one(images()).logits, plain(images()), rtol=1e-4, atol=1e-5)
