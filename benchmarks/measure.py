@@ -87,7 +87,7 @@ class Turns:
 def show(console: Console, title: str, rows: Sequence[Row], targets: dict[str, float]) -> None:
     """Print the rows; ``targets`` are upper limits by row name."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("figure")
+    table.add_column("figure", no_wrap=True)
     for heading in ("median", "quartiles", "unit", "target"):
         table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
     for one in rows:
