@@ -377,8 +377,9 @@ def test_a_slip_is_told_at_once_and_without_a_traceback(arguments: list[str], co
     assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
     assert any(line.startswith(complaint) for line in done.stderr.splitlines()), done.stderr
     assert len(done.stderr.splitlines()) <= 2
-    # On a quiet machine 1 s, or 4 s where a class was named and torch had to be imported; five are promised there.
-    assert seconds < 15
+    # Where a class is named it takes an import of torch, and nothing else that is slow: see the next test.
+    if "objectives" not in arguments[-1]:
+        assert seconds < 5
 
 
 def test_plain_slips_do_not_wait_for_torch() -> None:
