@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 from augment.errors import ExplainedError
 from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
 from distill.files import write_atomic
+
+logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
@@ -56,24 +59,19 @@ def is_first_rank() -> bool:
 
 
 def open_run(experiment: Experiment, resume: bool) -> RunFolder:
-    """A new folder ``output/name`` (``name-2``, … where taken), or with ``resume`` the newest unfinished one.
+    """A new folder ``output/name`` (``name@2``, … where taken), or with ``resume`` the newest unfinished one.
 
     Raises:
         RunError: nothing to resume, its config is another one, or the folder cannot be written.
     """
     if _FOLDER_OF_THE_FIRST_RANK in os.environ:
         return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
-    existing = _numbered(experiment.output, experiment.name)
-    if resume:
-        run = _resumed(experiment, existing)
-    else:
-        number = max(existing, default=0) + 1
-        run = RunFolder(experiment.output / (experiment.name if number == 1 else f"{experiment.name}-{number}"))
     try:
+        run = _resumed(experiment) if resume else RunFolder(_new_folder(experiment.output, experiment.name))
         write_atomic(run.path / CONFIG, dump_config(experiment).encode())
         run.set_status("running")
     except OSError as error:
-        raise RunError(f"{run.path}: the run folder cannot be written: {error}") from error
+        raise RunError(f"{experiment.output / experiment.name}: the run folder cannot be written: {error}") from error
     # Processes that Lightning starts for further devices run this code too, and must not make folders of their own.
     os.environ[_FOLDER_OF_THE_FIRST_RANK] = str(run.path)
     return run
@@ -97,20 +95,36 @@ def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
 
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
-    """The folders of a name by number; plain ``name`` is number 1."""
+    """The folders of a name by number; plain ``name`` is number 1. No name holds an ``@``, so no two names meet."""
     found = {}
     for path in output.glob(f"{name}*") if output.is_dir() else ():
-        match = re.fullmatch(rf"{re.escape(name)}(?:-(\d+))?", path.name)
+        match = re.fullmatch(rf"{re.escape(name)}(?:@(\d+))?", path.name)
         if match and path.is_dir():
             found[int(match.group(1) or 1)] = path
     return found
 
 
-def _resumed(experiment: Experiment, existing: dict[int, Path]) -> RunFolder:
+def _new_folder(output: Path, name: str) -> Path:
+    """Make the folder of the next number; of two runs that start at once, each gets its own."""
+    output.mkdir(parents=True, exist_ok=True)
+    number = max(_numbered(output, name), default=0) + 1
+    while True:
+        path = output / (name if number == 1 else f"{name}@{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
+
+
+def _resumed(experiment: Experiment) -> RunFolder:
+    existing = _numbered(experiment.output, experiment.name)
     for number in sorted(existing, reverse=True):
         try:
             earlier, record = read_run(existing[number])
-        except (RunError, ConfigError):
+        except (RunError, ConfigError) as error:
+            logger.warning("not resumed: %s", error)
             continue
         if record["status"] == "finished":
             continue

@@ -24,9 +24,9 @@ from distill.deltas.scale_shift import ScaleShift
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta_file import load_delta, read_delta, write_delta
-from distill.models.identity import identify
 from distill.export.manifest import Preprocessing, Result
 from distill.export.sealed import ExportError, write_sealed
+from distill.models.identity import identify
 
 
 def write(folder: Path, trained: Trained) -> None:

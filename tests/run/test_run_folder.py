@@ -36,10 +36,10 @@ def opened(settings: Experiment, resume: bool = False) -> RunFolder:
 
 
 def test_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert [opened(experiment(tmp_path)).path.name for _ in range(3)] == ["trial", "trial-2", "trial-3"]
-    (tmp_path / "trial-7").mkdir()
-    (tmp_path / "trial-other").mkdir()
-    assert opened(experiment(tmp_path)).path.name == "trial-8"
+    assert [opened(experiment(tmp_path)).path.name for _ in range(3)] == ["trial", "trial@2", "trial@3"]
+    (tmp_path / "trial@7").mkdir()
+    assert opened(experiment(tmp_path, "trial-9")).path.name == "trial-9"
+    assert opened(experiment(tmp_path)).path.name == "trial@8"
     assert opened(experiment(tmp_path, "tri")).path.name == "tri"
 
 
@@ -64,9 +64,9 @@ def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> Non
 def test_resume_takes_the_newest_unfinished(tmp_path: Path) -> None:
     for status in ("interrupted", "failed", "finished"):
         opened(experiment(tmp_path)).set_status(status)
-    assert opened(experiment(tmp_path), resume=True).path.name == "trial-2"
-    assert read_run(tmp_path / "trial-2")[1]["status"] == "running"
-    for name in ("trial", "trial-2"):
+    assert opened(experiment(tmp_path), resume=True).path.name == "trial@2"
+    assert read_run(tmp_path / "trial@2")[1]["status"] == "running"
+    for name in ("trial", "trial@2"):
         RunFolder(tmp_path / name).set_status("finished")
     with pytest.raises(RunError, match="no unfinished run 'trial' to resume"):
         opened(experiment(tmp_path), resume=True)
