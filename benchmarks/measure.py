@@ -93,7 +93,7 @@ def show(console: Console, title: str, rows: Sequence[Row], targets: dict[str, f
     for one in rows:
         limit = targets.get(one.name)
         verdict = "" if limit is None else f"[{'green' if one.value <= limit else 'red'}]≤ {limit:g}[/]"
-        table.add_row(one.name, f"{one.value:.4g}", f"{one.low:.4g} … {one.high:.4g}", one.unit, verdict)
+        table.add_row(one.name, f"{one.value:.3g}", f"{one.low:.3g} … {one.high:.3g}", one.unit, verdict)
     console.print(table)
 
 

@@ -236,7 +236,7 @@ def waiting(given: argparse.Namespace, folder: Path, stop: StopSignal) -> list[R
     fit(module, loader, None, None, folder / "waiting", "waiting", stop, None)  # type: ignore[arg-type]
     with (folder / "waiting" / "log.csv").open() as file:
         shares = [float(line["value"]) for line in csv.DictReader(file) if line["name"] == "share/data"]
-    return [row("data_wait_share", shares[1:], "of the time")]
+    return [row("data_wait_share", shares[1:], "share")]
 
 
 class FirstBatches:

@@ -46,10 +46,10 @@ def test_turns_time_what_the_loop_does_with_a_batch(measure):
 
 
 def test_the_file_holds_what_the_table_shows(measure, tmp_path):
-    rows = [measure.row("share", [0.1, 0.2, 0.3], "of the time")]
+    rows = [measure.row("share", [0.1, 0.2, 0.3], "share")]
     measure.save(tmp_path / "new" / "rows.json", rows)
     (kept,) = json.loads((tmp_path / "new" / "rows.json").read_text())
-    assert kept == pytest.approx({"name": "share", "value": 0.2, "unit": "of the time", "low": 0.15, "high": 0.25})
+    assert kept == pytest.approx({"name": "share", "value": 0.2, "unit": "share", "low": 0.15, "high": 0.25})
     console = Console(record=True, width=80, color_system="truecolor")
     measure.show(console, "title", rows, {"share": 0.05})
     printed = console.export_text()
