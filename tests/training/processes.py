@@ -43,7 +43,7 @@ class Run:
     def _status(self) -> int | None:
         return self.process.poll() if isinstance(self.process, subprocess.Popen) else self.process.exitcode
 
-    def ended(self, seconds: float = 20) -> bool:
+    def ended(self, seconds: float = 60) -> bool:
         """Whether no process of the group is left, after waiting for it."""
         self._until(lambda: not self._group_lives(), seconds)
         return True

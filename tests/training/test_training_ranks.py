@@ -1,9 +1,9 @@
 """Two real processes, connected by gloo: the same training as in one, and no rank left behind."""
 
+import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -15,8 +15,9 @@ from distill.stages import Workshop, linear_probe, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
 
+pytestmark = pytest.mark.slow
 
-@pytest.mark.slow
+
 def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) -> None:
     subprocess.run([sys.executable, str(HERE / "fits_in_ranks.py"), str(tmp_path)], check=True, timeout=250)
     for name, changes in FITS_IN_RANKS.items():
@@ -36,19 +37,15 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) ->
         assert torch.allclose(probe, linear_probe(shop)[0].weight, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: Start) -> None:
     run = start(fault=f"{STEPS + 2} {rank} 0", training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)
-    begun = time.monotonic()
-    assert run.wait(60) != 0
-    assert run.ended(30), "every process of the run is gone"
-    assert time.monotonic() - begun < 60
+    assert run.wait(60) != 0, "and soon"
+    assert run.ended(), "every process of the run is gone"
     assert newest_good(run.folder / "fits" / "student") is not None
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: Start) -> None:
     """SIGTERM reaches the first rank alone, Ctrl-C all of them."""
@@ -57,7 +54,7 @@ def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_p
     if number == signal.SIGINT:
         run.signal_all(number)
     else:
-        run.process.send_signal(number)
+        os.kill(run.process.pid, number)
     assert run.wait() == 128 + number, run.output.read_text()
     assert run.ended() and run.status == "interrupted"
     assert len(run.trace(0)) == len(run.trace(1)), "both made the same steps"

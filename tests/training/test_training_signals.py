@@ -22,6 +22,7 @@ def test_every_signal_saves_and_says_which(number: signal.Signals, status: int, 
     assert newest_good(tmp_path / "fit") == tmp_path / "fit" / "step-00000004.ckpt"
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: Start) -> None:
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
     for turn, (number, status) in enumerate(SIGNALS):
@@ -36,6 +37,7 @@ def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: Start) 
     assert_bit_equal(run.student(), straight.weights)
 
 
+@pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path, start: Start) -> None:
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
     run = start(fault=f"{STEPS + 3} 0 {int(signal.SIGKILL)}")
@@ -47,6 +49,7 @@ def test_kill_9_and_resume(tmp_path: Path, start: Start) -> None:
     assert_bit_equal(run.student(), straight.weights)
 
 
+@pytest.mark.slow
 def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: Start) -> None:
     """What a scheduler does: SIGTERM to every process of the job, loader workers too."""
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")

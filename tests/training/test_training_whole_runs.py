@@ -8,12 +8,13 @@ import pytest
 from processes import Start
 from toy_training import SIZES
 
+pytestmark = pytest.mark.slow
+
 
 def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.slow
 def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, start: Start, monkeypatch) -> None:
     """Every stage, with a teacher to fit; home, temporary and working folder are watched."""
     outside = [tmp_path / name for name in ("home", "temporary", "work")]
