@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -128,5 +129,7 @@ def warm() -> Any:
     """A process that has imported everything and is forked for each run."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["faulty_run"])
-    os.environ["PYTHONPATH"] = f"{HERE}{os.pathsep}{ROOT}"  # where the server finds its modules
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{ROOT}")  # where it finds its modules
+        forkserver.ensure_running()
     return context
