@@ -97,6 +97,7 @@ def fit(
             # Lightning's advice to people who write a Trainer by hand, and what it calls that torch has deprecated.
             warnings.filterwarnings("ignore", category=PossibleUserWarning)
             warnings.filterwarnings("ignore", module=r"lightning\..*")
+            warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.", category=FutureWarning)
             trainer = Trainer(
                 accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
                 devices=settings.devices,
