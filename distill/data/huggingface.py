@@ -90,7 +90,7 @@ class HuggingFace(Source):
             options |= {"path": self.settings.name, "name": self.settings.config, "revision": self.settings.revision}
         local = self.settings.data_files is not None or Path(self.settings.name or "").is_dir()
         try:
-            with _offline_unless_reachable(local):
+            with _offline_unless_reachable(local), _quiet(local):
                 if self.settings.splits:
                     return {
                         ours: datasets.load_dataset(split=theirs, **options)
@@ -200,6 +200,21 @@ def _expand(split: Split, pattern: str) -> list[str]:
     if not files:
         raise DataError(f"data.source.data_files.{split}: no file matches {pattern} (looked in {Path.cwd()})")
     return files
+
+
+@contextmanager
+def _quiet(local: bool) -> Iterator[None]:
+    """No progress bars for files that are here: they would break into the run's own display."""
+    import datasets
+
+    shown = not datasets.are_progress_bars_disabled()
+    if local:
+        datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
 
 
 @contextmanager

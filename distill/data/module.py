@@ -65,6 +65,8 @@ class DataModule:
         ops = LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
         reader = self._reader(part, Order(len(part), self.seed), ops, tolerated)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
+        if labelled_only:  # fewer labels than a batch are meant so, no reason to warn
+            batch = min(batch, max(world, len(part) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options())
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -58,7 +59,8 @@ class FitProgress:
             return
         parts = [f"{name.removeprefix('val/')} {value:.2%}" for name, value in scores.items()]
         heading = f"[bold]{self.name}[/] epoch {epoch + 1}/{self._epochs}"
-        self.console.print(f"{heading}  {'  '.join([*parts, describe(self._figures)])}", highlight=False)
+        self.console.print("  ".join([heading, *parts]), highlight=False)
+        self.console.print(Padding(Text(describe(self._figures), style="dim"), (0, 0, 0, 2)))
 
     def close(self) -> None:
         if self._live is not None:
@@ -72,4 +74,4 @@ def describe(figures: dict[str, float]) -> str:
         return ""
     terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in figures.items() if n.startswith("loss/"))
     shares = " ".join(f"{span} {figures.get(f'share/{span}', 0):.0%}" for span in SPANS)
-    return f"loss {figures['loss']:.3g} ({terms})  {figures['images_per_second']:.0f} img/s  {shares}"
+    return f"{figures['images_per_second']:.0f} img/s  loss {figures['loss']:.3g} ({terms})  {shares}"
