@@ -162,7 +162,8 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
         axes.text(j, i, signed(int(change[i, j])), ha="center", va="center", fontsize=text, color=ink)
     names = [_short(found.classes[k]) for k in shown]
     columns = names
-    if max(map(len, names)) > 3:  # too long to stand under a column: number them
+    longest = max(map(len, names))
+    if longest > 3 or longest * len(names) > 40:  # too long to stand under a column: number them
         columns = [str(number + 1) for number in range(len(names))]
         names = [f"{name}  {number}" for name, number in zip(names, columns)]
     axes.set_xticks(range(len(shown)), columns, fontsize=8)
