@@ -77,4 +77,4 @@ def test_a_second_start_makes_a_second_folder(tmp_path: Path, start: Start) -> N
     first = start(fault="0 0 15")
     assert first.wait() == 143
     assert start(fault="0 0 15").wait() == 143
-    assert {path.name for path in tmp_path.iterdir() if (path / "run.json").exists()} == {"toy", "toy-2"}
+    assert {path.name for path in tmp_path.iterdir() if (path / "run.json").exists()} == {"toy", "toy@2"}
