@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import logging
-import multiprocessing
 import os
 import pickle
 import random
@@ -13,7 +12,6 @@ import shutil
 import signal
 import subprocess
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +19,8 @@ from typing import Any
 
 import pytest
 import torch
+from deadly_saves import save, save_and_die, save_for_ever
+from processes import warm
 from test_training_resume import interrupted
 from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit, whole
 
@@ -30,27 +30,31 @@ from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, 
 IO = VerifiedCheckpointIO()
 
 
-def saved(path: Path, step: int = 1, numbers: int = 1000) -> Path:
-    IO.save_checkpoint({"step": step, "weights": torch.full((numbers,), float(step))}, path)
-    return path
-
-
-def killed(action: Callable[[], object], after: float | None = None, once: Callable[[], bool] = lambda: True) -> None:
+def killed(
+    action: Callable[..., object], *arguments: Any, once: Callable[[], bool] | None = None, after: float = 0
+) -> None:
     """Run ``action`` in a process of its own, which is killed ``after`` seconds from when ``once`` holds.
 
-    Without ``after`` it sees to it by itself.
+    Without ``once`` it sees to it by itself. The process comes from one without threads: a fork of this one could wait
+    for ever for a lock that a thread of this one held.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # newer Pythons warn of forks beside threads; these children need none
-        child = multiprocessing.get_context("fork").Process(target=action)
-        child.start()
-    if after is not None:
-        while not once():
-            time.sleep(0.001)
+    child = warm().Process(target=action, args=arguments)
+    child.start()
+    try:
+        _wait(lambda: child.exitcode is not None or (once is not None and once()))
         time.sleep(after)
-        os.kill(child.pid, signal.SIGKILL)  # type: ignore[arg-type]
-    child.join()
+    finally:
+        if once is not None:
+            child.kill()
+        child.join(60)
     assert child.exitcode == -signal.SIGKILL
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"nothing came of it in {seconds} s"
+        time.sleep(0.001)
 
 
 def is_whole(path: Path) -> int:
@@ -61,17 +65,15 @@ def is_whole(path: Path) -> int:
 
 
 def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
-    path, draw = saved(tmp_path / "best.ckpt"), random.Random(0)
-
-    def save_for_ever() -> None:
-        for step in range(2, 1_000_000):
-            saved(path, step, numbers=100_000)
-
+    path, draw = save(tmp_path / "best.ckpt"), random.Random(0)
     reached = set()
     for _ in range(40):
         replaced = path.stat().st_ino
-        # On a busy machine the process may take its time to begin.
-        killed(save_for_ever, draw.uniform(0, 0.05), once=lambda before=replaced: path.stat().st_ino != before)
+
+        def begun(before: int = replaced) -> bool:  # on a busy machine the process may take its time
+            return path.stat().st_ino != before
+
+        killed(save_for_ever, path, once=begun, after=draw.uniform(0, 0.05))
         reached.add(is_whole(path))
     assert len(reached) > 1, "every kill came at the same step"
     litter = list(tmp_path.glob(".best*"))
@@ -86,16 +88,9 @@ def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Pa
 
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_kill_9_round_every_call_that_matters(call: str, when: str, tmp_path: Path, monkeypatch) -> None:
-    path, real = saved(tmp_path / "best.ckpt"), getattr(os, call)
-
-    def deadly(*arguments: Any, **options: Any) -> None:
-        if when == "after":
-            real(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    monkeypatch.setattr(os, call, deadly)
-    killed(lambda: saved(path, 2))
+def test_kill_9_round_every_call_that_matters(call: str, when: str, tmp_path: Path) -> None:
+    path = save(tmp_path / "best.ckpt")
+    killed(save_and_die, path, call, when)
     assert is_whole(path) == (2 if (call, when) == ("replace", "after") else 1)
 
 
@@ -124,9 +119,9 @@ def small_disk(folder: Path, kilobytes: int) -> Iterator[None]:
 
 
 def test_disk_full_leaves_the_old_file(tmp_path: Path) -> None:
-    path = saved(tmp_path / "step-00000001.ckpt", numbers=10)
+    path = save(tmp_path / "step-00000001.ckpt", numbers=10)
     with _full_disk(tmp_path), pytest.raises(CheckpointError, match=r"step-00000001\.ckpt: .* was not saved") as error:
-        saved(path, 2, numbers=10_000)
+        save(path, 2, numbers=10_000)
     assert os.strerror(errno.EFBIG) in str(error.value) and "earlier ones are intact" in str(error.value)
     assert IO.load_checkpoint(path)["step"] == 1
     assert list(tmp_path.iterdir()) == [path], "nothing half-written is left"
@@ -134,9 +129,9 @@ def test_disk_full_leaves_the_old_file(tmp_path: Path) -> None:
 
 def test_disk_full_for_real(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 256):
-        path = saved(tmp_path / "disk" / "step-00000001.ckpt", numbers=40_000)
+        path = save(tmp_path / "disk" / "step-00000001.ckpt", numbers=40_000)
         with pytest.raises(CheckpointError, match=os.strerror(errno.ENOSPC)):
-            saved(path, 2, numbers=40_000)
+            save(path, 2, numbers=40_000)
         assert IO.load_checkpoint(path)["step"] == 1
         assert list(path.parent.iterdir()) == [path]
 
@@ -153,11 +148,11 @@ def test_disk_full_in_a_fit_is_an_error_and_the_fit_resumes(tmp_path: Path) -> N
 def test_nowhere_to_save_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"step-1\.ckpt: the checkpoint was not saved"):
-        saved(tmp_path / "file" / "step-1.ckpt")
+        save(tmp_path / "file" / "step-1.ckpt")
 
 
 def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
-    path, draw = saved(tmp_path / "step-1.ckpt", numbers=100), random.Random(0)
+    path, draw = save(tmp_path / "step-1.ckpt", numbers=100), random.Random(0)
     good = path.read_bytes()
     for _ in range(200):
         bad, bit = bytearray(good), draw.randrange(8 * len(good))
