@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from augment.draws import Draws
-from augment.recipe import Op
+from augment.recipe import Op, built
 from augment.views import InputSpec
 
 
@@ -19,22 +20,23 @@ class Chain(nn.Module):
     """An ordered list of operations for one input size.
 
     Args:
-        recipe: the operations by name.
+        recipe: the operations by name, or as objects of any shape that a name can have.
         size: (height, width) of what comes out, whatever the operations do.
 
     Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a colour
     operation to a chain changes nothing about its crop.
     """
 
-    def __init__(self, recipe: Sequence[Op], size: tuple[int, int]):
+    def __init__(self, recipe: Sequence[Op | Callable[..., Any]], size: tuple[int, int]):
         super().__init__()
         self.size = size
-        self.operations = nn.ModuleList(op.build(size) for op in recipe)
+        named = [built(item, size) for item in recipe]
+        self.operations = nn.ModuleList(operation for _, operation in named)
         seen: Counter[str] = Counter()
         self.keys: list[str] = []
-        for op in recipe:
-            self.keys.append(f"{op.type}#{seen[op.type]}")
-            seen[op.type] += 1
+        for name, _ in named:
+            self.keys.append(f"{name}#{seen[name]}")
+            seen[name] += 1
 
     def forward(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> Tensor:
         """Images [B, 3, H, W] → floats [B, 3, *size] in [0, 1], not yet normalised.

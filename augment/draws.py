@@ -100,6 +100,10 @@ class Draws:
         """The same draws, made on ``device``."""
         return self if self.ids.device == torch.device(device) else self._with(self._key, self.ids.to(device))
 
+    def of(self, ids: Tensor) -> Draws:
+        """The same draws for other samples."""
+        return self._with(self._key, ids)
+
     def padded(self, rows: int) -> Draws:
         """The same draws for ``rows`` samples: the last sample is repeated at the end."""
         filler = self.ids[-1:].expand(rows - len(self))

@@ -6,8 +6,9 @@ In YAML an operation is a name, or a mapping with ``type`` and the arguments of 
     - {type: RandomResizedCrop, scale: [0.3, 1.0]}
     - {type: my_package.ops:Tint, strength: 0.3}
 
-A plain name is a 2-D augmentation of kornia; a user's class comes as ``package.module:Class``, in one of the shapes of
-:mod:`augment.operation`. A class that requires ``size`` and is given none gets its network's input size.
+Where names are looked up: :mod:`augment.names`; what a class of yours must have: :mod:`augment.operation`. A class that
+requires ``size`` and is given none gets its network's input size. In Python a chain also takes objects that are built
+already: ``Chain([K.RandomHorizontalFlip(), v2.ColorJitter(0.4)], size)``.
 """
 
 from __future__ import annotations
@@ -27,26 +28,17 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from augment.errors import ExplainedError
-from augment.plugins import PluginError, import_class, is_import_path
+from augment.names import OperationError, find_class, name_of, wrapper_of
 from augment.settings import Settings, complaint, nearest, on_trust
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation
 
 
-class OperationError(ExplainedError, ValueError):
-    """An operation cannot be built from its settings. ``key`` is the argument at fault, or ``"type"``."""
-
-    def __init__(self, key: str, text: str):
-        super().__init__(text)
-        self.key = key
-
-
 class Op(Settings):
     """One operation of a chain: a class by name, with its arguments."""
 
-    type: str = Field(description="a kornia 2-D augmentation, or your own as package.module:Class")
+    type: str = Field(description="an operation of ours, of kornia, of a plug-in, or package.module:Class")
     arguments: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
@@ -93,7 +85,7 @@ class Op(Settings):
     @property
     def follows_network_size(self) -> bool:
         """Whether its ``size`` is left to the network."""
-        return "size" not in self.arguments and "size" in _required(_class_of(self.type)[0])
+        return "size" not in self.arguments and "size" in _required(find_class(self.type))
 
 
 def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operation:
@@ -102,7 +94,8 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
     Raises:
         OperationError: unknown name, unknown, missing or refused argument, or the class itself refuses.
     """
-    cls, wrap = _class_of(name)
+    cls = find_class(name)
+    wrap = wrapper_of(cls, name)
     _check_arguments(name, cls, arguments)
     parameters = _parameters(cls)
     given = {
@@ -117,34 +110,28 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
         named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", str(error))]
         key = named[0] if named else next(iter(arguments)) if len(arguments) == 1 else "type"
         raise OperationError(key, f"{name} refuses its arguments: {error}") from error
-    if not is_import_path(name):
-        _check_draws_by_sample(name, user)
+    _check_draws_by_sample(name, user)
     return wrap(user, name)
 
 
-def _class_of(name: str) -> tuple[type, Callable[[Any, str], Operation]]:
-    if not is_import_path(name):
-        # kornia costs most of a second to import: only when a chain names one of its classes.
-        from kornia import augmentation
+def built(item: Op | Callable[..., Any], size: tuple[int, int]) -> tuple[str, Operation]:
+    """The name and operation of a chain's item: from its settings, or an object of any shape that a config can name.
 
-        from augment.kornia_op import KorniaOp, kornia_classes
+    Raises:
+        OperationError: the object is no operation.
+    """
+    from augment.operation import Operation
 
-        known = kornia_classes()
-        if name not in known and isinstance(getattr(augmentation, name, None), type):
-            raise OperationError("type", f"{name} is no 2-D augmentation of one image on its own")
-        if name not in known:
-            raise OperationError("type", f"{name!r} is no 2-D augmentation of kornia{nearest(name, known)}")
-        return known[name], KorniaOp
-    try:
-        cls = import_class(name)
-    except PluginError as error:
-        raise OperationError("type", str(error)) from error
-    from augment.operation import kind_of
-
-    wrap = kind_of(cls)
-    if wrap is None:
-        raise OperationError("type", f"{name} is no operation: it has neither sample() and apply() nor __call__()")
-    return cls, wrap
+    if isinstance(item, Op):
+        return item.type, item.build(size)
+    if isinstance(item, type):
+        raise OperationError("type", f"{item.__qualname__} is a class; give the chain an object of it")
+    name = name_of(item)
+    if isinstance(item, Operation):
+        return name, item
+    wrap = wrapper_of(type(item), name)
+    _check_draws_by_sample(name, item)
+    return name, wrap(item, name)
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -169,6 +156,8 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
 
 def _check_draws_by_sample(name: str, module: Any) -> None:
     """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbours."""
+    if not type(module).__module__.startswith("kornia.augmentation"):
+        return
     if module.p_batch != 1:
         key = "p_batch" if "p_batch" in _parameters(type(module)) else "p"
         raise OperationError(key, f"{name}: {key}={module.p_batch} is for a whole batch at once; only 1 is possible")

@@ -1,0 +1,170 @@
+"""Where the name of an operation is looked up.
+
+==============================  =====================================================================================
+name                            found
+==============================  =====================================================================================
+``PadCrop``                     an operation of this package, see :mod:`augment.ops`
+``MyOp``                        an entry point of group ``distill.augment``, declared by an installed package
+``RandomResizedCrop``           a 2-D augmentation of kornia
+``package.module:Class``        a class of yours, or of torchvision: ``torchvision.transforms.v2:RandomPerspective``
+==============================  =====================================================================================
+
+One name is one thing: an entry point that takes a name twice, or one of ours or kornia's, is an error that names the
+distributions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any
+
+from augment.errors import ExplainedError
+from augment.plugins import PluginError, import_class, is_import_path
+from augment.settings import nearest
+
+if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
+    from augment.operation import Operation
+
+GROUP = "distill.augment"
+"""The group of entry points that declare operations."""
+
+
+class OperationError(ExplainedError, ValueError):
+    """An operation cannot be built from its settings. ``key`` is the argument at fault, or ``"type"``."""
+
+    def __init__(self, key: str, text: str):
+        super().__init__(text)
+        self.key = key
+
+
+def find_class(name: str) -> type:
+    """The class called ``name``.
+
+    Raises:
+        OperationError: nothing or more than one thing has that name, or it cannot be imported.
+    """
+    if is_import_path(name):
+        if name.startswith("albumentations"):
+            raise OperationError("type", f"{name}: albumentations run on the loader's side, in data.loader_ops")
+        return _imported(name)
+    ours = _ours()
+    declared = _declared(name)
+    if declared is None and name in ours:
+        return ours[name]
+    known = _kornia()  # most of a second to import: only when nothing else has the name, or might share it
+    if declared is not None:
+        if name in ours or name in known:
+            taken = "Delta Distill" if name in ours else "kornia"
+            raise OperationError("type", f"{name!r} of {_distribution(declared)} is already an operation of {taken}")
+        return _imported(declared.value, name)
+    if name in known:
+        return known[name]
+    from kornia import augmentation
+
+    if isinstance(getattr(augmentation, name, None), type):
+        raise OperationError("type", _NOT_ALONE.format(name))
+    every = {*known, *ours, *(point.name for point in entry_points(group=GROUP))}
+    raise OperationError("type", f"no operation is called {name!r}{nearest(name, every)}")
+
+
+@dataclass(frozen=True)
+class Known:
+    """One line of ``augment list``."""
+
+    name: str
+    source: str
+    what: str
+    """The first line of the class's documentation, or why it cannot be loaded."""
+
+
+def known_operations() -> list[Known]:
+    """Everything that a chain can name without an import path; a broken entry point is listed with its error."""
+    found = [Known(name, "Delta Distill", _summary(cls)) for name, cls in _ours().items()]
+    for point in entry_points(group=GROUP):
+        try:
+            what = _summary(find_class(point.name))
+        except OperationError as error:
+            what = f"error: {error}"
+        found.append(Known(point.name, _distribution(point), what))
+    found += [Known(name, "kornia", _summary(cls)) for name, cls in _kornia().items()]
+    return sorted(found, key=lambda known: (known.source, known.name))
+
+
+def name_of(operation: Any) -> str:
+    """The name under which a config would have the class of a built object: objects and names then draw the same."""
+    cls = type(operation)
+    if cls in _ours().values() or cls in _kornia().values():
+        return cls.__name__
+    package = next((package for package in _TORCHVISION if cls.__module__.startswith(f"{package}.")), cls.__module__)
+    return f"{package}:{cls.__qualname__}"
+
+
+_TORCHVISION = ("torchvision.transforms.v2", "torchvision.transforms")
+
+
+def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
+    """How objects of a class are run.
+
+    Raises:
+        OperationError: they are no operation.
+    """
+    from augment.operation import kind_of
+
+    wrap = kind_of(cls)
+    if wrap is None:
+        raise OperationError("type", f"{name} is no operation: it has neither sample() and apply() nor __call__()")
+    if cls.__module__.startswith("kornia.augmentation"):
+        if cls not in _kornia().values():
+            raise OperationError("type", _NOT_ALONE.format(name))
+        from augment.kornia_op import KorniaOp
+
+        return KorniaOp
+    if cls.__module__.startswith("torchvision.transforms"):
+        if cls.__name__ in _MIXES:
+            raise OperationError("type", f"{name} mixes the images of a batch; that is the setting 'mix'")
+        from augment.torchvision_op import TorchvisionOp
+
+        return TorchvisionOp
+    return wrap
+
+
+_NOT_ALONE = "{} is no 2-D augmentation of one image on its own"
+_MIXES = {"MixUp", "CutMix"}
+
+
+def _ours() -> dict[str, type]:
+    from augment.ops import operations
+
+    return operations()
+
+
+def _kornia() -> dict[str, type]:
+    from augment.kornia_op import kornia_classes
+
+    return dict(kornia_classes())
+
+
+def _declared(name: str) -> EntryPoint | None:
+    """The entry point of that name; two are an error."""
+    found = list(entry_points(group=GROUP, name=name))
+    if len(found) > 1:
+        owners = " and ".join(sorted(f"{_distribution(point)} ({point.value})" for point in found))
+        raise OperationError("type", f"{name!r} is declared by {owners}; write package.module:Class instead")
+    return found[0] if found else None
+
+
+def _imported(path: str, name: str = "") -> type:
+    try:
+        return import_class(path)
+    except PluginError as error:
+        raise OperationError("type", f"{name}: {error}" if name else str(error)) from error
+
+
+def _distribution(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else "an unknown distribution"
+
+
+def _summary(cls: type) -> str:
+    return (cls.__doc__ or "").strip().split("\n")[0]

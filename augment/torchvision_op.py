@@ -1,0 +1,77 @@
+"""torchvision's transforms, taken as they are and made repeatable by sample.
+
+A transform of torchvision draws once per call, whatever the batch. For draws by sample it is called once per image, in
+a generator keyed by that image: right, and as slow as in a loop over a data set. An operation of the same meaning that
+works on batches is faster by far; ``augment check`` says what each costs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.keyed import KeyedDraws
+from augment.operation import Operation
+
+_NEEDS_BYTES = {"JPEG"}
+"""Transforms that take uint8 alone."""
+
+
+class OneSample(KeyedDraws):
+    """:class:`augment.keyed.KeyedDraws` for code that sees one image: whatever it draws belongs to that sample.
+
+    Args:
+        draws: of one operation, for one sample.
+        name: the operation, for error texts.
+    """
+
+    def draw(
+        self, kind: str, shape: Sequence[int], device: torch.device | None, *arguments: Any, **keywords: Any
+    ) -> Tensor:
+        self._slot += 1
+        source = self._draws[True] = self._draws[True].to(device or "cpu")
+        return getattr(source, kind)(self._slot, *arguments, shape=tuple(shape), **keywords)[0]
+
+    def permutation(self, n: int, device: torch.device | None) -> Tensor:
+        return self.draw("bits", (n,), device).argsort(stable=True)
+
+    def index(self, low: int, high: int, shape: Sequence[int], device: torch.device | None) -> Tensor:
+        return self.draw("integers", shape, device, low, high)
+
+
+class TorchvisionOp(Operation):
+    """Calls a torchvision transform once per image [C, H, W].
+
+    Raises (when called):
+        ValueError: the transform gives no image tensor, or images of different sizes.
+    """
+
+    def __init__(self, user: Callable[[Tensor], Tensor], name: str):
+        super().__init__()
+        self.user = user
+        self.name = name
+        family = next((cls.__module__ for cls in type(user).__mro__ if "._" in cls.__module__), "")
+        self.geometric = family.endswith("._geometry")
+        self.bytes = type(user).__name__ in _NEEDS_BYTES
+
+    def forward(self, images: Tensor, draws: Draws) -> Tensor:
+        ids = draws.ids.cpu()
+        given = images.mul(255).round().to(torch.uint8) if self.bytes else images
+        made = [self._one(image, draws.of(ids[n : n + 1])) for n, image in enumerate(given)]
+        if len({image.shape for image in made}) > 1:
+            sizes = sorted({tuple(image.shape) for image in made})
+            raise ValueError(f"{self.name} makes images of different sizes, {sizes}; a batch needs one")
+        result = torch.stack(made)
+        return result.to(images.dtype) / 255 if self.bytes else result
+
+    def _one(self, image: Tensor, draws: Draws) -> Tensor:
+        with OneSample(draws, self.name):
+            made = self.user(image)
+        if not isinstance(made, Tensor) or made.ndim != 3:
+            shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(f"{self.name} must return a tensor [C, H, W], not {shown}")
+        return made
