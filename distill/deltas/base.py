@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 from pydantic import Field, field_validator
 from torch import Tensor, nn
@@ -46,6 +48,61 @@ class DeltaSettings(Settings):
         return (value,) if isinstance(value, str) else value
 
 
+@dataclass(frozen=True)
+class Gradients:
+    """Gradients of the experiment's own loss at one layer's weight, over batches of training views."""
+
+    mean: Tensor
+    """Of the weight's shape."""
+    square: Tensor
+    """Mean over batches of the squared gradient, of the weight's shape: the diagonal of the empirical Fisher."""
+    inputs: float
+    """Mean square of an entry of the layer's input."""
+
+
+class Observed(Protocol):
+    """A student at one point of a free training; everything is by site, the rows of a fused site alone."""
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """What the weights have become."""
+
+    def gradients(self, samples: int) -> Mapping[str, Gradients]:
+        """Over at least ``samples`` training images, or all there are. Labels that training may not see are hidden."""
+
+    def feature_change(self, samples: int) -> Mapping[str, float]:
+        """``1 − CKA`` of the pooled features when one weight is put back to what it was before the free training."""
+
+
+class Evidence(Protocol):
+    """What a method may look at before training. Nothing is computed until it is asked for, and nothing twice."""
+
+    @property
+    def layers(self) -> Mapping[str, nn.Module]:
+        """Site → its layer as it is before training; the rows that a fused site names as a Linear of their own. A
+        structural delta is shown every Linear and Conv2d of the backbone."""
+
+    def after(self, epochs: int, train: Literal["weights", "head"] = "weights") -> Observed:
+        """The student after ``epochs`` of the experiment's own training, 0 for none.
+
+        Args:
+            train: "weights" lets every weight at ``layers`` move freely, together with the head and the other deltas;
+                "head" trains the head alone and leaves the backbone as it is.
+        """
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the deltas of one entry of ``student.deltas`` start, or what they have become."""
+
+    settings: Sequence[DeltaSettings]
+    """In the entry's place, in this order; their ``sites`` may be exact names, say one entry for each rank."""
+    tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Site → name in the delta's ``state_dict`` → value. What is not named starts as its class makes it."""
+    go_on: Observed | None = None
+    """The point of a free training whose head, and whose other deltas, training goes on from; None: from new ones."""
+
+
 class Delta(nn.Module, Component):
     """What ``student.deltas`` can name: a learned change of a frozen backbone, of one of the two kinds below.
 
@@ -58,6 +115,42 @@ class Delta(nn.Module, Component):
 
     identity_at_init: ClassVar[bool] = True
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
+
+    def penalty(self) -> Tensor | None:
+        """What this delta adds to the loss, weighted by its own settings, or None where these ask for nothing.
+
+        A scalar with a graph. Training sums it over all deltas, computes it outside autocast, and logs the sum as the
+        term ``penalty``. Whether it is None must follow from the settings alone.
+        """
+        return None
+
+    @classmethod
+    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start | None:
+        """Choose ranks, masks or starting values from the data, before training. None: there is nothing to choose.
+
+        Runs once per entry of ``student.deltas``, whose result is kept in the run folder: a resumed run does not choose
+        again. Must be repeatable: random numbers only from torch's global generator, which is seeded.
+        """
+        return None
+
+    @classmethod
+    def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
+        """Act after an optimiser step, on all deltas of one entry at once (site → delta), gradients still in place.
+
+        What has to be remembered from step to step is a buffer of the delta, so that a resumed run goes on with it.
+        Must not wait for the device. Under DDP every rank sees the same gradients and must do the same.
+
+        Args:
+            step, steps: steps made so far, 1 for the first; steps of the whole training.
+        """
+        return None
+
+    @classmethod
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+        """What the trained deltas of one entry become for evaluation and export (site → delta): cut to their ranks,
+        without what only training needed. None: they stay as they are. A function of their tensors alone.
+        """
+        return None
 
 
 class WeightDelta(Delta):
