@@ -131,6 +131,14 @@ def deltas(model: nn.Module) -> list[Site]:
     return list(found.values())
 
 
+def penalty(sites: Sequence[Site]) -> Tensor | None:
+    """The sum of the deltas' penalties in fp32, or None where no delta asks for one."""
+    device = next((parameter.device.type for site in sites for parameter in site.delta.parameters()), "cpu")
+    with torch.autocast(device, enabled=False):
+        terms = [term.float() for site in sites if (term := site.delta.penalty()) is not None]
+    return torch.stack(terms).sum() if terms else None
+
+
 def merge(model: nn.Module) -> None:
     """Replace every weight by its changed weight and remove the deltas, in place. Exact.
 

@@ -1,13 +1,26 @@
-"""Dense: ``W' = W + D``, D of W's shape, starting at zero. The reference that every smaller delta is compared with."""
+"""Dense: ``W' = W + D``, D of W's shape, starting at zero. The reference that every smaller delta is compared with.
+
+Penalty, summed over layers: ``l1 · Σ|D| + l2/2 · ΣD² + nuclear · ‖D‖_*``, D seen as [out, in/g · kh · kw]. All off by
+default. The nuclear norm drives D towards low rank; it is smoothed, ``Σ_i √(σ_i² + ε²) − ε`` with ε 1e-4, so that its
+gradient exists (and is zero) at the start, where all singular values are equal.
+"""
 
 from __future__ import annotations
 
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill.deltas.base import DeltaSettings, WeightDelta
+
+
+def nuclear_norm(D: Tensor, epsilon: float = 1e-4) -> Tensor:
+    """``Σ_i √(σ_i² + ε²) − ε`` over the singular values of a matrix, by the eigenvalues of its smaller Gram matrix."""
+    gram = D @ D.T if D.shape[0] <= D.shape[1] else D.T @ D
+    squares = torch.linalg.eigvalsh(gram).clamp(min=0)
+    return ((squares + epsilon**2).sqrt() - epsilon).sum()
 
 
 class Dense(WeightDelta):
@@ -15,6 +28,16 @@ class Dense(WeightDelta):
 
     class Settings(DeltaSettings):
         type: Literal["dense"] = "dense"
+        l1: float = Field(0.0, ge=0, description="weight of Σ|D| in the loss")
+        l2: float = Field(0.0, ge=0, description="weight of ½ ΣD² in the loss")
+        nuclear: float = Field(
+            0.0,
+            ge=0,
+            description="weight of the sum of D's singular values in the loss; costs an eigenvalue problem "
+            "per layer and step",
+        )
+
+    settings: Settings
 
     def __init__(self, settings: Settings, layer: nn.Module):
         super().__init__(settings, layer)
@@ -23,3 +46,14 @@ class Dense(WeightDelta):
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + self.D
+
+    def penalty(self) -> Tensor | None:
+        l1, l2, nuclear = self.settings.l1, self.settings.l2, self.settings.nuclear
+        terms = []
+        if l1:
+            terms.append(l1 * self.D.abs().sum())
+        if l2:
+            terms.append(l2 / 2 * self.D.square().sum())
+        if nuclear:
+            terms.append(nuclear * nuclear_norm(self.D.flatten(1)))
+        return torch.stack(terms).sum() if terms else None

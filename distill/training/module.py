@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from augment.dual import DualAugment
 from distill.data.reader import Batch as LoadedBatch
+from distill.deltas.attach import penalty
 from distill.models.identity import identify
 from distill.models.network import NetworkError, check_fits
 from distill.models.student import Student, head_modules
@@ -59,12 +60,14 @@ class Distillation(LightningModule):
         self.augment = augment
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
-        self.guard = LossGuard([term.name for term in terms], settings.spike)
+        penalised = penalty(student.sites) is not None
+        self.guard = LossGuard([term.name for term in terms] + ["penalty"] * penalised, settings.spike)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
         self.clock = StepClock(torch.device("cpu"))
-        self.register_buffer("_weights", torch.tensor([term.weight for term in terms]), persistent=False)
+        weights = [term.weight for term in terms] + [1.0] * penalised
+        self.register_buffer("_weights", torch.tensor(weights), persistent=False)
         # loss, gradient norm, then one per term: sums over the steps since the last reading.
-        self.register_buffer("_sums", torch.zeros(2 + len(terms)), persistent=False)
+        self.register_buffer("_sums", torch.zeros(2 + len(weights)), persistent=False)
         self._steps_summed = 0
         self._figures: tuple[Tensor, Tensor] | None = None
 
@@ -89,7 +92,10 @@ class Distillation(LightningModule):
         self.clock.start("student")
         students = [self.student(view) for view in views.student]
         targets = Batch(batch.labels)
-        terms = torch.stack([term(students, teachers, views.pairs, targets) for term in self.terms])
+        values = [term(students, teachers, views.pairs, targets) for term in self.terms]
+        if (extra := penalty(self.student.sites)) is not None:
+            values.append(extra)
+        terms = torch.stack(values)
         loss = (terms * self._weights).sum()
         self._figures = loss.detach(), terms.detach()
         return loss
