@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from augment.chain import Chain, normalised
 from augment.draws import Draws
+from augment.mix import mixed
 from augment.policy import FREE_OF_SIZE, AugmentSettings, Look, Plan, plan_views
 from augment.views import InputSpec, Views
 
@@ -24,12 +25,14 @@ class DualAugment(nn.Module):
         student: what the student expects.
         seed: the run's seed.
 
-    Nothing is stored between calls: the same ids and epoch give the same views again, in any batch.
+    Nothing is stored between calls: the same ids and epoch give the same views again, in any batch; only mixing
+    (``settings.mix``) depends on the batch too.
     """
 
     def __init__(self, settings: AugmentSettings, teachers: Sequence[InputSpec], student: InputSpec, seed: int):
         super().__init__()
         self.teachers, self.student, self.seed = tuple(teachers), student, seed
+        self.mix = settings.mix
         plan = plan_views(settings, student)
         _check_sizes(plan, self.teachers, student)
         self.plan = plan
@@ -75,7 +78,8 @@ class DualAugment(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             teacher = tuple(tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers)
             student = tuple(view(look, self.student) for look in self.plan.student)
-        return Views(teacher, student, self.plan.pairs)
+        views = Views(teacher, student, self.plan.pairs)
+        return mixed(views, self.mix, self.seed, epoch, host_ids) if self.mix else views
 
 
 def _chain_name(look: Look, size: tuple[int, int]) -> str:

@@ -33,6 +33,21 @@ def _strong() -> list[Op]:
     ]
 
 
+class MixSettings(Settings):
+    """Mixup and cutmix of a batch: drawn once, done to every view. See :mod:`augment.mix`."""
+
+    mixup: float = Field(0.0, ge=0, description="α of mixup's λ ~ Beta(α, α); 0 turns it off; DeiT has 0.8")
+    cutmix: float = Field(0.0, ge=0, description="α of cutmix's λ ~ Beta(α, α); 0 turns it off; DeiT has 1.0")
+    p: float = Field(1.0, gt=0, le=1, description="share of batches that are mixed")
+    switch_p: float = Field(0.5, ge=0, le=1, description="share of cutmix among mixed batches where both are on")
+
+    @model_validator(mode="after")
+    def _mixes(self) -> MixSettings:
+        if self.mixup == self.cutmix == 0:
+            raise complaint("mixup", "neither mixup nor cutmix is on; give one of them an α above 0, or remove mix")
+        return self
+
+
 class AugmentSettings(Settings):
     """How the two views of a batch relate, and what is done to each.
 
@@ -60,6 +75,8 @@ class AugmentSettings(Settings):
         None, description="multicrop: side of a small crop in pixels; default half the student's input size"
     )
 
+    mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
+
     @model_validator(mode="after")
     def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
         if self.policy == "identical" and self.teacher is not None:
@@ -78,6 +95,10 @@ class AugmentSettings(Settings):
             if self.policy != "multicrop" and getattr(self, key) != type(self).model_fields[key].default:
                 raise complaint(key, f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
         return self
+
+    def alone(self) -> AugmentSettings:
+        """For a network that learns without a teacher: the student's view, nothing else changed."""
+        return self.model_copy(update={"policy": "identical", "teacher": None})
 
     def teacher_recipe(self) -> list[Op]:
         """What the teacher's view goes through, with the policy's default filled in."""

@@ -19,13 +19,28 @@ class InputSpec:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """With which sample each one of a batch was mixed, and how much of its own image is left in each view.
+
+    The target of a view is ``share`` of the sample's own class and ``1 - share`` of its partner's.
+    """
+
+    partner: Tensor
+    """[B] int64, the partner's row."""
+    teacher: tuple[tuple[float, ...], ...]
+    """Shares, laid out as ``Views.teacher``."""
+    student: tuple[float, ...]
+
+
+@dataclass(frozen=True)
 class Views:
     """The views of one batch, normalised floats [B, 3, H, W] on the device.
 
     ``teacher[n][v]`` is view v as network n of the teacher expects it (size, mean, std), ``student[v]`` likewise;
-    ``pairs`` lists the (teacher view, student view) pairs that objectives compare.
+    ``pairs`` lists the (teacher view, student view) pairs that objectives compare; ``mix`` says what was mixed.
     """
 
     teacher: tuple[tuple[Tensor, ...], ...]
     student: tuple[Tensor, ...]
     pairs: tuple[tuple[int, int], ...] = ((0, 0),)
+    mix: Mix | None = None

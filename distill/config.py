@@ -77,6 +77,11 @@ class Experiment(Settings):
             )
         if self.teacher is not None and not reading:
             raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+        one_class = [o.type for o in self.objectives if o.needs_one_class]
+        if one_class and self.augment.mix is not None:
+            raise complaint(
+                "augment.mix", f"{', '.join(one_class)} needs one class per image, but mixing gives an image two"
+            )
         if self.fit_teacher is not None and self.teacher is None:
             raise complaint("fit_teacher", "there is no teacher to fit; add teacher.networks")
         batch, devices = self.data.batch_size, self.training.devices

@@ -205,7 +205,7 @@ def _teacher_data(shop: Workshop) -> DataModule:
 def _teacher_augment(experiment: Experiment) -> AugmentSettings:
     fitting = experiment.fit_teacher
     assert fitting is not None
-    return fitting.augment or AugmentSettings(policy="identical", student=experiment.augment.student)
+    return fitting.augment or experiment.augment.alone().model_copy(update={"mix": None})
 
 
 # --- Student and controls -----------------------------------------------------------------------------------------
@@ -249,10 +249,8 @@ def labels_only(shop: Workshop, steps: int, folder: Path) -> tuple[Student, FitS
     )
     every = max(1, before.validate_every * epochs // before.epochs)
     training = before.model_copy(update={"epochs": epochs, "schedule": schedule, "validate_every": every})
-    alone = AugmentSettings(policy="identical", student=shop.experiment.augment.student)
-    summary = _fit(
-        shop, student, None, (CrossEntropy.Settings(),), alone, training, folder, "labels only", labelled_only=True
-    )
+    alone, objectives = shop.experiment.augment.alone(), (CrossEntropy.Settings(),)
+    summary = _fit(shop, student, None, objectives, alone, training, folder, "labels only", labelled_only=True)
     return student, summary
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from distill.config import Experiment, dump_config, editor_schema, load_config, validate_tree
+from distill.config import Experiment, dump_config, editor_schema, load_config, merge_trees, validate_tree
 from distill.registry import Family
 from distill.yaml_tree import ConfigError, apply_override, dump_yaml, parse_yaml, read_tree
 
@@ -234,6 +234,7 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, complai
         ),
         ("teacher=null", "objectives: kd, icd read a teacher, and there is none; add teacher.networks"),
         ("objectives=[ce]", "teacher: no objective reads it; add one such as kd, or remove the teacher"),
+        ("augment.mix={mixup: 0, cutmix: 0}", "augment.mix.mixup: neither mixup nor cutmix is on"),
         ("student.train=whole", "student.deltas: there are none with train: whole"),
         ("training.devices=3", "data.batch_size: 64 cannot be shared out evenly over 3 training.devices"),
     ],
@@ -241,6 +242,14 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, complai
 def test_a_slip_is_one_line_that_names_the_key(tree: dict[str, Any], override: str, complaint: str) -> None:
     lines = refused(tree, override)
     assert len(lines) == 1 and lines[0].startswith(complaint)
+
+
+def test_mixing_and_one_class_per_image_do_not_go_together(tree: dict[str, Any]) -> None:
+    overrides = {"augment": {"mix": {"mixup": 0.8}}, "objectives": [{"type": "kd"}, {"type": "icd"}]}
+    validate_tree(merge_trees(tree, overrides), "test")
+    overrides["objectives"][1]["mask_same_class"] = True
+    with pytest.raises(ConfigError, match=r"augment\.mix: icd needs one class per image, but mixing gives"):
+        validate_tree(merge_trees(tree, overrides), "test")
 
 
 def test_all_slips_are_listed(tree: dict[str, Any]) -> None:

@@ -25,6 +25,10 @@ class Batch:
     """[B] int64, ``UNLABELLED`` where a sample has none."""
     index: Tensor | None = None
     """[B] int64, each sample's place in the training split: the key of a memory bank."""
+    mixed_labels: Tensor | None = None
+    """[B] int64, the labels of what was mixed in; None where the images are not mixed."""
+    share: float = 1.0
+    """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
 
 
 class Objective(nn.Module, Component):
@@ -52,6 +56,11 @@ class Objective(nn.Module, Component):
     class Settings(augment.settings.Settings):
         type: str
         weight: float = Field(1.0, ge=0, description="factor of this term in the sum")
+
+        @property
+        def needs_one_class(self) -> bool:
+            """Whether an image must have one class, not two: refused together with mixup and cutmix."""
+            return False
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     reads_teacher: ClassVar[bool] = True

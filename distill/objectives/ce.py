@@ -17,11 +17,18 @@ from distill.objectives.compare import one, shape
 from distill.objectives.ranks import sum_over_ranks, world_size
 
 
-def cross_entropy(logits_BK: Tensor, labels_B: Tensor, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    logits_BK: Tensor,
+    labels_B: Tensor,
+    label_smoothing: float = 0.0,
+    mixed_labels_B: Tensor | None = None,
+    share: float = 1.0,
+) -> Tensor:
     """Cross-entropy, mean over the labelled samples of all ranks; zero, with a graph, where nothing is labelled.
 
     ``L = −(1/N) Σ_i Σ_k q_ik log softmax(z_i)_k`` over the N samples with a label y, where
-    ``q_ik = (1 − ε)·[k = y_i] + ε/K``.
+    ``q_ik = (1 − ε)·[k = y_i] + ε/K``. Of a mixed image, ``[k = y_i]`` becomes ``λ[k = y_i] + (1 − λ)[k = y'_i]``,
+    and it counts as labelled only if both of its labels are known.
 
     Ranks may hold different numbers of labelled samples. So each divides its sum by N / world_size, not by its own
     count: the mean over ranks is then the mean over samples.
@@ -30,17 +37,26 @@ def cross_entropy(logits_BK: Tensor, labels_B: Tensor, label_smoothing: float = 
         logits_BK: student logits.
         labels_B: class indices, ``UNLABELLED`` where a sample has none.
         label_smoothing: ε in [0, 1).
+        mixed_labels_B: y', class indices of what was mixed into the images.
+        share: λ, how much of an image is its own.
 
     Raises:
         ValueError: the labels do not match the batch.
     """
     if labels_B.shape != logits_BK.shape[:1]:
         raise ValueError(f"labels of shape {shape(labels_B)} do not match logits of shape {shape(logits_BK)}")
-    summed = F.cross_entropy(
-        logits_BK.float(), labels_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
-    )
+    if mixed_labels_B is not None:
+        known_B = (labels_B != UNLABELLED) & (mixed_labels_B != UNLABELLED)
+        labels_B, mixed_labels_B = (y.where(known_B, UNLABELLED) for y in (labels_B, mixed_labels_B))
+
+    def summed(targets_B: Tensor) -> Tensor:
+        return F.cross_entropy(
+            logits_BK.float(), targets_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+        )
+
+    total = summed(labels_B) if mixed_labels_B is None else summed(labels_B).lerp(summed(mixed_labels_B), 1 - share)
     labelled = sum_over_ranks((labels_B != UNLABELLED).sum())
-    return summed * world_size() / labelled.clamp(min=1)
+    return total * world_size() / labelled.clamp(min=1)
 
 
 class CrossEntropy(Objective):
@@ -55,4 +71,5 @@ class CrossEntropy(Objective):
     settings: Settings
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return cross_entropy(one("student", student, "logits"), batch.labels, self.settings.label_smoothing)
+        logits_BK = one("student", student, "logits")
+        return cross_entropy(logits_BK, batch.labels, self.settings.label_smoothing, batch.mixed_labels, batch.share)

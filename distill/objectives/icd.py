@@ -87,6 +87,10 @@ class ICD(Objective):
         invariance: float = Field(0.5, ge=0, description="factor of the invariance term")
         mask_same_class: bool = Field(False, description="take samples of the same class out of the negatives")
 
+        @property
+        def needs_one_class(self) -> bool:
+            return self.mask_same_class
+
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     no_weight_decay: ClassVar[frozenset[str]] = frozenset({"tau"})
 

@@ -91,8 +91,10 @@ class Distillation(LightningModule):
                 teachers = self.teacher(views.teacher)
         self.clock.start("student")
         students = [self.student(view) for view in views.student]
-        targets = Batch(batch.labels)
-        values = [term(students, teachers, views.pairs, targets) for term in self.terms]
+        batches = [Batch(batch.labels)] * len(students)
+        if (mix := views.mix) is not None:
+            batches = [Batch(batch.labels, None, batch.labels[mix.partner], share) for share in mix.student]
+        values = [term(students, teachers, views.pairs, batches) for term in self.terms]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
         terms = torch.stack(values)

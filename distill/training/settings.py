@@ -82,4 +82,6 @@ class FitTeacherSettings(Settings):
         "frozen", description="finetune only; 'frozen' keeps the pretrained running statistics, which few images upset"
     )
     training: TrainingSettings = TrainingSettings()
-    augment: AugmentSettings | None = Field(None, description="default: the student's chain of the experiment")
+    augment: AugmentSettings | None = Field(
+        None, description="default: the student's chain of the experiment, without mix"
+    )

@@ -37,13 +37,18 @@ class Term(nn.Module):
         students: Sequence[Features],
         teachers: Sequence[Sequence[Features]],
         pairs: Sequence[tuple[int, int]],
-        batch: Batch,
+        batches: Sequence[Batch],
     ) -> Tensor:
-        """The unweighted term. ``students[v]`` and ``teachers[n][v]`` hold view v; ``pairs`` are (teacher, student)."""
+        """The unweighted term.
+
+        ``students[v]``, ``teachers[n][v]`` and ``batches[v]`` belong to view v of the student, of teacher n, and again
+        of the student; ``pairs`` are (teacher, student).
+        """
         if not self.reads_teacher:
-            return sum(self.objectives[0](view, None, batch) for view in students) / len(students)
+            alone = [self.objectives[0](view, None, batch) for view, batch in zip(students, batches, strict=True)]
+            return sum(alone) / len(alone)
         return sum(
-            weight * sum(objective(students[s], views[t], batch) for t, s in pairs) / len(pairs)
+            weight * sum(objective(students[s], views[t], batches[s]) for t, s in pairs) / len(pairs)
             for objective, weight, views in zip(self.objectives, self.teacher_weights, teachers, strict=True)
         )
 

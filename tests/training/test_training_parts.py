@@ -1,5 +1,6 @@
 """The small parts of training, each against cases worked out by hand."""
 
+import math
 import time
 from pathlib import Path
 
@@ -173,10 +174,10 @@ def test_terms_are_named_and_weighed_over_pairs_and_teachers() -> None:
     pairs, batch = ((0, 0), (1, 0), (1, 1)), Batch(torch.arange(6) % 3)
     kd = KD(settings[1], SHAPES, SHAPES)
     by_hand = [sum(kd(students[s], views[t], batch) for t, s in pairs) / 3 for views in teachers]
-    assert torch.allclose(terms[1](students, teachers, pairs, batch), 0.75 * by_hand[0] + 0.25 * by_hand[1])
+    assert torch.allclose(terms[1](students, teachers, pairs, [batch, batch]), 0.75 * by_hand[0] + 0.25 * by_hand[1])
     ce = CrossEntropy(settings[0], SHAPES, None)
     mean = (ce(students[0], None, batch) + ce(students[1], None, batch)) / 2
-    assert torch.allclose(terms[0](students, teachers, pairs, batch), mean), "labels are asked of every view"
+    assert torch.allclose(terms[0](students, teachers, pairs, [batch, batch]), mean), "labels are asked of every view"
 
 
 def test_each_teacher_has_projectors_of_its_own() -> None:
@@ -191,6 +192,27 @@ def test_only_what_is_asked_for_is_computed() -> None:
     assert needs_of((CrossEntropy.Settings(),)) == (frozenset({"logits"}), frozenset({"logits"}))
     student, teacher = needs_of((CrossEntropy.Settings(), PooledFeature.Settings()))
     assert student == teacher == {"logits", "pooled"}
+
+
+def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Path) -> None:
+    """A student that says the same of every image has a loss that only the labels and shares explain."""
+    augment = {"mix": {"cutmix": 1.0}, "policy": "multicrop", "local_crops": 1, "local_size": 11}
+    seen: list = []
+
+    def keep(module: Distillation) -> None:
+        seen.append(module._figures[1][0].item())
+
+    watched = student_fit(
+        experiment(tmp_path, augment=augment, objectives=[{"type": "ce"}, {"type": "kd"}]), tmp_path / "fit", keep
+    )
+    assert len(watched.seen) == len(seen) and all(math.isfinite(loss) for loss in seen)
+    known = torch.log_softmax(torch.randn(6, 3), 1)
+    [term] = build_terms((CrossEntropy.Settings(),), SHAPES, [], [])
+    labels, others = torch.arange(6) % 3, (torch.arange(6) + 1) % 3
+    batches = [Batch(labels, None, others, share) for share in (0.25, 0.75)]
+    own, other = (-known[torch.arange(6), y].mean() for y in (labels, others))
+    found = term([Features(known)] * 2, [], ((0, 0),), batches)
+    torch.testing.assert_close(found, 0.5 * own + 0.5 * other)
 
 
 # --- The step -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,101 @@
+"""Mixup and cutmix: drawn once for a batch, done to every view of it, with the share that each view really got.
+
+With λ ~ Beta(α, α) and a partner for every sample::
+
+    mixup    x' = λ x + (1 − λ) x[partner]                                  arXiv 1710.09412
+    cutmix   x' = x outside a box of area 1 − λ, x[partner] inside it       arXiv 1905.04899
+
+The box has the views' proportions, a uniform centre, and is clipped at the border, as in the paper; it lies at the same
+relative place in every view. Its share of a view's pixels, counted after rounding and clipping, is that view's 1 − λ.
+
+The draws belong to the *set* of samples in a batch, not to their order. The partner is the sample whose draw comes
+next: never the sample itself where there is another, and a function of the two samples and their batch. Mixing is the
+one thing here that depends on the batch. The others' way (timm) is to pair sample b with sample B − 1 − b.
+
+Views are mixed after normalisation, which is the same as before it: both are affine in the pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.policy import MixSettings
+from augment.views import Mix, Views
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was drawn for a batch: λ, and for cutmix the centre of the box as (y, x) in [0, 1)."""
+
+    lam: float
+    centre: tuple[float, float] | None
+
+
+def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tensor) -> Views:
+    """The views of a batch, mixed if the draws say so; ``views.mix`` tells with whom and by how much.
+
+    Args:
+        views: normalised views, all of the same B samples.
+        settings: which kinds, how often, how strongly.
+        seed: the run's seed.
+        epoch: number of the epoch.
+        ids: [B] int64 sample ids on the CPU, in the order of the views.
+    """
+    plan = _draw(settings, Draws(seed, epoch, "mix", ids.sum()[None]))
+    if plan is None or len(ids) < 2:
+        return views
+    order = Draws(seed, epoch, "mix partner", ids).bits(0).argsort(stable=True)
+    partner = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+    rows = partner.to(views.student[0].device, non_blocking=True)
+    done: dict[int, tuple[Tensor, float]] = {}
+
+    def mix(view: Tensor) -> tuple[Tensor, float]:
+        if id(view) not in done:  # networks may share a view
+            done[id(view)] = _mixup(view, rows, plan.lam) if plan.centre is None else _cutmix(view, rows, plan)
+        return done[id(view)]
+
+    teacher = [[mix(view) for view in network] for network in views.teacher]
+    student = [mix(view) for view in views.student]
+    return replace(
+        views,
+        teacher=tuple(tuple(view for view, _ in network) for network in teacher),
+        student=tuple(view for view, _ in student),
+        mix=Mix(rows, tuple(tuple(share for _, share in network) for network in teacher), tuple(s for _, s in student)),
+    )
+
+
+def _draw(settings: MixSettings, draws: Draws) -> _Plan | None:
+    happens, kind, level, y, x = draws.uniform(0, (5,), torch.float64)[0].tolist()
+    if happens >= settings.p:
+        return None
+    cut = settings.mixup == 0 or (settings.cutmix > 0 and kind < settings.switch_p)
+    from scipy.special import betaincinv  # a quarter of a second, for those who mix
+
+    alpha = settings.cutmix if cut else settings.mixup
+    lam = float(betaincinv(alpha, alpha, level))
+    return _Plan(lam, (y, x) if cut else None)
+
+
+def _mixup(view: Tensor, partner: Tensor, lam: float) -> tuple[Tensor, float]:
+    return view[partner].lerp_(view, lam), lam
+
+
+def _cutmix(view: Tensor, partner: Tensor, plan: _Plan) -> tuple[Tensor, float]:
+    assert plan.centre is not None
+    height, width = view.shape[-2:]
+    (top, bottom), (left, right) = (
+        _span(centre, side, (1 - plan.lam) ** 0.5) for centre, side in zip(plan.centre, (height, width))
+    )
+    result = view.clone()
+    result[..., top:bottom, left:right] = view[..., top:bottom, left:right][partner]
+    return result, 1 - (bottom - top) * (right - left) / (height * width)
+
+
+def _span(centre: float, side: int, part: float) -> tuple[int, int]:
+    """First and past-the-last pixel of ``part`` of a side round a centre in [0, 1), clipped at the border."""
+    length, middle = int(side * part), int(centre * side)
+    return max(0, middle - length // 2), min(side, middle - length // 2 + length)
