@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
+import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
@@ -103,6 +104,15 @@ class Start:
     """The point of a free training whose head, and whose other deltas, training goes on from; None: from new ones."""
 
 
+@dataclass(frozen=True)
+class Learned:
+    """A delta without its layer, as a delta file holds it."""
+
+    settings: DeltaSettings
+    tensors: Mapping[str, Tensor]
+    """Name in the delta's ``state_dict`` → value."""
+
+
 class Delta(nn.Module, Component):
     """What ``student.deltas`` can name: a learned change of a frozen backbone, of one of the two kinds below.
 
@@ -168,11 +178,16 @@ class WeightDelta(Delta):
             any other is "conv", grouped or not.
         changes_weight: whether ``forward`` is more than the identity.
         changes_bias: whether ``bias`` is more than the identity.
+        additive: whether what it adds to weight and bias does not depend on them. Such changes add up in any order.
+        proportional_to: its tensors that the change is proportional to: multiply all of them by c, and it is c times
+            the change. Empty where there are none.
     """
 
     kinds: ClassVar[frozenset[LayerKind]] = frozenset({"linear", "conv", "depthwise"})
     changes_weight: ClassVar[bool] = True
     changes_bias: ClassVar[bool] = False
+    additive: ClassVar[bool] = False
+    proportional_to: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: DeltaSettings, layer: nn.Module):
         """Build the parameters from the layer's shapes, on its device and in its dtype.
@@ -184,6 +199,16 @@ class WeightDelta(Delta):
         """
         super().__init__()
         self.settings = settings
+
+    @classmethod
+    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+        """One delta that changes by the sum of what ``parts``, all of this class, change; None where there is none."""
+        first = parts[0]
+        alike = all(part.settings == first.settings for part in parts)
+        if not alike or not all(cls.proportional_to.issuperset(part.tensors) for part in parts):
+            return None
+        sums = {name: torch.stack([part.tensors[name] for part in parts]).sum(0) for name in first.tensors}
+        return Learned(first.settings, sums)
 
     def forward(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -233,6 +258,7 @@ __all__ = [
     "DeltaSettings",
     "LayerKind",
     "LayerRefused",
+    "Learned",
     "StructuralDelta",
     "WeightDelta",
     "frozen",

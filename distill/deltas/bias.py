@@ -21,6 +21,8 @@ class Bias(WeightDelta):
     kinds = frozenset({"linear", "conv", "depthwise", "norm"})
     changes_weight = False
     changes_bias = True
+    additive = True
+    proportional_to = frozenset({"shift"})
     no_weight_decay = frozenset({"shift"})
 
     def __init__(self, settings: Settings, layer: nn.Module):

@@ -38,6 +38,8 @@ class Dense(WeightDelta):
         )
 
     settings: Settings
+    additive = True
+    proportional_to = frozenset({"D"})
 
     def __init__(self, settings: Settings, layer: nn.Module):
         super().__init__(settings, layer)

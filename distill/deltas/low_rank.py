@@ -16,6 +16,7 @@ Paper: Hu et al., LoRA, arXiv 2106.09685.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused, WeightDelta, frozen
+from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused, Learned, WeightDelta, frozen
 
 
 def low_rank_change(A: Tensor, B: Tensor, scale: float, shape: torch.Size) -> Tensor:
@@ -48,6 +49,8 @@ class LowRank(WeightDelta):
         )
 
     settings: Settings
+    additive = True
+    proportional_to = frozenset({"B", "D"})
 
     def __init__(self, settings: Settings, layer: nn.Module):
         super().__init__(settings, layer)
@@ -71,6 +74,24 @@ class LowRank(WeightDelta):
             advice = "lower the rank, set oversized: dense, or leave the layer out"
             kind = DeltaError if settings.oversized == "error" else LayerRefused
             raise kind(f"{text}; {advice}")
+
+    @classmethod
+    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+        """The ranks of all parts side by side. Directions of equal A become one, those whose B is zero go."""
+        if any("D" in part.tensors for part in parts):
+            return super().summed(parts)
+        settings: Any = [part.settings for part in parts]
+        scales = [1.0 if one.alpha is None else one.alpha / one.rank for one in settings]
+        A = torch.cat([part.tensors["A"] for part in parts], 1)
+        B = torch.cat([part.tensors["B"] * scale for part, scale in zip(parts, scales)], 2)
+        rows: dict[bytes, int] = {}
+        owner = [rows.setdefault(A[:, i].contiguous().numpy().tobytes(), i) for i in range(A.shape[1])]
+        B = torch.zeros_like(B).index_add_(2, torch.tensor(owner), B)
+        kept = [i for i in rows.values() if B[..., i].any()] or [0]
+        A, B = A[:, kept], B[..., kept]
+        if A.numel() + B.numel() >= A.shape[0] * B.shape[1] * A.shape[2]:
+            return None  # as large as the layer: several deltas on it are the smaller form
+        return Learned(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.A is None or self.B is None:

@@ -27,6 +27,7 @@ class ScaleShift(WeightDelta):
 
     kinds = frozenset({"linear", "conv", "depthwise", "norm"})
     changes_bias = True
+    proportional_to = frozenset({"scale", "shift"})
     no_weight_decay = frozenset({"scale", "shift"})
 
     def __init__(self, settings: Settings, layer: nn.Module):
