@@ -1,6 +1,16 @@
-"""What an operation is. A user's own class takes one of two shapes:
+"""What an operation is. A user's own class takes one of three shapes, fastest first:
 
-*sampled*, the better one, because its draws are apart from its work::
+*declarative*: it draws its parameters and says what it does, and a chain does it together with its neighbours::
+
+    class Zoom:
+        def sample(self, draws, shape):                      # tensors whose row b belongs to sample b
+            return {"scale": 1 + draws.uniform(0), "drawn": draws.bernoulli(1, 0.5)}
+        def affine(self, params, shape):                     # [B, 3, 3], or one of the other forms below
+            matrix = torch.eye(3, device=params["scale"].device).repeat(shape[0], 1, 1)
+            matrix[:, 0, 0] = matrix[:, 1, 1] = params["scale"]
+            return matrix
+
+*sampled*: its draws are apart from its work, which is its own::
 
     class Tint(Sampled):
         def __init__(self, strength: float = 0.2): ...
@@ -9,18 +19,38 @@
 
 *any* ``nn.Module`` or callable on [B, C, H, W] floats in [0, 1]. It may draw with torch's global functions: it runs in
 :class:`augment.keyed.KeyedDraws`, on a batch padded to a few more rows.
+
+The forms of a declarative operation are told by the name of the method; no base class is needed. ``shape`` is that of
+the images where the operation stands in the chain, [B, C, H, W].
+
+=============================  ======================================================================================
+``affine(params, shape)``      [B, 3, 3] homographies, source pixel → destination pixel (x right, y down, pixel centres
+                               at integers), as kornia's transform matrices. If the size changes also
+                               ``output_size(shape) → (height, width)``. Attributes ``resample`` ("bilinear", "nearest",
+                               "bicubic") and ``padding`` ("zeros", "border", "reflection") say how pixels are read;
+                               default bilinear and zeros.
+``colour(images, params)``     images → images, each pixel by itself. What it needs to know of the whole image comes from
+                               ``statistics(images, params) → {name: [B, …]}``, called with the images just before
+                               the step; its result is added to ``params``. (The mean for contrast, say.)
+``kernel(params, shape)``      (vertical [B, k], horizontal [B, k]), k odd: a separable filter, reflected at the border.
+``erase(params, shape)``       (boxes [B, 4] as top, left, height, width in pixels, values [B] or [B, C]).
+=============================  ======================================================================================
+
+``params["drawn"]``, [B] bool, is read for every form: where it is false the sample stays as it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from augment.draws import Draws
 from augment.keyed import KeyedDraws, padded_rows
+
+Form = Literal["affine", "colour", "kernel", "erase"]
 
 
 class Operation(nn.Module):
@@ -37,9 +67,10 @@ class Operation(nn.Module):
 
 
 class Sampled:
-    """The contract of an operation that declares its draws. Derive from it, or just have both methods.
+    """The contract of an operation that declares its draws. Derive from it, or just have the methods.
 
-    Set ``geometric = True`` if it moves pixels, so that the policy ``shared_geometry`` shares it.
+    Set ``geometric = True`` if it moves pixels, so that the policy ``shared_geometry`` shares it; ``affine`` says so by
+    itself.
     """
 
     geometric: ClassVar[bool] = False
@@ -49,21 +80,56 @@ class Sampled:
         raise NotImplementedError
 
     def apply(self, images: Tensor, params: Any) -> Tensor:
-        """The changed images."""
-        raise NotImplementedError
+        """The changed images; a declarative operation needs none of its own."""
+        form = form_of(self)
+        if form is None:
+            raise NotImplementedError(f"{type(self).__name__} has neither apply() nor one of {', '.join(FORMS)}()")
+        return run_form(form, self, images, params)
+
+
+FORMS: tuple[Form, ...] = get_args(Form)
+
+
+def form_of(user: Any) -> Form | None:
+    """The form in which an operation, or a class of operations, declares what it does, or None."""
+    return next((form for form in FORMS if callable(getattr(user, form, None))), None)
+
+
+def run_form(form: Form, user: Any, images: Tensor, params: Any) -> Tensor:
+    """A declarative operation by itself: a chain of one."""
+    if form == "affine":
+        from augment.fuse.geometry import warp_alone as run
+    elif form == "colour":
+        from augment.fuse.colour import colour_alone as run
+    elif form == "kernel":
+        from augment.fuse.blur import blur_alone as run
+    else:
+        from augment.fuse.erase import erase_alone as run
+    return run(user, images, params)
 
 
 class SampledOp(Operation):
-    """Runs a user's object that has ``sample`` and ``apply``."""
+    """Runs an object that has ``sample`` and ``apply``, or ``sample`` and a form."""
 
     def __init__(self, user: Any, name: str):
         super().__init__()
         self.name = name
         self.user = user  # registered when it is a module, so that its buffers follow the device
-        self.geometric = bool(getattr(user, "geometric", False))
+        self.form = form_of(user)
+        self.geometric = bool(getattr(user, "geometric", False)) or self.form == "affine"
+
+    def sample(self, draws: Draws, shape: torch.Size) -> Any:
+        """The parameters for images of ``shape`` on ``draws``' device."""
+        return self.user.sample(draws, shape)
+
+    def run(self, images: Tensor, params: Any) -> Tensor:
+        """The changed images."""
+        if self.form is not None:
+            return run_form(self.form, self.user, images, params)
+        return self.user.apply(images, params)
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
-        return self.user.apply(images, self.user.sample(draws.to(images.device), images.shape))
+        return self.run(images, self.sample(draws.to(images.device), images.shape))
 
 
 class BarrierOp(Operation):
@@ -90,7 +156,8 @@ class BarrierOp(Operation):
 def kind_of(cls: type) -> Callable[[Any, str], Operation] | None:
     """How objects of a user's class are run, or None if they are no operation."""
     # Every nn.Module has an ``apply``, which is another thing.
-    if callable(getattr(cls, "sample", None)) and getattr(cls, "apply", None) not in (None, nn.Module.apply):
+    works = form_of(cls) is not None or getattr(cls, "apply", None) not in (None, nn.Module.apply, Sampled.apply)
+    if callable(getattr(cls, "sample", None)) and works:
         return SampledOp
     if any("__call__" in base.__dict__ for base in cls.__mro__):
         return BarrierOp
