@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import (
     Field,
@@ -35,30 +35,35 @@ if TYPE_CHECKING:  # a config is read before torch is imported, which takes seco
     from augment.operation import Operation
 
 
-class Op(Settings):
-    """One operation of a chain: a class by name, with its arguments."""
+class NamedCall(Settings):
+    """A class by name with the arguments of its constructor, written inline: a name, or a mapping with ``type``."""
 
-    type: str = Field(description="an operation of ours, of kornia, of a plug-in, or package.module:Class")
+    type: str
     arguments: dict[str, Any] = Field(default_factory=dict)
 
     @classmethod
-    def of(cls, type: str, **arguments: Any) -> Op:
-        """An operation that is known to be right: built only when it is used."""
+    def of(cls, type: str, **arguments: Any) -> Self:
+        """One that is known to be right: built only when it is used."""
         return cls.model_construct(type=type, arguments=arguments)
+
+    @classmethod
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
+        """Build it once, to see whether it can be built. Raises ``OperationError``."""
+        raise NotImplementedError
 
     @model_validator(mode="before")
     @classmethod
     def _from_inline(cls, data: Any, info: ValidationInfo) -> Any:
         if isinstance(data, str):
             data = {"type": data}
-        if isinstance(data, Op):
+        if isinstance(data, cls):
             return data
         if not isinstance(data, dict) or not isinstance(data.get("type"), str):
             raise PydanticCustomError("no_type", "expected an operation's name, or a mapping with 'type' and arguments")
         arguments = {str(key): value for key, value in data.items() if key != "type"}
         try:
             if not on_trust(info, "operations"):
-                build(data["type"], arguments, size=(32, 32))
+                cls.attempt(data["type"], arguments)
         except OperationError as error:
             raise complaint(error.key, str(error)) from error
         return {"type": data["type"], "arguments": arguments}
@@ -72,6 +77,14 @@ class Op(Settings):
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
         mapping = {"type": "object", "properties": {"type": {"type": "string"}}, "required": ["type"]}
         return {"anyOf": [{"type": "string"}, mapping], "description": cls.__doc__}
+
+
+class Op(NamedCall):
+    """One operation of a chain: a name of ours, of a plug-in or of kornia, or package.module:Class; its arguments."""
+
+    @classmethod
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
+        build(type, arguments, size=(32, 32))
 
     def build(self, size: tuple[int, int]) -> Operation:
         """The operation, for a network that sees images of ``size`` (height, width)."""

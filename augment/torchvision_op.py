@@ -17,9 +17,6 @@ from augment.draws import Draws
 from augment.keyed import KeyedDraws
 from augment.operation import Operation
 
-_NEEDS_BYTES = {"JPEG"}
-"""Transforms that take uint8 alone."""
-
 
 class OneSample(KeyedDraws):
     """:class:`augment.keyed.KeyedDraws` for code that sees one image: whatever it draws belongs to that sample.
@@ -56,17 +53,14 @@ class TorchvisionOp(Operation):
         self.name = name
         family = next((cls.__module__ for cls in type(user).__mro__ if "._" in cls.__module__), "")
         self.geometric = family.endswith("._geometry")
-        self.bytes = type(user).__name__ in _NEEDS_BYTES
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         ids = draws.ids.cpu()
-        given = images.mul(255).round().to(torch.uint8) if self.bytes else images
-        made = [self._one(image, draws.of(ids[n : n + 1])) for n, image in enumerate(given)]
+        made = [self._one(image, draws.of(ids[n : n + 1])) for n, image in enumerate(images)]
         if len({image.shape for image in made}) > 1:
             sizes = sorted({tuple(image.shape) for image in made})
             raise ValueError(f"{self.name} makes images of different sizes, {sizes}; a batch needs one")
-        result = torch.stack(made)
-        return result.to(images.dtype) / 255 if self.bytes else result
+        return torch.stack(made)
 
     def _one(self, image: Tensor, draws: Draws) -> Tensor:
         with OneSample(draws, self.name):

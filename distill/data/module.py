@@ -8,9 +8,9 @@ from hashlib import sha256
 
 import numpy as np
 
+from augment.loader import LoaderOps
 from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
-from distill.data.loader_ops import LoaderOps
 from distill.data.order import OnePass, Order
 from distill.data.reader import BatchReader
 from distill.data.settings import DataSettings

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from augment.draws import sample_key
+from augment.errors import ExplainedError
+from augment.loader import LoaderOps
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Fit, to_canvas
-from distill.data.loader_ops import LoaderOps
 from distill.data.order import Order, Request
 from distill.data.split import Part
 
@@ -85,7 +86,7 @@ class BatchReader(Dataset[Fetched]):
                 try:
                     images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
                 except Exception as error:
-                    known = isinstance(error, DataError)
+                    known = isinstance(error, ExplainedError)
                     return Fetched(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
                 labels[row], keys[row] = sample.label, sample_key(sample.id)
                 break

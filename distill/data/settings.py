@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from augment.loader import LoaderOp
 from augment.settings import Settings
 from distill.data.base import Source
 from distill.data.canvas import Fit
-from distill.data.loader_ops import LoaderOp
 from distill.registry import Family
 
 

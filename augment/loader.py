@@ -1,0 +1,111 @@
+"""albumentations on the loader's side, for those who want CPU-side operations; both views then start from its output.
+
+In YAML they look like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An operation runs
+on the uint8 canvas and must keep its size.
+
+albumentations draws from generators of its own, which a DataLoader copies into every worker: all workers then draw the
+same, and every epoch repeats. Here they are reseeded for every sample from its draws (seed, epoch, id), so results
+differ by sample and epoch and not by the number of workers. What albumentations only warns of, an argument that it does
+not know or a value that it replaces, is an error here, and its import does not ask the network for a newer version.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from augment.names import OperationError
+from augment.recipe import NamedCall
+from augment.settings import nearest
+
+
+class LoaderOp(NamedCall):
+    """One albumentations transform: its class by name, with the arguments of its constructor."""
+
+    @classmethod
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
+        _built(type, arguments)
+
+    def build(self) -> Any:
+        """The transform."""
+        return _built(self.type, self.arguments)
+
+
+class LoaderOps:
+    """A sequence of transforms that is built in each worker at its first image.
+
+    Args:
+        ops: what is done, in order.
+        seed: the run's seed.
+    """
+
+    def __init__(self, ops: Sequence[LoaderOp], seed: int):
+        self.ops, self.seed = tuple(ops), seed
+        self._pipeline: Any = None
+
+    def __call__(self, image: np.ndarray, epoch: int, id: str) -> np.ndarray:
+        """uint8 [H, W, 3] → the same.
+
+        Raises:
+            OperationError: a transform changed the size or type; the text names the sample.
+        """
+        if self._pipeline is None:
+            self._pipeline = _albumentations().Compose([op.build() for op in self.ops])
+            import cv2
+
+            cv2.setNumThreads(0)  # the workers are the parallelism
+        self._pipeline.set_random_seed(loader_seed(self.seed, epoch, id))
+        result = self._pipeline(image=image)["image"]
+        if result.shape != image.shape or result.dtype != np.uint8:
+            raise OperationError(
+                "type",
+                f"{id}: loader_ops {[op.type for op in self.ops]} made {result.dtype} {list(result.shape)}"
+                f" of the uint8 {list(image.shape)} canvas; they must keep it",
+            )
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_pipeline": None}
+
+
+def loader_seed(seed: int, epoch: int, id: str) -> int:
+    """32 bits of a sample's draws, for a generator that wants a seed."""
+    import torch
+
+    from augment.draws import Draws, sample_key
+
+    ids = torch.tensor([sample_key(id)])
+    return int(Draws(seed, epoch, "loader", ids).bits(0)) & 0xFFFFFFFF
+
+
+def _built(name: str, arguments: dict[str, Any]) -> Any:
+    library = _albumentations()
+    known = {
+        name: value
+        for name, value in vars(library).items()
+        if inspect.isclass(value) and issubclass(value, library.ImageOnlyTransform | library.DualTransform)
+    }
+    if name not in known:
+        raise OperationError("type", f"albumentations has no transform {name!r}{nearest(name, known)}")
+    parameters = set(inspect.signature(known[name].__init__).parameters) - {"self"}
+    for argument in arguments:
+        if argument not in parameters:
+            raise OperationError(argument, f"{name} has no argument {argument!r}{nearest(argument, parameters)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)  # it warns of bad values and goes on with others
+        try:
+            return known[name](**arguments)
+        except (ValueError, TypeError, UserWarning) as error:
+            raise OperationError("type", f"{name} refuses its arguments: {error}") from error
+
+
+def _albumentations() -> Any:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks the network for its newest version
+    import albumentations
+
+    return albumentations
