@@ -135,13 +135,19 @@ class Delta(nn.Module, Component):
         return None
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start | None:
-        """Choose ranks, masks or starting values from the data, before training. None: there is nothing to choose.
+    def prepares(cls, settings: DeltaSettings) -> bool:
+        """Whether ``prepare`` is to be called before training."""
+        return False
+
+    @classmethod
+    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+        """Choose ranks, masks or starting values from the data, before training.
 
         Runs once per entry of ``student.deltas``, whose result is kept in the run folder: a resumed run does not choose
-        again. Must be repeatable: random numbers only from torch's global generator, which is seeded.
+        again. Must be repeatable: random numbers only from torch's global generator, which is seeded. While free
+        training runs for ``evidence``, dense deltas take the place of all entries that prepare themselves.
         """
-        return None
+        raise NotImplementedError
 
     @classmethod
     def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
