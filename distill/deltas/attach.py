@@ -80,7 +80,7 @@ def attach(
     freeze(model, head)
     for settings in specs:
         if settings.component is not None and issubclass(settings.component, StructuralDelta):
-            _add_structural(model, settings)
+            place_structural(model, settings)
         else:
             _add_everywhere(model, settings, head)
     return [site for site in deltas(model) if id(site.delta) not in before]
@@ -119,6 +119,17 @@ def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None
         type(layer).forward = _forward  # type: ignore[method-assign]
 
 
+def place_structural(model: nn.Module, settings: DeltaSettings) -> None:
+    """Put one structural delta on a model, as its child ``structural_0``, ``structural_1`` and so on."""
+    method = settings.component
+    assert method is not None and issubclass(method, StructuralDelta)
+    count = sum(isinstance(child, StructuralDelta) for child in model.children())
+    like = next(model.parameters())
+    delta = method(settings, model).to(like.device, like.dtype)
+    delta.attach(model)
+    model.add_module(f"structural_{count}", delta)
+
+
 def deltas(model: nn.Module) -> list[Site]:
     """All deltas of a model, layer by layer in the model's order, then structural ones."""
     found: dict[int, Site] = {}
@@ -148,22 +159,14 @@ def merge(model: nn.Module) -> None:
     for site in deltas(model):
         if isinstance(site.delta, StructuralDelta):
             raise DeltaError(
-                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged, export the graph"
+                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Its delta file and its "
+                "backbone are the model; a weight delta such as low_rank can be merged"
             )
     with torch.no_grad():
         for layer in [module for module in model.modules() if _changes(module)]:
             _own_class(layer)
             for name in list(_parametrizations(layer)):
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
-
-
-def _add_structural(model: nn.Module, settings: DeltaSettings) -> None:
-    method = settings.component
-    assert method is not None and issubclass(method, StructuralDelta)
-    delta = method(settings, model)
-    count = sum(isinstance(child, StructuralDelta) for child in model.children())
-    delta.attach(model)
-    model.add_module(f"structural_{count}", delta)
 
 
 def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> None:

@@ -79,6 +79,10 @@ class Evidence(Protocol):
     """What a method may look at before training. Nothing is computed until it is asked for, and nothing twice."""
 
     @property
+    def backbone(self) -> nn.Module:
+        """The student's network as it is before training and without deltas, to look at; not to be changed."""
+
+    @property
     def layers(self) -> Mapping[str, nn.Module]:
         """Site → its layer as it is before training; the rows that a fused site names as a Linear of their own. A
         structural delta is shown every Linear and Conv2d of the backbone."""
@@ -99,7 +103,8 @@ class Start:
     settings: Sequence[DeltaSettings]
     """In the entry's place, in this order; their ``sites`` may be exact names, say one entry for each rank."""
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Site → name in the delta's ``state_dict`` → value. What is not named starts as its class makes it."""
+    """Site → name in the delta's ``state_dict`` → value. What is not named starts as its class makes it. The site of a
+    structural delta, which is the only one of its entry, is called by its type."""
     go_on: Observed | None = None
     """The point of a free training whose head, and whose other deltas, training goes on from; None: from new ones."""
 
@@ -138,6 +143,13 @@ class Delta(nn.Module, Component):
     def prepares(cls, settings: DeltaSettings) -> bool:
         """Whether ``prepare`` is to be called before training."""
         return False
+
+    def figures(self) -> dict[str, Tensor]:
+        """Scalars of the last training forward that are worth watching, by name; logged as ``delta/<type>/<name>``.
+
+        Kept detached, on the device, by the forward itself; read only where the log is written.
+        """
+        return {}
 
     @classmethod
     def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
@@ -231,11 +243,16 @@ class WeightDelta(Delta):
 
 
 class StructuralDelta(Delta):
-    """Modules attached to named blocks, or to the whole backbone; not mergeable, exported with the graph.
+    """Modules attached to named blocks, or to the whole backbone; not mergeable.
 
     ``attach`` hooks bound methods of this module into the backbone (bound methods survive a deepcopy together with
     what they are bound to). The caller keeps the module itself as a child of the backbone.
+
+    Class attributes:
+        shares_backbone: whether other deltas may change the same backbone.
     """
+
+    shares_backbone: ClassVar[bool] = True
 
     def __init__(self, settings: DeltaSettings, backbone: nn.Module):
         """Build the parameters from the backbone's shapes."""
@@ -243,6 +260,10 @@ class StructuralDelta(Delta):
         self.settings = settings
 
     def attach(self, backbone: nn.Module) -> None:
+        raise NotImplementedError
+
+    def is_identity(self) -> bool:
+        """Whether it still leaves the output as it is, as at the start: such a delta is not worth a file."""
         raise NotImplementedError
 
 

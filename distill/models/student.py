@@ -19,8 +19,8 @@ class Student(nn.Module):
     """``forward(view [B, 3, H, W]) → Features``.
 
     With ``train: deltas`` the backbone has no gradient and stays in eval mode (batch-norm statistics and affine fixed),
-    whatever ``.train()`` says; deltas are parametrizations of its layers and the head is timm's own classifier, new
-    and trainable. So timm's module names are kept, and merging gives a plain timm model.
+    whatever ``.train()`` says to it; deltas are parametrizations of its layers and the head is timm's own classifier,
+    new and trainable. So timm's module names are kept, and merging gives a plain timm model.
 
     Args:
         network: a timm model whose classifier is the head.
@@ -40,7 +40,8 @@ class Student(nn.Module):
         self.sites: list[Site] = []
         if not self.whole:
             self.sites = attach(self.model, settings.deltas, exclude_head=head)
-            self._frozen = Frozen(self.model.modules())
+            learned = {id(part) for site in self.sites for part in site.delta.modules()}
+            self._frozen = Frozen(module for module in self.model.modules() if id(module) not in learned)
         else:
             self._frozen = Frozen(batch_norms(self.model) if settings.batch_norm == "frozen" else ())
         deltas = {id(t) for site in self.sites for t in site.delta.state_dict(keep_vars=True).values()}

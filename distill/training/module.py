@@ -120,14 +120,24 @@ class Distillation(LightningModule):
         self._steps_summed += 1
 
     def read_figures(self) -> dict[str, float]:
-        """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device."""
+        """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device.
+
+        And what deltas say of the last step: ``delta/<type>/<name>``, the mean over those of a type.
+        """
         if self._steps_summed == 0:
             return {}
         means = (self._sums / self._steps_summed).tolist()
         self._sums.zero_()
         self._steps_summed = 0
         names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
-        return dict(zip(names, means))
+        return dict(zip(names, means)) | self._delta_figures()
+
+    def _delta_figures(self) -> dict[str, float]:
+        found: dict[str, list[Tensor]] = {}
+        for site in self.student.sites:
+            for name, value in site.delta.figures().items():
+                found.setdefault(f"delta/{site.delta.settings.type}/{name}", []).append(value)
+        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def configure_optimizers(self) -> Any:
         root = nn.ModuleList([self.student, self.terms])

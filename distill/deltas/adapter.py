@@ -1,0 +1,113 @@
+"""Adapters: a bottleneck beside the identity, after the parts of a frozen network.
+
+    y' = y + s ⊙ W_up act(W_down y)            tokens: W_down [hidden, C], W_up [C, hidden], biases
+    y' = y + s ⊙ W_up act(DW(W_down y))        maps: 1×1, depthwise ``kernel`` × ``kernel``, 1×1
+
+s [C] starts at 1 and is learned (``scale: false`` leaves it out). W_up and its bias start at zero, so the adapter is the
+identity; the papers start near zero.
+
+Where: in a transformer after the attention and after the MLP of every block, before each is added to the stream
+(behind timm's LayerScale, which would shrink it); elsewhere after every stage. ``sites`` names blocks or stages.
+
+Papers: Houlsby et al., arXiv 1902.00751; Chen et al., Conv-Adapter, arXiv 2208.07463; the scale per channel: Steitz and
+Roth, Adapters Strike Back (Adapter+), arXiv 2406.06820.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field, field_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.deltas.base import DeltaSettings, StructuralDelta
+from distill.deltas.blocks import Block, as_block, block_names, probe, select_blocks
+
+_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+
+
+class Adapter(StructuralDelta):
+    """``y + s ⊙ W_up act(W_down y)`` after attention and MLP, or after stages with a depthwise conv in between."""
+
+    class Settings(DeltaSettings):
+        type: Literal["adapter"] = "adapter"
+        hidden: int = Field(16, ge=1, description="width of the bottleneck")
+        kernel: int = Field(3, ge=1, le=31, description="maps only: window of the depthwise conv, odd")
+        act: Literal["gelu", "relu", "silu"] = "gelu"
+        scale: bool = Field(True, description="a learned factor per channel on what is added")
+
+        @field_validator("kernel")
+        @classmethod
+        def _has_a_centre(cls, kernel: int) -> int:
+            if kernel % 2 == 0:
+                raise ValueError(f"must be odd, is {kernel}")
+            return kernel
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, backbone: nn.Module):
+        super().__init__(settings, backbone)
+        places = _places(backbone, settings)
+        self.names = [place.name for place in places]
+        self.adapters = nn.ModuleList(Bottleneck(settings, place) for place in places)
+
+    def attach(self, backbone: nn.Module) -> None:
+        for name, adapter in zip(self.names, self.adapters, strict=True):
+            backbone.get_submodule(name).register_forward_hook(adapter.adapt)  # type: ignore[arg-type]
+
+    def is_identity(self) -> bool:
+        return not any(bool(p.any()) for adapter in self.adapters for p in adapter.up.parameters())  # type: ignore[union-attr]
+
+
+class Bottleneck(nn.Module):
+    """The adapter at one place."""
+
+    def __init__(self, settings: Adapter.Settings, place: Block):
+        super().__init__()
+        channels, hidden, self.axis = place.channels, settings.hidden, place.axis
+        self.act = settings.act
+        self.down: nn.Module
+        self.up: nn.Module
+        if self.axis == 1:
+            self.down = nn.Conv2d(channels, hidden, 1)
+            self.mix: nn.Module = nn.Conv2d(
+                hidden, hidden, settings.kernel, padding=settings.kernel // 2, groups=hidden
+            )
+            self.up = nn.Conv2d(hidden, channels, 1)
+        else:
+            self.down, self.mix, self.up = nn.Linear(channels, hidden), nn.Identity(), nn.Linear(hidden, channels)
+        nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
+        nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
+        self.scale = nn.Parameter(torch.ones(channels)) if settings.scale else None
+
+    def adapt(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
+        """The forward hook."""
+        return self(output)
+
+    def forward(self, y: Tensor) -> Tensor:
+        added = self.up(_ACTIVATIONS[self.act](self.mix(self.down(y))))
+        if self.scale is not None:
+            added = added * (self.scale.view(-1, 1, 1) if self.axis == 1 else self.scale)
+        return y + added.to(y.dtype)
+
+
+def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[Block]:
+    """Where adapters go: behind both halves of every transformer block that was found, and behind any other module."""
+    blocks = [backbone.get_submodule(name) for name in block_names(backbone, "blocks")]
+    found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
+    names = [f"{block.name}.{half}" for block in found for half in _halves(block.module)]
+    outputs = probe(backbone, names)
+    places = []
+    for block in found:
+        halves = [f"{block.name}.{half}" for half in _halves(block.module)]
+        places += [as_block(backbone, name, outputs[name]) for name in halves] or [block]
+    return places
+
+
+def _halves(block: nn.Module) -> list[str]:
+    """Children of a transformer block whose outputs are added to its stream."""
+    if not hasattr(block, "attn") or not hasattr(block, "mlp"):
+        return []
+    return ["ls1", "ls2"] if hasattr(block, "ls1") and hasattr(block, "ls2") else ["attn", "mlp"]

@@ -1,0 +1,147 @@
+"""Where structural deltas go: a network's stages and residual blocks, as timm's ``group_matcher`` names them.
+
+timm's models declare which modules form a block (``layer1.0``, ``blocks.3``) and, coarsely, a stage (``layer1``); layer
+decay uses the same declaration. A transformer without stages has its blocks for both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from augment.settings import nearest
+from distill.deltas.base import DeltaError, DeltaSettings
+
+Level = Literal["blocks", "stages"]
+
+
+@dataclass(frozen=True)
+class Block:
+    """A module of the backbone and what it puts out for one image."""
+
+    name: str
+    module: nn.Module
+    shape: tuple[int, ...]
+    """Without the batch axis: [C, H, W], [H, W, C] or [tokens, C]."""
+    axis: int
+    """Where the channels are in a batch: 1 for [B, C, H, W], -1 for [B, H, W, C] and tokens."""
+
+    @property
+    def channels(self) -> int:
+        return self.shape[0] if self.axis == 1 else self.shape[-1]
+
+
+def block_names(model: nn.Module, level: Level) -> list[str]:
+    """Names of the residual blocks, or of the stages, from input to output; empty where timm declares none."""
+    matcher: Any = getattr(model, "group_matcher", None)
+    declared = matcher(coarse=level == "stages").get("blocks") if matcher else None
+    if declared is None:
+        return []
+    # Pairs (pattern, place in the order); what has a fixed place is a norm or a downsampling between the blocks.
+    pairs = [(declared, None)] if isinstance(declared, str) else declared
+    patterns = [pattern for pattern, place in pairs if place is None]
+    names = []
+    for name, module in model.named_modules():
+        if any(re.fullmatch(pattern, name) for pattern in patterns) and any(True for _ in module.children()):
+            inner = getattr(module, "blocks", None) if level == "blocks" else None
+            names += [f"{name}.blocks.{child}" for child, _ in inner.named_children()] if inner is not None else [name]
+    return names
+
+
+def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> list[Block]:
+    """The blocks that ``settings.sites`` finds, in the model's order, with the shapes of their outputs.
+
+    A pattern is looked for at ``level`` first, then at the other one; ``*`` is all of ``level``.
+
+    Raises:
+        DeltaError: no blocks are declared, a pattern finds none, or a block's output is not one tensor with channels.
+    """
+    if settings.kinds is not None:
+        raise DeltaError(f"{settings.type}: kinds are of layers, and it sits on blocks; leave kinds out")
+    own, other = block_names(model, level), block_names(model, "stages" if level == "blocks" else "blocks")
+    if not own:
+        raise DeltaError(
+            f"{settings.type}: {type(model).__name__} declares no blocks (timm's group_matcher); use a weight delta, or "
+            "'output', which needs none"
+        )
+    chosen: dict[str, None] = {}
+    for pattern in settings.sites:
+        found = [n for n in own if fnmatchcase(n, pattern)] or [n for n in other if fnmatchcase(n, pattern)]
+        if not found:
+            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no block{_near(pattern, [*own, *other])}")
+        chosen |= dict.fromkeys(found)
+    for pattern in settings.exclude:
+        if not any(fnmatchcase(name, pattern) for name in [*own, *other]):
+            raise DeltaError(
+                f"{settings.type}: exclude pattern {pattern!r} matches no block{_near(pattern, [*own, *other])}"
+            )
+    names = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in settings.exclude)]
+    if not names:
+        raise DeltaError(f"{settings.type}: all blocks that its sites find are excluded")
+    outputs = probe(model, names)
+    for name in names:
+        if not isinstance(outputs.get(name), Tensor) or outputs[name].ndim not in (3, 4):
+            raise DeltaError(
+                f"{settings.type}: block {name!r} ({type(model.get_submodule(name)).__name__}) does not put out one "
+                "tensor of tokens or of a map; leave it out with exclude, or use a weight delta, or 'output'"
+            )
+    order = [name for name, _ in model.named_modules() if name in chosen and name in names]
+    return [as_block(model, name, outputs[name]) for name in order]
+
+
+def as_block(model: nn.Module, name: str, output: Tensor) -> Block:
+    """A block that put out ``output`` for one image."""
+    channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
+    return Block(name, model.get_submodule(name), tuple(output.shape[1:]), -1 if channels_last else 1)
+
+
+def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
+    """Outputs of the named modules for one empty image, in eval mode; a module that is not called is left out."""
+    outputs: dict[str, Any] = {}
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: outputs.update({name: output})
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(empty_image(model))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+def empty_image(model: nn.Module) -> Tensor:
+    """Zeros [1, 3, H, W] of the size that the network is made for."""
+    patches = getattr(model, "patch_embed", None)
+    config: Any = getattr(model, "pretrained_cfg", None)
+    size = getattr(patches, "img_size", None) or (config["input_size"][1:] if config else None)
+    if size is None:
+        raise DeltaError(f"{type(model).__name__} does not say its input size (pretrained_cfg): no timm model")
+    like = next(model.parameters())
+    return torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
+
+
+@contextmanager
+def eval_mode(model: nn.Module) -> Iterator[None]:
+    """Within it the model is in eval mode; afterwards every module is as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _near(pattern: str, names: Sequence[str]) -> str:
+    hint = nearest(pattern, names)
+    return hint if hint.startswith("; did") else f"; blocks are named like {', '.join(map(repr, names[:5]))}"

@@ -1,0 +1,133 @@
+"""Deep delta corrector: after a frozen block, erase what lies along a learned direction and write something else there.
+
+The state of a token is a matrix X [d, m] of d directions and m values. With a unit key k [d], a value v [m] and a gate β:
+
+    X' = X + β k (vᵀ − kᵀ X)        m = 1:   y' = y + β (v − kᵀ y) k
+
+A block's output y [C] is such a state, with d = C / m; the tokens of a CNN are its pixels. Key, value and gate are
+functions of the normalised output, c = RMSNorm(y):
+
+    k = h / √(‖h‖² + ε²), h = W₂ W₁ c (W₁ [rank, C], W₂ [d, rank]), ε = 1e-5
+    v = W_v c, or 4·sigmoid(W_v c + b) with ``value: sigmoid``
+    β = 2·tanh(w·c + b), or with a hidden layer of ``gate_hidden`` in the place of w·c (``gate: mlp``); in fp32
+
+β = 0 is the identity, 1 projects y onto the complement of k before it writes v, 2 reflects. ``write_only`` is the
+control: ``X + β k vᵀ``, which can only add.
+
+Where we deviate: the operator corrects a frozen block in place of being its residual connection, so k comes from the
+output rather than from a sublayer being trained. The paper's gate 2·sigmoid(·) never gives an exact 0 and has hardly a
+gradient near it; 2·tanh(·) starts at exactly 0 with a gradient of 2, and may turn negative.
+
+Paper: Zhang et al., Deep Delta Learning, arXiv 2601.00417.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
+from distill.deltas.blocks import Block, select_blocks
+
+
+def delta_update(X: Tensor, k: Tensor, v: Tensor, beta: Tensor, write_only: bool = False) -> Tensor:
+    """``X + β k (vᵀ − kᵀX)``; X [..., d, m], k [..., d], v [..., m], β [...]. ``write_only``: ``X + β k vᵀ``."""
+    new = v if write_only else v - read(X, k)
+    return X + ((beta.unsqueeze(-1) * k).unsqueeze(-1) * new.unsqueeze(-2)).to(X.dtype)
+
+
+def read(X: Tensor, k: Tensor) -> Tensor:
+    """What X holds along k: ``kᵀX`` [..., m]."""
+    return (k.unsqueeze(-2) @ X.to(k.dtype)).squeeze(-2)
+
+
+def unit_key(h: Tensor, eps: float = 1e-5) -> Tensor:
+    """``h / √(‖h‖² + ε²)`` over the last axis, in fp32."""
+    h = h.float()
+    return h * torch.rsqrt(h.square().sum(-1, keepdim=True) + eps**2)
+
+
+class DeepDelta(StructuralDelta):
+    """``y + β k (v − kᵀ y)`` after every block that ``sites`` finds (default: all residual blocks)."""
+
+    class Settings(DeltaSettings):
+        type: Literal["deep_delta"] = "deep_delta"
+        values: int = Field(1, ge=1, description="m: columns of the state; must divide the channels of every block")
+        rank: int = Field(8, ge=1, description="inner width of the map from the output to the key")
+        gate: Literal["linear", "mlp"] = "linear"
+        gate_hidden: int = Field(128, ge=1, description="gate: mlp only")
+        value: Literal["linear", "sigmoid"] = "linear"
+        write_only: bool = Field(False, description="the control: write v without erasing what is there")
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, backbone: nn.Module):
+        super().__init__(settings, backbone)
+        blocks = select_blocks(backbone, settings, "blocks")
+        self.names = [block.name for block in blocks]
+        self.correctors = nn.ModuleList(Corrector(settings, block) for block in blocks)
+
+    def attach(self, backbone: nn.Module) -> None:
+        for name, corrector in zip(self.names, self.correctors, strict=True):
+            backbone.get_submodule(name).register_forward_hook(corrector.correct)  # type: ignore[arg-type]
+
+    def is_identity(self) -> bool:
+        return not any(bool(p.any()) for c in self.correctors for p in c.gate[-1].parameters())  # type: ignore[index, union-attr]
+
+    def figures(self) -> dict[str, Tensor]:
+        seen = [corrector.seen for corrector in self.correctors if corrector.seen is not None]
+        if not seen:
+            return {}
+        gate, error = torch.stack(seen).mean(0)  # type: ignore[arg-type]
+        return {"beta": gate, "error": error}
+
+
+class Corrector(nn.Module):
+    """The operator after one block."""
+
+    def __init__(self, settings: DeepDelta.Settings, block: Block):
+        super().__init__()
+        channels, self.axis, self.values = block.channels, block.axis, settings.values
+        if channels % settings.values:
+            raise DeltaError(
+                f"{settings.type}: {block.name!r} has {channels} channels, which values: {settings.values} does not "
+                "divide; choose a divisor, or leave the block out with exclude"
+            )
+        self.write_only, self.sigmoid = settings.write_only, settings.value == "sigmoid"
+        self.context_gain = nn.Parameter(torch.ones(channels))
+        self.key = nn.Sequential(
+            nn.Linear(channels, settings.rank, bias=False),
+            nn.Linear(settings.rank, channels // settings.values, bias=False),
+        )
+        self.value = nn.Linear(channels, settings.values, bias=self.sigmoid)
+        last = nn.Linear(settings.gate_hidden if settings.gate == "mlp" else channels, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        hidden = [nn.Linear(channels, settings.gate_hidden), nn.Tanh()] if settings.gate == "mlp" else []
+        self.gate = nn.Sequential(*hidden, last)
+        self.seen: Tensor | None = None
+        """Means of β and of |v − kᵀy| in the last training forward."""
+
+    def correct(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
+        """The forward hook: the block's output in its own layout, corrected."""
+        y = output.movedim(self.axis, -1)
+        return self(y).movedim(-1, self.axis)
+
+    def forward(self, y: Tensor) -> Tensor:
+        """y [..., C], corrected."""
+        c = F.rms_norm(y, y.shape[-1:], self.context_gain.to(y.dtype), 1e-6)
+        k = unit_key(self.key(c))
+        v = self.value(c).float()
+        if self.sigmoid:
+            v = 4 * v.sigmoid()
+        with torch.autocast(y.device.type, enabled=False):
+            beta = 2 * self.gate(c.float()).squeeze(-1).tanh()
+            X = y.unflatten(-1, (-1, self.values))
+            if self.training:
+                error = (v - read(X, k)).detach().norm(dim=-1).mean()
+                self.seen = torch.stack([beta.detach().mean(), error])
+            return delta_update(X, k, v, beta, self.write_only).flatten(-2)
