@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused, StructuralDelta, WeightDelta
+from distill.deltas.base import (
+    DeltaError,
+    DeltaSettings,
+    LayerRefused,
+    SizedSettings,
+    StructuralDelta,
+    WeightDelta,
+    tensor_bytes,
+)
+from distill.deltas.dense import Dense
 from distill.deltas.sites import Place, inside, select
 
 log = logging.getLogger(__name__)
@@ -101,11 +110,12 @@ def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None
     assert method is not None and issubclass(method, WeightDelta)
     part = layer if place.rows is None else _part(layer, place.rows)
     try:
-        delta = method(settings, part)
+        delta = _fitting(method, settings, part)
     except DeltaError as error:
         raise type(error)(f"{settings.type}: {place.name!r} {error}") from None
     if parametrize.is_parametrized(layer):
         _own_class(layer)
+    method = type(delta)
     index = 1 + max((change.index for change in _changes(layer)), default=-1)
     if method.changes_weight:
         change = Change(delta, place.name, index, place.rows, of_bias=False)
@@ -164,6 +174,8 @@ def merge(model: nn.Module) -> None:
             )
     with torch.no_grad():
         for layer in [module for module in model.modules() if _changes(module)]:
+            for change in _changes(layer):
+                change.eval()  # a delta may be random while it is trained
             _own_class(layer)
             for name in list(_parametrizations(layer)):
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
@@ -182,6 +194,19 @@ def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[st
             raise DeltaError(f"pattern {pattern!r} finds no layer that can carry its delta: {refused[0]}{more}")
         if refused:
             log.info("%d of %d layers of %r passed over, e.g. %s", len(refused), len(places), pattern, refused[0])
+
+
+def _fitting(method: type[WeightDelta], settings: DeltaSettings, layer: nn.Module) -> WeightDelta:
+    """The delta of one layer, or a dense one in its place if it would be oversized and the settings allow that."""
+    delta = method(settings, layer)
+    own, size = tensor_bytes([layer.weight]), tensor_bytes(delta.state_dict().values())  # type: ignore[list-item]
+    if not isinstance(settings, SizedSettings) or size < own:
+        return delta
+    if settings.oversized == "dense":
+        return Dense(Dense.Settings(), layer)
+    advice = "make it smaller (rank, density), set oversized: dense, or leave the layer out"
+    kind = DeltaError if settings.oversized == "error" else LayerRefused
+    raise kind(f"holds {own} bytes and its delta would hold {size}; {advice}")
 
 
 def _part(layer: nn.Module, rows: tuple[int, int]) -> nn.Linear:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
@@ -47,6 +47,16 @@ class DeltaSettings(Settings):
     @classmethod
     def _one_or_many_kinds(cls, value: object) -> object:
         return (value,) if isinstance(value, str) else value
+
+
+class SizedSettings(DeltaSettings):
+    """Of a method whose delta may come out as large as the layer itself."""
+
+    oversized: Literal["skip", "dense", "error"] = Field(
+        "skip",
+        description="where the delta would take as many bytes as the layer's weight (depthwise convs, tiny layers): "
+        "pass over the layer (an error if the pattern finds nothing else), learn a dense change instead, or an error",
+    )
 
 
 @dataclass(frozen=True)
@@ -139,17 +149,17 @@ class Delta(nn.Module, Component):
         """
         return None
 
-    @classmethod
-    def prepares(cls, settings: DeltaSettings) -> bool:
-        """Whether ``prepare`` is to be called before training."""
-        return False
-
     def figures(self) -> dict[str, Tensor]:
         """Scalars of the last training forward that are worth watching, by name; logged as ``delta/<type>/<name>``.
 
         Kept detached, on the device, by the forward itself; read only where the log is written.
         """
         return {}
+
+    @classmethod
+    def prepares(cls, settings: DeltaSettings) -> bool:
+        """Whether ``prepare`` is to be called before training."""
+        return False
 
     @classmethod
     def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
@@ -273,9 +283,16 @@ def frozen(layer: nn.Module, name: str) -> Tensor | None:
     return changes[name].original if name in changes else getattr(layer, name, None)
 
 
-def parameter_bytes(module: nn.Module) -> int:
-    """Bytes of the module's parameters as they are stored."""
-    return sum(p.numel() * p.element_size() for p in module.parameters())
+def frozen_weight(layer: nn.Module) -> Tensor:
+    """A layer's own weight, before any delta."""
+    weight = frozen(layer, "weight")
+    assert weight is not None
+    return weight
+
+
+def tensor_bytes(tensors: Iterable[Tensor]) -> int:
+    """What the tensors take in a file."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 __all__ = [
@@ -286,8 +303,10 @@ __all__ = [
     "LayerKind",
     "LayerRefused",
     "Learned",
+    "SizedSettings",
     "StructuralDelta",
     "WeightDelta",
     "frozen",
-    "parameter_bytes",
+    "frozen_weight",
+    "tensor_bytes",
 ]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.deltas.attach import deltas
-from distill.deltas.base import DeltaError, StructuralDelta
+from distill.deltas.base import DeltaError, StructuralDelta, tensor_bytes
 from distill.deltas.sites import inside
 
 
@@ -42,7 +42,7 @@ def load_exactly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], wha
 
 def delta_bytes(model: nn.Module) -> int:
     """Bytes of all tensors of all deltas, without the head."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in delta_state(model).values())
+    return tensor_bytes(delta_state(model).values())
 
 
 def backbone_state(model: nn.Module, head: Sequence[str] = ()) -> dict[str, Tensor]:
