@@ -8,13 +8,13 @@ checked before a loader sees it, and the backbone, shapes and names before any t
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from augment.plugins import PluginError, is_import_path
@@ -24,6 +24,7 @@ from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly
 from distill.export.manifest import Preprocessing, Result, model_arguments
+from distill.export.packing import Format, pack, unpack
 from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed, write_sealed
 from distill.files import write_atomic
 from distill.models.identity import Identity, differences, identify
@@ -57,7 +58,11 @@ class DeltaManifest(Sealed):
     labels: tuple[str, ...]
     """Class names in the order of the logits; empty if there are none."""
     preprocessing: Preprocessing
-    results: tuple[Result, ...]
+    results: tuple[Result, ...] = ()
+    packed: dict[str, str] = Field(default_factory=dict)
+    """Tensors that are stored in fewer bytes, see :mod:`distill.export.packing`."""
+    made_by: str = ""
+    """The operation on other delta files, named by their SHA-256, that made this one; empty if training did."""
 
 
 def write_delta(
@@ -91,22 +96,37 @@ def write_delta(
     tensors |= {f"head/{name}": tensor for name, tensor in head_state(model, head).items()}
     tensors |= {f"moved/{name}": now[name] for name in moved}
     _check_learned(model, folder)
-    data = safetensors.torch.save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     num_classes: int = model.num_classes  # type: ignore[assignment]
     _check_labels(labels, num_classes)
-    manifest = DeltaManifest(
+    return save_delta(
+        folder,
+        tensors,
         architecture=config["architecture"],
         model_args=model_arguments(model, model_args),
         num_classes=num_classes,
         origin=origin,
         backbone=backbone,
         deltas=_groups(model),
-        sha256=write_atomic(folder / TENSORS, data),
         labels=tuple(labels),
         preprocessing=preprocessing or Preprocessing.of(model),
         results=tuple(results),
     )
+
+
+def save_delta(
+    folder: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, Format] | None = None, **about: Any
+) -> DeltaManifest:
+    """Write the two files.
+
+    Args:
+        tensors: by their names in the file.
+        formats: which of them to store in fewer bytes, and how.
+        about: the other fields of the manifest.
+    """
+    stored, packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, formats or {})
+    data = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in stored.items()})
+    manifest = DeltaManifest(sha256=write_atomic(folder / TENSORS, data), packed=packed, **about)
     write_sealed(folder / MANIFEST, manifest)
     return manifest
 
@@ -119,7 +139,7 @@ def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
     """
     folder = Path(folder)
     manifest = read_sealed(folder / MANIFEST, DeltaManifest)
-    return manifest, safetensors.torch.load(read_checked(folder, TENSORS, manifest.sha256))
+    return manifest, unpack(safetensors.torch.load(read_checked(folder, TENSORS, manifest.sha256)), manifest.packed)
 
 
 def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False) -> nn.Module:
@@ -136,12 +156,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
     """
     folder = Path(folder)
     manifest, tensors = read_delta(folder)
-    parts: dict[str, dict[str, Tensor]] = {"delta": {}, "head": {}, "moved": {}}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        if part not in parts:
-            raise ExportError(f"{folder / TENSORS}: unexpected tensor {name!r}")
-        parts[part][rest] = tensor
+    parts = parts_of(tensors, folder)
     _check_backbone(manifest, backbone, folder)
     model = copy.deepcopy(backbone).eval()
     head = classifier_names(model)
@@ -152,7 +167,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         freeze(model, head)
         with torch.random.fork_rng(devices=[]):  # random starts are overwritten; the caller's draws stay what they were
             for group in manifest.deltas:
-                settings = _settings(group, allow_plugins)
+                settings = settings_of(group, allow_plugins)
                 for site in group.sites:
                     place_delta(model, settings, find_place(model, site))
         load_exactly(delta_state(model), parts["delta"], "delta")
@@ -160,6 +175,17 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         raise ExportError(f"{folder}: {error}") from error
     _check_learned(model, folder)
     return model
+
+
+def parts_of(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """``delta``, ``head`` and ``moved`` → their tensors."""
+    parts: dict[str, dict[str, Tensor]] = {"delta": {}, "head": {}, "moved": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        if part not in parts:
+            raise ExportError(f"{folder / TENSORS}: unexpected tensor {name!r}")
+        parts[part][rest] = tensor
+    return parts
 
 
 def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
@@ -174,7 +200,7 @@ def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
     return tuple(groups.values())
 
 
-def _settings(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
+def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
     name = str(group.settings.get("type"))
     if is_import_path(name) and not allow_plugins:
         raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True if you trust the file and that class")

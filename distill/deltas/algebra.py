@@ -1,0 +1,102 @@
+"""Sums and multiples of what deltas change, layer by layer, without the layers.
+
+A layer's deltas are a chain, applied in order: ``W → d_n(… d_1(W))``. Its change is ``Δ(W) = W' − W``. Algebra on
+changes is exact where the methods allow it, and this module says where (:class:`distill.deltas.base.WeightDelta`):
+
+* ``additive`` deltas (low rank, dense, bias) add something that does not depend on W. So if all deltas of a chain but
+  the first are additive, ``Δ(W) = Δ_1(W) + Σ Δ_i``; call such a chain *a sum*.
+* a sum of deltas that are ``proportional_to`` some of their tensors is multiplied by multiplying those tensors.
+* ``Δ_a + Δ_b`` is ``a`` followed by ``b`` if b is additive, or ``b`` followed by ``a`` if a is; two sums that begin
+  with the same kind of delta add up if those two do (scale and shift: ``s_a + s_b``).
+
+Everything else has no form of its own, and the caller takes a dense difference: see :mod:`distill.export.algebra`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from distill.deltas.base import Learned, WeightDelta
+
+
+@dataclass(frozen=True)
+class Link:
+    """One delta of a chain."""
+
+    site: str
+    """The layer, or a part of it: ``blocks.0.attn.qkv[q]``."""
+    learned: Learned
+
+    @property
+    def method(self) -> type[WeightDelta]:
+        method = self.learned.settings.component
+        assert method is not None and issubclass(method, WeightDelta)
+        return method
+
+
+Chain = tuple[Link, ...]
+"""The deltas of one layer in the order in which they are applied."""
+
+
+def scaled(chain: Chain, factor: float) -> Chain | None:
+    """The chain whose change is ``factor`` times this one's, or None if it has none of its own kind."""
+    if factor == 1:
+        return chain
+    proportional = all(link.method.proportional_to for link in chain)
+    return tuple(_times(link, factor) for link in chain) if _is_sum(chain) and proportional else None
+
+
+def added(first: Chain, second: Chain) -> Chain | None:
+    """The chain whose change is the sum of both, or None."""
+    if _is_additive(second):
+        return compact(first + second)
+    if _is_additive(first):
+        return compact(second + first)
+    if not (_is_sum(first) and _is_sum(second)):
+        return None
+    together = _sum_of(first[0], second[0])
+    return None if together is None else compact((together, *first[1:], *second[1:]))
+
+
+def compact(chain: Chain) -> Chain:
+    """The same change in fewer deltas: of neighbours that are additive, those of one method and one site become one."""
+    made: list[Link] = []
+    run = 0  # where the additive deltas at the end of ``made`` begin
+    for link in chain:
+        if not link.method.additive:
+            run = len(made) + 1
+            made.append(link)
+            continue
+        for index in range(run, len(made)):
+            together = _sum_of(made[index], link)
+            if together is not None:
+                made[index] = together
+                break
+        else:
+            made.append(link)
+    return tuple(made)
+
+
+def _is_additive(chain: Chain) -> bool:
+    return all(link.method.additive for link in chain)
+
+
+def _is_sum(chain: Chain) -> bool:
+    return _is_additive(chain[1:])
+
+
+def _sum_of(first: Link, second: Link) -> Link | None:
+    if first.site != second.site or first.method is not second.method:
+        return None
+    learned = first.method.summed([first.learned, second.learned])
+    return None if learned is None else Link(first.site, learned)
+
+
+def _times(link: Link, factor: float) -> Link:
+    tensors: Mapping[str, Tensor] = link.learned.tensors
+    scales = link.method.proportional_to
+    multiplied = {name: tensor * factor if name in scales else tensor for name, tensor in tensors.items()}
+    return Link(link.site, Learned(link.learned.settings, multiplied))
