@@ -1,0 +1,56 @@
+"""The style of another image."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.fuse.colour import by_sample
+from augment.ops.fourier_mask import distance
+from augment.sometimes import Drawn, Params, Range, between, limits
+
+
+class FourierSwap(Drawn):
+    """Gives an image some of the amplitudes of another: ``F⁻¹(((1 − λ) |F(x)| + λ |F(partner)|) · e^{i arg F(x)})``.
+
+    Amplitudes carry colours and texture, phases the shapes. With ``band`` 1 and λ drawn from [0, 1] it is the amplitude
+    mix of Xu et al., "A Fourier-based framework for domain generalization" (arXiv 2105.11120); with λ = 1 and a small
+    band the swap of Yang & Soatto, "FDA" (arXiv 2004.05498; their β = 0.01 … 0.09 is about half of ``band``).
+
+    Args:
+        amount: λ; a number, or [lowest, highest] to draw between for every sample.
+        band: frequencies up to this distance from 0 take part; 1 is the finest along an axis, 1.42 are all.
+        p: probability for a sample.
+
+    The one operation here that depends on the batch: the partner is one of its samples, the one whose draw comes next,
+    whatever their order. A sample alone stays as it is. The result is clipped to [0, 1].
+    """
+
+    mixes_samples = True
+
+    def __init__(self, amount: Range = (0.0, 1.0), band: float = 1.42, p: float = 0.5):
+        super().__init__(p)
+        self.amount = limits("amount", amount, 0, 1)
+        if not band > 0:
+            raise ValueError(f"band is a distance from frequency 0, above 0, not {band}")
+        self.band = float(band)
+
+    def draw(self, draws: Draws, shape: torch.Size) -> Params:
+        """``partner`` [B]: the row of the batch whose amplitudes come in."""
+        order = draws.bits(2).argsort(stable=True)
+        partner = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+        return {"amount": between(draws, 1, self.amount), "partner": partner}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        # Partners are looked up in the whole batch; ``change`` sees the drawn samples alone.
+        return super().apply(images, {**params, "partners": images[params["partner"]]}) if len(images) else images
+
+    def change(self, images: Tensor, params: Params) -> Tensor:
+        height, width = images.shape[2:]
+        taking = by_sample(params["amount"]) * (distance(height, width, images.device) <= self.band)
+        mine = torch.fft.rfft2(images)
+        theirs = torch.fft.rfft2(params["partners"]).abs()
+        # A frequency that the image lacks has no phase, and stays away.
+        change = theirs.div_(mine.abs().clamp_(min=1e-12)).sub_(1).mul_(taking).add_(1)
+        return torch.fft.irfft2(mine.mul_(change), s=(height, width)).clamp_(0, 1)
