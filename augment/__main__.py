@@ -1,0 +1,95 @@
+"""The command line of augmentation: ``augment check``, ``augment list``; also as ``python -m augment``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from augment.errors import ExplainedError
+
+app = typer.Typer(
+    help="Operations on batches of images, drawn by sample.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_COLOURS = {"ok": "green", "note": "yellow", "fail": "bold red"}
+
+
+@app.command()
+def check(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="As in a recipe: a name, or package.module:Class.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(metavar="ARGUMENT=VALUE", help="In JSON; bare words are texts.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 64,
+    batch: Annotated[int, typer.Option(min=1, help="How many images are timed.")] = 32,
+) -> None:
+    """Try an operation: is it repeatable, independent of its batch, and what does it cost?
+
+    Exit status 1 if it breaks a promise that a chain relies on.
+
+    Example: augment check my_ops:Tint strength=0.3
+    """
+    from augment.check import examine
+    from augment.recipe import build
+
+    findings = examine(build(name, dict(map(_argument, arguments or [])), (size, size)), (size, size), batch)
+    table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold")
+    table.add_column("check", no_wrap=True)
+    table.add_column("", no_wrap=True)
+    table.add_column("why", overflow="fold")
+    for finding in findings:
+        table.add_row(finding.check, Text(finding.verdict, _COLOURS[finding.verdict]), Text(finding.why))
+    Console().print(table)
+    raise typer.Exit(int(any(finding.verdict == "fail" for finding in findings)))
+
+
+@app.command("list")
+def list_operations(
+    word: Annotated[str, typer.Argument(help="Only those with this word in their line.")] = "",
+) -> None:
+    """Every name that a chain can use without an import path, with a line on each."""
+    from augment.names import known_operations
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("name", no_wrap=True)
+    table.add_column("from", no_wrap=True)
+    table.add_column("what", overflow="fold")
+    for known in known_operations():
+        if word.lower() in f"{known.name} {known.source} {known.what}".lower():
+            table.add_row(known.name, known.source, Text(known.what))
+    Console().print(table)
+
+
+def _argument(text: str) -> tuple[str, Any]:
+    """``"scale=[0.3, 1.0]"`` → ``("scale", [0.3, 1.0])``."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise typer.BadParameter(f"{text!r}: write argument=value")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command line; known errors are one message and exit status 2."""
+    sys.path.append(os.getcwd())  # users' own classes are found beside what they run, last of all
+    try:
+        app(arguments, prog_name="augment")
+    except ExplainedError as error:
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
