@@ -38,9 +38,28 @@ def test_without_a_teacher_and_with_titles():
     assert sheet_of("identical", teachers=(), titles=["rose", "iris", "a long name"]).width > alone.width
 
 
+def test_notes_and_footer_take_their_own_room():
+    plain = sheet_of()
+    noted = sheet_of(notes=[["λ 0.62", "the rest: iris"], [], ["λ 0.62"]])
+    assert noted.width > plain.width and noted.height == plain.height
+    assert sheet_of(footer=["teacher and student: crops overlap 63% " * 8]).height > plain.height + 20
+
+
+def test_long_names_are_cut():
+    assert sheet_of(titles=["rose" * 50, "a", "b"]).width < sheet_of().width + 220
+
+
+def test_of_a_larger_batch_the_first_are_shown():
+    images = torch.stack([torch.tensor(c, dtype=torch.uint8).view(3, 1, 1).expand(3, 60, 80) for c in COLOURS])
+    views = DualAugment(AugmentSettings(student=[]), (), STUDENT, 0)(images, torch.arange(3), 0)
+    assert contact_sheet(images[:2], views, (), STUDENT).height < contact_sheet(images, views, (), STUDENT).height
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="3 images need as many titles, not 1"):
         sheet_of(titles=["rose"])
+    with pytest.raises(ValueError, match="3 images need as many notes, not 2"):
+        sheet_of(notes=[["λ 0.3"], []])
     images = torch.zeros(1, 3, 8, 8, dtype=torch.uint8)
     views = DualAugment(AugmentSettings(student=[]), (), STUDENT, 0)(images, torch.arange(1), 0)
     with pytest.raises(ValueError, match="views are for 0 teachers, but 1 specifications were given"):
