@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data.base import DataError
-from distill.data.order import Epochs, OnePass
+from distill.data.order import Epochs, OnePass, Request
 from distill.data.reader import Batch, BatchReader, Fetched
 
 logger = logging.getLogger(__name__)
@@ -85,6 +85,10 @@ class Loader:
             finally:
                 self._waited += time.perf_counter() - started
             yield batch
+
+    def only(self, request: Request) -> Batch:
+        """One batch, read here and now; no pass is started or moved."""
+        return self._accept(self.reader[request])
 
     def read_wait_seconds(self) -> float:
         """Seconds spent waiting for data since the last call."""

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import sha256
+from typing import Any
 
 import numpy as np
 
+from augment.draws import sample_key
 from augment.loader import LoaderOps
 from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import OnePass, Order
-from distill.data.reader import BatchReader
+from distill.data.order import OnePass, Order, Request
+from distill.data.reader import Batch, BatchReader
 from distill.data.settings import DataSettings
 from distill.data.split import Part, held_out, label_budget, whole
 
@@ -62,12 +64,34 @@ class DataModule:
         """Shuffled, resumable batches of this rank; ``labelled_only`` leaves out the samples whose label is hidden."""
         part = self._labelled() if labelled_only else self.part("train")
         tolerated = int(self.settings.corrupt_budget * len(part))
-        ops = LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
-        reader = self._reader(part, Order(len(part), self.seed), ops, tolerated)
+        reader = self._reader(part, Order(len(part), self.seed), self._loader_ops(), tolerated)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
         if labelled_only:  # fewer labels than a batch are meant so, no reason to warn
             batch = min(batch, max(world, len(part) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options())
+
+    def batch_at(self, epoch: int, number: int) -> Batch:
+        """This rank's batch of an epoch, as the training step received it; ``number`` is counted from 0."""
+        loader = self.train_loader()
+        return loader.only(loader.sampler.request(epoch, number))
+
+    def batch_of(self, ids: Sequence[str | int], epoch: int) -> Batch:
+        """Training samples as a step of ``epoch`` receives them, in the order of their names or int64 keys.
+
+        Raises:
+            DataError: an id is not among the training samples, or its image cannot be read.
+        """
+        part = self.part("train")
+        names = {name: index for index, name in enumerate(part.ids)}
+        keys = {sample_key(name): index for name, index in names.items()}
+        places = []
+        for id in ids:
+            known: Mapping[Any, int] = names if isinstance(id, str) else keys
+            if id not in known:
+                raise DataError(f"no training sample has the id {id!r}; the first is {part.ids[0]!r}")
+            places.append(known[id])
+        reader = self._reader(part, Order(len(part), None), self._loader_ops(), tolerated=0)
+        return Loader(reader, OnePass(len(part), 1)).only(Request(epoch, tuple(places)))
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
         """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
@@ -150,6 +174,9 @@ class DataModule:
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
         return Loader(reader, OnePass(len(part), batch, rank, world), **self._options())
+
+    def _loader_ops(self) -> LoaderOps | None:
+        return LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
 
     def _reader(self, part: Part, order: Order, ops: LoaderOps | None, tolerated: int) -> BatchReader:
         return BatchReader(part, order, self.settings.size, self.settings.fit, ops, tolerated, self.settings.workers)

@@ -80,9 +80,13 @@ class Epochs:
 
     def __iter__(self) -> Iterator[Request]:
         epoch = self.epoch
-        for batch in range(self.consumed, len(self)):
-            first = batch * self.batch + self.rank * self.share
-            yield Request(epoch, tuple(range(first, first + self.share)))
+        for number in range(self.consumed, len(self)):
+            yield self.request(epoch, number)
+
+    def request(self, epoch: int, number: int) -> Request:
+        """This rank's share of batch ``number`` of an epoch."""
+        first = number * self.batch + self.rank * self.share
+        return Request(epoch, tuple(range(first, first + self.share)))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches handed out, and what they are counted in."""

@@ -1,0 +1,107 @@
+"""The very views of any past step, made again: nothing of them was ever stored but the seed.
+
+A view is a function of the config, the sample's id and the epoch, so a run folder is all that it takes::
+
+    epoch, ids = distill.ids_of_step("runs/quickstart", 120)
+    views = distill.replay("runs/quickstart", ids, epoch)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from augment.dual import DualAugment
+from augment.views import InputSpec, Views
+from distill.config import Experiment
+from distill.data.module import DataModule
+from distill.data.reader import Batch
+from distill.models.network import create_network
+from distill.run_folder import RunError, read_run
+from distill.training.fit import device_for
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A batch of an epoch before and after its views were made."""
+
+    epoch: int
+    batch: Batch
+    views: Views
+    augment: DualAugment
+
+    @classmethod
+    def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> Scene:
+        """Make the views of a batch, on ``device``."""
+        views = augment.to(device)(batch.images.to(device), batch.ids, epoch)
+        return cls(epoch, batch, views, augment)
+
+
+def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.device | str | None = None) -> Views:
+    """The views that the student's training made of some samples in an epoch.
+
+    Bit-equal to what the step saw, given its samples in its order (:func:`ids_of_step`). A part of them gives the same
+    views up to the rounding of sums in another batch shape; only ``augment.mix``, whose partners come from the batch,
+    needs the whole batch of the step, and of one rank.
+
+    Args:
+        run: a run folder, finished or not.
+        ids: the samples, by name as the source gives it or as the int64 key of a batch; an order matters to mixing.
+        epoch: counted from 0.
+        device: where to make the views; default the kind of device that the run trains on.
+
+    Raises:
+        RunError: it is no run folder.
+        DataError: an id is not among the training samples, or cannot be read any more.
+    """
+    experiment, _ = read_run(Path(run))
+    batch = data_of(experiment).batch_of(ids, epoch)
+    return Scene.of(augment_of(experiment), batch, epoch, device or device_for(experiment.training)).views
+
+
+def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[int]]:
+    """Epoch and sample ids of an update of the student's training, as that rank's step received them.
+
+    Args:
+        run: a run folder, finished or not.
+        step: counted from 0 over all epochs.
+        rank: of ``training.devices`` processes.
+
+    Raises:
+        RunError: the run's training has no such step or rank.
+    """
+    experiment, _ = read_run(Path(run))
+    epoch, batch = batch_of_step(experiment, step, rank)
+    return epoch, batch.ids.tolist()
+
+
+def batch_of_step(experiment: Experiment, step: int, rank: int = 0) -> tuple[int, Batch]:
+    """Epoch and batch of an update; see :func:`ids_of_step`."""
+    devices = experiment.training.devices
+    if not 0 <= rank < devices:
+        raise RunError(f"there is no rank {rank}: training.devices is {devices}")
+    data = data_of(experiment, rank)
+    per_epoch = len(data.train_loader())
+    epoch, number = divmod(step, per_epoch)
+    if not 0 <= epoch < experiment.training.epochs:
+        raise RunError(f"there is no step {step}: {experiment.training.epochs} epochs have {per_epoch} steps each")
+    return epoch, data.batch_at(epoch, number)
+
+
+def data_of(experiment: Experiment, rank: int = 0) -> DataModule:
+    """The experiment's data as the process of a rank has it."""
+    return DataModule(experiment.data, experiment.seed, experiment.training.devices, rank)
+
+
+def augment_of(experiment: Experiment) -> DualAugment:
+    """What makes the views in the student's training."""
+    return DualAugment(experiment.augment, *inputs_of(experiment), experiment.seed)
+
+
+def inputs_of(experiment: Experiment) -> tuple[list[InputSpec], InputSpec]:
+    """What the teacher's networks and the student expect to see."""
+    teachers = [create_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
+    return teachers, create_network(experiment.student.network).input
