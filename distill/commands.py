@@ -22,9 +22,10 @@ from distill.files import write_atomic
 from distill.models.network import NetworkSettings, create_network
 from distill.run import EXPORT, FITS, RESULTS, views_sheet
 from distill.run_folder import read_run
-from distill.stages import Workshop, make_data, trained_student
+from distill.stages import trained_student
 from distill.training.evaluate import Predictions
 from distill.training.signals import StopSignal
+from distill.workshop import Workshop, make_data
 
 
 @contextmanager

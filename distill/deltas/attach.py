@@ -108,7 +108,7 @@ def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None
     layer = model.get_submodule(place.layer)
     method = settings.component
     assert method is not None and issubclass(method, WeightDelta)
-    part = layer if place.rows is None else _part(layer, place.rows)
+    part = layer_at(model, place)
     try:
         delta = _fitting(method, settings, part)
     except DeltaError as error:
@@ -138,6 +138,20 @@ def place_structural(model: nn.Module, settings: DeltaSettings) -> None:
     delta = method(settings, model).to(like.device, like.dtype)
     delta.attach(model)
     model.add_module(f"structural_{count}", delta)
+
+
+def layer_at(model: nn.Module, place: Place) -> nn.Module:
+    """The layer of a place; the rows of a fused one as a Linear, for a delta to take its shapes and values from."""
+    layer = model.get_submodule(place.layer)
+    if place.rows is None:
+        return layer
+    assert isinstance(layer, nn.Linear)
+    has_bias = layer.bias is not None
+    part = nn.Linear(layer.in_features, place.rows[1] - place.rows[0], bias=has_bias, device="meta")
+    part.weight = nn.Parameter(layer.weight.detach()[slice(*place.rows)], requires_grad=False)
+    if has_bias:
+        part.bias = nn.Parameter(layer.bias.detach()[slice(*place.rows)], requires_grad=False)
+    return part
 
 
 def deltas(model: nn.Module) -> list[Site]:
@@ -207,17 +221,6 @@ def _fitting(method: type[WeightDelta], settings: DeltaSettings, layer: nn.Modul
     advice = "make it smaller (rank, density), set oversized: dense, or leave the layer out"
     kind = DeltaError if settings.oversized == "error" else LayerRefused
     raise kind(f"holds {own} bytes and its delta would hold {size}; {advice}")
-
-
-def _part(layer: nn.Module, rows: tuple[int, int]) -> nn.Linear:
-    """The rows of a Linear as a Linear, for a delta to take its shapes and values from."""
-    assert isinstance(layer, nn.Linear)
-    has_bias = layer.bias is not None
-    part = nn.Linear(layer.in_features, rows[1] - rows[0], bias=has_bias, device="meta")
-    part.weight = nn.Parameter(layer.weight.detach()[slice(*rows)], requires_grad=False)
-    if has_bias:
-        part.bias = nn.Parameter(layer.bias.detach()[slice(*rows)], requires_grad=False)
-    return part
 
 
 def _parametrizations(layer: nn.Module) -> Any:

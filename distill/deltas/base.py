@@ -97,12 +97,14 @@ class Evidence(Protocol):
         """Site → its layer as it is before training; the rows that a fused site names as a Linear of their own. A
         structural delta is shown every Linear and Conv2d of the backbone."""
 
-    def after(self, epochs: int, train: Literal["weights", "head"] = "weights") -> Observed:
+    def after(self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None) -> Observed:
         """The student after ``epochs`` of the experiment's own training, 0 for none.
 
         Args:
             train: "weights" lets every weight at ``layers`` move freely, together with the head and the other deltas;
                 "head" trains the head alone and leaves the backbone as it is.
+            lr: learning rate, constant; None: the experiment's for the head, a tenth of it for weights, which take
+                smaller steps than deltas do.
         """
 
 
@@ -140,6 +142,8 @@ class Delta(nn.Module, Component):
 
     identity_at_init: ClassVar[bool] = True
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
+
+    settings: DeltaSettings
 
     def penalty(self) -> Tensor | None:
         """What this delta adds to the loss, weighted by its own settings, or None where these ask for nothing.

@@ -19,11 +19,14 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from distill.deltas.base import Learned, SizedSettings, WeightDelta, frozen_weight
+from augment.settings import complaint
+from distill.deltas.base import Learned, frozen_weight
 from distill.deltas.projected import projected
+from distill.deltas.rank_settings import RankedSettings
+from distill.deltas.ranked import RankedDelta, factors
 
 
 def low_rank_change(A: Tensor, B: Tensor, scale: float, shape: torch.Size) -> Tensor:
@@ -31,15 +34,29 @@ def low_rank_change(A: Tensor, B: Tensor, scale: float, shape: torch.Size) -> Te
     return (scale * (B @ A)).view(shape)
 
 
-class LowRank(WeightDelta):
+def fresh_factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
+    """A at a Linear's usual start and B at zero, for a layer."""
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    groups: int = getattr(layer, "groups", 1)
+    out, inner = weight.shape[0], weight[0].numel()
+    A = weight.new_empty(groups, rank, inner).uniform_(-1 / math.sqrt(inner), 1 / math.sqrt(inner))
+    return nn.Parameter(A), nn.Parameter(weight.new_zeros(groups, out // groups, rank))
+
+
+class LowRank(RankedDelta):
     """``W + (alpha / rank) B A``, block by block for grouped convs."""
 
-    class Settings(SizedSettings):
+    class Settings(RankedSettings):
         type: Literal["low_rank"] = "low_rank"
-        rank: int = Field(8, ge=1, description="inner width of every block")
         alpha: float | None = Field(
             None, gt=0, description="the change is scaled by alpha / rank; none means rank, so 1"
         )
+
+        @model_validator(mode="after")
+        def _no_scale_of_chosen_ranks(self) -> LowRank.Settings:
+            if self.ranks is not None and self.alpha is not None:
+                raise complaint("alpha", "alpha / rank would scale layers of chosen ranks unevenly; leave it out")
+            return self
 
     settings: Settings
     additive = True
@@ -47,14 +64,14 @@ class LowRank(WeightDelta):
 
     def __init__(self, settings: Settings, layer: nn.Module):
         super().__init__(settings, layer)
-        weight: Tensor = layer.weight  # type: ignore[assignment]
-        groups: int = getattr(layer, "groups", 1)
-        out, inner = weight.shape[0], weight[0].numel()
         self.scale = 1.0 if settings.alpha is None else settings.alpha / settings.rank
-        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
-        self.A = nn.Parameter(torch.empty(groups, settings.rank, inner, **like))
-        nn.init.uniform_(self.A, -1 / math.sqrt(inner), 1 / math.sqrt(inner))
-        self.B = nn.Parameter(torch.zeros(groups, out // groups, settings.rank, **like))
+        self.A, self.B = fresh_factors(layer, settings.rank)
+
+    @classmethod
+    def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
+        """``A = √Σ Vᵀ`` and ``B = U √Σ`` of ``W_free − W``."""
+        B, A = factors(cls.change(layer, free), rank)
+        return {"A": A, "B": B}
 
     @classmethod
     def summed(cls, parts: Sequence[Learned]) -> Learned | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from distill.deltas.attach import Site, attach
+from distill.deltas.attach import Site, attach, deltas, freeze
+from distill.deltas.base import Delta, DeltaSettings, Start, StructuralDelta
 from distill.deltas.sites import classifier_names
-from distill.deltas.state import backbone_state
+from distill.deltas.state import backbone_state, load_exactly
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import Frozen, batch_norms
 from distill.models.identity import Identity, identify
@@ -26,9 +29,16 @@ class Student(nn.Module):
         network: a timm model whose classifier is the head.
         settings: what to train.
         needs: which fields of ``Features`` objectives will ask for; evaluation asks for logits.
+        starts: what has become of each entry of ``settings.deltas``; None: as the settings say.
     """
 
-    def __init__(self, network: Network, settings: StudentSettings, needs: frozenset[str] = frozenset({"logits"})):
+    def __init__(
+        self,
+        network: Network,
+        settings: StudentSettings,
+        needs: frozenset[str] = frozenset({"logits"}),
+        starts: Sequence[Start] | None = None,
+    ):
         super().__init__()
         self.network = network
         self.model = network.model
@@ -38,17 +48,29 @@ class Student(nn.Module):
         head = classifier_names(self.model)
         self.backbone: Identity = identify(backbone_state(self.model, head))
         self.sites: list[Site] = []
+        self.entries: list[dict[str, Delta]] = []
+        """Site → delta, for each entry of ``settings.deltas``."""
+        self._deltas = settings.deltas
+        self._starts = list(starts or [Start([entry]) for entry in settings.deltas])
         if not self.whole:
-            self.sites = attach(self.model, settings.deltas, exclude_head=head)
+            freeze(self.model, head)
+            for start in self._starts:
+                added = attach(self.model, start.settings, exclude_head=head)
+                entry: dict[str, Delta] = {_called(site): site.delta for site in added}
+                for name, delta in entry.items():
+                    tensors, own = start.tensors.get(name, {}), delta.state_dict()
+                    load_exactly({key: own[key] for key in tensors if key in own}, tensors, f"start of {name}")
+                self.entries.append(entry)
+            self.sites = deltas(self.model)
             learned = {id(part) for site in self.sites for part in site.delta.modules()}
             self._frozen = Frozen(module for module in self.model.modules() if id(module) not in learned)
         else:
             self._frozen = Frozen(batch_norms(self.model) if settings.batch_norm == "frozen" else ())
-        deltas = {id(t) for site in self.sites for t in site.delta.state_dict(keep_vars=True).values()}
+        of_deltas = {id(t) for site in self.sites for t in site.delta.state_dict(keep_vars=True).values()}
         self._own_keys = [
             key
             for key, t in self.state_dict(keep_vars=True).items()
-            if self.whole or t.requires_grad or id(t) in deltas
+            if self.whole or t.requires_grad or id(t) in of_deltas
         ]
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -62,6 +84,48 @@ class Student(nn.Module):
         """What training changes, by name in ``state_dict``: all of it when trained whole, else deltas and head."""
         state = self.state_dict()
         return {key: state[key] for key in self._own_keys}
+
+    def after_step(self, step: int, steps: int) -> None:
+        """Let every method act on its deltas after an optimiser step; see ``Delta.after_step``."""
+        for entry, sites in zip(self._deltas, self.entries, strict=True):
+            method, own = _own(entry, sites)
+            method.after_step(own, step, steps)
+
+    def finish(self) -> list[Start] | None:
+        """What the trained deltas become, entry by entry; None where all stay as they are."""
+        finished = []
+        for entry, sites in zip(self._deltas, self.entries, strict=True):
+            method, own = _own(entry, sites)
+            finished.append(method.finish(entry, own))
+        if not any(finished):
+            return None
+        starts: list[Start] = []
+        for start, became, sites in zip(self._starts, finished, self.entries, strict=True):
+            if became is None:
+                became = Start(start.settings, self.entry_state(len(starts)))
+            else:  # what stands in the place of the method's own deltas stays
+                others = {site: d for site, d in sites.items() if site not in became.tensors}
+                kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
+                tensors = {site: d.state_dict() for site, d in others.items()}
+                became = Start([*became.settings, *kept], {**became.tensors, **tensors})
+            starts.append(became)
+        return starts
+
+    def entry_state(self, number: int) -> dict[str, dict[str, Tensor]]:
+        """Site → the tensors of an entry's deltas."""
+        return {site: dict(delta.state_dict()) for site, delta in self.entries[number].items()}
+
+
+def _called(site: Site) -> str:
+    """A site's name in ``Start.tensors``."""
+    return site.delta.settings.type if isinstance(site.delta, StructuralDelta) else site.name
+
+
+def _own(entry: DeltaSettings, sites: dict[str, Delta]) -> tuple[type[Delta], dict[str, Delta]]:
+    """An entry's method, and its deltas without those that stand in for it on layers that are too small."""
+    method = entry.component
+    assert method is not None and issubclass(method, Delta)
+    return method, {site: delta for site, delta in sites.items() if isinstance(delta, method)}
 
 
 def head_modules(model: nn.Module) -> list[nn.Module]:

@@ -102,6 +102,11 @@ class Distillation(LightningModule):
         self._figures = loss.detach(), terms.detach()
         return loss
 
+    def optimizer_step(self, *arguments: Any, **more: Any) -> None:
+        """The update, and then what deltas do after one."""
+        super().optimizer_step(*arguments, **more)
+        self.student.after_step(self.global_step + 1, self.settings.epochs * self.steps_per_epoch)
+
     def configure_gradient_clipping(self, optimizer: Any, *unused: Any, **also_unused: Any) -> None:
         """Clip, take the step's figures in, and tell the fused optimiser whether to leave the update out."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

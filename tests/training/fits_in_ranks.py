@@ -8,8 +8,9 @@ import torch
 from toy_training import FITS_IN_RANKS, experiment, student_fit
 
 from distill.run_folder import local_rank
-from distill.stages import Workshop, linear_probe, make_data, predict_student
+from distill.stages import linear_probe
 from distill.training.signals import StopSignal
+from distill.workshop import Workshop, make_data, predict_student
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

@@ -11,9 +11,10 @@ import torch
 from processes import HERE, Start
 from toy_training import FITS_IN_RANKS, SIZES, STEPS, experiment, student_fit
 
-from distill.stages import Workshop, linear_probe, make_data, predict_student
+from distill.stages import linear_probe
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
+from distill.workshop import Workshop, make_data, predict_student
 
 pytestmark = pytest.mark.slow
 

@@ -1,0 +1,86 @@
+"""Settings of methods with a rank: one for all layers, or chosen from the data as :mod:`distill.deltas.ranked` says."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from augment.settings import Settings, complaint
+from distill.deltas.base import SizedSettings
+
+UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
+
+
+def parse_bytes(text: str) -> int:
+    """``"200KB"`` → 200000, ``"64KiB"`` → 65536; a number alone is bytes. Raises ``ValueError``."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
+    if not match or match[2].upper() not in UNITS:
+        raise ValueError(f"expected bytes such as 200KB, 64KiB or 1.5MB, found {text!r}")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+class Allocation(Settings):
+    """Ranks chosen from the data: as many bytes as a budget allows, or as much of all gains as ``alpha`` asks for."""
+
+    budget: str | int | None = Field(
+        None,
+        description="bytes of all tensors of these deltas as the delta file stores them, head and JSON not counted: "
+        "200KB, 64KiB, 1MB",
+    )
+    alpha: float | None = Field(None, gt=0, lt=1, description="share of the summed gains that the ranks must exceed")
+    importance: Literal["fisher", "gradient", "activation", "feature_change", "none", "uniform"] = Field(
+        "fisher", description="what a layer's singular values are weighted with; uniform: one rank for all layers"
+    )
+    spectrum: Literal["warm_up", "gradient"] = Field(
+        "warm_up", description="singular values of what a free warm-up changed, or of the first step it would make"
+    )
+    warm_up: int = Field(1, ge=0, description="epochs before looking: of all weights (warm_up), of the head (gradient)")
+    warm_up_lr: float | None = Field(
+        None, gt=0, description="learning rate of the warm-up; none: training's for the head, a tenth of it for weights"
+    )
+    samples: int = Field(1024, ge=1, description="training images over which gradients or features are gathered")
+    max_rank: int = Field(100, ge=1, description="no layer gets more")
+    start: Literal["identity", "warm_up"] | None = Field(
+        None,
+        description="whether training starts from the unchanged backbone and a new head, or goes on from the free "
+        "warm-up cut to the ranks; none: as the method was published",
+    )
+
+    @field_validator("budget")
+    @classmethod
+    def _budget_is_bytes(cls, value: str | int | None) -> str | int | None:
+        if value is not None and parse_bytes(str(value)) < 1:
+            raise ValueError("must be at least one byte")
+        return value
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Allocation:
+        if (self.budget is None) == (self.alpha is None):
+            raise ValueError("give one of budget (such as 200KB) and alpha (such as 0.9)")
+        if self.importance == "uniform" and self.budget is None:
+            raise complaint("importance", "uniform looks at no gains, so it needs a budget")
+        if self.spectrum == "gradient":
+            if self.importance == "feature_change":
+                raise complaint("importance", "feature_change takes back what a free warm-up did: spectrum: warm_up")
+            if self.start == "warm_up":
+                raise complaint("start", "there is no free warm-up to go on from with spectrum: gradient")
+        elif self.warm_up == 0 and self.importance != "uniform":
+            raise complaint("warm_up", "after 0 epochs nothing has changed yet; give 1 or more, or spectrum: gradient")
+        return self
+
+    @property
+    def bytes(self) -> int | None:
+        return None if self.budget is None else parse_bytes(str(self.budget))
+
+
+class RankedSettings(SizedSettings):
+    rank: int = Field(8, ge=1, description="inner width of every block")
+    ranks: Allocation | None = Field(None, description="choose each layer's rank from the data; then without rank")
+
+    @model_validator(mode="after")
+    def _rank_or_ranks(self) -> RankedSettings:
+        if self.ranks is not None and self.rank != type(self).model_fields["rank"].default:
+            raise complaint("rank", "ranks chooses the rank of every layer: give only one of the two")
+        return self

@@ -1,0 +1,91 @@
+"""One fit of one student: what it learns from, put together and run. Whatever trains in a run goes through here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from augment.dual import AugmentSettings, DualAugment
+from distill.data.base import UNLABELLED
+from distill.data.loader import TrainLoader
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.objectives.base import Objective
+from distill.training.fit import FitSummary, fit
+from distill.training.module import Distillation
+from distill.training.settings import TrainingSettings
+from distill.training.terms import build_terms
+from distill.workshop import StageError, Workshop, predict_student, predict_teacher
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """Everything of a fit but the student."""
+
+    shop: Workshop
+    teacher: Teacher | None
+    objectives: tuple[Objective.Settings, ...]
+    augment: AugmentSettings
+    training: TrainingSettings
+    labelled_only: bool = False
+
+    def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
+        """The training step, its objectives newly made. Raises ``StageError`` where student and teacher do not fit."""
+        teacher, seed = self.teacher, self.shop.experiment.seed
+        torch.manual_seed(seed)
+        try:
+            weights = teacher.weights if teacher else []
+            terms = build_terms(self.objectives, student.shapes, teacher.shapes if teacher else [], weights)
+        except ValueError as error:
+            raise StageError(f"{name}: {error}") from error
+        dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
+        return Distillation(student, teacher, terms, dual, self.training, len(loader))
+
+    def loader(self) -> TrainLoader:
+        return self.shop.data.train_loader(labelled_only=self.labelled_only)
+
+    def fit(self, student: Student, folder: Path, name: str) -> FitSummary:
+        """Train the student, leave the result in it and in ``folder``; a fit that is finished there is loaded."""
+        shop, teacher, training = self.shop, self.teacher, self.training
+        loader = self.loader()
+        module = self.module(student, loader, name)
+        comparable = teacher is not None and {t.classes for t in teacher.shapes} == {student.shapes.classes}
+        has_val = shop.data.has("val")
+        scored = has_val and (comparable or bool((shop.data.part("val").labels != UNLABELLED).any()))
+        if not scored and (training.early_stop or training.keep == "best"):
+            wish = "training.early_stop" if training.early_stop else "training.keep: best"
+            raise StageError(f"{name}: {wish} needs a score: labels to validate on, or a teacher of the same classes")
+        summary = fit(
+            module,
+            loader,
+            (lambda: predict_student(shop, student, "val")) if has_val else None,
+            (lambda: predict_teacher(shop, teacher, "val")) if has_val and comparable and teacher else None,
+            folder,
+            name,
+            shop.stop,
+            shop.console,
+        )
+        shop.unreadable |= loader.unreadable
+        return summary
+
+    def free(self, epochs: int, lr: float) -> Lesson:
+        """The same lesson for a few epochs at a constant rate, without what belongs to a whole training: an average of
+        the weights, early stopping, the best epoch."""
+        schedule = self.training.schedule
+        short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
+        return replace(
+            self,
+            training=self.training.model_copy(
+                update={
+                    "epochs": epochs,
+                    "schedule": schedule.model_copy(update=short),
+                    "optimiser": self.training.optimiser.model_copy(update={"lr": lr}),
+                    "ema": None,
+                    "early_stop": None,
+                    "keep": "last",
+                    "validate_every": epochs,
+                }
+            ),
+        )

@@ -1,0 +1,118 @@
+"""A student before its training, and after it: what methods choose from the data, and what becomes of their deltas.
+
+Methods that prepare themselves (``Delta.prepares``) are shown an :class:`Evidence`. What they choose is kept as
+``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the same student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.deltas.base import Delta, DeltaSettings, Start
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import head_state, load_exactly
+from distill.evidence import FreeTraining, StudentEvidence
+from distill.lesson import Lesson
+from distill.models.network import create_network
+from distill.models.student import Student
+from distill.registry import Family
+from distill.run_folder import is_first_rank
+from distill.training.checkpoints import VerifiedCheckpointIO
+from distill.workshop import Workshop
+
+PREPARED = "prepared.ckpt"
+LOGITS = frozenset({"logits"})
+
+
+def new_student(
+    shop: Workshop, needs: frozenset[str] = LOGITS, classes: int | None = None, starts: Sequence[Start] | None = None
+) -> Student:
+    """The experiment's student as it is before training: the same for every stage, since the seed is."""
+    torch.manual_seed(shop.experiment.seed)
+    settings = shop.experiment.student
+    network = create_network(settings.network, classes or len(shop.data.classes))
+    return Student(network, settings, needs, starts)
+
+
+def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
+    """The student with which training starts, its deltas prepared from the lesson's own data and loss."""
+    shop = lesson.shop
+    entries = shop.experiment.student.deltas
+    if not any(_method(entry).prepares(entry) for entry in entries):
+        return new_student(shop, needs, classes)
+    if not (folder / PREPARED).is_file():
+        content = _chosen(lesson, folder, name, needs, classes)
+        if is_first_rank():
+            VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
+        return _begun(shop, needs, classes, content)
+    return load_prepared(shop, folder, needs, classes)
+
+
+def load_prepared(shop: Workshop, folder: Path, needs: frozenset[str], classes: int) -> Student:
+    """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
+    if not (folder / PREPARED).is_file():
+        return new_student(shop, needs, classes)
+    return _begun(shop, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
+
+
+def finished(shop: Workshop, student: Student) -> Student:
+    """The trained student as it is evaluated and exported: a new one if a method makes something else of its deltas."""
+    starts = student.finish()
+    if starts is None:
+        return student
+    head = head_state(student.model, classifier_names(student.model))
+    smaller = new_student(shop, student.needs, student.shapes.classes, starts)
+    load_exactly(head_state(smaller.model, classifier_names(smaller.model)), head, "head")
+    return smaller
+
+
+def _chosen(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> dict[str, Any]:
+    """What the methods choose, as plain containers and tensors."""
+    shop = lesson.shop
+    entries = shop.experiment.student.deltas
+    training = FreeTraining(lesson, folder, name, needs, classes)
+    starts = []
+    for number, entry in enumerate(entries):
+        if _method(entry).prepares(entry):
+            torch.manual_seed(shop.experiment.seed)
+            starts.append(_method(entry).prepare(entry, StudentEvidence(training, number)))
+        else:
+            starts.append(Start([entry]))
+    content: dict[str, Any] = {"head": {}}
+    for start in starts:
+        if start.go_on is not None:
+            point: Student = start.go_on.student  # type: ignore[attr-defined]
+            content["head"] = head_state(point.model, classifier_names(point.model))
+            starts = [
+                other if _method(entry).prepares(entry) else Start([entry], point.entry_state(number))
+                for number, (entry, other) in enumerate(zip(entries, starts))
+            ]
+    content["entries"] = [
+        {
+            "settings": [settings.model_dump(mode="json") for settings in start.settings],
+            "tensors": {site: dict(tensors) for site, tensors in start.tensors.items()},
+        }
+        for start in starts
+    ]
+    return content
+
+
+def _begun(shop: Workshop, needs: frozenset[str], classes: int, content: dict[str, Any]) -> Student:
+    family = Family("distill.deltas", "Delta")
+    starts = []
+    for entry in content["entries"]:
+        settings = [family.settings_of(each["type"]).model_validate(each) for each in entry["settings"]]
+        starts.append(Start(settings, entry["tensors"]))  # type: ignore[arg-type]
+    student = new_student(shop, needs, classes, starts)
+    if content["head"]:
+        load_exactly(head_state(student.model, classifier_names(student.model)), content["head"], "head")
+    return student
+
+
+def _method(entry: DeltaSettings) -> type[Delta]:
+    assert entry.component is not None and issubclass(entry.component, Delta)
+    return entry.component

@@ -1,0 +1,113 @@
+"""What every stage of a run works with: the experiment, its data, and predictions of whatever network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from rich.console import Console
+from torch import Tensor, nn
+
+from augment.errors import ExplainedError
+from augment.views import InputSpec
+from distill.config import Experiment
+from distill.data.base import Split
+from distill.data.loader import Loader
+from distill.data.module import DataModule, DataSettings
+from distill.models.features import Features
+from distill.models.network import Network, extract
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.run_folder import local_rank
+from distill.training.evaluate import Predictions, predict
+from distill.training.fit import device_for
+from distill.training.signals import StopSignal
+
+
+class StageError(ExplainedError, ValueError):
+    """A stage cannot run on this data or with these networks; the text says what does not fit."""
+
+
+@dataclass
+class Workshop:
+    """What every stage needs: the experiment, its data, where to show what happens, and who asks it to stop."""
+
+    experiment: Experiment
+    data: DataModule
+    console: Console | None
+    stop: StopSignal
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Id → reason of the images that training had to skip."""
+
+    @property
+    def device(self) -> torch.device:
+        return device_for(self.experiment.training)
+
+    @property
+    def connected(self) -> bool:
+        """Whether there are ranks that share the work of ``predict``: from the start of the first fit on."""
+        return dist.is_available() and dist.is_initialized()
+
+    def loader(self, split: Split) -> Loader:
+        """The split in order: this rank's share of it once the ranks are connected, all of it before."""
+        return self.data.eval_loader(split, self.connected)
+
+    def labelled_loader(self) -> Loader:
+        """The training samples whose labels are shown, shared out in the same way."""
+        return self.data.labelled_loader(self.connected)
+
+    def predict(
+        self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Loader
+    ) -> Predictions:
+        """Predictions of a module in eval mode, on the device; afterwards it is where and as it was."""
+        before, modes = next(module.parameters()).device, [(part, part.training) for part in module.modules()]
+        module.to(self.device).eval()
+        try:
+            return predict(logits_of, loader, spec, self.device)
+        finally:
+            module.to(before)
+            for part, training in modes:
+                part.training = training
+
+
+def predict_student(shop: Workshop, student: Student, split: Split) -> Predictions:
+    return shop.predict(student, lambda view: logits_of(student(view)), student.input, shop.loader(split))
+
+
+def predict_pooled(shop: Workshop, network: Network, loader: Loader) -> Predictions:
+    """Pooled features in the place of logits."""
+    model = network.model
+
+    def pooled(view: Tensor) -> Tensor:
+        found = extract(model, view, frozenset({"pooled"})).pooled
+        assert found is not None
+        return found
+
+    return shop.predict(model, pooled, network.input, loader)
+
+
+def predict_teacher(shop: Workshop, teacher: Teacher, split: Split) -> Predictions:
+    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size."""
+    mean: Tensor | None = None
+    single: Predictions | None = None
+    for network, spec, weight in zip(teacher.networks, teacher.inputs, teacher.weights, strict=True):
+
+        def one(view: Tensor, network: nn.Module = network) -> Tensor:
+            return logits_of(teacher.look(network, view))
+
+        single = shop.predict(teacher, one, spec, shop.loader(split))
+        share = weight * single.logits.softmax(1)
+        mean = share if mean is None else mean + share
+    assert mean is not None and single is not None
+    return Predictions(mean.log(), single.labels, single.ids)
+
+
+def logits_of(features: Features) -> Tensor:
+    assert features.logits is not None
+    return features.logits
+
+
+def make_data(experiment: Experiment, settings: DataSettings | None = None) -> DataModule:
+    return DataModule(settings or experiment.data, experiment.seed, experiment.training.devices, local_rank())
