@@ -17,7 +17,7 @@ from distill.export.delta_file import load_delta, read_delta
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import check_timm_folder
-from distill.exporting import export_paths, export_student, verify_export
+from distill.exporting import export_paths, export_student, structural_types, verify_export
 from distill.files import write_atomic
 from distill.models.network import NetworkSettings, create_network
 from distill.run import EXPORT, FITS, RESULTS, views_sheet
@@ -78,10 +78,12 @@ def verify_run(path: Path, console: Console) -> None:
     """Prove a run's export; raises ``ExportError`` if the proof fails."""
     experiment, _ = read_run(path)
     with _workshop(experiment, console) as shop:
-        checks = verify_export(shop, path / EXPORT)
+        structural = bool(structural_types(experiment))
+        student = trained_student(shop, path / FITS / "student") if structural else None
+        checks = verify_export(shop, path / EXPORT, student)
     for check in checks:
         console.print(
             f"[{'green' if check.passed else 'red'}]{'✓' if check.passed else '✗'}[/] {check.name}: {check.detail}"
         )
     if not all(check.passed for check in checks):
-        raise ExportError(f"{path / EXPORT}: the merged model is not the unmerged one")
+        raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")

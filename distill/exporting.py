@@ -10,11 +10,13 @@ from torch import Tensor, nn
 
 from augment.chain import eval_view
 from augment.views import InputSpec
+from distill.config import Experiment
+from distill.deltas.base import StructuralDelta
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta_file import read_delta, write_delta
 from distill.export.manifest import Preprocessing, Result
-from distill.export.timm_folder import check_timm_folder, write_timm_folder
+from distill.export.timm_folder import write_timm_folder
 from distill.export.verify import TOLERANCE, verify
 from distill.models.network import create_network
 from distill.models.student import Student
@@ -26,8 +28,17 @@ def export_paths(folder: Path) -> dict[str, Path]:
     return {"delta": folder / "delta", "merged model": folder / "merged"}
 
 
+def structural_types(experiment: Experiment) -> list[str]:
+    """Types of the student's structural deltas. With any of them there is no merged folder: no weight can hold them."""
+    settings = experiment.student.deltas
+    return [s.type for s in settings if s.component is not None and issubclass(s.component, StructuralDelta)]
+
+
 def export_student(shop: Workshop, student: Student, folder: Path, results: list[Result]) -> dict[str, int]:
-    """Write the delta file (unless every weight was trained) and the merged timm folder; returns sizes in bytes."""
+    """Write the delta file (unless every weight was trained) and the merged timm folder (unless a delta is structural).
+
+    Returns sizes in bytes.
+    """
     paths = export_paths(folder)
     about: dict[str, Any] = {
         "origin": student.network.origin,
@@ -41,8 +52,9 @@ def export_student(shop: Workshop, student: Student, folder: Path, results: list
         sizes["delta"] = (paths["delta"] / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
-    write_timm_folder(paths["merged model"], student.model, **about)
-    sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
+    if not structural_types(shop.experiment):
+        write_timm_folder(paths["merged model"], student.model, **about)
+        sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
     return sizes
 
 
@@ -54,10 +66,13 @@ def preprocessing(shop: Workshop, student: Student) -> Preprocessing:
 
 
 def verify_export(shop: Workshop, folder: Path, student: Student | None = None) -> list[Check]:
-    """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory."""
+    """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory.
+
+    A student with structural deltas must be given: nothing is merged, so it is what the delta file is compared with.
+    """
     experiment, paths = shop.experiment, export_paths(folder)
     whole = experiment.student.train == "whole"
-    merged = check_timm_folder(paths["merged model"])
+    merged = None if structural_types(experiment) else paths["merged model"]
     network = create_network(experiment.student.network)
     images = verification_images(shop, network.input, experiment.export.verify_images)
 
@@ -66,19 +81,25 @@ def verify_export(shop: Workshop, folder: Path, student: Student | None = None) 
         return create_network(experiment.student.network, read_delta(paths["delta"])[0].num_classes).model
 
     report = verify(
-        paths["merged model"],
+        merged,
         images,
         delta=None if whole else paths["delta"],
         make_backbone=None if whole else backbone,
         model=student.model if student is not None else None,
         enough=min(experiment.export.verify_images, len(images)),
     )
-    checks = [Check(name="hashes", passed=True, detail=f"merged weights {merged.weights_sha256[:12]}")]
+    hashes = {"merged weights": report.merged_sha256, "delta": report.delta_sha256}
+    shown = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in hashes.items() if sha256 is not None)
+    checks = [Check(name="hashes", passed=True, detail=shown)]
     for comparison in report.comparisons:
         passed = comparison.relative_difference <= TOLERANCE and comparison.same_top1 == report.images
         detail = f"relative difference {comparison.relative_difference:.1e}, top-1 equal on {comparison.same_top1} of "
         checks.append(
-            Check(name=f"merged = {comparison.against}", passed=passed, detail=detail + f"{report.images} images")
+            Check(
+                name=f"{comparison.what} = {comparison.against}",
+                passed=passed,
+                detail=detail + f"{report.images} images",
+            )
         )
     return checks
 

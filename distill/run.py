@@ -20,7 +20,7 @@ from distill.config import Experiment, dump_config
 from distill.data.base import Split
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
-from distill.exporting import export_paths, export_student, verify_export
+from distill.exporting import export_paths, export_student, structural_types, verify_export
 from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.student import Student
@@ -106,6 +106,8 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
     with _stage(shop, folder, "export"):
         measured = _measured(results, experiment.seed, split)
         results.sizes = export_student(shop, student, folder.path / EXPORT, measured)
+        if structural := structural_types(experiment):
+            results.warnings.append(f"no merged folder: {', '.join(structural)} cannot be merged; see export/delta")
     with _stage(shop, folder, "verify"):
         results.checks = verify_export(shop, folder.path / EXPORT, student)
     results.warnings += [f"unreadable image skipped in training: {reason}" for reason in shop.unreadable.values()]

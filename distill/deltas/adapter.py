@@ -3,8 +3,8 @@
     y' = y + s ⊙ W_up act(W_down y)            tokens: W_down [hidden, C], W_up [C, hidden], biases
     y' = y + s ⊙ W_up act(DW(W_down y))        maps: 1×1, depthwise ``kernel`` × ``kernel``, 1×1
 
-s [C] starts at 1 and is learned (``scale: false`` leaves it out). W_up and its bias start at zero, so the adapter is the
-identity; the papers start near zero.
+s [C] starts at 1 and is learned (``scale: false`` leaves it out). W_up and its bias start at zero, so the adapter is
+the identity; the papers start near zero.
 
 Where: in a transformer after the attention and after the MLP of every block, before each is added to the stream
 (behind timm's LayerScale, which would shrink it); elsewhere after every stage. ``sites`` names blocks or stages.
@@ -15,6 +15,7 @@ Roth, Adapters Strike Back (Adapter+), arXiv 2406.06820.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -25,7 +26,7 @@ from torch.nn import functional as F
 from distill.deltas.base import DeltaSettings, StructuralDelta
 from distill.deltas.blocks import Block, as_block, block_names, probe, select_blocks
 
-_ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 class Adapter(StructuralDelta):
@@ -97,11 +98,11 @@ def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[Block]:
     """Where adapters go: behind both halves of every transformer block that was found, and behind any other module."""
     blocks = [backbone.get_submodule(name) for name in block_names(backbone, "blocks")]
     found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
-    names = [f"{block.name}.{half}" for block in found for half in _halves(block.module)]
+    names = [f"{block.name}.{half}" for block in found for half in _halves(backbone.get_submodule(block.name))]
     outputs = probe(backbone, names)
     places = []
     for block in found:
-        halves = [f"{block.name}.{half}" for half in _halves(block.module)]
+        halves = [f"{block.name}.{half}" for half in _halves(backbone.get_submodule(block.name))]
         places += [as_block(backbone, name, outputs[name]) for name in halves] or [block]
     return places
 

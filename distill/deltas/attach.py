@@ -92,6 +92,7 @@ def attach(
             place_structural(model, settings)
         else:
             _add_everywhere(model, settings, head)
+    _check_company(model, head)
     return [site for site in deltas(model) if id(site.delta) not in before]
 
 
@@ -183,8 +184,8 @@ def merge(model: nn.Module) -> None:
     for site in deltas(model):
         if isinstance(site.delta, StructuralDelta):
             raise DeltaError(
-                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Its delta file and its "
-                "backbone are the model; a weight delta such as low_rank can be merged"
+                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Its delta file and "
+                "its backbone are the model; a weight delta such as low_rank can be merged"
             )
     with torch.no_grad():
         for layer in [module for module in model.modules() if _changes(module)]:
@@ -193,6 +194,18 @@ def merge(model: nn.Module) -> None:
             _own_class(layer)
             for name in list(_parametrizations(layer)):
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
+
+
+def _check_company(model: nn.Module, head: Sequence[str]) -> None:
+    """Refuse deltas on a backbone that another delta lets no gradient into."""
+    sites = [site for site in deltas(model) if not inside(site.name, head)]
+    for site in sites:
+        if isinstance(site.delta, StructuralDelta) and not site.delta.shares_backbone and len(sites) > 1:
+            other = next(another for another in sites if another is not site)
+            raise DeltaError(
+                f"{site.delta.settings.type}: no gradient enters the backbone, so {other.delta.settings.type} at "
+                f"{other.name!r} would not learn; leave one of them out (deltas of the classifier may stay)"
+            )
 
 
 def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> None:

@@ -27,7 +27,6 @@ class Block:
     """A module of the backbone and what it puts out for one image."""
 
     name: str
-    module: nn.Module
     shape: tuple[int, ...]
     """Without the batch axis: [C, H, W], [H, W, C] or [tokens, C]."""
     axis: int
@@ -36,6 +35,10 @@ class Block:
     @property
     def channels(self) -> int:
         return self.shape[0] if self.axis == 1 else self.shape[-1]
+
+    @property
+    def is_map(self) -> bool:
+        return len(self.shape) == 3
 
 
 def block_names(model: nn.Module, level: Level) -> list[str]:
@@ -68,8 +71,8 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
     own, other = block_names(model, level), block_names(model, "stages" if level == "blocks" else "blocks")
     if not own:
         raise DeltaError(
-            f"{settings.type}: {type(model).__name__} declares no blocks (timm's group_matcher); use a weight delta, or "
-            "'output', which needs none"
+            f"{settings.type}: {type(model).__name__} declares no blocks (timm's group_matcher); use a weight delta, "
+            "or 'output', which needs none"
         )
     chosen: dict[str, None] = {}
     for pattern in settings.sites:
@@ -99,7 +102,7 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
 def as_block(model: nn.Module, name: str, output: Tensor) -> Block:
     """A block that put out ``output`` for one image."""
     channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
-    return Block(name, model.get_submodule(name), tuple(output.shape[1:]), -1 if channels_last else 1)
+    return Block(name, tuple(output.shape[1:]), -1 if channels_last else 1)
 
 
 def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:

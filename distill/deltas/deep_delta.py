@@ -1,6 +1,6 @@
 """Deep delta corrector: after a frozen block, erase what lies along a learned direction and write something else there.
 
-The state of a token is a matrix X [d, m] of d directions and m values. With a unit key k [d], a value v [m] and a gate β:
+The state of a token is a matrix X [d, m] of d directions and m values. With a unit key k [d], a value v [m], a gate β:
 
     X' = X + β k (vᵀ − kᵀ X)        m = 1:   y' = y + β (v − kᵀ y) k
 

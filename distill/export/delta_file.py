@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from augment.plugins import PluginError, is_import_path
 from augment.settings import Settings
-from distill.deltas.attach import deltas, freeze, place_delta
+from distill.deltas.attach import deltas, freeze, place_delta, place_structural
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly
@@ -34,7 +34,7 @@ TENSORS, MANIFEST = "delta.safetensors", "delta.json"
 
 
 class DeltaGroup(Settings):
-    """Deltas with equal settings and the same turn on their layers."""
+    """Deltas with equal settings and the same turn on their layers; or one structural delta, in a group of its own."""
 
     turn: int
     settings: dict[str, Any]
@@ -168,6 +168,9 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         with torch.random.fork_rng(devices=[]):  # random starts are overwritten; the caller's draws stay what they were
             for group in manifest.deltas:
                 settings = settings_of(group, allow_plugins)
+                if settings.component is not None and issubclass(settings.component, StructuralDelta):
+                    place_structural(model, settings)
+                    continue
                 for site in group.sites:
                     place_delta(model, settings, find_place(model, site))
         load_exactly(delta_state(model), parts["delta"], "delta")
@@ -189,11 +192,16 @@ def parts_of(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str,
 
 
 def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
-    """Deltas by turn and settings, so that attaching group after group gives every layer its deltas in order."""
+    """Deltas by turn and settings, so that attaching group after group gives every layer its deltas in order.
+
+    Weight deltas come first; a structural delta finds its blocks again by its patterns.
+    """
     groups: dict[str, DeltaGroup] = {}
     for site in sorted(deltas(model), key=lambda site: site.index):
         if isinstance(site.delta, StructuralDelta):
-            raise ExportError(f"{site.name!r} ({site.delta.settings.type}) is structural: export the graph instead")
+            settings = site.delta.settings.model_dump(mode="json", exclude={"kinds"})
+            groups[site.name] = DeltaGroup(turn=site.index, settings=settings, sites=(site.name,))
+            continue
         settings = site.delta.settings.model_dump(mode="json", exclude={"sites", "exclude", "kinds"})
         group = groups.setdefault(f"{site.index} {settings}", DeltaGroup(turn=site.index, settings=settings, sites=()))
         groups[f"{site.index} {settings}"] = group.model_copy(update={"sites": (*group.sites, site.name)})
@@ -204,7 +212,7 @@ def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
     name = str(group.settings.get("type"))
     if is_import_path(name) and not allow_plugins:
         raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True if you trust the file and that class")
-    settings = Family("distill.deltas", "WeightDelta").settings_of(name).model_validate(group.settings)
+    settings = Family("distill.deltas", "Delta").settings_of(name).model_validate(group.settings)
     assert isinstance(settings, DeltaSettings)
     return settings
 
@@ -247,8 +255,9 @@ def _check_learned(model: nn.Module, folder: Path) -> None:
             with torch.no_grad():
                 if not torch.equal(getattr(layer, name), changes[name].original):
                     return
-    if found and not any(isinstance(delta, StructuralDelta) for delta in found):
-        raise ExportError(f"{folder}: all {len(found)} deltas leave their layers as they are, nothing was learned")
+    structural = [delta for delta in found if isinstance(delta, StructuralDelta)]
+    if found and all(delta.is_identity() for delta in structural):
+        raise ExportError(f"{folder}: all {len(found)} deltas leave the backbone as it is, nothing was learned")
 
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:

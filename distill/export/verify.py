@@ -2,6 +2,7 @@
 
 The fresh process (``python -m distill.export.verify FOLDER``, a folder that :func:`verify` prepares) builds the
 backbone, loads the delta file onto it, loads the merged folder with timm alone, and runs both on the same images.
+Structural deltas have no merged folder: then it is the delta file that must equal the model in memory.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ ENOUGH_IMAGES = 256
 
 
 class Comparison(Settings):
-    """The merged model's logits against others, over all images."""
+    """The logits of the merged model, or of the delta file where nothing is merged, against others, over all images."""
 
+    what: str
+    """``merged`` or ``delta file``."""
     against: str
     """``delta file`` or ``live model``."""
     relative_difference: float
@@ -43,7 +46,8 @@ class Report(Settings):
     """What was proved."""
 
     images: int
-    merged_sha256: str
+    merged_sha256: str | None
+    """None where nothing is merged."""
     delta_sha256: str | None
     comparisons: tuple[Comparison, ...]
 
@@ -57,12 +61,12 @@ class Report(Settings):
 class _Request(Settings):
     """What the fresh process is asked, beside ``images.safetensors`` and ``backbone.safetensors``."""
 
-    merged: str
+    merged: str | None
     delta: str | None
 
 
 def verify(
-    merged: Path,
+    merged: Path | None,
     images: Tensor,
     *,
     delta: Path | None = None,
@@ -73,7 +77,7 @@ def verify(
     """Check an export.
 
     Args:
-        merged: the timm folder.
+        merged: the timm folder; None for a student with structural deltas, which needs ``delta`` and ``model``.
         images: [N, 3, H, W] fp32, normalised as the student sees them; real ones, at least ``enough``.
         delta: the delta folder; none for a student that was trained whole.
         make_backbone: makes the timm model that the delta belongs to, with the student's number of classes.
@@ -91,7 +95,9 @@ def verify(
         raise ExportError(f"{len(images)} images prove too little; give at least {enough}")
     if (delta is None) != (make_backbone is None) or (delta is None and model is None):
         raise ExportError("verify needs a delta folder and its backbone, or the model in memory, or both")
-    manifest = check_timm_folder(merged)
+    if merged is None and (delta is None or model is None):
+        raise ExportError("without a merged folder verify needs the delta folder, its backbone and the model in memory")
+    merged_sha256 = None if merged is None else check_timm_folder(merged).weights_sha256
     delta_sha256 = None if delta is None else read_delta(delta)[0].sha256
     inputs = {"images": images.detach().float().cpu().contiguous()}
     if model is not None:
@@ -102,30 +108,32 @@ def verify(
         if make_backbone is not None:
             backbone = {n: t.detach().cpu().contiguous().clone() for n, t in whole_state(make_backbone()).items()}
             safetensors.torch.save_file(backbone, work / "backbone.safetensors")
-        request = _Request(merged=str(Path(merged).resolve()), delta=str(Path(delta).resolve()) if delta else None)
+        request = _Request(
+            merged=str(Path(merged).resolve()) if merged else None, delta=str(Path(delta).resolve()) if delta else None
+        )
         (work / "request.json").write_text(request.model_dump_json())
         _run_fresh(work)
         outputs = safetensors.torch.load_file(work / "logits.safetensors")
-    others = {"delta file": outputs.get("delta"), "live model": inputs.get("live")}
+    found = {"merged": outputs.get("merged"), "delta file": outputs.get("delta"), "live model": inputs.get("live")}
+    (what, logits), *others = [(name, logits) for name, logits in found.items() if logits is not None]
     return Report(
         images=len(images),
-        merged_sha256=manifest.weights_sha256,
+        merged_sha256=merged_sha256,
         delta_sha256=delta_sha256,
-        comparisons=tuple(_compare(n, outputs["merged"], other) for n, other in others.items() if other is not None),
+        comparisons=tuple(_compare(what, logits, against, other) for against, other in others),
     )
 
 
-def _compare(against: str, merged: Tensor, other: Tensor) -> Comparison:
-    if merged.shape != other.shape:
-        raise ExportError(
-            f"logits of the merged model are {tuple(merged.shape)}, of the {against} {tuple(other.shape)}"
-        )
+def _compare(what: str, logits: Tensor, against: str, other: Tensor) -> Comparison:
+    if logits.shape != other.shape:
+        raise ExportError(f"logits of the {what} are {tuple(logits.shape)}, of the {against} {tuple(other.shape)}")
     # A logit that is not finite must fail the test, so it counts as infinitely far away.
-    relative = ((merged - other).abs().max() / other.abs().max()).nan_to_num(torch.inf, torch.inf)
+    relative = ((logits - other).abs().max() / other.abs().max()).nan_to_num(torch.inf, torch.inf)
     return Comparison(
+        what=what,
         against=against,
         relative_difference=float(relative.clamp(max=1e30)),
-        same_top1=int((merged.argmax(1) == other.argmax(1)).sum()),
+        same_top1=int((logits.argmax(1) == other.argmax(1)).sum()),
     )
 
 
@@ -155,8 +163,10 @@ def _fresh_process(work: Path) -> None:
 
     request = _Request.model_validate_json((work / "request.json").read_text())
     images = safetensors.torch.load_file(work / "images.safetensors")["images"]
-    check_timm_folder(Path(request.merged))
-    outputs = {"merged": _logits(timm.create_model(f"local-dir:{request.merged}", pretrained=True), images)}
+    outputs = {}
+    if request.merged is not None:
+        check_timm_folder(Path(request.merged))
+        outputs["merged"] = _logits(timm.create_model(f"local-dir:{request.merged}", pretrained=True), images)
     if request.delta is not None:
         manifest = read_delta(Path(request.delta))[0]
         backbone = timm.create_model(

@@ -39,11 +39,13 @@ def test_logits_that_are_not_finite_fail() -> None:
     good, bad = torch.eye(3), torch.eye(3)
     bad[0, 0] = torch.nan
     for merged, other in [(bad, good), (good, bad), (bad, bad), (torch.zeros(3, 3), torch.zeros(3, 3))]:
-        comparison = _compare("live model", merged, other)
+        comparison = _compare("merged", merged, "live model", other)
         assert not Report(images=3, merged_sha256="", delta_sha256=None, comparisons=(comparison,)).passed
-    assert Report(images=3, merged_sha256="", delta_sha256=None, comparisons=(_compare("m", good, good),)).passed
-    with pytest.raises(ExportError, match=r"logits of the merged model are \(3, 3\), of the live model \(3, 2\)"):
-        _compare("live model", good, good[:, :2])
+    assert Report(
+        images=3, merged_sha256="", delta_sha256=None, comparisons=(_compare("merged", good, "m", good),)
+    ).passed
+    with pytest.raises(ExportError, match=r"logits of the merged are \(3, 3\), of the live model \(3, 2\)"):
+        _compare("merged", good, "live model", good[:, :2])
 
 
 @pytest.mark.parametrize("name", ["merged/config.json", "merged/model.safetensors", "delta/delta.safetensors"])

@@ -1,0 +1,176 @@
+"""Ladder side network: a thin network beside a frozen one, fed from its stages. No gradient enters the backbone.
+
+With the backbone's outputs h_i (without gradient) at its taps and widths w_i = C_i / ``reduction``, s = D_0 h_0, then
+
+    s ← Block_i(g_i · T_i s + (1 − g_i) · D_i h_i),    g_i = sigmoid(α_i / 0.1), α_i = 0 at the start
+    F' = F + U norm(s)                                 U = 0 at the start
+
+D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does.
+F is what the backbone's ``forward_features`` gives: [B, D, H, W], [B, H, W, D] or [B, N, D]; the backbone's own pooling
+and the head follow. Since nothing before F records a graph, its activations are not kept.
+
+Side blocks have the form of the backbone's last block before the tap, made thinner, and start from its weights:
+structured pruning keeps the channels of the greatest importance, which is the empirical Fisher of the experiment's
+loss over ``samples`` images, measured once the head has been trained for an epoch. Without a preparation on data,
+squared weights stand in for it. Of a block on maps its convs and Linears are kept, its attention is not. ``init:
+random`` takes any backbone; its blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer block for tokens.
+
+Where we deviate: the paper replaces the backbone's output by U s; here U s is added, so that the student starts as the
+backbone. Layer drop is the paper's, fewer rungs (``every``); ``drop_path`` skips side blocks at random in training.
+
+Paper: Sung et al., LST: Ladder Side-Tuning, arXiv 2206.06522.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.deltas.base import DeltaError, DeltaSettings, Evidence, Start, StructuralDelta
+from distill.deltas.blocks import Block, as_block, empty_image, eval_mode, select_blocks
+from distill.deltas.feature_cache import FeatureCache
+from distill.deltas.side_blocks import Rung, free_form, gate, pointwise, pruned_form
+from distill.deltas.structured_pruning import Importance, prune_into, stream_scores, top
+
+
+class Ladder(StructuralDelta):
+    """``F + U norm(s)`` with s climbing beside the frozen backbone."""
+
+    class Settings(DeltaSettings):
+        type: Literal["ladder"] = "ladder"
+        reduction: int = Field(8, ge=2, le=64, description="the backbone's width over the side network's")
+        init: Literal["pruned", "random"] = Field(
+            "pruned", description="side blocks are cut out of the backbone's, or new"
+        )
+        samples: int = Field(1024, ge=1, description="init: pruned only: images over which the Fisher is measured")
+        every: int = Field(1, ge=1, description="layer drop: a rung at every n-th tap only, counted from the last")
+        drop_path: float = Field(0.0, ge=0, lt=1, description="chance that a sample skips a side block in training")
+        cache_mb: int = Field(
+            0,
+            ge=0,
+            description="megabytes of main memory in which the backbone's outputs are kept and found again by a view's "
+            "content: for views that repeat, such as those of a chain without random operations; 0: no cache",
+        )
+
+    settings: Settings
+    shares_backbone: ClassVar[bool] = False
+
+    def __init__(self, settings: Settings, backbone: nn.Module):
+        super().__init__(settings, backbone)
+        taps = select_blocks(backbone, settings, "stages")[:: -settings.every][::-1]
+        final = _final(backbone)
+        kinds = [(block.is_map, 0 if block.is_map else block.shape[0]) for block in (*taps, final)]
+        if len(set(kinds)) > 1:
+            found = ", ".join(f"{block.name} {list(block.shape)}" for block in (*taps, final))
+            raise DeltaError(
+                f"ladder: its taps and forward_features must all give maps, or all the same tokens, but they give "
+                f"{found}; name other stages, or use 'adapter'"
+            )
+        self.names = [tap.name for tap in taps]
+        if settings.init == "pruned":
+            forms = [pruned_form(backbone, tap, settings.reduction) for tap in taps]
+        else:
+            forms = [free_form(tap, settings.reduction) for tap in taps]
+        before = [None, *(form.width for form in forms)]
+        self.rungs = nn.ModuleList(
+            Rung(tap, form, width, settings.drop_path) for tap, form, width in zip(taps, forms, before)
+        )
+        width = forms[-1].width
+        self.norm: nn.Module = nn.GroupNorm(1, width) if final.is_map else nn.LayerNorm(width)
+        self.up = pointwise(width, final.channels, final.is_map)
+        for parameter in self.up.parameters():
+            nn.init.zeros_(parameter)
+        self.to_back = final.is_map and final.axis == -1
+        self.cache = FeatureCache(settings.cache_mb * 2**20)
+        self._backbone: tuple[Any, ...] = ()
+        if settings.init == "pruned":
+            self.prune(backbone, lambda name: _weight(backbone, name).square())
+
+    @torch.no_grad()
+    def prune(self, backbone: nn.Module, importance: Importance) -> None:
+        """Start the side blocks from the backbone's, see ``structured_pruning``. Taps of one width share a stream."""
+        scores = [stream_scores(rung, backbone, importance) for rung in self.rungs]  # type: ignore[arg-type]
+        for rung, own in zip(self.rungs, scores, strict=True):
+            same = torch.stack([other for other in scores if len(other) == len(own)]).sum(0)
+            prune_into(rung, backbone, importance, top(same, rung.form.width))  # type: ignore[arg-type, union-attr]
+
+    @classmethod
+    def prepares(cls, settings: DeltaSettings) -> bool:
+        assert isinstance(settings, cls.Settings)
+        return settings.init == "pruned"
+
+    @classmethod
+    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+        assert isinstance(settings, cls.Settings)
+        gradients = evidence.after(1, train="head").gradients(settings.samples)
+        ladder = cls(settings, evidence.backbone)
+        ladder.prune(evidence.backbone, lambda name: gradients[name].square)
+        return Start((settings,), {settings.type: ladder.state_dict()})
+
+    def attach(self, backbone: nn.Module) -> None:
+        for name, rung in zip(self.names, self.rungs, strict=True):
+            backbone.get_submodule(name).register_forward_hook(rung.keep)  # type: ignore[arg-type]
+        self._backbone = (backbone,)  # in a tuple, so that it does not become a child of its own child
+        backbone.forward_features = self.forward_features  # type: ignore[assignment]
+        backbone.forward_intermediates = self.forward_intermediates  # type: ignore[assignment]
+
+    def is_identity(self) -> bool:
+        return not any(bool(parameter.any()) for parameter in self.up.parameters())
+
+    def figures(self) -> dict[str, Tensor]:
+        gates = [gate(rung.gate.detach()) for rung in self.rungs if rung.gate is not None]  # type: ignore[union-attr, operator]
+        found = {"gate": torch.stack(gates).mean()} if gates else {}
+        return found | ({"cached": torch.tensor(self.cache.hit_rate)} if self.cache.capacity else {})
+
+    def forward_features(self, x: Tensor, *arguments: Any, **more: Any) -> Tensor:
+        """In the place of the backbone's."""
+
+        def look(x: Tensor) -> tuple[Tensor, ...]:
+            final = type(self._backbone[0]).forward_features(self._backbone[0], x, *arguments, **more)
+            return (final, *(rung.seen for rung in self.rungs))  # type: ignore[misc]
+
+        with torch.no_grad():
+            if self.cache.capacity:
+                final, *seen = self.cache(x, look)
+                for rung, h in zip(self.rungs, seen, strict=True):
+                    rung.seen = h
+            else:
+                final = look(x)[0]
+        return self.climb(final)
+
+    def forward_intermediates(self, x: Tensor, *arguments: Any, **more: Any) -> Any:
+        """In the place of the backbone's; maps are the backbone's own, without gradient, and never cached."""
+        with torch.no_grad():
+            found = type(self._backbone[0]).forward_intermediates(self._backbone[0], x, *arguments, **more)
+        if not isinstance(found, tuple):
+            return found
+        final, maps = found
+        return self.climb(final), maps
+
+    def climb(self, final: Tensor) -> Tensor:
+        """``F + U norm(s)``, from what the rungs have seen."""
+        s = None
+        for rung in self.rungs:
+            s = rung(s)
+        assert s is not None
+        added = self.up(self.norm(s))
+        return final + (added.movedim(1, -1) if self.to_back else added).to(final.dtype)
+
+
+def _final(backbone: nn.Module) -> Block:
+    """What the pooling and the head are given."""
+    with torch.no_grad(), eval_mode(backbone):
+        output = backbone.forward_features(empty_image(backbone))  # type: ignore[operator]
+    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
+        raise DeltaError(
+            f"ladder: {type(backbone).__name__}.forward_features gives no map and no tokens; use 'adapter'"
+        )
+    return as_block(backbone, "forward_features", output)
+
+
+def _weight(backbone: nn.Module, name: str) -> Tensor:
+    weight: Tensor = backbone.get_submodule(name).weight  # type: ignore[assignment]
+    return weight.detach()

@@ -1,0 +1,112 @@
+"""Structured pruning: the channels of a frozen block that matter most, as the start of a thinner block.
+
+The importance of a channel is the sum of its weights' importances, over all that write it and all that read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from distill.deltas.side_blocks import Rung, SideConvs, SideTransformer
+
+Importance = Callable[[str], Tensor]
+"""Layer name → importance of each of its weights, in the weight's shape."""
+
+
+def top(scores: Tensor, count: int) -> Tensor:
+    """Indices of the greatest ``count`` scores, ascending; of equal scores the first."""
+    return torch.sort(torch.sort(scores, descending=True, stable=True).indices[:count]).values
+
+
+def stream_scores(rung: Rung, backbone: nn.Module, importance: Importance) -> Tensor:
+    """Importance of every channel of the stream at the rung's tap, for the block that the rung copies."""
+    if rung.form.steps:
+        first, last = rung.form.steps[0], rung.form.steps[-1]
+        scores = _matrix(backbone, last.source, importance).sum(1)
+        reads = _matrix(backbone, first.source, importance)
+        return scores + reads.sum(0) if reads.shape[1] == len(scores) else scores
+    name = rung.form.source
+    reads = [importance(f"{name}.{layer}").sum(0) for layer in ("attn.qkv", "mlp.fc1")]
+    writes = [importance(f"{name}.{layer}").sum(1) for layer in ("attn.proj", "mlp.fc2")]
+    return torch.stack(reads + writes).sum(0)
+
+
+@torch.no_grad()
+def prune_into(rung: Rung, backbone: nn.Module, importance: Importance, stream: Tensor) -> None:
+    """Copy what is kept of the backbone's block into the rung; ``stream`` are the kept channels at its tap."""
+    selection = torch.zeros_like(rung.down.weight)  # type: ignore[arg-type]
+    selection[torch.arange(len(stream)), stream] = 1
+    rung.down.weight.copy_(selection)  # type: ignore[operator, union-attr]
+    rung.down.bias.zero_()  # type: ignore[operator, union-attr]
+    if isinstance(rung.block, SideConvs):
+        _prune_convs(rung, rung.block, backbone, importance, stream)
+    else:
+        _prune_transformer(rung, rung.block, backbone, importance, stream)  # type: ignore[arg-type]
+
+
+def _prune_convs(rung: Rung, block: SideConvs, backbone: nn.Module, importance: Importance, stream: Tensor) -> None:
+    steps = rung.form.steps
+    matrices = [_matrix(backbone, step.source, importance) for step in steps]
+    reads_stream = matrices[0].shape[1] == matrices[-1].shape[0]
+    kept = stream if reads_stream else top(matrices[0].sum(0), steps[0].inputs)
+    for number, (step, conv) in enumerate(zip(steps, block.convs, strict=True)):
+        if number == len(steps) - 1:
+            out = stream
+        elif step.depthwise:
+            out = kept
+        else:
+            out = top(matrices[number].sum(1) + matrices[number + 1].sum(0), step.outputs)
+        layer = backbone.get_submodule(step.source)
+        if step.depthwise:
+            conv.weight.copy_(layer.weight[out])  # type: ignore[index, operator, union-attr]
+        else:
+            conv.weight.copy_(_ungrouped(layer, layer.weight)[out][:, kept])  # type: ignore[arg-type, operator, union-attr]
+        kept = out
+
+
+def _prune_transformer(
+    rung: Rung, block: SideTransformer, backbone: nn.Module, importance: Importance, stream: Tensor
+) -> None:
+    source = backbone.get_submodule(rung.form.source)
+    heads, width = rung.form.heads, rung.form.width
+    scores = {
+        layer: importance(f"{rung.form.source}.{layer}") for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+    }
+    rows = scores["attn.qkv"].sum(1).view(3, heads, -1)
+    size = rows.shape[2]
+    values = rows[2] + scores["attn.proj"].sum(0).view(heads, size)
+    start = torch.arange(heads, device=rows.device).unsqueeze(1) * size
+    matched = torch.cat([start[h] + top(scored, width // heads) for h, scored in enumerate(rows[0] + rows[1])])
+    carried = torch.cat([start[h] + top(scored, width // heads) for h, scored in enumerate(values)])
+    kept = torch.cat([matched, heads * size + matched, 2 * heads * size + carried])
+    hidden = top(scores["mlp.fc1"].sum(1) + scores["mlp.fc2"].sum(0), rung.form.hidden)
+    cuts = {
+        "attn.qkv": (kept, stream),
+        "attn.proj": (stream, carried),
+        "mlp.fc1": (hidden, stream),
+        "mlp.fc2": (stream, hidden),
+    }
+    for name, (out, into) in cuts.items():
+        thick, thin = source.get_submodule(name), block.get_submodule(name.rpartition(".")[2])
+        thin.weight.copy_(thick.weight[out][:, into])  # type: ignore[index, operator, union-attr]
+        thin.bias.copy_(thick.bias[out] if thick.bias is not None else torch.zeros(len(out)))  # type: ignore[index, operator, union-attr]
+
+
+def _matrix(backbone: nn.Module, name: str, importance: Importance) -> Tensor:
+    """[out, in] importances of a layer, summed over the window; of a depthwise conv a diagonal."""
+    values = importance(name)
+    return _ungrouped(backbone.get_submodule(name), values).flatten(2).sum(2)
+
+
+def _ungrouped(layer: nn.Module, values: Tensor) -> Tensor:
+    """A weight-shaped tensor as that of a conv without groups, [out, in, kh, kw]: zero between the groups."""
+    values = values.view(*values.shape, *[1] * (4 - values.ndim))
+    groups: int = getattr(layer, "groups", 1)
+    if groups == 1:
+        return values
+    return torch.stack(
+        [torch.block_diag(*window.chunk(groups)) for window in values.flatten(2).unbind(2)], 2
+    ).unflatten(2, values.shape[2:])
