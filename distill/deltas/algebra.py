@@ -62,7 +62,10 @@ def added(first: Chain, second: Chain) -> Chain | None:
 
 
 def compact(chain: Chain) -> Chain:
-    """The same change in fewer deltas: of neighbours that are additive, those of one method and one site become one."""
+    """The same change in fewer deltas: of neighbours that are additive, those of one method and one site become one.
+
+    What cancelled goes.
+    """
     made: list[Link] = []
     run = 0  # where the additive deltas at the end of ``made`` begin
     for link in chain:
@@ -77,7 +80,12 @@ def compact(chain: Chain) -> Chain:
                 break
         else:
             made.append(link)
-    return tuple(made)
+    return tuple(link for link in made if not _is_nothing(link))
+
+
+def _is_nothing(link: Link) -> bool:
+    scales = [t for name, t in link.learned.tensors.items() if name in link.method.proportional_to]
+    return bool(scales) and not any(t.any() for t in scales)
 
 
 def _is_additive(chain: Chain) -> bool:

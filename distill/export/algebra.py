@@ -35,6 +35,10 @@ from distill.models.identity import differences
 Which = Literal["first", "second"]
 
 
+class NeedsBackbone(ExportError):
+    """The operation has no exact form on some layers; with the backbone it can be done."""
+
+
 @dataclass(frozen=True)
 class Combined:
     """The result of an operation."""
@@ -121,7 +125,7 @@ def _combined(
             without[place] = used
     if without and backbone is None:
         names = ", ".join(f"{place} ({_types(used)})" for place, used in list(without.items())[:3])
-        raise ExportError(
+        raise NeedsBackbone(
             f"{made_by}: {len(without)} layers have no form in which this is exact, e.g. {names}; give the backbone, "
             "and they become dense differences, or merge the files and compare the models"
         )

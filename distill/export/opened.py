@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
+from augment.plugins import PluginError
 from distill.deltas.algebra import Chain, Link
 from distill.deltas.attach import deltas, place_delta
 from distill.deltas.base import DeltaError, Learned, WeightDelta
@@ -51,7 +53,10 @@ def open_delta(folder: Path, allow_plugins: bool = False) -> DeltaFile:
     left = dict(parts.pop("delta"))
     layers: dict[str, Chain] = {}
     for group in sorted(manifest.deltas, key=lambda group: group.turn):
-        settings = settings_of(group, allow_plugins)
+        try:
+            settings = settings_of(group, allow_plugins)
+        except (DeltaError, PluginError, ValidationError) as error:
+            raise ExportError(f"{folder}: {error}") from error
         if settings.component is None or not issubclass(settings.component, WeightDelta):
             raise ExportError(
                 f"{folder}: {group.sites[0]!r} ({settings.type}) is structural; files of weight deltas can be combined"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from distill.deltas.algebra import Chain, Link, compact
-from distill.deltas.base import Learned
+from distill.deltas.allocate import Candidate, within_budget
+from distill.deltas.base import DeltaError, Learned
 from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import layer_kind
 from distill.export.opened import DeltaFile, by_layer, chain_bytes, change_of, layer_of, places
@@ -90,7 +91,7 @@ def truncate(file: DeltaFile, skeleton: nn.Module, *, rank: int | None = None, b
     else:
         assert budget is not None
         fixed = sum(chain_bytes(part) for parts in chains.values() for part in parts if isinstance(part, tuple))
-        ranks = _spend(spectra, budget - fixed, fixed)
+        ranks = _spend(spectra, budget, fixed)
         goal = f"{budget} bytes"
     whole = left = 0.0
     new: dict[int, Chain] = {}
@@ -110,27 +111,16 @@ def truncate(file: DeltaFile, skeleton: nn.Module, *, rank: int | None = None, b
 
 
 def _spend(spectra: list[_Spectrum], budget: int, fixed: int) -> list[int]:
-    """Directions by ``σ² / bytes`` until the budget is spent; a direction that does not fit ends its site."""
-    smallest = min((one.cost for one in spectra), default=0)
-    if budget < smallest or not spectra:
-        also = f", of which {fixed:,} are for deltas that have no ranks" if fixed else ""
-        raise ExportError(f"the budget is too small for one rank: the smallest is {fixed + smallest:,} bytes{also}")
-    steps = [
-        (float(square) / one.cost, index)
-        for index, one in enumerate(spectra)
-        for square in one.squares[: one.most]
-        if square > 0
-    ]
-    ranks, full = [0] * len(spectra), set()
-    for _, index in sorted(steps, key=lambda step: -step[0]):
-        if index in full:
-            continue
-        if spectra[index].cost > budget:
-            full.add(index)
-            continue
-        budget -= spectra[index].cost
-        ranks[index] += 1
-    return ranks
+    """A rank for each; ``fixed`` bytes go to what has no ranks."""
+    if fixed >= budget:
+        raise ExportError(f"the budget is too small: deltas without ranks alone take {fixed:,} bytes")
+    offers = {str(n): Candidate(one.squares, one.cost, most=one.most) for n, one in enumerate(spectra)}
+    try:
+        return list(within_budget(offers, budget - fixed).values()) if offers else []
+    except DeltaError as error:
+        also = f" ({fixed:,} bytes more go to deltas without ranks)" if fixed else ""
+        smallest = min(one.cost for one in spectra)
+        raise ExportError(f"the budget is too small: one rank takes at least {smallest:,} bytes{also}") from error
 
 
 def _parts(skeleton: nn.Module, place: str, chain: Chain) -> Iterator[Chain | _Spectrum]:
@@ -157,8 +147,8 @@ def _run(skeleton: nn.Module, place: str, run: Chain) -> Iterator[Chain | _Spect
     if layer_kind(layer) == "norm":
         yield matrices
         return
-    spectrum = _spectrum(skeleton, place, compact(matrices))
-    yield matrices if spectrum is None else replace(spectrum, run=matrices)
+    run = compact(matrices)
+    yield (_spectrum(skeleton, place, run) or run) if run else ()
 
 
 def _spectrum(skeleton: nn.Module, place: str, chain: Chain) -> _Spectrum | None:

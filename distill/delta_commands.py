@@ -1,0 +1,232 @@
+"""What ``distill delta …`` does: opens files, finds their backbone, writes the result and says what it is.
+
+Exact operations say so. Those that are not (truncate, quantise) measure what they do to the logits: on the validation
+images of a config, else on seeded noise. That takes the backbone itself: the one of the config, or the one that the
+file names, if it can be made and its SHA-256 is right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from distill.deltas.rank_settings import parse_bytes
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
+from distill.export import algebra
+from distill.export.compare import diff, logits_change, seeded_images
+from distill.export.delta_file import MANIFEST, TENSORS, DeltaManifest, load_delta
+from distill.export.opened import DeltaFile, open_delta, save_opened
+from distill.export.packing import Format
+from distill.export.quantise import quantise
+from distill.export.sealed import ExportError
+from distill.export.truncate import truncate
+from distill.models.identity import identify
+from distill.models.settings import NetworkSettings
+from distill.models.weights import NetworkError
+
+IMAGES = 64
+
+
+def combine_files(
+    operation: str,
+    paths: list[Path],
+    to: Path,
+    config: Path | None,
+    allow_plugins: bool,
+    options: Mapping[str, Any],
+    console: Console,
+) -> None:
+    """One of the operations of :mod:`distill.export.algebra`."""
+    files = [open_delta(path, allow_plugins) for path in paths]
+    compute = getattr(algebra, operation)
+    _check_target(to)
+    try:
+        done = compute(*files, **options)
+    except algebra.NeedsBackbone as needs:
+        backbone = find_backbone(files[0].manifest, config)
+        if isinstance(backbone, str):
+            raise ExportError(f"{needs} ({backbone})") from None
+        done = compute(*files, **options, backbone=backbone)
+    save_opened(to, done.file, done.made_by)
+    _say_size(to, done.file, files[0], console)
+    if done.dense:
+        size = sum(done.dense.values())
+        console.print(
+            f"exact up to rounding: {len(done.dense)} places have no common form and became dense differences, "
+            f"{size:,} bytes, e.g. {next(iter(done.dense))}",
+            highlight=False,
+        )
+    else:
+        console.print("exact: every layer has a form of its own for the result")
+
+
+def truncate_file(
+    path: Path,
+    to: Path,
+    rank: int | None,
+    budget: str | None,
+    config: Path | None,
+    allow_plugins: bool,
+    console: Console,
+) -> None:
+    file = open_delta(path, allow_plugins)
+    _check_target(to)
+    try:
+        limit = None if budget is None else parse_bytes(budget)
+    except ValueError as error:
+        raise ExportError(f"--budget: {error}") from None
+    done = truncate(file, skeleton(file.manifest), rank=rank, budget=limit)
+    save_opened(to, done.file, done.made_by)
+    _say_size(to, done.file, file, console)
+    ranks = [rank for rank in done.ranks.values() if rank]
+    console.print(
+        f"ranks {min(ranks, default=0)} to {max(ranks, default=0)} at {len(ranks)} of {len(done.ranks)} sites; "
+        f"{done.kept:.2%} of the squared change of their weights is left",
+        highlight=False,
+    )
+    _say_change(path, to, file.manifest, config, allow_plugins, console)
+
+
+def quantise_file(
+    path: Path,
+    to: Path,
+    form: Format,
+    head: Format | None,
+    config: Path | None,
+    allow_plugins: bool,
+    console: Console,
+) -> None:
+    file = open_delta(path, allow_plugins)
+    _check_target(to)
+    quantise(file, to, form, head)
+    _say_size(to, file, file, console)
+    _say_change(path, to, file.manifest, config, allow_plugins, console)
+
+
+def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bool, console: Console) -> None:
+    """A table, and one line for the whole."""
+    a, b = (open_delta(path, allow_plugins) for path in (first, second))
+    algebra.check_one_backbone(a, b)
+    backbone = find_backbone(a.manifest, config)
+    if isinstance(backbone, str):
+        lines = diff(a, b, skeleton(a.manifest), knows_values=False)
+    else:
+        lines = diff(a, b, backbone, knows_values=True)
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("place", overflow="fold")
+    for heading in ("‖first‖", "‖second‖", "distance", "cosine"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        cosine = "–" if line.cosine is None else f"{line.cosine:.3f}"
+        style = "bold" if line.place == "all" else None
+        numbers = (f"{value:.3g}" for value in (line.first, line.second, line.distance))
+        table.add_row(line.place, *numbers, cosine, style=style)
+    console.print(table)
+    sizes = f"{a.delta_bytes:,} and {b.delta_bytes:,}"
+    console.print(f"deltas of {sizes} bytes, heads not counted; the heads {_heads(a, b)}", highlight=False)
+
+
+def skeleton(manifest: DeltaManifest) -> nn.Module:
+    """A model of the file's architecture, for shapes; its values are random."""
+    import timm
+
+    return timm.create_model(
+        manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
+    ).eval()
+
+
+def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | str:
+    """The backbone that a file belongs to, or why it is not at hand. A config's must be the right one."""
+    from distill.models.network import create_network
+
+    if config is not None:
+        from distill.config import load_config
+
+        experiment = load_config(config)
+        torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
+        model = create_network(experiment.student.network, manifest.num_classes).model
+        if identify(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
+            raise ExportError(f"{config}: its student.network is not the backbone of the file ({manifest.origin})")
+        return model
+    if manifest.origin == "random":
+        return "its weights were random: name the experiment with --config"
+    size = manifest.model_args.get("img_size")
+    try:
+        settings = NetworkSettings(model=manifest.origin, size=size if isinstance(size, int) else None)
+        model = create_network(settings, manifest.num_classes).model
+    except (NetworkError, ValueError) as error:
+        return f"{manifest.origin} cannot be made, so name the experiment with --config: {error}"
+    if identify(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
+        return f"{manifest.origin} is not what it was when the file was made"
+    return model
+
+
+def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
+    if config is None:
+        return seeded_images(manifest.preprocessing.input_size, IMAGES), "images of seeded noise, not photographs"
+    from augment.chain import eval_view
+    from augment.views import InputSpec
+    from distill.config import load_config
+    from distill.data.module import DataModule
+
+    experiment = load_config(config)
+    data = DataModule(experiment.data, experiment.seed)
+    split = "val" if data.has("val") else "test"
+    about = manifest.preprocessing
+    height, width = about.input_size[1:]
+    spec = InputSpec((height, width), about.mean, about.std)  # type: ignore[arg-type]
+    views: list[Tensor] = []
+    for batch in data.eval_loader(split, shared=False):  # type: ignore[arg-type]
+        views.append(eval_view(batch.images, spec))
+        if sum(map(len, views)) >= IMAGES:
+            break
+    return torch.cat(views)[:IMAGES], f"{split} images of {config}"
+
+
+def _say_change(
+    path: Path, to: Path, manifest: DeltaManifest, config: Path | None, allow_plugins: bool, console: Console
+) -> None:
+    backbone = find_backbone(manifest, config)
+    if isinstance(backbone, str):
+        console.print(f"the change of the logits was not measured: {backbone}", highlight=False)
+        return
+    images, what = _images(manifest, config)
+    before, after = (load_delta(folder, backbone, allow_plugins=allow_plugins) for folder in (path, to))
+    change = logits_change(before, after, images)
+    console.print(
+        f"logits change by at most {change.relative:.2e} of the largest, top-1 is the same on {change.same_top1} of "
+        f"{change.images} {what}",
+        highlight=False,
+    )
+
+
+def _say_size(to: Path, file: DeltaFile, before: DeltaFile, console: Console) -> None:
+    tensors, manifest = ((to / name).stat().st_size for name in (TENSORS, MANIFEST))
+    head = sum(t.numel() * t.element_size() for t in file.values.values())
+    console.print(f"wrote {to}", highlight=False)
+    console.print(
+        f"deltas {file.delta_bytes:,} bytes (before {before.delta_bytes:,}) and head {head:,}, as fp32; on disk "
+        f"{tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",
+        highlight=False,
+    )
+
+
+def _check_target(to: Path) -> None:
+    if to.is_dir() and any(to.iterdir()):
+        raise ExportError(f"{to} is not empty; name a new folder")
+
+
+def _heads(first: DeltaFile, second: DeltaFile) -> str:
+    a, b = first.values, second.values
+    if a.keys() != b.keys() or any(a[name].shape != b[name].shape for name in a):
+        return "are for different classes"
+    distance = sum(float((a[name].double() - b[name].double()).square().sum()) for name in a) ** 0.5
+    return f"are {distance:.3g} apart"
