@@ -15,6 +15,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from augment.errors import ExplainedError
+from distill.delta_cli import delta
 
 app = typer.Typer(
     help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
@@ -23,6 +24,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+app.add_typer(delta, name="delta")
 
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the folder configs/.")]
 Overrides = Annotated[
