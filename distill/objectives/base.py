@@ -6,15 +6,17 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 import augment.settings
+from augment.settings import complaint
 from distill.data.base import UNLABELLED
 from distill.models.features import Features, FeatureShapes
+from distill.objectives.compare import needed
 from distill.registry import Component
 
-__all__ = ["UNLABELLED", "Batch", "Objective"]
+__all__ = ["UNLABELLED", "Batch", "Objective", "Schedule"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,39 @@ class Batch:
     """[B] int64, the labels of what was mixed in; None where the images are not mixed."""
     share: float = 1.0
     """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
+
+
+class Schedule(augment.settings.Settings):
+    """When a term counts: a factor of its weight over training, in epochs (fractions allowed).
+
+    0 before ``start``; then a linear rise to 1 over ``warmup``; then a linear way to ``final``, reached at the end;
+    0 from ``until`` on.
+    """
+
+    start: float = Field(0.0, ge=0, description="epochs before the term counts")
+    warmup: float = Field(0.0, ge=0, description="epochs of linear rise from there, 0 to 1")
+    final: float = Field(1.0, ge=0, description="factor at the end, reached linearly after the warm-up")
+    until: float | None = Field(
+        None, gt=0, description="epoch from which it no longer counts; none: it counts to the end"
+    )
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Schedule:
+        if self.until is not None and self.until < self.start + self.warmup:
+            text = f"must not come before the end of the warm-up, {self.start + self.warmup:g}, but is {self.until:g}"
+            raise complaint("until", text)
+        return self
+
+    def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """The factor at the end of a step, so that the first one of a warm-up is not 0."""
+        epoch, end = step / steps_per_epoch, epochs if self.until is None else min(epochs, self.until)
+        if epoch < self.start or epoch >= end:
+            return 0.0
+        since = epoch + 1 / steps_per_epoch - self.start
+        if since < self.warmup:
+            return since / self.warmup
+        rest = end - self.start - self.warmup
+        return 1 + (self.final - 1) * min(1.0, (since - self.warmup) / rest) if rest > 0 else 1.0
 
 
 class Objective(nn.Module, Component):
@@ -56,6 +91,7 @@ class Objective(nn.Module, Component):
     class Settings(augment.settings.Settings):
         type: str
         weight: float = Field(1.0, ge=0, description="factor of this term in the sum")
+        schedule: Schedule = Field(Schedule(), description="how that factor changes over training")
 
         @property
         def needs_one_class(self) -> bool:
@@ -70,9 +106,11 @@ class Objective(nn.Module, Component):
         """Build projectors from the shapes that the two networks report; ``teacher`` is None without one.
 
         Raises:
-            ValueError: the two cannot be compared; the text says which shapes met.
+            ValueError: the two cannot be compared, the text says which shapes met; or there is no teacher to read.
         """
         super().__init__()
+        if self.reads_teacher:
+            needed(teacher)
         self.settings = settings
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:

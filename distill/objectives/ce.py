@@ -14,7 +14,7 @@ from torch import Tensor
 from distill.models.features import Features
 from distill.objectives.base import UNLABELLED, Batch, Objective
 from distill.objectives.compare import one, shape
-from distill.objectives.ranks import sum_over_ranks, world_size
+from distill.objectives.ranks import mean_where
 
 
 def cross_entropy(
@@ -30,9 +30,6 @@ def cross_entropy(
     ``q_ik = (1 − ε)·[k = y_i] + ε/K``. Of a mixed image, ``[k = y_i]`` becomes ``λ[k = y_i] + (1 − λ)[k = y'_i]``,
     and it counts as labelled only if both of its labels are known.
 
-    Ranks may hold different numbers of labelled samples. So each divides its sum by N / world_size, not by its own
-    count: the mean over ranks is then the mean over samples.
-
     Args:
         logits_BK: student logits.
         labels_B: class indices, ``UNLABELLED`` where a sample has none.
@@ -45,18 +42,16 @@ def cross_entropy(
     """
     if labels_B.shape != logits_BK.shape[:1]:
         raise ValueError(f"labels of shape {shape(labels_B)} do not match logits of shape {shape(logits_BK)}")
-    if mixed_labels_B is not None:
-        known_B = (labels_B != UNLABELLED) & (mixed_labels_B != UNLABELLED)
-        labels_B, mixed_labels_B = (y.where(known_B, UNLABELLED) for y in (labels_B, mixed_labels_B))
 
-    def summed(targets_B: Tensor) -> Tensor:
+    def of(targets_B: Tensor) -> Tensor:
         return F.cross_entropy(
-            logits_BK.float(), targets_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="sum"
+            logits_BK.float(), targets_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="none"
         )
 
-    total = summed(labels_B) if mixed_labels_B is None else summed(labels_B).lerp(summed(mixed_labels_B), 1 - share)
-    labelled = sum_over_ranks((labels_B != UNLABELLED).sum())
-    return total * world_size() / labelled.clamp(min=1)
+    if mixed_labels_B is None:
+        return mean_where(of(labels_B), labels_B != UNLABELLED)
+    known_B = (labels_B != UNLABELLED) & (mixed_labels_B != UNLABELLED)
+    return mean_where(of(labels_B).lerp(of(mixed_labels_B), 1 - share), known_B)
 
 
 class CrossEntropy(Objective):

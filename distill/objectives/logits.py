@@ -5,6 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -42,3 +43,15 @@ def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Te
     log_student_BK = F.log_softmax(student_BK / temperature, dim=1)
     log_teacher_BK = F.log_softmax(teacher_BK / temperature, dim=1)
     return temperature**2 * F.kl_div(log_student_BK, log_teacher_BK, log_target=True, reduction="batchmean")
+
+
+def log_others(logits_BK: Tensor, target_B: Tensor) -> Tensor:
+    """Log of the softmax over the classes other than ``target_B``; 0 at the target, so that it adds nothing there."""
+    target_B1 = target_B[:, None]
+    return F.log_softmax(logits_BK.scatter(1, target_B1, -torch.inf), dim=1).scatter(1, target_B1, 0.0)
+
+
+def two_classes(name: str, logits_BK: Tensor) -> None:
+    """Raises ``ValueError`` where there is no class beside the true one."""
+    if logits_BK.shape[1] < 2:
+        raise ValueError(f"{name} compares the classes beside the true one: it takes two, not {logits_BK.shape[1]}")

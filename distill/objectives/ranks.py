@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def world_size() -> int:
@@ -28,6 +28,16 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """The mean of [B] values over the samples of all ranks where ``mask`` is true; zero, with a graph, if nowhere.
+
+    Ranks may hold different numbers of such samples. So each divides its sum by count / world_size, not by its own
+    count: the mean over ranks is then the mean over samples.
+    """
+    count = sum_over_ranks(mask.sum())
+    return values.masked_fill(~mask, 0).sum() * world_size() / count.clamp(min=1)
+
+
 def gather_batch(local: Tensor) -> Tensor:
     """The batch of all ranks: [B, ...] → [world_size · B, ...] in rank order, with gradient to every rank's part.
 
@@ -38,6 +48,26 @@ def gather_batch(local: Tensor) -> Tensor:
     makes it the gradient of the mean loss.
     """
     return local if world_size() == 1 else _Gather.apply(local)
+
+
+class RankBatchNorm(nn.Module):
+    """Batch norm of [B, C, H, W] with the batch statistics of all ranks, for what is trained and never evaluated.
+
+    ``y = w (x − mean) / √(var + 1e-5) + b`` per channel, w and b learned. There are no running statistics. torch's
+    SyncBatchNorm does the same on GPUs only.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = gather_batch(x.mean((0, 2, 3))[None]).mean(0)
+        centred = x - mean[:, None, None]
+        variance = gather_batch(centred.square().mean((0, 2, 3))[None]).mean(0)
+        scale = self.weight * (variance + 1e-5).rsqrt()
+        return centred * scale[:, None, None] + self.bias[:, None, None]
 
 
 class _Gather(torch.autograd.Function):

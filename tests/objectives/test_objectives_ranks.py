@@ -11,17 +11,15 @@ from distill.objectives.base import Batch
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.icd import ICD
 from distill.objectives.kd import KD
-from distill.objectives.pooled import PooledFeature
 from distill.objectives.ranks import gather_batch, rank, sum_over_ranks, world_size
+from distill.registry import Family
 
-SHAPES = FeatureShapes(classes=3, pooled=6), FeatureShapes(classes=3, pooled=9)
-TERMS = {
-    "ce": CrossEntropy.Settings(label_smoothing=0.1),
-    "kd": KD.Settings(),
+SHAPES = FeatureShapes(3, 6, {"a": (6, 2, 2), "b": (6, 2, 1)}), FeatureShapes(3, 9, {"a": (9, 2, 2), "b": (9, 2, 1)})
+KNOWN = Family("distill.objectives", "Objective").known()
+TERMS = {name: settings(type=name, weight=1.0) for name, settings in KNOWN.items()} | {
+    "ce_smooth": CrossEntropy.Settings(label_smoothing=0.1),
     "kd_standardised": KD.Settings(standardise=True, temperature=2.0),
-    "icd": ICD.Settings(dim=4),
     "icd_masked": ICD.Settings(dim=4, mask_same_class=True),
-    "pooled": PooledFeature.Settings(),
 }
 # Three labelled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
 LABELS = torch.tensor([0, 1, 0, -1, -1, -1, 0, -1])
@@ -33,18 +31,21 @@ class Step(nn.Module):
     def __init__(self, name):
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.head = nn.Linear(5, 6), nn.Linear(6, 3)
+        self.body, self.head = nn.Linear(5, 24), nn.Linear(6, 3)
         self.term = TERMS[name].component(TERMS[name], *SHAPES)
 
     def forward(self, images, teacher, labels):
-        pooled = self.body(images)
-        return self.term(Features(self.head(pooled), pooled), teacher, Batch(labels))
+        map_ = self.body(images).unflatten(1, (6, 2, 2))
+        pooled = map_.mean((2, 3))
+        maps = {"a": map_, "b": map_.square().mean(3, keepdim=True)}
+        return self.term(Features(self.head(pooled), pooled, maps), teacher, Batch(labels))
 
 
 def data(rows=slice(None)):
     generator = torch.Generator().manual_seed(1)
     images, logits, pooled = (torch.randn(8, width, generator=generator) for width in (5, 3, 9))
-    return images[rows], Features(logits[rows], pooled[rows]), LABELS[rows]
+    maps = {name: torch.randn(8, *size, generator=generator)[rows] for name, size in SHAPES[1].maps.items()}
+    return images[rows], Features(logits[rows], pooled[rows], maps), LABELS[rows]
 
 
 def run(step, rows):
@@ -60,7 +61,7 @@ def worker(number, folder):
     try:
         found = {}
         for name in TERMS:
-            unused = name not in ("ce", "kd", "kd_standardised")  # features alone leave the head without gradient
+            unused = "logits" not in TERMS[name].component.needs  # features alone leave the head without gradient
             step = DistributedDataParallel(Step(name), find_unused_parameters=unused)
             loss, gradients = run(step, slice(4 * number, 4 * number + 4))
             found[name] = sum_over_ranks(loss) / 2, gradients

@@ -1,0 +1,55 @@
+"""Attention transfer: where the student's activations are strong, the teacher's are.
+
+Shape suffixes: B batch, C channels, H W map size, N = H · W.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+
+
+def attention(map_BCHW: Tensor) -> Tensor:
+    """[B, N]: the mean over channels of F², at length 1 for each sample; 0 where the map is all zero."""
+    return F.normalize(map_BCHW.square().mean(dim=1).flatten(1))
+
+
+def at(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """``mean((a(F_s) − a(F_t))²)`` over batch and pixels, with ``a(F) = mean_c F_c² / ‖mean_c F_c²‖``.
+
+    Maps of different sizes meet on the smaller grid. Channels may differ. Zero where the two attentions are equal.
+    """
+    student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
+    return F.mse_loss(attention(student_BCHW), attention(teacher_BCHW))
+
+
+class AT(Objective):
+    """Attention transfer: the sum of :func:`at` over the matched stages.
+
+    Paper: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928. The weight is β of
+    their code, 1000, which belongs to the mean over pixels.
+
+    Deviation: of two grids the smaller is used, where theirs shrinks both to the smaller height alone.
+    """
+
+    class Settings(StageSettings):
+        type: Literal["at"] = "at"
+        weight: float = Field(1000.0, ge=0, description="factor of this term in the sum")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        return sum(at(*maps) for maps in map_pairs(student, teacher, self.pairs))  # type: ignore[return-value]

@@ -1,0 +1,65 @@
+"""Neuron selectivity transfer: the distribution of the student's neurons over positions is the teacher's.
+
+Shape suffixes: B batch, C channels, H W map size, N = H · W.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+
+
+def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Squared maximum mean discrepancy between the two sets of neurons, mean over the batch.
+
+    A neuron is a channel's activations over the N positions, at length 1. With the kernel ``k(x, y) = (x·y)²``::
+
+        L = mean k(t, t') + mean k(s, s') − 2 mean k(s, t)
+
+    over all pairs of channels. Never negative; zero where the networks' mean outer products of neurons agree, student
+    equal to teacher among them. Maps of different sizes meet on the smaller grid; channels may differ.
+    """
+    student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
+    # mean k(x, y) = <M_x, M_y> with M = mean of x xᵀ [N, N]: without the pairs of channels where N is smaller, and
+    # the three terms are then one squared norm, which rounding cannot make negative.
+    moments = []
+    for map_ in (student_BCHW, teacher_BCHW):
+        neurons_BCN = F.normalize(map_.flatten(2), dim=2)
+        moments.append(neurons_BCN.transpose(1, 2) @ neurons_BCN / map_.shape[1])
+    return (moments[0] - moments[1]).square().sum((1, 2)).mean()
+
+
+class NST(Objective):
+    """Neuron selectivity transfer with the polynomial kernel, the sum of :func:`nst` over the matched stages.
+
+    Paper: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, arXiv
+    1707.01219, kernel of degree 2 and offset 0; weight 50.
+
+    Memory: two [N, N] matrices a sample and stage; N is 3,136 for a 56 × 56 map (39 MB each): choose late ``stages`` at
+    large inputs.
+    """
+
+    class Settings(StageSettings):
+        type: Literal["nst"] = "nst"
+        weight: float = Field(50.0, ge=0, description="factor of this term in the sum")
+        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
+            "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
+        )
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        return sum(nst(*maps) for maps in map_pairs(student, teacher, self.pairs))  # type: ignore[return-value]

@@ -1,0 +1,97 @@
+"""Knowledge review: the student's stages, fused from deep to shallow, teach each other what each teacher stage knows.
+
+Shape suffixes: B batch, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed
+from distill.objectives.ranks import RankBatchNorm
+from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+
+_POOLS = (4, 2, 1)
+
+
+class Fusion(nn.Module):
+    """Attention-based fusion (ABF) of one stage with what comes from the deeper ones.
+
+    ``x = BN(conv1×1(F_s))``; with a deeper ``y`` (resized to x): ``x ← a₁ x + a₂ y``, ``a = sigmoid(conv1×1([x, y]))``.
+    Returns the fused x for the next shallower stage, and ``BN(conv3×3(x))`` with the teacher's channels.
+    """
+
+    def __init__(self, ours: int, middle: int, theirs: int, has_deeper: bool):
+        super().__init__()
+        self.reduce = nn.Sequential(nn.Conv2d(ours, middle, 1, bias=False), RankBatchNorm(middle))
+        self.expand = nn.Sequential(nn.Conv2d(middle, theirs, 3, padding=1, bias=False), RankBatchNorm(theirs))
+        self.attend = nn.Conv2d(2 * middle, 2, 1) if has_deeper else None
+
+    def forward(self, map_BCHW: Tensor, deeper_BCHW: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.reduce(map_BCHW)
+        if self.attend is not None:
+            assert deeper_BCHW is not None
+            y = F.interpolate(deeper_BCHW, x.shape[2:], mode="nearest")
+            weights = self.attend(torch.cat([x, y], dim=1)).sigmoid()
+            x = x * weights[:, :1] + y * weights[:, 1:]
+        return x, self.expand(x)
+
+
+def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
+    """Hierarchical context loss: the mean squared error of the maps and of their averages on 4, 2 and 1 cells a side.
+
+    Weights 1, ½, ¼, ⅛ over their sum; grids as large as the map or larger are left out. Zero where the maps are equal.
+    """
+    total, weights, weight = F.mse_loss(student_BCHW, teacher_BCHW), 1.0, 1.0
+    for cells in _POOLS:
+        if cells >= min(student_BCHW.shape[2:]):
+            continue
+        weight /= 2
+        ours, theirs = (F.adaptive_avg_pool2d(map_, (cells, cells)) for map_ in (student_BCHW, teacher_BCHW))
+        total, weights = total + weight * F.mse_loss(ours, theirs), weights + weight
+    return total / weights
+
+
+class ReviewKD(Objective):
+    """Review of the stages from deep to shallow: the sum of :func:`hcl` between fused student and teacher maps.
+
+    Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044; weight 5 beside a
+    cross-entropy, with a linear warm-up over 20 of 240 epochs (``schedule: {warmup: 20}``).
+
+    Deviations: batch norms see the batch of all ranks; fused maps meet the teacher's on the smaller of two grids; the
+    paper's extra stage of pooled features is left to an objective of its own (``pooled``).
+    """
+
+    class Settings(StageSettings):
+        type: Literal["reviewkd"] = "reviewkd"
+        weight: float = Field(5.0, ge=0, description="factor of this term in the sum")
+        width: int = Field(64, gt=0, description="channels in the fusion; 512 at most, and usual, on ImageNet")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+        last = len(self.pairs) - 1
+        self.fusions = nn.ModuleList(
+            Fusion(student.maps[ours][0], settings.width, needed(teacher).maps[theirs][0], has_deeper=index < last)
+            for index, (ours, theirs) in enumerate(self.pairs)
+        )
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        maps = map_pairs(student, teacher, self.pairs)
+        deeper: Tensor | None = None
+        losses = []
+        for fusion, (ours, theirs) in reversed(list(zip(self.fusions, maps))):
+            deeper, fused = fusion(ours, deeper)
+            losses.append(hcl(*on_one_grid(fused, theirs)))
+        return sum(losses)  # type: ignore[return-value]

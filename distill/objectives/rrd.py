@@ -1,0 +1,108 @@
+"""Relational representation distillation: how a sample relates to a queue of past ones, as the teacher has it.
+
+Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P projected width, Q length of the queue.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.ranks import gather_batch
+
+
+def rrd(
+    student_BP: Tensor,
+    teacher_BP: Tensor,
+    queue_QP: Tensor,
+    filled: Tensor | int | None = None,
+    student_temperature: float = 0.1,
+    teacher_temperature: float = 0.02,
+) -> Tensor:
+    """Cross-entropy between two distributions over the queue, mean over the batch.
+
+    ``L = −Σ_q softmax(u_t · m_q / τ_t) log softmax(u_s · m_q / τ_s)`` with unit vectors u, and m the queue's, which are
+    the teacher's. Its minimum is the teacher's entropy over the queue. The teacher's distribution is a target without
+    gradient.
+
+    Args:
+        student_BP: projected student features.
+        teacher_BP: projected teacher features.
+        queue_QP: unit vectors.
+        filled: how many rows of the queue count; default all.
+        student_temperature: τ_s.
+        teacher_temperature: τ_t, the sharper of the two.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape("projected features", student_BP, teacher_BP)
+    student_BP, teacher_BP = F.normalize(student_BP.float()), F.normalize(teacher_BP.detach().float())
+    empty_Q = torch.arange(len(queue_QP), device=queue_QP.device) >= (len(queue_QP) if filled is None else filled)
+    logits_s, logits_t = (
+        (rows @ queue_QP.T / temperature).masked_fill(empty_Q, torch.finfo(torch.float32).min)
+        for rows, temperature in ((student_BP, student_temperature), (teacher_BP, teacher_temperature))
+    )
+    return F.cross_entropy(logits_s, logits_t.softmax(dim=1))
+
+
+class RRD(Objective):
+    """Relational representation distillation on pooled features, with a queue of teacher vectors. See :func:`rrd`.
+
+    The student's feature goes through a trained linear layer into a space ``dim`` wide, the teacher's through a fixed
+    random orthogonal one: its distribution is a target, which gives no gradient. The queue starts empty and fills batch
+    by batch, with the batches of all ranks, first in, first out; the batch itself is in it when the loss is taken.
+
+    Paper: Giakoumoglou and Stathaki, Relational Representation Distillation, 2024, arXiv 2407.12073; queue 16384,
+    temperatures 0.02 and 0.1.
+
+    Deviation: the teacher's projection is fixed; nothing would train it but the queue that it fills.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["rrd"] = "rrd"
+        dim: int = Field(128, gt=0, description="width of the projected features, at most the teacher's own")
+        queue: int = Field(16384, gt=0, description="teacher vectors kept")
+        student_temperature: float = Field(0.1, gt=0)
+        teacher_temperature: float = Field(0.02, gt=0, description="the sharper of the two")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+
+    settings: Settings
+    projection: Tensor
+    queue: Tensor
+    pushed: Tensor
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        width = needed(teacher).pooled
+        dim = min(settings.dim, width)
+        self.student_projector = nn.Linear(student.pooled, dim)
+        self.register_buffer("projection", nn.init.orthogonal_(torch.empty(dim, width)))
+        self.register_buffer("queue", torch.zeros(settings.queue, dim))
+        self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BD, teacher_BD = two(student, teacher, "pooled")
+        teacher_BP = F.normalize(teacher_BD @ self.projection.T)
+        self._push(gather_batch(teacher_BP))
+        s = self.settings
+        student_BP = self.student_projector(student_BD)
+        # A copy: a second pair of views pushes before the backward pass of the first.
+        queue = self.queue.clone()
+        return rrd(student_BP, teacher_BP, queue, self.pushed, s.student_temperature, s.teacher_temperature)
+
+    @torch.no_grad()
+    def _push(self, rows_GP: Tensor) -> None:
+        """Write the rows over the oldest ones, without asking the device where they are."""
+        rows_GP = rows_GP[-len(self.queue) :]
+        places = (self.pushed + torch.arange(len(rows_GP), device=rows_GP.device)) % len(self.queue)
+        self.queue.index_copy_(0, places, rows_GP)
+        self.pushed += len(rows_GP)

@@ -1,0 +1,94 @@
+"""Which stages of two networks are compared, and how their maps are brought to one shape.
+
+Shape suffixes: B batch, C channels, H W map size, of the student (s) or the teacher (t).
+
+The tokens of a ViT come as maps too, folded back to their grid, so a CNN and a ViT meet here as two CNNs do.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor
+
+from augment.settings import nearest
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Objective
+from distill.objectives.compare import needed, shape
+
+Pairs = list[tuple[str, str]]
+
+
+class StageSettings(Objective.Settings):
+    """Options shared by every objective that reads maps."""
+
+    stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
+        "all",
+        description="'all': every stage of the student with the teacher's of the same relative depth; 'middle', 'last':"
+        " that one alone; or a mapping, the student's stage: the teacher's",
+    )
+
+
+def match_stages(
+    stages: Literal["all", "middle", "last"] | dict[str, str], student: FeatureShapes, teacher: FeatureShapes | None
+) -> Pairs:
+    """(student's stage, teacher's stage) from shallow to deep.
+
+    Stage i of n lies at depth ``(i + 1) / n``; its partner is the teacher's stage of the nearest depth, the deeper one
+    in a tie. So the last stages always meet, and a student with more stages than the teacher uses some of those twice.
+
+    Raises:
+        ValueError: a stage that a network does not have; the text names those it has.
+    """
+    ours, theirs = list(student.maps), list(needed(teacher).maps)
+    if isinstance(stages, dict):
+        for side, wanted, known in (("student", list(stages), ours), ("teacher", list(stages.values()), theirs)):
+            for name in wanted:
+                if name not in known:
+                    raise ValueError(
+                        f"stages: the {side} has no stage {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+                    )
+        return sorted(stages.items(), key=lambda pair: ours.index(pair[0]))
+    if not ours or not theirs:
+        raise ValueError(f"the {'teacher' if ours else 'student'} reports no maps")
+
+    def partner(index: int) -> str:
+        depth = (index + 1) / len(ours)
+        # Rounded, for 1/3 and 2/6 must tie with what lies at the same depth.
+        return min(reversed(theirs), key=lambda name: round(abs((theirs.index(name) + 1) / len(theirs) - depth), 9))
+
+    chosen = {"all": range(len(ours)), "middle": [len(ours) // 2], "last": [len(ours) - 1]}[stages]
+    return [(ours[index], partner(index)) for index in chosen]
+
+
+def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
+    """The maps of the pairs in fp32, the teacher's detached.
+
+    Raises:
+        ValueError: a map that was not computed, or has no batch, or batches that differ.
+    """
+    found = []
+    for name_s, name_t in pairs:
+        maps = []
+        for side, features, name in (("student", student, name_s), ("teacher", teacher, name_t)):
+            map_ = None if features is None else features.maps.get(name)
+            if map_ is None:
+                raise ValueError(f"the {side} handed over no map {name!r}")
+            if map_.ndim != 4 or map_.shape[0] == 0:
+                raise ValueError(f"{side} map {name!r}: expected shape (batch, C, H, W), got {shape(map_)}")
+            maps.append(map_.float())
+        if maps[0].shape[0] != maps[1].shape[0]:
+            raise ValueError(f"student and teacher maps differ in batch: {shape(maps[0])} and {shape(maps[1])}")
+        found.append((maps[0], maps[1].detach()))
+    return found
+
+
+def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+    """Both maps averaged onto the smaller of the two grids, height and width each for itself."""
+    height, width = (min(student_BCHW.shape[dim], teacher_BCHW.shape[dim]) for dim in (2, 3))
+    return tuple(
+        map_ if map_.shape[2:] == (height, width) else F.adaptive_avg_pool2d(map_, (height, width))
+        for map_ in (student_BCHW, teacher_BCHW)
+    )  # type: ignore[return-value]

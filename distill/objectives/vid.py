@@ -1,0 +1,72 @@
+"""Variational information distillation: the teacher's maps are likely under a Gaussian that the student predicts.
+
+Shape suffixes: B batch, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed
+from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+
+_LEAST_VARIANCE = 1e-5
+_FIRST_VARIANCE = 5.0
+
+
+def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
+    """``½ · mean((μ − F_t)² / σ² + log σ²)`` over batch, channels and pixels; σ² one per channel.
+
+    The negative log-likelihood without its constant; its minimum for given errors e² is ``½ (1 + log mean e²)``, at
+    ``σ² = mean e²``: it may be negative.
+    """
+    variance = variance_C[:, None, None]
+    return 0.5 * ((mean_BCHW - teacher_BCHW).square() / variance + variance.log()).mean()
+
+
+class VID(Objective):
+    """Variational information distillation, the mean of :func:`vid` over the matched stages.
+
+    ``μ`` is a small network on the student's map (1×1 – ReLU – 1×1 – ReLU – 1×1, as wide as the teacher),
+    ``σ² = softplus(α) + 1e-5`` starts at 5.
+
+    Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv 1904.05835.
+    """
+
+    class Settings(StageSettings):
+        type: Literal["vid"] = "vid"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+        widths = [(student.maps[ours][0], needed(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
+        self.means = nn.ModuleList(_mean(ours, theirs) for ours, theirs in widths)
+        start = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))
+        self.alpha = nn.ParameterList(torch.full((theirs,), start) for _, theirs in widths)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        losses = []
+        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, map_pairs(student, teacher, self.pairs)):
+            losses.append(vid(*on_one_grid(mean(ours), theirs), F.softplus(alpha) + _LEAST_VARIANCE))
+        return sum(losses) / len(losses)  # type: ignore[return-value]
+
+
+def _mean(ours: int, theirs: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(ours, theirs, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(theirs, theirs, 1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(theirs, theirs, 1, bias=False),
+    )

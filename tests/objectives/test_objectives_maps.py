@@ -1,0 +1,166 @@
+"""Objectives on maps: how stages meet, and FitNets, AT, VID, NST, ReviewKD."""
+
+import math
+
+import pytest
+import torch
+from torch import tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.at import at, attention
+from distill.objectives.base import Batch
+from distill.objectives.fitnets import FitNets
+from distill.objectives.nst import nst
+from distill.objectives.reviewkd import ReviewKD, hcl
+from distill.objectives.stages import match_stages, on_one_grid
+from distill.objectives.vid import VID, vid
+
+LABELS = Batch(torch.zeros(4, dtype=torch.long))
+
+
+def shapes(*maps):
+    return FeatureShapes(3, 5, {f"s{index}": size for index, size in enumerate(maps)})
+
+
+def maps_of(of: FeatureShapes, seed=0, batch=4):
+    generator = torch.Generator().manual_seed(seed)
+    return Features(maps={name: torch.randn(batch, *size, generator=generator) for name, size in of.maps.items()})
+
+
+# --- Stages -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "expected"),
+    [
+        (4, 4, [0, 1, 2, 3]),
+        (3, 6, [1, 3, 5]),
+        (4, 12, [2, 5, 8, 11]),  # a CNN's stages and a ViT's blocks
+        (6, 3, [0, 0, 1, 1, 2, 2]),
+        (5, 1, [0, 0, 0, 0, 0]),
+        (2, 4, [1, 3]),
+    ],
+)
+def test_stages_meet_at_their_relative_depth(ours, theirs, expected):
+    student, teacher = shapes(*[(4, 8, 8)] * ours), shapes(*[(6, 8, 8)] * theirs)
+    assert match_stages("all", student, teacher) == [(f"s{i}", f"s{j}") for i, j in enumerate(expected)]
+    assert match_stages("last", student, teacher) == [(f"s{ours - 1}", f"s{theirs - 1}")]
+    assert match_stages("middle", student, teacher) == [match_stages("all", student, teacher)[ours // 2]]
+
+
+def test_stages_by_name_and_by_mistake():
+    student, teacher = shapes((4, 8, 8), (4, 4, 4)), shapes((6, 8, 8), (6, 4, 4))
+    assert match_stages({"s1": "s0", "s0": "s1"}, student, teacher) == [("s0", "s1"), ("s1", "s0")]
+    with pytest.raises(ValueError, match=r"stages: the student has no stage 'layer1'.*it has s0, s1"):
+        match_stages({"layer1": "s0"}, student, teacher)
+    with pytest.raises(ValueError, match="stages: the teacher has no stage 's9'"):
+        match_stages({"s0": "s9"}, student, teacher)
+    with pytest.raises(ValueError, match="the teacher reports no maps"):
+        match_stages("all", student, FeatureShapes(3, 5))
+
+
+def test_maps_meet_on_the_smaller_grid():
+    large, small = torch.arange(32.0).view(1, 1, 4, 8), torch.zeros(1, 2, 8, 4)
+    one, other = on_one_grid(large, small)
+    assert one.shape == (1, 1, 4, 4) and other.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(one, large.unfold(3, 2, 2).mean(-1))
+
+
+# --- FitNets ------------------------------------------------------------------------------------------------------
+
+
+def test_fitnets_by_hand_and_zero_where_the_regressor_hits():
+    student, teacher = shapes((2, 4, 4)), shapes((3, 2, 2))
+    term = FitNets(FitNets.Settings(stages="all"), student, teacher)
+    ours, theirs = maps_of(student), maps_of(teacher, seed=1)
+    weight, bias = term.regressors[0].weight[:, :, 0, 0], term.regressors[0].bias
+    hint = torch.einsum("oc,bchw->bohw", weight, ours.maps["s0"]) + bias[:, None, None]
+    pooled = hint.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
+    expected = (pooled - theirs.maps["s0"]).square().mean()
+    torch.testing.assert_close(term(ours, theirs, LABELS), expected)
+    assert term(ours, Features(maps={"s0": pooled.detach()}), LABELS).item() == pytest.approx(0, abs=1e-12)
+
+
+# --- AT -----------------------------------------------------------------------------------------------------------
+
+
+def test_at_on_paper():
+    """Squares (9, 16) at two pixels have length √337; one channel or two of the same make no difference."""
+    map_ = tensor([3.0, 4.0]).view(1, 1, 1, 2)
+    torch.testing.assert_close(attention(map_), tensor([[9.0, 16.0]]) / math.sqrt(337))
+    torch.testing.assert_close(attention(map_.repeat(1, 5, 1, 1)), attention(map_))
+    flat = torch.ones(1, 2, 1, 2)
+    expected = ((tensor([9.0, 16.0]) / math.sqrt(337) - 1 / math.sqrt(2)) ** 2).mean().item()
+    assert at(map_, flat).item() == pytest.approx(expected)
+    assert at(map_, -7 * map_).item() == pytest.approx(0, abs=1e-12)
+
+
+# --- VID ----------------------------------------------------------------------------------------------------------
+
+
+def test_vid_equals_the_gaussian_log_likelihood():
+    mean, teacher = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+    variance = tensor([0.5, 1.0, 2.0, 5.0])
+    scale = variance.sqrt()[:, None, None].expand(4, 2, 2)
+    likelihood = torch.distributions.Normal(mean, scale).log_prob(teacher)
+    torch.testing.assert_close(vid(mean, teacher, variance), -likelihood.mean() - 0.5 * math.log(2 * math.pi))
+
+
+def test_vid_starts_at_variance_five_and_learns_it():
+    student, teacher = shapes((2, 4, 4)), shapes((3, 4, 4))
+    term = VID(VID.Settings(), student, teacher)
+    variance = torch.nn.functional.softplus(term.alpha[0]) + 1e-5
+    torch.testing.assert_close(variance, torch.full((3,), 5.0))
+    term(maps_of(student), maps_of(teacher, seed=1), LABELS).backward()
+    assert (term.alpha[0].grad > 0).all(), "errors of about 1 ask for a smaller variance"
+
+
+# --- NST ----------------------------------------------------------------------------------------------------------
+
+
+def test_nst_equals_the_maximum_mean_discrepancy():
+    student, teacher = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 5, 2, 2, 2).reshape(2, 10, 2, 2)
+    student = student.reshape(2, 6, 2, 2)
+    total = 0.0
+    for ours, theirs in zip(student.flatten(2), teacher.flatten(2)):
+        ours, theirs = (x / x.norm(dim=1, keepdim=True) for x in (ours, theirs))
+
+        def mean_kernel(x, y):
+            return sum((a @ b).item() ** 2 for a in x for b in y) / (len(x) * len(y))
+
+        total += mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)
+    assert nst(student, teacher).item() == pytest.approx(total / 2, rel=1e-4)
+    assert nst(teacher, teacher.flip(1)).item() == pytest.approx(0, abs=1e-10), "the order of neurons says nothing"
+
+
+# --- ReviewKD -----------------------------------------------------------------------------------------------------
+
+
+def test_hcl_on_paper():
+    """A checkerboard of ±1 differs from zeros pixel by pixel, but not on average over 2 × 2 pixels or more."""
+    board = (torch.arange(8)[:, None] + torch.arange(8)).remainder(2).mul(2.0).sub(1).expand(1, 1, 8, 8)
+    assert hcl(board, torch.zeros(1, 1, 8, 8)).item() == pytest.approx(1 / 1.875)
+    assert hcl(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item() == pytest.approx(1), "1 cell, and the map itself"
+
+
+def test_review_passes_what_is_deep_to_what_is_shallow():
+    student, teacher = shapes((2, 8, 8), (4, 4, 4)), shapes((3, 8, 8), (6, 4, 4))
+    term = ReviewKD(ReviewKD.Settings(width=5), student, teacher)
+    ours, theirs = maps_of(student), maps_of(teacher, seed=1)
+    for map_ in ours.maps.values():
+        map_.requires_grad_()
+    shallow, deep = term.fusions
+    assert deep.attend is None
+    x, fused_deep = deep(ours.maps["s1"], None)
+    _, fused = shallow(ours.maps["s0"], x)
+    expected = hcl(fused, theirs.maps["s0"]) + hcl(fused_deep, theirs.maps["s1"])
+    torch.testing.assert_close(term(ours, theirs, LABELS), expected)
+    hcl(fused, theirs.maps["s0"]).backward()
+    assert ours.maps["s1"].grad.abs().sum() > 0, "the shallow loss teaches the deep stage"
+
+
+def test_a_teacher_map_that_is_missing_is_named():
+    student, teacher = shapes((2, 4, 4)), shapes((3, 2, 2))
+    term = FitNets(FitNets.Settings(), student, teacher)
+    with pytest.raises(ValueError, match="the teacher handed over no map 's0'"):
+        term(maps_of(student), Features(), LABELS)
