@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from augment.chain import Chain, normalised
+from augment.chain import Chain, normalised, to_unit
 from augment.draws import Draws
 from augment.mix import mixed
 from augment.policy import FREE_OF_SIZE, AugmentSettings, Look, Plan, plan_views
-from augment.views import InputSpec, Views
+from augment.views import InputSpec, Looks, Views
 
 __all__ = ["AugmentSettings", "DualAugment"]
 
@@ -32,50 +32,65 @@ class DualAugment(nn.Module):
     def __init__(self, settings: AugmentSettings, teachers: Sequence[InputSpec], student: InputSpec, seed: int):
         super().__init__()
         self.teachers, self.student, self.seed = tuple(teachers), student, seed
-        self.mix = settings.mix
+        self.settings, self.mix = settings, settings.mix
         plan = plan_views(settings, student)
         _check_sizes(plan, self.teachers, student)
         self.plan = plan
         if not self.teachers:
             self.plan = Plan((), plan.student, tuple((0, view) for view in range(len(plan.student))))
         self.chains = nn.ModuleDict()
+        self._looks: dict[str, Look] = {}
         wanted = [(look, spec) for spec in self.teachers for look in self.plan.teacher]
         for look, spec in [*wanted, *((look, student) for look in self.plan.student)]:
             size = look.size or spec.size
             name = _chain_name(look, size)
             if name not in self.chains:
-                self.chains[name] = Chain(look.recipe, size)
+                self.chains[name], self._looks[name] = Chain(look.recipe, size), look
 
     @torch.no_grad()
-    def forward(self, images: Tensor, ids: Tensor, epoch: int) -> Views:
+    def looks(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
+        """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work."""
+        made = {name: self._pixels(name, images, ids, epoch) for name in self.chains}
+        return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
+
+    def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
+        look = self._looks[name]
+        draws = Draws(self.seed, epoch, look.key, ids)
+        geometry = Draws(self.seed, epoch, look.geometry, ids) if look.geometry else None
+        return self.chains[name](images, draws, geometry)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor | Looks, ids: Tensor, epoch: int) -> Views:
         """The views of a batch.
 
         Args:
-            images: [B, 3, H, W] uint8 (or floats in [0, 1]); the views are made on their device.
+            images: [B, 3, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
+                :meth:`looks` made of them: the same views, within the rounding to a byte.
             ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU, where kornia makes its
                 parameters: ids on a GPU have to be waited for.
             epoch: number of the epoch.
         """
-        if images.ndim != 4 or images.shape[1] != 3 or not len(images):
-            raise ValueError(f"images must be [B, 3, H, W] with B > 0, not {list(images.shape)}")
-        if ids.shape != images.shape[:1]:
-            raise ValueError(f"{len(images)} images need ids [{len(images)}], not {list(ids.shape)}")
-        host_ids = ids.cpu()
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
+        if isinstance(images, Mapping):
+            made = {(name, None): to_unit(pixels) for name, pixels in images.items()}
+        batch = next(iter(images.values())) if isinstance(images, Mapping) else images
+        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
+            raise ValueError(f"images must be [B, 3, H, W] with B > 0, not {list(batch.shape)}")
+        if ids.shape != batch.shape[:1]:
+            raise ValueError(f"{len(batch)} images need ids [{len(batch)}], not {list(ids.shape)}")
+        host_ids = ids.cpu()
 
         def view(look: Look, spec: InputSpec) -> Tensor:
             # Networks of one size share the pixels of a view, of one specification the view itself.
             name = _chain_name(look, look.size or spec.size)
             if (name, None) not in made:
-                draws = Draws(self.seed, epoch, look.key, host_ids)
-                geometry = Draws(self.seed, epoch, look.geometry, host_ids) if look.geometry else None
-                made[name, None] = self.chains[name](images, draws, geometry)
+                made[name, None] = self._pixels(name, batch, host_ids, epoch)
             if (name, spec) not in made:
                 made[name, spec] = normalised(made[name, None], spec)
             return made[name, spec]
 
         # Autocast would warp on a bf16 grid.
-        with torch.autocast(images.device.type, enabled=False):
+        with torch.autocast(batch.device.type, enabled=False):
             teacher = tuple(tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers)
             student = tuple(view(look, self.student) for look in self.plan.student)
         views = Views(teacher, student, self.plan.pairs)

@@ -13,6 +13,7 @@ from augment.settings import Settings, complaint, on_trust
 from augment.views import InputSpec
 
 Policy = Literal["identical", "independent", "shared_geometry", "weak_teacher", "both_to_both", "multicrop"]
+Placement = Literal["auto", "device", "loader"]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
 _RESIZED_CROP = "RandomResizedCrop"
@@ -75,6 +76,10 @@ class AugmentSettings(Settings):
         None, description="multicrop: side of a small crop in pixels; default half the student's input size"
     )
 
+    placement: Placement = Field(
+        "device",
+        description="where views are made: on the device, by the loader's workers, or measured once (auto)",
+    )
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
 
     @model_validator(mode="after")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,10 @@ class Mix:
     teacher: tuple[tuple[float, ...], ...]
     """Shares, laid out as ``Views.teacher``."""
     student: tuple[float, ...]
+
+
+Looks = Mapping[str, "Tensor"]
+"""Name of a look → its pixels [B, 3, h, w] uint8: views that are not yet normalised, or mixed."""
 
 
 @dataclass(frozen=True)

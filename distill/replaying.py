@@ -15,13 +15,15 @@ from pathlib import Path
 import torch
 
 from augment.dual import DualAugment
+from augment.placement import moved
 from augment.views import InputSpec, Views
 from distill.config import Experiment
 from distill.data.module import DataModule
 from distill.data.reader import Batch
 from distill.models.network import create_network
-from distill.run_folder import RunError, read_run
+from distill.run_folder import FITS, RunError, read_run
 from distill.training.fit import device_for
+from distill.training.placing import placed
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Scene:
     @classmethod
     def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> Scene:
         """Make the views of a batch, on ``device``."""
-        views = augment.to(device)(batch.images.to(device), batch.ids, epoch)
+        views = augment.to(device)(moved(batch.pixels, device), batch.ids, epoch)
         return cls(epoch, batch, views, augment)
 
 
@@ -58,8 +60,10 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
         DataError: an id is not among the training samples, or cannot be read any more.
     """
     experiment, _ = read_run(Path(run))
-    batch = data_of(experiment).batch_of(ids, epoch)
-    return Scene.of(augment_of(experiment), batch, epoch, device or device_for(experiment.training)).views
+    batch, augment = data_of(experiment).batch_of(ids, epoch), augment_of(experiment)
+    if placed(augment, Path(run) / FITS / "student") == "loader":
+        batch = batch._replace(looks=augment.looks(batch.images, batch.ids, epoch))
+    return Scene.of(augment, batch, epoch, device or device_for(experiment.training)).views
 
 
 def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[int]]:

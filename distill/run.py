@@ -28,14 +28,13 @@ from distill.models.teacher import Teacher
 from distill.report.html import write_report
 from distill.report.summary import Check, Curves, Machine, Row, RunSummary, read_curves
 from distill.report.terminal import print_summary
-from distill.run_folder import RunFolder, close_run, is_first_rank, open_run
+from distill.run_folder import FITS, RunFolder, close_run, is_first_rank, open_run
 from distill.stages import distil, labels_only, linear_probe, prepare_teachers
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted, StopSignal
 from distill.workshop import Workshop, make_data, predict_pooled, predict_student, predict_teacher
 
-FITS = "fits"
 EXPORT = "export"
 RESULTS = "results.json"
 

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
+FITS = "fits"
+"""The folder of everything that a run trains, one folder each."""
 _FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
 
 

@@ -50,6 +50,7 @@ class Loader:
         start_method: str | None = None,
     ):
         self.reader, self.sampler, self.timeout = reader, sampler, timeout
+        self.workers, self.start_method = workers, start_method
         self.unreadable: dict[str, str] = {}
         """Id → reason of the samples that could not be read so far, each once."""
         self._waited = 0.0
@@ -85,6 +86,10 @@ class Loader:
             finally:
                 self._waited += time.perf_counter() - started
             yield batch
+
+    def beside(self, reader: BatchReader, sampler: OnePass) -> Loader:
+        """Another loader with as many workers, of the same kind."""
+        return Loader(reader, sampler, workers=self.workers, timeout=self.timeout, start_method=self.start_method)
 
     def only(self, request: Request) -> Batch:
         """One batch, read here and now; no pass is started or moved."""

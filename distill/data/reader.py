@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -18,21 +18,32 @@ from torch.utils.data import Dataset, get_worker_info
 from augment.draws import sample_key
 from augment.errors import ExplainedError
 from augment.loader import LoaderOps
+from augment.views import Looks
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Fit, to_canvas
 from distill.data.order import Order, Request
 from distill.data.split import Part
+
+if TYPE_CHECKING:  # the evaluation's workers need no operations
+    from augment.placement import LoaderViews
 
 
 class Batch(NamedTuple):
     """What the training step receives."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, contiguous."""
+    """uint8 [B, 3, H, W], RGB, contiguous; [B, 3, 0, 0] where the worker has made looks of it."""
     labels: Tensor
     """int64 [B], ``UNLABELLED`` where a sample has none."""
     ids: Tensor
     """int64 [B], :func:`augment.draws.sample_key` of the samples' names."""
+    looks: Looks | None = None
+    """The views' pixels, where the workers make them: see :mod:`augment.placement`."""
+
+    @property
+    def pixels(self) -> Tensor | Looks:
+        """What the views are made from: the looks, or else the images."""
+        return self.images if self.looks is None else self.looks
 
 
 class Fetched(NamedTuple):
@@ -61,6 +72,8 @@ class BatchReader(Dataset[Fetched]):
     ):
         self.part, self.order, self.size, self.fit, self.ops = part, order, size, fit, ops
         self.tolerated = tolerated
+        self.views: LoaderViews | None = None
+        """Makes the views in the worker; set before the first pass."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
         """[workers] index of the sample that each worker is reading, -1 between batches: for the obituary."""
 
@@ -90,8 +103,16 @@ class BatchReader(Dataset[Fetched]):
                     return Fetched(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
                 labels[row], keys[row] = sample.label, sample_key(sample.id)
                 break
-        self.reading[slot] = -1
         batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
+        if self.views is not None:
+            try:
+                looks = self.views(batch.images, batch.ids, request.epoch)
+            except Exception as error:
+                known = isinstance(error, ExplainedError)
+                reason = str(error) if known else traceback.format_exc()
+                return Fetched(None, error=f"making the views of a batch in the loader: {reason}")
+            batch = batch._replace(images=batch.images.new_empty(len(batch.images), 3, 0, 0), looks=looks)
+        self.reading[slot] = -1
         return Fetched(batch, tuple(unreadable.items()))
 
     def _candidates(self, epoch: int, place: int) -> Iterator[int]:

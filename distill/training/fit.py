@@ -25,6 +25,7 @@ from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.clock import SPANS
 from distill.training.evaluate import Predictions
 from distill.training.module import Distillation
+from distill.training.placing import place
 from distill.training.progress import FitProgress
 from distill.training.run_log import RunLog
 from distill.training.settings import TrainingSettings
@@ -79,6 +80,7 @@ def fit(
         return FitSummary(**json.loads((folder / SUMMARY).read_text()))
 
     settings = module.settings
+    place(module.augment, loader, folder, device_for(settings), console)
     checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from augment.dual import DualAugment
+from augment.placement import moved
 from distill.data.reader import Batch as LoadedBatch
 from distill.deltas.attach import penalty
 from distill.models.identity import identify
@@ -80,11 +81,12 @@ class Distillation(LightningModule):
     def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
         """Images and labels move; ids stay on the CPU, where draws are made: a device would be waited for."""
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
-        return batch._replace(images=images, labels=labels)
+        looks = batch.looks and moved(batch.looks, device)
+        return batch._replace(images=images, labels=labels, looks=looks)
 
     def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
         with self.clock.span("augment"):
-            views = self.augment(batch.images, batch.ids, self.current_epoch)
+            views = self.augment(batch.pixels, batch.ids, self.current_epoch)
         teachers = []
         if self.teacher is not None:
             with self.clock.span("teacher"):

@@ -189,7 +189,7 @@ def test_train_or_eval_and_state_make_no_difference():
         ({"policy": "multicrop", "local_scale": [0.3, 0.1]}, "local_scale", "the smaller part comes first"),
         ({"policy": "multicrop", "local_crops": 0}, "local_crops", "greater than or equal to 1"),
         ({"studnt": []}, "studnt", "did you mean 'student'?"),
-        ({"student": ["RandomFlip"]}, "student.0.type", "no 2-D augmentation of kornia"),
+        ({"student": ["RandomFlip"]}, "student.0.type", "no operation is called 'RandomFlip'"),
     ],
 )
 def test_a_mistake_is_named_with_its_key(settings, path, message):

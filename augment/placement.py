@@ -1,0 +1,45 @@
+"""Views made by the loader's workers: the same draws, the same chain, another process.
+
+A chain whose work is done on the CPU anyway (torchvision's transforms, kornia's rarer operations, a run without a GPU)
+holds up the training step while it runs. In the workers it runs beside the step. Whole looks are moved, not single
+operations, so nothing has to exist twice: a worker calls the very chain that the step would call. What comes over is a
+byte per value instead of the canvas: the views are the same within that rounding, half of 1/255.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from augment.dual import DualAugment
+from augment.views import Looks
+
+
+def moved(pixels: Tensor | Looks, device: torch.device | str) -> Tensor | Looks:
+    """A batch's images, or its looks, on a device."""
+    if isinstance(pixels, Tensor):
+        return pixels.to(device, non_blocking=True)
+    return {name: look.to(device, non_blocking=True) for name, look in pixels.items()}
+
+
+class LoaderViews:
+    """What a worker runs on its batch.
+
+    Args:
+        dual: whose views are made. Only its settings travel to the worker, which builds its own at its first batch.
+    """
+
+    def __init__(self, dual: DualAugment):
+        self._arguments = (dual.settings, dual.teachers, dual.student, dual.seed)
+        self._dual: DualAugment | None = None
+
+    def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
+        """The looks of a batch: uint8 images [B, 3, H, W] and int64 ids [B] on the CPU."""
+        if self._dual is None:
+            self._dual = DualAugment(*self._arguments)
+        return self._dual.looks(images, ids, epoch)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_dual": None}
