@@ -21,6 +21,13 @@ def parse_bytes(text: str) -> int:
     return int(float(match[1]) * UNITS[match[2].upper()])
 
 
+def check_bytes(value: str | int | None) -> str | int | None:
+    """The validator of a field of bytes."""
+    if value is not None and parse_bytes(str(value)) < 1:
+        raise ValueError("must be at least one byte")
+    return value
+
+
 class Allocation(Settings):
     """Ranks chosen from the data: as many bytes as a budget allows, or as much of all gains as ``alpha`` asks for."""
 
@@ -48,12 +55,7 @@ class Allocation(Settings):
         "warm-up cut to the ranks; none: as the method was published",
     )
 
-    @field_validator("budget")
-    @classmethod
-    def _budget_is_bytes(cls, value: str | int | None) -> str | int | None:
-        if value is not None and parse_bytes(str(value)) < 1:
-            raise ValueError("must be at least one byte")
-        return value
+    _budget_is_bytes = field_validator("budget")(check_bytes)
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Allocation:

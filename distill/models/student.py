@@ -93,23 +93,21 @@ class Student(nn.Module):
 
     def finish(self) -> list[Start] | None:
         """What the trained deltas become, entry by entry; None where all stay as they are."""
-        finished = []
-        for entry, sites in zip(self._deltas, self.entries, strict=True):
+        starts = []
+        smaller = False
+        for number, (entry, start, sites) in enumerate(zip(self._deltas, self._starts, self.entries, strict=True)):
             method, own = _own(entry, sites)
-            finished.append(method.finish(entry, own))
-        if not any(finished):
-            return None
-        starts: list[Start] = []
-        for start, became, sites in zip(self._starts, finished, self.entries, strict=True):
+            became = method.finish(entry, own)
+            smaller |= became is not None
             if became is None:
-                became = Start(start.settings, self.entry_state(len(starts)))
+                became = Start(start.settings, self.entry_state(number))
             else:  # what stands in the place of the method's own deltas stays
-                others = {site: d for site, d in sites.items() if site not in became.tensors}
+                others = {site: d for site, d in sites.items() if site not in own}
                 kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
                 tensors = {site: d.state_dict() for site, d in others.items()}
                 became = Start([*became.settings, *kept], {**became.tensors, **tensors})
             starts.append(became)
-        return starts
+        return starts if smaller else None
 
     def entry_state(self, number: int) -> dict[str, dict[str, Tensor]]:
         """Site → the tensors of an entry's deltas."""

@@ -1,0 +1,208 @@
+"""AdaLoRA: a low-rank change in the form of a singular value decomposition, whose ranks move between layers.
+
+``W' = W + P diag(λ) Q``, group by group. Shapes: P [g, out/g, r], λ [g, r], Q [g, r, n] with n = in/g · kh · kw and r =
+``rank``, less in layers that have no room for it. P and Q start orthonormal, λ at zero; ``orthogonality ·
+(‖PᵀP − I‖² + ‖QQᵀ − I‖²)`` keeps them near it.
+
+Triplet i of a layer (λ_i, column P_i, row Q_i) has the sensitivity ``|λ_i g| + mean|P_i g| + mean|Q_i g|``, g the
+gradient of each entry. Smoothed, ``Ī ← β₁ Ī + (1 − β₁) I``; its uncertainty ``Ū ← β₂ Ū + (1 − β₂) |I − Ī|``; its
+importance ``Ī · Ū``. Every ``interval`` steps the most important triplets of all layers together are kept, as many as
+the budget of the moment pays for, and the λ of the others is set to zero; they go on learning and may come back. With t
+the share of the steps made, the budget is everything until ``warm_up``, then falls as ``end + (all − end) (1 − u)³``
+with u from 0 to 1, and is ``end`` in the last ``settle`` of training, in which nothing comes back any more.
+
+After training only what was kept is left, as ``low_rank``: A = Q, B = P diag(λ), layer by layer at its own rank.
+
+Deviations: P and Q start orthonormal, not as small random numbers; the smoothing is of triplets, not of entries, which
+would take three times the delta's memory; with a ``budget`` in bytes importance is compared byte for byte.
+
+Paper: Zhang et al., arXiv 2303.10512 (β₁ = β₂ = 0.85, orthogonality 0.1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Literal, Self
+
+import torch
+from pydantic import Field, field_validator, model_validator
+from torch import Tensor, nn
+
+from augment.settings import complaint
+from distill.deltas.base import DeltaError, DeltaSettings, SizedSettings, Start, WeightDelta, frozen_weight
+from distill.deltas.low_rank import LowRank, low_rank_change
+from distill.deltas.projected import projected
+from distill.deltas.rank_settings import check_bytes, parse_bytes
+
+
+def budget_share(progress: float, warm_up: float, settle: float) -> float:
+    """How much of what will be taken away is still there, from 1 to 0, when ``progress`` of the steps are made."""
+    u = (progress - warm_up) / (1 - warm_up - settle)
+    return (1 - min(max(u, 0.0), 1.0)) ** 3
+
+
+def keep_best(importance: Tensor, price: Tensor, budget: float) -> Tensor:
+    """1 for the triplets [N] of the highest importance for their price whose prices together fit the budget, else 0."""
+    order = torch.argsort(importance / price, descending=True, stable=True)
+    fits = (price[order].cumsum(0) <= budget).to(importance.dtype)
+    return torch.empty_like(fits).scatter_(0, order, fits)
+
+
+class AdaLoRA(WeightDelta):
+    """``W' = W + P diag(λ) Q``."""
+
+    class Settings(SizedSettings):
+        type: Literal["adalora"] = "adalora"
+        rank: int = Field(12, ge=1, description="of every layer at the start")
+        target_rank: float | None = Field(
+            None, gt=0, description="mean rank of a layer at the end; default: two thirds of rank"
+        )
+        budget: str | int | None = Field(None, description="bytes at the end in place of target_rank: 200KB, 1MB")
+        warm_up: float = Field(0.1, ge=0, lt=1, description="share of the steps before the budget begins to fall")
+        settle: float = Field(0.3, ge=0, lt=1, description="share of the steps, the last, with ranks that stay")
+        interval: int = Field(10, ge=1, description="steps between reallocations")
+        beta1: float = Field(0.85, gt=0, lt=1, description="smoothing of the sensitivity")
+        beta2: float = Field(0.85, gt=0, lt=1, description="smoothing of its uncertainty")
+        orthogonality: float = Field(0.1, ge=0, description="weight of the penalty")
+
+        _budget_is_bytes = field_validator("budget")(check_bytes)
+
+        @model_validator(mode="after")
+        def _parts_fit(self) -> AdaLoRA.Settings:
+            if self.budget is not None and self.target_rank is not None:
+                raise complaint("target_rank", "give only one of target_rank and budget")
+            if self.target_rank is not None and self.target_rank > self.rank:
+                raise complaint(
+                    "target_rank", f"{self.target_rank:g} is more than rank, {self.rank}, that it starts from"
+                )
+            if self.warm_up + self.settle >= 1:
+                raise complaint(
+                    "settle", "warm_up and settle leave no steps for the reallocation; their sum is below 1"
+                )
+            return self
+
+    settings: Settings
+    sensitivity: Tensor
+    uncertainty: Tensor
+    kept: Tensor
+    no_weight_decay = frozenset({"lam"})
+
+    def __init__(self, settings: Settings, layer: nn.Module):
+        super().__init__(settings, layer)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        groups: int = getattr(layer, "groups", 1)
+        rows, inner = weight.shape[0] // groups, weight[0].numel()
+        rank = min(settings.rank, rows, inner)
+        like: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+        self.P = nn.Parameter(
+            torch.stack([nn.init.orthogonal_(torch.empty(rows, rank, **like)) for _ in range(groups)])
+        )
+        self.Q = nn.Parameter(
+            torch.stack([nn.init.orthogonal_(torch.empty(rank, inner, **like)) for _ in range(groups)])
+        )
+        self.lam = nn.Parameter(torch.zeros(groups, rank, **like))
+        for name in ("sensitivity", "uncertainty"):
+            self.register_buffer(name, torch.zeros(rank, **like))
+        self.register_buffer("kept", torch.ones(rank, **like))
+
+    @property
+    def bytes_per_rank(self) -> int:
+        """Of the ``low_rank`` that it becomes."""
+        return (self.P[..., 0].numel() + self.Q[:, 0].numel()) * self.P.element_size()
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B. While training, what is not kept still learns; outside, it is gone."""
+        return self.Q, self.P * (self.lam if self.training else self.lam * self.kept)[:, None, :]
+
+    def forward(self, weight: Tensor) -> Tensor:
+        A, B = self.factors()
+        return weight + low_rank_change(A, B, 1.0, weight.shape)
+
+    def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        A, B = self.factors()
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            weight = self(frozen_weight(layer))
+        return projected(layer, x, weight, layer.bias, A, B)  # type: ignore[arg-type]
+
+    def penalty(self) -> Tensor | None:
+        if not self.settings.orthogonality:
+            return None
+        one = torch.eye(self.lam.shape[1], device=self.lam.device)
+        off = (self.P.mT @ self.P - one).square().sum() + (self.Q @ self.Q.mT - one).square().sum()
+        return self.settings.orthogonality * off
+
+    @torch.no_grad()
+    def observe(self) -> None:
+        """Take one step's gradients into sensitivity and uncertainty."""
+        if self.lam.grad is None or self.P.grad is None or self.Q.grad is None:
+            return
+        now = (self.lam * self.lam.grad).abs().sum(0)
+        now += (self.P * self.P.grad).abs().mean((0, 1)) + (self.Q * self.Q.grad).abs().mean((0, 2))
+        self.sensitivity.lerp_(now, 1 - self.settings.beta1)
+        self.uncertainty.lerp_((now - self.sensitivity).abs(), 1 - self.settings.beta2)
+
+    @classmethod
+    @torch.no_grad()
+    def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
+        if not deltas:
+            return
+        settings = next(iter(deltas.values())).settings
+        if step == 1:
+            cls._budget(settings, deltas, 0.0)  # one that is too small is told at once
+        for delta in deltas.values():
+            delta.observe()
+        last = math.floor(steps * (1 - settings.settle))
+        if step == last:
+            cls._reallocate(settings, deltas, 0.0)
+        elif step > last:
+            for delta in deltas.values():
+                delta.lam *= delta.kept
+        elif step % settings.interval == 0 and step >= steps * settings.warm_up:
+            cls._reallocate(settings, deltas, budget_share(step / steps, settings.warm_up, settings.settle))
+
+    @classmethod
+    def _budget(cls, settings: Settings, deltas: Mapping[str, Self], share: float) -> tuple[list[int], float]:
+        """The price of a triplet, layer by layer, and ``end + share · (all − end)``."""
+        each = [1 if settings.budget is None else delta.bytes_per_rank for delta in deltas.values()]
+        everything = sum(delta.lam.shape[1] * price for delta, price in zip(deltas.values(), each))
+        if settings.budget is None:
+            end = (settings.target_rank or settings.rank * 2 / 3) * len(deltas)
+        else:
+            end = parse_bytes(str(settings.budget))
+        if end < min(each):
+            unit = "ranks" if settings.budget is None else "bytes"
+            raise DeltaError(f"adalora: a budget of {end:g} {unit} is too small: the smallest takes {min(each)} {unit}")
+        return each, end + share * max(0.0, everything - end)
+
+    @classmethod
+    def _reallocate(cls, settings: Settings, deltas: Mapping[str, Self], share: float) -> None:
+        each, budget = cls._budget(settings, deltas, share)
+        ranks = [delta.lam.shape[1] for delta in deltas.values()]
+        importance = torch.cat([delta.sensitivity * delta.uncertainty for delta in deltas.values()])
+        prices = importance.new_tensor([price for rank, price in zip(ranks, each) for _ in range(rank)])
+        masks = keep_best(importance, prices, budget).split(ranks)
+        for delta, mask in zip(deltas.values(), masks):
+            delta.kept.copy_(mask)
+            delta.lam *= mask
+
+    @classmethod
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+        assert isinstance(settings, AdaLoRA.Settings)
+        if not deltas:
+            return None
+        each, budget = cls._budget(settings, deltas, 0.0)
+        if sum(float(delta.kept.sum()) * price for delta, price in zip(deltas.values(), each)) > budget:
+            with torch.no_grad():  # training ended early, or an earlier epoch was the best
+                cls._reallocate(settings, deltas, 0.0)
+        sites: dict[int, list[str]] = defaultdict(list)
+        tensors = {}
+        for site, delta in deltas.items():
+            kept = delta.kept.bool()
+            if kept.any():
+                sites[int(kept.sum())].append(site)
+                B = delta.P * delta.lam[:, None, :]
+                tensors[site] = {"A": delta.Q[:, kept].detach(), "B": B[..., kept].detach()}
+        ranks = sorted(sites, reverse=True)
+        return Start([LowRank.Settings(rank=rank, sites=tuple(sites[rank])) for rank in ranks], tensors)
