@@ -11,7 +11,7 @@ from augment.draws import Draws
 from augment.operation import Sampled
 from augment.sometimes import Params
 
-Padding = Literal["zeros", "border", "reflection"]
+Padding = Literal["zeros", "border", "reflection", "symmetric"]
 
 
 class PadCrop(Sampled):
@@ -22,9 +22,11 @@ class PadCrop(Sampled):
     Args:
         size: (height, width) of the crop; the network's input size unless given.
         pixels: how many are added to every side.
-        padding: what they are: ``zeros`` (black), ``border`` (the outermost pixel again and again) or ``reflection``
-            (the image mirrored, its outermost pixel repeated).
+        padding: what they are: ``zeros`` (black), ``border`` (the outermost pixel again and again), ``reflection`` (the
+            image mirrored about its outermost pixels) or ``symmetric`` (mirrored about its edge).
     """
+
+    axis_aligned = True
 
     def __init__(self, size: tuple[int, int], pixels: int = 4, padding: Padding = "zeros"):
         if not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1:

@@ -59,7 +59,7 @@ def test_images_change_by_their_draws_and_stay_images(name):
     after = run(op)
     assert torch.equal(IMAGES, before) and torch.equal(torch.get_rng_state(), state)
     assert after.shape == IMAGES.shape and after.dtype == IMAGES.dtype
-    assert 0 <= after.min() and after.max() <= 1 + 1e-6 or name == "PixelErasing"  # its noise is clipped by the chain
+    assert (after.min() >= 0 and after.max() <= 1 + 1e-6) or name == "PixelErasing"  # its noise is clipped by the chain
     changed = (after - before).flatten(1).abs().amax(1) > 1e-4
     assert changed.float().mean() >= 0.5
     assert torch.equal(run(op), after)
@@ -88,7 +88,7 @@ def test_shapes(name, shape):
             run(always(name), images, IDS[: len(images)])
         return
     after = run(always(name), images, IDS[: len(images)])
-    assert after.shape == (images.shape[:2] + (32, 32) if name == "PadCrop" else images.shape)
+    assert after.shape == ((*images.shape[:2], 32, 32) if name == "PadCrop" else images.shape)
     assert not after.isnan().any()
 
 

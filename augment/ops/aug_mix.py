@@ -1,0 +1,91 @@
+"""AugMix."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.fuse.colour import by_sample
+from augment.sometimes import Params
+from augment.steps import STEPS, InSteps, Interpolation, Span, magnitudes
+
+SPACE = (
+    Span("ShearX", 0, 0.3, signed=True),
+    Span("ShearY", 0, 0.3, signed=True),
+    Span("TranslateX", 0, 1 / 3, signed=True, relative=True),
+    Span("TranslateY", 0, 1 / 3, signed=True, relative=True),
+    Span("Rotate", 0, 30, signed=True),
+    Span("Posterize", 4, 0),
+    Span("Solarize", 1, 0),
+    Span("AutoContrast"),
+    Span("Equalize"),
+)
+MORE = tuple(Span(step, 0, 0.9, signed=True) for step in ("Brightness", "Color", "Contrast", "Sharpness"))
+BINS, LONGEST = 10, 3
+
+
+class AugMix(InSteps):
+    """A weighted mean of the image and several short chains of steps: ``m x + (1 − m) Σ w_i chain_i(x)``.
+
+    Hendrycks et al., "AugMix" (arXiv 1912.02781): w ~ Dirichlet(α, …, α), m ~ Beta(α, α). Ranges are torchvision's.
+
+    Args:
+        severity: 1 … 10, how many of the ten magnitudes are drawn from, the weakest first.
+        width: how many chains.
+        depth: steps in a chain; 0 draws 1, 2 or 3 for each.
+        alpha: α, a whole number.
+        all_ops: brightness, colour, contrast and sharpness too. The paper leaves them out, because the corruptions of
+            its test sets contain them; torchvision has them by default, as here.
+        interpolation: how moved pixels are read: ``nearest`` or ``bilinear`` (as in the paper and torchvision).
+        fill: value of the pixels that come from outside, in [0, 1].
+    """
+
+    def __init__(
+        self,
+        severity: int = 3,
+        width: int = 3,
+        depth: int = 0,
+        alpha: int = 1,
+        all_ops: bool = True,
+        interpolation: Interpolation = "bilinear",
+        fill: float = 0.0,
+    ):
+        super().__init__(interpolation, fill)
+        if not 1 <= severity <= BINS:
+            raise ValueError(f"severity is in 1 … {BINS}, not {severity}")
+        if width < 1:
+            raise ValueError(f"width is a number of chains from 1, not {width}")
+        if depth < 0:
+            raise ValueError(f"depth is a number of steps, or 0 to draw it, not {depth}")
+        if alpha < 1 or alpha != int(alpha):
+            raise ValueError(f"alpha is a whole number from 1, not {alpha}")
+        self.severity, self.width, self.depth, self.alpha = severity, width, depth, int(alpha)
+        self.space = SPACE + MORE if all_ops else SPACE
+
+    def sample(self, draws: Draws, shape: torch.Size) -> Params:
+        """Steps [B, width · depth], chain after chain, and ``weight`` [B, 1 + width]: the image's, then the chains'."""
+        depth = self.depth or LONGEST
+        turns = self.width * depth
+        choice = draws.integers(0, 0, len(self.space), (turns,))
+        level = draws.integers(1, 0, self.severity, (turns,)) / (BINS - 1)
+        params = magnitudes(self.space, choice, level, draws.bernoulli(2, 0.5, (turns,)), shape)
+        if not self.depth:
+            length = draws.integers(3, 1, LONGEST + 1, (self.width,)).repeat_interleave(depth, 1)
+            idle = torch.arange(turns, device=length.device) % depth >= length
+            params["step"] = params["step"].masked_fill(idle, STEPS.index("Identity"))
+        # A gamma variable of whole α is a sum of α exponential ones, and their shares are Dirichlet's.
+        exponential = -torch.log1p(-draws.uniform(4, (self.width + 2, self.alpha))).sum(2)
+        kept, chains = exponential[:, :2], exponential[:, 2:]
+        kept, chains = kept / kept.sum(1, keepdim=True), chains / chains.sum(1, keepdim=True)
+        params["weight"] = torch.cat([kept[:, :1], kept[:, 1:] * chains], 1)
+        return params
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        weight, *weights = map(by_sample, params["weight"].unbind(1))
+        mixed = images * weight
+        steps, magnitude = (params[name].unflatten(1, (self.width, -1)) for name in ("step", "magnitude"))
+        for n, weight in enumerate(weights):
+            chain = super().apply(images, {"step": steps[:, n], "magnitude": magnitude[:, n]})
+            mixed.addcmul_(chain, weight)
+        return mixed

@@ -1,0 +1,53 @@
+"""3-Augment."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from augment.draws import Draws
+from augment.fuse.blur import filtered
+from augment.operation import Sampled
+from augment.sometimes import Params, Range, between, change_, limits
+from augment.steps import grey, solarize
+
+
+class ThreeAugment(Sampled):
+    """One of three, with equal chances: grey, solarised, or blurred.
+
+    Touvron et al., "DeiT III" (arXiv 2204.07118). Colour jitter of 0.3 and a flip go with it: see the preset ``deit3``.
+
+    Args:
+        sigma: the blur's standard deviation in pixels; a number, or [lowest, highest] to draw between.
+        threshold: values from here on are inverted by solarising; the paper's 128 of 255.
+    """
+
+    def __init__(self, sigma: Range = (0.1, 2.0), threshold: float = 128 / 255):
+        self.sigma = limits("sigma", sigma, 0.01)
+        if not 0 <= threshold <= 1:
+            raise ValueError(f"threshold is a value in 0 … 1, not {threshold}")
+        self.threshold = threshold
+
+    def sample(self, draws: Draws, shape: torch.Size) -> Params:
+        """``which`` [B]: 0 grey, 1 solarised, 2 blurred; ``sigma`` [B]."""
+        return {"which": draws.integers(0, 0, 3), "sigma": between(draws, 1, self.sigma)}
+
+    def apply(self, images: Tensor, params: Params) -> Tensor:
+        result = images.clone()
+        for number, change in enumerate((self._grey, self._solarised, self._blurred)):
+            change_(result, params["which"] == number, change, params)
+        return result
+
+    def _grey(self, images: Tensor, params: Params) -> Tensor:
+        return grey(images).expand_as(images)
+
+    def _solarised(self, images: Tensor, params: Params) -> Tensor:
+        return solarize(images, torch.full_like(params["sigma"], self.threshold))
+
+    def _blurred(self, images: Tensor, params: Params) -> Tensor:
+        # Three standard deviations of the widest; a small image has fewer pixels to mirror.
+        reach = min(round(3 * self.sigma[1] + 0.5), min(images.shape[2:]) - 1)
+        offset = torch.arange(-reach, reach + 1, device=images.device)
+        taps = torch.exp(-0.5 * (offset / params["sigma"][:, None]) ** 2)
+        taps = taps / taps.sum(1, keepdim=True)
+        return filtered(images, taps, taps)

@@ -1,0 +1,45 @@
+"""TrivialAugment."""
+
+from __future__ import annotations
+
+import torch
+
+from augment.draws import Draws
+from augment.sometimes import Params
+from augment.steps import InSteps, Interpolation, Span, levels, magnitudes
+
+SPACE = (
+    Span("Identity"),
+    Span("ShearX", 0, 0.99, signed=True),
+    Span("ShearY", 0, 0.99, signed=True),
+    Span("TranslateX", 0, 32, signed=True),
+    Span("TranslateY", 0, 32, signed=True),
+    Span("Rotate", 0, 135, signed=True),
+    Span("Brightness", 0, 0.99, signed=True),
+    Span("Color", 0, 0.99, signed=True),
+    Span("Contrast", 0, 0.99, signed=True),
+    Span("Sharpness", 0, 0.99, signed=True),
+    Span("Posterize", 8, 2),
+    Span("Solarize", 1, 0),
+    Span("AutoContrast"),
+    Span("Equalize"),
+)
+BINS = 31
+
+
+class TrivialAugmentWide(InSteps):
+    """One step, any of 14, at any of 31 magnitudes.
+
+    Müller & Hutter, "TrivialAugment" (arXiv 2103.10158), the wide space.
+
+    Args:
+        interpolation: how moved pixels are read: ``nearest`` (as in torchvision) or ``bilinear``.
+        fill: value of the pixels that come from outside, in [0, 1].
+    """
+
+    def __init__(self, interpolation: Interpolation = "nearest", fill: float = 0.0):
+        super().__init__(interpolation, fill)
+
+    def sample(self, draws: Draws, shape: torch.Size) -> Params:
+        choice = draws.integers(0, 0, len(SPACE), (1,))
+        return magnitudes(SPACE, choice, levels(draws, 1, BINS, 1), draws.bernoulli(2, 0.5, (1,)), shape)
