@@ -1,0 +1,377 @@
+"""What learning a delta costs: a step and its memory, against peft's LoRA, full fine-tuning and the least there can be.
+
+    pip install "delta-distill[bench]"
+    python benchmarks/deltas.py [--quick] [--only resnet50,vits,methods,ladder,serving] [--device cuda] [--json FILE]
+
+A **step** is forward, cross-entropy, backward and a fused AdamW update of what is trained, on a batch in memory; fp32,
+random weights, channels_last for ResNet-50. Normalisation keeps its running statistics on every side, full fine-tuning
+included. Sides take turns in one process; ratios are taken round by round, shown are medians and quartiles.
+
+**Memory** is the peak of what a step allocates beyond what lies there between steps (weights, optimiser state): saved
+activations, gradients and temporaries. On a GPU the allocator counts it; on a CPU it is the running sum over the
+allocations and frees that ``torch.profiler`` records in one step, which is the same number every time. Scratch space
+that a library takes from the system by itself (oneDNN's) is in neither.
+
+===============================  ====================================================================================
+row                              meaning
+===============================  ====================================================================================
+resnet50_step_vs_peft, _memory_  low rank on all convs, rank 8, over peft's LoRA on the same layers with the same rank;
+                                 the head is trained on both sides
+resnet50_step_vs_full, _memory_  the same over full fine-tuning
+resnet50_step_vs_floor           the same over forward and gradient of the input through frozen weights: what no method
+                                 that reaches the first layer can do without
+vits_…                           the same on ViT-S/16, all Linears
+step_<method>_vs_low_rank        every mergeable delta there is, with its default settings, over low rank, on ResNet-50
+worst_weight_delta_vs_low_rank   the largest of them
+ladder_memory_vs_full            the ladder side network over full fine-tuning, ResNet-50
+ladder_step_vs_frozen_forward    a step of it over a forward pass without gradient
+merged_latency_vs_backbone       forward of the merged ResNet-50 over the plain one
+switch_ms, switch_merged_ms      another rank-8 delta on a live ResNet-50: numbers copied, or merged beforehand
+===============================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from measure import Row, Turns, ratio, row, save, show
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.deltas.attach import merge
+from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
+from distill.deltas.low_rank import LowRank
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state, delta_state
+from distill.export.delta_file import write_delta
+from distill.export.tasks import Tasks
+from distill.models.identity import identify
+from distill.models.network import NetworkSettings, create_network
+from distill.models.settings import StudentSettings
+from distill.models.student import Student
+from distill.registry import Family
+from distill.report.summary import Machine
+
+CLASSES, RANK = 100, 8
+TARGETS = {
+    "resnet50_step_vs_peft": 1.0,
+    "resnet50_memory_vs_peft": 1.0,
+    "resnet50_step_vs_full": 0.85,
+    "vits_step_vs_peft": 1.0,
+    "vits_memory_vs_peft": 1.0,
+    "worst_weight_delta_vs_low_rank": 1.3,
+    "ladder_memory_vs_full": 0.31,
+    "ladder_step_vs_frozen_forward": 1.6,
+    "merged_latency_vs_backbone": 1.05,
+    "switch_ms": 5.0,
+}
+MODELS = {"resnet50": "resnet50", "vits": "vit_small_patch16_224"}
+Step = Callable[[], object]
+
+
+@dataclass
+class Bench:
+    """What all parts share."""
+
+    device: torch.device
+    rounds: int
+    window: int
+    batch: int
+    size: int
+    console: Console
+
+    def clock(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def network(self, architecture: str) -> nn.Module:
+        torch.manual_seed(0)
+        settings = NetworkSettings(model=architecture, pretrained=False, size=self.size)
+        return create_network(settings, CLASSES).model.to(self.device)
+
+    def student(self, architecture: str, *deltas: DeltaSettings) -> Student:
+        torch.manual_seed(0)
+        settings = NetworkSettings(model=architecture, pretrained=False, size=self.size)
+        network = create_network(settings, CLASSES)
+        return Student(network, StudentSettings(network=settings, deltas=deltas)).to(self.device).train()
+
+    def images(self) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(self.batch, 3, self.size, self.size, generator=generator)
+        return images.to(self.device).contiguous(memory_format=torch.channels_last)
+
+    def step(self, model: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Step:
+        images, labels = self.images(), torch.arange(self.batch, device=self.device) % CLASSES
+        optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+
+        def step() -> None:
+            F.cross_entropy(model(images), labels).backward()
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
+
+        return step
+
+    def by_turns(self, steps: dict[str, Step]) -> dict[str, list[float]]:
+        """Seconds a step of each side, one number for each round."""
+        current = [""]
+        turns = Turns(
+            None, tuple(steps), self.rounds, 1, self.window, lambda side: current.__setitem__(0, side), self.clock
+        )
+        for _ in turns:
+            steps[current[0]]()
+        return turns.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="small images, few rounds: about a minute on two cores")
+    parser.add_argument("--only", default=",".join(PARTS), help=f"comma-separated, of {', '.join(PARTS)}")
+    parser.add_argument("--batch", type=int, help="default 8, quick 2, on a GPU 64")
+    parser.add_argument("--size", type=int, help="pixels; default 224, quick 128")
+    parser.add_argument("--rounds", type=int, help="default 10, quick 3")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    given = parser.parse_args()
+    on_gpu = given.device == "cuda"
+    bench = Bench(
+        device=torch.device(given.device),
+        rounds=given.rounds or (3 if given.quick else 10),
+        window=10 if on_gpu else 1,  # a GPU's queue hides the host's work, which is part of the truth
+        batch=given.batch or (64 if on_gpu else 2 if given.quick else 8),
+        size=given.size or (128 if given.quick and not on_gpu else 224),
+        console=Console(),
+    )
+    rows: list[Row] = []
+    for name in given.only.split(","):
+        if name not in PARTS:
+            parser.error(f"--only: no part {name!r}; there are {', '.join(PARTS)}")
+        with bench.console.status(f"measuring {name}"):
+            rows += PARTS[name](bench)
+        gc.collect()
+    machine = Machine.here()
+    show(bench.console, f"deltas, batch {bench.batch}, {bench.size} px, {given.device}", rows, TARGETS)
+    device = machine.gpu if on_gpu else f"{machine.cpu}, {machine.threads} threads"
+    versions = f"torch {machine.torch}, timm {machine.timm}, peft {version('peft')}"
+    bench.console.print(f"{device} · Python {platform.python_version()} · {versions} · seed 0", style="dim")
+    if given.json:
+        save(given.json, rows)
+
+
+# --- Against peft and full fine-tuning ----------------------------------------------------------------------------
+
+
+def against(bench: Bench, name: str) -> list[Row]:
+    """Low rank over peft's LoRA, full fine-tuning and the floor."""
+    architecture = MODELS[name]
+    kind = "conv" if name == "resnet50" else "linear"
+    student = bench.student(architecture, LowRank.Settings(rank=RANK, kinds=kind))
+    plain = bench.network(architecture)
+    sides = {
+        "ours": trained(bench, student),
+        "peft": bench.step(*with_peft(plain, [site.name for site in student.sites])),
+        "full": full(bench, architecture),
+        "floor": floor(bench, architecture),
+    }
+    seconds = bench.by_turns(sides)
+    peaks = {side: peak_bytes(bench, step) for side, step in sides.items()}
+    return [
+        ratio(f"{name}_step_vs_peft", seconds["ours"], seconds["peft"]),
+        exact(f"{name}_memory_vs_peft", peaks["ours"] / peaks["peft"], "×"),
+        ratio(f"{name}_step_vs_full", seconds["ours"], seconds["full"]),
+        exact(f"{name}_memory_vs_full", peaks["ours"] / peaks["full"], "×"),
+        ratio(f"{name}_step_vs_floor", seconds["ours"], seconds["floor"]),
+        ratio(f"{name}_peft_step_vs_floor", seconds["peft"], seconds["floor"]),
+        *(row(f"{name}_{side}_seconds", values, "s") for side, values in seconds.items()),
+        *(exact(f"{name}_{side}_megabytes", peak / 1e6, "MB") for side, peak in peaks.items()),
+    ]
+
+
+def trained(bench: Bench, student: Student) -> Step:
+    parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+    return bench.step(lambda images: student(images).logits, parameters)
+
+
+def full(bench: Bench, architecture: str) -> Step:
+    model = bench.network(architecture).eval().requires_grad_(True).to(memory_format=torch.channels_last)
+    return bench.step(model, list(model.parameters()))
+
+
+def floor(bench: Bench, architecture: str) -> Step:
+    """Forward, and the gradient of the input; nothing is trained."""
+    model = bench.network(architecture).eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    images = bench.images().requires_grad_(True)
+    labels = torch.arange(bench.batch, device=bench.device) % CLASSES
+
+    def step() -> None:
+        F.cross_entropy(model(images), labels).backward()
+        images.grad = None
+
+    return step
+
+
+def with_peft(model: nn.Module, layers: list[str]) -> tuple[nn.Module, list[nn.Parameter]]:
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=RANK, lora_alpha=RANK, target_modules=layers, modules_to_save=list(classifier_names(model)), bias="none"
+    )
+    adapted = get_peft_model(model, config).to(memory_format=torch.channels_last)
+    for module in adapted.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+    return adapted, [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+
+
+def peak_bytes(bench: Bench, step: Step) -> int:
+    """The most that a step has allocated at one time beyond what was there before it."""
+    step()
+    if bench.device.type == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    events = profiled.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    if not changes:
+        raise RuntimeError("the profiler recorded no allocation; this version of torch reports memory another way")
+    now = peak = 0
+    for _, change in changes:
+        now += change
+        peak = max(peak, now)
+    return peak
+
+
+def exact(name: str, value: float, unit: str) -> Row:
+    """A figure that is the same every time."""
+    return Row(name, value, unit, value, value)
+
+
+# --- Methods ------------------------------------------------------------------------------------------------------
+
+
+def methods(bench: Bench) -> list[Row]:
+    """Every weight delta over low rank, each beside a low-rank student of its own turn."""
+    rows = []
+    reference = trained(bench, bench.student("resnet50", LowRank.Settings(rank=RANK)))
+    for name, settings in weight_deltas():
+        try:
+            student = bench.student("resnet50", settings)
+        except DeltaError as error:
+            bench.console.print(f"{name} is not measured: {error}", style="yellow", highlight=False)
+            continue
+        seconds = bench.by_turns({"low_rank": reference, name: trained(bench, student)})
+        rows.append(ratio(f"step_{name}_vs_low_rank", seconds[name], seconds["low_rank"]))
+        del student
+        gc.collect()
+    worst = max(rows, key=lambda one: one.value)
+    return [Row("worst_weight_delta_vs_low_rank", worst.value, "×", worst.low, worst.high), *rows]
+
+
+def weight_deltas() -> Iterator[tuple[str, DeltaSettings]]:
+    for name, settings in Family("distill.deltas", "Delta").known().items():
+        if settings.component is not None and issubclass(settings.component, WeightDelta) and name != "low_rank":
+            yield name, settings()  # type: ignore[misc, call-arg]
+
+
+# --- Ladder -------------------------------------------------------------------------------------------------------
+
+
+def ladder(bench: Bench) -> list[Row]:
+    """The side network over full fine-tuning, and over the forward pass that it cannot do without."""
+    known = Family("distill.deltas", "Delta").known()
+    student = bench.student("resnet50", known["ladder"]())  # type: ignore[arg-type, call-arg]
+    frozen = bench.network("resnet50").eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    images = bench.images()
+
+    def forward() -> None:
+        with torch.no_grad():
+            frozen(images)
+
+    sides = {"ladder": trained(bench, student), "forward": forward, "full": full(bench, "resnet50")}
+    seconds = bench.by_turns(sides)
+    peaks = {side: peak_bytes(bench, sides[side]) for side in ("ladder", "full")}
+    return [
+        exact("ladder_memory_vs_full", peaks["ladder"] / peaks["full"], "×"),
+        ratio("ladder_step_vs_frozen_forward", seconds["ladder"], seconds["forward"]),
+        ratio("ladder_step_vs_full", seconds["ladder"], seconds["full"]),
+    ]
+
+
+# --- Serving ------------------------------------------------------------------------------------------------------
+
+
+def serving(bench: Bench) -> list[Row]:
+    """Latency of the merged model, and switching between tasks."""
+    student = bench.student("resnet50", LowRank.Settings(rank=RANK, kinds="conv"))
+    plain = bench.network("resnet50").eval()
+    identity = identify(backbone_state(plain, classifier_names(plain)))
+    images = bench.images()
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in range(2):
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for tensor in delta_state(student.model).values():
+                    tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
+            write_delta(Path(folder) / str(seed), student.model, identity, origin="random")
+        switches = {}
+        for merged in (False, True):
+            tasks = Tasks(copy.deepcopy(plain).cpu(), merged=merged)
+            for seed in range(2):
+                tasks.add(str(seed), Path(folder) / str(seed))
+            tasks.to(bench.device)
+            switches["switch_merged_ms" if merged else "switch_ms"] = switching(bench, tasks)
+    merge(student.model)
+    fused = student.model.eval().requires_grad_(False)
+    bare = plain.requires_grad_(False).to(memory_format=torch.channels_last)
+
+    def run(model: nn.Module) -> Step:
+        def forward() -> None:
+            with torch.no_grad():
+                model(images)
+
+        return forward
+
+    seconds = bench.by_turns({"merged": run(fused), "backbone": run(bare)})
+    return [
+        ratio("merged_latency_vs_backbone", seconds["merged"], seconds["backbone"]),
+        *(row(name, values, "ms") for name, values in switches.items()),
+    ]
+
+
+def switching(bench: Bench, tasks: Tasks) -> list[float]:
+    """Milliseconds of switches to and fro."""
+    values = []
+    for number in range(4 * bench.rounds + 2):
+        begun = bench.clock()
+        tasks.switch(tasks.names[number % 2])
+        values.append(1e3 * (bench.clock() - begun))
+    return values[2:]
+
+
+PARTS: dict[str, Callable[[Bench], list[Row]]] = {
+    "resnet50": lambda bench: against(bench, "resnet50"),
+    "vits": lambda bench: against(bench, "vits"),
+    "methods": methods,
+    "ladder": ladder,
+    "serving": serving,
+}
+
+
+if __name__ == "__main__":
+    main()
