@@ -1,0 +1,83 @@
+"""The delta rule on a weight: erase what it answers along a direction, write something else.
+
+``W ← W + β k (vᵀ − kᵀ W)`` with ‖k‖ = 1, ``rank`` times one after another. β = 0 changes nothing, β = 1 projects
+(``kᵀ W' = vᵀ`` exactly), β = 2 with v = 0 reflects. This is the static form of Deep Delta Learning.
+
+Shapes: W [out, n], n = in/g · kh · kw, group by group; k [g, rank, out/g] (stored unnormalised), v [g, rank, n],
+β [g, rank]. k starts random, v and β at zero: step 0 changes nothing, and β alone moves first.
+
+All steps together add ``B A``: B = (β_i k_i), and the rows a_i = v_i − W_iᵀ k_i solve a triangular system, since
+``k_iᵀ W_i = k_iᵀ W + Σ_{j<i} (k_iᵀ k_j) β_j a_j``. So the cheap way is that of low rank, see ``projected``.
+
+Weight decay acts on β alone, towards the unchanged weight: a direction has no size, and a v of zero erases.
+
+Paper: arXiv 2601.00417; there on activations, block by block. Unbounded β is ours: there it is kept in [0, 2].
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.deltas.base import frozen_weight
+from distill.deltas.projected import projected
+from distill.deltas.rank_settings import RankedSettings
+from distill.deltas.ranked import RankedDelta
+
+
+def delta_rule_factors(weight: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """A [g, r, n] and B [g, m, r] of all steps together. weight [g, m, n], k [g, r, m], v [g, r, n], beta [g, r]."""
+    k = F.normalize(k, dim=2)
+    steps = torch.tril((k @ k.mT) * beta[:, None, :], diagonal=-1)
+    A = torch.linalg.solve_triangular(steps, v - k @ weight, upper=False, unitriangular=True)
+    return A, (k * beta[:, :, None]).mT
+
+
+class DeltaRule(RankedDelta):
+    """``W ← W + β k (vᵀ − kᵀ W)``, rank by rank."""
+
+    class Settings(RankedSettings):
+        type: Literal["delta_rule"] = "delta_rule"
+
+    settings: Settings
+    no_weight_decay = frozenset({"k", "v"})
+
+    def __init__(self, settings: Settings, layer: nn.Module):
+        super().__init__(settings, layer)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self.groups: int = getattr(layer, "groups", 1)
+        rows, rank = weight.shape[0] // self.groups, settings.rank
+        self.k = nn.Parameter(weight.new_empty(self.groups, rank, rows).normal_(std=1 / math.sqrt(rows)))
+        self.v = nn.Parameter(weight.new_zeros(self.groups, rank, weight[0].numel()))
+        self.beta = nn.Parameter(weight.new_zeros(self.groups, rank))
+
+    @classmethod
+    def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
+        U, S, Vh = torch.linalg.svd(cls.change(layer, free), full_matrices=False)
+        k = U[..., :rank].mT  # orthogonal: no step sees what another wrote
+        groups: int = getattr(layer, "groups", 1)
+        v = k @ _blocks(layer.weight, groups) + S[:, :rank, None] * Vh[:, :rank]  # type: ignore[arg-type]
+        return {"k": k.contiguous(), "v": v, "beta": torch.ones_like(S[:, :rank])}
+
+    def factors(self, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return delta_rule_factors(_blocks(weight, self.groups), self.k, self.v, self.beta)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        A, B = self.factors(weight)
+        return weight + (B @ A).view(weight.shape)
+
+    def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        weight = frozen_weight(layer)
+        with torch.autocast(x.device.type, enabled=False):
+            A, B = self.factors(weight)
+            changed = weight + (B @ A).detach().view(weight.shape)
+        return projected(layer, x, changed, layer.bias, A, B)  # type: ignore[arg-type]
+
+
+def _blocks(weight: Tensor, groups: int) -> Tensor:
+    """[out, in/g, kh, kw] → [g, out/g, in/g · kh · kw]."""
+    return weight.reshape(groups, weight.shape[0] // groups, -1)

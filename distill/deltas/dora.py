@@ -1,0 +1,77 @@
+"""DoRA: a low-rank change of each output row's direction, and a length of its own for each row.
+
+``W' = m · V / ‖V‖`` by rows, ``V = W + (alpha / rank) · B A``. Shapes as for ``low_rank``; m [out].
+
+The length is stored relative to the row's own, ``m = (1 + magnitude) · ‖W‖``: zero means unchanged, exactly. The
+gradient through ‖V‖ is kept (the paper offers to drop it for memory; here it lives in the weight's space and costs
+little). A row of zeros stays one: it has no length to keep.
+
+Cheap way: that of low rank for ``V ∗ x`` (see ``projected``), then one factor per channel.
+
+Paper: Liu et al., arXiv 2402.09353.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.deltas.base import Learned, frozen_weight
+from distill.deltas.ia3 import scale_rows
+from distill.deltas.low_rank import LowRank
+from distill.deltas.projected import projected
+
+
+def row_lengths(weight: Tensor) -> Tensor:
+    """‖W_o‖ of every row, at least the smallest normal number."""
+    return torch.linalg.vector_norm(weight.flatten(1), dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+class DoRA(LowRank):
+    """``W' = (1 + magnitude) · ‖W‖ · V / ‖V‖``, ``V = W + (alpha / rank) B A``."""
+
+    class Settings(LowRank.Settings):
+        type: Literal["dora"] = "dora"  # type: ignore[assignment]
+
+    additive = False
+    proportional_to = frozenset()
+    no_weight_decay = frozenset({"magnitude"})
+
+    def __init__(self, settings: Settings, layer: nn.Module):
+        super().__init__(settings, layer)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self.magnitude = nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+    @classmethod
+    def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        magnitude = row_lengths(free) / row_lengths(weight) - 1
+        return {**super().cut(layer, free, rank), "magnitude": magnitude}
+
+    @classmethod
+    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+        return None  # lengths multiply
+
+    def factors(self, weight: Tensor, direction: Tensor) -> Tensor:
+        """What the rows of V are multiplied with."""
+        return (1 + self.magnitude) * (row_lengths(weight) / row_lengths(direction))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        direction = super().forward(weight)
+        return scale_rows(direction, self.factors(weight, direction))
+
+    def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        weight = frozen_weight(layer)
+        with torch.autocast(x.device.type, enabled=False):
+            direction = super().forward(weight)
+            factors = self.factors(weight, direction)
+        y = projected(layer, x, direction.detach(), None, self.A, self.B * self.scale)
+        if y is None:
+            return None
+        channels = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
+        factors = factors.to(y.dtype).view(channels)
+        bias: Tensor | None = layer.bias  # type: ignore[assignment]
+        return y * factors if bias is None else torch.addcmul(bias.to(y.dtype).view(channels), y, factors)

@@ -1,0 +1,103 @@
+"""HALRP: rescale the weight's rows and columns, and add a low-rank matrix: ``W' = R W S + B``, ``B = K2 K1``.
+
+For convs B is constant over the window: ``W'[o, i, :, :] = R_o W[o, i, :, :] S_i + (K2 K1)[o, i]``, group by group.
+
+Shapes: W [out, in/g, kh, kw], R [out], S [in], K1 [g, rank, in/g], K2 [g, out/g, rank]. R and S are stored as offsets
+from 1, starting at zero; K1 starts Kaiming uniform, K2 at zero. Where ranks are chosen from the data (``ranks``), they
+start from the closed forms after a free warm-up, as in the paper:
+
+- ``R_j = ⟨Wf_j, W_j⟩ / ‖W_j‖²`` for every row, then ``S_i = ⟨(R W)_i, Wf_i⟩ / ‖(R W)_i‖²`` for every column;
+- ``E = Wf − R W S``, averaged over the window, ``E ≈ U Σ Vᵀ``, ``K1 = √Σ Vᵀ``, ``K2 = U √Σ``.
+
+Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimiser's weight decay leaves them out.
+Deviation: R and S are pulled towards 1 instead of 0, so that decay leads back to the backbone.
+
+Paper: arXiv 2311.15161 (l1 there 1e-6 … 1e-4, l2 1e-4).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.deltas.ia3 import scale_columns, scale_rows
+from distill.deltas.rank_settings import RankedSettings
+from distill.deltas.ranked import RankedDelta, factors
+
+
+def closed_form(weight: Tensor, free: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Factors of the rows [out] and then of the columns [in] that bring W closest to ``free``; 1 where W is zero."""
+    rows = _best_factor(weight.flatten(1), free.flatten(1), dim=1)
+    scaled = scale_rows(weight, rows)
+    blocks = (groups, -1, *weight.shape[1:2], weight[0, 0].numel())
+    columns = _best_factor(scaled.reshape(blocks), free.reshape(blocks), dim=(1, 3))
+    return rows, columns.flatten()
+
+
+def _best_factor(a: Tensor, b: Tensor, dim: int | tuple[int, ...]) -> Tensor:
+    """``argmin_c ‖b − c·a‖`` over ``dim``."""
+    square = a.square().sum(dim)
+    return torch.where(square > 0, (a * b).sum(dim) / square.clamp(min=torch.finfo(a.dtype).tiny), 1.0)
+
+
+class HALRP(RankedDelta):
+    """``W' = (1 + R) W (1 + S) + K2 K1``."""
+
+    class Settings(RankedSettings):
+        type: Literal["halrp"] = "halrp"
+        l1: float = Field(1e-5, ge=0, description="weight of Σ|K1| + Σ|K2| in the loss")
+        l2: float = Field(1e-4, ge=0, description="weight of half the sum of all squares in the loss")
+
+    settings: Settings
+    least_rank = 1
+    goes_on = True
+    no_weight_decay = frozenset({"R", "S", "K1", "K2"})
+
+    def __init__(self, settings: Settings, layer: nn.Module):
+        super().__init__(settings, layer)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self.groups: int = getattr(layer, "groups", 1)
+        out, inner = weight.shape[:2]
+        bound = 1 / math.sqrt(inner)
+        self.R = nn.Parameter(weight.new_zeros(out))
+        self.S = nn.Parameter(weight.new_zeros(inner * self.groups))
+        self.K1 = nn.Parameter(weight.new_empty(self.groups, settings.rank, inner).uniform_(-bound, bound))
+        self.K2 = nn.Parameter(weight.new_zeros(self.groups, out // self.groups, settings.rank))
+
+    @classmethod
+    def change(cls, layer: nn.Module, free: Tensor) -> Tensor:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        groups: int = getattr(layer, "groups", 1)
+        rows, columns = closed_form(weight, free, groups)
+        E = free - scale_columns(scale_rows(weight, rows), columns, groups)
+        return E.flatten(2).mean(2).view(groups, -1, E.shape[1]) if E.ndim > 2 else E[None]
+
+    @classmethod
+    def window(cls, layer: nn.Module) -> int:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        return weight[0, 0].numel()
+
+    @classmethod
+    def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        rows, columns = closed_form(weight, free, getattr(layer, "groups", 1))
+        K2, K1 = factors(cls.change(layer, free), rank)
+        return {"R": rows - 1, "S": columns - 1, "K1": K1, "K2": K2}
+
+    def forward(self, weight: Tensor) -> Tensor:
+        scaled = scale_columns(scale_rows(weight, 1 + self.R), 1 + self.S, self.groups)
+        added = (self.K2 @ self.K1).view(*weight.shape[:2], *[1] * (weight.ndim - 2))
+        return scaled + added
+
+    def penalty(self) -> Tensor | None:
+        l1, l2 = self.settings.l1, self.settings.l2
+        terms = []
+        if l1:
+            terms.append(l1 * (self.K1.abs().sum() + self.K2.abs().sum()))
+        if l2:
+            terms.append(l2 / 2 * torch.stack([p.square().sum() for p in (self.R, self.S, self.K1, self.K2)]).sum())
+        return torch.stack(terms).sum() if terms else None

@@ -1,0 +1,77 @@
+"""Sign (BitDelta): of a free training's difference ``D = W_free − W`` keep the signs, and learn one size for each row.
+
+``W' = W + diag(a) · sign(D)``, a [out] starting at the mean of |D| over the row, which is the size that comes closest
+to D. Only the sizes are trained, against the same objectives: the paper's scale distillation. The sign of 0 is +1.
+
+Stored are ``bits`` [⌈numel/8⌉] uint8, eight signs to a byte, the first in the lowest bit, 1 for +, and ``scale`` [out]:
+about a 32nd of the layer. D comes from ``warm_up`` epochs in which all weights move freely, before training; the head
+goes on from there. Until then all signs are + and all sizes zero. Deviation: a size per row, the paper has one per
+layer.
+
+Paper: Liu et al., arXiv 2402.10193.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.deltas.base import DeltaSettings, Evidence, SizedSettings, Start, WeightDelta
+from distill.deltas.ia3 import scale_rows
+
+
+def pack_signs(D: Tensor) -> Tensor:
+    """Eight signs to a byte: the sign of entry i is bit ``i % 8`` of byte ``i // 8``, 1 where D ≥ 0."""
+    signs = (D.flatten() >= 0).to(torch.uint8)
+    signs = nn.functional.pad(signs, (0, -len(signs) % 8)).view(-1, 8)
+    return (signs << torch.arange(8, device=D.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
+
+
+def unpack_signs(bits: Tensor, like: Tensor) -> Tensor:
+    """±1 in the shape and dtype of ``like``."""
+    single = bits[:, None] >> torch.arange(8, device=bits.device, dtype=torch.uint8) & 1
+    return single.flatten()[: like.numel()].view(like.shape).to(like.dtype) * 2 - 1
+
+
+def mean_size(D: Tensor) -> Tensor:
+    """[out], mean of |D| over each row: ``argmin_a ‖D − a · sign(D)‖``."""
+    return D.flatten(1).abs().mean(1)
+
+
+class Sign(WeightDelta):
+    """``W' = W + diag(scale) · signs``."""
+
+    class Settings(SizedSettings):
+        type: Literal["sign"] = "sign"
+        warm_up: int = Field(1, ge=1, description="epochs of free training that D comes from")
+
+    settings: Settings
+    bits: Tensor
+    no_weight_decay = frozenset({"scale"})
+    proportional_to = frozenset({"scale"})
+
+    def __init__(self, settings: Settings, layer: nn.Module):
+        super().__init__(settings, layer)
+        weight: Tensor = layer.weight  # type: ignore[assignment]
+        self.register_buffer("bits", pack_signs(torch.zeros_like(weight)))
+        self.scale = nn.Parameter(weight.new_zeros(weight.shape[0]))
+
+    @classmethod
+    def prepares(cls, settings: DeltaSettings) -> bool:
+        return True
+
+    @classmethod
+    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+        assert isinstance(settings, Sign.Settings)
+        seen = evidence.after(settings.warm_up, "weights")
+        tensors = {}
+        for site, layer in evidence.layers.items():
+            D = (seen.weights[site] - layer.weight).detach()  # type: ignore[operator]
+            tensors[site] = {"bits": pack_signs(D), "scale": mean_size(D)}
+        return Start([settings], tensors, seen)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + scale_rows(unpack_signs(self.bits, weight), self.scale)
