@@ -101,6 +101,17 @@ def preview(
 
 
 @app.command()
+def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Where a config's deltas go: sites, shapes, ranks, bytes; and what every method would take on this backbone."""
+    from distill.config import load_config
+
+    experiment = load_config(config, overrides or [])
+    from distill.delta_listing import list_deltas
+
+    list_deltas(experiment, _console())
+
+
+@app.command()
 def doctor(
     output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
 ) -> None:

@@ -18,6 +18,7 @@ from augment.preview import contact_sheet
 from augment.views import InputSpec
 from distill.config import Experiment, dump_config
 from distill.data.base import Split
+from distill.deltas.inventory import block_of, inventory
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
 from distill.exporting import export_paths, export_student, structural_types, verify_export
@@ -26,7 +27,7 @@ from distill.models.network import Network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.report.html import write_report
-from distill.report.summary import Check, Curves, Machine, Row, RunSummary, read_curves
+from distill.report.summary import Check, Curves, Machine, Row, RunSummary, SiteBytes, read_curves
 from distill.report.terminal import print_summary
 from distill.run_folder import FITS, RunFolder, close_run, is_first_rank, open_run
 from distill.stages import distil, labels_only, linear_probe, prepare_teachers
@@ -49,6 +50,7 @@ class Results:
     warnings: list[str] = field(default_factory=list)
     checks: list[Check] = field(default_factory=list)
     sizes: dict[str, int] = field(default_factory=dict)
+    sites: tuple[SiteBytes, ...] = ()
 
 
 def run(experiment: Experiment, resume: bool = False, console: Console | None = None) -> Path:
@@ -105,6 +107,7 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
     with _stage(shop, folder, "export"):
         measured = _measured(results, experiment.seed, split)
         results.sizes = export_student(shop, student, folder.path / EXPORT, measured)
+        results.sites = _where(student)
         if structural := structural_types(experiment):
             results.warnings.append(f"no merged folder: {', '.join(structural)} cannot be merged; see export/delta")
     with _stage(shop, folder, "verify"):
@@ -220,6 +223,21 @@ def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teac
         )
 
 
+def _where(student: Student) -> tuple[SiteBytes, ...]:
+    """What every delta of the student takes."""
+    return tuple(
+        SiteBytes(
+            site=one.site,
+            block=block_of(one.site),
+            type=one.type,
+            rank=one.rank,
+            bytes=one.bytes,
+            layer_bytes=one.layer_bytes,
+        )
+        for one in inventory(student.model)
+    )
+
+
 def _trained(student: Student) -> int:
     return sum(p.numel() for p in student.parameters() if p.requires_grad)
 
@@ -259,6 +277,7 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
         finished=datetime.now().isoformat(" ", "minutes"),
         rows=tuple(sorted(results.rows, key=lambda row: order.index(row.name))),
         sizes=results.sizes,
+        sites=results.sites,
         seconds=folder.record["stages"],
         paths={name: str(path) for name, path in paths.items()},
         curves=curves,

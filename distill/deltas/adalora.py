@@ -158,7 +158,7 @@ class AdaLoRA(WeightDelta):
             cls._reallocate(settings, deltas, 0.0)
         elif step > last:
             for delta in deltas.values():
-                delta.lam *= delta.kept
+                delta.lam.mul_(delta.kept)
         elif step % settings.interval == 0 and step >= steps * settings.warm_up:
             cls._reallocate(settings, deltas, budget_share(step / steps, settings.warm_up, settings.settle))
 
@@ -185,7 +185,7 @@ class AdaLoRA(WeightDelta):
         masks = keep_best(importance, prices, budget).split(ranks)
         for delta, mask in zip(deltas.values(), masks):
             delta.kept.copy_(mask)
-            delta.lam *= mask
+            delta.lam.mul_(mask)
 
     @classmethod
     def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:

@@ -17,6 +17,7 @@ from distill.report.numbers import SPACE, percent, points, signed
 from distill.report.outcome import Outcome, interval, outcome
 from distill.report.summary import RunSummary, Series, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
+from distill.report.where import bytes_figure
 
 WIDTH = 5.2  # inches: narrow, so that the text is readable where the page is a phone's
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}{SPACE}%")
@@ -39,6 +40,7 @@ def draw(summary: RunSummary) -> dict[str, Drawn]:
         "curves": curves,
         "classes": classes,
         "confusion": confusion,
+        "bytes": bytes_figure,
     }
     drawn = {}
     for name, maker in makers.items():

@@ -13,8 +13,9 @@ from distill.report import numbers
 from distill.report.figures import draw
 from distill.report.outcome import Outcome, outcome
 from distill.report.summary import Row, RunSummary, finite
+from distill.report.where import blocks
 
-FIGURES = ("accuracy", "curves", "classes", "confusion")
+FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
 MOST_CONFUSIONS = 8
 
 
@@ -55,6 +56,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
     return environment.get_template("report.html.j2").render(
         run=summary,
         tiles=tiles(summary),
+        blocks=blocks(summary.sites),
         pictures=pictures,
         outcome=found,
         confusions=confusions(found) if found else [],

@@ -80,6 +80,17 @@ Curves = dict[str, Series]
 """Log name → series."""
 
 
+class SiteBytes(Part):
+    """What one changed layer takes in the delta file."""
+
+    site: str
+    block: str = Field(description="the block of the network that it belongs to")
+    type: str = Field(description="of the delta")
+    rank: int | None = None
+    bytes: int
+    layer_bytes: int = Field(0, description="of the layer's own weight")
+
+
 class Check(Part):
     """One thing that verification looked at."""
 
@@ -105,6 +116,7 @@ class RunSummary(Part):
     teacher: str = Field("teacher", description="name of the teacher's row")
 
     sizes: dict[str, int] = Field({}, description="what (delta, backbone, merged model) → bytes")
+    sites: tuple[SiteBytes, ...] = Field((), description="where the student's bytes went, layer by layer")
     seconds: dict[str, float] = Field({}, description="stage → wall time")
     paths: dict[str, str] = Field({}, description="what → where it was written")
     curves: dict[str, Curves] = Field(

@@ -10,6 +10,7 @@ from rich.text import Text
 
 from distill.report.numbers import SPACE, count, duration, percent, size
 from distill.report.summary import RunSummary
+from distill.report.where import bytes_table
 
 WIDE = 104  # columns from which the description of a model has room for a column of its own
 
@@ -27,6 +28,8 @@ def closing(summary: RunSummary, width: int) -> RenderableType:
         parts.append(result_table(summary, width))
         if width < WIDE:
             parts.append(_pairs([(row.name, Text(row.what)) for row in summary.rows if row.what]))
+    if summary.sites:
+        parts.append(bytes_table(summary.sites, width))
     parts.append(_pairs(_facts(summary)))
     parts.append(_pairs([(name, Text(path)) for name, path in summary.paths.items()]))
     shown = [Padding(part, (0, 0, 1, 1)) for part in parts if part.row_count]

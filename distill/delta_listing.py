@@ -1,0 +1,166 @@
+"""``distill deltas CONFIG``: where a config's deltas go and what they take, and what every other method would take."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from torch import nn
+
+from distill.config import Experiment
+from distill.deltas.attach import attach, deltas
+from distill.deltas.base import Delta, DeltaError, DeltaSettings, StructuralDelta
+from distill.deltas.inventory import Listed, inventory
+from distill.deltas.rank_settings import RankedSettings
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
+from distill.models.network import create_network
+from distill.registry import Family
+from distill.report.numbers import MISSING, count, percent, size
+
+WIDE = 100  # columns from which layers' kinds have room
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method takes on a whole backbone, with its defaults; ``refused`` says why it cannot go there."""
+
+    type: str
+    places: int = 0
+    numbers: int = 0
+    bytes: int = 0
+    mergeable: bool = True
+    shrinks: bool = False
+    """Whether training leaves less of it than it starts with."""
+    refused: str = ""
+
+
+def list_deltas(experiment: Experiment, console: Console) -> None:
+    """Print the tables. Makes the network; reads no image and trains nothing."""
+    torch.manual_seed(experiment.seed)
+    network = create_network(experiment.student.network)
+    head = classifier_names(network.model)
+    backbone = sum(t.numel() * t.element_size() for t in backbone_state(network.model, head).values())
+    console.print(f"\n{network.architecture} ({network.origin}), frozen backbone {size(backbone)}", highlight=False)
+    quiet, logging.getLogger("distill.deltas").disabled = logging.getLogger("distill.deltas").disabled, True
+    try:
+        if experiment.student.deltas:
+            _print_configured(network.model, experiment.student.deltas, head, console)
+        else:
+            console.print("this config trains the head alone, or the whole network: it has no deltas\n")
+        console.print(costs_table(costs(network.model, head), backbone, console.width))
+    finally:
+        logging.getLogger("distill.deltas").disabled = quiet
+
+
+def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
+    """Every known method with its default settings on a copy of the model; the smallest first, the refused last."""
+    found = []
+    for name, settings in Family("distill.deltas", "Delta").known().items():
+        whole = copy.deepcopy(model)
+        try:
+            attach(whole, [settings()], exclude_head=head)  # type: ignore[list-item]
+        except DeltaError as error:
+            found.append(Cost(name, refused=str(error)))
+            continue
+        sites = deltas(whole)
+        found.append(
+            Cost(
+                name,
+                len(sites),
+                sum(p.numel() for site in sites for p in site.delta.parameters() if p.requires_grad),
+                sum(listed.bytes for listed in inventory(whole)),
+                not any(isinstance(site.delta, StructuralDelta) for site in sites),
+                any(type(site.delta).finish.__func__ is not Delta.finish.__func__ for site in sites),  # type: ignore
+            )
+        )
+    return sorted(found, key=lambda cost: (bool(cost.refused), cost.bytes))
+
+
+def configured(model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]) -> list[Listed]:
+    """The deltas of a config on a copy of the model. Those whose ranks the data will choose are listed at rank 1."""
+    whole = copy.deepcopy(model)
+    attach(whole, [_at_rank_one(entry) for entry in entries], exclude_head=head)
+    return inventory(whole)
+
+
+def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = frozenset()) -> Table:
+    """One line per site.
+
+    Args:
+        chosen: types whose ranks are chosen from the data: their bytes are those of one rank.
+    """
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
+    table.add_column("site", footer=f"{len(listed)} sites", overflow="fold")
+    if width >= WIDE:
+        table.add_column("kind")
+    table.add_column("weight", no_wrap=True)
+    table.add_column("delta", no_wrap=True)
+    table.add_column("rank", justify="right", no_wrap=True)
+    table.add_column("bytes", footer=size(sum(one.bytes for one in listed)), justify="right", no_wrap=True)
+    table.add_column("of layer", justify="right", no_wrap=True)
+    for one in listed:
+        rank = "data" if one.type in chosen else MISSING if one.rank is None else str(one.rank)
+        share = percent(one.bytes / one.layer_bytes) if one.layer_bytes else MISSING
+        kind = [one.kind] if width >= WIDE else []
+        shape = "×".join(map(str, one.shape)) or MISSING
+        table.add_row(Text(one.site), *kind, shape, one.type, rank, size(one.bytes), share)
+    return table
+
+
+def costs_table(found: Sequence[Cost], backbone: int, width: int) -> Table:
+    """One line per method."""
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        show_edge=False,
+        title="every method on this backbone, with its default settings",
+        title_justify="left",
+        title_style="bold",
+    )
+    table.add_column("method", no_wrap=True)
+    for heading in ("places", "trained\nnumbers", "bytes", "of the\nbackbone"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("merges", overflow="fold")
+    room = max(20, width - 62)
+    for cost in found:
+        if cost.refused:
+            why = cost.refused if len(cost.refused) <= room else f"{cost.refused[: room - 1]}…"
+            table.add_row(cost.type, *[MISSING] * 4, Text(why, style="dim"))
+        else:
+            bytes_ = ("≤ " if cost.shrinks else "") + size(cost.bytes)
+            numbers = (str(cost.places), count(cost.numbers), bytes_, percent(cost.bytes / backbone))
+            table.add_row(cost.type, *numbers, "yes" if cost.mergeable else "no")
+    return table
+
+
+def _print_configured(
+    model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str], console: Console
+) -> None:
+    from_data = [entry for entry in entries if isinstance(entry, RankedSettings) and entry.ranks is not None]
+    chosen = frozenset(entry.type for entry in from_data)
+    console.print()
+    console.print(sites_table(configured(model, entries, head), console.width, chosen))
+    for entry in from_data:
+        assert entry.ranks is not None
+        wish = f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"
+        console.print(
+            f"{escape(entry.type)}: training will choose the rank of every layer ({wish}, {entry.ranks.importance}); "
+            "shown are the bytes of rank 1",
+            highlight=False,
+        )
+    console.print()
+
+
+def _at_rank_one(entry: DeltaSettings) -> DeltaSettings:
+    if isinstance(entry, RankedSettings) and entry.ranks is not None:
+        return entry.model_copy(update={"ranks": None, "rank": 1})
+    return entry
