@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from augment.presets import Recipe, strong, weak
 from augment.recipe import Op
 from augment.settings import Settings, complaint, on_trust
 from augment.views import InputSpec
@@ -21,17 +22,28 @@ _RESIZED_CROP = "RandomResizedCrop"
 FREE_OF_SIZE = {_RESIZED_CROP, "Resize"}
 
 
-def _weak() -> list[Op]:
-    return [Op.of(_RESIZED_CROP, scale=[0.8, 1.0]), Op.of("RandomHorizontalFlip")]
+class LocalCrops(Settings):
+    """Small crops of one size. DINO has 8 of 96 pixels beside its global ones of 224, SwAV 6."""
 
+    crops: int = Field(4, ge=1, le=32, description="how many the student sees")
+    scale: Scale = Field((0.05, 0.3), description="part of the image's area in a crop")
+    size: Annotated[int, Field(ge=8)] | None = Field(
+        None, description="side of a crop in pixels; default half the student's input size"
+    )
+    recipe: Recipe | None = Field(None, description="operations, their crop made local; default the student's")
 
-def _strong() -> list[Op]:
-    return [
-        Op.of(_RESIZED_CROP, scale=[0.3, 1.0]),
-        Op.of("RandomHorizontalFlip"),
-        Op.of("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, p=0.8),
-        Op.of("RandomGrayscale", p=0.2),
-    ]
+    @model_validator(mode="after")
+    def _in_order(self) -> LocalCrops:
+        if self.scale[0] > self.scale[1]:
+            raise complaint("scale", f"the smaller part comes first, but it is {list(self.scale)}")
+        return self
+
+    def operations(self, student: list[Op]) -> list[Op]:
+        """The recipe with its crop at the local scale."""
+        recipe = student if self.recipe is None else self.recipe
+        crop = next((op.arguments for op in recipe if op.type == _RESIZED_CROP), {})
+        local = Op.of(_RESIZED_CROP, **{**crop, "scale": list(self.scale)})
+        return [local, *(op for op in recipe if op.type != _RESIZED_CROP)]
 
 
 class MixSettings(Settings):
@@ -68,14 +80,13 @@ class AugmentSettings(Settings):
     """
 
     policy: Policy = "weak_teacher"
-    student: list[Op] = Field(default_factory=_strong, description="the student's operations, in order")
-    teacher: list[Op] | None = Field(None, description="the teacher's operations; the default depends on the policy")
-    local_crops: int = Field(4, ge=1, le=32, description="multicrop: how many small crops the student sees")
-    local_scale: Scale = Field((0.05, 0.3), description="multicrop: part of the image's area in a small crop")
-    local_size: Annotated[int, Field(ge=8)] | None = Field(
-        None, description="multicrop: side of a small crop in pixels; default half the student's input size"
+    student: Recipe = Field(default_factory=strong, description="the student's operations, in order, or a preset")
+    teacher: Recipe | None = Field(None, description="the teacher's operations; the default depends on the policy")
+    local: list[LocalCrops] = Field(
+        default_factory=lambda: [LocalCrops()],
+        min_length=1,
+        description="multicrop: the student's small crops, a group for every size",
     )
-
     placement: Placement = Field(
         "device",
         description="where views are made: on the device, by the loader's workers, or measured once (auto)",
@@ -94,11 +105,8 @@ class AugmentSettings(Settings):
                     f"policy 'shared_geometry' needs the student's geometric operations, {_named(ours)}, "
                     f"but the teacher's are {_named(theirs)}; leave them out to take the student's",
                 )
-        if self.local_scale[0] > self.local_scale[1]:
-            raise complaint("local_scale", f"the smaller part comes first, but it is {list(self.local_scale)}")
-        for key in ("local_crops", "local_scale", "local_size"):
-            if self.policy != "multicrop" and getattr(self, key) != type(self).model_fields[key].default:
-                raise complaint(key, f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
+        if self.policy != "multicrop" and self.local != [LocalCrops()]:
+            raise complaint("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
         return self
 
     def alone(self) -> AugmentSettings:
@@ -111,12 +119,7 @@ class AugmentSettings(Settings):
             return _geometry(self.student) + (self.teacher or [])
         if self.teacher is not None:
             return self.teacher
-        return _weak() if self.policy == "weak_teacher" else self.student
-
-    def local_recipe(self) -> list[Op]:
-        """The student's recipe with its crop made local."""
-        local = [op for op in self.student if op.type != _RESIZED_CROP]
-        return [Op.of(_RESIZED_CROP, scale=list(self.local_scale)), *local]
+        return weak() if self.policy == "weak_teacher" else self.student
 
 
 def _geometry(recipe: Sequence[Op]) -> list[Op]:
@@ -158,10 +161,11 @@ def plan_views(settings: AugmentSettings, student: InputSpec) -> Plan:
         return Plan((theirs, ours), (theirs, ours), ((0, 0), (0, 1), (1, 0), (1, 1)))
     if settings.policy == "multicrop":
         height, width = student.size
-        side = settings.local_size
-        size = (side, side) if side else (height // 2, width // 2)
-        recipe = settings.local_recipe()
-        local = tuple(Look(recipe, f"local{n}", size=size) for n in range(settings.local_crops))
+        local: list[Look] = []
+        for group in settings.local:
+            size = (group.size, group.size) if group.size else (height // 2, width // 2)
+            recipe = group.operations(settings.student)
+            local += [Look(recipe, f"local{len(local) + n}", size=size) for n in range(group.crops)]
         crops = (theirs, ours, *local)
         return Plan((theirs, ours), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g))
     return Plan((theirs,), (ours,))

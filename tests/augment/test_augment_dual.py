@@ -126,11 +126,23 @@ def test_both_to_both_shows_both_networks_both_views():
 
 
 def test_multicrop_pairs_every_global_with_every_other_crop():
-    views = dual("multicrop", [STUDENT], STUDENT, local_crops=2, local_size=16)(IMAGES, IDS, 0)
+    views = dual("multicrop", [STUDENT], STUDENT, local=[{"crops": 2, "size": 16}])(IMAGES, IDS, 0)
     assert set(views.pairs) == {(0, 1), (0, 2), (0, 3), (1, 0), (1, 2), (1, 3)}
     assert [view.shape[-1] for view in views.student] == [24, 24, 16, 16]
     assert all(map(torch.equal, views.teacher[0], views.student[:2]))
     assert not torch.equal(views.student[2], views.student[3])
+
+
+def test_multicrop_has_a_group_of_crops_for_every_size():
+    """As SwAV's 2 x 224 + 6 x 96, and DINO's own recipe for the small ones."""
+    groups = [{"crops": 2, "size": 16, "recipe": "dino_local"}, {"crops": 1, "size": 12, "scale": [0.05, 0.1]}]
+    augment = dual("multicrop", [STUDENT], STUDENT, local=groups, student="simclr")
+    assert [view.shape[-1] for view in augment(IMAGES, IDS, 0).student] == [24, 24, 16, 16, 12]
+    recipes = [look.recipe for look in augment.plan.student[2:]]
+    assert [recipe[0].arguments["scale"] for recipe in recipes] == [[0.05, 0.3], [0.05, 0.3], [0.05, 0.1]]
+    jitter = [next(op.arguments["brightness"] for op in recipe if op.type == "ColorJitter") for recipe in recipes]
+    assert jitter == [0.4, 0.4, 0.8]  # DINO's, and the student's own
+    assert len({look.key for look in augment.plan.student}) == 5
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -182,12 +194,13 @@ def test_train_or_eval_and_state_make_no_difference():
             "but the teacher's are [RandomVerticalFlip]",
         ),
         (
-            {"local_crops": 3},
-            "local_crops",
+            {"local": [{"crops": 3}]},
+            "local",
             "only policy 'multicrop' has local crops, but the policy is 'weak_teacher'",
         ),
-        ({"policy": "multicrop", "local_scale": [0.3, 0.1]}, "local_scale", "the smaller part comes first"),
-        ({"policy": "multicrop", "local_crops": 0}, "local_crops", "greater than or equal to 1"),
+        ({"policy": "multicrop", "local": [{"scale": [0.3, 0.1]}]}, "local.0.scale", "the smaller part comes first"),
+        ({"policy": "multicrop", "local": [{"crops": 0}]}, "local.0.crops", "greater than or equal to 1"),
+        ({"policy": "multicrop", "local": []}, "local", "at least 1 item"),
         ({"studnt": []}, "studnt", "did you mean 'student'?"),
         ({"student": ["RandomFlip"]}, "student.0.type", "no operation is called 'RandomFlip'"),
     ],

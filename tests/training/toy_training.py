@@ -230,6 +230,6 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
     "ce kd icd": {},
     "head unused": {"objectives": [{"type": "pooled"}]},
     "few labels": {"data": {"labels_per_class": 1}, "objectives": [{"type": "ce"}, {"type": "kd"}]},
-    "multicrop": {"augment": {"policy": "multicrop", "local_crops": 2}, "objectives": [{"type": "kd"}]},
+    "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
 """Fits that must come out the same in one rank and in two."""
