@@ -15,7 +15,7 @@ def test_a_batch(tmp_path) -> None:
     batch = next(iter(toy(class_count=4).train_loader()))
     assert batch.images.shape == (8, 3, 8, 8) and batch.images.dtype == torch.uint8 and batch.images.is_contiguous()
     assert batch.labels.dtype == batch.ids.dtype == torch.int64
-    for image, label, id in zip(*batch):
+    for image, label, id in zip(batch.images, batch.labels, batch.ids):
         index = int(image[0, 0, 0])
         assert label == index % 4 and id == sample_key(f"train/{index:03d}")
 

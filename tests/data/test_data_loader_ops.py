@@ -18,7 +18,7 @@ def no_network(monkeypatch) -> None:
 def noise(workers: int = 0, seed: int = 0) -> list[dict[int, torch.Tensor]]:
     """Two epochs: id → image."""
     loader = toy(samples=16, batch_size=4, workers=workers, seed=seed, loader_ops=[NOISE]).train_loader()
-    return [{int(id): image for batch in loader for image, _, id in zip(*batch)} for _ in range(2)]
+    return [{int(id): image for batch in loader for image, id in zip(batch.images, batch.ids)} for _ in range(2)]
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes")
