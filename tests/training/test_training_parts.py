@@ -196,7 +196,7 @@ def test_only_what_is_asked_for_is_computed() -> None:
 
 def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Path) -> None:
     """A student that says the same of every image has a loss that only the labels and shares explain."""
-    augment = {"mix": {"cutmix": 1.0}, "policy": "multicrop", "local_crops": 1, "local_size": 11}
+    augment = {"mix": {"cutmix": 1.0}, "policy": "multicrop", "local": [{"crops": 1, "size": 11}]}
     seen: list = []
 
     def keep(module: Distillation) -> None:

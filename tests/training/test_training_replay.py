@@ -20,7 +20,7 @@ POLICIES = {
         "student": [{"type": "RandomResizedCrop"}, {"type": "ColorJitter", "brightness": 0.4, "hue": 0.1}],
         "mix": {"cutmix": 1.0},
     },
-    "multicrop": {"policy": "multicrop", "local_crops": 2},
+    "multicrop": {"policy": "multicrop", "local": [{"crops": 2}]},
     "made by the loader's worker": {"placement": "loader", "student": [{"type": "ColorJitter", "hue": 0.1}]},
 }
 
