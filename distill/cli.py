@@ -84,20 +84,42 @@ def verify(path: RunPath) -> None:
 
 @app.command()
 def preview(
-    config: ConfigFile,
+    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
     overrides: Overrides = None,
-    to: Annotated[Path, typer.Option("--to", "-o", help="The picture to write.")] = Path("preview.png"),
+    to: Annotated[Path, typer.Option("--to", "-o", help="The picture; others are named after it.")] = Path(
+        "preview.png"
+    ),
     images: Annotated[int, typer.Option(min=1, max=64, help="How many images.")] = 8,
-    epoch: Annotated[int, typer.Option(min=0, help="Of which epoch to show the draws.")] = 0,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Of which epoch; default 0.")] = None,
+    ids: Annotated[str | None, typer.Option(help="Names of the samples to show, with commas between.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="The batch of this update, counted from 0.")] = None,
+    score: Annotated[bool, typer.Option("--score", help="Rank pipelines by the teacher instead (T-stddev).")] = False,
+    draws: Annotated[int, typer.Option(min=2, help="--score: draws of a set of images.")] = 16,
+    draw_images: Annotated[int, typer.Option(min=1, help="--score: images in a draw.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="--score: repetitions with other seeds.")] = 3,
 ) -> None:
-    """A contact sheet: original, what the teacher sees, what the student sees."""
+    """What teacher and student see: a contact sheet, and a strip of every operation over its range.
+
+    Of a run folder, it shows again what a past step saw. With --score it is a table instead: which pipeline a student
+    may learn best from, as far as the teacher can tell. The teacher is taken from the cache; nothing is trained.
+    """
     from distill.config import load_config
 
-    experiment = load_config(config, overrides or [])
-    from distill.commands import preview_views
+    if config.is_dir():
+        from distill.run_folder import read_run
 
-    preview_views(experiment, to, images, epoch)
-    _console().print(f"wrote {to}")
+        if overrides:
+            raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
+        experiment, _ = read_run(config)
+    else:
+        experiment = load_config(config, overrides or [])
+    from distill.commands import preview_views, score_views
+
+    if score:
+        score_views(experiment, to, _console(), seeds=seeds, draws=draws, images=draw_images)
+    else:
+        names = [name for name in (ids or "").split(",") if name]
+        preview_views(experiment, to, _console(), images=images, epoch=epoch, step=step, ids=names)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -11,19 +11,23 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from distill.config import Experiment
+from distill.config import ConfigError, Experiment
 from distill.data.base import Split
 from distill.export.delta_file import load_delta, read_delta
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import check_timm_folder
 from distill.exporting import export_paths, export_student, structural_types, verify_export
-from distill.files import write_atomic
 from distill.models.network import NetworkSettings, create_network
-from distill.run import EXPORT, FITS, RESULTS, views_sheet
+from distill.models.teacher import DTYPES, Teacher
+from distill.previewing import draw_preview
+from distill.replaying import Scene, augment_of, batch_of_step, data_of
+from distill.run import EXPORT, FITS, RESULTS
 from distill.run_folder import read_run
-from distill.stages import trained_student
+from distill.scoring import candidates, score, score_table, write_scores
+from distill.stages import ready_teachers, trained_student
 from distill.training.evaluate import Predictions
+from distill.training.fit import device_for
 from distill.training.signals import StopSignal
 from distill.workshop import Workshop, make_data
 
@@ -34,12 +38,53 @@ def _workshop(experiment: Experiment, console: Console | None = None) -> Iterato
         yield Workshop(experiment, make_data(experiment), console, stop)
 
 
-def preview_views(experiment: Experiment, to: Path, images: int, epoch: int) -> None:
-    """Write the contact sheet of an experiment without running it."""
-    with _workshop(experiment) as shop:
-        student = create_network(experiment.student.network).input
-        teachers = [create_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
-        write_atomic(to, views_sheet(shop, student, teachers, images, epoch))
+def preview_views(
+    experiment: Experiment,
+    to: Path,
+    console: Console,
+    *,
+    images: int,
+    epoch: int | None = None,
+    step: int | None = None,
+    ids: Sequence[str] = (),
+) -> None:
+    """Write the pictures of an experiment's views without running it: of a step, of some ids, or of an epoch's start.
+
+    Raises:
+        ConfigError: a step and an epoch or ids are given: each says which batch.
+    """
+    if step is not None and (ids or epoch is not None):
+        raise ConfigError("--step says which epoch and samples; leave out --epoch and --ids")
+    data, at = data_of(experiment), epoch or 0
+    if step is not None:
+        at, batch = batch_of_step(experiment, step)
+    else:
+        batch = data.batch_of(ids, at) if ids else data.batch_at(at, 0)
+    scene = Scene.of(augment_of(experiment), batch, at, device_for(experiment.training))
+    preview = draw_preview(data, scene, len(ids) or images)
+    if preview.shared:
+        console.print(f"teacher and student: {preview.shared}", highlight=False, soft_wrap=True)
+    _say_written(preview.write(to), console)
+
+
+def score_views(experiment: Experiment, to: Path, console: Console, *, seeds: int, draws: int, images: int) -> None:
+    """Rank pipelines by T-stddev under the experiment's teacher; trains nothing."""
+    with _workshop(experiment, console) as shop:
+        networks = ready_teachers(shop)
+        assert experiment.teacher is not None
+        weights = [network.weight for network in experiment.teacher.networks]
+        teacher = Teacher(networks, weights, dtype=DTYPES[experiment.teacher.dtype])
+        asked = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
+        pipelines = candidates(experiment.augment)
+        scores = score(pipelines, shop.data, teacher, device=shop.device, console=console, **asked)
+    console.print(score_table(scores, draws, images))
+    origins = [network.origin for network in networks]
+    _say_written(write_scores(scores, to.with_suffix(""), **asked, teacher=origins), console)
+
+
+def _say_written(paths: Sequence[Path], console: Console) -> None:
+    for path in paths:
+        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
 def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Iterator
@@ -14,8 +13,6 @@ from pathlib import Path
 from rich.console import Console
 
 from augment.dual import DualAugment
-from augment.preview import contact_sheet
-from augment.views import InputSpec
 from distill.config import Experiment, dump_config
 from distill.data.base import Split
 from distill.deltas.inventory import block_of, inventory
@@ -26,6 +23,8 @@ from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
+from distill.previewing import Preview, draw_preview
+from distill.replaying import Scene
 from distill.report.html import write_report
 from distill.report.summary import Check, Curves, Machine, Row, RunSummary, SiteBytes, read_curves
 from distill.report.terminal import print_summary
@@ -116,9 +115,7 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
     results.warnings += [
         f"{name}: {fit.spikes} loss spike(s), see log.csv" for name, fit in results.fits.items() if fit.spikes
     ]
-    sheet = views_sheet(shop, student.input, teacher.inputs if teacher else [], 8, 0)
-    write_atomic(folder.path / "views.png", sheet)
-    summary = _summary(shop, folder, results)
+    summary = _summary(shop, folder, results, _preview(shop, folder, student, teacher))
     write_report(folder.path, summary)
     _write_results(folder.path / RESULTS, measured, summary)
     if shop.console is not None:
@@ -253,7 +250,7 @@ def _measured(results: Results, seed: int, split: Split) -> list[Result]:
     return [Result(name=name, value=value, seed=seed) for name, value in found.items() if value is not None]
 
 
-def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
+def _summary(shop: Workshop, folder: RunFolder, results: Results, preview: Preview) -> RunSummary:
     experiment = shop.experiment
     labels = next(iter(results.predictions.values())).labels
     curves: dict[str, Curves] = {}
@@ -264,6 +261,7 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
     paths = {
         "report": folder.path / "report.html",
         "views": folder.path / "views.png",
+        "operations": folder.path / "views-operations.png",
         "config": folder.path / "config.yaml",
         "logs": folder.path / FITS,
         **{name: path for name, path in export_paths(folder.path / EXPORT).items() if path.is_dir()},
@@ -282,6 +280,8 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
         paths={name: str(path) for name, path in paths.items()},
         curves=curves,
         contact_sheet=folder.path / "views.png",
+        operations_sheet=folder.path / "views-operations.png",
+        shared=preview.shared,
         classes=tuple(shop.data.classes),
         labels=labels if shop.data.classes else (),
         predictions={name: p.classes for name, p in results.predictions.items()} if shop.data.classes else {},
@@ -290,11 +290,10 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results) -> RunSummary:
     )
 
 
-def views_sheet(shop: Workshop, student: InputSpec, teachers: list[InputSpec], images: int, epoch: int) -> bytes:
-    """The contact sheet of the first images of an epoch, as PNG."""
-    batch = next(iter(shop.data.train_loader()))
-    originals, ids = batch.images[:images], batch.ids[:images]
-    views = DualAugment(shop.experiment.augment, teachers, student, shop.experiment.seed)(originals, ids, epoch)
-    buffer = io.BytesIO()
-    contact_sheet(originals, views, teachers, student).save(buffer, "PNG")
-    return buffer.getvalue()
+def _preview(shop: Workshop, folder: RunFolder, student: Student, teacher: Teacher | None) -> Preview:
+    """Write the pictures of what each network saw in its first step."""
+    experiment = shop.experiment
+    augment = DualAugment(experiment.augment, teacher.inputs if teacher else (), student.input, experiment.seed)
+    preview = draw_preview(shop.data, Scene.of(augment, shop.data.batch_at(0, 0), 0), 8)
+    preview.write(folder.path / "views.png")
+    return preview

@@ -19,7 +19,7 @@ from distill.objectives.ce import CrossEntropy
 from distill.preparing import finished, load_prepared, prepare
 from distill.run_folder import RunError, is_first_rank
 from distill.training.checkpoints import VerifiedCheckpointIO
-from distill.training.fit import RESULT, FitSummary, load_result, save_result
+from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
 from distill.training.probe import LinearProbe, fit_probe
 from distill.training.terms import needs_of
 from distill.workshop import StageError, Workshop, make_data, predict_pooled
@@ -35,6 +35,30 @@ def prepare_teachers(shop: Workshop) -> list[Network]:
         torch.manual_seed(shop.experiment.seed)  # a network of random weights must be the same one on resume
         return [create_network(network) for network in settings.networks]
     return [fit_teacher(shop, network) for network in settings.networks]
+
+
+def ready_teachers(shop: Workshop) -> list[Network]:
+    """The teacher's networks as a run would use them, if that takes no training.
+
+    Raises:
+        StageError: ``fit_teacher`` would have to train one first.
+    """
+    settings = shop.experiment.teacher
+    if settings is None:
+        raise StageError("there is no teacher in this config; add teacher.networks")
+    if shop.experiment.fit_teacher is None:
+        return prepare_teachers(shop)
+    networks = []
+    for each in settings.networks:
+        student, network, folder = _teacher_to_fit(shop, each)
+        if not _is_fitted(shop.experiment, folder):
+            raise StageError(
+                f"the teacher {each.model} is not fitted yet, and this command trains nothing: run the config first"
+                f" (distill train), with the same seed, data and fit_teacher; looked for in {folder}"
+            )
+        load_result(student, folder)
+        networks.append(network)
+    return networks
 
 
 def teacher_folder(shop: Workshop, network: NetworkSettings, weights: str) -> Path:
@@ -65,14 +89,9 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
     fitting = experiment.fit_teacher
     assert fitting is not None
     data = _teacher_data(shop)
-    if not data.classes:
-        raise StageError("fit_teacher needs labels, and this source has no classes")
-    torch.manual_seed(experiment.seed)
-    network = create_network(settings, num_classes=len(data.classes))
-    student = Student(network, StudentSettings(network=settings, train="whole", batch_norm=fitting.batch_norm))
-    folder = teacher_folder(shop, settings, student.backbone.sha256)
+    student, network, folder = _teacher_to_fit(shop, settings)
     if fitting.method == "probe":
-        if (folder / RESULT).is_file():
+        if _is_fitted(experiment, folder):
             load_result(student, folder)
         else:
             own = Workshop(experiment, data, shop.console, shop.stop)
@@ -89,6 +108,25 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
         objectives = (CrossEntropy.Settings(),)
         Lesson(own, None, objectives, _teacher_augment(experiment), fitting.training).fit(student, folder, "teacher")
     return network
+
+
+def _teacher_to_fit(shop: Workshop, settings: NetworkSettings) -> tuple[Student, Network, Path]:
+    """One network as it is before its fit, wrapped to be trained whole, and the folder of the fit."""
+    experiment, data = shop.experiment, _teacher_data(shop)
+    assert experiment.fit_teacher is not None
+    if not data.classes:
+        raise StageError("fit_teacher needs labels, and this source has no classes")
+    torch.manual_seed(experiment.seed)
+    network = create_network(settings, num_classes=len(data.classes))
+    batch_norm = experiment.fit_teacher.batch_norm
+    student = Student(network, StudentSettings(network=settings, train="whole", batch_norm=batch_norm))
+    return student, network, teacher_folder(shop, settings, student.backbone.sha256)
+
+
+def _is_fitted(experiment: Experiment, folder: Path) -> bool:
+    """Whether ``folder`` holds a finished fit: a probe leaves its result alone, training a summary too."""
+    assert experiment.fit_teacher is not None
+    return (folder / (RESULT if experiment.fit_teacher.method == "probe" else SUMMARY)).is_file()
 
 
 def _teacher_data(shop: Workshop) -> DataModule:

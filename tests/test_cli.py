@@ -46,6 +46,8 @@ def test_help_fits_the_terminal_and_says_what_it_does(
         (["train"], "Missing argument 'CONFIG'"),
         (["train", "x.yaml", "--resum"], "No such option: --resum"),
         (["preview", "x.yaml", "--images", "0"], "Invalid value for '--images'"),
+        (["preview", "x.yaml", "--score", "--draws", "1"], "Invalid value for '--draws'"),
+        (["preview", ".", "seed=1"], "a run folder has its config; overrides go with a YAML file"),
         (["evaluate", "runs/x", "--split", "tests"], "Invalid value for '--split'"),
     ],
 )
@@ -57,7 +59,7 @@ def test_a_command_that_cannot_be_used_ends_with_2(
     assert status == 2 and not out and complaint in told and "Traceback" not in err
 
 
-@pytest.mark.parametrize("command", ["evaluate", "export", "verify"])
+@pytest.mark.parametrize("command", ["evaluate", "export", "verify", "preview"])
 def test_a_folder_that_is_no_run_is_named(command: str, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, _, err = call(capsys, command, str(tmp_path))
     assert status == 1 and "is no run folder: it holds no config.yaml" in err and "Traceback" not in err
@@ -76,12 +78,20 @@ def test_schema_to_a_file_and_to_a_pipe(capsys: pytest.CaptureFixture[str], tmp_
     assert status == 0 and (tmp_path / "schema.json").read_text(encoding="utf-8") == out
 
 
+def test_a_score_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = str(ROOT / "configs" / "quickstart.yaml")
+    status, out, err = call(capsys, "preview", config, "data.workers=0", f"output={tmp_path}", "--score")
+    assert status == 1 and "is not fitted yet, and this command trains nothing" in err and not out
+    assert not list(tmp_path.iterdir())
+
+
 def test_preview_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "views.png"
     arguments = [str(ROOT / "configs" / "quickstart.yaml"), "data.workers=0", "-o", str(picture), "--images", "2"]
     status, out, _ = call(capsys, "preview", *arguments)
-    assert status == 0 and "wrote" in out
-    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert status == 0 and "crops overlap" in out
+    for path in (picture, tmp_path / "views-operations.png"):
+        assert f"wrote {path}" in out and path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_users_classes_are_found_in_the_folder_that_the_command_runs_in(tmp_path: Path) -> None:

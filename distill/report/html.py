@@ -52,7 +52,6 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
     for name in ("percent", "points", "signed", "count", "size", "duration"):
         environment.filters[name] = getattr(numbers, name)
     found = outcome(summary)
-    sheet = summary.contact_sheet
     return environment.get_template("report.html.j2").render(
         run=summary,
         tiles=tiles(summary),
@@ -61,7 +60,8 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         outcome=found,
         confusions=confusions(found) if found else [],
         images=sum(label >= 0 for label in summary.labels),
-        sheet=_embed(sheet.read_bytes()) if sheet and sheet.is_file() else "",
+        sheet=_embed_file(summary.contact_sheet),
+        operations=_embed_file(summary.operations_sheet),
         verified=bool(summary.verification) and all(check.passed for check in summary.verification),
     )
 
@@ -105,6 +105,11 @@ def confusions(found: Outcome) -> list[dict[str, Any]]:
 
 def _known(row: Row) -> bool:
     return finite(row.accuracy)
+
+
+def _embed_file(path: Path | None) -> str:
+    """A picture of the run folder; nothing where there is none, so that the page says which is missing."""
+    return _embed(path.read_bytes()) if path is not None and path.is_file() else ""
 
 
 def _embed(png: bytes) -> str:

@@ -125,6 +125,8 @@ class RunSummary(Part):
         "'accuracy', or with 'agreement' where nothing has an accuracy",
     )
     contact_sheet: Path | None = Field(None, description="PNG of what each network saw")
+    operations_sheet: Path | None = Field(None, description="PNG of every operation over its range")
+    shared: str = Field("", description="what the teacher's and the student's views have in common")
 
     classes: tuple[str, ...] = ()
     labels: Integers = Field((), description="class index of every test image, -1 where it has none")

@@ -138,3 +138,14 @@ def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
     write_report(tmp_path, run)
     write_report(tmp_path, bare)
     assert list((tmp_path / "figures").iterdir()) == []
+
+
+def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run):
+    strips = tmp_path / "strips.png"
+    Image.new("RGB", (8, 8)).save(strips)
+    shown = run.model_copy(update={"contact_sheet": strips, "operations_sheet": strips, "shared": "crops overlap 63%"})
+    text = " ".join(page(tmp_path / "run", shown).words)
+    assert "Teacher and student: crops overlap 63%." in text and "Every operation over its range" in text
+    gone = shown.model_copy(update={"operations_sheet": tmp_path / "gone.png"})
+    text = " ".join(page(tmp_path / "run", gone).words)
+    assert "The operations' strips were not found at" in text and "Every operation" not in text
