@@ -46,9 +46,14 @@ def read(X: Tensor, k: Tensor) -> Tensor:
 
 
 def unit_key(h: Tensor, eps: float = 1e-5) -> Tensor:
-    """``h / √(‖h‖² + ε²)`` over the last axis, in fp32."""
-    h = h.float()
+    """``h / √(‖h‖² + ε²)`` over the last axis, in fp32 or wider."""
+    h = wide(h)
     return h * torch.rsqrt(h.square().sum(-1, keepdim=True) + eps**2)
+
+
+def wide(x: Tensor) -> Tensor:
+    """In fp32, if it is in a narrower type."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class DeepDelta(StructuralDelta):
@@ -121,11 +126,11 @@ class Corrector(nn.Module):
         """y [..., C], corrected."""
         c = F.rms_norm(y, y.shape[-1:], self.context_gain.to(y.dtype), 1e-6)
         k = unit_key(self.key(c))
-        v = self.value(c).float()
+        v = wide(self.value(c))
         if self.sigmoid:
             v = 4 * v.sigmoid()
         with torch.autocast(y.device.type, enabled=False):
-            beta = 2 * self.gate(c.float()).squeeze(-1).tanh()
+            beta = 2 * self.gate(wide(c)).squeeze(-1).tanh()
             X = y.unflatten(-1, (-1, self.values))
             if self.training:
                 error = (v - read(X, k)).detach().norm(dim=-1).mean()

@@ -24,6 +24,7 @@ from distill.deltas.state import whole_state
 from distill.export.delta_file import load_delta, read_delta
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import check_timm_folder
+from distill.models.network import timm_with_ours
 
 TOLERANCE = 1e-5
 ENOUGH_IMAGES = 256
@@ -159,8 +160,7 @@ def _run_fresh(work: Path) -> None:
 
 
 def _fresh_process(work: Path) -> None:
-    import timm
-
+    timm = timm_with_ours()
     request = _Request.model_validate_json((work / "request.json").read_text())
     images = safetensors.torch.load_file(work / "images.safetensors")["images"]
     outputs = {}

@@ -74,10 +74,19 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     )
 
 
-def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
-    """timm's model at an input size. CNNs take any; ViTs and their kin fix their grid when they are made."""
+def timm_with_ours() -> Any:
+    """timm, with this package's own architectures in its registry: ``ddl_resnet`` and ``ddl_vit``."""
     import timm
 
+    import distill.models.ddl_resnet
+    import distill.models.ddl_vit  # noqa: F401
+
+    return timm
+
+
+def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
+    """timm's model at an input size. CNNs take any; ViTs and their kin fix their grid when they are made."""
+    timm = timm_with_ours()
     config = timm.get_pretrained_cfg(name) if ":" not in name else None
     fixed = config is not None and config.fixed_input_size
     if fixed and size is not None:
@@ -124,8 +133,7 @@ def _check_folder(name: str) -> None:
 
 
 def _check_known(name: str) -> None:
-    import timm
-
+    timm = timm_with_ours()
     if not timm.is_model(name):
         raise NetworkError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
     architecture, _, tag = name.partition(".")

@@ -1,0 +1,109 @@
+"""Deep Delta Learning's residual connection: what replaces ``x + f(x)`` in ``ddl_vit`` and ``ddl_resnet``.
+
+A token's state is a matrix X [d, m]. A sublayer f reads it as a vector and proposes a direction; the state is erased
+along it and written anew:
+
+    x = compress(X), c = RMSNorm(x), k = f(c) / √(‖f(c)‖² + ε²)
+    X' = X + β k (vᵀ − kᵀX) = (I − β k kᵀ) X + β k vᵀ          m = 1:   x' = x + β (v − kᵀx) k
+    β = 2·sigmoid(w·c + b₀), or 2·sigmoid(w₂·tanh(W₁ c) + b₀) with ``gate: mlp`` (128 hidden); in fp32
+    v = W_v c, or 4·sigmoid(W_v x + b) with ``value: sigmoid``
+
+(I − β k kᵀ) has the eigenvalue 1 − β once and 1 otherwise: β near 0 keeps, 1 projects, 2 reflects. b₀ = 0, so β starts
+at 1. Expansion repeats x over the m columns, compression reads them with a vector that starts at 1/m; both go through a
+depthwise conv of width 4 along the columns that starts as the identity. For m = 1 both are the identity.
+
+States travel as [..., d · m] between blocks, so that a backbone keeps the shapes that timm expects of it.
+
+Paper: Zhang et al., Deep Delta Learning, arXiv 2601.00417.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from distill.deltas.deep_delta import delta_update, unit_key, wide
+
+_WINDOW = 4
+
+
+class DeltaResidual(nn.Module):
+    """``X + β k (vᵀ − kᵀX)`` for states [..., d · m].
+
+    Args:
+        dim: d.
+        values: m, columns of the state.
+        gate: "linear", or "mlp" with 128 hidden.
+        value: "linear", or "sigmoid" of the vector before it is normalised.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        values: int = 1,
+        gate: Literal["linear", "mlp"] = "linear",
+        value: Literal["linear", "sigmoid"] = "linear",
+    ):
+        super().__init__()
+        self.values, self.sigmoid = values, value == "sigmoid"
+        last = nn.Linear(128 if gate == "mlp" else dim, 1)
+        nn.init.zeros_(last.bias)
+        self.gate = nn.Sequential(nn.Linear(dim, 128), nn.Tanh(), last) if gate == "mlp" else last
+        self.value = nn.Linear(dim, values, bias=self.sigmoid)
+
+    def forward(self, state: Tensor, x: Tensor, c: Tensor, proposal: Tensor) -> Tensor:
+        """state [..., d · m]; x, c = RMSNorm(x) and the sublayer's proposal [..., d]."""
+        v = 4 * wide(self.value(x)).sigmoid() if self.sigmoid else wide(self.value(c))
+        with torch.autocast(state.device.type, enabled=False):
+            beta = 2 * self.gate(wide(c)).squeeze(-1).sigmoid()
+            X = state.unflatten(-1, (-1, self.values))
+            return delta_update(X, unit_key(proposal), v, beta).flatten(-2)
+
+
+class Expand(nn.Module):
+    """x [..., d] → a state [..., d · m] whose columns are all x at the start."""
+
+    def __init__(self, dim: int, values: int):
+        super().__init__()
+        self.values = values
+        self.window = _identity_window(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        X = x.unsqueeze(-1).expand(*x.shape, self.values)
+        return _along_columns(X, self.window).flatten(-2)
+
+
+class Compress(nn.Module):
+    """A state [..., d · m] → x [..., d], the mean of its columns at the start."""
+
+    def __init__(self, dim: int, values: int):
+        super().__init__()
+        self.values = values
+        self.window = _identity_window(dim)
+        self.reader = nn.Parameter(torch.full((values,), 1 / values))
+
+    def forward(self, state: Tensor) -> Tensor:
+        return _along_columns(state.unflatten(-1, (-1, self.values)), self.window) @ self.reader
+
+
+def expansion(dim: int, values: int) -> nn.Module:
+    return Expand(dim, values) if values > 1 else nn.Identity()
+
+
+def compression(dim: int, values: int) -> nn.Module:
+    return Compress(dim, values) if values > 1 else nn.Identity()
+
+
+def _identity_window(dim: int) -> nn.Parameter:
+    window = torch.zeros(dim, 1, _WINDOW)
+    window[:, :, -1] = 1
+    return nn.Parameter(window)
+
+
+def _along_columns(X: Tensor, window: Tensor) -> Tensor:
+    """Depthwise conv of X [..., d, m] along m; a column sees itself and the three before it."""
+    rows = F.pad(X.reshape(-1, *X.shape[-2:]), (_WINDOW - 1, 0))
+    return F.conv1d(rows, window, groups=len(window)).reshape(X.shape)
