@@ -57,16 +57,19 @@ def check(
 def list_operations(
     word: Annotated[str, typer.Argument(help="Only those with this word in their line.")] = "",
 ) -> None:
-    """Every name that a chain can use without an import path, with a line on each."""
-    from augment.names import known_operations
+    """Every operation and recipe that a chain can name without an import path, with a line on each."""
+    from augment.names import known_operations, summary
+    from augment.presets import PRESETS
 
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("name", no_wrap=True)
     table.add_column("from", no_wrap=True)
     table.add_column("what", overflow="fold")
-    for known in known_operations():
-        if word.lower() in f"{known.name} {known.source} {known.what}".lower():
-            table.add_row(known.name, known.source, Text(known.what))
+    rows = [(known.name, known.source, known.what) for known in known_operations()]
+    rows += [(name, "recipe", summary(preset)) for name, preset in PRESETS.items()]
+    for row in rows:
+        if word.lower() in " ".join(row).lower():
+            table.add_row(*map(Text, row))
     Console().print(table)
 
 

@@ -10,7 +10,7 @@ name                            found
 ==============================  =====================================================================================
 
 One name is one thing: an entry point that takes a name twice, or one of ours or kornia's, is an error that names the
-distributions.
+distributions. Names without a capital letter are those of whole recipes, see :mod:`augment.presets`.
 """
 
 from __future__ import annotations
@@ -55,6 +55,10 @@ def find_class(name: str) -> type:
         return ours[name]
     known = _kornia()  # most of a second to import: only when nothing else has the name, or might share it
     if declared is not None:
+        if name.islower():
+            raise OperationError(
+                "type", f"{name!r} of {_distribution(declared)} needs a capital letter: recipes have none"
+            )
         if name in ours or name in known:
             taken = "Delta Distill" if name in ours else "kornia"
             raise OperationError("type", f"{name!r} of {_distribution(declared)} is already an operation of {taken}")
@@ -81,14 +85,14 @@ class Known:
 
 def known_operations() -> list[Known]:
     """Everything that a chain can name without an import path; a broken entry point is listed with its error."""
-    found = [Known(name, "Delta Distill", _summary(cls)) for name, cls in _ours().items()]
+    found = [Known(name, "Delta Distill", summary(cls)) for name, cls in _ours().items()]
     for point in entry_points(group=GROUP):
         try:
-            what = _summary(find_class(point.name))
+            what = summary(find_class(point.name))
         except OperationError as error:
             what = f"error: {error}"
         found.append(Known(point.name, _distribution(point), what))
-    found += [Known(name, "kornia", _summary(cls)) for name, cls in _kornia().items()]
+    found += [Known(name, "kornia", summary(cls)) for name, cls in _kornia().items()]
     return sorted(found, key=lambda known: (known.source, known.name))
 
 
@@ -166,5 +170,6 @@ def _distribution(point: EntryPoint) -> str:
     return point.dist.name if point.dist else "an unknown distribution"
 
 
-def _summary(cls: type) -> str:
-    return (cls.__doc__ or "").strip().split("\n")[0]
+def summary(thing: Any) -> str:
+    """The first line of what a class or function says of itself."""
+    return (thing.__doc__ or "").strip().split("\n")[0]

@@ -73,6 +73,12 @@ def test_a_plugin_takes_no_name_of_ours_or_kornias(site):
         find_class("ColorJitter")
 
 
+def test_a_plugin_takes_no_name_that_recipes_have(site):
+    install(site, "faders", fade="fading:Fade")
+    with pytest.raises(OperationError, match="'fade' of faders needs a capital letter"):
+        find_class("fade")
+
+
 def test_a_broken_plugin_is_named_and_does_not_hide_the_others(site):
     install(site, "faders", Fade="fading:Fde", Gone="gone:Fade")
     with pytest.raises(OperationError, match="Fade: 'fading:Fde': module 'fading' has no 'Fde'; did you mean 'Fade'"):
