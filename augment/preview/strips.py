@@ -129,7 +129,7 @@ def _drawn_values(operation: Operation, draws: Draws, shape: torch.Size, rows: S
         numbers = value.flatten()[list(rows)].tolist()
         if name != "batch_prob" and len(set(numbers)) > 1:
             for row, number in zip(rows, numbers):
-                found[row].append(f"{name.removesuffix('_factor').replace('_', ' ')} {number:.2f}")
+                found[row].append(f"{name.removesuffix('_factor').replace('_', ' ')} {number:.3g}")
     return {row: texts[:4] for row, texts in found.items()}
 
 
