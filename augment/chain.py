@@ -1,19 +1,33 @@
-"""One network's view: uint8 or float images → floats in [0, 1] → operations → the network's size → normalised."""
+"""One network's view: uint8 or float images → operations, in few passes → the network's size → normalised."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import lru_cache
-from typing import Any
+from functools import cache
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from augment.draws import Draws
+from augment.errors import ExplainedError
+from augment.fuse.run import Finish, FusedRun, normalised, resized, to_unit
+from augment.native import Native
+from augment.operation import SampledOp
+from augment.plan import Barrier, Run, Step, plan
 from augment.recipe import Op, built
 from augment.views import InputSpec
+
+__all__ = ["Chain", "ImageError", "eval_view", "normalised", "resized", "to_unit"]
+
+Engine = Literal["fused", "kornia"]
+Compile = Literal["auto"] | bool
+
+
+class ImageError(ExplainedError, ValueError):
+    """Images that an operation cannot work on; the text names the operation, the samples and what was expected."""
 
 
 class Chain(nn.Module):
@@ -22,14 +36,24 @@ class Chain(nn.Module):
     Args:
         recipe: the operations by name, or as objects of any shape that a name can have.
         size: (height, width) of what comes out, whatever the operations do.
+        engine: "fused" plans operations together (see :meth:`plan`); "kornia" does one after another, kornia's by
+            kornia's own code with the same parameters.
+        compile: whether torch.compile makes the passes. "auto": on a GPU. On a CPU they are faster without it, as they
+            can then leave out what is not drawn.
 
     Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a colour
     operation to a chain changes nothing about its crop.
     """
 
-    def __init__(self, recipe: Sequence[Op | Callable[..., Any]], size: tuple[int, int]):
+    def __init__(
+        self,
+        recipe: Sequence[Op | Callable[..., Any]],
+        size: tuple[int, int],
+        engine: Engine = "fused",
+        compile: Compile = "auto",
+    ):
         super().__init__()
-        self.size = size
+        self.size, self.engine = size, engine
         named = [built(item, size) for item in recipe]
         self.operations = nn.ModuleList(operation for _, operation in named)
         seen: Counter[str] = Counter()
@@ -37,49 +61,143 @@ class Chain(nn.Module):
         for name, _ in named:
             self.keys.append(f"{name}#{seen[name]}")
             seen[name] += 1
+        self.steps = [Step(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
+        self._stages = plan(self.steps)
+        self._runs = {
+            n: FusedRun(stage, lambda device: _compiles(compile, device.type))
+            for n, stage in enumerate(self._stages)
+            if isinstance(stage, Run)
+        }
+        natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), Native)]
+        # Noise, bicubic reading and users' operations may leave [0, 1].
+        self.clamps = len(natives) < len(self.steps) or not all(user.keeps_range for user in natives)
 
-    def forward(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> Tensor:
-        """Images [B, 3, H, W] → floats [B, 3, *size] in [0, 1], not yet normalised.
+    def plan(self) -> str:
+        """What is done together, and what by itself and why: a line for every pass."""
+        lines = [str(stage) for stage in self._stages]
+        return "\n".join([*lines, f"{'write':9}{self.size[0]} x {self.size[1]}, normalised"])
+
+    def forward(
+        self,
+        images: Tensor,
+        draws: Draws,
+        geometry: Draws | None = None,
+        spec: InputSpec | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Images [B, C, H, W] → floats [B, C, *size] in [0, 1], or normalised.
 
         Args:
             images: uint8, or floats in [0, 1].
             draws: for this view of these samples.
-            geometry: for the geometric operations, where another view shares them; default ``draws``.
+            geometry: of the same samples, for the operations that move pixels, where another view shares them.
+            spec: whose mean and std the result is normalised with; None leaves it in [0, 1].
+            dtype: of the result.
+
+        Raises:
+            ImageError: images of the wrong kind or with too few or too many channels, or, on a CPU, not finite. uint8
+                images are always finite; floats on a GPU are not looked at, as that would be a pass or a wait: see
+                :meth:`diagnose`.
+        """
+        self._check(images)
+        finish = Finish((self.size[0], self.size[1]), self.clamps, spec, dtype)
+        if not len(images):
+            return finish(to_unit(images).new_empty(0, images.shape[1], *self.size))
+        draws = draws.to(images.device)
+        geometry = draws if geometry is None else geometry.to(images.device)
+
+        def source(step: Step) -> Draws:
+            return (geometry if step.operation.geometric else draws).op(step.key)
+
+        if self.engine == "kornia":
+            x = to_unit(images)
+            for step in self.steps:
+                x = _by_kornia(step, x, source(step))
+            return finish(x)
+        x = images
+        last = len(self._stages) - 1
+        for n, stage in enumerate(self._stages):
+            if isinstance(stage, Barrier):
+                x = stage.step.operation(to_unit(x), source(stage.step))
+            else:
+                x = self._runs[n](x, source, finish if n == last else _as_it_is)
+        return x if self._stages and isinstance(self._stages[-1], Run) else finish(to_unit(x))
+
+    def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
+        """Do the operations one by one, and say which of them makes a number that is not finite, of which samples.
+
+        Raises:
+            ImageError: naming the operation and the places of the samples in the batch.
         """
         x = to_unit(images)
-        for key, operation in zip(self.keys, self.operations):
-            source = geometry if geometry is not None and operation.geometric else draws
-            x = operation(x, source.op(key))
-        x = resized(x, self.size)
-        # Noise, bicubic resampling and users' operations may leave [0, 1].
-        return x.clamp(0, 1) if self.operations else x
+        _check_finite(x, "the images given to the chain")
+        for step in self.steps:
+            source = geometry if geometry is not None and step.operation.geometric else draws
+            x = step.operation(x, source.to(x.device).op(step.key))
+            _check_finite(x, f"what {step.operation.name} (operation {step.place + 1}) makes")
+
+    def _check(self, images: Tensor) -> None:
+        first = f"{self.steps[0].operation.name}, the first operation, needs" if self.steps else "a chain needs"
+        if images.ndim != 4:
+            raise ImageError(f"{first} images [B, C, H, W], not {list(images.shape)}")
+        if images.dtype != torch.uint8 and not images.is_floating_point():
+            raise TypeError(
+                f"{first} uint8, or floats in [0, 1], not {images.dtype}; every sample of the batch has that"
+            )
+        for step in self.steps:
+            wanted = getattr(getattr(step.operation, "user", None), "channels", None)
+            if wanted is not None and wanted != images.shape[1]:
+                raise ImageError(
+                    f"{step.operation.name} (operation {step.place + 1}) needs {wanted} channels, but every sample of "
+                    f"the batch has {images.shape[1]}"
+                )
+        if images.is_floating_point() and images.device.type == "cpu":
+            _check_finite(images, f"{first} finite numbers; the images given")
 
 
-def to_unit(images: Tensor) -> Tensor:
-    """Floats in [0, 1] from uint8; float images are taken as being in [0, 1] already."""
-    if images.dtype == torch.uint8:
-        return images.float().mul_(1 / 255)
-    if not images.is_floating_point():
-        raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
-    return images.float()
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, as PIL does it; the same tensor when the size is right."""
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+def _check_finite(images: Tensor, what: str) -> None:
+    # A sum is one pass and no memory; it is finite unless something in it is not.
+    if not bool(images.sum().isfinite()):
+        bad = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
+        if bad:
+            raise ImageError(f"{what} are not finite in sample {', '.join(map(str, bad))} of the batch")
 
 
-@lru_cache(maxsize=64)
-def _per_channel(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Kept, because making a tensor on a GPU from numbers waits for the GPU.
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+def _by_kornia(step: Step, images: Tensor, draws: Draws) -> Tensor:
+    operation = step.operation
+    if isinstance(operation, SampledOp) and isinstance(operation.user, Native):
+        return operation.user.by_kornia(images, operation.sample(draws, images.shape))
+    return operation(images, draws)
 
 
-def normalised(images: Tensor, spec: InputSpec) -> Tensor:
-    """``(x - mean) / std`` per channel, for x in [0, 1]."""
-    return (images - _per_channel(tuple(spec.mean), images.device)).div_(_per_channel(tuple(spec.std), images.device))
+@cache
+def _compiles(wanted: Compile, device: str) -> bool:
+    """Whether the passes are compiled on a type of device."""
+    if wanted is False or (wanted == "auto" and device == "cpu"):
+        return False
+    missing = _missing_compiler(device)
+    if missing:
+        warnings.warn(f"augmentation runs without torch.compile: {missing}", stacklevel=2)
+    return not missing
+
+
+def _missing_compiler(device: str) -> str:
+    if device != "cpu":
+        from torch.utils._triton import has_triton
+
+        return "" if has_triton() else "Triton is not installed, or does not know this GPU"
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        return "no C++ compiler is found; install g++, or set CXX"
+    return ""
 
 
 @torch.no_grad()

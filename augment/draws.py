@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 from torch import Tensor
@@ -97,8 +97,11 @@ class Draws:
         return self._with(_fold(self._key, name), self.ids)
 
     def to(self, device: torch.device | str) -> Draws:
-        """The same draws, made on ``device``."""
-        return self if self.ids.device == torch.device(device) else self._with(self._key, self.ids.to(device))
+        """The same draws, made on ``device``. A copy to a GPU is not waited for; one from it must be."""
+        device = torch.device(device)
+        if self.ids.device == device:
+            return self
+        return self._with(self._key, self.ids.to(device, non_blocking=device.type == "cuda"))
 
     def of(self, ids: Tensor) -> Draws:
         """The same draws for other samples."""
@@ -148,3 +151,32 @@ class Draws:
     def permutation(self, slot: int, n: int) -> Tensor:
         """[B, n] int64, each row a permutation of 0 … n-1."""
         return self.bits(slot, (n,)).argsort(dim=1, stable=True)
+
+
+def counters(draws: Sequence[Draws], counts: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
+    """What :func:`uniforms` needs beside the ids, on ``device``. It changes with the epoch only, and is kept."""
+    return _counters(tuple(one._key for one in draws), tuple(counts), device)
+
+
+@lru_cache(maxsize=64)
+def _counters(keys: tuple[int, ...], counts: tuple[int, ...], device: torch.device) -> tuple[Tensor, ...]:
+    first = _mix_word(1)  # of slot 0
+    elements = [_signed(first + n * _GAMMA & _WORD) for count in counts for n in range(1, count + 1)]
+    owners = [n for n, count in enumerate(counts) for _ in range(count)]
+    twins = [_signed(_mix_word(key + _GAMMA)) for key in keys]
+    lists = ([_signed(key) for key in keys], twins, owners, elements)
+    return tuple(torch.tensor(numbers, dtype=torch.int64).to(device) for numbers in lists)
+
+
+def uniforms(ids: Tensor, constants: tuple[Tensor, ...]) -> Tensor:
+    """[B, sum of the counts]: ``draws.uniform(0, (count,))`` of several draws for the same ids, side by side.
+
+    Args:
+        ids: [B] int64.
+        constants: from :func:`counters`.
+    """
+    keys, twins, owners, elements = constants
+    starts = _mix_(_mix_(ids[:, None] + keys) ^ twins)
+    bits = _mix_(starts[:, owners] + elements)
+    digits = _MANTISSA[torch.float32]
+    return ((bits >> (64 - digits)) & ((1 << digits) - 1)).float() * 2.0**-digits

@@ -1,11 +1,12 @@
-"""kornia's 2-D augmentations, taken as they are and made repeatable by sample.
+"""kornia's 2-D augmentations: those that we can declare are fused, the others taken as they are.
 
-kornia separates its draws (``forward_parameters``) from its work (``forward(images, params=…)``). The draws run in
+What :mod:`augment.native` knows draws for itself and goes through a chain's passes. The rest is a barrier: kornia
+separates its draws (``forward_parameters``) from its work (``forward(images, params=…)``), and the draws run in
 :class:`augment.keyed.KeyedDraws` for a padded batch whose surplus rows are then cut off. They stay on the CPU, where
-kornia puts them and reads crop corners from: on a GPU that would be a wait for the device per crop.
+kornia puts them and reads them: on a GPU that would be a wait for the device.
 
-The few things that kornia decides once for a whole call (the order of ``ColorJitter``'s steps, the kernel size of
-``RandomMotionBlur``) are drawn once per (seed, epoch, view).
+The few things that kornia decides once for a whole call (the kernel size of ``RandomMotionBlur``, say) are drawn once
+per (seed, epoch, view).
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.keyed import KeyedDraws, padded_rows
-from augment.operation import Operation
+from augment.native import native_of
+from augment.operation import Operation, SampledOp
 
 # Needs the weights of a diffusion model, which it fetches when it is constructed.
 _LEFT_OUT = {"RandomDissolving"}
@@ -42,12 +44,18 @@ def moves_pixels(cls: type[K.AugmentationBase2D]) -> bool:
     return not issubclass(cls, K.IntensityAugmentationBase2D)
 
 
+def kornia_operation(module: K.AugmentationBase2D, name: str) -> Operation:
+    """A kornia augmentation as an operation: declared, if it can be."""
+    ours = native_of(module)
+    return KorniaOp(module, name, ours) if isinstance(ours, str) else SampledOp(ours, name)
+
+
 class KorniaOp(Operation):
     """Runs a kornia augmentation with its draws keyed by sample."""
 
-    def __init__(self, module: K.AugmentationBase2D, name: str):
+    def __init__(self, module: K.AugmentationBase2D, name: str, reason: str = "kornia's own code"):
         super().__init__()
-        self.name = name
+        self.name, self.reason = name, reason
         self.geometric = moves_pixels(type(module))
         # In a tuple, so that ``DualAugment.to("cuda")`` does not move kornia's samplers to the GPU.
         self._module = (module,)

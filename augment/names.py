@@ -122,9 +122,9 @@ def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
     if cls.__module__.startswith("kornia.augmentation"):
         if cls not in _kornia().values():
             raise OperationError("type", _NOT_ALONE.format(name))
-        from augment.kornia_op import KorniaOp
+        from augment.kornia_op import kornia_operation
 
-        return KorniaOp
+        return kornia_operation
     if cls.__module__.startswith("torchvision.transforms"):
         if cls.__name__ in _MIXES:
             raise OperationError("type", f"{name} mixes the images of a batch; that is the setting 'mix'")

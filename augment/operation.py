@@ -28,8 +28,9 @@ the images where the operation stands in the chain, [B, C, H, W].
                                at integers), as kornia's transform matrices. If the size changes also
                                ``output_size(shape) → (height, width)``. Attributes ``resample`` ("bilinear", "nearest",
                                "bicubic") and ``padding`` ("zeros", "border", "reflection") say how pixels are read;
-                               default bilinear and zeros.
-``colour(images, params)``     images → images, each pixel by itself. What it needs to know of the whole image comes from
+                               default bilinear and zeros. A flip has ``mirror``, the dimension that it turns round
+                               (2 or 3): flips are put ahead of colours and blurs.
+``colour(images, params)``     images → images, each pixel by itself. What it must know of the whole image comes from
                                ``statistics(images, params) → {name: [B, …]}``, called with the images just before
                                the step; its result is added to ``params``. (The mean for contrast, say.)
 ``kernel(params, shape)``      (vertical [B, k], horizontal [B, k]), k odd: a separable filter, reflected at the border.
@@ -48,6 +49,10 @@ import torch
 from torch import Tensor, nn
 
 from augment.draws import Draws
+from augment.fuse.blur import blur
+from augment.fuse.colour import colour
+from augment.fuse.erase import erase
+from augment.fuse.geometry import warp_alone
 from augment.keyed import KeyedDraws, padded_rows
 
 Form = Literal["affine", "colour", "kernel", "erase"]
@@ -60,7 +65,11 @@ class Operation(nn.Module):
     its draws. ``geometric`` says that pixels move: those operations can be shared between views.
     """
 
+    name: str = "operation"
     geometric: bool = False
+    form: Form | None = None
+    reason: str = "its own code"
+    """Why a chain cannot do it together with its neighbours, if it has no form."""
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         raise NotImplementedError
@@ -98,14 +107,8 @@ def form_of(user: Any) -> Form | None:
 def run_form(form: Form, user: Any, images: Tensor, params: Any) -> Tensor:
     """A declarative operation by itself: a chain of one."""
     if form == "affine":
-        from augment.fuse.geometry import warp_alone as run
-    elif form == "colour":
-        from augment.fuse.colour import colour_alone as run
-    elif form == "kernel":
-        from augment.fuse.blur import blur_alone as run
-    else:
-        from augment.fuse.erase import erase_alone as run
-    return run(user, images, params)
+        return warp_alone(user, images, params)
+    return {"colour": colour, "kernel": blur, "erase": erase}[form](user, images, params)
 
 
 class SampledOp(Operation):

@@ -1,27 +1,49 @@
-"""The blur pass: separable filters by sample, at the cost of the samples that are drawn."""
+"""The blur pass: separable filters by sample.
+
+On a CPU it costs the samples that are drawn, and of each kernel the part that has any weight. Elsewhere all samples are
+filtered and the drawn ones selected: a host that must not wait cannot know which they are.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from augment.fuse.colour import Params, by_rows, by_sample, where_drawn
+
+NOTHING = 1e-9
+"""Weights below it are not computed with: of a whole kernel they move a pixel by less than float32 resolves."""
 
 
 def filtered(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
     """Images [B, C, H, W] correlated with ``vertical`` and ``horizontal`` [B, k], reflected at the border."""
-    B, C, H, W = images.shape
-    for kernel, pad, shape in ((horizontal, (1, 0), (1, -1)), (vertical, (0, 1), (-1, 1))):
-        reach = kernel.shape[1] // 2
-        x = F.pad(images, (reach * pad[0], reach * pad[0], reach * pad[1], reach * pad[1]), mode="reflect")
-        weight = kernel.repeat_interleave(C, 0).view(B * C, 1, *shape)
-        images = F.conv2d(x.flatten(0, 1)[None], weight, groups=B * C).view(B, C, H, W)
-    return images
+    if by_rows(images):
+        vertical, horizontal = _trimmed(vertical), _trimmed(horizontal)
+    up, left = vertical.shape[1] // 2, horizontal.shape[1] // 2
+    x = F.pad(images, (left, left, up, up), mode="reflect")
+    x = _along(x, horizontal, 3, images.shape[3])
+    return _along(x, vertical, 2, images.shape[2])
 
 
-def blur_alone(user: Any, images: Tensor, params: dict[str, Any]) -> Tensor:
-    """One operation by itself."""
-    blurred = filtered(images, *user.kernel(params, images.shape))
-    drawn = params.get("drawn")
-    return blurred if drawn is None else torch.where(drawn.view(-1, 1, 1, 1), blurred, images)
+def _along(x: Tensor, kernel: Tensor, axis: int, size: int) -> Tensor:
+    taps = [by_sample(tap) for tap in kernel.unbind(1)]
+    total = x.narrow(axis, 0, size) * taps[0]
+    for n, tap in enumerate(taps[1:], 1):
+        total.addcmul_(x.narrow(axis, n, size), tap)
+    return total
+
+
+def _trimmed(kernel: Tensor) -> Tensor:
+    reach = kernel.shape[1] // 2
+    used = (kernel.abs().amax(0) > NOTHING).nonzero()
+    if not len(used):
+        return kernel
+    least = min(int(used[0]), 2 * reach - int(used[-1]))
+    return kernel[:, least : kernel.shape[1] - least]
+
+
+def blur(user: Any, images: Tensor, params: Params) -> Tensor:
+    """One operation on the samples that it is drawn for."""
+    return where_drawn(lambda some, theirs: filtered(some, *user.kernel(theirs, some.shape)), images, params)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augment.fuse.colour import by_sample
+from augment.fuse.colour import Params, by_rows, by_sample
 
 
 def erased(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) -> Tensor:
@@ -22,6 +22,22 @@ def erased(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) 
     return torch.where(inside, by_sample(values).to(images.dtype), images)
 
 
-def erase_alone(user: Any, images: Tensor, params: dict[str, Any]) -> Tensor:
-    """One operation by itself."""
-    return erased(images, *user.erase(params, images.shape), params.get("drawn"))
+def _filled(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) -> Tensor:
+    """The same on a CPU, where writing the boxes alone is cheaper; a drawn sample is written into a copy."""
+    rows = range(len(images)) if drawn is None else drawn.nonzero()[:, 0].tolist()
+    if len(rows):
+        images = images.clone()
+    boxes = boxes.long()
+    height, width = images.shape[-2:]
+    for row in rows:
+        top, left, tall, wide = boxes[row].tolist()
+        bottom, right = min(max(top + tall, 0), height), min(max(left + wide, 0), width)
+        value = values[row] if values.ndim == 1 else values[row].view(-1, 1, 1)
+        images[row, :, max(top, 0) : bottom, max(left, 0) : right] = value
+    return images
+
+
+def erase(user: Any, images: Tensor, params: Params) -> Tensor:
+    """One operation on the samples that it is drawn for."""
+    boxes, values = user.erase(params, images.shape)
+    return (_filled if by_rows(images) else erased)(images, boxes, values, params.get("drawn"))

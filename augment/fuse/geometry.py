@@ -1,33 +1,161 @@
-"""The geometry pass: homographies composed to one per sample, and every pixel read once."""
+"""The geometry pass: homographies composed to one per sample, and every pixel read once.
+
+An operation's matrix takes source pixels to destination pixels; pictures are made the other way round, so what is
+composed are the *pullbacks*, destination → source. A pullback is either the inverse of the operation's ``affine``, or
+its own ``pullback(params, shape)``, which also knows a crop that is one pixel wide.
+
+Composing is not the same as resampling twice: it is more exact. One thing it must not lose: what an operation in the
+middle has cut off, later ones cannot bring back. So for an operation that looks beyond its frame, the frame's
+*coverage* is multiplied in: 1 inside, 0 outside, falling over one pixel as bilinear reading of zeros beyond does.
+
+grid_sample does the reading at all sizes. Measured on one core (AVX2, torch 2.15), reading alone, for 128 images of
+40 → 32 pixels and for 32 of 256 → 224: grid_sample 1.5 and 14 ms; two batched matrix products 2.2 and 85 ms; rows and
+columns gathered 6.9 and 24 ms; interpolate, crop by crop, 4.5 and 22 ms. What makes it slow elsewhere is the grid:
+affine_grid takes twice as long as the reading. Here it is two outer sums.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from augment.fuse.colour import where_drawn
 
-def warp(images: Tensor, matrix: Tensor, size: tuple[int, int], resample: str, padding: str) -> Tensor:
-    """Images [B, C, H, W] under homographies [B, 3, 3], source pixel → destination pixel, read at ``size``."""
+Size = tuple[int, int]
+"""(height, width)"""
+
+
+def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
+    """[B, 3, 3] of rows (a b c), (d e f), (0 0 1), each [B]."""
+    zero = torch.zeros_like(a)
+    return torch.stack([a, b, c, d, e, f, zero, zero, zero + 1], 1).view(-1, 3, 3)
+
+
+def axis_map(across: Tensor, left: Tensor, down: Tensor, top: Tensor) -> Tensor:
+    """[B, 3, 3]: x ↦ across · x + left, y ↦ down · y + top."""
+    zero = torch.zeros_like(across)
+    return matrix(across, zero, left, zero, down, top)
+
+
+def inverse(m: Tensor) -> Tensor:
+    """Inverse of [B, 3, 3] by cofactors: no wait for a GPU, and exact for whole numbers."""
+    rows = m.unbind(1)
+    columns = [torch.linalg.cross(rows[(i + 1) % 3], rows[(i + 2) % 3]) for i in range(3)]
+    adjugate = torch.stack(columns, 2)
+    return adjugate / (rows[0] * columns[0]).sum(1).view(-1, 1, 1)
+
+
+def pullback(user: Any, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
+    """[B, 3, 3] destination → source of one operation; the identity where it is not drawn."""
+    # Nine numbers a sample are cheap in double precision; in single the inverse alone costs 1e-5 of a pixel.
+    params = {name: value.double() if is_floating(value) else value for name, value in params.items()}
+    own = getattr(user, "pullback", None)
+    back = own(params, shape) if own is not None else inverse(user.affine(params, shape))
+    drawn = params.get("drawn")
+    return back if drawn is None else torch.where(drawn.view(-1, 1, 1), back, identity(back))
+
+
+def is_floating(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def identity(like: Tensor) -> Tensor:
+    """[3, 3], made on the device."""
+    return torch.eye(3, device=like.device, dtype=like.dtype)
+
+
+def output_size(user: Any, shape: torch.Size) -> Size:
+    """(height, width) of what an operation makes of images of ``shape``."""
+    return user.output_size(shape) if hasattr(user, "output_size") else (shape[-2], shape[-1])
+
+
+def composed(steps: Sequence[tuple[Any, dict[str, Tensor]]], shape: torch.Size) -> tuple[Tensor, Size, list[Any]]:
+    """Operations with their parameters, for images of ``shape``, as one.
+
+    Returns:
+        The pullback [B, 3, 3], the size of the result, and the frames to cover: (pullback to it, its size) each.
+    """
+    total: Tensor | None = None
+    frames: list[tuple[Tensor, Size]] = []
+    for user, params in steps:
+        back = pullback(user, params, shape)
+        frames = [(frame @ back, size) for frame, size in frames]
+        if total is not None and not getattr(user, "stays_inside", False):
+            frames.append((back, (shape[-2], shape[-1])))
+        total = back if total is None else total @ back
+        shape = torch.Size((*shape[:2], *output_size(user, shape)))
+    assert total is not None
+    return total, (shape[-2], shape[-1]), frames
+
+
+def positions(back: Tensor, size: Size, axis_aligned: bool) -> tuple[Tensor, Tensor]:
+    """x and y in the source for every pixel of the destination: [B, 1, w] and [B, h, 1], or both [B, h, w]."""
+    y = torch.arange(size[0], device=back.device, dtype=torch.float32).view(-1, 1)
+    x = torch.arange(size[1], device=back.device, dtype=torch.float32)
+    entry = back.float()[..., None, None]
+    if axis_aligned:
+        return entry[:, 0, 0] * x + entry[:, 0, 2], entry[:, 1, 1] * y + entry[:, 1, 2]
+    u, v, w = ((entry[:, i, 0] * x + entry[:, i, 2]) + entry[:, i, 1] * y for i in range(3))
+    return u / w, v / w
+
+
+def read(images: Tensor, x: Tensor, y: Tensor, resample: str, padding: str) -> Tensor:
+    """Floats [B, C, H, W] read at ``x`` and ``y`` (as of :func:`positions`).
+
+    Padding is "zeros", "border", "reflection" (about the middle of the border pixels) or "symmetric" (about their
+    edge).
+    """
     H, W = images.shape[-2:]
-    back = torch.linalg.inv(matrix)
-    y = torch.arange(size[0], device=images.device, dtype=back.dtype).view(-1, 1)
-    x = torch.arange(size[1], device=images.device, dtype=back.dtype)
-    u, v, w = (
-        back[:, i, 0, None, None] * x + back[:, i, 1, None, None] * y + back[:, i, 2, None, None] for i in range(3)
-    )
-    # Normalised as grid_sample has it without aligned corners: right for a side of one pixel, too.
-    grid = torch.stack([(2 * u / w + 1) / W - 1, (2 * v / w + 1) / H - 1], -1)
-    return F.grid_sample(images, grid, mode=resample, padding_mode=padding, align_corners=False)
+    aligned = padding == "reflection"
+    # grid_sample's units: with aligned corners -1 and 1 are the middles of the border pixels, else their edges.
+    across, down = (2 / max(side - 1, 1) if aligned else 2 / side for side in (W, H))
+    left, top = (-1.0, -1.0) if aligned else (1 / W - 1, 1 / H - 1)
+    grid = x.new_empty(len(images), y.shape[1], x.shape[2], 2)
+    grid[..., 0] = x * across + left
+    grid[..., 1] = y * down + top
+    mode = "reflection" if padding == "symmetric" else padding
+    return F.grid_sample(images, grid, mode=resample, padding_mode=mode, align_corners=aligned)
+
+
+def coverage(x: Tensor, y: Tensor, size: Size) -> Tensor:
+    """[B, 1, h, w]: how much of the bilinear reading at (x, y) lies in a frame of ``size``."""
+    inside = [torch.minimum(at + 1, side - at).clamp(0, 1) for at, side in ((y, size[0]), (x, size[1]))]
+    return (inside[0] * inside[1])[:, None]
+
+
+def warp(
+    images: Tensor,
+    back: Tensor,
+    size: Size,
+    frames: Sequence[tuple[Tensor, Size]] = (),
+    axis_aligned: bool = False,
+    resample: str = "bilinear",
+    padding: str = "zeros",
+) -> Tensor:
+    """Floats [B, C, H, W] under pullbacks [B, 3, 3], made at ``size``; see :func:`composed` for the frames."""
+    warped = read(images, *positions(back, size, axis_aligned), resample, padding)
+    for frame, limits in frames:
+        warped = warped * coverage(*positions(frame, size, axis_aligned), limits)
+    return warped
+
+
+def mirror(user: Any, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+    """A flip by itself: the pixels themselves, not read between."""
+    return where_drawn(lambda some, _: some.flip(user.mirror), images, params)
+
+
+def resample_of(user: Any) -> tuple[str, str]:
+    """How an operation reads pixels: ("bilinear", "zeros") unless it says otherwise."""
+    return getattr(user, "resample", "bilinear"), getattr(user, "padding", "zeros")
 
 
 def warp_alone(user: Any, images: Tensor, params: dict[str, Any]) -> Tensor:
     """One operation by itself."""
-    matrix = user.affine(params, images.shape)
-    drawn = params.get("drawn")
-    if drawn is not None:
-        matrix = torch.where(drawn.view(-1, 1, 1), matrix, torch.eye(3, device=matrix.device))
-    size = user.output_size(images.shape) if hasattr(user, "output_size") else tuple(images.shape[-2:])
-    return warp(images, matrix, size, getattr(user, "resample", "bilinear"), getattr(user, "padding", "zeros"))
+    if hasattr(user, "mirror"):
+        return mirror(user, images, params)
+    back, size, _ = composed([(user, params)], images.shape)
+    return warp(images, back, size, (), getattr(user, "axis_aligned", False), *resample_of(user))

@@ -105,9 +105,9 @@ def test_a_recipe_survives_being_written_and_read():
 
 
 def test_size_is_the_networks_unless_given():
-    assert Op.model_validate("RandomResizedCrop").build((48, 40)).module.flags["size"] == (48, 40)
+    assert Op.model_validate("RandomResizedCrop").build((48, 40)).user.module.flags["size"] == (48, 40)
     given = Op.model_validate({"type": "RandomResizedCrop", "size": [20, 24]})
-    assert given.build((48, 40)).module.flags["size"] == (20, 24) and not given.follows_network_size
+    assert given.build((48, 40)).user.module.flags["size"] == (20, 24) and not given.follows_network_size
     assert Op.model_validate(f"{HERE}:Static").build((48, 40)).user.size == (48, 40)
 
 

@@ -1,0 +1,182 @@
+"""Runs the passes between two barriers: draws, passes, last write.
+
+On a CPU the images go through all passes a few at a time, so that they stay in the cache, and a step costs the samples
+it is drawn for. On a GPU the whole batch goes through, the host waits for nothing and no shape depends on the data (so
+that a CUDA graph can hold it), and torch.compile fuses what it can, draws included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from augment.draws import Draws, counters, uniforms
+from augment.fuse.blur import blur
+from augment.fuse.colour import Params, batch_first, colour, per_channel
+from augment.fuse.erase import erase
+from augment.fuse.geometry import composed, mirror, output_size, warp
+from augment.native import Native
+from augment.plan import Run, Step
+from augment.views import InputSpec
+
+CACHED = 3 * 96 * 96
+"""Floats per image from which a CPU takes images one by one."""
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The last write: resized to ``size``, clamped if anything may have left [0, 1], normalised for ``spec``, cast."""
+
+    size: tuple[int, int]
+    clamp: bool
+    spec: InputSpec | None = None
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = resized(x, self.size)
+        if self.clamp:
+            x = x.clamp(0, 1)
+        if self.spec is not None:
+            x = normalised(x, self.spec)
+        return x.to(self.dtype)
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """Floats in [0, 1] from uint8; float images are taken as being in [0, 1] already."""
+    if images.dtype == torch.uint8:
+        return images.float().mul_(1 / 255)
+    if not images.is_floating_point():
+        raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
+    return images.float()
+
+
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bilinear with antialiasing, as PIL does it; the same tensor when the size is right."""
+    if tuple(images.shape[-2:]) == tuple(size):
+        return images
+    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
+
+
+def normalised(images: Tensor, spec: InputSpec) -> Tensor:
+    """``(x - mean) / std`` per channel, for x in [0, 1], in one pass."""
+    scale = tuple(1 / std for std in spec.std)
+    shift = tuple(-mean / std for mean, std in zip(spec.mean, spec.std))
+    return torch.addcmul(per_channel(shift, images), images, per_channel(scale, images))
+
+
+class FusedRun:
+    """One run of a plan, ready to be called.
+
+    Args:
+        run: the passes.
+        compile: whether torch.compile makes them, on a device of that type.
+    """
+
+    def __init__(self, run: Run, compile: Callable[[torch.device], bool]):
+        self.run, self.compile = run, compile
+        self.steps = run.steps
+        self.native = [step for step in self.steps if isinstance(step.user, Native)]
+        self.counts = [step.user.uniforms + 1 for step in self.native]
+        self._compiled: Callable[..., Tensor] | None = None
+
+    def __call__(self, images: Tensor, source: Callable[[Step], Draws], finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
+        shape, foreign = images.shape, {}
+        for step in self.steps:
+            if step not in self.native:
+                foreign[step.place] = step.user.sample(source(step), shape)
+            shape = _shape_after(step, shape)
+        draws = [source(step) for step in self.native]
+        ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
+        constants = counters(draws, self.counts, images.device)
+        if self.compile(images.device):
+            if self._compiled is None:
+                self._compiled = torch.compile(self.whole)
+            return self._compiled(images, ids, constants, foreign, finish)
+        if images.device.type != "cpu":
+            return self.whole(images, ids, constants, foreign, finish)
+        params = self.parameters(images.shape, ids, constants, foreign)
+        return self.by_parts(images, params, finish)
+
+    def whole(
+        self,
+        images: Tensor,
+        ids: Tensor,
+        constants: tuple[Tensor, ...],
+        foreign: dict[int, Params],
+        finish: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        """Everything for the whole batch, with no wait for the device."""
+        return finish(self.passes(images, self.parameters(images.shape, ids, constants, foreign)))
+
+    def parameters(
+        self, shape: torch.Size, ids: Tensor, constants: tuple[Tensor, ...], foreign: dict[int, Params]
+    ) -> dict[int, Params]:
+        """By place in the recipe: the parameters of every step."""
+        params = dict(foreign)
+        if self.native:
+            numbers = dict(zip(self.native, uniforms(ids, constants).split(self.counts, 1)))
+        for step in self.steps:
+            if step.place not in params:
+                params[step.place] = step.user.from_uniforms(numbers[step], shape)
+            shape = _shape_after(step, shape)
+        return params
+
+    def by_parts(self, images: Tensor, params: dict[int, Params], finish: Callable[[Tensor], Tensor]) -> Tensor:
+        """The batch a few images at a time."""
+        batch = len(images)
+        shape = images.shape
+        for step in self.steps:
+            shape = _shape_after(step, shape)
+        rows = 1 if shape[1:].numel() >= CACHED else batch
+        if rows == batch:
+            return finish(self.passes(images, params))
+        result: Tensor | None = None
+        parts = _split(params, batch, rows)
+        for n, image in enumerate(images.split(rows)):
+            part = finish(self.passes(image, parts[n]))
+            if result is None:
+                result = part.new_empty(batch, *part.shape[1:])
+            result[n * rows : (n + 1) * rows] = part
+        assert result is not None
+        return result
+
+    def passes(self, images: Tensor, params: dict[int, Params]) -> Tensor:
+        """Images, uint8 or floats, through all passes."""
+        x = to_unit(images)
+        for one in self.run.passes:
+            if one.kind == "geometry" and not one.mirrors:
+                steps = [(step.user, params[step.place]) for step in one.steps]
+                x = warp(x, *composed(steps, x.shape), one.axis_aligned, *one.reading)
+                continue
+            for step in one.steps:
+                x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
+        return x
+
+
+_ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
+    "affine": mirror,
+    "colour": colour,
+    "erase": erase,
+    "kernel": blur,
+}
+
+
+def _shape_after(step: Step, shape: torch.Size) -> torch.Size:
+    return torch.Size((*shape[:2], *output_size(step.user, shape))) if step.operation.form == "affine" else shape
+
+
+def _split(params: dict[int, Params], batch: int, rows: int) -> Sequence[dict[int, Params]]:
+    """Parameters of a batch as those of parts of ``rows`` samples."""
+    parts: list[dict[int, Params]] = [{place: {} for place in params} for _ in range(0, batch, rows)]
+    for place, named in params.items():
+        for name, value in named.items():
+            pieces = value.split(rows) if batch_first(value, batch) else [value] * len(parts)
+            for part, piece in zip(parts, pieces):
+                part[place][name] = piece
+    return parts
