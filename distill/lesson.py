@@ -41,7 +41,9 @@ class Lesson:
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
-        return Distillation(student, teacher, terms, dual, self.training, len(loader))
+        part = self.shop.data.part("train")
+        train = part.ids, torch.from_numpy(part.labels)
+        return Distillation(student, teacher, terms, dual, self.training, len(loader), train)
 
     def loader(self) -> TrainLoader:
         return self.shop.data.train_loader(labelled_only=self.labelled_only)

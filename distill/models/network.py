@@ -143,7 +143,7 @@ def _check_known(name: str) -> None:
 
 
 def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
-    """Run a timm model once and keep what is asked for, of ``{"logits", "pooled", "maps"}``."""
+    """Run a timm model once and keep what is asked for, of ``{"logits", "pooled", "maps", "token"}``."""
     if needs == {"logits"}:
         return Features(logits=model(x))
     features = Features()
@@ -154,6 +154,8 @@ def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
         final = model.forward_features(x)  # type: ignore[operator]
     if needs & {"logits", "pooled"}:
         features.pooled = model.forward_head(final, pre_logits=True)  # type: ignore[operator]
+    if "token" in needs:
+        features.token = model.head_dist(final[:, 1])  # type: ignore[operator]
     if "logits" in needs:
         classifier = model.get_classifier()  # type: ignore[operator]
         # A head of several classifiers (a distillation token, say) combines them by itself.
@@ -176,6 +178,8 @@ def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> 
     """
     device = next(model.parameters()).device
     name = model.pretrained_cfg["architecture"]  # type: ignore[index]
+    if "token" in needs and not hasattr(model, "head_dist"):
+        raise NetworkError(f"{name} has no distillation token; timm's deit_*_distilled_* have one")
     x = torch.rand(1, 3, *spec.size, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         logits = model(x)

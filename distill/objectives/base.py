@@ -32,6 +32,12 @@ class Batch:
     share: float = 1.0
     """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
 
+    def places(self) -> Tensor:
+        """``index``. Raises ``ValueError`` where the batch does not have it."""
+        if self.index is None:
+            raise ValueError("this objective needs each sample's place in the training split, which the batch lacks")
+        return self.index
+
 
 class Schedule(augment.settings.Settings):
     """When a term counts: a factor of its weight over training, in epochs (fractions allowed).
@@ -82,8 +88,10 @@ class Objective(nn.Module, Component):
     A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported.
 
     Class attributes:
-        needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps"}``.
+        needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; the last one of the
+            student only.
         reads_teacher: whether it needs a teacher at all.
+        needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
         no_weight_decay: names of its parameters that must not decay (temperatures, scales); norms and biases are
             excluded anyway.
     """
@@ -100,6 +108,7 @@ class Objective(nn.Module, Component):
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     reads_teacher: ClassVar[bool] = True
+    needs_index: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
@@ -112,6 +121,9 @@ class Objective(nn.Module, Component):
         if self.reads_teacher:
             needed(teacher)
         self.settings = settings
+
+    def remember(self, labels: Tensor) -> None:
+        """Make memory banks for the training split, whose labels [N] come in the order of ``batch.index``."""
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """``loss`` in fp32, whatever autocast says."""

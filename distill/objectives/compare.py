@@ -12,8 +12,8 @@ from torch import Tensor
 from distill.models.features import Features, FeatureShapes
 
 
-def one(side: str, features: Features | None, field: Literal["logits", "pooled"]) -> Tensor:
-    """``features.logits`` [B, K] or ``features.pooled`` [B, D] in fp32; ``side`` names whose it is in errors.
+def one(side: str, features: Features | None, field: Literal["logits", "pooled", "token"]) -> Tensor:
+    """``features.logits`` [B, K], ``.pooled`` [B, D] or ``.token`` [B, K] in fp32; ``side`` says whose, in errors.
 
     Raises:
         ValueError: it was not computed, has no batch axis, or holds no sample.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,13 +13,14 @@ from torch import Tensor, nn
 
 from augment.dual import DualAugment
 from augment.placement import moved
+from distill.data.positions import Positions
 from distill.data.reader import Batch as LoadedBatch
 from distill.deltas.attach import penalty
 from distill.models.identity import identify
 from distill.models.network import NetworkError, check_fits
 from distill.models.student import Student, head_modules
 from distill.models.teacher import Teacher
-from distill.objectives.base import Batch
+from distill.objectives.base import Batch, Schedule
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.clock import StepClock
 from distill.training.ema import WeightAverage
@@ -40,9 +42,9 @@ class Distillation(LightningModule):
         augment: makes the views.
         settings: optimiser, schedule, guards.
         steps_per_epoch: length of the schedule's epoch, in batches.
+        train: ids and labels of the training split, for terms with a memory bank.
     """
 
-    _weights: Tensor
     _sums: Tensor
 
     def __init__(
@@ -53,11 +55,18 @@ class Distillation(LightningModule):
         augment: DualAugment,
         settings: TrainingSettings,
         steps_per_epoch: int,
+        train: tuple[Sequence[str], Tensor] | None = None,
     ):
         super().__init__()
         self.student = student
         self.teacher = teacher
-        self.terms = nn.ModuleList(terms)
+        self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
+        self._positions: Positions | None = None
+        if train is not None and any(term.needs_index for term in terms):
+            ids, labels = train
+            self._positions = Positions(ids)
+            for term in terms:
+                term.remember(labels)
         self.augment = augment
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
@@ -65,10 +74,8 @@ class Distillation(LightningModule):
         self.guard = LossGuard([term.name for term in terms] + ["penalty"] * penalised, settings.spike)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
         self.clock = StepClock(torch.device("cpu"))
-        weights = [term.weight for term in terms] + [1.0] * penalised
-        self.register_buffer("_weights", torch.tensor(weights), persistent=False)
         # loss, gradient norm, then one per term: sums over the steps since the last reading.
-        self.register_buffer("_sums", torch.zeros(2 + len(weights)), persistent=False)
+        self.register_buffer("_sums", torch.zeros(2 + len(terms) + penalised), persistent=False)
         self._steps_summed = 0
         self._figures: tuple[Tensor, Tensor] | None = None
 
@@ -93,16 +100,23 @@ class Distillation(LightningModule):
                 teachers = self.teacher(views.teacher)
         self.clock.start("student")
         students = [self.student(view) for view in views.student]
-        batches = [Batch(batch.labels)] * len(students)
+        targets = Batch(batch.labels)
+        if self._positions is not None:
+            targets = replace(targets, index=self._positions(batch.ids).to(self.device, non_blocking=True))
+        batches = [targets] * len(students)
         if (mix := views.mix) is not None:
-            batches = [Batch(batch.labels, None, batch.labels[mix.partner], share) for share in mix.student]
+            mixed = replace(targets, mixed_labels=batch.labels[mix.partner])
+            batches = [replace(mixed, share=share) for share in mix.student]
         values = [term(students, teachers, views.pairs, batches) for term in self.terms]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
-        terms = torch.stack(values)
-        loss = (terms * self._weights).sum()
-        self._figures = loss.detach(), terms.detach()
+        weights = [term.weight(*self._now()) for term in self.terms] + [1.0] * (extra is not None)
+        loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
+        self._figures = loss.detach(), torch.stack(values).detach()
         return loss
+
+    def _now(self) -> tuple[int, int, int]:
+        return self.global_step, self.steps_per_epoch, self.settings.epochs
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """The update, and then what deltas do after one."""
@@ -129,7 +143,8 @@ class Distillation(LightningModule):
     def read_figures(self) -> dict[str, float]:
         """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device.
 
-        And what deltas say of the last step: ``delta/<type>/<name>``, the mean over those of a type.
+        And as they are now: ``weight/<term>`` of terms with a schedule, and what deltas say of the last step,
+        ``delta/<type>/<name>``, the mean over those of a type.
         """
         if self._steps_summed == 0:
             return {}
@@ -137,7 +152,14 @@ class Distillation(LightningModule):
         self._sums.zero_()
         self._steps_summed = 0
         names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
-        return dict(zip(names, means)) | self._delta_figures()
+        return dict(zip(names, means)) | self._scheduled_weights() | self._delta_figures()
+
+    def _scheduled_weights(self) -> dict[str, float]:
+        return {
+            f"weight/{term.name}": term.weight(*self._now())
+            for term in self.terms
+            if term.settings.schedule != Schedule()
+        }
 
     def _delta_figures(self) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
@@ -147,7 +169,7 @@ class Distillation(LightningModule):
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def configure_optimizers(self) -> Any:
-        root = nn.ModuleList([self.student, self.terms])
+        root = nn.ModuleList([self.student, self.terms])  # type: ignore[list-item]
         optimiser = build_optimiser(root, head_modules(self.student.model), self.settings.optimiser)
         schedule = build_schedule(optimiser, self.settings.schedule, self.settings.epochs, self.steps_per_epoch)
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -24,13 +24,21 @@ class Term(nn.Module):
     ):
         super().__init__()
         self.name = name
-        self.weight = settings.weight
+        self.settings = settings
         cls = settings.component
         assert cls is not None and issubclass(cls, Objective)
-        self.reads_teacher = cls.reads_teacher
+        self.reads_teacher, self.needs_index = cls.reads_teacher, cls.needs_index
         self.teacher_weights = list(teacher_weights)
         opposite: list[FeatureShapes | None] = [*teachers] if cls.reads_teacher else [None]
         self.objectives = nn.ModuleList(cls(settings, student, shapes) for shapes in opposite)
+
+    def weight(self, step: int, steps_per_epoch: int, epochs: int) -> float:
+        """Its factor in the sum at a step."""
+        return self.settings.weight * self.settings.schedule.factor(step, steps_per_epoch, epochs)
+
+    def remember(self, labels: Tensor) -> None:
+        for objective in self.objectives:
+            objective.remember(labels)  # type: ignore[operator]
 
     def forward(
         self,
@@ -79,5 +87,5 @@ def needs_of(objectives: Sequence[Objective.Settings]) -> tuple[frozenset[str], 
         assert cls is not None and issubclass(cls, Objective)
         student |= cls.needs
         if cls.reads_teacher:
-            teacher |= cls.needs
+            teacher |= cls.needs - {"token"}
     return student, teacher

@@ -31,21 +31,22 @@ class Step(nn.Module):
     def __init__(self, name):
         super().__init__()
         torch.manual_seed(0)
-        self.body, self.head = nn.Linear(5, 24), nn.Linear(6, 3)
+        self.body, self.head, self.token = nn.Linear(5, 24), nn.Linear(6, 3), nn.Linear(6, 3)
         self.term = TERMS[name].component(TERMS[name], *SHAPES)
+        self.term.remember(LABELS)
 
-    def forward(self, images, teacher, labels):
+    def forward(self, images, teacher, batch):
         map_ = self.body(images).unflatten(1, (6, 2, 2))
         pooled = map_.mean((2, 3))
         maps = {"a": map_, "b": map_.square().mean(3, keepdim=True)}
-        return self.term(Features(self.head(pooled), pooled, maps), teacher, Batch(labels))
+        return self.term(Features(self.head(pooled), pooled, maps, self.token(pooled)), teacher, batch)
 
 
 def data(rows=slice(None)):
     generator = torch.Generator().manual_seed(1)
     images, logits, pooled = (torch.randn(8, width, generator=generator) for width in (5, 3, 9))
     maps = {name: torch.randn(8, *size, generator=generator)[rows] for name, size in SHAPES[1].maps.items()}
-    return images[rows], Features(logits[rows], pooled[rows], maps), LABELS[rows]
+    return images[rows], Features(logits[rows], pooled[rows], maps), Batch(LABELS[rows], torch.arange(8)[rows])
 
 
 def run(step, rows):
@@ -61,8 +62,7 @@ def worker(number, folder):
     try:
         found = {}
         for name in TERMS:
-            unused = "logits" not in TERMS[name].component.needs  # features alone leave the head without gradient
-            step = DistributedDataParallel(Step(name), find_unused_parameters=unused)
+            step = DistributedDataParallel(Step(name), find_unused_parameters=True)  # heads that the term does not read
             loss, gradients = run(step, slice(4 * number, 4 * number + 4))
             found[name] = sum_over_ranks(loss) / 2, gradients
         part = (torch.arange(6.0).reshape(2, 3).T + 10 * number).requires_grad_()  # not contiguous, on purpose

@@ -11,6 +11,15 @@ from distill.training.checkpoints import checkpoint_path, newest_good, steps_of
 from distill.training.signals import Interrupted
 
 
+# Objectives with a memory, with draws of their own, or with a second player.
+BANKS = [
+    {"type": "crd", "negatives": 20, "dim": 4},
+    {"type": "rrd", "queue": 20, "dim": 4, "schedule": {"warmup": 1}},
+    {"type": "vib", "dim": 4},
+    {"type": "adversarial", "hidden": 4},
+]
+
+
 def interrupted(settings, folder: Path, step: int) -> Watched:
     watched = Watched()
     with pytest.raises(Interrupted):
@@ -20,10 +29,23 @@ def interrupted(settings, folder: Path, step: int) -> Watched:
 
 @pytest.mark.parametrize(
     ("kind", "step"),
-    [("deltas", 0), ("deltas", 2), ("deltas", STEPS - 1), ("whole", 2), ("whole", STEPS), ("whole", 2 * STEPS - 1)],
+    [
+        ("deltas", 0),
+        ("deltas", 2),
+        ("banks", 3),
+        ("deltas", STEPS - 1),
+        ("whole", 2),
+        ("whole", STEPS),
+        ("whole", 2 * STEPS - 1),
+    ],
 )
 def test_resumed_is_bit_equal_to_never_stopped(kind: str, step: int, tmp_path: Path) -> None:
-    settings = experiment(tmp_path, student=whole(tmp_path) if kind == "whole" else {})
+    changes = {
+        "deltas": {},
+        "whole": {"student": whole(tmp_path)},
+        "banks": {"objectives": [{"type": "ce"}, *BANKS]},
+    }
+    settings = experiment(tmp_path, **changes[kind])
     straight = student_fit(settings, tmp_path / "straight")
     first = interrupted(settings, tmp_path / "stopped", step)
     assert len(first.seen) == step + 1, "the signal lets the step finish, and no other begins"

@@ -1,0 +1,29 @@
+"""Where in the training split a sample lies: what a memory bank is indexed by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from augment.draws import sample_key
+
+
+class Positions:
+    """The place of each sample by its id, found without a loop over the batch."""
+
+    def __init__(self, ids: Sequence[str]):
+        self._keys, self._places = torch.tensor([sample_key(id) for id in ids]).sort()
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        """[B] int64 ids on the CPU, as batches carry them → [B] int64 places.
+
+        Raises:
+            ValueError: an id that is not of the split.
+        """
+        at = torch.searchsorted(self._keys, ids).clamp(max=len(self._keys) - 1)
+        if not torch.equal(self._keys[at], ids):
+            strange = ids[self._keys[at] != ids]
+            raise ValueError(f"{len(strange)} of {len(ids)} samples are not of the training split, e.g. {strange[0]}")
+        return self._places[at]

@@ -1,0 +1,60 @@
+"""Distillation through a token: a ViT's distillation token learns from the teacher, its class token from the labels.
+
+Shape suffixes: B batch, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+from torch import Tensor
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.ce import cross_entropy
+from distill.objectives.compare import one, same_classes, same_shape, two
+from distill.objectives.kd import kd
+
+
+class DeiT(Objective):
+    """``L = (1 − α) · CE(z_class, y) + α · D(z_token, z_teacher)`` for students with a distillation token.
+
+    ``hard``: D is the cross-entropy with the teacher's decision ``argmax z_teacher``. ``soft``: D is KD at temperature
+    T. It has the labels' part in it, so it stands without a ``ce`` term. In evaluation the two heads are averaged, as
+    timm does.
+
+    Paper: Touvron et al., Training data-efficient image transformers, ICML 2021, arXiv 2012.12877: hard, α 0.5; soft
+    there with α 0.1 and T 3.
+
+    Students: timm's ``deit_*_distilled_*`` and other networks with ``head_dist``; another one is an error when it is
+    built.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["deit"] = "deit"
+        kind: Literal["hard", "soft"] = "hard"
+        alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation token's part")
+        temperature: float = Field(3.0, gt=0, description="soft only: T")
+        label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        same_classes(student, teacher)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BK, teacher_BK = two(student, teacher, "logits")
+        token_BK = one("student", student, "token")
+        same_shape("logits", token_BK, teacher_BK)
+        class_BK = 2 * student_BK - token_BK  # logits are the mean of the two heads
+        s = self.settings
+        labels = cross_entropy(class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.share)
+        if s.kind == "soft":
+            return (1 - s.alpha) * labels + s.alpha * kd(token_BK, teacher_BK, s.temperature)
+        # A NaN has no argmax: it must come out, not become a class.
+        decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1)) + 0 * teacher_BK.sum()
+        return (1 - s.alpha) * labels + s.alpha * decided

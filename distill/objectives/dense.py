@@ -1,0 +1,68 @@
+"""Dense feature distillation: every place of the student's map says what the teacher's says there. Needs no labels.
+
+Shape suffixes: B batch, C channels, H W map size.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed
+from distill.objectives.pooled import Distance, pooled
+from distill.objectives.stages import StageSettings, map_pairs, match_stages
+
+
+def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine") -> Tensor:
+    """The distance of :func:`distill.objectives.pooled.pooled` between the vectors of every place, mean over all.
+
+    The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's is
+    the target. Zero where the resized map equals it.
+    """
+    if student_BCHW.shape[2:] != teacher_BCHW.shape[2:]:
+        student_BCHW = F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", antialias=True)
+    places_s, places_t = (map_.movedim(1, -1).flatten(0, 2) for map_ in (student_BCHW, teacher_BCHW))
+    return pooled(places_s, places_t, distance)
+
+
+class DenseFeature(Objective):
+    """Dense feature distillation, label-free: a foundation teacher's patch tokens teach any student. See :func:`dense`.
+
+    The student's map goes through a trained 1×1 convolution to the teacher's channels, one per pair of stages.
+
+    Papers: spatial features with cosine as in AM-RADIO (Ranzinger et al., CVPR 2024, arXiv 2312.06709); the whitened
+    target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
+
+    Deviation: AM-RADIO adds smooth L1 to the cosine and has a two-layer projector.
+    """
+
+    class Settings(StageSettings):
+        type: Literal["dense"] = "dense"
+        distance: Distance = "cosine"
+        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
+            "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
+        )
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+        self.projectors = nn.ModuleList(
+            nn.Conv2d(student.maps[ours][0], needed(teacher).maps[theirs][0], 1) for ours, theirs in self.pairs
+        )
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        maps = map_pairs(student, teacher, self.pairs)
+        losses = [
+            dense(projector(ours), theirs, self.settings.distance)
+            for projector, (ours, theirs) in zip(self.projectors, maps)
+        ]
+        return sum(losses) / len(losses)  # type: ignore[return-value]

@@ -1,0 +1,76 @@
+"""Information bottleneck: the teacher's feature is predicted from a noisy code of the student's that may hold few bits.
+
+Shape suffixes: B batch, D pooled width, Z code width.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from augment.draws import Draws
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed, two
+from distill.objectives.pooled import Distance, pooled
+
+
+def code_length(mean_BZ: Tensor, variance_BZ: Tensor) -> Tensor:
+    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch."""
+    return 0.5 * (mean_BZ.square() + variance_BZ - 1 - variance_BZ.log()).sum(1).mean()
+
+
+class VIB(Objective):
+    """Distillation through a variational information bottleneck.
+
+    ``μ, σ = E f_s`` (a linear layer each, σ through softplus), a code ``z = μ + σ ε`` with ε ~ N(0, 1), and a linear
+    decoder::
+
+        L = d(D z, f_t) + β · KL(N(μ, σ²) ‖ N(0, 1))
+
+    with d as in :func:`distill.objectives.pooled.pooled`. What of the student's feature says nothing about the
+    teacher's costs bits, so it is squeezed out: one way to an invariant representation.
+
+    Paper: Alemi et al., Deep Variational Information Bottleneck, ICLR 2017, arXiv 1612.00410; β 1e-3 there for labels.
+
+    Deviations: the target is the teacher's feature, not the label; ε is keyed by sample and step, so that ranks and
+    resumed runs draw the same.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["vib"] = "vib"
+        dim: int = Field(128, gt=0, description="width of the code")
+        beta: float = Field(1e-3, ge=0, description="β, what a nat costs")
+        distance: Distance = "cosine"
+
+    needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    needs_index: ClassVar[bool] = True
+
+    settings: Settings
+    steps: Tensor
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.mean = nn.Linear(student.pooled, settings.dim)
+        self.spread = nn.Linear(student.pooled, settings.dim)
+        self.decoder = nn.Linear(settings.dim, needed(teacher).pooled)
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BD, teacher_BD = two(student, teacher, "pooled")
+        mean_BZ = self.mean(student_BD)
+        # As in the paper: σ = 1/e or so at first, away from 0, where its logarithm has no bound.
+        spread_BZ = F.softplus(self.spread(student_BD) - 1) + 1e-6
+        code_BZ = mean_BZ + spread_BZ * self._noise(batch.places(), mean_BZ.shape[1])
+        length = code_length(mean_BZ, spread_BZ.square())
+        return pooled(self.decoder(code_BZ), teacher_BD, self.settings.distance) + self.settings.beta * length
+
+    def _noise(self, index_B: Tensor, width: int) -> Tensor:
+        """[B, width] standard normal, by sample and step."""
+        noise = Draws(0, 0, "vib", index_B + (self.steps << 32)).normal(0, (width,))
+        self.steps += 1
+        return noise
