@@ -61,9 +61,14 @@ class Change(nn.Module):
         change = self.delta.bias if self.of_bias else self.delta
         with torch.autocast(tensor.device.type, enabled=False):
             if self.rows is None:
-                return change(tensor)
-            first, end = self.rows
-            return torch.cat([tensor[:first], change(tensor[first:end]), tensor[end:]])
+                changed = change(tensor)
+            else:
+                first, end = self.rows
+                changed = torch.cat([tensor[:first], change(tensor[first:end]), tensor[end:]])
+        if changed.stride() == tensor.stride():
+            return changed
+        # A convolution chooses its kernel by strides, even by those of size 1: others would round otherwise.
+        return torch.empty_like(tensor).copy_(changed)
 
 
 def attach(

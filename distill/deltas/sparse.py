@@ -89,7 +89,8 @@ class Sparse(WeightDelta):
         return Start(by_count(settings, index), {site: {"index": places} for site, places in index.items()})
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight.flatten().index_add(0, self.index, self.values).view(weight.shape)
+        added = weight.new_zeros(weight.numel()).index_add(0, self.index, self.values)
+        return weight + added.view(weight.shape)  # a sum keeps the weight's memory format
 
 
 def by_count(settings: DeltaSettings, index: Mapping[str, Tensor]) -> list[DeltaSettings]:

@@ -1,11 +1,13 @@
 """Sites, freezing, composing, merging, state: what holds for every weight delta on real timm models."""
 
 import copy
+import itertools
+from collections.abc import Callable
 from typing import Literal
 
 import pytest
 import torch
-from deltas_models import build, disturb, images
+from deltas_models import build, disturb, images, weight_deltas
 from torch import nn
 
 from distill.deltas.attach import attach, deltas, merge
@@ -156,3 +158,40 @@ class Outer(WeightDelta):
 def test_a_users_own_method() -> None:
     model = build("test_vit")
     assert len(attach(model, [Outer.Settings(sites="blocks.*.mlp.fc1")], "head")) == len(model.blocks)
+
+
+WIDE: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(24, 16),
+    "grouped": lambda: nn.Conv2d(24, 16, 3, padding=1, groups=2),
+    "strided": lambda: nn.Conv2d(24, 16, 3, stride=2),
+}
+
+
+@pytest.mark.parametrize("kind", WIDE)
+def test_pairs_compose_in_declared_order(kind: str) -> None:
+    """Every ordered pair of methods on one layer is the second's change of the first's; some pairs do not commute."""
+    layer_kind = "linear" if kind == "linear" else "conv"
+    methods = {name: spec for name, spec in weight_deltas().items() if layer_kind in spec.component.kinds}
+    apart = set()
+    for first, second in itertools.permutations(methods, 2):
+        torch.manual_seed(0)
+        model = nn.Sequential(WIDE[kind]()).eval()
+        weight, bias = model[0].weight.detach().clone(), model[0].bias.detach().clone()
+        attach(model, [methods[first], methods[second]])
+        model.eval()
+        disturb(model)
+        one, two = (site.delta for site in deltas(model))
+        assert (one.settings.type, two.settings.type) == (first, second)
+        with torch.no_grad():
+            torch.testing.assert_close(model[0].weight, two(one(weight)))
+            torch.testing.assert_close(model[0].bias, two.bias(one.bias(bias)))
+            if not torch.allclose(one(two(weight)), two(one(weight)), atol=1e-6):
+                apart.add(frozenset({first, second}))
+            shape = (2, 24) if kind == "linear" else (2, 24, 7, 7)
+            x = torch.randn(shape)
+            changed = model(x)
+        torch.testing.assert_close(model(x), changed)
+        merge(model)
+        torch.testing.assert_close(model(x), changed, rtol=1e-4, atol=1e-5)
+    assert {frozenset({"dense", "scale_shift"}), frozenset({"dora", "low_rank"}), frozenset({"halrp", "ia3"})} <= apart
+    assert frozenset({"dense", "low_rank"}) not in apart
