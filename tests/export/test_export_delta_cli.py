@@ -1,0 +1,100 @@
+"""distill delta on real files: what it writes, and what it says about it."""
+
+import pytest
+import torch
+from delta_files import fill, write_file
+from typer.testing import CliRunner
+
+from distill.cli import app
+from distill.deltas.attach import attach
+from distill.deltas.low_rank import LowRank
+from distill.deltas.scale_shift import ScaleShift
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state, delta_state
+from distill.export.delta_file import read_delta, write_delta
+from distill.export.manifest import Preprocessing
+from distill.export.opened import open_delta
+from distill.export.sealed import ExportError
+from distill.models.identity import identify
+from distill.models.network import create_network
+from distill.models.settings import NetworkSettings
+
+SITES = "blocks.*.conv_pw*"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("deltas")
+    low = [LowRank.Settings(rank=4, sites=SITES)]
+    write_file(root / "a", low, seed=1)
+    write_file(root / "b", [LowRank.Settings(rank=2, sites=SITES)], seed=2, head_seed=2)
+    write_file(root / "mixed", [*low, ScaleShift.Settings(sites=SITES)], seed=3)
+    return root
+
+
+def run(*arguments: object) -> str:
+    result = CliRunner().invoke(app, ["delta", *map(str, arguments)], env={"COLUMNS": "120"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return " ".join(result.output.split())
+
+
+def test_operations_write_files_and_say_that_they_are_exact(folders, tmp_path):
+    a, b = folders / "a", folders / "b"
+    for number, command in enumerate(
+        [
+            ("add", a, b, "--head", "first"),
+            ("subtract", a, b, "--head", "second"),
+            ("interpolate", a, b, 0.25),
+            ("compose", a, b, "--head", "first"),
+            ("scale", a, 0.5),
+            ("negate", a),
+        ]
+    ):
+        to = tmp_path / str(number)
+        said = run(*command, "--to", to)
+        assert "exact: every layer" in said and f"{open_delta(to).delta_bytes:,} bytes" in said
+        assert read_delta(to)[0].made_by.startswith(command[0] if command[0] != "subtract" else "add 1 of")
+
+
+def test_what_is_not_exact_needs_the_backbone_and_says_so(folders, tmp_path):
+    with pytest.raises(ExportError, match=r"low_rank then scale_shift.*its weights were random: name the experiment"):
+        run("scale", folders / "mixed", 2, "--to", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_truncate_and_quantise_tell_sizes_and_what_was_not_measured(folders, tmp_path):
+    said = run("truncate", folders / "a", "--rank", 2, "--to", tmp_path / "t")
+    assert "ranks 2 to 2 at" in said and "% of the squared change" in said and "was not measured: its weights" in said
+    whole = open_delta(folders / "a").delta_bytes
+    said = run("truncate", folders / "a", "--budget", f"{whole // 2}B", "--to", tmp_path / "u")
+    assert open_delta(tmp_path / "u").delta_bytes <= whole // 2
+    said = run("quantise", folders / "a", "--as", "int8", "--to", tmp_path / "q")
+    assert f"before {whole:,}" in said
+    with pytest.raises(ExportError, match="--budget: expected bytes such as 200KB"):
+        run("truncate", folders / "a", "--budget", "many", "--to", tmp_path / "v")
+
+
+def test_the_change_of_the_logits_is_measured_where_the_backbone_is_at_hand(tmp_path):
+    torch.manual_seed(0)
+    model = create_network(NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64), 5).model
+    head = classifier_names(model)
+    before = identify(backbone_state(model, head))
+    attach(model, [LowRank.Settings(rank=4, sites="blocks.6*")], head)
+    fill(delta_state(model).values(), 1)
+    looks = Preprocessing.of(model, (64, 64))
+    write_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=looks)
+    said = run("quantise", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
+    change = float(said.split("logits change by at most ")[1].split()[0])
+    assert 0 < change < 5e-3 and "top-1 is the same on" in said and "64 images of seeded noise" in said
+
+
+def test_diff_is_a_table_with_a_line_for_all(folders):
+    said = run("diff", folders / "a", folders / "b")
+    assert "blocks.1.0.conv_pwl" in said and " all " in said and "the heads are" in said
+
+
+def test_a_folder_in_use_is_left_alone(folders):
+    with pytest.raises(ExportError, match="is not empty; name a new folder"):
+        run("negate", folders / "a", "--to", folders / "b")
