@@ -1,0 +1,217 @@
+"""The ladder: climbing against its equation, pruning by hand, no gradient and no activations in the backbone, cache."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import timm
+import torch
+from deltas_models import build, disturb, images, relative
+from torch import nn
+from torch.nn import functional as F
+
+from distill.deltas.attach import attach
+from distill.deltas.base import DeltaError, Gradients
+from distill.deltas.deep_delta import DeepDelta
+from distill.deltas.dense import Dense
+from distill.deltas.feature_cache import FeatureCache, digests
+from distill.deltas.ladder import Ladder
+from distill.deltas.sites import classifier_names
+from distill.deltas.structured_pruning import top
+
+
+def climbing(model: str, **settings: object) -> tuple[nn.Module, Ladder]:
+    network = build(model)
+    torch.manual_seed(3)
+    (site,) = attach(network, [Ladder.Settings(**settings)], classifier_names(network))
+    network.eval()
+    assert isinstance(site.delta, Ladder)
+    return network, site.delta
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_it_climbs_by_its_equation(model: str) -> None:
+    network, ladder = climbing(model)
+    disturb(network)
+    x, taps = images(2), {}
+    for name in ladder.names:
+        network.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: taps.update({name: o}))
+    with torch.no_grad():
+        plain = build(model)
+        final = plain.forward_features(x)
+        got = network.forward_features(x)
+        s = None
+        for name, rung in zip(ladder.names, ladder.rungs, strict=True):
+            d = rung.down(taps[name])
+            if s is None:
+                mixed = d
+            else:
+                s = rung.across(s)
+                if s.ndim == 4:
+                    s = F.adaptive_avg_pool2d(s, d.shape[-2:])
+                g = 1 / (1 + torch.exp(-rung.gate / 0.1))
+                mixed = g * s + (1 - g) * d
+            s = mixed + rung.block(mixed)
+        torch.testing.assert_close(got, final + ladder.up(ladder.norm(s)))
+
+
+def saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
+    """What autograd keeps for the backward pass, parameters aside."""
+    parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        network(x).sum().backward()
+    return sum(kept.values())
+
+
+@pytest.mark.parametrize(("model", "share"), [("resnet18", 0.31), ("vit_tiny_patch16_224", 0.31)])
+def test_the_backbone_keeps_no_activations(model: str, share: float) -> None:
+    torch.manual_seed(0)
+    network = timm.create_model(model, num_classes=5, **({"depth": 6} if "vit" in model else {})).eval()
+    x = images(2, 224)
+    full = saved_bytes(network, x)
+    network.zero_grad()
+    attach(network, [Ladder.Settings()], classifier_names(network))
+    assert saved_bytes(network, x) <= share * full
+    assert not any(p.grad is not None for n, p in network.named_parameters() if n.startswith(("layer", "blocks")))
+
+
+def test_pruning_keeps_what_matters() -> None:
+    assert top(torch.tensor([1.0, 3.0, 3.0, 2.0]), 2).tolist() == [1, 2]
+    network = build("test_resnet")
+    ladder = Ladder(Ladder.Settings(reduction=8, sites="layer1"), network)
+    block, rung = network.layer1[0], ladder.rungs[0]
+    importance = {n: torch.zeros_like(m.weight) for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    importance["layer1.0.conv1"][[7, 2, 30]] = 1.0  # channels between the convs
+    importance["layer1.0.conv2"][[5, 9], :, 1, 1] = 1.0  # channels of the stream
+    importance["layer1.0.conv1"][:, [1, 20]] += 2.0
+    ladder.prune(network, importance.__getitem__)
+    assert rung.form.width == 4
+    stream = rung.down.weight.flatten(1).argmax(1)
+    assert rung.down.weight.sum() == 4 and set(stream.tolist()) >= {1, 20}
+    between = [2, 7, 30]  # and the first of those that are all alike
+    assert torch.equal(rung.block.convs[0].weight, block.conv1.weight[[0, *between]][:, stream])
+    assert torch.equal(rung.block.convs[1].weight, block.conv2.weight[stream][:, [0, *between]])
+
+
+def test_a_transformer_block_is_cut_head_by_head() -> None:
+    network = build("test_vit")
+    ladder = Ladder(Ladder.Settings(reduction=8), network)
+    source, side, heads = network.blocks[0], ladder.rungs[0].block, ladder.rungs[0].form.heads
+    assert heads == source.attn.num_heads and side.qkv.weight.shape[0] == 3 * ladder.rungs[0].form.width
+    stream = ladder.rungs[0].down.weight.argmax(1)
+    assert all(torch.equal(rung.down.weight.argmax(1), stream) for rung in ladder.rungs), "taps of one width share it"
+    rows = source.attn.qkv.weight[:, stream]
+    places = [int((rows == row).all(1).nonzero()[0]) for row in side.qkv.weight]
+    channels, width = source.attn.proj.weight.shape[0], ladder.rungs[0].form.width
+    for number, place in enumerate(places):
+        part, head = divmod(number, width)[0], (number % width) // (width // heads)
+        assert place // channels == part and (place % channels) // (channels // heads) == head
+    queries, keys = places[:width], [place - channels for place in places[width : 2 * width]]
+    assert queries == keys, "a query and its key keep the same channels"
+
+
+def test_preparation_prunes_by_fisher() -> None:
+    """What prepares it sees gradients of every conv; a channel that nothing depends on is not kept."""
+    network = build("test_resnet")
+    settings = Ladder.Settings(reduction=4, samples=7)
+    asked = []
+
+    def gradients(samples: int) -> dict[str, Gradients]:
+        asked.append(samples)
+        convs = {n: m.weight for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+        squares = {n: torch.ones_like(w) for n, w in convs.items()}
+        for n in squares:
+            if n.startswith("layer4"):
+                squares[n][:8] = 0
+        return {n: Gradients(torch.zeros_like(s), s, 1.0) for n, s in squares.items()}
+
+    def after(epochs: int, train: str) -> SimpleNamespace:
+        assert (epochs, train) == (1, "head")
+        return SimpleNamespace(gradients=gradients)
+
+    evidence = SimpleNamespace(backbone=network, after=after)
+    assert Ladder.prepares(settings) and not Ladder.prepares(Ladder.Settings(init="random"))
+    start = Ladder.prepare(settings, evidence)
+    assert asked == [7] and list(start.settings) == [settings] and list(start.tensors) == ["ladder"]
+    kept = start.tensors["ladder"]["rungs.3.down.weight"].flatten(1).argmax(1)
+    assert kept.min() == 8
+    fresh = Ladder(settings, network)
+    fresh.load_state_dict(start.tensors["ladder"])
+
+
+def test_every_and_drop_path() -> None:
+    network, ladder = climbing("test_vit", every=2)
+    assert ladder.names == ["blocks.1", "blocks.3", "blocks.5"]
+    network, ladder = climbing("test_vit", drop_path=0.5)
+    disturb(network)
+    x = images(2)
+    with torch.no_grad():
+        assert torch.equal(network(x), network(x))
+        network.train()
+        torch.manual_seed(0)
+        assert not torch.equal(network(x), network(x))
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_a_repeated_view_does_not_run_the_backbone(model: str) -> None:
+    network, ladder = climbing(model, cache_mb=64)
+    disturb(network)
+    other = copy.deepcopy(network)
+    other.structural_0.cache = FeatureCache(0)
+    runs = []
+    network.get_submodule(ladder.names[0]).register_forward_hook(lambda m, i, o: runs.append(len(o)))
+    x = images(4)
+    with torch.no_grad():
+        exact = other(x)
+        torch.testing.assert_close(network(x), exact)
+        torch.testing.assert_close(network(x.flip(0)), exact.flip(0))
+        torch.testing.assert_close(network(torch.cat([x[2:], x[:1] + 1]))[:2], exact[2:])
+    assert runs == [4, 1] and ladder.cache.hit_rate == 6 / 11
+    network(x).sum().backward()
+    assert ladder.up.weight.grad is not None and runs == [4, 1]
+    assert ladder.figures()["cached"] > 0.5 and copy.deepcopy(network).structural_0.cache.used == 0
+
+
+def test_the_cache_is_bounded_and_told_apart_by_every_bit() -> None:
+    cache, calls = FeatureCache(3 * 16), []
+
+    def look(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        calls.append(len(x))
+        return (2 * x,)
+
+    x = torch.arange(20, dtype=torch.float32).view(5, 4)
+    assert torch.equal(cache(x, look)[0], 2 * x) and torch.equal(cache(x, look)[0], 2 * x)
+    assert calls == [5, 2] and cache.used == 48
+    y = x.clone()
+    y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(1.0))
+    assert len({*digests(x), *digests(y)}) == 6
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not {*digests(x)} & {*cache._rows}, "what bf16 saw is not what fp32 saw"
+    maps = torch.randn(2, 3, 4, 5)
+    assert digests(maps) == digests(maps.contiguous(memory_format=torch.channels_last))
+    assert digests(maps) != digests(maps.transpose(2, 3))
+
+
+@pytest.mark.parametrize("other", [Dense.Settings(sites="layer1.0.conv1"), DeepDelta.Settings(), Ladder.Settings()])
+def test_no_other_delta_on_a_backbone_without_gradient(other) -> None:
+    with pytest.raises(DeltaError, match=r"ladder: no gradient enters the backbone, so .* would not learn"):
+        attach(build("test_resnet"), [Ladder.Settings(), other], "fc")
+    attach(build("test_resnet"), [Ladder.Settings(), Dense.Settings(sites="fc")], "fc")
+
+
+def test_half_precision_is_close() -> None:
+    network, _ = climbing("test_resnet")
+    disturb(network)
+    x = images(2)
+    with torch.no_grad():
+        exact = network(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert relative(network(x).float(), exact) < 0.1

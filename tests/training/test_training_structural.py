@@ -1,0 +1,61 @@
+"""Whole runs with structural deltas: prepared, trained, logged, exported, verified without a merged folder."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from toy_training import experiment, network
+
+from distill.commands import evaluate_run, export_run, verify_run
+from distill.export.delta_file import read_delta
+from distill.export.sealed import ExportError
+from distill.run import run
+
+pytestmark = pytest.mark.slow
+
+QUIET = {"controls": {"linear_probe": False, "labels_only": False}, "training": {"epochs": 1, "ema": None}}
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "adapter": ("test_efficientnet", {"type": "adapter", "hidden": 4}),
+    "deep_delta": ("test_efficientnet", {"type": "deep_delta", "values": 2}),
+    "ladder": ("test_resnet", {"type": "ladder", "samples": 16, "cache_mb": 8}),
+}
+
+
+def console() -> Console:
+    return Console(quiet=True)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_whole_run(name: str, tmp_path: Path) -> None:
+    model, delta = RUNS[name]
+    student = {"network": network(tmp_path, model), "deltas": [delta]}
+    folder = run(experiment(tmp_path, student=student, **QUIET), console=console())
+    assert not (folder / "export" / "merged").exists()
+    summary = json.loads((folder / "results.json").read_text())["summary"]
+    assert [check["name"] for check in summary["verification"]] == ["hashes", "delta file = live model"]
+    assert all(check["passed"] for check in summary["verification"])
+    assert f"no merged folder: {name} cannot be merged; see export/delta" in summary["warnings"]
+    manifest, tensors = read_delta(folder / "export" / "delta")
+    assert [group.settings["type"] for group in manifest.deltas] == [name]
+    with (folder / "fits" / "student" / "log.csv").open() as file:
+        logged = {row["name"] for row in csv.DictReader(file)}
+    expected = {"deep_delta": {"beta", "error"}, "ladder": {"gate", "cached"}, "adapter": set()}[name]
+    assert {key for key in logged if key.startswith("delta/")} == {f"delta/{name}/{key}" for key in expected}
+    if name == "ladder":
+        assert (folder / "fits" / "student" / "prepared.ckpt").is_file()
+
+    predictions = evaluate_run(folder, "test", console())
+    accuracy = next(row["accuracy"] for row in summary["rows"] if row["name"] == "student")
+    assert predictions.accuracy() == pytest.approx(accuracy)
+    verify_run(folder, console())
+    export_run(folder, folder / "again", console())
+    again = read_delta(folder / "again" / "delta")[1]
+    assert again.keys() == tensors.keys() and all(torch.equal(again[key], tensors[key]) for key in tensors)
+    path = folder / "export" / "delta" / "delta.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    with pytest.raises(ExportError, match=r"delta\.safetensors"):
+        verify_run(folder, console())
