@@ -1,0 +1,434 @@
+"""Accuracy against bytes: every delta at equal sizes, and what has to be beaten, on 61 kinds of flowers.
+
+    python benchmarks/delta_accuracy.py DATA [--arms NAMES] [--seeds 0,1,2] [--epochs 6] [--size 96] [--out FOLDER]
+
+DATA is a folder with ``train*.parquet`` and ``test*.parquet``. EfficientNet-Lite0 with ImageNet weights, labels alone
+(cross-entropy), crops, flips and colour jitter; a fifth of train is held out.
+
+**Choices** are made on the held-out part: the linear probe's regularisation, and for every method the learning rate,
+out of ``--rates``, by short fits of seed 0 at the middle budget. **Test** is looked at once per arm and seed, after its
+last epoch. Bytes are those of the deltas' numbers as fp32, without the head, which all have; all have the same number
+of epochs. Full fine-tuning keeps its batch-norm statistics, as the students do.
+
+Arms: ``linear probe``, ``nearest class mean`` (cosine to the mean pooled feature of a class, without any gradient),
+``full``, ``METHOD`` for those of one size (norm affine, bias, scale and shift), and ``METHOD@BUDGET``. At a budget
+
+- methods with a rank get ``ranks: {budget, importance}``: ``uniform`` and, for ``low_rank``, ``fisher`` as well;
+- methods with a width get the largest that fits, sparse ones the density;
+- the others go on as many layers as fit, from the last layer on.
+
+An arm that no setting brings near its budget is left out and named. Every finished arm is a line of ``results.jsonl``
+in ``--out``; a second start with the same options goes on with what is missing. At the end: a table, ``pareto.png``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+from torch.nn import functional as F
+
+from distill.config import Experiment
+from distill.deltas.attach import attach, deltas
+from distill.deltas.base import DeltaError, WeightDelta, tensor_bytes
+from distill.deltas.rank_settings import RankedSettings, parse_bytes
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import delta_bytes
+from distill.files import write_atomic
+from distill.models.network import create_network
+from distill.models.student import Student
+from distill.registry import Family
+from distill.stages import distil, linear_probe
+from distill.training.signals import StopSignal
+from distill.workshop import Workshop, make_data, predict_pooled, predict_student
+
+BUDGETS = ("50KB", "200KB", "1MB")
+MIDDLE = "200KB"
+WIDTHS = ("hidden", "rank", "density")
+SLACK = 0.8
+"""An arm that fills less than this share of its budget is not one of equal bytes."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of the table: what a student learns with."""
+
+    name: str
+    deltas: tuple[dict[str, Any], ...] = ()
+    train: str = "deltas"
+
+    @property
+    def method(self) -> str:
+        """Arms of one method share their learning rate."""
+        return self.name.partition("@")[0]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    arm: str
+    seed: int
+    bytes: int
+    accuracy: float
+    held_out: float | None
+    lr: float | None
+    seconds: float
+
+
+class Notebook:
+    """What was measured so far, one JSON line each; a line is written when its arm is finished."""
+
+    def __init__(self, folder: Path, options: dict[str, Any]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "results.jsonl"
+        first = {"options": options}
+        self.lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        if self.lines and self.lines[0] != first:
+            raise SystemExit(f"{self.path} was made with {self.lines[0]['options']}; name another --out")
+        if not self.lines:
+            self.add(first)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def outcomes(self) -> list[Outcome]:
+        return [Outcome(**line) for line in self.lines if "accuracy" in line]
+
+    def rates(self) -> dict[str, float]:
+        return {line["rate_of"]: line["lr"] for line in self.lines if "rate_of" in line}
+
+
+class Lab:
+    """Data that is opened once, and the fits."""
+
+    def __init__(self, given: argparse.Namespace, stop: StopSignal):
+        self.given, self.stop = given, stop
+        self.data = make_data(self.experiment(0))
+        self.classes = len(self.data.classes)
+        self.backbone = create_network(self.experiment(0).student.network, self.classes).model
+        self.arms: list[Arm] = []
+        self.sizes: dict[str, int] = {}
+
+    def experiment(self, seed: int, arm: Arm | None = None, lr: float = 1e-3, epochs: int | None = None) -> Experiment:
+        given, arm = self.given, arm or Arm("")
+        files = {split: str(given.data / f"{split}*.parquet") for split in ("train", "test")}
+        source = {"type": "huggingface", "data_files": files, "cache_dir": str(given.out / "cache")}
+        network = {"model": "embedded:tf_efficientnet_lite0", "size": given.size}
+        frozen = {"batch_norm": "frozen"} if arm.train == "whole" else {}
+        crop = {"type": "RandomResizedCrop", "scale": [0.35, 1.0]}
+        jitter = {"type": "ColorJitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "p": 0.8}
+        return Experiment.model_validate(
+            {
+                "name": "delta-accuracy",
+                "output": str(given.out),
+                "seed": seed,
+                "data": {
+                    "source": source,
+                    "size": given.size * 9 // 8,
+                    "batch_size": 32,
+                    "workers": given.workers,
+                    "val_fraction": 0.2,
+                },
+                "augment": {"policy": "identical", "student": [crop, "RandomHorizontalFlip", jitter]},
+                "student": {"network": network, "train": arm.train, "deltas": list(arm.deltas), **frozen},
+                "objectives": ["ce"],
+                "training": {
+                    "epochs": epochs or given.epochs,
+                    "optimiser": {"lr": lr, "weight_decay": 0.02},
+                    "schedule": {"warmup": 0.5},
+                    "validate_every": epochs or given.epochs,
+                },
+            }
+        )
+
+    def shop(self, experiment: Experiment) -> Workshop:
+        return Workshop(experiment, self.data if experiment.seed == 0 else make_data(experiment), None, self.stop)
+
+    def attached(self, entry: dict[str, Any]) -> nn.Module:
+        """The backbone with one entry of ``student.deltas`` on it. Raises ``DeltaError`` where it cannot be."""
+        settings: Any = Family("distill.deltas", "Delta").settings_of(entry["type"]).model_validate(entry)
+        model = copy.deepcopy(self.backbone)
+        attach(model, [settings], classifier_names(model))
+        return model
+
+    def fit(self, arm: Arm, seed: int, lr: float, epochs: int | None = None) -> tuple[Student, Workshop]:
+        shop = self.shop(self.experiment(seed, arm, lr, epochs))
+        folder = self.given.out / "fits" / f"{arm.name} seed {seed} lr {lr:g} epochs {epochs or self.given.epochs}"
+        return distil(shop, [], folder)[0], shop
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("data", type=Path, metavar="DATA", help="folder with train*.parquet and test*.parquet")
+    parser.add_argument("--arms", help="comma-separated names or beginnings of names; default: all")
+    parser.add_argument("--list", action="store_true", help="name the arms and their bytes, and train nothing")
+    parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--rates", default="1e-3,4e-3", help="learning rates to choose from")
+    parser.add_argument("--tune-epochs", type=int, default=2, help="of the fits that choose the learning rate")
+    parser.add_argument("--size", type=int, default=96, help="pixels")
+    parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("runs/delta-accuracy"))
+    given = parser.parse_args()
+    console = Console()
+    logging.getLogger("distill").setLevel(logging.ERROR)
+    rates = [float(rate) for rate in given.rates.split(",")]
+    options = {"epochs": given.epochs, "tune_epochs": given.tune_epochs, "rates": rates, "size": given.size}
+    book = Notebook(given.out, options)
+    with StopSignal() as stop:
+        lab = Lab(given, stop)
+        lab.arms = all_arms(lab, console)
+        arms = [arm for arm in lab.arms if wanted(arm, given.arms)]
+        if given.list:
+            for arm in arms:
+                size = lab.sizes.get(arm.name)
+                told = "" if size is None else f": {size:,} bytes"
+                console.print(f"{arm.name}{told}", highlight=False)
+            return
+        for seed in [int(seed) for seed in given.seeds.split(",")]:
+            done = {outcome.arm for outcome in book.outcomes() if outcome.seed == seed}
+            for arm in arms:
+                if arm.name not in done:
+                    stop.raise_if_received()
+                    outcome = measure(lab, book, arm, seed, rates)
+                    book.add(asdict(outcome))
+                    console.print(
+                        f"seed {seed} {arm.name}: {outcome.accuracy:.1%} on test, {outcome.bytes:,} bytes, "
+                        f"{outcome.seconds:.0f} s",
+                        highlight=False,
+                    )
+    report(book.outcomes(), given.out, console)
+
+
+# --- Arms ---------------------------------------------------------------------------------------------------------
+
+
+def wanted(arm: Arm, names: str | None) -> bool:
+    return names is None or any(arm.name.startswith(name.strip()) for name in names.split(","))
+
+
+def all_arms(lab: Lab, console: Console) -> list[Arm]:
+    """The controls, methods of one size, then every method at every budget; what cannot be is told."""
+    arms = [Arm("linear probe"), Arm("nearest class mean"), Arm("full", train="whole")]
+    known = Family("distill.deltas", "Delta").known()
+    smallest = parse_bytes(BUDGETS[0])
+    for name, settings in known.items():
+        fields = settings.model_fields
+        sized = issubclass(settings, RankedSettings) or any(field in fields for field in ("budget", *WIDTHS))
+        if not sized and (size := size_of(lab, name)) is not None and size < smallest * 2:
+            arms.append(Arm(name, ({"type": name},)))
+            lab.sizes[name] = size
+            continue
+        for budget in BUDGETS:
+            found = list(at_budget(lab, name, budget))
+            arms += found
+            if not found:
+                console.print(f"{name}@{budget} is left out: no setting comes near it", style="yellow")
+    return arms
+
+
+def at_budget(lab: Lab, name: str, budget: str) -> Iterator[Arm]:
+    settings: Any = Family("distill.deltas", "Delta").known()[name]
+    limit = parse_bytes(budget)
+    if issubclass(settings, RankedSettings):
+        kinds = ("uniform", "fisher") if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
+        for kind in kinds:
+            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": {"budget": budget, "importance": kind}},))
+        return
+    if "budget" in settings.model_fields:
+        yield Arm(f"{name}@{budget}", ({"type": name, "budget": budget},))
+        return
+    width = next((field for field in WIDTHS if field in settings.model_fields), None)
+    entry: dict[str, Any] | None = {"type": name}
+    if width is not None:
+        entry = widest(lab, name, width, limit)
+    elif settings.component is not None and issubclass(settings.component, WeightDelta):
+        entry = last_layers(lab, name, limit)
+    if entry is None:
+        return
+    size = size_of(lab, name, entry)
+    if size is not None and SLACK * limit <= size <= limit:
+        lab.sizes[f"{name}@{budget}"] = size
+        yield Arm(f"{name}@{budget}", (entry,))
+
+
+def widest(lab: Lab, name: str, field: str, limit: int) -> dict[str, Any] | None:
+    """The largest width or density within the limit, by bisection: bytes grow with it."""
+    whole = field != "density"
+    low, high = (0.0, 4096.0) if whole else (0.0, 1.0)
+    for _ in range(14):
+        middle = (low + high) / 2
+        value: float = int(middle) if whole else middle
+        size = size_of(lab, name, {"type": name, field: value}) if value else 0
+        low, high = (middle, high) if size is not None and size <= limit else (low, middle)
+    value = int(low) if whole else low
+    return {"type": name, field: value} if value else None
+
+
+def last_layers(lab: Lab, name: str, limit: int) -> dict[str, Any] | None:
+    """The method on as many layers as fit, from the last one on."""
+    try:
+        sites = deltas(lab.attached({"type": name}))
+    except DeltaError:
+        return None
+    chosen: list[str] = []
+    for site in reversed(sites):
+        size = tensor_bytes(site.delta.state_dict().values())
+        if size <= limit:
+            chosen.append(site.name)
+            limit -= size
+    return {"type": name, "sites": chosen} if chosen else None
+
+
+def size_of(lab: Lab, name: str, entry: dict[str, Any] | None = None) -> int | None:
+    """Bytes of a delta with these settings, None where it cannot be built."""
+    try:
+        return delta_bytes(lab.attached(entry or {"type": name}))
+    except (DeltaError, ValueError):
+        return None
+
+
+# --- Measuring ----------------------------------------------------------------------------------------------------
+
+
+def measure(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]) -> Outcome:
+    begun = time.perf_counter()
+    if arm.name in WITHOUT_TRAINING:
+        held_out, accuracy = WITHOUT_TRAINING[arm.name](lab.shop(lab.experiment(seed)), lab.classes)
+        return Outcome(arm.name, seed, 0, accuracy, held_out, None, time.perf_counter() - begun)
+    lr = chosen_rate(lab, book, arm, rates)
+    begun = time.perf_counter()
+    student, shop = lab.fit(arm, seed, lr)
+    held_out, accuracy = (predict_student(shop, student, split).accuracy() for split in ("val", "test"))
+    assert accuracy is not None
+    size = tensor_bytes(student.model.parameters()) if arm.train == "whole" else delta_bytes(student.model)
+    return Outcome(arm.name, seed, size, accuracy, held_out, lr, time.perf_counter() - begun)
+
+
+def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float:
+    """The best on the held-out part after short fits of seed 0; once for a method, at the middle budget or its own."""
+    known = book.rates()
+    if arm.method in known:
+        return known[arm.method]
+    if len(rates) == 1:
+        return rates[0]
+    alike = [other for other in lab.arms if other.method == arm.method]
+    tuned = next((other for other in alike if other.name.endswith(f"@{MIDDLE}")), arm)
+    scores = {}
+    for lr in rates:
+        student, shop = lab.fit(tuned, 0, lr, lab.given.tune_epochs)
+        scores[lr] = predict_student(shop, student, "val").accuracy() or 0.0
+    best = max(scores, key=lambda lr: scores[lr])
+    book.add({"rate_of": arm.method, "lr": best, "tuned_on": tuned.name, "held_out": scores})
+    return best
+
+
+def probe(shop: Workshop, classes: int) -> tuple[float | None, float]:
+    fitted, network = linear_probe(shop)
+    held_out, accuracy = (
+        fitted.predict(predict_pooled(shop, network, shop.loader(split))).accuracy()  # type: ignore[arg-type]
+        for split in ("val", "test")
+    )
+    assert accuracy is not None
+    return held_out, accuracy
+
+
+def class_means(shop: Workshop, classes: int) -> tuple[float | None, float]:
+    torch.manual_seed(shop.experiment.seed)
+    network = create_network(shop.experiment.student.network)
+    train = predict_pooled(shop, network, shop.labelled_loader())
+    features = F.normalize(train.logits, dim=1)
+    sums = torch.zeros(classes, features.shape[1]).index_add_(0, torch.as_tensor(train.labels), features)
+    means = F.normalize(sums, dim=1)
+    shares = []
+    for split in ("val", "test"):
+        seen = predict_pooled(shop, network, shop.loader(split))  # type: ignore[arg-type]
+        nearest = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
+        shares.append(float((nearest == torch.as_tensor(seen.labels)).float().mean()))
+    return shares[0], shares[1]
+
+
+WITHOUT_TRAINING: dict[str, Callable[[Workshop, int], tuple[float | None, float]]] = {
+    "linear probe": probe,
+    "nearest class mean": class_means,
+}
+
+
+# --- Showing ------------------------------------------------------------------------------------------------------
+
+
+def report(outcomes: list[Outcome], folder: Path, console: Console) -> None:
+    """The table, and the picture: accuracy over bytes, and the front that nothing is both smaller and better than."""
+    rows = [(name, [one for one in outcomes if one.arm == name]) for name in dict.fromkeys(one.arm for one in outcomes)]
+    table = Table(title="accuracy on test", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("arm", no_wrap=True)
+    for heading in ("bytes", "test", "held out", "seeds", "lr", "s"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for name, found in rows:
+        spread = f" ± {stdev(one.accuracy for one in found):.1%}" if len(found) > 1 else ""
+        held_out = [one.held_out for one in found if one.held_out is not None]
+        table.add_row(
+            name,
+            f"{mean(one.bytes for one in found):,.0f}",
+            f"{mean(one.accuracy for one in found):.1%}{spread}",
+            f"{mean(held_out):.1%}" if held_out else "–",
+            str(len(found)),
+            "–" if found[0].lr is None else f"{found[0].lr:g}",
+            f"{mean(one.seconds for one in found):.0f}",
+        )
+    console.print(table)
+    draw(rows, folder / "pareto.png")
+    console.print(f"wrote {folder / 'pareto.png'} and {folder / 'results.jsonl'}", highlight=False)
+
+
+def draw(rows: list[tuple[str, list[Outcome]]], path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
+    points: dict[str, list[tuple[float, float]]] = {}
+    for name, found in rows:
+        size, accuracy = mean(one.bytes for one in found), 100 * mean(one.accuracy for one in found)
+        if size:
+            points.setdefault(name.partition("@")[0], []).append((size, accuracy))
+        else:
+            axes.axhline(accuracy, color="0.6", linestyle=":", linewidth=1)
+            axes.annotate(name, (1, accuracy), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+    for number, (method, places) in enumerate(points.items()):
+        places.sort()
+        style = {"marker": "osD^vP*X"[number % 8], "markersize": 5, "linewidth": 1}
+        axes.plot(*zip(*places), label=method, color=f"C{number % 10}", **style)
+    front, best = [], 0.0
+    for size, accuracy in sorted(place for places in points.values() for place in places):
+        if accuracy > best:
+            best = accuracy
+            front.append((size, accuracy))
+    if front:
+        axes.step(*zip(*front), where="post", color="0.3", linewidth=4, alpha=0.2, label="front", zorder=0)
+    axes.set_xscale("log")
+    axes.set_xlabel("bytes of the deltas as fp32 (the head is left out)")
+    axes.set_ylabel("test accuracy, %")
+    axes.grid(alpha=0.2)
+    if points:
+        axes.legend(fontsize=8, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
