@@ -5,7 +5,7 @@ import warnings
 from pathlib import Path
 
 import torch
-from toy_training import FITS_IN_RANKS, experiment, student_fit
+from toy_training import FITS_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
 
 from distill.run_folder import local_rank
 from distill.stages import linear_probe
@@ -17,8 +17,13 @@ if __name__ == "__main__":
     output = Path(sys.argv[1])
     for name, changes in FITS_IN_RANKS.items():
         settings = experiment(output, **{**changes, "training": {**changes.get("training", {}), "devices": 2}})
-        student = student_fit(settings, output / name).student
+        made: list[Made] = []
+        with noting_views(made):
+            student = student_fit(settings, output / name).student
         assert student is not None
+        torch.save(
+            [(epoch, ids, all_views(views)) for epoch, ids, views in made], output / name / f"views-{local_rank()}"
+        )
     with StopSignal() as stop:
         shop = Workshop(settings, make_data(settings), None, stop)
         predictions = predict_student(shop, student, "val")

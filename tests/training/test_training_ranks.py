@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from processes import HERE, Start
-from toy_training import FITS_IN_RANKS, SIZES, STEPS, experiment, student_fit
+from toy_training import FITS_IN_RANKS, SIZES, STEPS, all_views, experiment, noting_views, student_fit
 
 from distill.stages import linear_probe
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
@@ -23,10 +23,19 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) ->
     subprocess.run([sys.executable, str(HERE / "fits_in_ranks.py"), str(tmp_path)], check=True, timeout=250)
     for name, changes in FITS_IN_RANKS.items():
         settings = experiment(tmp_path, **changes)
-        alone = student_fit(settings, tmp_path / "alone" / name)
+        with noting_views(made := []):
+            alone = student_fit(settings, tmp_path / "alone" / name)
         together = VerifiedCheckpointIO().load_checkpoint(tmp_path / name / "result.ckpt")["student"]
         for key, weight in alone.weights.items():
             assert torch.allclose(together[key], weight, rtol=1e-4, atol=1e-5), (name, key)
+        for rank in (0, 1):
+            of_rank = torch.load(tmp_path / name / f"views-{rank}")
+            assert len(of_rank) == len(made) == 2 * STEPS
+            for (epoch, ids, views), (epoch_of_one, all_ids, whole) in zip(of_rank, made):
+                rows = slice(4 * rank, 4 * rank + 4)
+                assert (epoch, ids) == (epoch_of_one, all_ids[rows])
+                for ours, theirs in zip(views, all_views(whole), strict=True):
+                    torch.testing.assert_close(ours, theirs[rows], rtol=0, atol=1e-5)
     ids, labels, logits, probe = torch.load(tmp_path / "predictions.pt")
     with StopSignal() as stop:
         shop = Workshop(settings, make_data(settings), None, stop)

@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import STEPS, Watched, experiment, raising, student_fit
+from toy_training import STEPS, Made, Watched, all_views, experiment, noting_views, raising, student_fit
 
 import distill
-from augment.dual import DualAugment
 from augment.views import Views
 from distill.data.base import DataError
 from distill.run_folder import RunError, close_run, open_run
@@ -25,21 +24,6 @@ POLICIES = {
 }
 
 
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, list[int], Views]]:
-    """(epoch, ids, views) of every batch whose views are made in this process."""
-    seen: list[tuple[int, list[int], Views]] = []
-    forward = DualAugment.forward
-
-    def noted(self: DualAugment, images: torch.Tensor, ids: torch.Tensor, epoch: int) -> Views:
-        views = forward(self, images, ids, epoch)
-        seen.append((epoch, ids.tolist(), views))
-        return views
-
-    monkeypatch.setattr(DualAugment, "forward", noted)
-    return seen
-
-
 def run_of(output: Path, **changes) -> tuple[Path, object]:
     """A run folder that was started, and its settings."""
     settings = experiment(output, **changes)
@@ -49,28 +33,25 @@ def run_of(output: Path, **changes) -> tuple[Path, object]:
         close_run()
 
 
-def tensors(views: Views) -> list[torch.Tensor]:
-    return [view for network in views.teacher for view in network] + list(views.student)
-
-
 def assert_same(ours: Views, theirs: Views) -> None:
-    assert len(tensors(ours)) == len(tensors(theirs)) > 1 and ours.pairs == theirs.pairs
-    assert all(map(torch.equal, tensors(ours), tensors(theirs)))
+    assert len(all_views(ours)) == len(all_views(theirs)) > 1 and ours.pairs == theirs.pairs
+    assert all(map(torch.equal, all_views(ours), all_views(theirs)))
     assert (ours.mix is None) == (theirs.mix is None)
     if ours.mix is not None and theirs.mix is not None:
         assert torch.equal(ours.mix.partner, theirs.mix.partner) and ours.mix.student == theirs.mix.student
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_step_of_a_run_stopped_and_resumed(name: str, made: list, tmp_path: Path) -> None:
+def test_every_step_of_a_run_stopped_and_resumed(name: str, tmp_path: Path) -> None:
     data = {"loader_ops": [{"type": "HueSaturationValue", "p": 0.5}], "workers": 1}
     run, settings = run_of(tmp_path, augment=POLICIES[name], data=data, objectives=[{"type": "kd"}])
-    with pytest.raises(Interrupted):
-        student_fit(settings, run / "fits" / "student", raising(signal.SIGTERM, STEPS + 1), Watched())
-    stopped = len(made)
-    student_fit(settings, run / "fits" / "student")
-    steps = list(made)
-    assert stopped == STEPS + 2 and len(steps) == 2 * STEPS
+    steps: list[Made] = []
+    with noting_views(steps):
+        with pytest.raises(Interrupted):
+            student_fit(settings, run / "fits" / "student", raising(signal.SIGTERM, STEPS + 1), Watched())
+        assert len(steps) == STEPS + 2
+        student_fit(settings, run / "fits" / "student")
+    assert len(steps) == 2 * STEPS
     for step in (0, STEPS + 1, STEPS + 2, 2 * STEPS - 1):
         epoch, ids, views = steps[step]
         assert distill.ids_of_step(run, step) == (epoch, ids)
@@ -83,7 +64,7 @@ def test_some_samples_by_name_in_any_order(tmp_path: Path) -> None:
     epoch, keys = distill.ids_of_step(run, 3)
     whole = distill.replay(run, keys, epoch)
     some = distill.replay(str(run), [keys[5], keys[2]], epoch)
-    for ours, theirs in zip(tensors(some), tensors(whole)):
+    for ours, theirs in zip(all_views(some), all_views(whole)):
         torch.testing.assert_close(ours, theirs[[5, 2]], rtol=0, atol=1e-5)
     named = distill.replay(run, ["train/007", "train/000"], 1)
     assert named.student[0].shape[0] == 2

@@ -16,6 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from augment.dual import DualAugment
+from augment.views import Views
 from distill.config import Experiment, merge_trees, validate_tree
 from distill.data.base import UNLABELLED, Sample, Samples, Source, Split
 from distill.export.timm_folder import write_timm_folder
@@ -199,6 +201,32 @@ def watching(fault: Fault | None, seen: Callable[[int, list[int]], None]) -> Ite
         yield
     finally:
         Distillation.training_step = step  # type: ignore[method-assign]
+
+
+Made = tuple[int, list[int], Views]
+"""Epoch, ids and views of a batch."""
+
+
+@contextmanager
+def noting_views(made: list[Made]) -> Iterator[None]:
+    """Within it, every batch whose views are made in this process is noted in ``made``."""
+    forward = DualAugment.forward
+
+    def noted(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) -> Views:
+        views = forward(augment, images, ids, epoch)
+        made.append((epoch, ids.tolist(), views))
+        return views
+
+    DualAugment.forward = noted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DualAugment.forward = forward  # type: ignore[method-assign]
+
+
+def all_views(views: Views) -> list[Tensor]:
+    """The teacher's, then the student's."""
+    return [view for network in views.teacher for view in network] + list(views.student)
 
 
 def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, into: Watched | None = None) -> Watched:
