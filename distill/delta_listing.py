@@ -56,7 +56,11 @@ def list_deltas(experiment: Experiment, console: Console) -> None:
             _print_configured(network.model, experiment.student.deltas, head, console)
         else:
             console.print("this config trains the head alone, or the whole network: it has no deltas\n")
-        console.print(costs_table(costs(network.model, head), backbone, console.width))
+        found = costs(network.model, head)
+        console.print(costs_table([cost for cost in found if not cost.refused], backbone))
+        for cost in found:
+            if cost.refused:
+                console.print(f"{cost.type} cannot go here: {escape(cost.refused)}", highlight=False)
     finally:
         logging.getLogger("distill.deltas").disabled = quiet
 
@@ -116,7 +120,7 @@ def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = f
     return table
 
 
-def costs_table(found: Sequence[Cost], backbone: int, width: int) -> Table:
+def costs_table(found: Sequence[Cost], backbone: int) -> Table:
     """One line per method."""
     table = Table(
         box=box.SIMPLE_HEAD,
@@ -127,18 +131,12 @@ def costs_table(found: Sequence[Cost], backbone: int, width: int) -> Table:
         title_style="bold",
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("places", "trained\nnumbers", "bytes", "of the\nbackbone"):
+    for heading in ("places", "trained\nnumbers", "bytes", "of the\nbackbone", "merges"):
         table.add_column(heading, justify="right", no_wrap=True)
-    table.add_column("merges", overflow="fold")
-    room = max(20, width - 62)
     for cost in found:
-        if cost.refused:
-            why = cost.refused if len(cost.refused) <= room else f"{cost.refused[: room - 1]}…"
-            table.add_row(cost.type, *[MISSING] * 4, Text(why, style="dim"))
-        else:
-            bytes_ = ("≤ " if cost.shrinks else "") + size(cost.bytes)
-            numbers = (str(cost.places), count(cost.numbers), bytes_, percent(cost.bytes / backbone))
-            table.add_row(cost.type, *numbers, "yes" if cost.mergeable else "no")
+        bytes_ = ("≤ " if cost.shrinks else "") + size(cost.bytes)
+        numbers = (str(cost.places), count(cost.numbers), bytes_, percent(cost.bytes / backbone))
+        table.add_row(cost.type, *numbers, "yes" if cost.mergeable else "no")
     return table
 
 

@@ -9,6 +9,10 @@ start from the closed forms after a free warm-up, as in the paper:
 - ``R_j = ⟨Wf_j, W_j⟩ / ‖W_j‖²`` for every row, then ``S_i = ⟨(R W)_i, Wf_i⟩ / ‖(R W)_i‖²`` for every column;
 - ``E = Wf − R W S``, averaged over the window, ``E ≈ U Σ Vᵀ``, ``K1 = √Σ Vᵀ``, ``K2 = U √Σ``.
 
+After training, entries of K1 and K2 whose size is below ``max(1e-5, t)`` are set to zero, and a rank of which one half
+is gone goes whole. t is the smallest size at which R, S and what is left of K1 and K2 are at most ``max_growth`` of the
+layers' own numbers; without ``max_growth`` it is 0.
+
 Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimiser's weight decay leaves them out.
 Deviation: R and S are pulled towards 1 instead of 0, so that decay leads back to the backbone.
 
@@ -18,15 +22,17 @@ Paper: arXiv 2311.15161 (l1 there 1e-6 … 1e-4, l2 1e-4).
 from __future__ import annotations
 
 import math
-from typing import Literal
+from collections.abc import Mapping
+from typing import Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill.deltas.base import DeltaError, DeltaSettings, Start
 from distill.deltas.ia3 import scale_columns, scale_rows
 from distill.deltas.rank_settings import RankedSettings
-from distill.deltas.ranked import RankedDelta, factors
+from distill.deltas.ranked import RankedDelta, by_rank, factors
 
 
 def closed_form(weight: Tensor, free: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
@@ -44,6 +50,14 @@ def _best_factor(a: Tensor, b: Tensor, dim: int | tuple[int, ...]) -> Tensor:
     return torch.where(square > 0, (a * b).sum(dim) / square.clamp(min=torch.finfo(a.dtype).tiny), 1.0)
 
 
+def pruning_size(entries: Tensor, allowed: int) -> float:
+    """The size that an entry must exceed to be kept: 1e-5, or more where more than ``allowed`` exceed that."""
+    sizes = entries.abs()
+    if allowed >= len(sizes):
+        return 1e-5
+    return max(1e-5, float(sizes.sort(descending=True).values[max(allowed, 0)]))
+
+
 class HALRP(RankedDelta):
     """``W' = (1 + R) W (1 + S) + K2 K1``."""
 
@@ -51,6 +65,9 @@ class HALRP(RankedDelta):
         type: Literal["halrp"] = "halrp"
         l1: float = Field(1e-5, ge=0, description="weight of Σ|K1| + Σ|K2| in the loss")
         l2: float = Field(1e-4, ge=0, description="weight of half the sum of all squares in the loss")
+        max_growth: float | None = Field(
+            None, gt=0, le=1, description="numbers left after pruning, over those of the changed layers"
+        )
 
     settings: Settings
     least_rank = 1
@@ -63,6 +80,7 @@ class HALRP(RankedDelta):
         self.groups: int = getattr(layer, "groups", 1)
         out, inner = weight.shape[:2]
         bound = 1 / math.sqrt(inner)
+        self.numbers = weight.numel()
         self.R = nn.Parameter(weight.new_zeros(out))
         self.S = nn.Parameter(weight.new_zeros(inner * self.groups))
         self.K1 = nn.Parameter(weight.new_empty(self.groups, settings.rank, inner).uniform_(-bound, bound))
@@ -87,6 +105,28 @@ class HALRP(RankedDelta):
         rows, columns = closed_form(weight, free, getattr(layer, "groups", 1))
         K2, K1 = factors(cls.change(layer, free), rank)
         return {"R": rows - 1, "S": columns - 1, "K1": K1, "K2": K2}
+
+    @classmethod
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+        assert isinstance(settings, HALRP.Settings)
+        if not deltas:
+            return None
+        entries = torch.cat([K.detach().flatten() for delta in deltas.values() for K in (delta.K1, delta.K2)])
+        allowed = len(entries)
+        if settings.max_growth is not None:
+            bound = settings.max_growth * sum(delta.numbers for delta in deltas.values())
+            allowed = int(bound) - sum(delta.R.numel() + delta.S.numel() for delta in deltas.values())
+            if allowed < 0:
+                raise DeltaError(f"halrp: R and S alone are more than max_growth {settings.max_growth:g} of the layers")
+        smallest = pruning_size(entries, allowed)
+        ranks, tensors = {}, {}
+        for site, delta in deltas.items():
+            K1, K2 = (K.detach() * (K.detach().abs() > smallest) for K in (delta.K1, delta.K2))
+            whole = K1.flatten(2).any(2).any(0) & K2.any(1).any(0)
+            whole[0] |= not whole.any()  # a rank of zero has no form; one that is zero has
+            ranks[site] = int(whole.sum())
+            tensors[site] = {"R": delta.R.detach(), "S": delta.S.detach(), "K1": K1[:, whole], "K2": K2[..., whole]}
+        return Start(by_rank(settings, ranks), tensors)
 
     def forward(self, weight: Tensor) -> Tensor:
         scaled = scale_columns(scale_rows(weight, 1 + self.R), 1 + self.S, self.groups)
