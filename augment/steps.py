@@ -137,7 +137,7 @@ class _Move(Sampled):
         shear_x, shear_y, move_x, move_y, angle = (torch.where(step == n, magnitude, 0.0) for n in _GEOMETRY)
         cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
         x, y = (shape[3] - 1) / 2, (shape[2] - 1) / 2
-        matrix = torch.eye(3, device=step.device).repeat(len(step), 1, 1)
+        matrix = torch.eye(3, device=step.device, dtype=magnitude.dtype).repeat(len(step), 1, 1)
         matrix[:, 0, 0], matrix[:, 0, 1] = cos, sin - shear_x
         matrix[:, 1, 0], matrix[:, 1, 1] = -sin - shear_y, cos
         # The corner lies half a pixel before the first pixel's centre.

@@ -29,6 +29,10 @@ Size = tuple[int, int]
 """(height, width)"""
 
 
+Map = tuple[Tensor, Size, list[tuple[Tensor, Size]]]
+"""A pullback [B, 3, 3], the size of the result, and the frames to cover: (pullback to it, its size) each."""
+
+
 def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
     """[B, 3, 3] of rows (a b c), (d e f), (0 0 1), each [B]."""
     zero = torch.zeros_like(a)
@@ -54,7 +58,7 @@ def pullback(user: Any, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
     # Nine numbers a sample are cheap in double precision; in single the inverse alone costs 1e-5 of a pixel.
     params = {name: value.double() if is_floating(value) else value for name, value in params.items()}
     own = getattr(user, "pullback", None)
-    back = own(params, shape) if own is not None else inverse(user.affine(params, shape))
+    back = own(params, shape) if own is not None else inverse(user.affine(params, shape).double())
     drawn = params.get("drawn")
     return back if drawn is None else torch.where(drawn.view(-1, 1, 1), back, identity(back))
 
@@ -73,12 +77,8 @@ def output_size(user: Any, shape: torch.Size) -> Size:
     return user.output_size(shape) if hasattr(user, "output_size") else (shape[-2], shape[-1])
 
 
-def composed(steps: Sequence[tuple[Any, dict[str, Tensor]]], shape: torch.Size) -> tuple[Tensor, Size, list[Any]]:
-    """Operations with their parameters, for images of ``shape``, as one.
-
-    Returns:
-        The pullback [B, 3, 3], the size of the result, and the frames to cover: (pullback to it, its size) each.
-    """
+def composed(steps: Sequence[tuple[Any, dict[str, Tensor]]], shape: torch.Size) -> Map:
+    """Operations with their parameters, for images of ``shape``, as one."""
     total: Tensor | None = None
     frames: list[tuple[Tensor, Size]] = []
     for user, params in steps:
