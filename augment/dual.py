@@ -40,12 +40,15 @@ class DualAugment(nn.Module):
             self.plan = Plan((), plan.student, tuple((0, view) for view in range(len(plan.student))))
         self.chains = nn.ModuleDict()
         self._looks: dict[str, Look] = {}
+        self._specs: dict[str, set[InputSpec]] = {}
         wanted = [(look, spec) for spec in self.teachers for look in self.plan.teacher]
         for look, spec in [*wanted, *((look, student) for look in self.plan.student)]:
             size = look.size or spec.size
             name = _chain_name(look, size)
             if name not in self.chains:
-                self.chains[name], self._looks[name] = Chain(look.recipe, size), look
+                self.chains[name] = Chain(look.recipe, size, settings.engine, settings.compile)
+                self._looks[name] = look
+            self._specs.setdefault(name, set()).add(spec)
 
     @torch.no_grad()
     def looks(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
@@ -53,11 +56,11 @@ class DualAugment(nn.Module):
         made = {name: self._pixels(name, images, ids, epoch) for name in self.chains}
         return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
 
-    def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int) -> Tensor:
+    def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int, spec: InputSpec | None = None) -> Tensor:
         look = self._looks[name]
         draws = Draws(self.seed, epoch, look.key, ids)
         geometry = Draws(self.seed, epoch, look.geometry, ids) if look.geometry else None
-        return self.chains[name](images, draws, geometry)
+        return self.chains[name](images, draws, geometry, spec)
 
     @torch.no_grad()
     def forward(self, images: Tensor | Looks, ids: Tensor, epoch: int) -> Views:
@@ -66,8 +69,8 @@ class DualAugment(nn.Module):
         Args:
             images: [B, 3, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
                 :meth:`looks` made of them: the same views, within the rounding to a byte.
-            ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU, where kornia makes its
-                parameters: ids on a GPU have to be waited for.
+            ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: they are copied to a GPU without
+                a wait, but mixing and operations that are kornia's own code need them on the CPU too.
             epoch: number of the epoch.
         """
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
@@ -78,14 +81,18 @@ class DualAugment(nn.Module):
             raise ValueError(f"images must be [B, 3, H, W] with B > 0, not {list(batch.shape)}")
         if ids.shape != batch.shape[:1]:
             raise ValueError(f"{len(batch)} images need ids [{len(batch)}], not {list(ids.shape)}")
-        host_ids = ids.cpu()
 
         def view(look: Look, spec: InputSpec) -> Tensor:
             # Networks of one size share the pixels of a view, of one specification the view itself.
             name = _chain_name(look, look.size or spec.size)
-            if (name, None) not in made:
-                made[name, None] = self._pixels(name, batch, host_ids, epoch)
-            if (name, spec) not in made:
+            if (name, spec) in made:
+                return made[name, spec]
+            if (name, None) in made:
+                made[name, spec] = normalised(made[name, None], spec)
+            elif self._specs[name] == {spec}:  # nobody else needs the pixels: the chain's last write normalises them
+                made[name, spec] = self._pixels(name, batch, ids, epoch, spec)
+            else:
+                made[name, None] = self._pixels(name, batch, ids, epoch)
                 made[name, spec] = normalised(made[name, None], spec)
             return made[name, spec]
 
@@ -94,7 +101,7 @@ class DualAugment(nn.Module):
             teacher = tuple(tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers)
             student = tuple(view(look, self.student) for look in self.plan.student)
         views = Views(teacher, student, self.plan.pairs)
-        return mixed(views, self.mix, self.seed, epoch, host_ids) if self.mix else views
+        return mixed(views, self.mix, self.seed, epoch, ids.cpu()) if self.mix else views
 
 
 def _chain_name(look: Look, size: tuple[int, int]) -> str:

@@ -91,6 +91,13 @@ class AugmentSettings(Settings):
         "device",
         description="where views are made: on the device, by the loader's workers, or measured once (auto)",
     )
+    engine: Literal["fused", "kornia"] = Field(
+        "fused",
+        description="fused: operations are done together in few passes; kornia: one by one by kornia's own code",
+    )
+    compile: Literal["auto"] | bool = Field(
+        "auto", description="whether torch.compile makes the passes; auto: on a GPU, where it pays"
+    )
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
 
     @model_validator(mode="after")
