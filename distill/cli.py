@@ -134,6 +134,14 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def objectives() -> None:
+    """Every objective: what it does, its defaults, its paper."""
+    from distill.objective_listing import list_objectives
+
+    list_objectives(_console())
+
+
+@app.command()
 def doctor(
     output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
 ) -> None:

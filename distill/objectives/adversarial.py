@@ -60,6 +60,7 @@ class Adversarial(Objective):
         hidden: int = Field(256, gt=0, description="width of the discriminator")
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Goodfellow et al. 2014, arXiv 1406.2661; Xu et al. 2018, arXiv 1709.00513"
 
     settings: Settings
 

@@ -44,6 +44,7 @@ class AT(Objective):
         weight: float = Field(1000.0, ge=0, description="factor of this term in the sum")
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928"
 
     settings: Settings
 

@@ -88,6 +88,7 @@ class Objective(nn.Module, Component):
     A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported.
 
     Class attributes:
+        paper: where it comes from, in short; its docstring says more.
         needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; the last one of the
             student only.
         reads_teacher: whether it needs a teacher at all.
@@ -106,6 +107,7 @@ class Objective(nn.Module, Component):
             """Whether an image must have one class, not two: refused together with mixup and cutmix."""
             return False
 
+    paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     reads_teacher: ClassVar[bool] = True
     needs_index: ClassVar[bool] = False

@@ -54,6 +54,7 @@ class CC(Objective):
         order: int = Field(2, ge=1, le=8, description="order of its Taylor expansion")
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Peng et al., ICCV 2019, arXiv 1904.01802"
 
     settings: Settings
 

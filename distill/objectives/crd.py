@@ -73,6 +73,7 @@ class CRD(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     needs_index: ClassVar[bool] = True
+    paper: ClassVar[str] = "Tian et al., ICLR 2020, arXiv 1910.10699"
 
     settings: Settings
     student_bank: Tensor

@@ -39,6 +39,7 @@ class DeiT(Objective):
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
+    paper: ClassVar[str] = "Touvron et al., ICML 2021, arXiv 2012.12877"
 
     settings: Settings
 

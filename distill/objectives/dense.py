@@ -49,6 +49,7 @@ class DenseFeature(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
     settings: Settings
 

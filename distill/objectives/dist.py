@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor
@@ -75,6 +75,8 @@ class DIST(Objective):
         temperature: float = Field(1.0, gt=0, description="T; 4 on CIFAR")
         beta: float = Field(1.0, ge=0, description="weight of the relations along each sample; 2 on CIFAR")
         gamma: float = Field(1.0, ge=0, description="weight of the relations along each class; 2 on CIFAR")
+
+    paper: ClassVar[str] = "Huang et al., NeurIPS 2022, arXiv 2205.10536"
 
     settings: Settings
 

@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +85,8 @@ class DKD(Objective):
         @property
         def needs_one_class(self) -> bool:
             return True
+
+    paper: ClassVar[str] = "Zhao et al., CVPR 2022, arXiv 2203.08679"
 
     settings: Settings
 

@@ -40,6 +40,7 @@ class FitNets(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
     settings: Settings
 

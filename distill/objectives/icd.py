@@ -93,6 +93,7 @@ class ICD(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     no_weight_decay: ClassVar[frozenset[str]] = frozenset({"tau"})
+    paper: ClassVar[str] = "Giakoumoglou and Stathaki 2024, arXiv 2407.11802"
 
     settings: Settings
 

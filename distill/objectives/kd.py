@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import Tensor
 
@@ -46,6 +46,8 @@ class KD(Objective):
 
     class Settings(LogitSettings):
         type: Literal["kd"] = "kd"
+
+    paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
 
     settings: Settings
 

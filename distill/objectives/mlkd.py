@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -69,6 +69,8 @@ class MLKD(Objective):
         type: Literal["mlkd"] = "mlkd"
         temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
         standardise: bool = Field(False, description="z-score each row of logits first")
+
+    paper: ClassVar[str] = "Jin et al., CVPR 2023"
 
     settings: Settings
 

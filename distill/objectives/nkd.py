@@ -5,7 +5,7 @@ Shape suffixes: B batch, K classes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -74,6 +74,8 @@ class NKD(Objective):
         @property
         def needs_one_class(self) -> bool:
             return True
+
+    paper: ClassVar[str] = "Yang et al., ICCV 2023, arXiv 2303.13005"
 
     settings: Settings
 

@@ -54,6 +54,7 @@ class NST(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Huang and Wang 2017, arXiv 1707.01219"
 
     settings: Settings
 

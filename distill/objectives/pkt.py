@@ -46,6 +46,7 @@ class PKT(Objective):
         weight: float = Field(30000.0, ge=0, description="factor of this term in the sum")
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Passalis and Tefas, ECCV 2018, arXiv 1803.10837"
 
     settings: Settings
 

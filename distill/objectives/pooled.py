@@ -57,6 +57,7 @@ class PooledFeature(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
     settings: Settings
 

@@ -75,6 +75,7 @@ class ReviewKD(Objective):
         width: int = Field(64, gt=0, description="channels in the fusion; 512 at most, and usual, on ImageNet")
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Chen et al., CVPR 2021, arXiv 2104.09044"
 
     settings: Settings
 

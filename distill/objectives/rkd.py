@@ -61,6 +61,7 @@ class RKD(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Park et al., CVPR 2019, arXiv 1904.05068"
 
     settings: Settings
 

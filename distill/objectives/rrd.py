@@ -74,6 +74,7 @@ class RRD(Objective):
         teacher_temperature: float = Field(0.02, gt=0, description="the sharper of the two")
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Giakoumoglou and Stathaki 2024, arXiv 2407.12073"
 
     settings: Settings
     projection: Tensor

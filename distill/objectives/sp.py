@@ -42,6 +42,7 @@ class SP(Objective):
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Tung and Mori, ICCV 2019, arXiv 1907.09682"
 
     settings: Settings
 

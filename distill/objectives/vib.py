@@ -49,6 +49,7 @@ class VIB(Objective):
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     needs_index: ClassVar[bool] = True
+    paper: ClassVar[str] = "Alemi et al., ICLR 2017, arXiv 1612.00410"
 
     settings: Settings
     steps: Tensor

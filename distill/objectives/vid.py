@@ -44,6 +44,7 @@ class VID(Objective):
         type: Literal["vid"] = "vid"
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    paper: ClassVar[str] = "Ahn et al., CVPR 2019, arXiv 1904.05835"
 
     settings: Settings
 
