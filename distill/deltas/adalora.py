@@ -122,9 +122,7 @@ class AdaLoRA(WeightDelta):
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         A, B = self.factors()
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            weight = self(frozen_weight(layer))
-        return projected(layer, x, weight, layer.bias, A, B)  # type: ignore[arg-type]
+        return projected(layer, x, frozen_weight(layer), layer.bias, A, B)  # type: ignore[arg-type]
 
     def penalty(self) -> Tensor | None:
         if not self.settings.orthogonality:

@@ -74,8 +74,7 @@ class DeltaRule(RankedDelta):
         weight = frozen_weight(layer)
         with torch.autocast(x.device.type, enabled=False):
             A, B = self.factors(weight)
-            changed = weight + (B @ A).detach().view(weight.shape)
-        return projected(layer, x, changed, layer.bias, A, B)  # type: ignore[arg-type]
+        return projected(layer, x, weight, layer.bias, A, B)  # type: ignore[arg-type]
 
 
 def _blocks(weight: Tensor, groups: int) -> Tensor:

@@ -3,8 +3,8 @@
 ``W' = m · V / ‖V‖`` by rows, ``V = W + (alpha / rank) · B A``. Shapes as for ``low_rank``; m [out].
 
 The length is stored relative to the row's own, ``m = (1 + magnitude) · ‖W‖``: zero means unchanged, exactly. The
-gradient through ‖V‖ is kept (the paper offers to drop it for memory; here it lives in the weight's space and costs
-little). A row of zeros stays one: it has no length to keep.
+gradient through ‖V‖ is kept (the paper offers to drop it; by way of the thin factors it costs little). A row of zeros
+stays one: it has no length to keep.
 
 Cheap way: that of low rank for ``V ∗ x`` (see ``projected``), then one factor per channel.
 
@@ -28,6 +28,14 @@ from distill.deltas.projected import projected
 def row_lengths(weight: Tensor) -> Tensor:
     """‖W_o‖ of every row, at least the smallest normal number."""
     return torch.linalg.vector_norm(weight.flatten(1), dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
+
+
+def changed_lengths(weight: Tensor, lengths: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """‖V‖ of every row of ``V = W + B A`` without forming V: ``‖V‖² = ‖W‖² + 2 B·(W Aᵀ) + B (A Aᵀ) Bᵀ``."""
+    blocks = weight.reshape(B.shape[0], B.shape[1], -1)
+    square = lengths.square() + (B * (2 * (blocks @ A.mT) + B @ (A @ A.mT))).sum(2).flatten()
+    # Rounding may leave less than nothing where W and B A cancel.
+    return square.clamp(min=torch.finfo(weight.dtype).tiny).sqrt()
 
 
 class DoRA(LowRank):
@@ -55,20 +63,20 @@ class DoRA(LowRank):
     def summed(cls, parts: Sequence[Learned]) -> Learned | None:
         return None  # lengths multiply
 
-    def factors(self, weight: Tensor, direction: Tensor) -> Tensor:
-        """What the rows of V are multiplied with."""
-        return (1 + self.magnitude) * (row_lengths(weight) / row_lengths(direction))
+    def factors(self, lengths: Tensor, changed: Tensor) -> Tensor:
+        """What the rows of V are multiplied with; ‖W‖ and ‖V‖ are given."""
+        return (1 + self.magnitude) * (lengths / changed)
 
     def forward(self, weight: Tensor) -> Tensor:
         direction = super().forward(weight)
-        return scale_rows(direction, self.factors(weight, direction))
+        return scale_rows(direction, self.factors(row_lengths(weight), row_lengths(direction)))
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        weight = frozen_weight(layer)
+        weight, B = frozen_weight(layer), self.B * self.scale
         with torch.autocast(x.device.type, enabled=False):
-            direction = super().forward(weight)
-            factors = self.factors(weight, direction)
-        y = projected(layer, x, direction.detach(), None, self.A, self.B * self.scale)
+            lengths = row_lengths(weight)
+            factors = self.factors(lengths, changed_lengths(weight, lengths, self.A, B))
+        y = projected(layer, x, weight, None, self.A, B)
         if y is None:
             return None
         channels = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)

@@ -31,7 +31,7 @@ from distill.deltas.ranked import RankedDelta, factors
 
 def low_rank_change(A: Tensor, B: Tensor, scale: float, shape: torch.Size) -> Tensor:
     """``scale · B A`` per group, as a weight of ``shape``. A [g, r, n], B [g, out/g, r]."""
-    return (scale * (B @ A)).view(shape)
+    return ((B * scale) @ A).view(shape)
 
 
 def fresh_factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -93,6 +93,4 @@ class LowRank(RankedDelta):
         return weight + low_rank_change(self.A, self.B, self.scale, weight.shape)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            weight = self(frozen_weight(layer))
-        return projected(layer, x, weight, layer.bias, self.A, self.B * self.scale)  # type: ignore[arg-type]
+        return projected(layer, x, frozen_weight(layer), layer.bias, self.A, self.B * self.scale)  # type: ignore[arg-type]

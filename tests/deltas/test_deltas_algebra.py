@@ -15,7 +15,7 @@ from distill.deltas.sites import Place
 from distill.registry import Family
 
 LAYERS = {
-    "linear": lambda: nn.Linear(24, 20),
+    "linear": lambda: nn.Linear(96, 64),
     "conv": lambda: nn.Conv2d(16, 12, 3),
     "depthwise": lambda: nn.Conv2d(12, 12, 5, groups=12),
     "norm": lambda: nn.BatchNorm2d(12),
@@ -121,7 +121,7 @@ def test_low_ranks_lie_side_by_side_and_cancel():
 
 
 def test_low_ranks_as_large_as_the_layer_stay_two():
-    a, b = link(LowRank.Settings(rank=6), "linear", 1), link(LowRank.Settings(rank=6), "linear", 2)
+    a, b = link(LowRank.Settings(rank=20), "linear", 1), link(LowRank.Settings(rank=20), "linear", 2)
     assert len(added((a,), (b,))) == 2
 
 
