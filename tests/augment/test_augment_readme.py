@@ -1,6 +1,7 @@
 """The guide's examples run: every block of it, in one folder, as a reader would."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +36,8 @@ def folder(tmp_path, monkeypatch):
     (info / "entry_points.txt").write_text("[distill.augment]\n" + points.split("\n", 1)[1].replace('"', ""))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.chdir(tmp_path)
-    return tmp_path
+    yield tmp_path
+    sys.modules.pop("my_ops", None)  # other guides have one, too
 
 
 @pytest.mark.parametrize("block", [text for text in blocks("python") if not text.startswith(MINE)])
