@@ -24,6 +24,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +42,7 @@ from torch import Tensor
 from augment.chain import eval_view
 from augment.dual import AugmentSettings, DualAugment
 from augment.policy import MixSettings
+from augment.presets import PRESETS
 from distill.data.module import DataModule
 from distill.data.order import Order
 from distill.files import write_atomic
@@ -48,6 +50,9 @@ from distill.models.teacher import Teacher
 from distill.workshop import StageError
 
 PLAIN, CONFIG = "no augmentation", "this config"
+logger = logging.getLogger(__name__)
+VIEW_PRESETS = ("weak", "strong", "cifar", "simclr", "mocov2", "dino", "deit3")
+"""Presets of a whole view. The others are further views of the same paper."""
 
 
 def t_stddev(mean_probabilities: Tensor) -> Tensor:
@@ -89,6 +94,9 @@ def candidates(settings: AugmentSettings) -> dict[str, AugmentSettings | None]:
         mix = MixSettings.model_validate({kind: 1.0})
         if own.mix is None:
             found[f"with {kind} of α 1"] = own.model_copy(update={"mix": mix})
+    for name in VIEW_PRESETS:
+        if (recipe := PRESETS[name]()) != own.student:
+            found[f"preset {name}"] = own.model_copy(update={"student": recipe})
     return found
 
 
@@ -123,6 +131,7 @@ def score(
             f"--draw-images {images}: a draw is a sample of the training images, of which there are only {len(ids)};"
             f" at most a quarter of them, {len(ids) // 4}, or they would be much the same in every draw"
         )
+    pipelines = _that_fit(pipelines, data, teacher, device)
     values: dict[str, list[float]] = {name: [] for name in pipelines}
     with Progress(console=console, transient=True, disable=console is None) as progress:
         task = progress.add_task("scoring", total=seeds * draws)
@@ -154,6 +163,26 @@ def score(
         for name, each in values.items()
     ]
     return sorted(scores, key=lambda found: sum(found.values))
+
+
+def _that_fit(
+    pipelines: Mapping[str, AugmentSettings | None], data: DataModule, teacher: Teacher, device: torch.device | str
+) -> dict[str, AugmentSettings | None]:
+    """All but the presets that cannot be used on images or networks of these sizes, which are named."""
+    batch = data.batch_of(data.part("train").ids[:1], 0)
+    found: dict[str, AugmentSettings | None] = {}
+    for name, settings in pipelines.items():
+        try:
+            if settings is not None:
+                maker = DualAugment(settings, teacher.inputs, teacher.inputs[0], 0).to(device)
+                maker(batch.images.to(device), batch.ids, 0)
+        except ValueError as error:
+            if name.removeprefix("preset ") not in VIEW_PRESETS:
+                raise
+            logger.warning("%s is left out: %s", name, error)
+        else:
+            found[name] = settings
+    return found
 
 
 def _probabilities(teacher: Teacher, views: tuple[tuple[Tensor, ...], ...]) -> Tensor:

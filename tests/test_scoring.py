@@ -17,7 +17,7 @@ from distill.config import Experiment, validate_tree
 from distill.data.order import Order
 from distill.models.network import create_network
 from distill.models.teacher import Teacher
-from distill.scoring import CONFIG, PLAIN, Score, candidates, score, score_table, t_stddev, write_scores
+from distill.scoring import CONFIG, PLAIN, VIEW_PRESETS, Score, candidates, score, score_table, t_stddev, write_scores
 from distill.stages import StageError, Workshop, make_data, prepare_teachers, ready_teachers
 from distill.training.signals import StopSignal
 
@@ -105,13 +105,27 @@ def test_what_is_compared(tmp_path: Path) -> None:
         "without RandomInvert (number 2)",
         "with mixup of α 1",
         "with cutmix of α 1",
+        *(f"preset {name}" for name in VIEW_PRESETS),
     ]
-    assert [len(s.student) for s in plain.values() if s] == [3, 2, 2, 2, 3, 3]
+    assert [len(s.student) for s in plain.values() if s][:6] == [3, 2, 2, 2, 3, 3]
+    own = candidates(experiment(tmp_path, augment={"policy": "identical", "student": "simclr"}).augment)
+    assert "preset simclr" not in own and "preset dino" in own, "the config's own chain is there already"
     weak = {"policy": "weak_teacher", "student": [CROP], "mix": {"mixup": 0.2}}
     mixing = candidates(experiment(tmp_path, augment=weak).augment)
-    assert list(mixing) == [PLAIN, CONFIG, "without RandomResizedCrop", "the teacher's chain", "without mixing"]
+    assert list(mixing)[:5] == [PLAIN, CONFIG, "without RandomResizedCrop", "the teacher's chain", "without mixing"]
     assert mixing["without mixing"].mix is None and mixing[CONFIG].mix is not None  # type: ignore[union-attr]
     assert all(s.policy == "identical" for s in mixing.values() if s)
+
+
+def test_a_preset_that_does_not_fit_is_left_out_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = experiment(tmp_path)
+    pipelines = candidates(settings.augment)
+    few = {name: pipelines[name] for name in (CONFIG, "preset weak", "preset cifar")}
+    found = score(few, make_data(settings), teacher_of(settings), seed=0, seeds=1, draws=2, images=4)
+    assert {each.name for each in found} == {CONFIG, "preset weak"}
+    assert "preset cifar is left out: PadCrop" in caplog.text
+    with pytest.raises(ValueError, match="PadCrop"):
+        score({CONFIG: pipelines["preset cifar"]}, make_data(settings), teacher_of(settings), seed=0, images=4)
 
 
 def test_a_draw_must_be_a_sample(tmp_path: Path) -> None:
