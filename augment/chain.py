@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,6 +11,7 @@ from torch import Tensor, nn
 
 from augment.draws import Draws
 from augment.errors import ExplainedError
+from augment.fuse.compiler import Compile
 from augment.fuse.run import Finish, FusedRun, normalised, resized, to_unit
 from augment.native import Native
 from augment.operation import SampledOp
@@ -23,7 +22,6 @@ from augment.views import InputSpec
 __all__ = ["Chain", "ImageError", "eval_view", "normalised", "resized", "to_unit"]
 
 Engine = Literal["fused", "kornia"]
-Compile = Literal["auto"] | bool
 
 
 class ImageError(ExplainedError, ValueError):
@@ -63,11 +61,7 @@ class Chain(nn.Module):
             seen[name] += 1
         self.steps = [Step(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
         self._stages = plan(self.steps)
-        self._runs = {
-            n: FusedRun(stage, lambda device: _compiles(compile, device.type))
-            for n, stage in enumerate(self._stages)
-            if isinstance(stage, Run)
-        }
+        self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Run)}
         natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), Native)]
         # Noise, bicubic reading and users' operations may leave [0, 1].
         self.clamps = len(natives) < len(self.steps) or not all(user.keeps_range for user in natives)
@@ -172,32 +166,6 @@ def _by_kornia(step: Step, images: Tensor, draws: Draws) -> Tensor:
     if isinstance(operation, SampledOp) and isinstance(operation.user, Native):
         return operation.user.by_kornia(images, operation.sample(draws, images.shape))
     return operation(images, draws)
-
-
-@cache
-def _compiles(wanted: Compile, device: str) -> bool:
-    """Whether the passes are compiled on a type of device."""
-    if wanted is False or (wanted == "auto" and device == "cpu"):
-        return False
-    missing = _missing_compiler(device)
-    if missing:
-        warnings.warn(f"augmentation runs without torch.compile: {missing}", stacklevel=2)
-    return not missing
-
-
-def _missing_compiler(device: str) -> str:
-    if device != "cpu":
-        from torch.utils._triton import has_triton
-
-        return "" if has_triton() else "Triton is not installed, or does not know this GPU"
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
-    try:
-        get_cpp_compiler()
-    except InvalidCxxCompiler:
-        return "no C++ compiler is found; install g++, or set CXX"
-    return ""
 
 
 @torch.no_grad()

@@ -34,6 +34,8 @@ def _kept(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -
 
 def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """[C, 1, 1] on the device of ``like``."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1)
     return _kept(tuple(values), like.device, like.dtype)
 
 
@@ -51,9 +53,11 @@ def where_drawn(change: Callable[[Tensor, Params], Tensor], images: Tensor, para
         return change(images, params)
     if not by_rows(images):
         return torch.where(by_sample(drawn), change(images, params), images)
+    if not drawn.any():
+        return images
+    if drawn.all():
+        return change(images, params)
     rows = drawn.nonzero()[:, 0]
-    if len(rows) in (0, len(images)):
-        return change(images, params) if len(rows) else images
     batch = len(images)
     these = {name: value[rows] if batch_first(value, batch) else value for name, value in params.items()}
     return images.index_copy(0, rows, change(images[rows], these))

@@ -39,5 +39,7 @@ def _filled(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None)
 
 def erase(user: Any, images: Tensor, params: Params) -> Tensor:
     """One operation on the samples that it is drawn for."""
+    if by_rows(images) and "drawn" in params and not params["drawn"].any():
+        return images
     boxes, values = user.erase(params, images.shape)
     return (_filled if by_rows(images) else erased)(images, boxes, values, params.get("drawn"))

@@ -18,8 +18,9 @@ from torch.nn import functional as F
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.blur import blur
 from augment.fuse.colour import Params, batch_first, colour, per_channel
+from augment.fuse.compiler import Compile, compiles
 from augment.fuse.erase import erase
-from augment.fuse.geometry import composed, mirror, output_size, warp
+from augment.fuse.geometry import Map, composed, mirror, output_size, warp
 from augment.native import Native
 from augment.plan import Run, Step
 from augment.views import InputSpec
@@ -74,15 +75,18 @@ class FusedRun:
 
     Args:
         run: the passes.
-        compile: whether torch.compile makes them, on a device of that type.
+        compile: whether torch.compile makes them; "auto": on a GPU.
     """
 
-    def __init__(self, run: Run, compile: Callable[[torch.device], bool]):
+    def __init__(self, run: Run, compile: Compile):
         self.run, self.compile = run, compile
         self.steps = run.steps
         self.native = [step for step in self.steps if isinstance(step.user, Native)]
         self.counts = [step.user.uniforms + 1 for step in self.native]
         self._compiled: Callable[..., Tensor] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_compiled": None}  # what torch.compile makes cannot be copied
 
     def __call__(self, images: Tensor, source: Callable[[Step], Draws], finish: Callable[[Tensor], Tensor]) -> Tensor:
         """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
@@ -94,7 +98,7 @@ class FusedRun:
         draws = [source(step) for step in self.native]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
         constants = counters(draws, self.counts, images.device)
-        if self.compile(images.device):
+        if compiles(self.compile, images.device.type):
             if self._compiled is None:
                 self._compiled = torch.compile(self.whole)
             return self._compiled(images, ids, constants, foreign, finish)
@@ -112,7 +116,18 @@ class FusedRun:
         finish: Callable[[Tensor], Tensor],
     ) -> Tensor:
         """Everything for the whole batch, with no wait for the device."""
-        return finish(self.passes(images, self.parameters(images.shape, ids, constants, foreign)))
+        params = self.parameters(images.shape, ids, constants, foreign)
+        return finish(self.passes(images, params, self.maps(images.shape, params)))
+
+    def maps(self, shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
+        """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
+        maps: list[Map | None] = []
+        for one in self.run.passes:
+            resamples = one.kind == "geometry" and not one.mirrors
+            maps.append(composed([(step.user, params[step.place]) for step in one.steps], shape) if resamples else None)
+            for step in one.steps:
+                shape = _shape_after(step, shape)
+        return maps
 
     def parameters(
         self, shape: torch.Size, ids: Tensor, constants: tuple[Tensor, ...], foreign: dict[int, Params]
@@ -134,25 +149,27 @@ class FusedRun:
         for step in self.steps:
             shape = _shape_after(step, shape)
         rows = 1 if shape[1:].numel() >= CACHED else batch
-        if rows == batch:
-            return finish(self.passes(images, params))
+        maps = self.maps(images.shape, params)
+        if rows >= batch:
+            return finish(self.passes(images, params, maps))
         result: Tensor | None = None
         parts = _split(params, batch, rows)
-        for n, image in enumerate(images.split(rows)):
-            part = finish(self.passes(image, parts[n]))
+        for n, (image, its_params, its_maps) in enumerate(
+            zip(images.split(rows), parts, _split_maps(maps, rows, len(parts)))
+        ):
+            part = finish(self.passes(image, its_params, its_maps))
             if result is None:
                 result = part.new_empty(batch, *part.shape[1:])
             result[n * rows : (n + 1) * rows] = part
         assert result is not None
         return result
 
-    def passes(self, images: Tensor, params: dict[int, Params]) -> Tensor:
+    def passes(self, images: Tensor, params: dict[int, Params], maps: Sequence[Map | None]) -> Tensor:
         """Images, uint8 or floats, through all passes."""
         x = to_unit(images)
-        for one in self.run.passes:
-            if one.kind == "geometry" and not one.mirrors:
-                steps = [(step.user, params[step.place]) for step in one.steps]
-                x = warp(x, *composed(steps, x.shape), one.axis_aligned, *one.reading)
+        for one, back in zip(self.run.passes, maps):
+            if back is not None:
+                x = warp(x, *back, one.axis_aligned, *one.reading)
                 continue
             for step in one.steps:
                 x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
@@ -180,3 +197,20 @@ def _split(params: dict[int, Params], batch: int, rows: int) -> Sequence[dict[in
             for part, piece in zip(parts, pieces):
                 part[place][name] = piece
     return parts
+
+
+def _split_maps(maps: Sequence[Map | None], rows: int, count: int) -> list[tuple[Map | None, ...]]:
+    """Maps of a batch as those of ``count`` parts of ``rows`` samples."""
+    split: list[list[Map | None]] = []
+    for one in maps:
+        if one is None:
+            split.append([None] * count)
+            continue
+        back, size, frames = one
+        parts: list[Map | None] = [(part, size, []) for part in back.split(rows)]
+        for frame, limits in frames:
+            for part, piece in zip(parts, frame.split(rows)):
+                assert part is not None
+                part[2].append((piece, limits))
+        split.append(parts)
+    return list(zip(*split))

@@ -31,17 +31,16 @@ def hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
     r, g, b = rgb.split(1, 1)
     top, bottom = torch.maximum(torch.maximum(r, g), b), torch.minimum(torch.minimum(r, g), b)
     spread = top - bottom
-    red = (r == top).to(rgb.dtype)
-    green = (g == top).to(rgb.dtype) * (1 - red)
-    blue = 1 - red - green
-    # Where all are equal the spread is 0, and so is what the hue does.
-    safe = spread.clamp(min=torch.finfo(rgb.dtype).tiny)
-    hue = (red * (g - b) + green * (b - r) + blue * (r - g)) / safe + 2 * green + 4 * blue
-    hue = hue / 6 + turns
+    # In sixths times the spread, as if blue were the largest; then green; red last, which wins where they are equal.
+    hue = torch.add(r - g, spread, alpha=4)
+    hue.lerp_(torch.add(b - r, spread, alpha=2), (g == top).to(rgb.dtype))
+    hue.lerp_(g - b, (r == top).to(rgb.dtype))
+    # Where all three are equal the spread is 0, and so is what the hue does.
+    hue.div_(spread.clamp(min=torch.finfo(rgb.dtype).tiny))
     centres = torch.arange(3, device=rgb.device, dtype=rgb.dtype).view(3, 1, 1) / 3
-    away = hue - centres
-    away = (away - away.round()).abs()
-    return torch.addcmul(bottom, spread, (2 - 6 * away).clamp(0, 1))
+    away = torch.add(turns - centres, hue, alpha=1 / 6)
+    away = away.sub_(away.round()).abs_()
+    return torch.addcmul(bottom, spread, away.mul_(-6).add_(2).clamp_(0, 1))
 
 
 def saturated(rgb: Tensor, factor: Tensor) -> Tensor:

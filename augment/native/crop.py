@@ -41,8 +41,9 @@ class _Cut(Native):
         """The corners of ``dst`` come from those of ``src``: x ↦ left + x · (right - left) / (w - 1)."""
         first, last = params["src"][:, 0], params["src"][:, 2]
         height, width = self.size
-        scale = (last - first) / first.new_tensor((max(width - 1, 1), max(height - 1, 1)))
-        return axis_map(scale[:, 0], first[:, 0], scale[:, 1], first[:, 1])
+        extent = last - first
+        across, down = extent[:, 0] / max(width - 1, 1), extent[:, 1] / max(height - 1, 1)
+        return axis_map(across, first[:, 0], down, first[:, 1])
 
 
 class RandomResizedCrop(_Cut):
