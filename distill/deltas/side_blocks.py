@@ -86,7 +86,8 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
         for n, layer in block.named_modules()
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not _ASIDE & set(n.split("."))
     ]
-    width, steps = max(1, tap.channels // reduction), []
+    width = max(1, tap.channels // reduction)
+    steps: list[Step] = []
     for number, (source, layer) in enumerate(chain):
         outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * getattr(layer, "groups", 1)
         before = chain[number - 1][1].weight.shape[0] if number else inputs
@@ -96,7 +97,7 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
         last = number == len(chain) - 1
         thin = steps[-1].outputs if steps else width
         out = width if last else thin if depthwise else max(1, outputs // reduction)
-        kernel = tuple(layer.weight.shape[2:]) or (1, 1)
+        kernel = (layer.weight.shape[2], layer.weight.shape[3]) if layer.weight.ndim == 4 else (1, 1)
         steps.append(Step(thin, out, kernel, depthwise, source))
     if not steps or chain[-1][1].weight.shape[0] != tap.channels:
         raise DeltaError(str(refusal).format(f"whose layers do not end in its {tap.channels} channels"))

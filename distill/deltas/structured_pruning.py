@@ -29,9 +29,9 @@ def stream_scores(rung: Rung, backbone: nn.Module, importance: Importance) -> Te
         reads = _matrix(backbone, first.source, importance)
         return scores + reads.sum(0) if reads.shape[1] == len(scores) else scores
     name = rung.form.source
-    reads = [importance(f"{name}.{layer}").sum(0) for layer in ("attn.qkv", "mlp.fc1")]
-    writes = [importance(f"{name}.{layer}").sum(1) for layer in ("attn.proj", "mlp.fc2")]
-    return torch.stack(reads + writes).sum(0)
+    read = [importance(f"{name}.{layer}").sum(0) for layer in ("attn.qkv", "mlp.fc1")]
+    written = [importance(f"{name}.{layer}").sum(1) for layer in ("attn.proj", "mlp.fc2")]
+    return torch.stack(read + written).sum(0)
 
 
 @torch.no_grad()

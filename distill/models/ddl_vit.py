@@ -44,7 +44,7 @@ class DeltaVit(VisionTransformer):
 
     def __init__(self, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any):
         block = partial(DeltaBlock, values=values, gate=gate, value=value)
-        super().__init__(*arguments, block_fn=block, **more)  # type: ignore[arg-type]
+        super().__init__(*arguments, block_fn=block, **more)  # type: ignore[arg-type, misc]
         if values > 1:
             self.norm_pre = nn.Sequential(self.norm_pre, expansion(self.embed_dim, values))
             self.norm = nn.Sequential(compression(self.embed_dim, values), self.norm)  # type: ignore[assignment]

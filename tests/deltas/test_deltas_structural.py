@@ -1,0 +1,339 @@
+"""What every structural delta must keep, whatever it adds. Found by discovery, so that a new one is tested too."""
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from deltas_models import build, disturb, images, relative
+from torch import nn
+
+from distill.deltas.attach import attach, deltas, merge
+from distill.deltas.base import DeltaError, DeltaSettings
+from distill.deltas.dense import Dense
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
+from distill.export.delta_file import load_delta, write_delta
+from distill.export.sealed import ExportError
+from distill.models.identity import identify
+from distill.registry import Family
+
+METHODS: dict[str, DeltaSettings] = {
+    name: settings()  # type: ignore[misc]
+    for name, settings in Family("distill.deltas", "StructuralDelta").known().items()
+}
+VARIANTS: dict[str, DeltaSettings] = METHODS | {
+    name: type(METHODS[name.partition(" ")[0]])(**changes)
+    for name, changes in {
+        "deep_delta values": {"values": 4, "gate": "mlp", "gate_hidden": 8, "value": "sigmoid"},
+        "deep_delta write only": {"write_only": True},
+        "adapter plain": {"scale": False, "kernel": 1, "act": "silu", "hidden": 3},
+        "ladder new": {"init": "random", "every": 2, "reduction": 4},
+    }.items()
+}
+MODELS = ["test_efficientnet", "test_resnet", "test_vit", "test_convnext"]
+
+every_method = pytest.mark.parametrize("name", METHODS)
+every_variant = pytest.mark.parametrize("name", VARIANTS)
+
+
+def with_delta(model: str, name: str) -> nn.Module:
+    torch.manual_seed(1)
+    network = build(model)
+    attach(network, [VARIANTS[name]], classifier_names(network))
+    return network
+
+
+def view(model: str, count: int = 2) -> torch.Tensor:
+    """An odd number of pixels where the network takes that."""
+    return images(count, 160) if "vit" in model else images(count, 97, 75)
+
+
+@pytest.mark.parametrize("model", MODELS)
+@every_variant
+def test_identity_names_and_gradients(model: str, name: str) -> None:
+    plain, x = build(model), view(model)
+    before = plain(x).detach()
+    frozen = {n: t.clone() for n, t in plain.state_dict().items()}
+    network = with_delta(model, name)
+    network.eval()
+    assert torch.equal(network(x), before), "not the identity at step 0"
+    (site,) = deltas(network)
+    assert site.delta.is_identity()
+    head = classifier_names(network)
+    assert backbone_state(network, head).keys() | {n for n in frozen if n.startswith(head)} == frozen.keys()
+
+    disturb(network)
+    assert not site.delta.is_identity()
+    network.train()
+    network(x).square().sum().backward()
+    trained = {id(p) for p in site.delta.parameters()}
+    trained |= {id(p) for n in head for p in network.get_submodule(n).parameters()}
+    for n, parameter in network.named_parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.any())) == (id(parameter) in trained), n
+    network.eval()
+    with torch.no_grad():
+        assert relative(network(x), before) > 1e-4
+    moved = backbone_state(network, head)
+    statistics = ("running_mean", "running_var", "num_batches_tracked")  # .train() on a bare model moves them
+    assert all(torch.equal(frozen[n], t) for n, t in moved.items() if not n.endswith(statistics))
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+@every_method
+def test_the_first_step_leaves_the_identity(model: str, name: str) -> None:
+    """Gradient descent gets away from the start, where most of a delta has no gradient yet."""
+    network, x = with_delta(model, name), view(model, 4)
+    optimiser = torch.optim.SGD(deltas(network)[0].delta.parameters(), lr=0.01)
+    losses = []
+    for _ in range(4):
+        loss = nn.functional.cross_entropy(network(x), torch.tensor([0, 1, 2, 3]))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < losses[0] and not deltas(network)[0].delta.is_identity()
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+@every_variant
+def test_deepcopy_is_independent_and_merging_is_refused(model: str, name: str) -> None:
+    network, x = with_delta(model, name), view(model)
+    network.eval()
+    disturb(network)
+    with torch.no_grad():
+        expected = network(x)
+        twin = copy.deepcopy(network)
+        assert torch.equal(twin(x), expected)
+        disturb(twin)
+        assert torch.equal(network(x), expected) and not torch.equal(twin(x), expected)
+    with pytest.raises(DeltaError, match=r"is structural: it cannot be merged.*a weight delta such as low_rank can"):
+        merge(network)
+
+
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_vit"])
+@every_variant
+def test_bf16_autocast_and_channels_last(model: str, name: str) -> None:
+    network = with_delta(model, name).to(memory_format=torch.channels_last)
+    disturb(network)
+    x = view(model).to(memory_format=torch.channels_last)
+    exact = network(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = network(x)
+        y.float().square().mean().backward()
+    assert y.dtype == torch.bfloat16 and relative(y.float(), exact) < 0.1
+    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in network.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("model", ["test_efficientnet", "test_vit"])
+@every_variant
+def test_all_that_timm_gives_shows_it(model: str, name: str) -> None:
+    """Logits by themselves and by way of maps and pooled features are the same."""
+    from distill.models.network import extract
+
+    network, x = with_delta(model, name), view(model)
+    network.eval()
+    disturb(network)
+    with torch.no_grad():
+        features = extract(network, x, frozenset({"logits", "pooled", "maps"}))
+        assert relative(features.logits, network(x)) < 1e-5
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A delta file of every variant on a CNN and a ViT, and the logits of the model that was saved."""
+    folder = tmp_path_factory.mktemp("saved")
+    logits = {}
+    for model in ("test_efficientnet", "test_vit"):
+        for name in VARIANTS:
+            network = build(model)
+            backbone = identify(backbone_state(network, classifier_names(network)))
+            attach(network, [VARIANTS[name]], classifier_names(network))
+            network.eval()
+            disturb(network)
+            write_delta(folder / f"{model} {name}", network, backbone, origin="random")
+            with torch.no_grad():
+                logits[f"{model} {name}"] = network(view(model))
+    return folder, logits
+
+
+_LOAD = """
+import json, sys
+from pathlib import Path
+import torch
+from deltas_models import build, images
+from test_deltas_structural import view
+from distill.export.delta_file import load_delta
+found = {}
+with torch.no_grad():
+    for folder in map(Path, sys.argv[1:]):
+        model = folder.name.partition(" ")[0]
+        found[folder.name] = load_delta(folder, build(model))(view(model)).tolist()
+print(json.dumps(found))
+"""
+
+
+def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
+    folder, logits = saved
+    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    code = f"import sys; sys.path[:0] = {paths!r}\n{_LOAD}"
+    command = [sys.executable, "-c", code, *(str(folder / name) for name in logits)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [name for name in logits if not torch.equal(torch.tensor(found[name]), logits[name])] == []
+
+
+def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:
+    """Correctors do not commute; weight deltas and structural ones lie in one file."""
+    specs = [
+        METHODS["deep_delta"].model_copy(update={"sites": ("layer2.*",)}),
+        METHODS["adapter"],
+        Dense.Settings(sites="layer1.0.conv1"),
+        METHODS["deep_delta"].model_copy(update={"sites": ("layer2.*",)}),
+    ]
+    network = build("test_resnet")
+    backbone = identify(backbone_state(network, ("fc",)))
+    attach(network, specs, "fc")
+    assert [site.delta.settings.type for site in deltas(network)] == ["dense", "deep_delta", "adapter", "deep_delta"]
+    network.eval()
+    disturb(network)
+    manifest = write_delta(tmp_path / "delta", network, backbone, origin="random")
+    assert [group.sites for group in manifest.deltas][1:] == [("structural_0",), ("structural_1",), ("structural_2",)]
+    with torch.no_grad():
+        again = load_delta(tmp_path / "delta", build("test_resnet"))
+        assert torch.equal(again(view("")), network(view("")))
+
+
+@every_method
+def test_what_was_not_learned_is_not_written(name: str, tmp_path: Path) -> None:
+    network = build("test_resnet")
+    backbone = identify(backbone_state(network, ("fc",)))
+    attach(network, [METHODS[name]], "fc")
+    with pytest.raises(ExportError, match="all 1 deltas leave the backbone as it is"):
+        write_delta(tmp_path, network, backbone, origin="random")
+
+
+def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_ddp_rank, (str(tmp_path), list(METHODS)), nprocs=2)
+    differences = json.loads((tmp_path / "differences.json").read_text())
+    assert differences.keys() == METHODS.keys() and max(differences.values()) < 1e-3, differences
+
+
+def _ddp_rank(rank: int, folder: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.FileStore(f"{folder}/store", 2)
+    torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
+    differences = {}
+    for name in names:
+        network = with_delta("test_resnet", name)
+        disturb(network)
+        alone = copy.deepcopy(network)
+        (alone(view("", 4)).square().sum() / 2).backward()
+        x = view("", 4)[2 * rank : 2 * rank + 2]
+        parallel = nn.parallel.DistributedDataParallel(network)  # it must outlive the backward pass
+        parallel(x).square().sum().backward()
+        pairs = [(p.grad, q.grad) for p, q in zip(network.parameters(), alone.parameters()) if p.requires_grad]
+        differences[name] = max(relative(p, q) for p, q in pairs)
+    if rank == 0:
+        (Path(folder) / "differences.json").write_text(json.dumps(differences))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+@every_method
+def test_compiles_without_another_result(model: str, name: str) -> None:
+    check_compiled(model, name, "aot_eager")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+@every_method
+def test_torch_compile(model: str, name: str) -> None:
+    check_compiled(model, name, "inductor")
+
+
+def check_compiled(model: str, name: str, backend: str) -> None:
+    torch.compiler.reset()
+    network, x = with_delta(model, name), view(model)
+    disturb(network)
+    network(x).square().mean().backward()
+    expected = {n: p.grad.clone() for n, p in network.named_parameters() if p.grad is not None}
+    network.zero_grad()
+    torch.compile(network, backend=backend)(x).square().mean().backward()
+    for n, p in network.named_parameters():
+        if n in expected:
+            assert p.grad is not None and relative(p.grad, expected[n]) < 1e-3, n
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        (
+            "deep_delta",
+            {"sites": ("layer5.*",)},
+            "deep_delta: pattern 'layer5.*' matches no block; did you mean 'layer",
+        ),
+        ("adapter", {"sites": ("layr1",)}, "adapter: pattern 'layr1' matches no block; did you mean 'layer1'"),
+        ("ladder", {"exclude": ("layer9",)}, "ladder: exclude pattern 'layer9' matches no block; did you mean 'layer"),
+        ("adapter", {"exclude": ("*",)}, "adapter: all blocks that its sites find are excluded"),
+        ("deep_delta", {"kinds": ("conv",)}, "kinds are of layers, and it sits on blocks; leave kinds out"),
+        ("deep_delta", {"values": 7}, "'layer1.0' has 32 channels, which values: 7 does not divide"),
+        ("output", {"sites": ("layer1",)}, "output: it sits on the classifier; leave sites, exclude and kinds out"),
+    ],
+)
+def test_errors_name_the_block(name: str, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(DeltaError) as caught:
+        attach(build("test_resnet"), [METHODS[name].model_copy(update=changes)], "fc")
+    assert message in str(caught.value)
+
+
+FAMILIES = {
+    "resnet18": 64,
+    "resnext50_32x4d": 64,
+    "mobilenetv3_small_050": 64,
+    "tf_efficientnet_lite0": 64,
+    "test_convnext": 96,
+    "test_nfnet": 96,
+    "regnety_002": 64,
+    "vit_tiny_patch16_224": 0,
+    "deit_tiny_distilled_patch16_224": 0,
+    "swin_tiny_patch4_window7_224": 0,
+    "eva02_tiny_patch14_224": 0,
+    "efficientformer_l1": 0,
+    "mvitv2_tiny": 0,
+    "vgg11": 64,
+}
+NOT_FOR = {
+    ("eva02_tiny_patch14_224", "ladder"): "no side block can be cut out of 'blocks.0' .* set init: random",
+    ("efficientformer_l1", "ladder"): "must all give maps, or all the same tokens, .*'adapter'",
+    ("mvitv2_tiny", "*"): "does not put out one tensor of tokens or of a map; leave it out with exclude",
+    ("vgg11", "*"): r"VGG declares no blocks \(timm's group_matcher\); use a weight delta, or 'output'",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families(family: str) -> None:
+    """Identity, change and gradients on networks as timm builds them; where one does not fit, what would is named."""
+    torch.manual_seed(0)
+    arguments = {"depth": 2} if family.startswith(("vit", "deit", "eva")) else {}
+    plain = timm.create_model(family, num_classes=5, **arguments).eval()
+    x = images(1, FAMILIES[family] or plain.pretrained_cfg["input_size"][1])
+    with torch.no_grad():
+        before = plain(x)
+    for name, settings in METHODS.items():
+        network = copy.deepcopy(plain)
+        refusal = NOT_FOR.get((family, name)) or (NOT_FOR.get((family, "*")) if name != "output" else None)
+        if refusal:
+            with pytest.raises(DeltaError, match=refusal):
+                attach(network, [settings], classifier_names(network))
+            continue
+        attach(network, [settings], classifier_names(network))
+        with torch.no_grad():
+            assert torch.equal(network(x), before), name
+            disturb(network)
+            assert not torch.equal(network(x), before), name
