@@ -39,6 +39,8 @@ class Chain(nn.Module):
         compile: whether torch.compile makes the passes. "auto": on a GPU. On a CPU they are faster without it, as they
             can then leave out what is not drawn.
 
+        bounded: whether what comes out is held in [0, 1]; not for spectrograms, whose values have no bounds.
+
     Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a colour
     operation to a chain changes nothing about its crop.
     """
@@ -49,6 +51,7 @@ class Chain(nn.Module):
         size: tuple[int, int],
         engine: Engine = "fused",
         compile: Compile = "auto",
+        bounded: bool = True,
     ):
         super().__init__()
         self.size, self.engine = size, engine
@@ -64,7 +67,7 @@ class Chain(nn.Module):
         self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Run)}
         natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), Native)]
         # Noise, bicubic reading and users' operations may leave [0, 1].
-        self.clamps = len(natives) < len(self.steps) or not all(user.keeps_range for user in natives)
+        self.clamps = bounded and (len(natives) < len(self.steps) or not all(user.keeps_range for user in natives))
 
     def plan(self) -> str:
         """What is done together, and what by itself and why: a line for every pass."""

@@ -36,6 +36,7 @@ class DualAugment(nn.Module):
         plan = plan_views(settings, student)
         _check_sizes(plan, self.teachers, student)
         self.plan = plan
+        _check_domains(self.teachers, student)
         if not self.teachers:
             self.plan = Plan((), plan.student, tuple((0, view) for view in range(len(plan.student))))
         self.chains = nn.ModuleDict()
@@ -46,13 +47,15 @@ class DualAugment(nn.Module):
             size = look.size or spec.size
             name = _chain_name(look, size)
             if name not in self.chains:
-                self.chains[name] = Chain(look.recipe, size, settings.engine, settings.compile)
+                self.chains[name] = Chain(look.recipe, size, settings.engine, settings.compile, student.bounded)
                 self._looks[name] = look
             self._specs.setdefault(name, set()).add(spec)
 
     @torch.no_grad()
     def looks(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
         """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work."""
+        if not self.student.bounded:
+            raise ValueError("values without bounds cannot be kept as bytes: use placement: device")
         made = {name: self._pixels(name, images, ids, epoch) for name in self.chains}
         return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
 
@@ -67,7 +70,7 @@ class DualAugment(nn.Module):
         """The views of a batch.
 
         Args:
-            images: [B, 3, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
+            images: [B, C, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
                 :meth:`looks` made of them: the same views, within the rounding to a byte.
             ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: they are copied to a GPU without
                 a wait, but mixing and operations that are kornia's own code need them on the CPU too.
@@ -77,8 +80,9 @@ class DualAugment(nn.Module):
         if isinstance(images, Mapping):
             made = {(name, None): to_unit(pixels) for name, pixels in images.items()}
         batch = next(iter(images.values())) if isinstance(images, Mapping) else images
-        if batch.ndim != 4 or batch.shape[1] != 3 or not len(batch):
-            raise ValueError(f"images must be [B, 3, H, W] with B > 0, not {list(batch.shape)}")
+        channels = len(self.student.mean)
+        if batch.ndim != 4 or batch.shape[1] != channels or not len(batch):
+            raise ValueError(f"images must be [B, {channels}, H, W] with B > 0, not {list(batch.shape)}")
         if ids.shape != batch.shape[:1]:
             raise ValueError(f"{len(batch)} images need ids [{len(batch)}], not {list(ids.shape)}")
 
@@ -106,6 +110,12 @@ class DualAugment(nn.Module):
 
 def _chain_name(look: Look, size: tuple[int, int]) -> str:
     return f"{look.key} {size[0]}x{size[1]}"
+
+
+def _check_domains(teachers: Sequence[InputSpec], student: InputSpec) -> None:
+    for spec in teachers:
+        if (len(spec.mean), spec.bounded) != (len(student.mean), student.bounded):
+            raise ValueError(f"teacher and student look at one batch, but expect different kinds: {spec} and {student}")
 
 
 def _check_sizes(plan: Plan, teachers: Sequence[InputSpec], student: InputSpec) -> None:

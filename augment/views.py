@@ -12,11 +12,16 @@ if TYPE_CHECKING:  # settings are read without torch, and need to know of InputS
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network expects to see: pixel size (height, width) and per-channel normalisation of RGB in [0, 1]."""
+    """What a network expects to see: size in pixels (height, width) and normalisation, channel by channel.
+
+    Images are RGB in [0, 1]. Other domains have as many channels as ``mean`` and ``std`` are long, and ``bounded=False``:
+    spectrograms [B, C, F, T], say, are floats of any size, so nothing is clamped.
+    """
 
     size: tuple[int, int]
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    bounded: bool = True
 
 
 @dataclass(frozen=True)

@@ -243,3 +243,20 @@ def test_wrong_input_is_refused(images, ids, message):
 def test_normalised_uses_each_networks_own_numbers():
     views = dual("independent", [TEACHER], TEACHER, student=[], teacher=[])(IMAGES, IDS, 0)
     torch.testing.assert_close(normalised(undo(views.student[0], TEACHER), TEACHER), views.teacher[0][0])
+
+
+def test_spectrograms_are_seen_in_two_views_too() -> None:
+    """One channel, a shape of its own, values far from [0, 1], and a normalisation of one number."""
+    spec = InputSpec((40, 64), mean=(-20.0,), std=(10.0,), bounded=False)
+    sounds = torch.randn(4, 1, 40, 64, generator=torch.Generator().manual_seed(0)) * 10 - 20
+    masks = {"type": "SpecAugment", "frequency_width": 10, "time_width": 20, "fill": "mean"}
+    settings = AugmentSettings.model_validate({"policy": "independent", "student": [masks], "teacher": []})
+    dual = DualAugment(settings, (spec,), spec, seed=0)
+    views = dual(sounds, torch.arange(4), 0)
+    torch.testing.assert_close(views.teacher[0][0], (sounds + 20) / 10)
+    changed = views.student[0] != views.teacher[0][0]
+    assert changed.any(dim=(1, 2, 3)).all() and not changed.all(), "bands are masked, the rest is as it was"
+    with pytest.raises(ValueError, match=r"images must be \[B, 1, H, W\]"):
+        dual(torch.zeros(4, 3, 40, 64), torch.arange(4), 0)
+    with pytest.raises(ValueError, match="expect different kinds"):
+        DualAugment(settings, (InputSpec((40, 64)),), spec, seed=0)

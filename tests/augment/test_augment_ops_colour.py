@@ -97,9 +97,10 @@ def test_jpeg_is_a_file_written_and_read(quality):
         picture(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
         reference = pixels(Image.open(file))
         apart, loss = (done[n] - reference).abs().mean(), (reference - FLOATS[n]).abs().mean()
-        # libjpeg computes with whole numbers; where that tips a coefficient over, its block is a step of the table off.
+        # libjpeg computes with whole numbers; where that tips a coefficient over, its block is a step of the table off:
+        # at most 1.3 levels on average and 4.6 % of the pixels were measured on these pictures.
         assert apart < 1.5 * LEVEL and apart < 0.25 * loss
-        assert ((done[n] - reference).abs() > 6 * LEVEL).float().mean() < 0.1
+        assert ((done[n] - reference).abs() > 6 * LEVEL).float().mean() < 0.05
 
 
 def test_jpeg_of_a_grey_image():
