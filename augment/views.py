@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # settings are read without torch, and need to know of InputS
 class InputSpec:
     """What a network expects to see: size in pixels (height, width) and normalisation, channel by channel.
 
-    Images are RGB in [0, 1]. Other domains have as many channels as ``mean`` and ``std`` are long, and ``bounded=False``:
-    spectrograms [B, C, F, T], say, are floats of any size, so nothing is clamped.
+    Images are RGB in [0, 1]. Other domains have as many channels as ``mean`` and ``std`` are long, and
+    ``bounded=False``: spectrograms [B, C, F, T], say, are floats of any size, so nothing is clamped.
     """
 
     size: tuple[int, int]

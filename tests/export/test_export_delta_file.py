@@ -104,7 +104,8 @@ def test_manifest_says_what_is_needed(folder: Path, trained: Trained) -> None:
     assert (manifest.architecture, manifest.num_classes, manifest.labels) == ("test_efficientnet", 5, LABELS)
     assert manifest.preprocessing.input_size == (3, 96, 96) and manifest.results[0].seed == 3
     assert manifest.backbone == trained.identity
-    assert manifest.deltas[0].settings == {"type": "low_rank", "rank": 2, "alpha": None, "oversized": "skip"}
+    expected = {"type": "low_rank", "rank": 2, "ranks": None, "alpha": None, "oversized": "skip"}
+    assert manifest.deltas[0].settings == expected
     assert "head/classifier.weight" in tensors and "moved/bn1.running_mean" in tensors
     assert sum(name.startswith("moved/") for name in tensors) == 1
     names = {name for name in tensors if name.startswith("delta/")}

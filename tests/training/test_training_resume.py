@@ -10,7 +10,6 @@ from distill.training.callbacks import Saving
 from distill.training.checkpoints import checkpoint_path, newest_good, steps_of
 from distill.training.signals import Interrupted
 
-
 # Objectives with a memory, with draws of their own, or with a second player.
 BANKS = [
     {"type": "crd", "negatives": 20, "dim": 4},
