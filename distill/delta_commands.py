@@ -29,6 +29,7 @@ from distill.export.quantise import quantise
 from distill.export.sealed import ExportError
 from distill.export.truncate import truncate
 from distill.models.identity import identify
+from distill.models.network import timm_with_ours
 from distill.models.settings import NetworkSettings
 from distill.models.weights import NetworkError
 
