@@ -31,6 +31,8 @@ class Batch:
     """[B] int64, the labels of what was mixed in; None where the images are not mixed."""
     share: float = 1.0
     """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
+    weights: Tensor | None = None
+    """[B] factors of the samples' losses, without gradient; None: all 1. Read where ``Objective.weighs_samples``."""
 
     def places(self) -> Tensor:
         """``index``. Raises ``ValueError`` where the batch does not have it."""
@@ -93,6 +95,8 @@ class Objective(nn.Module, Component):
             student only.
         reads_teacher: whether it needs a teacher at all.
         needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
+        weighs_samples: whether it is a mean of the samples' own losses and multiplies each by ``batch.weights``. What
+            weighs samples (``training.curriculum``, ``teacher.weighting``) refuses an objective that does not.
         no_weight_decay: names of its parameters that must not decay (temperatures, scales); norms and biases are
             excluded anyway.
     """
@@ -111,6 +115,7 @@ class Objective(nn.Module, Component):
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     reads_teacher: ClassVar[bool] = True
     needs_index: ClassVar[bool] = False
+    weighs_samples: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):

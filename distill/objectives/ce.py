@@ -23,6 +23,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     mixed_labels_B: Tensor | None = None,
     share: float = 1.0,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy, mean over the labelled samples of all ranks; zero, with a graph, where nothing is labelled.
 
@@ -36,6 +37,7 @@ def cross_entropy(
         label_smoothing: ε in [0, 1).
         mixed_labels_B: y', class indices of what was mixed into the images.
         share: λ, how much of an image is its own.
+        weights_B: factors of the samples' losses.
 
     Raises:
         ValueError: the labels do not match the batch.
@@ -49,9 +51,9 @@ def cross_entropy(
         )
 
     if mixed_labels_B is None:
-        return mean_where(of(labels_B), labels_B != UNLABELLED)
+        return mean_where(of(labels_B), labels_B != UNLABELLED, weights_B)
     known_B = (labels_B != UNLABELLED) & (mixed_labels_B != UNLABELLED)
-    return mean_where(of(labels_B).lerp(of(mixed_labels_B), 1 - share), known_B)
+    return mean_where(of(labels_B).lerp(of(mixed_labels_B), 1 - share), known_B, weights_B)
 
 
 class CrossEntropy(Objective):
@@ -62,9 +64,11 @@ class CrossEntropy(Objective):
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
 
     reads_teacher: ClassVar[bool] = False
+    weighs_samples: ClassVar[bool] = True
 
     settings: Settings
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         logits_BK = one("student", student, "logits")
-        return cross_entropy(logits_BK, batch.labels, self.settings.label_smoothing, batch.mixed_labels, batch.share)
+        smoothing = self.settings.label_smoothing
+        return cross_entropy(logits_BK, batch.labels, smoothing, batch.mixed_labels, batch.share, batch.weights)

@@ -39,6 +39,7 @@ class DeiT(Objective):
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
+    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Touvron et al., ICML 2021, arXiv 2012.12877"
 
     settings: Settings
@@ -53,9 +54,10 @@ class DeiT(Objective):
         same_shape("logits", token_BK, teacher_BK)
         class_BK = 2 * student_BK - token_BK  # logits are the mean of the two heads
         s = self.settings
-        labels = cross_entropy(class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.share)
+        weights_B = batch.weights
+        labels = cross_entropy(class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.share, weights_B)
         if s.kind == "soft":
-            return (1 - s.alpha) * labels + s.alpha * kd(token_BK, teacher_BK, s.temperature)
+            return (1 - s.alpha) * labels + s.alpha * kd(token_BK, teacher_BK, s.temperature, weights_B=weights_B)
         # A NaN has no argmax: it must come out, not become a class.
-        decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1)) + 0 * teacher_BK.sum()
+        decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()
         return (1 - s.alpha) * labels + s.alpha * decided

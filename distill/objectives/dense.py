@@ -18,7 +18,9 @@ from distill.objectives.pooled import Distance, pooled
 from distill.objectives.stages import StageSettings, map_pairs, match_stages
 
 
-def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine") -> Tensor:
+def dense(
+    student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine", weights_B: Tensor | None = None
+) -> Tensor:
     """The distance of :func:`distill.objectives.pooled.pooled` between the vectors of every place, mean over all.
 
     The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's is
@@ -27,7 +29,9 @@ def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosi
     if student_BCHW.shape[2:] != teacher_BCHW.shape[2:]:
         student_BCHW = F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", antialias=True)
     places_s, places_t = (map_.movedim(1, -1).flatten(0, 2) for map_ in (student_BCHW, teacher_BCHW))
-    return pooled(places_s, places_t, distance)
+    if weights_B is not None:
+        weights_B = weights_B.repeat_interleave(len(places_t) // len(teacher_BCHW))
+    return pooled(places_s, places_t, distance, weights_B)
 
 
 class DenseFeature(Objective):
@@ -48,6 +52,7 @@ class DenseFeature(Objective):
             "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
         )
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
@@ -63,7 +68,7 @@ class DenseFeature(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         maps = map_pairs(student, teacher, self.pairs)
         losses = [
-            dense(projector(ours), theirs, self.settings.distance)
+            dense(projector(ours), theirs, self.settings.distance, batch.weights)
             for projector, (ours, theirs) in zip(self.projectors, maps)
         ]
         return sum(losses) / len(losses)  # type: ignore[return-value]

@@ -28,6 +28,7 @@ def dkd(
     beta: float = 8.0,
     temperature: float = 4.0,
     standardise: bool = False,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Target-class and non-target-class distillation, mean over the labelled samples.
 
@@ -46,6 +47,7 @@ def dkd(
             on ImageNet with T 1.
         temperature: T.
         standardise: z-score each row first.
+        weights_B: factors of the samples' losses.
 
     Raises:
         ValueError: the shapes differ, or there is one class.
@@ -67,7 +69,7 @@ def dkd(
     (log_b_s, log_q_s), (log_b_t, log_q_t) = parts
     target = F.kl_div(log_b_s, log_b_t, log_target=True, reduction="none").sum(1)
     others = F.kl_div(log_q_s, log_q_t, log_target=True, reduction="none").sum(1)
-    return temperature**2 * mean_where(alpha * target + beta * others, labels_B != UNLABELLED)
+    return temperature**2 * mean_where(alpha * target + beta * others, labels_B != UNLABELLED, weights_B)
 
 
 class DKD(Objective):
@@ -86,6 +88,7 @@ class DKD(Objective):
         def needs_one_class(self) -> bool:
             return True
 
+    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Zhao et al., CVPR 2022, arXiv 2203.08679"
 
     settings: Settings
@@ -96,5 +99,5 @@ class DKD(Objective):
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
-        s = self.settings
-        return dkd(student_BK, teacher_BK, batch.labels, s.alpha, s.beta, s.temperature, s.standardise)
+        s, labels_B = self.settings, batch.labels
+        return dkd(student_BK, teacher_BK, labels_B, s.alpha, s.beta, s.temperature, s.standardise, batch.weights)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed
+from distill.objectives.ranks import weighed
 from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
 
 
@@ -39,6 +41,7 @@ class FitNets(Objective):
             description="'middle' of the student's stages and the teacher's at that depth; 'all'; 'last'; or names",
         )
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
@@ -54,7 +57,7 @@ class FitNets(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         maps = map_pairs(student, teacher, self.pairs)
         losses = [
-            F.mse_loss(*on_one_grid(regressor(ours), theirs))
+            F.mse_loss(*on_one_grid(regressor(ours), theirs), reduction="none").mean((1, 2, 3))
             for regressor, (ours, theirs) in zip(self.regressors, maps)
         ]
-        return sum(losses) / len(losses)  # type: ignore[return-value]
+        return weighed(torch.stack(losses).mean(0), batch.weights).mean()

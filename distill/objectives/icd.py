@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELLED, Batch, Objective
 from distill.objectives.compare import needed, same_shape, two
-from distill.objectives.ranks import gather_batch, rank
+from distill.objectives.ranks import gather_batch, rank, weighed
 
 
 def icd(
@@ -24,6 +24,7 @@ def icd(
     scale: Tensor | float,
     invariance: float = 0.5,
     labels_B: Tensor | None = None,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Contrast and invariance of projected features.
 
@@ -44,6 +45,7 @@ def icd(
         invariance: factor of L_inv.
         labels_B: if given, two samples of the same class are no negatives of each other. Samples without a label stay
             negatives of all.
+        weights_B: factors of the samples' rows in both parts.
 
     Raises:
         ValueError: the shapes differ.
@@ -62,10 +64,11 @@ def icd(
 
     log_p1_BG = F.log_softmax(rows_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
     log_p2_BG = F.log_softmax(columns_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
-    contrast = F.nll_loss(log_p1_BG, own_B)
+    contrast_B = F.nll_loss(log_p1_BG, own_B, reduction="none")
     # A left-out pair has probability 0 in both: equal finite numbers make it count for nothing instead of 0 · (∞ − ∞).
     log_p1_BG, log_p2_BG = log_p1_BG.masked_fill(no_negative_BG, 0), log_p2_BG.masked_fill(no_negative_BG, 0)
-    return contrast + invariance * F.kl_div(log_p1_BG, log_p2_BG, log_target=True, reduction="batchmean")
+    divergence_B = F.kl_div(log_p1_BG, log_p2_BG, log_target=True, reduction="none").sum(1)
+    return weighed(contrast_B + invariance * divergence_B, weights_B).mean()
 
 
 class ICD(Objective):
@@ -91,6 +94,7 @@ class ICD(Objective):
         def needs_one_class(self) -> bool:
             return self.mask_same_class
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     no_weight_decay: ClassVar[frozenset[str]] = frozenset({"tau"})
     paper: ClassVar[str] = "Giakoumoglou and Stathaki 2024, arXiv 2407.11802"
@@ -115,4 +119,5 @@ class ICD(Objective):
             self.scale,
             self.settings.invariance,
             batch.labels if self.settings.mask_same_class else None,
+            batch.weights,
         )

@@ -16,7 +16,13 @@ from distill.objectives.logits import LogitSettings, divergence
 from distill.objectives.logits import standardise as standardised
 
 
-def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 4.0, standardise: bool = False) -> Tensor:
+def kd(
+    student_BK: Tensor,
+    teacher_BK: Tensor,
+    temperature: float = 4.0,
+    standardise: bool = False,
+    weights_B: Tensor | None = None,
+) -> Tensor:
     """Knowledge distillation.
 
     ``L = T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch. T² keeps the gradient's size independent
@@ -30,6 +36,7 @@ def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 4.0, standar
         teacher_BK: teacher logits; no gradient flows into them.
         temperature: T.
         standardise: z-score each row first, see :func:`distill.objectives.logits.standardise`.
+        weights_B: factors of the samples' losses.
 
     Raises:
         ValueError: the shapes differ.
@@ -38,7 +45,7 @@ def kd(student_BK: Tensor, teacher_BK: Tensor, temperature: float = 4.0, standar
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
     if standardise:
         student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
-    return divergence(student_BK, teacher_BK, temperature)
+    return divergence(student_BK, teacher_BK, temperature, weights_B)
 
 
 class KD(Objective):
@@ -47,6 +54,7 @@ class KD(Objective):
     class Settings(LogitSettings):
         type: Literal["kd"] = "kd"
 
+    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Hinton et al. 2015, arXiv 1503.02531"
 
     settings: Settings
@@ -57,4 +65,4 @@ class KD(Objective):
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
-        return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardise)
+        return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardise, batch.weights)

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.objectives.base import Objective
+from distill.objectives.ranks import weighed
 
 
 class LogitSettings(Objective.Settings):
@@ -38,11 +39,12 @@ def standardise(logits_BK: Tensor) -> Tensor:
     return centred_BK / (logits_BK.std(dim=1, keepdim=True) + 1e-7)
 
 
-def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
-    """``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch."""
+def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float, weights_B: Tensor | None = None) -> Tensor:
+    """``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch, each sample times its weight."""
     log_student_BK = F.log_softmax(student_BK / temperature, dim=1)
     log_teacher_BK = F.log_softmax(teacher_BK / temperature, dim=1)
-    return temperature**2 * F.kl_div(log_student_BK, log_teacher_BK, log_target=True, reduction="batchmean")
+    of_sample_B = F.kl_div(log_student_BK, log_teacher_BK, log_target=True, reduction="none").sum(1)
+    return temperature**2 * weighed(of_sample_B, weights_B).mean()
 
 
 def log_others(logits_BK: Tensor, target_B: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def nkd(
     gamma: float = 1.5,
     temperature: float = 1.0,
     standardise: bool = False,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Soft target loss and normalised non-target loss, mean over the labelled samples.
 
@@ -40,6 +41,7 @@ def nkd(
         gamma: γ.
         temperature: T of the non-target part.
         standardise: z-score each row first.
+        weights_B: factors of the samples' losses.
 
     Raises:
         ValueError: the shapes differ, or there is one class.
@@ -56,7 +58,7 @@ def nkd(
     log_q_s, log_q_t = (log_others(logits / temperature, target_B) for logits in (student_BK, teacher_BK))
     # log_others holds 0 at the target, so exp of it is no probability there; the product with log_q_s = 0 is 0.
     others = -(log_q_t.exp() * log_q_s).sum(1)
-    return mean_where(target + gamma * temperature**2 * others, labels_B != UNLABELLED)
+    return mean_where(target + gamma * temperature**2 * others, labels_B != UNLABELLED, weights_B)
 
 
 class NKD(Objective):
@@ -75,6 +77,7 @@ class NKD(Objective):
         def needs_one_class(self) -> bool:
             return True
 
+    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Yang et al., ICCV 2023, arXiv 2303.13005"
 
     settings: Settings
@@ -86,4 +89,4 @@ class NKD(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
         s = self.settings
-        return nkd(student_BK, teacher_BK, batch.labels, s.gamma, s.temperature, s.standardise)
+        return nkd(student_BK, teacher_BK, batch.labels, s.gamma, s.temperature, s.standardise, batch.weights)

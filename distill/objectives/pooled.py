@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.ranks import weighed
 
 Distance = Literal["cosine", "mse", "whitened_mse"]
 
 
-def pooled(student_BD: Tensor, teacher_BD: Tensor, distance: Distance = "cosine") -> Tensor:
-    """Distance between pooled features of the same width, mean over the batch.
+def pooled(
+    student_BD: Tensor, teacher_BD: Tensor, distance: Distance = "cosine", weights_B: Tensor | None = None
+) -> Tensor:
+    """Distance between pooled features of the same width, mean over the batch, each sample times its weight.
 
     - ``cosine``: ``1 − cos(f_s, f_t)``, blind to length;
     - ``mse``: ``‖f_s − f_t‖² / D``;
@@ -34,10 +37,10 @@ def pooled(student_BD: Tensor, teacher_BD: Tensor, distance: Distance = "cosine"
     same_shape("pooled features", student_BD, teacher_BD)
     student_BD, teacher_BD = student_BD.float(), teacher_BD.detach().float()
     if distance == "cosine":
-        return (1 - F.cosine_similarity(student_BD, teacher_BD, dim=1)).mean()
+        return weighed(1 - F.cosine_similarity(student_BD, teacher_BD, dim=1), weights_B).mean()
     if distance == "whitened_mse":
         teacher_BD = F.layer_norm(teacher_BD, teacher_BD.shape[1:])
-    return F.mse_loss(student_BD, teacher_BD)
+    return weighed(F.mse_loss(student_BD, teacher_BD, reduction="none").mean(1), weights_B).mean()
 
 
 class PooledFeature(Objective):
@@ -56,6 +59,7 @@ class PooledFeature(Objective):
             "linear", description="from the student's width to the teacher's; identity needs equal widths"
         )
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
@@ -73,4 +77,4 @@ class PooledFeature(Objective):
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
-        return pooled(self.projector(student_BD), teacher_BD, self.settings.distance)
+        return pooled(self.projector(student_BD), teacher_BD, self.settings.distance, batch.weights)

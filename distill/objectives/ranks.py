@@ -28,14 +28,24 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+def mean_where(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of [B] values over the samples of all ranks where ``mask`` is true; zero, with a graph, if nowhere.
 
     Ranks may hold different numbers of such samples. So each divides its sum by count / world_size, not by its own
-    count: the mean over ranks is then the mean over samples.
+    count: the mean over ranks is then the mean over samples. ``weights`` [B] are factors of the values; they do not
+    change what is divided by.
     """
     count = sum_over_ranks(mask.sum())
-    return values.masked_fill(~mask, 0).sum() * world_size() / count.clamp(min=1)
+    return weighed(values, weights).masked_fill(~mask, 0).sum() * world_size() / count.clamp(min=1)
+
+
+def weighed(values: Tensor, weights: Tensor | None) -> Tensor:
+    """``values · weights``, both [B]; the values themselves where nothing weighs the samples."""
+    if weights is None:
+        return values
+    if weights.shape != values.shape:
+        raise ValueError(f"weights of shape {tuple(weights.shape)} do not match losses of shape {tuple(values.shape)}")
+    return values * weights
 
 
 def gather_batch(local: Tensor) -> Tensor:

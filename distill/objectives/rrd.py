@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, same_shape, two
-from distill.objectives.ranks import gather_batch
+from distill.objectives.ranks import gather_batch, weighed
 
 
 def rrd(
@@ -25,6 +25,7 @@ def rrd(
     filled: Tensor | int | None = None,
     student_temperature: float = 0.1,
     teacher_temperature: float = 0.02,
+    weights_B: Tensor | None = None,
 ) -> Tensor:
     """Cross-entropy between two distributions over the queue, mean over the batch.
 
@@ -39,6 +40,7 @@ def rrd(
         filled: how many rows of the queue count; default all.
         student_temperature: τ_s.
         teacher_temperature: τ_t, the sharper of the two.
+        weights_B: factors of the samples' losses.
 
     Raises:
         ValueError: the shapes differ.
@@ -50,7 +52,7 @@ def rrd(
         (rows @ queue_QP.T / temperature).masked_fill(empty_Q, torch.finfo(torch.float32).min)
         for rows, temperature in ((student_BP, student_temperature), (teacher_BP, teacher_temperature))
     )
-    return F.cross_entropy(logits_s, logits_t.softmax(dim=1))
+    return weighed(F.cross_entropy(logits_s, logits_t.softmax(dim=1), reduction="none"), weights_B).mean()
 
 
 class RRD(Objective):
@@ -73,6 +75,7 @@ class RRD(Objective):
         student_temperature: float = Field(0.1, gt=0)
         teacher_temperature: float = Field(0.02, gt=0, description="the sharper of the two")
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     paper: ClassVar[str] = "Giakoumoglou and Stathaki 2024, arXiv 2407.12073"
 
@@ -98,7 +101,8 @@ class RRD(Objective):
         student_BP = self.student_projector(student_BD)
         # A copy: a second pair of views pushes before the backward pass of the first.
         queue = self.queue.clone()
-        return rrd(student_BP, teacher_BP, queue, self.pushed, s.student_temperature, s.teacher_temperature)
+        temperatures = s.student_temperature, s.teacher_temperature
+        return rrd(student_BP, teacher_BP, queue, self.pushed, *temperatures, batch.weights)
 
     @torch.no_grad()
     def _push(self, rows_GP: Tensor) -> None:

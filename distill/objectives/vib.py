@@ -17,11 +17,13 @@ from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, two
 from distill.objectives.pooled import Distance, pooled
+from distill.objectives.ranks import weighed
 
 
-def code_length(mean_BZ: Tensor, variance_BZ: Tensor) -> Tensor:
-    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch."""
-    return 0.5 * (mean_BZ.square() + variance_BZ - 1 - variance_BZ.log()).sum(1).mean()
+def code_length(mean_BZ: Tensor, variance_BZ: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch, each times its weight."""
+    of_sample_B = 0.5 * (mean_BZ.square() + variance_BZ - 1 - variance_BZ.log()).sum(1)
+    return weighed(of_sample_B, weights_B).mean()
 
 
 class VIB(Objective):
@@ -47,6 +49,7 @@ class VIB(Objective):
         beta: float = Field(1e-3, ge=0, description="β, what a nat costs")
         distance: Distance = "cosine"
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     needs_index: ClassVar[bool] = True
     paper: ClassVar[str] = "Alemi et al., ICLR 2017, arXiv 1612.00410"
@@ -67,8 +70,9 @@ class VIB(Objective):
         # As in the paper: σ = 1/e or so at first, away from 0, where its logarithm has no bound.
         spread_BZ = F.softplus(self.spread(student_BD) - 1) + 1e-6
         code_BZ = mean_BZ + spread_BZ * self._noise(batch.places(), mean_BZ.shape[1])
-        length = code_length(mean_BZ, spread_BZ.square())
-        return pooled(self.decoder(code_BZ), teacher_BD, self.settings.distance) + self.settings.beta * length
+        length = code_length(mean_BZ, spread_BZ.square(), batch.weights)
+        error = pooled(self.decoder(code_BZ), teacher_BD, self.settings.distance, batch.weights)
+        return error + self.settings.beta * length
 
     def _noise(self, index_B: Tensor, width: int) -> Tensor:
         """[B, width] standard normal, by sample and step."""

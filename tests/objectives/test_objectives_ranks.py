@@ -23,6 +23,7 @@ TERMS = {name: settings(type=name, weight=1.0) for name, settings in KNOWN.items
 }
 # Three labelled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
 LABELS = torch.tensor([0, 1, 0, -1, -1, -1, 0, -1])
+WEIGHTS = torch.tensor([0.2, 2.0, 0.5, 1.0, 3.0, 0.1, 0.7, 0.5])
 
 
 class Step(nn.Module):
@@ -46,7 +47,11 @@ def data(rows=slice(None)):
     generator = torch.Generator().manual_seed(1)
     images, logits, pooled = (torch.randn(8, width, generator=generator) for width in (5, 3, 9))
     maps = {name: torch.randn(8, *size, generator=generator)[rows] for name, size in SHAPES[1].maps.items()}
-    return images[rows], Features(logits[rows], pooled[rows], maps), Batch(LABELS[rows], torch.arange(8)[rows])
+    return (
+        images[rows],
+        Features(logits[rows], pooled[rows], maps),
+        Batch(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows]),
+    )
 
 
 def run(step, rows):
