@@ -75,9 +75,10 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
 
 
 def timm_with_ours() -> Any:
-    """timm, with this package's own architectures in its registry: ``ddl_resnet`` and ``ddl_vit``."""
+    """timm, with this package's own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``*_cifar``."""
     import timm
 
+    import distill.models.cifar
     import distill.models.ddl_resnet
     import distill.models.ddl_vit  # noqa: F401
 

@@ -1,0 +1,291 @@
+"""The small CIFAR networks of the distillation literature, registered with timm as ``<name>_cifar``.
+
+``resnet20``, ``32``, ``44``, ``56``, ``110`` (He et al., arXiv 1512.03385: three stages 16, 32, 64 wide), ``resnet8x4``
+and ``resnet32x4`` (stages 64, 128, 256 wide), ``wrn_16_2``, ``wrn_40_1``, ``wrn_40_2`` (Zagoruyko and Komodakis, arXiv
+1605.07146) and ``vgg8``, ``vgg13`` (with batch norm, one linear layer). On 32 × 32 pixels, 100 classes.
+
+Modules have the names of the checkpoints that go with CRD, DKD and others (``layer1.0.conv1``, ``block1.layer.0.bn1``,
+``block0.0`` …), so such a file loads with ``checkpoint: FILE``. ``resnet*`` shortens with a 1×1 conv and batch norm,
+where the first paper pads with zeros. Map sizes are those of 32 pixels; other sizes work, for the mean is global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.layers import create_classifier
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models._features import feature_take_indices
+from torch import Tensor, nn
+
+
+class CifarNet(nn.Module):
+    """Stem, stages, global mean, linear classifier: what timm asks of a model, from what a subclass builds.
+
+    A subclass makes its modules, then calls ``finish``. ``stem`` is what comes before the first stage, ``between`` what
+    comes before each later one, ``last`` what comes after all; as they stand here, they do nothing.
+    """
+
+    classifier_name = "fc"
+    stem_names: ClassVar[tuple[str, ...]] = ("conv1",)
+
+    def finish(
+        self, stages: Sequence[tuple[str, int, int]], num_classes: int, global_pool: str, drop_rate: float
+    ) -> None:
+        """``stages``: (module name, channels, pixels of the input to one of its own) from shallow to deep."""
+        self.stages = [name for name, _, _ in stages]
+        self.feature_info = [{"module": name, "num_chs": width, "reduction": step} for name, width, step in stages]
+        self.num_features = self.head_hidden_size = stages[-1][1]
+        self.drop_rate, self.pool_type = drop_rate, global_pool
+        self.reset_classifier(num_classes, global_pool)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return x
+
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        return getattr(self, self.stages[number])(self.between(x) if number else x)
+
+    def between(self, x: Tensor) -> Tensor:
+        return x
+
+    def last(self, x: Tensor) -> Tensor:
+        return x
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        names = "|".join(self.stages)
+        blocks = rf"^({names})" if coarse else rf"^({names})(?:\.layer)?\.(\d+)"
+        return {"stem": "|".join(f"^{name}" for name in self.stem_names), "blocks": blocks}
+
+    @torch.jit.ignore
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        assert not enable, "gradient checkpointing is not supported"
+
+    @torch.jit.ignore
+    def get_classifier(self) -> nn.Module:
+        return getattr(self, self.classifier_name)
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        self.num_classes = num_classes
+        self.pool_type = self.pool_type if global_pool is None else global_pool
+        self.global_pool, classifier = create_classifier(self.num_features, num_classes, pool_type=self.pool_type)
+        setattr(self, self.classifier_name, classifier)
+
+    def forward_intermediates(
+        self,
+        x: Tensor,
+        indices: int | list[int] | None = None,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: str = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """timm's contract: the maps after the stages, and the final features. ``norm`` has nothing to act on."""
+        assert output_fmt == "NCHW", "Output shape must be NCHW."
+        take, deepest = feature_take_indices(len(self.stages), indices)
+        x, found = self.stem(x), []
+        for number in range(deepest + 1 if stop_early else len(self.stages)):
+            x = self.stage(number, x)
+            if number in take:
+                found.append(x)
+        return found if intermediates_only else (self.last(x), found)
+
+    def prune_intermediate_layers(
+        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
+    ) -> list[int]:
+        """timm's contract: drop what comes after the last stage asked for."""
+        take, deepest = feature_take_indices(len(self.stages), indices)
+        for name in self.stages[deepest + 1 :]:
+            delattr(self, name)
+        self.stages = self.stages[: deepest + 1]
+        if prune_head:
+            self.reset_classifier(0, "")
+        return take
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for number in range(len(self.stages)):
+            x = self.stage(number, x)
+        return self.last(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        x = F.dropout(self.global_pool(x), self.drop_rate, self.training)
+        return x if pre_logits else self.get_classifier()(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.forward_head(self.forward_features(x))
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convs with batch norm, and the input added before the last ReLU."""
+
+    def __init__(self, inside: int, width: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = None
+        if stride != 1 or inside != width:
+            self.downsample = nn.Sequential(nn.Conv2d(inside, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(x)) + shortcut)
+
+
+class CifarResNet(CifarNet):
+    """``depth`` = 6n + 2: three stages of n blocks; ``widths`` are the stem's and the stages'."""
+
+    stem_names = ("conv1", "bn1")
+
+    def __init__(
+        self,
+        depth: int = 20,
+        widths: Sequence[int] = (16, 16, 32, 64),
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(widths[0])
+        self.layer1 = _stage(BasicBlock, widths[0], widths[1], blocks, 1)
+        self.layer2 = _stage(BasicBlock, widths[1], widths[2], blocks, 2)
+        self.layer3 = _stage(BasicBlock, widths[2], widths[3], blocks, 2)
+        stages = [(f"layer{n + 1}", width, 2**n) for n, width in enumerate(widths[1:])]
+        self.finish(stages, num_classes, global_pool, drop_rate)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(self.conv1(x)))
+
+
+class PreActBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3×3 convs. A 1×1 shortcut starts from the first activation."""
+
+    def __init__(self, inside: int, width: int, stride: int):
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inside)
+        self.conv1 = nn.Conv2d(inside, width, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.convShortcut = nn.Conv2d(inside, width, 1, stride, bias=False) if inside != width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        shortcut = x if self.convShortcut is None else self.convShortcut(active)
+        return self.conv2(F.relu(self.bn2(self.conv1(active)))) + shortcut
+
+
+class WideResNet(CifarNet):
+    """``depth`` = 6n + 4: three stages of n blocks, ``widen`` times 16, 32, 64 wide."""
+
+    def __init__(
+        self,
+        depth: int = 16,
+        widen: int = 2,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        blocks, widths = (depth - 4) // 6, [16 * widen, 32 * widen, 64 * widen]
+        self.conv1 = nn.Conv2d(in_chans, 16, 3, padding=1, bias=False)
+        for n, (inside, width) in enumerate(zip([16, *widths], widths)):
+            stage = nn.Sequential()
+            stage.add_module("layer", _stage(PreActBlock, inside, width, blocks, 1 if n == 0 else 2))
+            self.add_module(f"block{n + 1}", stage)
+        self.bn1 = nn.BatchNorm2d(widths[-1])
+        stages = [(f"block{n + 1}", width, 2**n) for n, width in enumerate(widths)]
+        self.finish(stages, num_classes, global_pool, drop_rate)
+
+    def stem(self, x: Tensor) -> Tensor:
+        return self.conv1(x)
+
+    def last(self, x: Tensor) -> Tensor:
+        return F.relu(self.bn1(x))
+
+
+class CifarVGG(CifarNet):
+    """Five stages of ``depth`` 3×3 convs with batch norm and ReLU, max pooling after the first three."""
+
+    classifier_name = "classifier"
+    stem_names = ("block0.0", "block0.1")
+
+    def __init__(
+        self,
+        depth: int = 1,
+        num_classes: int = 100,
+        in_chans: int = 3,
+        global_pool: str = "avg",
+        drop_rate: float = 0.0,
+    ):
+        super().__init__()
+        widths = [64, 128, 256, 512, 512]
+        for n, (inside, width) in enumerate(zip([in_chans, *widths], widths)):
+            layers: list[nn.Module] = []
+            for source in [inside, *[width] * (depth - 1)]:
+                layers += [nn.Conv2d(source, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+            self.add_module(f"block{n}", nn.Sequential(*layers))
+        stages = [(f"block{n}", width, 2 ** min(n, 3)) for n, width in enumerate(widths)]
+        self.finish(stages, num_classes, global_pool, drop_rate)
+
+    def between(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2) if x.shape[1] < 512 else x
+
+
+def _stage(block: Callable[[int, int, int], nn.Module], inside: int, width: int, blocks: int, stride: int) -> nn.Module:
+    return nn.Sequential(block(inside, width, stride), *[block(width, width, 1) for _ in range(blocks - 1)])
+
+
+_X4 = (32, 64, 128, 256)
+NETWORKS: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
+    **{f"resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}x4": (CifarResNet, {"depth": depth, "widths": _X4}) for depth in (8, 32)},
+    **{f"wrn_{d}_{w}": (WideResNet, {"depth": d, "widen": w}) for d, w in ((16, 2), (40, 1), (40, 2))},
+    **{f"vgg{5 * convs + 3}": (CifarVGG, {"depth": convs}) for convs in (1, 2)},
+}
+"""Name in the literature → class and arguments."""
+
+default_cfgs = generate_default_cfgs(
+    {
+        f"{name}_cifar.untrained": {
+            "input_size": (3, 32, 32),
+            "num_classes": 100,
+            "pool_size": None,
+            "crop_pct": 1.0,
+            "interpolation": "bicubic",
+            # Of the training images of CIFAR-100, as those checkpoints were trained.
+            "mean": (0.5071, 0.4867, 0.4408),
+            "std": (0.2675, 0.2565, 0.2761),
+            "first_conv": cls.stem_names[0],
+            "classifier": cls.classifier_name,
+        }
+        for name, (cls, _) in NETWORKS.items()
+    }
+)
+
+
+def _register(name: str, cls: type[CifarNet], own: dict[str, Any]) -> None:
+    def make(pretrained: bool = False, **arguments: Any) -> nn.Module:
+        feature_cfg = {"out_indices": tuple(range(5 if cls is CifarVGG else 3)), "feature_cls": "getter"}
+        return build_model_with_cfg(cls, name, pretrained, feature_cfg=feature_cfg, **{**own, **arguments})
+
+    make.__name__, make.__module__ = name, __name__
+    register_model(make)
+
+
+for _name, (_cls, _own) in NETWORKS.items():
+    _register(f"{_name}_cifar", _cls, _own)
