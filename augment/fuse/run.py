@@ -26,7 +26,8 @@ from augment.plan import Run, Step
 from augment.views import InputSpec
 
 CACHED = 3 * 96 * 96
-"""Floats per image from which a CPU takes images one by one."""
+"""Floats per image from which a CPU takes images one by one. Measured on one core with 1 MiB of L2, strong chain, one
+by one against all together: 99 and 15 ms for 128 images at 32 pixels, 125 and 39 at 64, 133 and 144 for 32 at 224."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def normalised(images: Tensor, spec: InputSpec) -> Tensor:
-    """``(x - mean) / std`` per channel, for x in [0, 1], in one pass."""
+    """``(x - mean) / std`` per channel, for x in [0, 1]."""
     scale = tuple(1 / std for std in spec.std)
     shift = tuple(-mean / std for mean, std in zip(spec.mean, spec.std))
-    return torch.addcmul(per_channel(shift, images), images, per_channel(scale, images))
+    # Not addcmul: with two operands by channel it is not vectorised on a CPU, and slower than two passes.
+    return (images * per_channel(scale, images)).add_(per_channel(shift, images))
 
 
 class FusedRun:

@@ -33,14 +33,19 @@ def hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
     spread = top - bottom
     # In sixths times the spread, as if blue were the largest; then green; red last, which wins where they are equal.
     hue = torch.add(r - g, spread, alpha=4)
-    hue.lerp_(torch.add(b - r, spread, alpha=2), (g == top).to(rgb.dtype))
-    hue.lerp_(g - b, (r == top).to(rgb.dtype))
+    hue = torch.add(b - r, spread, alpha=2).lerp_(hue, _below(g, top))
+    hue = (g - b).lerp_(hue, _below(r, top))
     # Where all three are equal the spread is 0, and so is what the hue does.
     hue.div_(spread.clamp(min=torch.finfo(rgb.dtype).tiny))
     centres = torch.arange(3, device=rgb.device, dtype=rgb.dtype).view(3, 1, 1) / 3
     away = torch.add(turns - centres, hue, alpha=1 / 6)
-    away = away.sub_(away.round()).abs_()
+    away = away.sub_((away + 0.5).floor_()).abs_()  # round() is slow on a CPU
     return torch.addcmul(bottom, spread, away.mul_(-6).add_(2).clamp_(0, 1))
+
+
+def _below(channel: Tensor, top: Tensor) -> Tensor:
+    """1 where a channel is below the maximum, else 0: what a comparison would say, in numbers and vectorised."""
+    return (top - channel).mul_(1e30).clamp_(max=1)
 
 
 def saturated(rgb: Tensor, factor: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ class ColorJitter(_Jitter):
         if which == BRIGHTNESS:
             return (images * factor).clamp_(0, 1)
         if which == CONTRAST:
-            return torch.lerp(mean_luma(images), images, factor).clamp_(0, 1)
+            return (images * factor).add_(mean_luma(images) * (1 - factor)).clamp_(0, 1)
         return torch.lerp(luma(images), images, factor).clamp_(0, 1)
 
     def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
