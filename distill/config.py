@@ -77,6 +77,10 @@ class Experiment(Settings):
             )
         if self.teacher is not None and not reading:
             raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+        heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
+        if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
+            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
+            raise complaint("objectives", text)
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
             raise complaint(

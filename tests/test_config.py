@@ -252,6 +252,15 @@ def test_mixing_and_one_class_per_image_do_not_go_together(tree: dict[str, Any])
         validate_tree(merge_trees(tree, overrides), "test")
 
 
+def test_one_term_with_one_teacher_writes_the_head(tree: dict[str, Any]) -> None:
+    alone = merge_trees(tree, {"objectives": [{"type": "simkd"}]})
+    validate_tree(alone, "test")
+    networks = alone["teacher"]["networks"]
+    for twice in ({"objectives": ["simkd", "simkd"]}, {"teacher": {"networks": networks * 2}}):
+        with pytest.raises(ConfigError, match=r"objectives: simkd.* writes the student's head, which one term"):
+            validate_tree(merge_trees(alone, twice), "test")
+
+
 def test_all_slips_are_listed(tree: dict[str, Any]) -> None:
     slips = ["training.epochs=0", "training.epoch=1", "seed=x", "data.fit=cropp", "export.verify_images=-1", "sed=1"]
     assert [line.split(":")[0] for line in refused(tree, *slips)] == [

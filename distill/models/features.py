@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass
@@ -33,3 +33,5 @@ class FeatureShapes:
     pooled: int
     maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Stage name → (C, H, W), shallow to deep, at the network's configured input size."""
+    classifier: nn.Linear | None = field(default=None, repr=False, compare=False)
+    """The network's own layer from pooled features to logits; None where that is not one linear layer."""

@@ -195,8 +195,10 @@ def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> 
         raise NetworkError(f"{name}: pooled features are {tuple(features.pooled.shape)}, expected [batch, width]")
     if needs != {"logits"} and not torch.allclose(features.logits, logits, rtol=1e-4, atol=1e-5):
         raise NetworkError(f"{name} computes its logits from more than its pooled features, so it can give logits only")
+    classifier = model.get_classifier()  # type: ignore[operator]
     return FeatureShapes(
         classes=logits.shape[1],
+        classifier=classifier if isinstance(classifier, nn.Linear) else None,
         pooled=features.pooled.shape[1],
         maps={name: tuple(map_.shape[1:]) for name, map_ in features.maps.items()},  # type: ignore[misc]
     )

@@ -97,6 +97,7 @@ class Objective(nn.Module, Component):
         needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
         weighs_samples: whether it is a mean of the samples' own losses and multiplies each by ``batch.weights``. What
             weighs samples (``training.curriculum``, ``teacher.weighting``) refuses an objective that does not.
+        sets_head: whether ``after_step`` writes the student's head; one term with one teacher can.
         no_weight_decay: names of its parameters that must not decay (temperatures, scales); norms and biases are
             excluded anyway.
     """
@@ -116,6 +117,7 @@ class Objective(nn.Module, Component):
     reads_teacher: ClassVar[bool] = True
     needs_index: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = False
+    sets_head: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
@@ -131,6 +133,9 @@ class Objective(nn.Module, Component):
 
     def remember(self, labels: Tensor) -> None:
         """Make memory banks for the training split, whose labels [N] come in the order of ``batch.index``."""
+
+    def after_step(self) -> None:
+        """Act after an update of the weights."""
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         """``loss`` in fp32, whatever autocast says."""

@@ -119,8 +119,10 @@ class Distillation(LightningModule):
         return self.global_step, self.steps_per_epoch, self.settings.epochs
 
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
-        """The update, and then what deltas do after one."""
+        """The update, and then what deltas and terms do after one."""
         super().optimizer_step(*arguments, **more)
+        for term in self.terms:
+            term.after_step()
         self.student.after_step(self.global_step + 1, self.settings.epochs * self.steps_per_epoch)
 
     def configure_gradient_clipping(self, optimizer: Any, *unused: Any, **also_unused: Any) -> None:

@@ -40,6 +40,10 @@ class Term(nn.Module):
         for objective in self.objectives:
             objective.remember(labels)  # type: ignore[operator]
 
+    def after_step(self) -> None:
+        for objective in self.objectives:
+            objective.after_step()  # type: ignore[operator]
+
     def forward(
         self,
         students: Sequence[Features],

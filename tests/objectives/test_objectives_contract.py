@@ -12,8 +12,8 @@ from distill.objectives.base import Batch, Objective
 from distill.registry import Family
 
 FAMILY = Family("distill.objectives", "Objective")
-STUDENT = FeatureShapes(classes=10, pooled=6, maps={"stage1": (4, 8, 8), "stage2": (8, 4, 4)})
-TEACHER = FeatureShapes(classes=10, pooled=9, maps={"stage1": (6, 8, 8), "stage2": (12, 4, 4)})
+STUDENT = FeatureShapes(10, 6, {"stage1": (4, 8, 8), "stage2": (8, 4, 4)}, torch.nn.Linear(6, 10))
+TEACHER = FeatureShapes(10, 9, {"stage1": (6, 8, 8), "stage2": (12, 4, 4)}, torch.nn.Linear(9, 10))
 
 
 def build(name: str) -> Objective:

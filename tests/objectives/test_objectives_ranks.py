@@ -14,7 +14,10 @@ from distill.objectives.kd import KD
 from distill.objectives.ranks import gather_batch, rank, sum_over_ranks, world_size
 from distill.registry import Family
 
-SHAPES = FeatureShapes(3, 6, {"a": (6, 2, 2), "b": (6, 2, 1)}), FeatureShapes(3, 9, {"a": (9, 2, 2), "b": (9, 2, 1)})
+SHAPES = (
+    FeatureShapes(3, 6, {"a": (6, 2, 2), "b": (6, 2, 1)}, nn.Linear(6, 3)),
+    FeatureShapes(3, 9, {"a": (9, 2, 2), "b": (9, 2, 1)}, nn.Linear(9, 3)),
+)
 KNOWN = Family("distill.objectives", "Objective").known()
 TERMS = {name: settings(type=name, weight=1.0) for name, settings in KNOWN.items()} | {
     "ce_smooth": CrossEntropy.Settings(label_smoothing=0.1),

@@ -1,0 +1,103 @@
+"""SimKD: the student's projected feature equals the teacher's, and the teacher's own classifier reads it.
+
+Shape suffixes: B batch, K classes, S and T pooled width of student and teacher.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from distill.models.features import Features, FeatureShapes
+from distill.objectives.base import Batch, Objective
+from distill.objectives.compare import needed, same_classes, same_shape, two
+from distill.objectives.ranks import weighed
+
+
+def simkd(projected_BT: Tensor, teacher_BT: Tensor, weights_B: Tensor | None = None) -> Tensor:
+    """``L = ‖p − f_t‖² / T``, mean over the batch; zero where the projected feature p is the teacher's.
+
+    Args:
+        projected_BT: the student's features, projected.
+        teacher_BT: the teacher's; no gradient flows into them.
+        weights_B: factors of the samples' losses.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    same_shape("pooled features", projected_BT, teacher_BT)
+    losses_B = F.mse_loss(projected_BT.float(), teacher_BT.detach().float(), reduction="none").mean(1)
+    return weighed(losses_B, weights_B).mean()
+
+
+def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Projector and classifier as one layer: ``W_t (P f + q) + b_t = (W_t P) f + (W_t q + b_t)``; [K, S] and [K]."""
+    bias = weight_KT @ projector.bias
+    return weight_KT @ projector.weight, bias if bias_K is None else bias + bias_K
+
+
+class SimKD(Objective):
+    """The teacher's classifier reused. ``p = P f_s + q`` learns to be f_t, see :func:`simkd`; logits: ``W_t p + b_t``.
+
+    P and q are one linear layer, trained. After every update it is folded with the teacher's classifier into the
+    student's own linear head, see :func:`folded`. So what is evaluated and exported is a plain network of the student's
+    size, and its head learns in no other way: beside other terms on logits, their gradient reaches the backbone
+    through the head, but the head's own update is replaced. Needs no labels. Head and projector need to be one linear
+    layer each, the two networks the same classes in the same order, and there can be one teacher only.
+
+    Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, arXiv 2203.14001.
+
+    Deviation: the paper projects maps by three convs with batch norm and ReLU, which stay in the student and enlarge
+    it; a linear projector on the pooled features does not, for two linear layers are one, but it can express less.
+    """
+
+    class Settings(Objective.Settings):
+        type: Literal["simkd"] = "simkd"
+
+    weighs_samples: ClassVar[bool] = True
+    sets_head: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
+    paper: ClassVar[str] = "Chen et al., CVPR 2022, arXiv 2203.14001"
+
+    settings: Settings
+    weight: Tensor
+    bias: Tensor | None
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        same_classes(student, teacher)
+        head, classifier = _linear("student", student), _linear("teacher", needed(teacher))
+        if parametrize.is_parametrized(head):
+            raise ValueError("simkd writes the student's head, but a delta changes that layer; exclude it from sites")
+        self.projector = nn.Linear(student.pooled, needed(teacher).pooled)
+        # In a tuple, because it is the student's: neither trained here nor kept twice in checkpoints.
+        self._head = (head,)
+        own = classifier.weight.detach().float().clone()
+        self.register_buffer("weight", own, persistent=False)
+        bias = None if classifier.bias is None else classifier.bias.detach().float().clone()
+        self.register_buffer("bias", bias, persistent=False)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        student_BS, teacher_BT = two(student, teacher, "pooled")
+        return simkd(self.projector(student_BS), teacher_BT, batch.weights)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Write the student's head."""
+        (head,) = self._head
+        weight, bias = folded(self.projector, self.weight, self.bias)
+        head.weight.copy_(weight)
+        head.bias.copy_(bias)
+
+
+def _linear(side: str, shapes: FeatureShapes) -> nn.Linear:
+    """The classifier, which must be one linear layer on the pooled features, the student's with a bias."""
+    if shapes.classifier is None:
+        raise ValueError(f"simkd reuses the teacher's classifier as the student's; the {side}'s is no linear layer")
+    if side == "student" and shapes.classifier.bias is None:
+        raise ValueError("simkd needs a bias in the student's classifier: the projector's ends there")
+    return shapes.classifier
