@@ -9,9 +9,9 @@ middle has cut off, later ones cannot bring back. So for an operation that looks
 *coverage* is multiplied in: 1 inside, 0 outside, falling over one pixel as bilinear reading of zeros beyond does.
 
 grid_sample does the reading at all sizes. Measured on one core (AVX2, torch 2.15), for 128 images of 40 → 32 pixels
-and for 32 of 256 → 224: grid_sample 0.7 and 13 ms; two batched matrix products 4.5 and 85 ms; rows and columns gathered
-6.9 and 24 ms; interpolate, crop by crop, 4.5 and 25 ms. What makes it slow elsewhere is the grid: affine_grid takes twice
-as long as the reading. Here it is two outer sums.
+and for 32 of 256 → 224: grid_sample 0.7 and 13 ms; two batched matrix products 4.5 and 85 ms; rows and columns
+gathered 6.9 and 24 ms; interpolate, crop by crop, 4.5 and 25 ms. What makes it slow elsewhere is the grid: affine_grid
+takes twice as long as the reading. Here it is two outer sums.
 """
 
 from __future__ import annotations

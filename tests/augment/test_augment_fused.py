@@ -429,7 +429,7 @@ def test_compiled():
             compiled(pictures(batch), draws(batch), spec=SPEC),
             plain(pictures(batch), draws(batch), spec=SPEC),
             rtol=0,
-            atol=1e-5,
+            atol=3e-5,  # in units of the std: 1e-5 of the pixels' range is 4.5e-5
         )
     assert torch._dynamo.utils.counters["frames"]["total"] <= 3  # one for the first size, one for all sizes
 
