@@ -8,7 +8,7 @@ byte per value instead of the canvas: the views are the same within that roundin
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -17,6 +17,10 @@ from augment.dual import DualAugment
 from augment.views import Looks
 
 
+@overload
+def moved(pixels: Tensor, device: torch.device | str) -> Tensor: ...
+@overload
+def moved(pixels: Looks, device: torch.device | str) -> Looks: ...
 def moved(pixels: Tensor | Looks, device: torch.device | str) -> Tensor | Looks:
     """A batch's images, or its looks, on a device."""
     if isinstance(pixels, Tensor):
