@@ -25,14 +25,15 @@ def exempt_from_decay(root: nn.Module) -> set[int]:
 def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimiserSettings) -> list[dict[str, object]]:
     """The trainable parameters in at most four groups: head or not, decaying or not; each in module order.
 
-    Matrices and kernels decay; vectors, and what their modules exempt, do not.
+    Matrices and kernels decay, vectors if ``settings.decay`` says so; what their modules exempt does not.
     """
     head_parameters = {id(p) for module in head for p in module.parameters()}
     exempt = exempt_from_decay(root)
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in root.parameters():
         if parameter.requires_grad:
-            key = id(parameter) in head_parameters, parameter.ndim > 1 and id(parameter) not in exempt
+            decaying = (parameter.ndim > 1 or settings.decay == "all") and id(parameter) not in exempt
+            key = id(parameter) in head_parameters, decaying
             groups.setdefault(key, []).append(parameter)
     return [
         {
@@ -51,9 +52,8 @@ def build_optimiser(root: nn.Module, head: list[nn.Module], settings: OptimiserS
         raise ValueError("nothing to train: the student has neither deltas nor a head with gradients")
     if settings.type == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
-    return torch.optim.SGD(
-        groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0, fused=True
-    )
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
 
 def build_schedule(optimiser: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LambdaLR:

@@ -11,12 +11,14 @@ from augment.settings import Settings
 
 
 class OptimiserSettings(Settings):
-    """AdamW, or SGD with Nesterov momentum. Norms, biases, scales and temperatures never decay."""
+    """AdamW, or SGD with momentum. What a module exempts (temperatures, scales of deltas) never decays."""
 
     type: Literal["adamw", "sgd"] = "adamw"
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
     weight_decay: float = Field(0.05, ge=0, le=1)
+    decay: Literal["matrices", "all"] = Field("matrices", description="'all': norms and biases decay too")
     momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
+    nesterov: bool = Field(True, description="SGD only: Nesterov's form of momentum")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only")
     head_lr_factor: float = Field(1.0, gt=0, le=1000, description="learning rate of the head over that of the rest")
 

@@ -19,9 +19,9 @@ from distill.training.settings import OptimiserSettings, ScheduleSettings, Train
 SETTINGS = OptimiserSettings(lr=0.1, weight_decay=0.3)
 
 
-def decaying(root: nn.Module) -> dict[str, bool]:
+def decaying(root: nn.Module, settings: OptimiserSettings = SETTINGS) -> dict[str, bool]:
     """Every trainable parameter's name, and whether it decays."""
-    groups = parameter_groups(root, [], SETTINGS)
+    groups = parameter_groups(root, [], settings)
     decay = {id(p): group["weight_decay"] > 0 for group in groups for p in group["params"]}  # type: ignore
     names = {name: decay.pop(id(p)) for name, p in root.named_parameters() if p.requires_grad}
     assert not decay
@@ -33,6 +33,25 @@ def test_vectors_do_not_decay() -> None:
     found = decaying(model)
     assert found["conv_stem.weight"] and found["classifier.weight"]
     assert not any(found[name] for name in found if "bn" in name or name.endswith("bias"))
+
+
+def test_all_may_decay_but_what_is_exempt() -> None:
+    root = nn.ModuleList([nn.BatchNorm1d(4), ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))])
+    found = decaying(root, SETTINGS.model_copy(update={"decay": "all"}))
+    assert not found.pop("1.tau") and all(found.values())
+
+
+def test_momentum_with_and_without_nesterov() -> None:
+    """By hand, lr 0.1, momentum 0.9, a gradient of 1: plain 0.1 + 0.19, Nesterov's 0.19 + 0.271."""
+    for nesterov, expected in ((False, -0.29), (True, -0.461)):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        settings = OptimiserSettings(type="sgd", lr=0.1, weight_decay=0, nesterov=nesterov)
+        optimiser = build_optimiser(layer, [], settings)
+        for _ in range(2):
+            layer.weight.grad = torch.ones(1, 1)
+            optimiser.step()
+        assert layer.weight.item() == pytest.approx(expected)
 
 
 def test_deltas_decay_as_they_declare() -> None:
