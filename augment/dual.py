@@ -66,7 +66,9 @@ class DualAugment(nn.Module):
         return self.chains[name](images, draws, geometry, spec)
 
     @torch.no_grad()
-    def forward(self, images: Tensor | Looks, ids: Tensor, epoch: int) -> Views:
+    def forward(
+        self, images: Tensor | Looks, ids: Tensor, epoch: int, *, teacher: bool = True, student: bool = True
+    ) -> Views:
         """The views of a batch.
 
         Args:
@@ -75,6 +77,7 @@ class DualAugment(nn.Module):
             ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: they are copied to a GPU without
                 a wait, but mixing and operations that are kornia's own code need them on the CPU too.
             epoch: number of the epoch.
+            teacher, student: whose views to make; what is left out is empty in the result, and changes nothing else.
         """
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
         if isinstance(images, Mapping):
@@ -102,9 +105,9 @@ class DualAugment(nn.Module):
 
         # Autocast would warp on a bf16 grid.
         with torch.autocast(batch.device.type, enabled=False):
-            teacher = tuple(tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers)
-            student = tuple(view(look, self.student) for look in self.plan.student)
-        views = Views(teacher, student, self.plan.pairs)
+            theirs = [tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers if teacher]
+            ours = [view(look, self.student) for look in self.plan.student if student]
+        views = Views(tuple(theirs), tuple(ours), self.plan.pairs)
         return mixed(views, self.mix, self.seed, epoch, ids.cpu()) if self.mix else views
 
 

@@ -18,6 +18,7 @@ Views are mixed after normalisation, which is the same as before it: both are af
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -50,7 +51,7 @@ def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tenso
         return views
     order = Draws(seed, epoch, "mix partner", ids).bits(0).argsort(stable=True)
     partner = torch.empty_like(order).scatter_(0, order, order.roll(-1))
-    rows = partner.to(views.student[0].device, non_blocking=True)
+    rows = partner.to(next(chain(views.student, *views.teacher)).device, non_blocking=True)
     done: dict[int, tuple[Tensor, float]] = {}
 
     def mix(view: Tensor) -> tuple[Tensor, float]:

@@ -53,6 +53,20 @@ def train(
 
 
 @app.command()
+def cache(config: ConfigFile, overrides: Overrides = None) -> None:
+    """Write what the teacher says of its views into a file, for any number of students; go on where it was left.
+
+    Training writes it too, as it goes. The config has teacher.cache; see the README.
+    """
+    from distill.config import load_config
+
+    experiment = load_config(config, overrides or [])
+    from distill.caching import fill_cache
+
+    fill_cache(experiment, _console())
+
+
+@app.command()
 def evaluate(
     path: RunPath,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",

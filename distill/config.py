@@ -81,6 +81,7 @@ class Experiment(Settings):
         if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
             text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
             raise complaint("objectives", text)
+        self._check_cache()
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
             raise complaint(
@@ -92,6 +93,21 @@ class Experiment(Settings):
         if batch % devices:
             raise complaint("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
         return self
+
+    def _check_cache(self) -> None:
+        cache = self.teacher.cache if self.teacher else None
+        if cache is None:
+            return
+        for objective in self.objectives:
+            component: Any = objective.component
+            lacking = component.needs - cache.holds - {"token"} if component.reads_teacher else ()
+            if "maps" in lacking:
+                text = f"{objective.type} reads the teacher's maps, which no cache holds; remove the cache"
+                raise complaint("teacher.cache", text)
+            for what, remedy in (("logits", "full, or the number of largest ones to keep"), ("pooled", "true")):
+                if what in lacking:
+                    text = f"{objective.type} reads the teacher's {what}; say {remedy}"
+                    raise complaint(f"teacher.cache.{what}", text)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -13,9 +13,12 @@ from distill.data.loader import TrainLoader
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
+from distill.training.cache_rows import RowLayout
 from distill.training.fit import FitSummary, fit
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
+from distill.training.stream import stream_of
+from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import build_terms
 from distill.workshop import StageError, Workshop, predict_student, predict_teacher
 
@@ -43,7 +46,8 @@ class Lesson:
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
         part = self.shop.data.part("train")
         train = part.ids, torch.from_numpy(part.labels)
-        return Distillation(student, teacher, terms, dual, self.training, len(loader), train)
+        cache = open_cache(self.shop, teacher, dual, self.training.epochs) if teacher else None
+        return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache)
 
     def loader(self) -> TrainLoader:
         return self.shop.data.train_loader(labelled_only=self.labelled_only)
@@ -53,6 +57,8 @@ class Lesson:
         shop, teacher, training = self.shop, self.teacher, self.training
         loader = self.loader()
         module = self.module(student, loader, name)
+        if module.cache is not None and shop.console is not None:
+            shop.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
         comparable = teacher is not None and {t.classes for t in teacher.shapes} == {student.shapes.classes}
         has_val = shop.data.has("val")
         scored = has_val and (comparable or bool((shop.data.part("val").labels != UNLABELLED).any()))
@@ -91,3 +97,19 @@ class Lesson:
                 }
             ),
         )
+
+
+def open_cache(shop: Workshop, teacher: Teacher, dual: DualAugment, epochs: int) -> TeacherCache | None:
+    """The cache of what the teacher says in the experiment's epochs, if there is to be one. Raises ``CacheError``."""
+    settings = shop.experiment.teacher
+    if settings is None or settings.cache is None:
+        return None
+    return TeacherCache(
+        shop.experiment.output / "teachers",
+        stream_of(teacher, dual, shop.data),
+        RowLayout(teacher.shapes, len(dual.plan.teacher), settings.cache),
+        shop.data.part("train").ids,
+        epochs,
+        by_batch=dual.mix is not None,
+        write=settings.cache.write,
+    )

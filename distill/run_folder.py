@@ -130,17 +130,18 @@ def _resumed(experiment: Experiment) -> RunFolder:
             continue
         if record["status"] == "finished":
             continue
-        different = _differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"))
+        different = differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"))
         if different:
             raise RunError(f"{existing[number]} was started with other settings: {', '.join(different)}")
         return RunFolder(existing[number], record)
     raise RunError(f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
 
 
-def _differences(before: Any, now: Any, path: str = "") -> list[str]:
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """``key.path (before, now ...)`` of every value in which two trees of plain values differ."""
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [
-            d for key in keys for d in _differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
+            d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)
         ]
     return [] if before == now else [f"{path} ({before!r}, now {now!r})"]

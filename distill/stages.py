@@ -182,15 +182,22 @@ def labels_only(shop: Workshop, steps: int, folder: Path) -> tuple[Student, FitS
     return _taught(lesson, folder, "labels only", frozenset({"logits"}), len(shop.data.classes))
 
 
+def make_teacher(experiment: Experiment, networks: list[Network]) -> Teacher:
+    """The teacher as training looks at it: all that objectives read, and that the cache keeps."""
+    settings = experiment.teacher
+    assert settings is not None
+    _, needs = needs_of(experiment.objectives)
+    if settings.cache is not None:
+        needs |= settings.cache.holds
+    weights = [network.weight for network in settings.networks]
+    return Teacher(networks, weights, needs, DTYPES[settings.dtype], settings.compile)
+
+
 def distil(shop: Workshop, teachers: list[Network], folder: Path) -> tuple[Student, Teacher | None, FitSummary]:
     """The experiment itself."""
     experiment = shop.experiment
-    student_needs, teacher_needs = needs_of(experiment.objectives)
-    teacher = None
-    if experiment.teacher is not None:
-        weights = [network.weight for network in experiment.teacher.networks]
-        dtype = DTYPES[experiment.teacher.dtype]
-        teacher = Teacher(teachers, weights, teacher_needs, dtype, experiment.teacher.compile)
+    student_needs, _ = needs_of(experiment.objectives)
+    teacher = make_teacher(experiment, teachers) if experiment.teacher is not None else None
     classes = len(shop.data.classes) or (teacher.shapes[0].classes if teacher else 0)
     lesson = Lesson(shop, teacher, experiment.objectives, experiment.augment, experiment.training)
     student, summary = _taught(lesson, folder, "student", student_needs, classes)

@@ -17,7 +17,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data.base import DataError
-from distill.data.order import Epochs, OnePass, Request
+from distill.data.order import Epochs, Request, Requests
 from distill.data.reader import Batch, BatchReader, Fetched
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class Loader:
     def __init__(
         self,
         reader: BatchReader,
-        sampler: OnePass | Epochs,
+        sampler: Requests,
         *,
         workers: int = 0,
         timeout: float = 300,
@@ -57,7 +57,7 @@ class Loader:
         self._loader: DataLoader[Fetched] = DataLoader(
             reader,
             batch_size=None,
-            sampler=sampler,
+            sampler=sampler,  # type: ignore[arg-type]
             num_workers=workers,
             collate_fn=_as_it_is,  # type: ignore[arg-type]
             timeout=min(timeout, CHECK_SECONDS) if workers else 0,
@@ -87,7 +87,7 @@ class Loader:
                 self._waited += time.perf_counter() - started
             yield batch
 
-    def beside(self, reader: BatchReader, sampler: OnePass) -> Loader:
+    def beside(self, reader: BatchReader, sampler: Requests) -> Loader:
         """Another loader with as many workers, of the same kind."""
         return Loader(reader, sampler, workers=self.workers, timeout=self.timeout, start_method=self.start_method)
 

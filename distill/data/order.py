@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,6 +15,14 @@ class Request(NamedTuple):
 
     epoch: int
     places: tuple[int, ...]
+
+
+class Requests(Protocol):
+    """The batches of a pass, in their order."""
+
+    def __iter__(self) -> Iterator[Request]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Order:

@@ -15,14 +15,18 @@ class Features:
     """One network's outputs for one view of a batch. Only what some objective asked for is computed.
 
     ``logits`` [B, K] · ``pooled`` [B, D], the classifier's input · ``maps`` stage name → [B, C, H, W], tokens of a
-    ViT folded back to their grid, stages named as timm names them in ``feature_info`` · ``token`` [B, K], the logits of a
-    ViT's distillation token; its ``logits`` are then the mean of these and the class token's.
+    ViT folded back to their grid, stages named as timm names them in ``feature_info`` · ``token`` [B, K], the logits of
+    a ViT's distillation token; its ``logits`` are then the mean of these and the class token's.
     """
 
     logits: Tensor | None = None
     pooled: Tensor | None = None
     maps: dict[str, Tensor] = field(default_factory=dict)
     token: Tensor | None = None
+
+    def tensors(self) -> list[Tensor]:
+        """All that was computed."""
+        return [tensor for tensor in (self.logits, self.pooled, *self.maps.values(), self.token) if tensor is not None]
 
 
 @dataclass(frozen=True)

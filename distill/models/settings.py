@@ -45,6 +45,28 @@ class TeacherNetworkSettings(NetworkSettings):
     weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalised to sum 1")
 
 
+class CacheSettings(Settings):
+    """Keep what the teacher says of its views, for the next student on the same stream of them."""
+
+    logits: Literal["full", "none"] | Annotated[int, Field(ge=1)] = Field(
+        "full", description="all of them, none, or how many of the largest; the others then share what is left evenly"
+    )
+    pooled: bool = Field(False, description="pooled features too, for objectives that read them")
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the numbers in the file")
+    write: bool = Field(True, description="add what is missing; off: refuse to start without a cache of this stream")
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """The fields of ``Features`` that are kept."""
+        return frozenset(["logits"] * (self.logits != "none") + ["pooled"] * self.pooled)
+
+    @model_validator(mode="after")
+    def _keeps_something(self) -> CacheSettings:
+        if not self.holds:
+            raise complaint("logits", "none, and no pooled features either: there is nothing to keep")
+        return self
+
+
 class TeacherSettings(Settings):
     """The networks, as they are looked at: never trained here (``fit_teacher`` is a stage of its own)."""
 
@@ -53,6 +75,7 @@ class TeacherSettings(Settings):
         "float32", description="its own dtype, whatever the student trains in"
     )
     compile: bool = False
+    cache: CacheSettings | None = Field(None, description="keep its outputs in a file; none: it looks at every step")
 
 
 class StudentSettings(Settings):

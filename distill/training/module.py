@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import torch
@@ -13,9 +14,11 @@ from torch import Tensor, nn
 
 from augment.dual import DualAugment
 from augment.placement import moved
+from augment.views import Views
 from distill.data.positions import Positions
 from distill.data.reader import Batch as LoadedBatch
 from distill.deltas.attach import penalty
+from distill.models.features import Features
 from distill.models.identity import identify
 from distill.models.network import NetworkError, check_fits
 from distill.models.student import Student, head_modules
@@ -27,6 +30,8 @@ from distill.training.ema import WeightAverage
 from distill.training.guard import LossGuard
 from distill.training.optimiser import build_optimiser, build_schedule
 from distill.training.settings import TrainingSettings
+from distill.training.side_stream import SideStream
+from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import Term
 
 
@@ -43,6 +48,7 @@ class Distillation(LightningModule):
         settings: optimiser, schedule, guards.
         steps_per_epoch: length of the schedule's epoch, in batches.
         train: ids and labels of the training split, for terms with a memory bank.
+        cache: of what the teacher says; a batch that is in it is shown to no teacher.
     """
 
     _sums: Tensor
@@ -56,6 +62,7 @@ class Distillation(LightningModule):
         settings: TrainingSettings,
         steps_per_epoch: int,
         train: tuple[Sequence[str], Tensor] | None = None,
+        cache: TeacherCache | None = None,
     ):
         super().__init__()
         self.student = student
@@ -68,6 +75,8 @@ class Distillation(LightningModule):
             for term in terms:
                 term.remember(labels)
         self.augment = augment
+        self.cache = cache
+        self.side = SideStream()
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         penalised = penalty(student.sites) is not None
@@ -92,14 +101,10 @@ class Distillation(LightningModule):
         return batch._replace(images=images, labels=labels, looks=looks)
 
     def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
-        with self.clock.span("augment"):
-            views = self.augment(batch.pixels, batch.ids, self.current_epoch)
-        teachers = []
-        if self.teacher is not None:
-            with self.clock.span("teacher"):
-                teachers = self.teacher(views.teacher)
+        views, teachers = self._looked(batch)
         self.clock.start("student")
         students = [self.student(view) for view in views.student]
+        self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
         targets = Batch(batch.labels)
         if self._positions is not None:
             targets = replace(targets, index=self._positions(batch.ids).to(self.device, non_blocking=True))
@@ -114,6 +119,30 @@ class Distillation(LightningModule):
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
         self._figures = loss.detach(), torch.stack(values).detach()
         return loss
+
+    def _looked(self, batch: LoadedBatch) -> tuple[Views, list[list[Features]]]:
+        """The views of a batch, and what the teacher says of its own, unless the cache knows that already."""
+        found = None
+        if self.cache is not None:
+            with self.clock.span("teacher"):
+                found = self.cache.find(batch.ids, self.current_epoch)
+        known = found is not None and found.complete
+        with self.clock.span("augment"):
+            views = self.augment(batch.pixels, batch.ids, self.current_epoch, teacher=not known)
+        if self.teacher is None:
+            return views, []
+        if self.cache is not None and found is not None and known:
+            with self.clock.span("teacher"):
+                return views, self.cache.features(found, batch.labels.device)
+        with self.side.beside([*chain(*views.teacher)]), self.clock.span("teacher"):
+            said = self.teacher(views.teacher)
+            if self.cache is not None and found is not None:
+                said = self.cache.keep(found, said)
+        return views, said
+
+    def on_train_epoch_end(self) -> None:
+        if self.cache is not None:
+            self.cache.flush()
 
     def _now(self) -> tuple[int, int, int]:
         return self.global_step, self.steps_per_epoch, self.settings.epochs

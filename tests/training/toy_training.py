@@ -212,8 +212,8 @@ def noting_views(made: list[Made]) -> Iterator[None]:
     """Within it, every batch whose views are made in this process is noted in ``made``."""
     forward = DualAugment.forward
 
-    def noted(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) -> Views:
-        views = forward(augment, images, ids, epoch)
+    def noted(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int, **parts: bool) -> Views:
+        views = forward(augment, images, ids, epoch, **parts)
         made.append((epoch, ids.tolist(), views))
         return views
 

@@ -1,0 +1,103 @@
+"""``distill cache``: what the teacher says in every epoch of a config's training, written in advance."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from augment.draws import sample_key
+from augment.dual import DualAugment
+from augment.placement import moved
+from distill.config import ConfigError, Experiment
+from distill.data.order import Epochs, Request
+from distill.lesson import open_cache
+from distill.models.network import create_network
+from distill.stages import make_teacher, prepare_teachers, ready_teachers
+from distill.training.signals import StopSignal
+from distill.training.teacher_cache import TeacherCache
+from distill.workshop import Workshop, make_data
+
+
+class MissingBatches:
+    """The requests of all epochs and ranks whose rows are not all in the cache, found as they are asked for.
+
+    Args:
+        ranks: every rank's batches.
+        ids: names of the training samples.
+    """
+
+    def __init__(self, cache: TeacherCache, ranks: list[Epochs], ids: list[str], epochs: int):
+        self.cache, self.ranks, self.epochs = cache, ranks, epochs
+        self.epoch_of: deque[int] = deque()
+        """The epochs of the requests that were handed out; the owner takes one off with each batch."""
+        self.passed = 0
+        """Batches that are in the cache, or handed out."""
+        self._keys = torch.tensor([sample_key(id) for id in ids])
+
+    def __len__(self) -> int:
+        return self.epochs * sum(map(len, self.ranks))
+
+    def __iter__(self) -> Iterator[Request]:
+        for epoch in range(self.epochs):
+            for number in range(len(self.ranks[0])):
+                for rank in self.ranks:
+                    request = rank.request(epoch, number)
+                    samples = rank.order(epoch)[list(request.places)]
+                    self.passed += 1
+                    if not self.cache.find(self._keys[samples], epoch).complete:
+                        self.epoch_of.append(epoch)
+                        yield request
+
+
+def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
+    """Have the teacher look at the batches that the cache lacks. Fits the teacher first, if the config says so.
+
+    Raises:
+        ConfigError: the config has no ``teacher.cache``, or one that is not to be written.
+        CacheError: the disk is full, or the cache another one's.
+        Interrupted: a signal arrived; what is written counts, and another call goes on from there.
+    """
+    settings = experiment.teacher
+    if settings is None or settings.cache is None or not settings.cache.write:
+        raise ConfigError("nothing to write: the config needs a teacher with teacher.cache, and its key write on")
+    with StopSignal() as stop:
+        shop = Workshop(experiment, make_data(experiment), console, stop)
+        # Fitting in several processes would start this command in each of them.
+        networks = prepare_teachers(shop) if experiment.training.devices == 1 else ready_teachers(shop)
+        teacher = make_teacher(experiment, networks).to(shop.device)
+        student = create_network(experiment.student.network).input
+        dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(shop.device)
+        cache = open_cache(shop, teacher, dual, experiment.training.epochs)
+        assert cache is not None
+        console.print(cache.describe(), highlight=False, soft_wrap=True)
+
+        whole = shop.data.train_loader()
+        order, batch, world = whole.sampler.order, whole.sampler.batch, shop.data.world_size
+        ranks = [Epochs(order, batch, rank, world) for rank in range(world)]
+        missing = MissingBatches(cache, ranks, shop.data.part("train").ids, experiment.training.epochs)
+        loader = whole.beside(whole.reader, missing)
+        columns = TextColumn("teacher cache"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches")
+        written = 0
+        try:
+            with Progress(*columns, TimeRemainingColumn(), console=console, expand=True) as progress:
+                task = progress.add_task("", total=len(missing))
+                for loaded in loader:
+                    stop.raise_if_received()
+                    epoch = missing.epoch_of.popleft()
+                    found = cache.find(loaded.ids, epoch)
+                    views = dual(moved(loaded.pixels, shop.device), loaded.ids, epoch, student=False)
+                    cache.keep(found, teacher(views.teacher))
+                    if cache.failure is not None:
+                        raise cache.failure
+                    written += int((~found.there).sum())
+                    progress.update(task, completed=missing.passed - len(missing.epoch_of))
+                progress.update(task, completed=len(missing))
+        finally:
+            cache.flush()
+            loader.close()
+    console.print(f"wrote {written:,} rows; the cache is complete", highlight=False)
+    return cache

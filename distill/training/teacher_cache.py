@@ -1,0 +1,249 @@
+"""What the teacher said, kept in one file: a second student on the same stream of views needs no teacher.
+
+Views are drawn by (seed, epoch, view, sample id), so what the teacher sees is known before it is made. A row of the
+file is one sample in one epoch: number ``epoch · N + place`` of N samples. ``manifest.json`` beside it says of what
+stream it is, and the folder is named by the hash of that: another teacher, seed, data set or augmentation of the
+teacher's views has another cache.
+
+Each row ends in a digest of its bytes, keyed by the manifest and the row's number. A row counts if its digest is right:
+one that was never written, half written by a run that was killed, written by two at once, or damaged is a row that is
+missing. So there is nothing to lock, nothing to recover, and every rank writes the rows that it has. Reading is through
+a memory map, writing is not: a full disk is then an error that can be caught.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from distill.data.positions import Positions
+from distill.files import write_atomic
+from distill.models.features import Features
+from distill.run_folder import differences
+from distill.training.cache_rows import CacheError, RowLayout
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+ROWS = "rows"
+FORMAT = 1
+_DIGEST = 8
+
+
+@dataclass(frozen=True)
+class Found:
+    """The rows of a batch, as far as the cache has them."""
+
+    numbers: np.ndarray
+    """int64 [B], in the file."""
+    rows: np.ndarray
+    """[B] of the layout's dtype; anything where not ``there``."""
+    there: np.ndarray
+    """bool [B]."""
+    context: bytes
+
+    @property
+    def complete(self) -> bool:
+        return bool(self.there.all())
+
+
+class TeacherCache:
+    """The cache of one stream, opened for ``epochs`` epochs; made if it is not there yet.
+
+    Args:
+        output: the folder that caches lie in.
+        stream: everything that the teacher's words depend on, as plain JSON; see :mod:`distill.training.stream`.
+        layout: of a row.
+        ids: names of the training samples.
+        epochs: how many there is to be room for.
+        by_batch: whether a sample's view depends on its batch (mixing), so that a row counts in the same batch only.
+        write: whether missing rows are added.
+
+    Raises:
+        CacheError: the folder holds another stream's cache; the disk has not the room; there is none, and ``write`` is
+            off. The text says what differs, or how much is missing.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        stream: dict[str, Any],
+        layout: RowLayout,
+        ids: Sequence[str],
+        epochs: int,
+        by_batch: bool = False,
+        write: bool = True,
+    ):
+        manifest = {"format": FORMAT, "stream": stream, "row": layout.dtype.descr, "samples": len(ids)}
+        self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))
+        self._key = hashlib.sha256(json.dumps(self.manifest, sort_keys=True).encode()).digest()
+        self.folder = output / f"cache-{self._key.hex()[:16]}"
+        self.layout, self.epochs, self.by_batch, self.write = layout, epochs, by_batch, write
+        self._positions, self._samples = Positions(ids), len(ids)
+        self._row = np.dtype([("content", layout.dtype), ("digest", f"V{_DIGEST}")])
+        self._pending: deque[tuple[Found, dict[str, Tensor], torch.cuda.Event]] = deque()
+        self.failure: CacheError | None = None
+        """Why rows are no longer added, if they are not."""
+        self.is_new = not (self.folder / MANIFEST).is_file()
+        self._open()
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it is full."""
+        return self.epochs * self._samples * self._row.itemsize
+
+    def describe(self) -> str:
+        """One line: where, how large, and for a new one how it differs from those that are there."""
+        what = f"{self.folder}, {self.size:,} bytes for {self.epochs} epochs of {self._samples} samples"
+        return f"new teacher cache: {what}{self._nearest()}" if self.is_new else f"teacher cache: {what}"
+
+    # --- Reading ------------------------------------------------------------------------------------------------------
+
+    def find(self, ids: Tensor, epoch: int) -> Found:
+        """The rows of a batch: ids [B] int64 on the CPU."""
+        self._flush(wait=False)
+        context = hashlib.blake2b(ids.sort()[0].numpy().tobytes(), digest_size=16).digest() if self.by_batch else b""
+        numbers = (self._positions(ids) + epoch * self._samples).numpy()
+        within = numbers < len(self._mapped)
+        rows = np.zeros(len(ids), self._row)
+        rows[within] = self._mapped[numbers[within]]
+        digests = self._digests(rows["content"], numbers, context)
+        there = np.fromiter((have == want for have, want in zip(rows["digest"].tolist(), digests)), bool, len(ids))
+        return Found(numbers, rows["content"], there, context)
+
+    def features(self, found: Found, device: torch.device) -> list[list[Features]]:
+        """``features[n][v]`` of rows that are all there, in fp32 on the device."""
+        return self.layout.decode(self.layout.unpack(found.rows, device))
+
+    # --- Writing ------------------------------------------------------------------------------------------------------
+
+    def keep(self, found: Found, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
+        """Add the rows that were not found, and hand back the batch as the cache will give it from now on.
+
+        So a run that writes the cache, one that was interrupted, and one that reads it learn from the same numbers.
+
+        Args:
+            live: what the teacher says of the batch, ``live[n][v]``.
+        """
+        fields = self.layout.encode(live)
+        device = next(iter(fields.values())).device
+        if found.there.any():
+            stored, there = self.layout.unpack(found.rows, device), torch.from_numpy(found.there)[:, None]
+            there = there.to(device, non_blocking=True)
+            fields = {name: torch.where(there, stored[name], values) for name, values in fields.items()}
+        if self.write:
+            if device.type == "cuda":  # written once they have arrived: the step does not wait for them
+                copies = {name: values.to("cpu", non_blocking=True) for name, values in fields.items()}
+                arrived = torch.cuda.Event()
+                arrived.record()
+                self._pending.append((found, copies, arrived))
+            else:
+                self._add(found, fields)
+        return self.layout.decode(fields)
+
+    def flush(self) -> None:
+        """Write what is still on its way from the device."""
+        self._flush(wait=True)
+
+    def _flush(self, wait: bool) -> None:
+        while self._pending and (wait or self._pending[0][2].query()):
+            found, fields, arrived = self._pending.popleft()
+            arrived.synchronize()
+            if self.write:
+                self._add(found, fields)
+
+    def _add(self, found: Found, fields: dict[str, Tensor]) -> None:
+        new = np.flatnonzero(~found.there)
+        for name, values in fields.items():
+            bad = ~values[new].isfinite().all(1)
+            if bad.any():
+                raise CacheError(
+                    f"the teacher's {name.partition('.')[0]} are not finite in {self.layout.settings.dtype} for"
+                    f" {int(bad.sum())} of {len(bad)} samples; float16 ends at 65504: try teacher.cache.dtype: float32"
+                )
+        rows = np.empty(len(new), self._row)
+        rows["content"] = self.layout.pack(fields)[new]
+        rows["digest"] = self._digests(rows["content"], found.numbers[new], found.context)
+        try:
+            with (self.folder / ROWS).open("r+b", buffering=0) as file:
+                for number, row in zip(found.numbers[new].tolist(), rows):
+                    if number < len(self._mapped):
+                        os.pwrite(file.fileno(), row.tobytes(), number * self._row.itemsize)
+        except OSError as error:
+            self.write = False
+            self.failure = CacheError(f"{self.folder}: the teacher's cache is no longer written ({error.strerror})")
+            logger.warning("%s; training goes on without adding to it", self.failure)
+
+    # --- The file -----------------------------------------------------------------------------------------------------
+
+    def _digests(self, content: np.ndarray, numbers: np.ndarray, context: bytes) -> list[bytes]:
+        data = np.ascontiguousarray(content).view(np.uint8).reshape(len(numbers), -1)
+        options: dict[str, Any] = {"digest_size": _DIGEST, "key": self._key, "salt": context}
+        return [
+            hashlib.blake2b(row.data, person=number.to_bytes(16, "little"), **options).digest()
+            for number, row in zip(numbers.tolist(), data)
+        ]
+
+    def _open(self) -> None:
+        path, rows = self.folder / MANIFEST, self.folder / ROWS
+        if self.is_new and not self.write:
+            raise CacheError(f"there is no cache of this stream, and teacher.cache.write is off{self._nearest()}")
+        try:
+            if self.is_new:
+                self._check_room(0)
+                write_atomic(path, json.dumps(self.manifest, indent=2).encode())
+            elif (there := _read(path)) != self.manifest:
+                named = ", ".join(differences(there, self.manifest)) or "unreadable"
+                raise CacheError(f"{path} is not of the stream that its folder is named after; delete it ({named})")
+            if self.write:
+                self._make_room(rows)
+            self._mapped = np.memmap(rows, self._row, "r")
+        except (OSError, ValueError) as error:  # numpy maps neither empty files nor parts of rows
+            raise CacheError(f"{self.folder}: the teacher's cache cannot be used: {error}") from error
+
+    def _make_room(self, rows: Path) -> None:
+        with os.fdopen(os.open(rows, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            state = os.fstat(file.fileno())
+            if state.st_size < self.size:
+                self._check_room(state.st_blocks * 512)
+                # Unlike truncating, this cannot shorten a file that another run has just made longer.
+                os.pwrite(file.fileno(), b"\0", self.size - 1)
+
+    def _check_room(self, taken: int) -> None:
+        """Raise ``CacheError`` unless the disk has room for all rows; ``taken`` bytes of it are the file's already."""
+        there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
+        free, wanted = shutil.disk_usage(there).free, self.size - taken
+        if wanted > free:
+            raise CacheError(
+                f"{self.folder}: the teacher's cache needs {wanted:,} bytes more, {there} has {free:,} free; keep fewer"
+                f" logits (teacher.cache.logits), train fewer epochs, or set output= to another disk"
+            )
+
+    def _nearest(self) -> str:
+        """What differs from the most similar cache beside this one."""
+        others = [path for path in self.folder.parent.glob(f"cache-*/{MANIFEST}") if path.parent != self.folder]
+        different = {path.parent.name: differences(_read(path), self.manifest) for path in others}
+        if not different:
+            return ""
+        name = min(different, key=lambda name: len(different[name]))
+        return f"; {name} differs in {', '.join(different[name])}"
+
+
+def _read(manifest: Path) -> Any:
+    """Its content; None if it is damaged."""
+    try:
+        return json.loads(manifest.read_text())
+    except ValueError:
+        return None

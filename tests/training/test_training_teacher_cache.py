@@ -1,0 +1,405 @@
+"""The teacher's cache: the same students as without it, no teacher for the second one, and nothing stale or torn."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from toy_training import (
+    SIZES,
+    STEPS,
+    Watched,
+    assert_bit_equal,
+    experiment,
+    network,
+    raising,
+    student_fit,
+)
+
+from distill.caching import fill_cache
+from distill.models.features import Features, FeatureShapes
+from distill.models.settings import CacheSettings
+from distill.models.teacher import Teacher
+from distill.objectives.kd import KD
+from distill.training.cache_rows import CacheError, RowLayout, from_top, top_logits
+from distill.training.signals import Interrupted
+from distill.training.teacher_cache import TeacherCache
+from distill.yaml_tree import ConfigError
+
+EXACT = {"logits": "full", "pooled": True, "dtype": "float32"}
+NEEDED = {"logits": "full", "pooled": True}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every batch that a teacher looks at in training: how many views, over all networks."""
+    seen: list[int] = []
+    forward = Teacher.forward
+
+    def counted(teacher: Teacher, views: tuple[tuple[torch.Tensor, ...], ...]) -> list[list[Features]]:
+        seen.append(sum(map(len, views)))
+        return forward(teacher, views)
+
+    monkeypatch.setattr(Teacher, "forward", counted)
+    return seen
+
+
+def rows_of(output: Path) -> Path:
+    [path] = output.glob("teachers/cache-*/rows")
+    return path
+
+
+def fits(output: Path, cache: dict[str, Any], looks: list[int], **changes: Any) -> tuple[Watched, Watched, Watched]:
+    """Without a cache, writing it, reading it; the last one asks no teacher."""
+    live = student_fit(experiment(output, **changes), output / "live")
+    cached = {**changes, "teacher": {**changes.get("teacher", {}), "cache": cache}}
+    first = student_fit(experiment(output, **cached), output / "first")
+    assert len(looks) == 4 * STEPS
+    looks.clear()
+    second = student_fit(experiment(output, **cached), output / "second")
+    assert looks == [] and second.summary and second.summary.shares["teacher"] < 0.05
+    return live, first, second
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "identical": {"augment": {"policy": "identical"}},
+    "two networks, all pairs": {"augment": {"policy": "both_to_both"}},
+    "mixed": {"augment": {"mix": {"mixup": 0.8, "cutmix": 1.0}}, "objectives": [{"type": "kd"}, {"type": "pooled"}]},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_full_float32_is_bit_equal_to_no_cache(case: str, tmp_path: Path, looks: list[int]) -> None:
+    changes = dict(CASES[case])
+    if "two networks" in case:
+        other = {**network(tmp_path, "test_resnet", 1), "size": 48, "weight": 2}
+        changes["teacher"] = {"networks": [network(tmp_path, "test_resnet"), other]}
+    live, first, second = fits(tmp_path, EXACT, looks, **changes)
+    assert_bit_equal(first.weights, live.weights)
+    assert_bit_equal(second.weights, live.weights)
+
+
+@pytest.mark.parametrize("cache", [{**NEEDED, "dtype": "float16"}, {**NEEDED, "logits": 3}])
+def test_less_is_close_and_the_same_for_every_student(cache: dict[str, Any], tmp_path: Path, looks: list[int]) -> None:
+    live, first, second = fits(tmp_path, cache, looks)
+    assert_bit_equal(second.weights, first.weights)
+    names = ("weight", "bias")
+    for name, weight in live.weights.items():
+        if name.endswith(names):
+            torch.testing.assert_close(first.weights[name], weight, rtol=0.05, atol=5e-3)
+
+
+def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, looks: list[int]) -> None:
+    """Its last steps are in the cache already, in float16, but were not seen by a checkpoint."""
+    settings = experiment(tmp_path, teacher={"cache": NEEDED})
+    straight = student_fit(settings, tmp_path / "straight")
+    shutil.rmtree(tmp_path / "teachers")
+    with pytest.raises(Interrupted):
+        student_fit(settings, tmp_path / "stopped", raising(signal.SIGTERM, STEPS + 1))
+    for path in (tmp_path / "stopped").glob(f"step-*{STEPS + 2}.ckpt"):
+        path.unlink()  # killed before it was saved: those two steps are made again
+    looks.clear()
+    again = student_fit(settings, tmp_path / "stopped")
+    assert len(looks) == STEPS - 2
+    assert_bit_equal(again.weights, straight.weights)
+
+
+def test_written_in_advance_by_parts(tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """``distill cache``: stopped in the middle, it goes on; training then asks no teacher, at any batch size."""
+    settings = experiment(tmp_path, teacher={"cache": NEEDED})
+    forward, stop = Teacher.forward, raising(signal.SIGTERM, 3)
+
+    def stopping(teacher: Teacher, views: Any) -> Any:
+        stop(SimpleNamespace(global_step=len(looks)))  # type: ignore[arg-type]
+        return forward(teacher, views)
+
+    monkeypatch.setattr(Teacher, "forward", stopping)
+    with pytest.raises(Interrupted):
+        fill_cache(settings, Console(quiet=True))
+    assert len(looks) == 4
+    monkeypatch.setattr(Teacher, "forward", forward)
+    fill_cache(settings, Console(quiet=True))
+    assert len(looks) == 2 * STEPS
+    student_fit(settings, tmp_path / "fit")
+    assert len(looks) == 2 * STEPS
+    student_fit(experiment(tmp_path, teacher={"cache": NEEDED}, data={"batch_size": 11}), tmp_path / "other batches")
+    assert len(looks) == 2 * STEPS + 2, "the last four samples of an epoch's order are in no batch of 8"
+
+
+def test_another_stream_has_another_cache(tmp_path: Path, looks: list[int]) -> None:
+    """And what does not change what the teacher sees shares it."""
+    student_fit(experiment(tmp_path, teacher={"cache": NEEDED}), tmp_path / "first")
+    same: list[dict[str, Any]] = [
+        {"student": {"deltas": [{"type": "low_rank", "rank": 1}]}},
+        {"data": {"labels_per_class": 2}},
+        {"augment": {"teacher": ["RandomHorizontalFlip", {"type": "ColorJitter", "hue": 0.1}], "student": []}},
+    ]
+    for number, changes in enumerate(same):
+        looks.clear()
+        student_fit(experiment(tmp_path, teacher={"cache": NEEDED}, **changes), tmp_path / f"same {number}")
+        assert looks == [], changes
+    other: dict[str, dict[str, Any]] = {
+        "stream.seed": {"seed": 1},
+        "stream.views.0.recipe": {"augment": {"student": ["RandomHorizontalFlip"]}},
+        "stream.views.0.draws": {"augment": {"policy": "shared_geometry"}},
+        "stream.data.canvas": {"data": {"size": 40}},
+        "stream.data.source": {"data": {"source": {"type": "toy_training:Blobs", "labelled": False}}},
+        "stream.teacher.0.weights": {"teacher": {"networks": [network(tmp_path, "test_resnet", 1)]}},
+        "row": {"teacher": {"cache": {**NEEDED, "logits": 2}}},
+    }
+    for key, changes in other.items():
+        cache = {**NEEDED, **changes.get("teacher", {}).get("cache", {}), "write": False}
+        changes = {**changes, "teacher": {**changes.get("teacher", {}), "cache": cache}}
+        if "source" in key:
+            changes["objectives"] = [{"type": "kd"}]
+        with pytest.raises(CacheError, match=rf"there is no cache of this stream.* differs in .*{key} "):
+            student_fit(experiment(tmp_path, **changes), tmp_path / "refused")
+
+
+def test_a_changed_image_or_operation_is_another_stream(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import toy_training
+
+    module = tmp_path / "own_op.py"
+    module.write_text(
+        "import torch\n\nclass Dim(torch.nn.Module):\n    def forward(self, x):\n        return x * 0.9\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"augment": {"student": ["own_op:Dim"]}, "objectives": [{"type": "kd"}]}
+    student_fit(experiment(tmp_path, teacher={"cache": {}}, **changes), tmp_path / "first")
+    refused = experiment(tmp_path, teacher={"cache": {"write": False}}, **changes)
+    module.write_text(module.read_text().replace("0.9", "0.8"))
+    with pytest.raises(CacheError, match=r"differs in stream\.views\.0\.code\.own_op:Dim"):
+        student_fit(refused, tmp_path / "refused")
+    module.write_text(module.read_text().replace("0.8", "0.9"))
+    sample = toy_training.BlobSamples.__getitem__
+    monkeypatch.setattr(
+        toy_training.BlobSamples,
+        "__getitem__",
+        lambda samples, at: sample(samples, at)._replace(image=255 - sample(samples, at).image),
+    )
+    with pytest.raises(CacheError, match=r"differs in stream\.data\.pixels"):
+        student_fit(refused, tmp_path / "refused")
+
+
+@pytest.mark.parametrize("damage", ["byte", "moved", "zeros", "cut"])
+def test_a_row_that_is_not_whole_is_made_again(damage: str, tmp_path: Path, looks: list[int]) -> None:
+    settings = experiment(tmp_path, teacher={"cache": NEEDED})
+    first = student_fit(settings, tmp_path / "first")
+    path = rows_of(tmp_path)
+    good, size = path.read_bytes(), path.stat().st_size // (2 * SIZES["train"])
+    content = bytearray(good)
+    place = next(at for at in range(SIZES["train"]) if any(good[at * size : (at + 1) * size]))
+    here, there = slice(place * size, (place + 1) * size), slice((place + 44) * size, (place + 45) * size)
+    if damage == "byte":
+        content[here.start + 3] ^= 1
+    elif damage == "moved":
+        content[here] = content[there]
+    elif damage == "zeros":
+        content[here.start : here.start + 16] = bytes(16)
+    else:
+        del content[here.start + 5 :]
+    path.write_bytes(content)
+    looks.clear()
+    again = student_fit(settings, tmp_path / "again")
+    assert len(looks) == 1 if damage != "cut" else len(looks) > STEPS
+    assert_bit_equal(again.weights, first.weights)
+    assert path.read_bytes() == good
+
+
+# --- The file itself ----------------------------------------------------------------------------------------------
+
+IDS = [f"sample {n}" for n in range(6)]
+LAYOUT = RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(pooled=True))
+
+
+def opened(output: Path, epochs: int = 2, seed: int = 0, layout: RowLayout = LAYOUT, **options: Any) -> TeacherCache:
+    return TeacherCache(output, {"seed": seed}, layout, IDS, epochs, **options)
+
+
+def batch(*numbers: int) -> torch.Tensor:
+    from augment.draws import sample_key
+
+    return torch.tensor([sample_key(IDS[number]) for number in numbers])
+
+
+def said(*numbers: float) -> list[list[Features]]:
+    values = torch.tensor(numbers, dtype=torch.float32)[:, None]
+    return [[Features(logits=values + torch.arange(5), pooled=values * torch.ones(3))]]
+
+
+def logits(cache: TeacherCache, ids: torch.Tensor, epoch: int) -> torch.Tensor:
+    found = cache.find(ids, epoch)
+    assert found.complete
+    values = cache.features(found, torch.device("cpu"))[0][0].logits
+    assert values is not None
+    return values
+
+
+def test_two_at_once_and_more_epochs(tmp_path: Path) -> None:
+    one, two = opened(tmp_path), opened(tmp_path)
+    assert one.is_new and not two.is_new and one.size == 12 * (2 * 8 + 8)
+    one.keep(one.find(batch(0, 1), 1), said(1, 2))
+    two.keep(two.find(batch(5, 2), 1), said(3, 4))
+    for cache in (one, two, opened(tmp_path, epochs=4), opened(tmp_path, epochs=1)):
+        assert torch.equal(logits(cache, batch(2, 0, 5, 1), 1)[:, 0], torch.tensor([4.0, 1, 3, 2]))
+        assert not cache.find(batch(0, 1), 0).there.any() and not cache.find(batch(3), 1).complete
+    assert not one.find(batch(0), 3).complete, "beyond what it was opened for"
+    assert one.keep(one.find(batch(0), 3), said(7))[0][0].logits is not None
+
+
+def test_what_is_there_stays(tmp_path: Path) -> None:
+    """A batch of old and new rows takes the old ones from the file: a later reader sees the same."""
+    cache = opened(tmp_path)
+    cache.keep(cache.find(batch(0), 0), said(1))
+    mixed = cache.keep(cache.find(batch(1, 0), 0), said(2, 9))[0][0].logits
+    assert torch.equal(mixed, logits(cache, batch(1, 0), 0)) and mixed[:, 0].tolist() == [2, 1]
+
+
+def test_by_batch_a_row_belongs_to_its_batch(tmp_path: Path) -> None:
+    cache = opened(tmp_path, by_batch=True)
+    cache.keep(cache.find(batch(0, 1), 0), said(1, 2))
+    assert torch.equal(logits(cache, batch(1, 0), 0)[:, 0], torch.tensor([2.0, 1])), "whatever its order"
+    assert not cache.find(batch(0, 2), 0).there.any() and not cache.find(batch(0), 0).there.any()
+
+
+def test_the_disk_is_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
+    with pytest.raises(CacheError, match=r"needs 288 bytes more, .* has 100 free; keep fewer logits"):
+        opened(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_disk_that_fills_up_ends_the_writing_not_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = opened(tmp_path)
+
+    def full(*unused: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.pwrite", full)
+    kept = cache.keep(cache.find(batch(0), 0), said(1))[0][0].logits
+    assert kept is not None and kept[0, 0] == 1
+    assert "no longer written (No space left on device); training goes on" in caplog.text and not cache.write
+    assert isinstance(cache.failure, CacheError)
+
+
+def test_another_cache_in_its_place_is_refused(tmp_path: Path) -> None:
+    folder = opened(tmp_path).folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["stream"]["seed"] = 1
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CacheError, match=r"delete it \(stream\.seed \(1, now 0\)\)"):
+        opened(tmp_path)
+    (folder / "manifest.json").write_text("{")
+    with pytest.raises(CacheError, match="delete it"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("value", [1e5, float("nan"), float("inf")])
+def test_numbers_that_float16_does_not_have(value: float, tmp_path: Path) -> None:
+    cache = opened(tmp_path)
+    with pytest.raises(CacheError, match=r"logits are not finite in float16 for 1 of 2 samples.*dtype: float32"):
+        cache.keep(cache.find(batch(0, 1), 0), said(0, value))
+    assert not cache.find(batch(0, 1), 0).there.any()
+    if value == 1e5:
+        wide = RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(pooled=True, dtype="float32"))
+        exact = opened(tmp_path, layout=wide)
+        exact.keep(exact.find(batch(0, 1), 0), said(0, value))
+        assert logits(exact, batch(1), 0)[0].tolist() == [1e5 + n for n in range(5)]
+
+
+# --- What a row keeps ---------------------------------------------------------------------------------------------
+
+
+def test_top_logits_by_hand() -> None:
+    z = torch.tensor([[0.0, 3.0, 1.0, 2.0]])
+    values, classes = top_logits(z, 2)
+    rest = np.log((np.exp(0) + np.exp(1)) / 2)
+    assert classes.tolist() == [[1, 3]] and values[0].tolist() == pytest.approx([3, 2, rest])
+    assert from_top(values, classes, 4)[0].tolist() == pytest.approx([rest, 3, rest, 2])
+
+
+@pytest.mark.parametrize("k", [1, 5, 19])
+def test_top_logits_keep_their_probabilities_and_share_the_rest_evenly(k: int) -> None:
+    z = 3 * torch.randn(7, 20, generator=torch.Generator().manual_seed(k))
+    again = from_top(*top_logits(z, k), 20).softmax(1)
+    for before, after in zip(z.softmax(1), again):
+        top = before.argsort(descending=True)[:k]
+        others = torch.ones(20, dtype=torch.bool).index_fill(0, top, False)
+        torch.testing.assert_close(after[top], before[top])
+        torch.testing.assert_close(after[others], before[others].mean().expand(20 - k))
+
+
+@pytest.mark.parametrize("classes", [5, 40_000])
+def test_a_row_of_several_networks_and_views_comes_back(classes: int) -> None:
+    shapes = [FeatureShapes(classes, 3), FeatureShapes(4, 2)]
+    layout = RowLayout(shapes, 2, CacheSettings(logits=2, pooled=True, dtype="float32"))
+    generator = torch.Generator().manual_seed(0)
+    features = [
+        [
+            Features(
+                logits=torch.randn(3, of.classes, generator=generator),
+                pooled=torch.randn(3, of.pooled, generator=generator),
+            )
+            for _ in range(2)
+        ]
+        for of in shapes
+    ]
+    again = layout.decode(layout.unpack(layout.pack(layout.encode(features)), torch.device("cpu")))
+    for network_before, network_after in zip(features, again, strict=True):
+        for before, after in zip(network_before, network_after, strict=True):
+            assert before.logits is not None and after.logits is not None
+            assert torch.equal(after.pooled, before.pooled)
+            assert torch.equal(after.logits, from_top(*top_logits(before.logits, 2), before.logits.shape[1]))
+            assert torch.equal(after.logits.argmax(1), before.logits.argmax(1))
+
+
+def test_float16_changes_the_loss_by_less_than_a_thousandth() -> None:
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (Features(logits=4 * torch.randn(64, 100, generator=generator)) for _ in range(2))
+    layout = RowLayout([FeatureShapes(100, 3)], 1, CacheSettings())
+    [[kept]] = layout.decode(layout.encode([[teacher]]))
+    from distill.objectives.base import Batch
+
+    shapes = FeatureShapes(100, 3)
+    kd, labels = KD(KD.Settings(), shapes, shapes), Batch(torch.zeros(64, dtype=torch.int64))
+    exact, rounded = kd(student, teacher, labels), kd(student, kept, labels)
+    assert 0 < abs(rounded - exact) < 1e-3 * exact
+
+
+# --- Settings -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cache", "objectives", "complaint"),
+    [
+        ({}, [{"type": "fitnets"}], r"teacher\.cache: fitnets reads the teacher's maps, which no cache holds"),
+        ({}, [{"type": "kd"}, {"type": "pooled"}], r"teacher\.cache\.pooled: pooled reads .* pooled; say true"),
+        ({"logits": "none", "pooled": True}, [{"type": "kd"}], r"teacher\.cache\.logits: kd reads .*; say full, or"),
+        ({"logits": "none"}, [{"type": "kd"}], r"teacher\.cache\.logits: none, and no pooled features either"),
+        ({"logits": 0}, [{"type": "kd"}], r"teacher\.cache\.logits"),
+    ],
+)
+def test_a_cache_that_objectives_cannot_live_on(
+    cache: dict[str, Any], objectives: list[dict[str, Any]], complaint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=complaint):
+        experiment(tmp_path, teacher={"cache": cache}, objectives=objectives)
+
+
+def test_as_many_top_classes_as_there_are(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match=r"teacher\.cache\.logits: 5 of 5 classes cannot be the top ones; use full"):
+        RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(logits=5))
+
+
+def test_distill_cache_without_a_cache(tmp_path: Path) -> None:
+    for teacher in ({}, {"cache": {**NEEDED, "write": False}}):
+        with pytest.raises(ConfigError, match=r"nothing to write: the config needs a teacher with teacher\.cache"):
+            fill_cache(experiment(tmp_path, teacher=teacher), Console(quiet=True))
