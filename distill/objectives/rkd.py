@@ -18,17 +18,26 @@ from distill.objectives.compare import two
 from distill.objectives.ranks import gather_batch
 
 
-def distances(rows_GD: Tensor) -> Tensor:
-    """[G, G] Euclidean distances divided by the mean of those that are not 0; the gradient at 0 is 0."""
+def lengths(rows_GD: Tensor) -> Tensor:
+    """[G, G] Euclidean distances; exactly 0 between equal rows, and the gradient there is 0."""
     # Not by way of a matrix product: its rounding would leave samples a distance from themselves.
-    distance = torch.cdist(rows_GD, rows_GD, compute_mode="donot_use_mm_for_euclid_dist")
-    return distance / (distance.sum() / (distance > 0).sum().clamp(min=1)).clamp(min=1e-12)
+    return torch.cdist(rows_GD, rows_GD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def angles(rows_GD: Tensor) -> Tensor:
-    """[G, G, G] cosines: ``[i, j, k]`` of the angle at sample i between j and k; 0 where one of them is i."""
-    edges = F.normalize(rows_GD[None] - rows_GD[:, None], dim=2)
-    return edges @ edges.transpose(1, 2)
+def distances(length_GG: Tensor) -> Tensor:
+    """[G, G] lengths divided by the mean of those that are not 0."""
+    return length_GG / (length_GG.sum() / (length_GG > 0).sum().clamp(min=1)).clamp(min=1e-12)
+
+
+def angles(length_GG: Tensor) -> Tensor:
+    """[G, G, G] cosines: ``[i, j, k]`` of the angle at sample i between j and k; 0 where j or k coincides with i.
+
+    By the law of cosines, ``(l_ij² + l_ik² − l_jk²) / 2 l_ij l_ik``: the features' width costs nothing here.
+    """
+    square_GG, apart_GG = length_GG.square(), length_GG > 0
+    inverse_GG = length_GG.where(apart_GG, torch.inf).reciprocal()
+    cosine_GGG = square_GG[:, :, None] + square_GG[:, None, :] - square_GG
+    return cosine_GGG * (0.5 * inverse_GG[:, :, None] * inverse_GG[:, None, :])
 
 
 def rkd(student_BD: Tensor, teacher_BE: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
@@ -36,12 +45,12 @@ def rkd(student_BD: Tensor, teacher_BE: Tensor, distance: float = 25.0, angle: f
 
     d are the pairwise distances over their mean, a the cosines of all triplets. Zero where the student's features are
     the teacher's, turned, moved or scaled. Widths may differ. Time and memory of the angles grow with G³ (64 samples:
-    1 MB, 256: 67 MB).
+    1 MB, 256: 67 MB for each of a few tensors).
     """
-    student_GD, teacher_GE = gather_batch(student_BD.float()), gather_batch(teacher_BE.detach().float())
-    total = distance * F.smooth_l1_loss(distances(student_GD), distances(teacher_GE))
+    student_GG, teacher_GG = (lengths(gather_batch(rows.float())) for rows in (student_BD, teacher_BE.detach()))
+    total = distance * F.smooth_l1_loss(distances(student_GG), distances(teacher_GG))
     if angle:
-        total = total + angle * F.smooth_l1_loss(angles(student_GD), angles(teacher_GE))
+        total = total + angle * F.smooth_l1_loss(angles(student_GG), angles(teacher_GG))
     return total
 
 
@@ -50,7 +59,8 @@ class RKD(Objective):
 
     Paper: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068; factors 25 and 50.
 
-    Deviation: relations are over the batch of all ranks, so that two ranks train as one does.
+    Deviations: relations are over the batch of all ranks, so that two ranks train as one does; angles come from the
+    distances, not from the vectors between samples.
     """
 
     class Settings(Objective.Settings):

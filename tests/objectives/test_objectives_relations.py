@@ -10,7 +10,7 @@ from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch
 from distill.objectives.cc import cc, kernel
 from distill.objectives.pkt import pkt
-from distill.objectives.rkd import angles, distances, rkd
+from distill.objectives.rkd import angles, distances, lengths, rkd
 from distill.objectives.rrd import RRD, rrd
 from distill.objectives.sp import sp
 
@@ -53,8 +53,8 @@ def test_sp_equals_the_equation_and_takes_maps():
 def test_rkd_on_paper():
     """Three points at 0, 3, 4 on a line: distances 3, 4, 1 of mean 8/3; the middle angle is flat, the others are 0."""
     points = tensor([[0.0], [3.0], [4.0]])
-    torch.testing.assert_close(distances(points) * 8 / 3, tensor([[0.0, 3, 4], [3, 0, 1], [4, 1, 0]]))
-    cosines = angles(points)
+    torch.testing.assert_close(distances(lengths(points)) * 8 / 3, tensor([[0.0, 3, 4], [3, 0, 1], [4, 1, 0]]))
+    cosines = angles(lengths(points))
     assert cosines[1, 0, 2].item() == pytest.approx(-1) and cosines[0, 1, 2].item() == pytest.approx(1)
 
 
@@ -77,6 +77,25 @@ def test_rkd_equals_the_equation(distance, angle):
     expected = distance * sum(smooth_l1(d_s[k] - d_t[k]) for k in d_s) / 25
     expected += angle * sum(smooth_l1(a_s[k] - a_t[k]) for k in a_s) / 125
     assert rkd(student, teacher, distance, angle).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_rkds_angles_are_those_between_vectors_and_so_are_their_gradients():
+    points = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
+    points[3], points[5] = points[2], 1e3  # two that coincide, one far away
+    wanted = torch.randn(7, 7, 7, generator=torch.Generator().manual_seed(1))
+    found = []
+    for way in (lambda x: angles(lengths(x)), _angles_between_vectors):
+        own = points.clone().requires_grad_()
+        cosines = way(own)
+        found.append((cosines.detach(), *torch.autograd.grad((cosines * wanted).sum(), own)))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+def _angles_between_vectors(points):
+    edges = points[None] - points[:, None]
+    length = edges.square().sum(2, keepdim=True)
+    edges = (edges / length.where(length > 0, 1).sqrt()).masked_fill(length == 0, 0)
+    return edges @ edges.transpose(1, 2)
 
 
 def test_rkd_is_blind_to_turns_moves_and_sizes():
