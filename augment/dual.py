@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from augment.chain import Chain, normalised, to_unit
+from augment.chain import Chain, normalised, resized, to_unit
 from augment.draws import Draws
+from augment.fuse.colour import by_sample
 from augment.mix import mixed
 from augment.policy import FREE_OF_SIZE, AugmentSettings, Look, Plan, plan_views
 from augment.views import InputSpec, Looks, Views
@@ -63,7 +64,13 @@ class DualAugment(nn.Module):
         look = self._looks[name]
         draws = Draws(self.seed, epoch, look.key, ids)
         geometry = Draws(self.seed, epoch, look.geometry, ids) if look.geometry else None
-        return self.chains[name](images, draws, geometry, spec)
+        pixels = self.chains[name](images, draws, geometry, spec)
+        share = self.settings.ramp.share(epoch) if self.settings.ramp else 1.0
+        if share == 1:
+            return pixels
+        augmented = Draws(self.seed, epoch, "ramp", ids).to(images.device).bernoulli(0, share)
+        plain = resized(to_unit(images), self.chains[name].size)  # type: ignore[arg-type]
+        return torch.where(by_sample(augmented), pixels, normalised(plain, spec) if spec else plain)
 
     @torch.no_grad()
     def forward(

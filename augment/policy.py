@@ -61,6 +61,21 @@ class MixSettings(Settings):
         return self
 
 
+class RampSettings(Settings):
+    """Ever more samples are augmented. The others are only resized, in all of their views.
+
+    The share of augmented samples rises linearly from ``start`` to 1, reached after ``epochs`` epochs. Which samples
+    they are is drawn anew in every epoch, once for all views: what a policy says of two views holds at every share.
+    """
+
+    epochs: float = Field(gt=0, description="after which every sample is augmented")
+    start: float = Field(0.0, ge=0, lt=1, description="share of augmented samples in the first epoch")
+
+    def share(self, epoch: int) -> float:
+        """Part of the samples that are augmented in an epoch."""
+        return min(1.0, self.start + (1 - self.start) * epoch / self.epochs)
+
+
 class AugmentSettings(Settings):
     """How the two views of a batch relate, and what is done to each.
 
@@ -99,6 +114,7 @@ class AugmentSettings(Settings):
         "auto", description="whether torch.compile makes the passes; auto: on a GPU, where it pays"
     )
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
+    ramp: RampSettings | None = Field(None, description="augment few samples at first, then ever more; none: all")
 
     @model_validator(mode="after")
     def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
@@ -116,9 +132,13 @@ class AugmentSettings(Settings):
             raise complaint("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
         return self
 
-    def alone(self) -> AugmentSettings:
-        """For a network that learns without a teacher: the student's view, nothing else changed."""
-        return self.model_copy(update={"policy": "identical", "teacher": None})
+    def alone(self, length: float = 1.0) -> AugmentSettings:
+        """For a network that learns without a teacher: the student's view, nothing else changed.
+
+        ``length`` is that of its training in epochs over the other's: a ramp is the same part of both.
+        """
+        ramp = self.ramp and self.ramp.model_copy(update={"epochs": self.ramp.epochs * length})
+        return self.model_copy(update={"policy": "identical", "teacher": None, "ramp": ramp})
 
     def teacher_recipe(self) -> list[Op]:
         """What the teacher's view goes through, with the policy's default filled in."""

@@ -77,11 +77,12 @@ class Experiment(Settings):
             )
         if self.teacher is not None and not reading:
             raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+        self._check_cache()
+        self._check_weights()
         heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
         if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
             text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
             raise complaint("objectives", text)
-        self._check_cache()
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
             raise complaint(
@@ -93,6 +94,39 @@ class Experiment(Settings):
         if batch % devices:
             raise complaint("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
         return self
+
+    def _check_weights(self) -> None:
+        """What weighs samples or networks has somebody to ask, and objectives that listen."""
+        curriculum, teacher = self.training.curriculum, self.teacher
+        if self.fit_teacher is not None and self.fit_teacher.training.curriculum is not None:
+            text = "it asks a teacher which samples are easy, and the teacher's own fit has none"
+            raise complaint("fit_teacher.training.curriculum", text)
+        if curriculum is not None and teacher is None:
+            raise complaint("training.curriculum", "it asks a teacher which samples are easy, and there is none")
+        if teacher is None:
+            return
+        weighting = teacher.weighting.type
+        deaf = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
+        if curriculum is not None and deaf:
+            text = f"{', '.join(o.type for o in deaf)}: no mean over samples whose parts could be weighed"
+            raise complaint("training.curriculum", text)
+        deaf = [o for o in deaf if o.component.reads_teacher]  # type: ignore[union-attr]
+        if weighting in ("confidence", "agreement") and deaf:
+            text = f"{weighting} is by sample, and {', '.join(o.type for o in deaf)} is no mean over samples"
+            raise complaint("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
+        if weighting == "learned" and self.student.compile:
+            text = "weighting: learned needs a gradient for each of the teacher's networks, which compiled code refuses"
+            raise complaint("student.compile", text)
+        for n, network in enumerate(teacher.networks):
+            if network.labels == "same":
+                continue
+            if self.fit_teacher is not None:
+                text = "fit_teacher trains the network on the data's own classes; leave labels out"
+                raise complaint(f"teacher.networks.{n}.labels", text)
+            heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
+            if heads:
+                text = f"{', '.join(heads)} gives the student the teacher's head as it is; leave labels out"
+                raise complaint(f"teacher.networks.{n}.labels", text)
 
     def _check_cache(self) -> None:
         cache = self.teacher.cache if self.teacher else None

@@ -5,16 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
+from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment
 from distill.data.base import UNLABELLED
 from distill.data.loader import TrainLoader
+from distill.models.settings import WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
 from distill.training.cache_rows import RowLayout
 from distill.training.fit import FitSummary, fit
+from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
 from distill.training.stream import stream_of
@@ -39,15 +43,19 @@ class Lesson:
         teacher, seed = self.teacher, self.shop.experiment.seed
         torch.manual_seed(seed)
         try:
-            weights = teacher.weights if teacher else []
-            terms = build_terms(self.objectives, student.shapes, teacher.shapes if teacher else [], weights)
+            shapes, maps = (teacher.shapes, teacher.maps) if teacher else ([], None)
+            terms = build_terms(self.objectives, student.shapes, shapes, maps)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
         part = self.shop.data.part("train")
         train = part.ids, torch.from_numpy(part.labels)
         cache = open_cache(self.shop, teacher, dual, self.training.epochs) if teacher else None
-        return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache)
+        meta = meta_step(self.shop, teacher.weighting) if teacher else None
+        try:
+            return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
+        except ValueError as error:
+            raise StageError(f"{name}: {error}") from error
 
     def loader(self) -> TrainLoader:
         return self.shop.data.train_loader(labelled_only=self.labelled_only)
@@ -59,7 +67,7 @@ class Lesson:
         module = self.module(student, loader, name)
         if module.cache is not None and shop.console is not None:
             shop.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
-        comparable = teacher is not None and {t.classes for t in teacher.shapes} == {student.shapes.classes}
+        comparable = teacher is not None and teacher.knows(student.shapes.classes)
         has_val = shop.data.has("val")
         scored = has_val and (comparable or bool((shop.data.part("val").labels != UNLABELLED).any()))
         if not scored and (training.early_stop or training.keep == "best"):
@@ -80,7 +88,7 @@ class Lesson:
 
     def free(self, epochs: int, lr: float) -> Lesson:
         """The same lesson for a few epochs at a constant rate, without what belongs to a whole training: an average of
-        the weights, early stopping, the best epoch."""
+        the weights, early stopping, the best epoch, a curriculum."""
         schedule = self.training.schedule
         short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
         return replace(
@@ -90,6 +98,7 @@ class Lesson:
                     "epochs": epochs,
                     "schedule": schedule.model_copy(update=short),
                     "optimiser": self.training.optimiser.model_copy(update={"lr": lr}),
+                    "curriculum": None,
                     "ema": None,
                     "early_stop": None,
                     "keep": "last",
@@ -97,6 +106,26 @@ class Lesson:
                 }
             ),
         )
+
+
+def meta_step(shop: Workshop, weighting: WeightingSettings) -> MetaStep | None:
+    """What learns the weights of the teacher's networks, with its images, if they are learned.
+
+    Raises:
+        StageError: there are no labels to weigh by, or none in the validation split to learn from.
+    """
+    if weighting.type == "agreement" and not shop.data.labelled_count:
+        raise StageError("teacher.weighting: agreement is with labels, and no training sample has one")
+    if weighting.type != "learned":
+        return None
+    labels = shop.data.part("val").labels if shop.data.has("val") else np.empty(0)
+    places = np.flatnonzero(labels != UNLABELLED)
+    if len(places) < 2:
+        raise StageError("teacher.weighting: learned needs labelled images to learn from, in the validation split")
+    keys = torch.tensor([sample_key(shop.data.part("val").ids[place]) for place in places])
+    order = Draws(shop.experiment.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
+    batch = shop.data.canvases("val", places[order].tolist())
+    return MetaStep(weighting, batch.images, batch.labels)
 
 
 def open_cache(shop: Workshop, teacher: Teacher, dual: DualAugment, epochs: int) -> TeacherCache | None:

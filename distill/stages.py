@@ -12,6 +12,8 @@ from augment.dual import AugmentSettings
 from distill.config import Experiment
 from distill.data.module import DataModule
 from distill.lesson import Lesson
+from distill.models.class_names import label_map
+from distill.models.label_map import LabelMaps
 from distill.models.network import Network, NetworkSettings, create_network
 from distill.models.student import Student, StudentSettings
 from distill.models.teacher import DTYPES, Teacher
@@ -72,7 +74,7 @@ def teacher_folder(shop: Workshop, network: NetworkSettings, weights: str) -> Pa
     if data.settings.labels_per_class is None:
         of_no_matter.add("label_seed")
     content = {
-        "network": network.model_dump(mode="json", exclude={"weight"}),
+        "network": network.model_dump(mode="json", exclude={"weight", "labels"}),
         "weights": weights,
         "fit": experiment.fit_teacher.model_dump(mode="json"),  # type: ignore[union-attr]
         "augment": _teacher_augment(experiment).model_dump(mode="json"),
@@ -140,7 +142,7 @@ def _teacher_data(shop: Workshop) -> DataModule:
 def _teacher_augment(experiment: Experiment) -> AugmentSettings:
     fitting = experiment.fit_teacher
     assert fitting is not None
-    return fitting.augment or experiment.augment.alone().model_copy(update={"mix": None})
+    return fitting.augment or experiment.augment.alone().model_copy(update={"mix": None, "ramp": None})
 
 
 # --- Student and controls -----------------------------------------------------------------------------------------
@@ -176,28 +178,49 @@ def labels_only(shop: Workshop, steps: int, folder: Path) -> tuple[Student, FitS
         }
     )
     every = max(1, before.validate_every * epochs // before.epochs)
-    training = before.model_copy(update={"epochs": epochs, "schedule": schedule, "validate_every": every})
-    alone, objectives = shop.experiment.augment.alone(), (CrossEntropy.Settings(),)
+    training = before.model_copy(
+        update={"epochs": epochs, "schedule": schedule, "validate_every": every, "curriculum": None}
+    )
+    alone, objectives = shop.experiment.augment.alone(epochs / before.epochs), (CrossEntropy.Settings(),)
     lesson = Lesson(shop, None, objectives, alone, training, labelled_only=True)
     return _taught(lesson, folder, "labels only", frozenset({"logits"}), len(shop.data.classes))
 
 
-def make_teacher(experiment: Experiment, networks: list[Network]) -> Teacher:
-    """The teacher as training looks at it: all that objectives read, and that the cache keeps."""
+def make_teacher(experiment: Experiment, networks: list[Network], maps: LabelMaps | None = None) -> Teacher:
+    """The teacher as training looks at it: all that objectives read, and that the cache keeps.
+
+    Args:
+        maps: of the networks' classes to the student's, for what compares the two.
+    """
     settings = experiment.teacher
     assert settings is not None
     _, needs = needs_of(experiment.objectives)
     if settings.cache is not None:
         needs |= settings.cache.holds
     weights = [network.weight for network in settings.networks]
-    return Teacher(networks, weights, needs, DTYPES[settings.dtype], settings.compile)
+    return Teacher(networks, weights, needs, DTYPES[settings.dtype], settings.compile, maps, settings.weighting)
+
+
+def label_maps(shop: Workshop, networks: list[Network]) -> LabelMaps:
+    """Of the teacher's networks. Raises ``StageError`` that names the network whose ``labels`` cannot be followed."""
+    settings = shop.experiment.teacher
+    assert settings is not None
+    maps = []
+    for n, (own, network) in enumerate(zip(settings.networks, networks, strict=True)):
+        try:
+            maps.append(label_map(own.labels, network, shop.data.classes))
+        except ValueError as error:
+            raise StageError(f"teacher.networks.{n}.labels: {error}") from error
+    return LabelMaps(maps)
 
 
 def distil(shop: Workshop, teachers: list[Network], folder: Path) -> tuple[Student, Teacher | None, FitSummary]:
     """The experiment itself."""
     experiment = shop.experiment
     student_needs, _ = needs_of(experiment.objectives)
-    teacher = make_teacher(experiment, teachers) if experiment.teacher is not None else None
+    teacher = None
+    if experiment.teacher is not None:
+        teacher = make_teacher(experiment, teachers, label_maps(shop, teachers))
     classes = len(shop.data.classes) or (teacher.shapes[0].classes if teacher else 0)
     lesson = Lesson(shop, teacher, experiment.objectives, experiment.augment, experiment.training)
     student, summary = _taught(lesson, folder, "student", student_needs, classes)

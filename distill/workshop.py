@@ -89,19 +89,19 @@ def predict_pooled(shop: Workshop, network: Network, loader: Loader) -> Predicti
 
 
 def predict_teacher(shop: Workshop, teacher: Teacher, split: Split) -> Predictions:
-    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size."""
-    mean: Tensor | None = None
-    single: Predictions | None = None
-    for network, spec, weight in zip(teacher.networks, teacher.inputs, teacher.weights, strict=True):
+    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
 
-        def one(view: Tensor, network: nn.Module = network) -> Tensor:
-            return logits_of(teacher.look(network, view))
+    A class counts for the networks that know it.
+    """
+    single: list[Predictions] = []
+    for n, (network, spec) in enumerate(zip(teacher.networks, teacher.inputs, strict=True)):
 
-        single = shop.predict(teacher, one, spec, shop.loader(split))
-        share = weight * single.logits.softmax(1)
-        mean = share if mean is None else mean + share
-    assert mean is not None and single is not None
-    return Predictions(mean.log(), single.labels, single.ids)
+        def one(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
+            return teacher.probabilities(n, logits_of(teacher.look(network, view)))
+
+        single.append(shop.predict(teacher, one, spec, shop.loader(split)))
+    mean = teacher.mean([predictions.logits for predictions in single])
+    return Predictions(mean.log(), single[0].labels, single[0].ids)
 
 
 def logits_of(features: Features) -> Tensor:

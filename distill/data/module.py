@@ -93,6 +93,12 @@ class DataModule:
         reader = self._reader(part, Order(len(part), None), self._loader_ops(), tolerated=0)
         return Loader(reader, OnePass(len(part), 1)).only(Request(epoch, tuple(places)))
 
+    def canvases(self, name: Split, places: Sequence[int]) -> Batch:
+        """Samples of a split by their places in it, as evaluation reads them, in one batch."""
+        part = self.part(name)
+        reader = self._reader(part, Order(len(part), None), None, tolerated=0)
+        return Loader(reader, OnePass(len(part), 1)).only(Request(0, tuple(places)))
+
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
         """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
         return self._in_order(self.part(name), shared)

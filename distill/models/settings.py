@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from augment.settings import Settings, complaint, nearest
 from distill.models.embedded import EMBEDDED
@@ -41,8 +41,46 @@ class NetworkSettings(Settings):
         return self
 
 
+def _name(key: Any) -> Any:
+    """YAML reads a class called 0 as a number."""
+    return str(key) if isinstance(key, int) and not isinstance(key, bool) else key
+
+
+Class = Annotated[int, Field(ge=0)] | str
+"""A class of the teacher by its number, or by its name where the network has names."""
+Labels = Literal["same", "names"] | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
+
+
 class TeacherNetworkSettings(NetworkSettings):
     weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalised to sum 1")
+    labels: Labels = Field(
+        "same",
+        description="which of its classes are the student's. 'same': all, in the same order; 'names': those of the "
+        "same name; or {student's class: its class}, by number or name, a list where several of its classes are one",
+    )
+
+
+class WeightingSettings(Settings):
+    """How much each network of the teacher counts; ``networks.N.weight`` is where all of them start from.
+
+    ==========  ====================================================================================================
+    type        a network's part, in proportion to
+    ==========  ====================================================================================================
+    fixed       its ``weight``
+    confidence  weight · q^(1/T) for each sample, q the probability of the class that it finds most likely
+    agreement   weight · q^(1/T) for each sample, q the probability that it gives to the label; unlabelled: its weight
+    learned     exp(a) for all samples; a is learned by meta steps on images held out of training
+    ==========  ====================================================================================================
+
+    Learning looks at part of the validation split, so validation scores are then no longer of unseen images.
+    """
+
+    type: Literal["fixed", "confidence", "agreement", "learned"] = "fixed"
+    temperature: float = Field(1.0, gt=0, description="confidence, agreement: T; a small one leaves all to one network")
+    every: int = Field(10, ge=1, description="learned: steps between meta steps")
+    lr: float = Field(1.0, gt=0, description="learned: step size; gradients are scaled to length 1 at most")
+    images: int = Field(512, ge=2, description="learned: how many labelled validation images are looked at")
+    batch_size: int = Field(64, ge=1, description="learned: how many of them in a meta step")
 
 
 class CacheSettings(Settings):
@@ -74,8 +112,15 @@ class TeacherSettings(Settings):
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="its own dtype, whatever the student trains in"
     )
+    weighting: WeightingSettings = WeightingSettings()
     compile: bool = False
     cache: CacheSettings | None = Field(None, description="keep its outputs in a file; none: it looks at every step")
+
+    @model_validator(mode="after")
+    def _there_is_something_to_weigh(self) -> TeacherSettings:
+        if self.weighting.type != "fixed" and len(self.networks) == 1:
+            raise complaint("weighting", f"{self.weighting.type}: there is only one network to weigh; add another")
+        return self
 
 
 class StudentSettings(Settings):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from augment.views import InputSpec
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import freeze
+from distill.models.label_map import LabelMaps
 from distill.models.network import Network, extract, measure_shapes
+from distill.models.settings import WeightingSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,6 +26,8 @@ class Teacher(nn.Module):
     Args:
         networks: the networks and their weights; the weights are normalised to sum 1.
         needs: which fields of ``Features`` to compute.
+        maps: of the networks' classes to the student's.
+        weighting: how the networks are weighed against each other in training.
     """
 
     def __init__(
@@ -31,8 +37,12 @@ class Teacher(nn.Module):
         needs: frozenset[str] = frozenset({"logits"}),
         dtype: torch.dtype = torch.float32,
         compile: bool = False,
+        maps: LabelMaps | None = None,
+        weighting: WeightingSettings | None = None,
     ):
         super().__init__()
+        self.maps = maps or LabelMaps()
+        self.weighting = weighting or WeightingSettings()
         self.networks = nn.ModuleList(network.model for network in networks)
         self.inputs: list[InputSpec] = [network.input for network in networks]
         self.origins = [network.origin for network in networks]
@@ -54,6 +64,22 @@ class Teacher(nn.Module):
                 [self.look(network, view) for view in network_views]
                 for network, network_views in zip(self.networks, views, strict=True)
             ]
+
+    def knows(self, classes: int) -> bool:
+        """Whether every network's logits are of these classes, or are mapped to them."""
+        return all(shapes.classes == classes or self.maps[n] is not None for n, shapes in enumerate(self.shapes))
+
+    def probabilities(self, n: int, logits: Tensor) -> Tensor:
+        """Network n's probabilities [B, K] of the student's classes, NaN at those that it does not know."""
+        return logits.softmax(1) if (map_ := self.maps[n]) is None else map_.probabilities(logits)
+
+    def mean(self, probabilities: Sequence[Tensor]) -> Tensor:
+        """[B, K], the networks' weighted mean: each class over those that know it, then all of them to sum 1."""
+        p_NBK = torch.stack([*probabilities])
+        weights_NBK = torch.tensor(self.weights, device=p_NBK.device)[:, None, None] * ~p_NBK.isnan()
+        known_BK = weights_NBK.sum(0)
+        p_BK = (weights_NBK * p_NBK.nan_to_num(0)).sum(0) / known_BK.where(known_BK > 0, 1)
+        return p_BK / p_BK.sum(1, keepdim=True)
 
     def look(self, network: nn.Module, view: Tensor) -> Features:
         """What one of the networks sees in one view."""

@@ -26,12 +26,15 @@ from distill.models.teacher import Teacher
 from distill.objectives.base import Batch, Schedule
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.clock import StepClock
+from distill.training.curriculum import Curriculum
 from distill.training.ema import WeightAverage
 from distill.training.guard import LossGuard
+from distill.training.meta import MetaStep
 from distill.training.optimiser import build_optimiser, build_schedule
 from distill.training.settings import TrainingSettings
 from distill.training.side_stream import SideStream
 from distill.training.teacher_cache import TeacherCache
+from distill.training.teacher_weights import TeacherWeights
 from distill.training.terms import Term
 
 
@@ -48,6 +51,7 @@ class Distillation(LightningModule):
         settings: optimiser, schedule, guards.
         steps_per_epoch: length of the schedule's epoch, in batches.
         train: ids and labels of the training split, for terms with a memory bank.
+        meta: learns the weights of the teacher's networks, where those are learned.
         cache: of what the teacher says; a batch that is in it is shown to no teacher.
     """
 
@@ -63,6 +67,7 @@ class Distillation(LightningModule):
         steps_per_epoch: int,
         train: tuple[Sequence[str], Tensor] | None = None,
         cache: TeacherCache | None = None,
+        meta: MetaStep | None = None,
     ):
         super().__init__()
         self.student = student
@@ -74,6 +79,11 @@ class Distillation(LightningModule):
             self._positions = Positions(ids)
             for term in terms:
                 term.remember(labels)
+        self.shares = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None
+        self.curriculum: Curriculum | None = None
+        if settings.curriculum and teacher:
+            self.curriculum = Curriculum(settings.curriculum, student.shapes, teacher.shapes, teacher.maps)
+        self.meta = meta
         self.augment = augment
         self.cache = cache
         self.side = SideStream()
@@ -112,10 +122,20 @@ class Distillation(LightningModule):
         if (mix := views.mix) is not None:
             mixed = replace(targets, mixed_labels=batch.labels[mix.partner])
             batches = [replace(mixed, share=share) for share in mix.student]
-        values = [term(students, teachers, views.pairs, batches) for term in self.terms]
+        shares = self.shares(teachers, batches[0]) if self.shares is not None else None
+        if self.curriculum is not None and shares is not None:
+            strength = self.curriculum.strength(self.global_step, self.steps_per_epoch)
+            if strength > 0:
+                batches = self.curriculum(strength, students, teachers, views.pairs, batches, shares)
+        by_teacher = [term(students, teachers, views.pairs, batches, shares) for term in self.terms]
+        values = [term.total(found, shares) for term, found in zip(self.terms, by_teacher, strict=True)]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
         weights = [term.weight(*self._now()) for term in self.terms] + [1.0] * (extra is not None)
+        if self.meta is not None and self.shares is not None and self.meta.due(self.global_step):
+            read = [w * found for w, found, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
+            losses = torch.stack(read).sum(0)
+            self.shares.learn(self.meta(self.global_step, self.student, losses, self.shares.preference))
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
         self._figures = loss.detach(), torch.stack(values).detach()
         return loss
@@ -174,8 +194,9 @@ class Distillation(LightningModule):
     def read_figures(self) -> dict[str, float]:
         """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device.
 
-        And as they are now: ``weight/<term>`` of terms with a schedule, and what deltas say of the last step,
-        ``delta/<type>/<name>``, the mean over those of a type.
+        And as they are now: ``weight/<term>`` of terms with a schedule, ``teacher_weight/<n>`` of networks that are
+        not weighed the same at every step, and what deltas say of the last one, ``delta/<type>/<name>``, the mean over
+        those of a type.
         """
         if self._steps_summed == 0:
             return {}
@@ -183,7 +204,9 @@ class Distillation(LightningModule):
         self._sums.zero_()
         self._steps_summed = 0
         names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
-        return dict(zip(names, means)) | self._scheduled_weights() | self._delta_figures()
+        shares = self.shares.figures() if self.shares is not None else {}
+        found = {name: float(share) for name, share in shares.items()}
+        return dict(zip(names, means)) | self._scheduled_weights() | found | self._delta_figures()
 
     def _scheduled_weights(self) -> dict[str, float]:
         return {
@@ -208,7 +231,9 @@ class Distillation(LightningModule):
     def trained_state(self) -> dict[str, Tensor]:
         """All that training changes: the student's side, the objectives' parameters, the guard's running mean."""
         own = {f"student.{key}": value for key, value in self.student.own_state().items()}
-        rest = {key: value for key, value in self.state_dict().items() if key.startswith(("terms.", "guard."))}
+        rest = {
+            key: value for key, value in self.state_dict().items() if key.startswith(("terms.", "guard.", "shares."))
+        }
         return own | rest
 
     @cached_property

@@ -44,12 +44,25 @@ class EarlyStopSettings(Settings):
     patience: int = Field(5, ge=1, description="epochs without a better validation accuracy")
 
 
+class CurriculumSettings(Settings):
+    """Easy samples first; see :mod:`distill.training.curriculum`."""
+
+    by: Literal["gap", "entropy"] = Field(
+        "gap", description="what is easy: the student is near the teacher; or the teacher is sure of itself"
+    )
+    epochs: float = Field(gt=0, description="after which all samples count alike; the way there is linear")
+    sharpness: float = Field(
+        1.0, gt=0, le=20, description="at the start, a sample twice as hard as the mean counts exp(-sharpness) of it"
+    )
+
+
 class TrainingSettings(Settings):
     epochs: int = Field(10, ge=1, le=100_000)
     optimiser: OptimiserSettings = OptimiserSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast; weights stay fp32")
+    curriculum: CurriculumSettings | None = Field(None, description="easy samples first; needs a teacher")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an average of the weights, used in its place")
     early_stop: EarlyStopSettings | None = None
     keep: Literal["last", "best"] = Field(

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
+from distill.models.label_map import LabelMaps
 from distill.objectives.base import Batch, Objective
 
 
 class Term(nn.Module):
-    """One objective in the sum: built once per teacher if it reads the teacher, averaged over the pairs of views."""
+    """One objective in the sum: built once per teacher if it reads the teacher, averaged over the pairs of views.
+
+    An objective that reads logits sees those of the classes that a teacher shares with the student, and the labels as
+    places among them; one that reads only features sees every label as it is.
+
+    Raises:
+        ValueError: the objective cannot compare the student with one of the teachers.
+    """
 
     def __init__(
         self,
@@ -20,7 +30,7 @@ class Term(nn.Module):
         settings: Objective.Settings,
         student: FeatureShapes,
         teachers: Sequence[FeatureShapes],
-        teacher_weights: Sequence[float],
+        maps: LabelMaps,
     ):
         super().__init__()
         self.name = name
@@ -28,9 +38,17 @@ class Term(nn.Module):
         cls = settings.component
         assert cls is not None and issubclass(cls, Objective)
         self.reads_teacher, self.needs_index = cls.reads_teacher, cls.needs_index
-        self.teacher_weights = list(teacher_weights)
-        opposite: list[FeatureShapes | None] = [*teachers] if cls.reads_teacher else [None]
-        self.objectives = nn.ModuleList(cls(settings, student, shapes) for shapes in opposite)
+        self.maps = maps if cls.reads_teacher and "logits" in cls.needs else LabelMaps()
+        seen: list[tuple[FeatureShapes, FeatureShapes | None]] = [(student, None)]
+        if cls.reads_teacher:
+            seen = [
+                (student, shapes) if (map_ := self.maps[n]) is None else map_.shapes(student, shapes)
+                for n, shapes in enumerate(teachers)
+            ]
+            if "token" in cls.needs and any(ours.classes < student.classes for ours, _ in seen):
+                text = "teaches the student the labels too, so the teacher must know all of the student's classes"
+                raise ValueError(f"{name} {text}")
+        self.objectives = nn.ModuleList(cls(settings, ours, theirs) for ours, theirs in seen)
 
     def weight(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Its factor in the sum at a step."""
@@ -50,26 +68,51 @@ class Term(nn.Module):
         teachers: Sequence[Sequence[Features]],
         pairs: Sequence[tuple[int, int]],
         batches: Sequence[Batch],
+        shares: Tensor | None = None,
     ) -> Tensor:
-        """The unweighted term.
+        """[N] the unweighted term for each teacher, or [1] if it reads none; :meth:`total` adds them up.
 
-        ``students[v]``, ``teachers[n][v]`` and ``batches[v]`` belong to view v of the student, of teacher n, and again
-        of the student; ``pairs`` are (teacher, student).
+        Args:
+            students: ``students[v]``: of view v.
+            teachers: ``teachers[n][v]``: of teacher n for its view v.
+            pairs: (teacher's view, student's view).
+            batches: ``batches[v]``: what is known of the student's view v.
+            shares: of the teachers, as ``TeacherWeights`` gives them; those by sample become the samples' weights.
         """
         if not self.reads_teacher:
             alone = [self.objectives[0](view, None, batch) for view, batch in zip(students, batches, strict=True)]
-            return sum(alone) / len(alone)
-        return sum(
-            weight * sum(objective(students[s], views[t], batches[s]) for t, s in pairs) / len(pairs)
-            for objective, weight, views in zip(self.objectives, self.teacher_weights, teachers, strict=True)
-        )
+            return torch.stack(alone).mean(0, keepdim=True)
+        values = []
+        for n, views in enumerate(teachers):
+            compared = []
+            for t, s in pairs:
+                batch = batches[s]
+                if shares is not None and shares.ndim > 1:
+                    own = shares[n, t]
+                    batch = replace(batch, weights=own if batch.weights is None else own * batch.weights)
+                compared.append(self._compare(n, students[s], views[t], batch))
+            values.append(torch.stack(compared).mean())
+        return torch.stack(values)
+
+    def total(self, values: Tensor, shares: Tensor | None) -> Tensor:
+        """The unweighted term, from what :meth:`forward` gives."""
+        if not self.reads_teacher or shares is None or shares.ndim > 1:
+            return values.sum()
+        return (values * shares).sum()
+
+    def _compare(self, n: int, student: Features, teacher: Features, batch: Batch) -> Tensor:
+        if (map_ := self.maps[n]) is not None:
+            student, teacher = map_.features(student, teacher)
+            mixed = None if batch.mixed_labels is None else map_.labels(batch.mixed_labels)
+            batch = replace(batch, labels=map_.labels(batch.labels), mixed_labels=mixed)
+        return self.objectives[n](student, teacher, batch)
 
 
 def build_terms(
     objectives: Sequence[Objective.Settings],
     student: FeatureShapes,
     teachers: Sequence[FeatureShapes],
-    teacher_weights: Sequence[float],
+    maps: LabelMaps | None = None,
 ) -> list[Term]:
     """One term per objective, named by its type; a second one of a type is called ``type-2``."""
     seen: Counter[str] = Counter()
@@ -78,7 +121,7 @@ def build_terms(
         kind = settings.type.rpartition(":")[2].lower()
         seen[kind] += 1
         name = kind if seen[kind] == 1 else f"{kind}-{seen[kind]}"
-        terms.append(Term(name, settings, student, teachers, teacher_weights))
+        terms.append(Term(name, settings, student, teachers, maps or LabelMaps()))
     return terms
 
 

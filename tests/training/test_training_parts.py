@@ -168,21 +168,25 @@ def features(seed: int, batch: int = 6) -> Features:
 
 def test_terms_are_named_and_weighed_over_pairs_and_teachers() -> None:
     settings = (CrossEntropy.Settings(), KD.Settings(temperature=2.0), KD.Settings(temperature=4.0))
-    terms = build_terms(settings, SHAPES, [SHAPES, SHAPES], [0.75, 0.25])
+    terms = build_terms(settings, SHAPES, [SHAPES, SHAPES])
     assert [term.name for term in terms] == ["ce", "kd", "kd-2"]
     students, teachers = [features(0), features(1)], [[features(2), features(3)], [features(4), features(5)]]
     pairs, batch = ((0, 0), (1, 0), (1, 1)), Batch(torch.arange(6) % 3)
     kd = KD(settings[1], SHAPES, SHAPES)
     by_hand = [sum(kd(students[s], views[t], batch) for t, s in pairs) / 3 for views in teachers]
-    assert torch.allclose(terms[1](students, teachers, pairs, [batch, batch]), 0.75 * by_hand[0] + 0.25 * by_hand[1])
+    found = terms[1](students, teachers, pairs, [batch, batch])
+    assert torch.allclose(found, torch.stack(by_hand))
+    shares = torch.tensor([0.75, 0.25])
+    assert torch.allclose(terms[1].total(found, shares), 0.75 * by_hand[0] + 0.25 * by_hand[1])
     ce = CrossEntropy(settings[0], SHAPES, None)
     mean = (ce(students[0], None, batch) + ce(students[1], None, batch)) / 2
-    assert torch.allclose(terms[0](students, teachers, pairs, [batch, batch]), mean), "labels are asked of every view"
+    found = terms[0](students, teachers, pairs, [batch, batch])
+    assert torch.allclose(terms[0].total(found, shares), mean), "labels are asked of every view, whatever the teachers"
 
 
 def test_each_teacher_has_projectors_of_its_own() -> None:
     wide = FeatureShapes(classes=3, pooled=9)
-    [term] = build_terms((PooledFeature.Settings(),), SHAPES, [SHAPES, wide], [0.5, 0.5])
+    [term] = build_terms((PooledFeature.Settings(),), SHAPES, [SHAPES, wide])
     assert len(term.objectives) == 2
     of_first, of_second = ({id(p) for p in objective.parameters()} for objective in term.objectives)
     assert of_second and not of_first & of_second
@@ -207,11 +211,11 @@ def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Pa
     )
     assert len(watched.seen) == len(seen) and all(math.isfinite(loss) for loss in seen)
     known = torch.log_softmax(torch.randn(6, 3), 1)
-    [term] = build_terms((CrossEntropy.Settings(),), SHAPES, [], [])
+    [term] = build_terms((CrossEntropy.Settings(),), SHAPES, [])
     labels, others = torch.arange(6) % 3, (torch.arange(6) + 1) % 3
     batches = [Batch(labels, None, others, share) for share in (0.25, 0.75)]
     own, other = (-known[torch.arange(6), y].mean() for y in (labels, others))
-    found = term([Features(known)] * 2, [], ((0, 0),), batches)
+    [found] = term([Features(known)] * 2, [], ((0, 0),), batches)
     torch.testing.assert_close(found, 0.5 * own + 0.5 * other)
 
 
@@ -244,7 +248,7 @@ def test_a_step_never_waits_for_the_device(optimiser: str, tmp_path: Path, monke
     batch = LoadedBatch(images, torch.arange(8) % 4, torch.arange(8))
     views = module.augment(batch.images, batch.ids, 0)  # draws are made on the CPU, and may read them there
     del module.augment
-    module.augment = lambda *_: views
+    module.augment = lambda *_, **__: views
     configured = module.configure_optimizers()
     steps, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for name in ("tolist", "cpu", "numpy", "item"):

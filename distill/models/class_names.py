@@ -1,0 +1,98 @@
+"""Which of a teacher's classes are the student's: by name, or as the config says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+from augment.settings import nearest
+from distill.models.label_map import LabelMap
+from distill.models.network import Network
+from distill.models.settings import Labels
+
+
+def label_map(labels: Labels, network: Network, student: Sequence[str]) -> LabelMap | None:
+    """The map that settings describe; None for ``same``: the classes of teacher and student are the same ones.
+
+    Args:
+        labels: ``teacher.networks.N.labels``.
+        network: the teacher's.
+        student: names of the student's classes.
+
+    Raises:
+        ValueError: a class that is not there, names that the network does not have, or nothing shared.
+    """
+    if labels == "same":
+        return None
+    if not student:
+        raise ValueError("the data has no classes to compare the teacher's with")
+    names = class_names(network)
+    teacher_classes: int = network.model.num_classes  # type: ignore[assignment]
+    if labels == "names":
+        if names is None:
+            raise ValueError(
+                f"{network.origin} has no class names; write which of its {teacher_classes} classes are the student's:"
+                " {student's class: the teacher's number}"
+            )
+        sources = _matched(names, student)
+    else:
+        places = {name: index for index, name in enumerate(student)}
+        sources = {}
+        for ours, theirs in labels.items():
+            if ours not in places:
+                raise ValueError(f"the data has no class {ours!r}{nearest(ours, student)}")
+            wanted = theirs if isinstance(theirs, tuple) else (theirs,)
+            sources[places[ours]] = [_place(one, names, network.origin) for one in wanted]
+    return LabelMap(sources, len(student), teacher_classes)
+
+
+def class_names(network: Network) -> list[frozenset[str]] | None:
+    """The names that each of a network's classes goes by, folded; None where nothing says them.
+
+    They come from the ``label_names`` of its config, or are ImageNet's: synset and every synonym.
+    """
+    from timm.data import ImageNetInfo, infer_imagenet_subset
+
+    model = network.model
+    given = model.pretrained_cfg.get("label_names")  # type: ignore[union-attr, operator]
+    if given:
+        return [frozenset({_folded(name)}) for name in given]
+    subset = infer_imagenet_subset(model) if network.origin != "random" else None
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    pairs = zip(info.label_names(), info.label_descriptions(), strict=True)
+    return [frozenset(map(_folded, [synset, *described.split(",")])) for synset, described in pairs]
+
+
+def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[int, list[int]]:
+    """Student class → the one class of the teacher that goes by its name, or none."""
+    places: dict[str, list[int]] = defaultdict(list)
+    for index, aliases in enumerate(names):
+        for alias in aliases:
+            places[alias].append(index)
+    found = {ours: places.get(_folded(name), []) for ours, name in enumerate(student)}
+    for ours, theirs in found.items():
+        if len(theirs) > 1:
+            numbers = ", ".join(map(str, theirs))
+            raise ValueError(f"{student[ours]!r} names several of the teacher's classes ({numbers}); say which")
+    return found
+
+
+def _place(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: str) -> int:
+    """A class of the teacher by number or name."""
+    if isinstance(wanted, int):
+        return wanted
+    if names is None:
+        raise ValueError(f"{origin} has no class names, so {wanted!r} cannot be found; give its number")
+    found = [index for index, aliases in enumerate(names) if _folded(wanted) in aliases]
+    if len(found) > 1:
+        raise ValueError(f"{origin} has several classes called {wanted!r}: {', '.join(map(str, found))}; say which")
+    if not found:
+        hint = nearest(_folded(wanted), frozenset().union(*names))
+        raise ValueError(f"{origin} has no class {wanted!r}{hint if 'did you mean' in hint else ''}")
+    return found[0]
+
+
+def _folded(name: str) -> str:
+    return " ".join(name.replace("_", " ").lower().split())

@@ -1,0 +1,118 @@
+"""Teachers that know other classes than the student: which of their logits are compared with which of the student's.
+
+Shape suffixes: B batch, T the teacher's classes, K the student's, S those of the student that the teacher knows, G the
+most of the teacher's classes that stand for one of the student's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from distill.data.base import UNLABELLED
+from distill.models.features import Features, FeatureShapes
+
+
+class LabelMap(nn.Module):
+    """Brings logits and labels to the S classes that teacher and student share.
+
+    Logits are selected, and a softmax over them is the network's own, renormalised over what is shared. Where several
+    of the teacher's classes stand for one of the student's, their probabilities add up: ``logsumexp`` of their logits.
+    A class of the student that the teacher does not know is in no comparison; one of the teacher's that stands for
+    nothing is ignored.
+
+    Args:
+        sources: student class → the teacher's classes that stand for it.
+        student_classes: K.
+        teacher_classes: T.
+
+    Raises:
+        ValueError: nothing is shared, or a class is out of range, or one of the teacher's stands for two.
+    """
+
+    known_S: Tensor
+    sources_SG: Tensor
+    absent_SG: Tensor
+    places_K: Tensor
+
+    def __init__(self, sources: Mapping[int, Sequence[int]], student_classes: int, teacher_classes: int):
+        super().__init__()
+        known = sorted(ours for ours, theirs in sources.items() if theirs)
+        if not known:
+            raise ValueError("the teacher and the student share no class")
+        for ours in known:
+            for index, count, whose in [(ours, student_classes, "student")] + [
+                (theirs, teacher_classes, "teacher") for theirs in sources[ours]
+            ]:
+                if not 0 <= index < count:
+                    raise ValueError(f"the {whose} has no class {index}: it has {count}, counted from 0")
+        taken = [theirs for ours in known for theirs in sources[ours]]
+        if len(set(taken)) < len(taken):
+            twice = next(theirs for theirs in taken if taken.count(theirs) > 1)
+            raise ValueError(f"the teacher's class {twice} stands for two of the student's")
+        self.student_classes, self.teacher_classes = student_classes, teacher_classes
+        self.classes = len(known)
+        most = max(len(sources[ours]) for ours in known)
+        rows = [[*sources[ours], *[-1] * (most - len(sources[ours]))] for ours in known]
+        sources_SG = torch.tensor(rows)
+        places_K = torch.full((student_classes,), UNLABELLED)
+        places_K[known] = torch.arange(len(known))
+        self._keep(known_S=torch.tensor(known), places_K=places_K)
+        self._keep(sources_SG=sources_SG.clamp(min=0), absent_SG=sources_SG < 0)
+
+    def _keep(self, **tensors: Tensor) -> None:
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def whole(self) -> bool:
+        """Whether the teacher knows every class of the student."""
+        return self.classes == self.student_classes
+
+    def of_teacher(self, logits_BT: Tensor) -> Tensor:
+        """[B, S]."""
+        if logits_BT.ndim != 2 or logits_BT.shape[1] != self.teacher_classes:
+            raise ValueError(f"teacher logits of shape {tuple(logits_BT.shape)}, expected (B, {self.teacher_classes})")
+        if self.sources_SG.shape[1] == 1:
+            return logits_BT[:, self.sources_SG[:, 0]]
+        return logits_BT[:, self.sources_SG].masked_fill(self.absent_SG, -torch.inf).logsumexp(2)
+
+    def of_student(self, logits_BK: Tensor) -> Tensor:
+        """[B, S]."""
+        return logits_BK if self.whole else logits_BK[:, self.known_S]
+
+    def labels(self, labels_B: Tensor) -> Tensor:
+        """[B], places among the shared classes; ``UNLABELLED`` where the label is unknown, or the teacher's unknown."""
+        return self.places_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELLED, UNLABELLED)
+
+    def probabilities(self, logits_BT: Tensor) -> Tensor:
+        """[B, K]: the softmax over the shared classes, NaN at those that the teacher does not know."""
+        shared_BS = self.of_teacher(logits_BT).softmax(1)
+        empty_BK = shared_BS.new_full((len(shared_BS), self.student_classes), torch.nan)
+        return empty_BK.index_copy(1, self.known_S, shared_BS)
+
+    def shapes(self, student: FeatureShapes, teacher: FeatureShapes) -> tuple[FeatureShapes, FeatureShapes]:
+        """What an objective that reads logits sees of the two networks."""
+        return replace(student, classes=self.classes), replace(teacher, classes=self.classes)
+
+    def features(self, student: Features, teacher: Features) -> tuple[Features, Features]:
+        """The two networks' outputs with logits of the shared classes."""
+        assert student.logits is not None and teacher.logits is not None
+        ours, theirs = self.of_student(student.logits), self.of_teacher(teacher.logits)
+        return replace(student, logits=ours), replace(teacher, logits=theirs)
+
+
+class LabelMaps(nn.Module):
+    """``maps[n]``: of the teacher's network n; None where its classes are the student's."""
+
+    def __init__(self, maps: Sequence[LabelMap | None] = ()):
+        super().__init__()
+        self.kept = nn.ModuleDict({str(n): each for n, each in enumerate(maps) if each is not None})
+
+    def __getitem__(self, n: int) -> LabelMap | None:
+        if str(n) not in self.kept:
+            return None
+        return self.kept[str(n)]  # type: ignore[return-value]

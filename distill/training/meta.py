@@ -1,0 +1,96 @@
+"""Weights of the teacher's networks, learned by what each of them does to the loss on held-out images.
+
+Shape suffixes: M held-out images, N networks of the teacher, P trained parameters of the student.
+
+The student's parameters move by ``θ' = θ − η Σ_n w_n ∇L_n``, with ``L_n`` what the objectives make of network n. So::
+
+    d L_held(θ') / d w_n = −η ⟨∇L_held(θ'), ∇L_n(θ)⟩  ≈  −η ⟨∇L_held(θ), ∇L_n(θ)⟩
+
+the first-order approximation (as in learning to reweight examples, Ren et al., ICML 2018, arXiv 1803.09050, and DARTS,
+Liu et al., ICLR 2019, arXiv 1806.09055, equation 6). A network whose gradient points the way that the held-out loss
+falls gets more weight. The optimiser's preconditioning is left out of it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from augment.chain import eval_view
+from distill.models.settings import WeightingSettings
+from distill.models.student import Student
+from distill.objectives.ce import cross_entropy
+from distill.objectives.ranks import sum_over_ranks, world_size
+
+_TINY = torch.finfo(torch.float32).tiny
+
+
+def alignment(held_out_P: Tensor, of_network_NP: Tensor) -> Tensor:
+    """[N] ``⟨v, g_n⟩ / (‖v‖ · max_m ‖g_m‖)``, in [−1, 1]: the inner products up to one factor. 0 where all are 0."""
+    longest = of_network_NP.norm(dim=1).amax()
+    return of_network_NP @ held_out_P / (held_out_P.norm() * longest).clamp_min(_TINY)
+
+
+def moved(preference_N: Tensor, alignment_N: Tensor, lr: float) -> Tensor:
+    """[N] ``a_n + lr · w_n (c_n − Σ_m w_m c_m)``: a gradient step through ``w = softmax(a)``."""
+    weights_N = preference_N.softmax(0)
+    return preference_N + lr * weights_N * (alignment_N - weights_N @ alignment_N)
+
+
+class MetaStep(nn.Module):
+    """Every ``every`` steps, moves the preference by the gradients of that step.
+
+    The held-out images are looked at in turn, as evaluation sees them, with the student in eval mode: neither random
+    numbers nor running statistics are touched. All ranks look at the same ones. A NaN in a gradient makes the weights
+    NaN, and with them the loss, which training watches for.
+
+    Args:
+        settings: of ``weighting``.
+        images: [M, 3, H, W] uint8, in the order in which they are used.
+        labels: [M].
+    """
+
+    images: Tensor
+    targets: Tensor
+
+    def __init__(self, settings: WeightingSettings, images: Tensor, labels: Tensor):
+        super().__init__()
+        self.settings = settings
+        self.register_buffer("images", images, persistent=False)
+        self.register_buffer("targets", labels, persistent=False)
+
+    def due(self, step: int) -> bool:
+        return step % self.settings.every == 0
+
+    def forward(self, step: int, student: Student, of_network: Tensor, preference_N: Tensor) -> Tensor:
+        """The new preference.
+
+        Args:
+            step: number of the step: which images are looked at.
+            student: what the losses are of.
+            of_network: [N] the losses, with a graph, which is kept.
+            preference_N: as it is.
+        """
+        parameters = [p for p in student.parameters() if p.requires_grad]
+        held_out_P = _gradient(self._loss(step, student), parameters)
+        of_network_NP = torch.stack([_gradient(loss, parameters) for loss in of_network.unbind()])
+        of_network_NP = sum_over_ranks(of_network_NP) / world_size()
+        with torch.autocast(held_out_P.device.type, enabled=False):
+            return moved(preference_N, alignment(held_out_P, of_network_NP), self.settings.lr)
+
+    def _loss(self, step: int, student: Student) -> Tensor:
+        size = min(self.settings.batch_size, len(self.images))
+        first = step // self.settings.every * size
+        rows = (torch.arange(size, device=self.images.device) + first) % len(self.images)
+        view = eval_view(self.images[rows], student.input).contiguous(memory_format=torch.channels_last)
+        student.eval()
+        logits = student(view).logits
+        student.train()
+        assert logits is not None
+        return cross_entropy(logits, self.targets[rows])
+
+
+def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """[P], zero where the loss does not depend on a parameter; the graph is kept, for the step's own backward pass."""
+    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.float().flatten() for gradient in found])
