@@ -31,7 +31,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from distill.deltas.base import DeltaSettings, LayerRefused, WeightDelta, frozen_weight
-from distill.deltas.projected import conv_gradient, pads_plainly
+from distill.deltas.projected import as_computed, geometry_of, gradient, pads_plainly
 
 _WINDOWS = {"1x1": [(1, 1)], "1x3_3x1": [(1, 3), (3, 1)], "3x3": [(3, 3)]}
 
@@ -83,13 +83,9 @@ class Branch(WeightDelta):
             return None
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             weight = self(frozen_weight(layer))
-        bias, branches = layer.bias, list(self.branches)
-        if torch.is_autocast_enabled(x.device.type):
-            dtype = torch.get_autocast_dtype(x.device.type)
-            x, weight, branches = x.to(dtype), weight.to(dtype), [branch.to(dtype) for branch in branches]
-            bias = None if bias is None else bias.to(dtype)
-        geometry = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return _Parallel.apply(x, weight, bias, geometry, *branches)
+        x, bias = as_computed(x, layer.bias)
+        branches = [branch.to(x.dtype) for branch in self.branches]
+        return _Parallel.apply(x, weight.to(x.dtype), bias, geometry_of(layer), *branches)
 
 
 class _Parallel(torch.autograd.Function):
@@ -105,7 +101,7 @@ class _Parallel(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, *branches = ctx.saved_tensors
-        dx = conv_gradient(dy, x, weight, ctx.geometry, of="x") if ctx.needs_input_grad[0] else None
+        dx = gradient(dy, x, weight, ctx.geometry, of="x") if ctx.needs_input_grad[0] else None
         db = dy.sum((0, 2, 3)) if ctx.needs_input_grad[2] else None
         gradients = [_branch_gradient(dy, x, branch, weight.shape[2:], ctx.geometry) for branch in branches]
         return dx, None, db, None, *gradients
@@ -118,4 +114,4 @@ def _branch_gradient(dy: Tensor, x: Tensor, branch: Tensor, kernel: tuple[int, .
     cut = [max(0, n - p) for n, p in zip(less, padding)]
     x = x[:, :, cut[0] : x.shape[2] - cut[0], cut[1] : x.shape[3] - cut[1]]
     padding = tuple(max(0, p - n) for n, p in zip(less, padding))
-    return conv_gradient(dy, x, branch, (stride, padding, dilation, groups), of="weight")
+    return gradient(dy, x, branch, (stride, padding, dilation, groups), of="weight")

@@ -6,7 +6,9 @@ The length is stored relative to the row's own, ``m = (1 + magnitude) · ‖W‖
 gradient through ‖V‖ is kept (the paper offers to drop it; by way of the thin factors it costs little). A row of zeros
 stays one: it has no length to keep.
 
-Cheap way: that of low rank for ``V ∗ x`` (see ``projected``), then one factor per channel.
+A factor 1 + magnitude of less than 2⁻¹⁰ counts as that.
+
+Cheap way: ``W' = diag(f) W + (f B) A`` with one factor f for each row, see ``projected``; no second output is kept.
 
 Paper: Liu et al., arXiv 2402.09353.
 """
@@ -22,7 +24,7 @@ from torch import Tensor, nn
 from distill.deltas.base import Learned, frozen_weight
 from distill.deltas.ia3 import scale_rows
 from distill.deltas.low_rank import LowRank
-from distill.deltas.projected import projected
+from distill.deltas.projected import factor, projected
 
 
 def row_lengths(weight: Tensor) -> Tensor:
@@ -65,7 +67,7 @@ class DoRA(LowRank):
 
     def factors(self, lengths: Tensor, changed: Tensor) -> Tensor:
         """What the rows of V are multiplied with; ‖W‖ and ‖V‖ are given."""
-        return (1 + self.magnitude) * (lengths / changed)
+        return factor(self.magnitude) * (lengths / changed)
 
     def forward(self, weight: Tensor) -> Tensor:
         direction = super().forward(weight)
@@ -76,10 +78,5 @@ class DoRA(LowRank):
         with torch.autocast(x.device.type, enabled=False):
             lengths = row_lengths(weight)
             factors = self.factors(lengths, changed_lengths(weight, lengths, self.A, B))
-        y = projected(layer, x, weight, None, self.A, B)
-        if y is None:
-            return None
-        channels = (-1, 1, 1) if isinstance(layer, nn.Conv2d) else (-1,)
-        factors = factors.to(y.dtype).view(channels)
-        bias: Tensor | None = layer.bias  # type: ignore[assignment]
-        return y * factors if bias is None else torch.addcmul(bias.to(y.dtype).view(channels), y, factors)
+            B = B * factors.view(*B.shape[:2], 1)
+        return projected(layer, x, weight, layer.bias, self.A, B, rows=factors)  # type: ignore[arg-type]

@@ -3,8 +3,8 @@
 For convs B is constant over the window: ``W'[o, i, :, :] = R_o W[o, i, :, :] S_i + (K2 K1)[o, i]``, group by group.
 
 Shapes: W [out, in/g, kh, kw], R [out], S [in], K1 [g, rank, in/g], K2 [g, out/g, rank]. R and S are stored as offsets
-from 1, starting at zero; K1 starts Kaiming uniform, K2 at zero. Where ranks are chosen from the data (``ranks``), they
-start from the closed forms after a free warm-up, as in the paper:
+from 1, starting at zero, and a factor smaller than 2⁻¹⁰ counts as that; K1 starts Kaiming uniform, K2 at zero. Where
+ranks are chosen from the data (``ranks``), they start from the closed forms after a free warm-up, as in the paper:
 
 - ``R_j = ⟨Wf_j, W_j⟩ / ‖W_j‖²`` for every row, then ``S_i = ⟨(R W)_i, Wf_i⟩ / ‖(R W)_i‖²`` for every column;
 - ``E = Wf − R W S``, averaged over the window, ``E ≈ U Σ Vᵀ``, ``K1 = √Σ Vᵀ``, ``K2 = U √Σ``.
@@ -12,6 +12,9 @@ start from the closed forms after a free warm-up, as in the paper:
 After training, entries of K1 and K2 whose size is below ``max(1e-5, t)`` are set to zero, and a rank of which one half
 is gone goes whole. t is the smallest size at which R, S and what is left of K1 and K2 are at most ``max_growth`` of the
 layers' own numbers; without ``max_growth`` it is 0.
+
+Cheap way: gradients of R and S from the layer's two sides, see ``projected``; the first layer, whose input has no
+gradient, takes that of its full weight.
 
 Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimiser's weight decay leaves them out.
 Deviation: R and S are pulled towards 1 instead of 0, so that decay leads back to the backbone.
@@ -29,8 +32,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.deltas.base import DeltaError, DeltaSettings, Start
+from distill.deltas.base import DeltaError, DeltaSettings, Start, frozen_weight
 from distill.deltas.ia3 import scale_columns, scale_rows
+from distill.deltas.projected import factor, projected
 from distill.deltas.rank_settings import RankedSettings
 from distill.deltas.ranked import RankedDelta, by_rank, factors
 
@@ -129,9 +133,15 @@ class HALRP(RankedDelta):
         return Start(by_rank(settings, ranks), tensors)
 
     def forward(self, weight: Tensor) -> Tensor:
-        scaled = scale_columns(scale_rows(weight, 1 + self.R), 1 + self.S, self.groups)
+        scaled = scale_columns(scale_rows(weight, factor(self.R)), factor(self.S), self.groups)
         added = (self.K2 @ self.K1).view(*weight.shape[:2], *[1] * (weight.ndim - 2))
         return scaled + added
+
+    def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
+        weight = frozen_weight(layer)
+        K1 = self.K1[..., None].expand(*self.K1.shape, weight[0, 0].numel()).flatten(2)
+        R, S = factor(self.R), factor(self.S)
+        return projected(layer, x, weight, layer.bias, K1, self.K2, R, S)  # type: ignore[arg-type]
 
     def penalty(self) -> Tensor | None:
         l1, l2 = self.settings.l1, self.settings.l2
