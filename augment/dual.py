@@ -53,11 +53,15 @@ class DualAugment(nn.Module):
             self._specs.setdefault(name, set()).add(spec)
 
     @torch.no_grad()
-    def looks(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
-        """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work."""
+    def looks(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> Looks:
+        """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work.
+
+        Without ``teacher``, of the student's views alone.
+        """
         if not self.student.bounded:
             raise ValueError("values without bounds cannot be kept as bytes: use placement: device")
-        made = {name: self._pixels(name, images, ids, epoch) for name in self.chains}
+        student = {_chain_name(look, look.size or self.student.size) for look in self.plan.student}
+        made = {name: self._pixels(name, images, ids, epoch) for name in self.chains if teacher or name in student}
         return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
 
     def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int, spec: InputSpec | None = None) -> Tensor:
@@ -103,6 +107,8 @@ class DualAugment(nn.Module):
                 return made[name, spec]
             if (name, None) in made:
                 made[name, spec] = normalised(made[name, None], spec)
+            elif isinstance(images, Mapping):
+                raise ValueError(f"the look {name!r} was left out where the others were made")
             elif self._specs[name] == {spec}:  # nobody else needs the pixels: the chain's last write normalises them
                 made[name, spec] = self._pixels(name, batch, ids, epoch, spec)
             else:

@@ -8,6 +8,7 @@ byte per value instead of the canvas: the views are the same within that roundin
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, overload
 
 import torch
@@ -33,17 +34,20 @@ class LoaderViews:
 
     Args:
         dual: whose views are made. Only its settings travel to the worker, which builds its own at its first batch.
+        known: ``known(ids, epoch)`` tells whether a batch needs none of the teacher's views; travels there too.
     """
 
-    def __init__(self, dual: DualAugment):
+    def __init__(self, dual: DualAugment, known: Callable[[Tensor, int], bool] | None = None):
         self._arguments = (dual.settings, dual.teachers, dual.student, dual.seed)
         self._dual: DualAugment | None = None
+        self._known = known
 
     def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
         """The looks of a batch: uint8 images [B, 3, H, W] and int64 ids [B] on the CPU."""
         if self._dual is None:
             self._dual = DualAugment(*self._arguments)
-        return self._dual.looks(images, ids, epoch)
+        known = self._known is not None and self._known(ids, epoch)
+        return self._dual.looks(images, ids, epoch, teacher=not known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dual": None}

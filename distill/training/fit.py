@@ -80,7 +80,7 @@ def fit(
         return FitSummary(**json.loads((folder / SUMMARY).read_text()))
 
     settings = module.settings
-    place(module.augment, loader, folder, device_for(settings), console)
+    place(module.augment, loader, folder, device_for(settings), console, module.cache)
     checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)

@@ -16,6 +16,7 @@ from augment.placement import LoaderViews, moved
 from distill.data.loader import TrainLoader
 from distill.data.order import OnePass
 from distill.files import write_atomic
+from distill.training.teacher_cache import TeacherCache
 
 PLACEMENT = "placement.json"
 BATCHES = 6
@@ -26,15 +27,23 @@ GAIN = 1.1
 Place = Literal["device", "loader"]
 
 
-def place(dual: DualAugment, loader: TrainLoader, folder: Path, device: torch.device, console: Console | None) -> Place:
+def place(
+    dual: DualAugment,
+    loader: TrainLoader,
+    folder: Path,
+    device: torch.device,
+    console: Console | None,
+    cache: TeacherCache | None = None,
+) -> Place:
     """Have the views made where the settings say; ``auto`` is measured once, and kept in ``folder`` for a resumed fit.
 
-    Call it before the loader's first pass, which starts the workers.
+    Workers make no views of the teacher for what is in ``cache``. Call it before the loader's first pass, which starts
+    the workers.
     """
     where = dual.settings.placement
     chosen: Place = _measured(dual, loader, folder, device, console) if where == "auto" else where
     if chosen == "loader":
-        loader.reader.views = LoaderViews(dual)
+        loader.reader.views = LoaderViews(dual, cache.has if cache is not None else None)
     return chosen
 
 

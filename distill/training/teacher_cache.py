@@ -123,6 +123,10 @@ class TeacherCache:
         there = np.fromiter((have == want for have, want in zip(rows["digest"].tolist(), digests)), bool, len(ids))
         return Found(numbers, rows["content"], there, context)
 
+    def has(self, ids: Tensor, epoch: int) -> bool:
+        """Whether all rows of a batch are there."""
+        return self.find(ids, epoch).complete
+
     def features(self, found: Found, device: torch.device) -> list[list[Features]]:
         """``features[n][v]`` of rows that are all there, in fp32 on the device."""
         return self.layout.decode(self.layout.unpack(found.rows, device))
@@ -220,6 +224,14 @@ class TeacherCache:
                 self._check_room(state.st_blocks * 512)
                 # Unlike truncating, this cannot shorten a file that another run has just made longer.
                 os.pwrite(file.fileno(), b"\0", self.size - 1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a loader's worker, which looks into the file itself."""
+        return {**self.__dict__, "_mapped": None, "_pending": deque()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._mapped = np.memmap(self.folder / ROWS, self._row, "r")
 
     def _check_room(self, taken: int) -> None:
         """Raise ``CacheError`` unless the disk has room for all rows; ``taken`` bytes of it are the file's already."""

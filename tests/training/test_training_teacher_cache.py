@@ -1,6 +1,8 @@
 """The teacher's cache: the same students as without it, no teacher for the second one, and nothing stale or torn."""
 
 import json
+import multiprocessing
+import pickle
 import shutil
 import signal
 from pathlib import Path
@@ -22,6 +24,7 @@ from toy_training import (
     student_fit,
 )
 
+from augment.dual import DualAugment
 from distill.caching import fill_cache
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import CacheSettings
@@ -29,7 +32,7 @@ from distill.models.teacher import Teacher
 from distill.objectives.kd import KD
 from distill.training.cache_rows import CacheError, RowLayout, from_top, top_logits
 from distill.training.signals import Interrupted
-from distill.training.teacher_cache import TeacherCache
+from distill.training.teacher_cache import Found, TeacherCache
 from distill.yaml_tree import ConfigError
 
 EXACT = {"logits": "full", "pooled": True, "dtype": "float32"}
@@ -130,6 +133,26 @@ def test_written_in_advance_by_parts(tmp_path: Path, looks: list[int], monkeypat
     assert len(looks) == 2 * STEPS
     student_fit(experiment(tmp_path, teacher={"cache": NEEDED}, data={"batch_size": 11}), tmp_path / "other batches")
     assert len(looks) == 2 * STEPS + 2, "the last four samples of an epoch's order are in no batch of 8"
+
+
+def test_workers_leave_out_what_the_cache_knows(
+    tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: dict[str, Any] = {"augment": {"placement": "loader"}, "data": {"workers": 1}, "teacher": {"cache": NEEDED}}
+    came: list[set[str]] = []
+    forward = DualAugment.forward
+
+    def noted(augment: DualAugment, images: Any, *rest: Any, **parts: bool) -> Any:
+        came.append(set(images))
+        return forward(augment, images, *rest, **parts)
+
+    monkeypatch.setattr(DualAugment, "forward", noted)
+    first = student_fit(experiment(tmp_path, **placed), tmp_path / "first")
+    assert came == [{"student 32x32", "teacher 32x32"}] * 2 * STEPS
+    came.clear(), looks.clear()
+    second = student_fit(experiment(tmp_path, **placed), tmp_path / "second")
+    assert came == [{"student 32x32"}] * 2 * STEPS and looks == []
+    assert_bit_equal(second.weights, first.weights)
 
 
 def test_another_stream_has_another_cache(tmp_path: Path, looks: list[int]) -> None:
@@ -251,6 +274,28 @@ def test_two_at_once_and_more_epochs(tmp_path: Path) -> None:
         assert not cache.find(batch(0, 1), 0).there.any() and not cache.find(batch(3), 1).complete
     assert not one.find(batch(0), 3).complete, "beyond what it was opened for"
     assert one.keep(one.find(batch(0), 3), said(7))[0][0].logits is not None
+
+
+def _hammer(output: Path, order: list[int]) -> None:
+    cache = opened(output)
+    for _ in range(40):
+        for number in order:
+            every = Found(**{**vars(cache.find(batch(number), 1)), "there": np.array([False])})
+            cache.keep(every, said(number))
+
+
+def test_processes_that_write_the_same_rows(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    orders = [[0, 1, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [2, 2, 3, 0, 1, 4]]
+    processes = [fork.Process(target=_hammer, args=(tmp_path, order)) for order in orders]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert logits(opened(tmp_path), batch(*range(6)), 1)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    again = pickle.loads(pickle.dumps(opened(tmp_path)))
+    assert again.has(batch(0, 5), 1) and not again.has(batch(0, 5), 0)
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
