@@ -26,19 +26,18 @@ def nce(positive_B: Tensor, negative_BK: Tensor, counts_BK: Tensor, samples: int
     """Noise-contrastive estimation with uniform noise, mean over the batch.
 
     ``L = −log h⁺ / (h⁺ + M/N) − Σ_k log (M/N) / (h_k + M/N)`` with ``h = exp(u·m / τ) / Z`` and M the negatives that
-    count.
+    count: with logits ``x = log h − log M/N`` it is ``softplus(−x⁺) + Σ_k softplus(x_k)``, few passes over [B, K].
 
     Args:
-        positive_B: h of each sample with its own place in the bank.
-        negative_BK: h with the drawn places.
+        positive_B: log h of each sample with its own place in the bank.
+        negative_BK: log h with the drawn places.
         counts_BK: bool, which of those are negatives of the sample.
         samples: N.
     """
-    noise_B = counts_BK.sum(1) / samples
-    hit_B = torch.log(positive_B / (positive_B + noise_B))
-    # A sample without negatives has no noise, and 0 · log 0 is to be 0.
-    miss_BK = torch.log((noise_B[:, None] / (negative_BK + noise_B[:, None])).where(counts_BK, 1.0))
-    return -(hit_B + miss_BK.sum(1)).mean()
+    # A sample without negatives has no noise: its logit is +inf, and the loss 0.
+    noise_B = (counts_BK.sum(1) / samples).log()
+    negative_BK = (negative_BK - noise_B[:, None]).masked_fill(~counts_BK, -torch.inf)
+    return (F.softplus(noise_B - positive_B) + F.softplus(negative_BK).sum(1)).mean()
 
 
 class CRD(Objective):
@@ -87,6 +86,7 @@ class CRD(Objective):
         self.student_projector = nn.Linear(student.pooled, settings.dim)
         self.teacher_projector = nn.Linear(needed(teacher).pooled, settings.dim)
         self.register_buffer("normaliser", torch.full((2,), _UNSET))
+        self._scaled = [False, False]
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
     def remember(self, labels: Tensor) -> None:
@@ -105,19 +105,21 @@ class CRD(Objective):
         teacher_BP = F.normalize(self.teacher_projector(teacher_BD))
         total = torch.zeros((), device=student_BD.device)
         for side, (rows_BP, bank_NP) in enumerate([(student_BP, self.teacher_bank), (teacher_BP, self.student_bank)]):
-            positive_B = ((rows_BP * bank_NP[index_B]).sum(1) / self.settings.temperature).exp()
-            negative_BK = (rows_BP @ bank_NP[places_K].T / self.settings.temperature).exp()
-            scale = self._scale(side, positive_B, negative_BK) * samples
-            total = total + nce(positive_B / scale, negative_BK / scale, counts_BK, samples)
+            rows_BP = rows_BP / self.settings.temperature
+            positive_B, negative_BK = (rows_BP * bank_NP[index_B]).sum(1), rows_BP @ bank_NP[places_K].T
+            scale = self._scale(side, positive_B, negative_BK, samples)
+            total = total + nce(positive_B - scale, negative_BK - scale, counts_BK, samples)
         self._keep(index_B, student_BP, teacher_BP)
         return total
 
     @torch.no_grad()
-    def _scale(self, side: int, positive_B: Tensor, negative_BK: Tensor) -> Tensor:
-        """Z / N: the mean over the first batch of all ranks, without asking the device whether it is the first."""
-        mean = sum_over_ranks(torch.cat([positive_B[:, None], negative_BK], dim=1).mean()) / world_size()
-        self.normaliser[side] = torch.where(self.normaliser[side] == _UNSET, mean, self.normaliser[side])
-        return self.normaliser[side].clone()
+    def _scale(self, side: int, positive_B: Tensor, negative_BK: Tensor, samples: int) -> Tensor:
+        """log Z: N times the mean over the first batch of all ranks, without asking the device whether it is first."""
+        if not self._scaled[side]:  # in this process; a resumed run knows its own already
+            mean = sum_over_ranks(torch.cat([positive_B[:, None], negative_BK], dim=1).exp().mean()) / world_size()
+            self.normaliser[side] = torch.where(self.normaliser[side] == _UNSET, mean, self.normaliser[side])
+            self._scaled[side] = True
+        return (self.normaliser[side] * samples).log()
 
     @torch.no_grad()
     def _keep(self, index_B: Tensor, student_BP: Tensor, teacher_BP: Tensor) -> None:

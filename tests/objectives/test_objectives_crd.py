@@ -26,7 +26,7 @@ def features(batch: int = 4, seed: int = 0) -> tuple[Features, Features]:
 def test_nce_on_paper():
     """h = 1/N everywhere and M = 2: the odds are 1 : 2."""
     third = torch.full((1,), 0.1)
-    loss = nce(third, third.expand(1, 2), tensor([[True, True]]), samples=10)
+    loss = nce(third.log(), third.log().expand(1, 2), tensor([[True, True]]), samples=10)
     assert loss.item() == pytest.approx(-math.log(1 / 3) - 2 * math.log(2 / 3))
 
 
