@@ -189,9 +189,9 @@ def _labels_only_row(shop: Workshop, folder: RunFolder, results: Results, split:
 def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teacher | None, split: Split) -> None:
     of_student = predict_student(shop, student, split)
     results.predictions["student"] = of_student
-    of_teacher = predict_teacher(shop, teacher, split) if teacher is not None else None
-    comparable = of_teacher is not None and of_teacher.logits.shape == of_student.logits.shape
-    if of_teacher is not None and comparable:
+    of_teacher = None
+    if teacher is not None and teacher.knows(of_student.logits.shape[1]):
+        of_teacher = predict_teacher(shop, teacher, split)
         results.predictions["teacher"] = of_teacher
         results.rows = [
             row.model_copy(update={"agreement": results.predictions[row.name].agreement(of_teacher)})
@@ -203,7 +203,7 @@ def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teac
             name="student",
             what=f"{labels}{len(shop.data.part('train'))} images" + (" and the teacher" if teacher else ""),
             accuracy=of_student.accuracy(),
-            agreement=of_student.agreement(of_teacher) if of_teacher is not None and comparable else None,
+            agreement=of_student.agreement(of_teacher) if of_teacher is not None else None,
             trained=_trained(student),
             bytes=_bytes(student),
             seconds=results.fits["student"].seconds,
@@ -214,7 +214,7 @@ def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teac
             Row(
                 name="teacher",
                 what=" + ".join(teacher.origins),
-                accuracy=of_teacher.accuracy() if of_teacher is not None and comparable else None,
+                accuracy=of_teacher.accuracy() if of_teacher is not None else None,
                 bytes=sum(4 * parameter.numel() for parameter in teacher.parameters()),
             )
         )
