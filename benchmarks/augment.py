@@ -30,14 +30,10 @@ from __future__ import annotations
 import argparse
 import math
 import platform
-import sys
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-
-# This file has the name of the package that it measures: its folder is looked into last.
-sys.path.append(sys.path.pop(0))
 
 import kornia
 import kornia.augmentation as K

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +13,10 @@ import numpy as np
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+# This folder has an augment.py, which must not hide the package of that name: scripts import this file before it.
+if Path(sys.path[0]).resolve() == Path(__file__).parent:
+    sys.path.append(sys.path.pop(0))
 
 
 @dataclass(frozen=True)
