@@ -9,7 +9,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from toy_training import experiment, student_fit
+from toy_training import experiment, network, student_fit
 
 from augment.views import InputSpec
 from distill.data.reader import Batch as LoadedBatch
@@ -234,15 +234,23 @@ class NoSync(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("weighting", ["fixed", "agreement", "learned"])
 @pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_step_never_waits_for_the_device(optimiser: str, tmp_path: Path, monkeypatch) -> None:
+def test_a_step_never_waits_for_the_device(optimiser: str, weighting: str, tmp_path: Path, monkeypatch) -> None:
     found: list = []
 
     def keep(module: Distillation) -> None:
         found[:] = [module]
 
     training = {"epochs": 1, "schedule": {"warmup": 0}, "optimiser": {"type": optimiser}, "spike": {"action": "skip"}}
-    student_fit(experiment(tmp_path, training=training), tmp_path / "fit", keep)
+    more: dict = {}
+    if weighting != "fixed":
+        training["curriculum"] = {"epochs": 1}
+        labels = {"a": 0, "b": [1, 2], "d": 3}
+        other = {"model": "test_resnet", "pretrained": False, "size": 32, "labels": labels}
+        teachers = [network(tmp_path, "test_resnet"), other]
+        more = {"teacher": {"networks": teachers, "weighting": {"type": weighting, "every": 1}}}
+    student_fit(experiment(tmp_path, training=training, **more), tmp_path / "fit", keep)
     [module] = found
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     batch = LoadedBatch(images, torch.arange(8) % 4, torch.arange(8))

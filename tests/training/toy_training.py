@@ -258,6 +258,26 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
     "ce kd icd": {},
     "head unused": {"objectives": [{"type": "pooled"}]},
     "few labels": {"data": {"labels_per_class": 1}, "objectives": [{"type": "ce"}, {"type": "kd"}]},
+    "weighed": {
+        "teacher": {
+            "networks": [
+                {"model": "test_resnet", "pretrained": False, "size": 32, "labels": {"a": 0, "b": [1, 2], "c": 3}},
+                {"model": "test_efficientnet", "pretrained": False, "size": 32, "labels": dict(zip("abcd", range(4)))},
+            ],
+            "weighting": {"type": "learned", "every": 2, "images": 20},
+        },
+        "training": {"curriculum": {"epochs": 2}},
+    },
+    "by sample": {
+        "teacher": {
+            "networks": [
+                {"model": "test_resnet", "pretrained": False, "size": 32, "labels": {"a": 0, "b": [1, 2], "c": 3}},
+                {"model": "test_efficientnet", "pretrained": False, "size": 32, "labels": dict(zip("abcd", range(4)))},
+            ],
+            "weighting": {"type": "agreement"},
+        },
+        "augment": {"ramp": {"epochs": 2}},
+    },
     "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
 """Fits that must come out the same in one rank and in two."""
