@@ -267,16 +267,7 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
             "weighting": {"type": "learned", "every": 2, "images": 20},
         },
         "training": {"curriculum": {"epochs": 2}},
-    },
-    "by sample": {
-        "teacher": {
-            "networks": [
-                {"model": "test_resnet", "pretrained": False, "size": 32, "labels": {"a": 0, "b": [1, 2], "c": 3}},
-                {"model": "test_efficientnet", "pretrained": False, "size": 32, "labels": dict(zip("abcd", range(4)))},
-            ],
-            "weighting": {"type": "agreement"},
-        },
-        "augment": {"ramp": {"epochs": 2}},
+        "augment": {"ramp": {"epochs": 2, "start": 0.3}},
     },
     "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
