@@ -129,19 +129,25 @@ class Experiment(Settings):
                 raise complaint(f"teacher.networks.{n}.labels", text)
 
     def _check_cache(self) -> None:
-        cache = self.teacher.cache if self.teacher else None
-        if cache is None:
+        """Refuse a cache that lacks something that is read of the teacher."""
+        if self.teacher is None or self.teacher.cache is None:
             return
-        for objective in self.objectives:
-            component: Any = objective.component
-            lacking = component.needs - cache.holds - {"token"} if component.reads_teacher else ()
+        components: list[Any] = [objective.component for objective in self.objectives]
+        readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_teacher}
+        if self.teacher.weighting.type in ("confidence", "agreement"):
+            readers["teacher.weighting"] = frozenset({"logits"})
+        if self.training.curriculum is not None:
+            readers["training.curriculum"] = frozenset({"logits"})
+        if any(network.labels != "same" for network in self.teacher.networks):
+            readers["teacher.networks.labels"] = frozenset({"logits"})
+        for reader, needs in readers.items():
+            lacking = needs - self.teacher.cache.holds
             if "maps" in lacking:
-                text = f"{objective.type} reads the teacher's maps, which no cache holds; remove the cache"
+                text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
                 raise complaint("teacher.cache", text)
             for what, remedy in (("logits", "full, or the number of largest ones to keep"), ("pooled", "true")):
                 if what in lacking:
-                    text = f"{objective.type} reads the teacher's {what}; say {remedy}"
-                    raise complaint(f"teacher.cache.{what}", text)
+                    raise complaint(f"teacher.cache.{what}", f"{reader} reads the teacher's {what}; say {remedy}")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:

@@ -439,6 +439,23 @@ def test_a_cache_that_objectives_cannot_live_on(
         experiment(tmp_path, teacher={"cache": cache}, objectives=objectives)
 
 
+@pytest.mark.parametrize(
+    ("changes", "reader"),
+    [
+        ({"training": {"curriculum": {"epochs": 1, "by": "entropy"}}}, r"training\.curriculum"),
+        ({"teacher": {"weighting": {"type": "confidence"}}}, r"teacher\.weighting"),
+        ({"labels": {"a": 1}}, r"teacher\.networks\.labels"),
+    ],
+)
+def test_what_else_reads_logits(changes: dict[str, Any], reader: str, tmp_path: Path) -> None:
+    networks = [network(tmp_path, "test_resnet"), {**network(tmp_path, "test_resnet", 1)}]
+    networks[0] |= {"labels": changes.pop("labels")} if "labels" in changes else {}
+    cache = {"networks": networks, "cache": {"logits": "none", "pooled": True}}
+    changes = {**changes, "teacher": {**changes.get("teacher", {}), **cache}, "objectives": [{"type": "pooled"}]}
+    with pytest.raises(ConfigError, match=rf"teacher\.cache\.logits: {reader} reads the teacher's logits"):
+        experiment(tmp_path, **changes)
+
+
 def test_as_many_top_classes_as_there_are(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match=r"teacher\.cache\.logits: 5 of 5 classes cannot be the top ones; use full"):
         RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(logits=5))

@@ -1,0 +1,189 @@
+"""What a step costs when the teacher's outputs come from the cache, and what a cache in float16 changes.
+
+    python benchmarks/cache.py [--quick] [--size 224] [--device cuda] [--json FILE]
+
+Teacher: EfficientNet-Lite1, student: Lite0 with ImageNet weights and low-rank deltas of rank 8 on every layer, 61
+classes, batch 16, fp32, channels_last. A step is the step of training without Lightning round it: the student's view by
+the default chain, forward, objectives, backward, fused AdamW. The batch is in memory; ids go round an epoch of 2,048
+samples, so rows are read from all over the file. Three sides take turns, in one process and one run:
+
+- student: no teacher at all, cross-entropy;
+- cached: cross-entropy + KD, the teacher's logits (all, float16) from a cache that is complete;
+- live: cross-entropy + KD, the teacher looks at its own view of the batch (policy weak_teacher).
+
+======================  =============================================================================================
+row                     meaning
+======================  =============================================================================================
+cache_step_vs_live      cached over student: what the cache costs a step that needs no teacher
+cached_over_live        cached over live: what it saves
+kd_change_float16_t4    |KD with what the cache keeps − KD| / KD at T 4, one number for each of 16 batches of generated
+                        images, both networks with their 1,000 ImageNet classes: all logits in float16
+kd_change_top…_t1, _t4  the same with the largest 10, 50 and 200 of 1,000 logits, T 1 and T 4: what is left of the mass
+                        is spread evenly. Of images that the teacher is sure of, less is left
+bytes_…                 of a row with 1,000 classes: all logits, and the largest 10, both float16
+seconds_…               the sides themselves
+======================  =============================================================================================
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import platform
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+# A benchmark here has the name of the package "augment": this folder is looked into last.
+sys.path.append(sys.path.pop(0))
+
+import numpy as np
+import torch
+from measure import Row, ratio, row, save, show
+from PIL import Image
+from rich.console import Console
+from step import CLASSES, OBJECTIVES, device_clock, generated, network
+
+from augment.chain import eval_view
+from augment.draws import sample_key
+from augment.dual import AugmentSettings, DualAugment
+from distill.data.reader import Batch
+from distill.deltas.low_rank import LowRank
+from distill.models.features import Features, FeatureShapes
+from distill.models.network import NetworkSettings, create_network
+from distill.models.settings import CacheSettings
+from distill.models.student import Student, StudentSettings
+from distill.models.teacher import Teacher
+from distill.objectives import base
+from distill.objectives.kd import KD
+from distill.report.summary import Machine
+from distill.training.cache_rows import RowLayout
+from distill.training.module import Distillation
+from distill.training.settings import TrainingSettings
+from distill.training.teacher_cache import TeacherCache
+from distill.training.terms import build_terms, needs_of
+
+TARGETS = {"cache_step_vs_live": 1.05}
+SIDES = ("student", "cached", "live")
+SAMPLES, BATCH = 2048, 16
+IDS = [f"sample {number}" for number in range(SAMPLES)]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds, and 128 pixels: about a minute on two cores"
+    )
+    parser.add_argument("--size", type=int, default=None, help="input pixels; default 224")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    given = parser.parse_args()
+    size = given.size or (128 if given.quick else 224)
+    console = Console()
+    with tempfile.TemporaryDirectory() as folder:
+        with console.status("measuring: the step"):
+            rows = steps(given, size, Path(folder))
+        with console.status("measuring: what the cache leaves out"):
+            rows += changes(size, Path(folder), 4 if given.quick else 16)
+    machine = Machine.here()
+    show(console, f"cache, lite1 → lite0, batch {BATCH}, {size} px, {given.device}", rows, TARGETS)
+    device = machine.gpu if given.device == "cuda" else f"{machine.cpu}, {machine.threads} threads"
+    console.print(f"{device} · Python {platform.python_version()} · torch {machine.torch} · seed 0", style="dim")
+    if given.json:
+        save(given.json, rows)
+
+
+def steps(given: argparse.Namespace, size: int, folder: Path) -> list[Row]:
+    """The three sides, by turns."""
+    device, rounds = torch.device(given.device), 12 if given.quick else 40
+    window = 10 if given.device == "cuda" else 1
+    made = {side: stepping(side, size, device, folder) for side in SIDES}
+    keys = torch.tensor([sample_key(id) for id in IDS]).view(-1, BATCH)
+    ids = itertools.cycle(keys[torch.randperm(len(keys), generator=torch.Generator().manual_seed(0))])
+    canvas = torch.randint(0, 256, (BATCH, 3, size + 32, size + 32), dtype=torch.uint8).to(device)
+    labels = (torch.arange(BATCH) % CLASSES).to(device)
+    clock, seconds = device_clock(device), {side: [] for side in SIDES}
+    for number in range(rounds + 2):
+        for side in SIDES:
+            batches = [Batch(canvas, labels, next(ids)) for _ in range(window)]
+            begun = clock()
+            for batch in batches:
+                made[side](batch)
+            if number >= 2:
+                seconds[side].append((clock() - begun) / window)
+    student, cached, live = (seconds[side] for side in SIDES)
+    return [
+        ratio("cache_step_vs_live", cached, student),
+        ratio("cached_over_live", cached, live),
+        *(row(f"seconds_{side}", seconds[side], "s") for side in SIDES),
+    ]
+
+
+def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callable[[Batch], None]:
+    """One whole step of a side."""
+    torch.manual_seed(0)
+    objectives = OBJECTIVES[:1] if side == "student" else OBJECTIVES
+    of_student, of_teacher = needs_of(objectives)
+    trained = StudentSettings(
+        network=NetworkSettings(model="embedded:tf_efficientnet_lite0"), deltas=(LowRank.Settings(rank=8),)
+    )
+    student = Student(network("lite0", size), trained, of_student)
+    teacher = None if side == "student" else Teacher([network("lite1", size)], needs=of_teacher)
+    terms = build_terms(objectives, student.shapes, teacher.shapes if teacher else [])
+    dual = DualAugment(AugmentSettings(), teacher.inputs if teacher else (), student.input, seed=0)
+    cache = filled(folder, teacher.shapes) if teacher is not None and side == "cached" else None
+    module = Distillation(student, teacher, terms, dual, TrainingSettings(epochs=1), 1, cache=cache).to(device)
+    optimiser = module.configure_optimizers()["optimizer"]
+    module.train()
+
+    def step(batch: Batch) -> None:
+        loss = module.training_step(batch, 0)
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    return step
+
+
+def filled(folder: Path, shapes: list[FeatureShapes]) -> TeacherCache:
+    """A cache that has every row of an epoch; a step takes as long whatever the numbers in it are."""
+    cache = TeacherCache(folder, {"seed": 0}, RowLayout(shapes, 1, CacheSettings()), IDS, epochs=1)
+    for start in range(0, SAMPLES, 256):
+        ids = torch.tensor([sample_key(id) for id in IDS[start : start + 256]])
+        cache.keep(cache.find(ids, 0), [[Features(logits=torch.randn(len(ids), CLASSES))]])
+    return cache
+
+
+@torch.inference_mode()
+def changes(size: int, folder: Path, batches: int) -> list[Row]:
+    """KD with what the cache keeps of real logits against KD with all of them."""
+    pictures = sorted(generated(folder / "images", 16 * batches).rglob("*.jpg"))
+    networks = {
+        name: create_network(NetworkSettings(model=f"embedded:tf_efficientnet_{name}", size=size))
+        for name in ("lite0", "lite1")
+    }
+    kept = {"float16": CacheSettings(), **{f"top{k}": CacheSettings(logits=k) for k in (10, 50, 200)}}
+    layouts = {name: RowLayout([FeatureShapes(1000, 1280)], 1, settings) for name, settings in kept.items()}
+    shapes = FeatureShapes(1000, 1280)
+    losses = {f"t{t}": KD(KD.Settings(temperature=t), shapes, shapes) for t in (1, 4)}
+    found: dict[str, list[float]] = {f"{name}_{at}": [] for at in losses for name in kept}
+    for start in range(0, len(pictures), 16):
+        images = np.stack([np.asarray(Image.open(path).resize((size, size))) for path in pictures[start : start + 16]])
+        batch = torch.from_numpy(images).permute(0, 3, 1, 2)
+        student, teacher = (Features(logits=net.model(eval_view(batch, net.input))) for net in networks.values())
+        labels = base.Batch(torch.zeros(len(batch), dtype=torch.int64))
+        for name, layout in layouts.items():
+            [[again]] = layout.decode(layout.encode([[teacher]]))
+            for at, kd in losses.items():
+                exact = kd(student, teacher, labels)
+                found[f"{name}_{at}"].append(float((kd(student, again, labels) - exact).abs() / exact))
+    bytes_of = {"bytes_full": layouts["float16"], "bytes_top10": layouts["top10"]}
+    return [
+        *(row(f"kd_change_{name}", values, "share") for name, values in found.items()),
+        *(row(name, [float(layout.dtype.itemsize)], "B") for name, layout in bytes_of.items()),
+    ]
+
+
+if __name__ == "__main__":
+    main()
