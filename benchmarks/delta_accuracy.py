@@ -204,7 +204,7 @@ def main() -> None:
             for arm in arms:
                 if arm.name not in done:
                     stop.raise_if_received()
-                    outcome = measure(lab, book, arm, seed, rates)
+                    outcome = outcome_of(lab, book, arm, seed, rates)
                     book.add(asdict(outcome))
                     console.print(
                         f"seed {seed} {arm.name}: {outcome.accuracy:.1%} on test, {outcome.bytes:,} bytes, "
@@ -305,7 +305,7 @@ def size_of(lab: Lab, name: str, entry: dict[str, Any] | None = None) -> int | N
 # --- Measuring ----------------------------------------------------------------------------------------------------
 
 
-def measure(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]) -> Outcome:
+def outcome_of(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]) -> Outcome:
     begun = time.perf_counter()
     if arm.name in WITHOUT_TRAINING:
         held_out, accuracy = WITHOUT_TRAINING[arm.name](lab.shop(lab.experiment(seed)), lab.classes)
