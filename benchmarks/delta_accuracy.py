@@ -34,7 +34,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import measure  # this folder's augment.py must not hide the package
+import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
 from rich import box
 from rich.console import Console
