@@ -12,7 +12,7 @@ from distill.deltas.attach import attach, deltas
 from distill.deltas.base import DeltaError
 from distill.deltas.dense import Dense
 from distill.deltas.sparse import Sparse, largest_of_all
-from distill.deltas.sparse_mask import SparseMask, expected_open, hard_concrete, soft_threshold
+from distill.deltas.sparse_mask import SoftThreshold, SparseMask, draw_noise, expected_open, hard_concrete
 
 
 @pytest.mark.parametrize("kind", CONVS)
@@ -80,22 +80,62 @@ def test_magnitude_needs_no_data_and_too_many_entries_are_refused() -> None:
 
 
 def test_gates_follow_the_hard_concrete_distribution() -> None:
-    torch.manual_seed(0)
-    log_alpha = torch.tensor([-4.0, 0.0, 1.5, 6.0], dtype=torch.float64)
-    u = torch.rand(200_000, 1, dtype=torch.float64)
-    for n, a in enumerate(log_alpha.tolist()):
+    """Over every number that the noise can be."""
+    noise = torch.arange(-(2**15), 2**15).short()
+    u = (torch.arange(2**16).double() + 0.5) / 2**16
+    for a in (-4.0, 0.0, 1.5, 6.0):
+        log_alpha = torch.full_like(u, a)
+        gates = hard_concrete(log_alpha, noise, torch.empty_like(u))
         s = 1 / (1 + torch.exp(-(torch.log(u) - torch.log(1 - u) + a) / (2 / 3)))
-        torch.testing.assert_close(hard_concrete(log_alpha, u)[:, n, None], (1.2 * s - 0.1).clamp(0, 1))
-    open_share = (hard_concrete(log_alpha, u) > 0).double().mean(0)
-    torch.testing.assert_close(expected_open(log_alpha), open_share.sum(), rtol=0, atol=0.01)
-    kept = hard_concrete(log_alpha, None).tolist()
-    assert kept[0] == 0 and kept[1] == pytest.approx(0.5) and kept[3] == 1
+        torch.testing.assert_close(gates, (1.2 * s - 0.1).clamp(0, 1))
+        torch.testing.assert_close(expected_open(log_alpha[:1]), (gates > 0).double().mean(), rtol=0, atol=1e-4)
+    kept = hard_concrete(torch.tensor([-4.0, 0.0, 6.0]), None, torch.empty(3)).tolist()
+    assert kept[0] == 0 and kept[1] == pytest.approx(0.5) and kept[2] == 1
     assert expected_open(torch.zeros(1)).item() == pytest.approx(1 / (1 + math.exp(2 / 3 * math.log(0.1 / 1.1))))
+
+
+def test_noise_is_uniform_and_repeatable() -> None:
+    torch.manual_seed(0)
+    noise = draw_noise(torch.empty(7, 11, 13, 17))
+    counts = (noise.flatten().int() + 2**15).div(2**12, rounding_mode="floor").bincount(minlength=16)
+    assert noise.shape == (7, 11, 13, 17) and ((counts / counts.sum() - 1 / 16).abs() < 0.01).all()
+    torch.manual_seed(0)
+    assert torch.equal(draw_noise(torch.empty(7, 11, 13, 17)), noise)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gates_made_part_by_part_have_the_gradients_of_their_equation(
+    training: bool, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("distill.deltas.sparse_mask._CACHED", 100)  # two rows of 36 are a part
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 7, 3).double().to(memory_format=memory_format)
+    delta = SparseMask(SparseMask.Settings(), layer).train(training)
+    with torch.no_grad():
+        delta.U.normal_()
+        delta.log_alpha.normal_(std=2)  # type: ignore[union-attr]
+    target = torch.randn_like(layer.weight)
+    torch.manual_seed(1)
+    changed = delta(layer.weight)
+    inputs = [layer.weight, delta.U, delta.log_alpha]
+    got = torch.autograd.grad((changed * target).sum(), inputs)
+
+    torch.manual_seed(1)
+    logit = delta.log_alpha
+    if training:
+        u = (draw_noise(delta.U).double() + 2**15 + 0.5) / 2**16
+        logit = (torch.log(u) - torch.log(1 - u) + logit) / (2 / 3)
+    z = (torch.sigmoid(logit) * 1.2 - 0.1).clamp(0, 1)
+    assert (z == 0).any() and (z == 1).any()
+    torch.testing.assert_close(changed, layer.weight + z * delta.U)
+    for one, expected in zip(got, torch.autograd.grad(((layer.weight + z * delta.U) * target).sum(), inputs)):
+        torch.testing.assert_close(one, expected)
 
 
 def test_soft_threshold_by_hand() -> None:
     U = torch.tensor([-3.0, -0.5, 0.0, 0.5, 2.0], requires_grad=True)
-    y = soft_threshold(U, 1.0)
+    y = SoftThreshold.apply(U, 1.0)
     assert y.tolist() == [-2, 0, 0, 0, 1]
     y.sum().backward()
     assert U.grad.tolist() == [1] * 5  # type: ignore[union-attr]
@@ -112,7 +152,8 @@ def test_a_learned_mask_becomes_a_sparse_delta_of_the_same_bits(mask: str) -> No
             delta.U.normal_()
             if delta.log_alpha is not None:
                 delta.log_alpha.normal_(mean=-3)
-                assert not torch.equal(delta.train().change(), delta.change()), "gates are drawn anew"
+                zero = torch.zeros_like(delta.U)
+                assert not torch.equal(delta.train()(zero), delta(zero)), "gates are drawn anew"
     start = SparseMask.finish(settings, found)
     expected = {site: model.get_submodule(site).weight.detach() for site in found}
     small = made_up()[0]

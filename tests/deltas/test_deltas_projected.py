@@ -1,0 +1,60 @@
+"""What the thin gradients have to know about their layer's surroundings. That they are right is in the contract."""
+
+import pytest
+import torch
+from torch import nn
+
+from distill.deltas.attach import attach
+from distill.deltas.base import DeltaSettings
+from distill.deltas.dora import DoRA
+from distill.deltas.halrp import HALRP
+from distill.deltas.projected import factor
+
+SCALED = [DoRA.Settings(rank=2), HALRP.Settings(rank=2)]
+
+
+def gradients(model: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(model(x).square().sum(), [x, *(p for p in model.parameters() if p.requires_grad)])
+
+
+@pytest.mark.parametrize("settings", SCALED)
+def test_an_activation_that_overwrites_the_output(settings: DeltaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SiLU in place: its gradient times what it wrote is not its gradient times what was there."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.SiLU(inplace=True), nn.Flatten(), nn.Linear(8 * 25, 6))
+    model = model.double()
+    for site in attach(model, [settings]):
+        for parameter in site.delta.parameters():
+            nn.init.normal_(parameter)
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+    cheap = gradients(model, x)
+    monkeypatch.setattr(settings.component, "output", lambda self, layer, x: None)
+    for got, expected in zip(cheap, gradients(model, x), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("settings", SCALED)
+def test_factors_of_zero(settings: DeltaSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row or column scaled to nothing still has its gradient, and can come back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 9)).double()
+    delta = attach(model, [settings])[0].delta
+    with torch.no_grad():
+        for parameter in delta.parameters():
+            nn.init.normal_(parameter)
+            if parameter.ndim == 1:
+                parameter[:2] = torch.tensor([-1.0, -1.0 - 1e-6])
+    x = torch.randn(5, 8, dtype=torch.float64, requires_grad=True)
+    cheap = gradients(model, x)
+    monkeypatch.setattr(settings.component, "output", lambda self, layer, x: None)
+    for got, expected in zip(cheap, gradients(model, x), strict=True):
+        assert expected.all()
+        torch.testing.assert_close(got, expected)
+
+
+def test_factor_by_hand() -> None:
+    offset = torch.tensor([0.0, 0.5, -3.0, -1.0, -1.0001, -0.9999], requires_grad=True)
+    y = factor(offset)
+    assert y.tolist() == [1, 1.5, -2, 2**-10, -(2**-10), 2**-10]
+    y.sum().backward()
+    assert offset.grad.tolist() == [1] * 6  # type: ignore[union-attr]
