@@ -197,7 +197,7 @@ def distillation(teacher: Network, student: Network, train: str, accelerator: st
     settings = StudentSettings(network=NetworkSettings(model=student.origin), train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)
     looking, learning = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)
-    terms = build_terms(OBJECTIVES, learning.shapes, looking.shapes, looking.weights)
+    terms = build_terms(OBJECTIVES, learning.shapes, looking.shapes)
     # A rate so small that the weights stay what they are: random labels must not lead the run anywhere.
     training = TrainingSettings(epochs=1, optimiser=OptimiserSettings(lr=1e-6), accelerator=accelerator)  # type: ignore[arg-type]
     views = DualAugment(VIEWS["identical"], looking.inputs, learning.input, seed=0)

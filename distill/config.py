@@ -80,8 +80,9 @@ class Experiment(Settings):
         self._check_cache()
         self._check_weights()
         heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
-        if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
-            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
+        alike = [network.labels == "same" for network in self.teacher.networks] if self.teacher else []
+        if heads and (len(heads) * len(alike) > 1 or not all(alike)):
+            text = f"{', '.join(heads)} writes the student's head: one term can, with one teacher of the same labels"
             raise complaint("objectives", text)
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
@@ -145,9 +146,11 @@ class Experiment(Settings):
             if "maps" in lacking:
                 text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
                 raise complaint("teacher.cache", text)
-            for what, remedy in (("logits", "full, or the number of largest ones to keep"), ("pooled", "true")):
-                if what in lacking:
-                    raise complaint(f"teacher.cache.{what}", f"{reader} reads the teacher's {what}; say {remedy}")
+            if "logits" in lacking:
+                text = f"{reader} reads the teacher's logits; say full, or the number of largest ones to keep"
+                raise complaint("teacher.cache.logits", text)
+            if "pooled" in lacking:
+                raise complaint("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
