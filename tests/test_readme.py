@@ -49,6 +49,7 @@ def test_commands_exist() -> None:
     from distill.cli import app
 
     known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {group.name for group in app.registered_groups}
     shown = set(re.findall(r"^distill (\w+)", README, flags=re.MULTILINE))
     assert shown <= known and {"train", "evaluate", "export", "verify", "preview", "doctor", "schema"} <= known
 
