@@ -14,6 +14,7 @@ import yaml
 
 from augment.dual import AugmentSettings, DualAugment
 from augment.views import InputSpec
+from distill.config import merge_trees, validate_tree
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -35,6 +36,21 @@ def test_own_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     views, again = dual(images, ids, 0), dual(images.flip(0), ids.flip(0), 0)
     assert torch.equal(views.student[0], again.student[0].flip(0))
     assert not torch.equal(views.student[0], views.teacher[0][0])
+
+
+def test_settings_shown_are_valid() -> None:
+    network = {"model": "resnet50.a1_in1k"}
+    around = {
+        "name": "shown",
+        "data": {"source": {"type": "digits"}},
+        "teacher": {"networks": [network]},
+        "student": {"network": network},
+        "objectives": ["kd"],
+    }
+    shown = [yaml.safe_load(block) for block in blocks("yaml") if "my_ops" not in block]
+    assert len(shown) >= 3
+    for part in shown:
+        validate_tree(merge_trees(around, part), "README.md")
 
 
 def test_paths_exist() -> None:
