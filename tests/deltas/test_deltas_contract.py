@@ -1,21 +1,19 @@
 """What every weight delta must keep, whatever it computes. Found by discovery, so that a new one is tested too."""
 
 import copy
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from deltas_models import CONVS, build, conv_case, disturb, images, relative, weight_deltas
+from deltas_processes import run_apart
 from torch import nn
 
 from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta_file import write_delta
+from distill.export.delta_file import load_delta, write_delta
 from distill.models.identity import identify
 
 METHODS = weight_deltas()
@@ -189,33 +187,24 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     return folder, logits
 
 
-_LOAD = """
-import json, sys
-from pathlib import Path
-import torch
-from deltas_models import build, images
-from distill.export.delta_file import load_delta
-folder = Path(sys.argv[1])
-x = images(2, 64)
-with torch.no_grad():
-    found = {name: load_delta(folder / name, build("test_efficientnet"))(x).tolist() for name in sys.argv[2:]}
-print(json.dumps(found))
-"""
-
-
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    code = f"import sys; sys.path[:0] = {paths!r}\n{_LOAD}"
-    done = subprocess.run([sys.executable, "-c", code, str(folder), *logits], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+    run_apart(_load, (str(folder), list(logits)))
+    found = torch.load(folder / "found.pt", weights_only=True)
     assert found.keys() == logits.keys()
-    assert [name for name in logits if not torch.equal(torch.tensor(found[name]), logits[name])] == []
+    assert [name for name in logits if not torch.equal(found[name], logits[name])] == []
+
+
+def _load(rank: int, folder: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    x = images(2, 64)
+    with torch.no_grad():
+        found = {name: load_delta(Path(folder) / name, build("test_efficientnet"))(x) for name in names}
+    torch.save(found, f"{folder}/found.pt")
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_ddp_rank, (str(tmp_path), list(METHODS)), nprocs=2)
+    run_apart(_ddp_rank, (str(tmp_path), list(METHODS)), count=2)
     x = images(4, 64)
     for name in METHODS:
         network = with_delta("test_efficientnet", name)

@@ -2,14 +2,13 @@
 
 import copy
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from deltas_models import build, disturb, images, relative
+from deltas_processes import run_apart
 from torch import nn
 
 from distill.deltas.attach import attach, deltas, merge
@@ -161,31 +160,22 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     return folder, logits
 
 
-_LOAD = """
-import json, sys
-from pathlib import Path
-import torch
-from deltas_models import build, images
-from test_deltas_structural import view
-from distill.export.delta_file import load_delta
-found = {}
-with torch.no_grad():
-    for folder in map(Path, sys.argv[1:]):
-        model = folder.name.partition(" ")[0]
-        found[folder.name] = load_delta(folder, build(model))(view(model)).tolist()
-print(json.dumps(found))
-"""
-
-
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
-    paths = [str(Path(__file__).parent), str(Path(__file__).parents[2])]
-    code = f"import sys; sys.path[:0] = {paths!r}\n{_LOAD}"
-    command = [sys.executable, "-c", code, *(str(folder / name) for name in logits)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert [name for name in logits if not torch.equal(torch.tensor(found[name]), logits[name])] == []
+    run_apart(_load, (str(folder), list(logits)))
+    found = torch.load(folder / "found.pt", weights_only=True)
+    assert found.keys() == logits.keys()
+    assert [name for name in logits if not torch.equal(found[name], logits[name])] == []
+
+
+def _load(rank: int, folder: str, names: list[str]) -> None:
+    torch.set_num_threads(1)
+    found = {}
+    with torch.no_grad():
+        for name in names:
+            model = name.partition(" ")[0]
+            found[name] = load_delta(Path(folder) / name, build(model))(view(model))
+    torch.save(found, f"{folder}/found.pt")
 
 
 def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:
@@ -219,7 +209,7 @@ def test_what_was_not_learned_is_not_written(name: str, tmp_path: Path) -> None:
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_ddp_rank, (str(tmp_path), list(METHODS)), nprocs=2)
+    run_apart(_ddp_rank, (str(tmp_path), list(METHODS)), count=2)
     differences = json.loads((tmp_path / "differences.json").read_text())
     assert differences.keys() == METHODS.keys() and max(differences.values()) < 1e-3, differences
 
