@@ -80,9 +80,8 @@ class Experiment(Settings):
         self._check_cache()
         self._check_weights()
         heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
-        alike = [network.labels == "same" for network in self.teacher.networks] if self.teacher else []
-        if heads and (len(heads) * len(alike) > 1 or not all(alike)):
-            text = f"{', '.join(heads)} writes the student's head: one term can, with one teacher of the same labels"
+        if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
+            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
             raise complaint("objectives", text)
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
