@@ -25,7 +25,7 @@ from distill.replaying import Scene, augment_of, batch_of_step, data_of
 from distill.run import EXPORT, FITS, RESULTS
 from distill.run_folder import read_run
 from distill.scoring import candidates, score, score_table, write_scores
-from distill.stages import ready_teachers, trained_student
+from distill.stages import label_maps, ready_teachers, trained_student
 from distill.training.evaluate import Predictions
 from distill.training.fit import device_for
 from distill.training.signals import StopSignal
@@ -73,7 +73,8 @@ def score_views(experiment: Experiment, to: Path, console: Console, *, seeds: in
         networks = ready_teachers(shop)
         assert experiment.teacher is not None
         weights = [network.weight for network in experiment.teacher.networks]
-        teacher = Teacher(networks, weights, dtype=DTYPES[experiment.teacher.dtype])
+        maps = label_maps(shop, networks)
+        teacher = Teacher(networks, weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
         asked = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
         pipelines = candidates(experiment.augment)
         scores = score(pipelines, shop.data, teacher, device=shop.device, console=console, **asked)

@@ -187,12 +187,11 @@ def _that_fit(
 
 def _probabilities(teacher: Teacher, views: tuple[tuple[Tensor, ...], ...]) -> Tensor:
     """[K] sum over the batch of the networks' weighted mean probability."""
-    looks = teacher(views)
     found: list[Tensor] = []
-    for (features,), weight in zip(looks, teacher.weights):
+    for n, (features,) in enumerate(teacher(views)):
         assert features.logits is not None
-        found.append(weight * features.logits.double().softmax(1).sum(0))
-    return torch.stack(found).sum(0)
+        found.append(teacher.probabilities(n, features.logits.double()))
+    return teacher.mean(found).sum(0)
 
 
 def score_table(scores: list[Score], draws: int, images: int) -> RenderableType:

@@ -76,7 +76,7 @@ class Teacher(nn.Module):
     def mean(self, probabilities: Sequence[Tensor]) -> Tensor:
         """[B, K], the networks' weighted mean: each class over those that know it, then all of them to sum 1."""
         p_NBK = torch.stack([*probabilities])
-        weights_NBK = torch.tensor(self.weights, device=p_NBK.device)[:, None, None] * ~p_NBK.isnan()
+        weights_NBK = torch.tensor(self.weights, dtype=p_NBK.dtype, device=p_NBK.device)[:, None, None] * ~p_NBK.isnan()
         known_BK = weights_NBK.sum(0)
         p_BK = (weights_NBK * p_NBK.nan_to_num(0)).sum(0) / known_BK.where(known_BK > 0, 1)
         return p_BK / p_BK.sum(1, keepdim=True)
