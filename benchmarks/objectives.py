@@ -30,7 +30,6 @@ crd_bytes_plain         the same count for the usual way, written plainly here: 
 from __future__ import annotations
 
 import argparse
-import os
 import platform
 import time
 from collections.abc import Callable
@@ -65,7 +64,6 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     given = parser.parse_args()
     console = Console()
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler tells of every start and stop
     with console.status("measuring the objectives"):
         rows = shares(torch.device(given.device), 2 if given.quick else 8)
     with console.status("counting CRD's bytes"):
