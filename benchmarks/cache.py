@@ -30,13 +30,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-
-# A benchmark here has the name of the package "augment": this folder is looked into last.
-sys.path.append(sys.path.pop(0))
 
 import numpy as np
 import torch

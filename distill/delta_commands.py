@@ -137,9 +137,11 @@ def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bo
 
 def skeleton(manifest: DeltaManifest) -> nn.Module:
     """A model of the file's architecture, for shapes; its values are random."""
-    return timm_with_ours().create_model(
-        manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
-    ).eval()
+    return (
+        timm_with_ours()
+        .create_model(manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args)
+        .eval()
+    )
 
 
 def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | str:
