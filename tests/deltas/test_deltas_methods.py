@@ -7,8 +7,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from distill.deltas.attach import attach, merge
+from distill.deltas.base import WeightDelta
 from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
+from distill.deltas.dora import DoRA
+from distill.deltas.halrp import HALRP
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 
@@ -60,15 +63,16 @@ def test_low_rank_output_while_training_is_bit_equal_to_the_merged_layer() -> No
     assert torch.equal(model(x), y)
 
 
-def test_low_rank_trains_without_the_full_weight_gradient() -> None:
-    model, x, _ = conv_case("plain", LowRank.Settings(rank=2))
+@pytest.mark.parametrize("method", [LowRank, DoRA, HALRP])
+def test_thin_deltas_train_without_the_full_weight_gradient(method: type[WeightDelta]) -> None:
+    model, x, _ = conv_case("plain", method.Settings(rank=2))
     y = model(x)  # older torch lets the graph go with it
     nodes, names = [y.grad_fn], set()
     while nodes:
         node = nodes.pop()
         names.add(type(node).__name__)
         nodes += [parent for parent, _ in node.next_functions if parent is not None]
-    assert "_ConvBackward" in names and "ConvolutionBackward0" not in names
+    assert "_ProjectedBackward" in names and "ConvolutionBackward0" not in names
 
 
 def test_low_rank_by_hand() -> None:
