@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from augment.draws import Draws
 from augment.errors import ExplainedError
-from augment.fuse.compiler import Compile
+from augment.fuse.compiler import Compile, missing_compiler
 from augment.fuse.run import Finish, FusedRun, normalised, resized, to_unit
 from augment.native import Native
 from augment.operation import SampledOp
@@ -36,9 +36,8 @@ class Chain(nn.Module):
         size: (height, width) of what comes out, whatever the operations do.
         engine: "fused" plans operations together (see :meth:`plan`); "kornia" does one after another, kornia's by
             kornia's own code with the same parameters.
-        compile: whether torch.compile makes the passes. "auto": on a GPU. On a CPU they are faster without it, as they
-            can then leave out what is not drawn.
-
+        compile: whether the passes are compiled: by torch.compile on a GPU, by a C compiler on a CPU. "auto": where
+            there is one; True: warn where there is none.
         bounded: whether what comes out is held in [0, 1]; not for spectrograms, whose values have no bounds.
 
     Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a colour
@@ -54,7 +53,7 @@ class Chain(nn.Module):
         bounded: bool = True,
     ):
         super().__init__()
-        self.size, self.engine = size, engine
+        self.size, self.engine, self._compile = size, engine, compile
         named = [built(item, size) for item in recipe]
         self.operations = nn.ModuleList(operation for _, operation in named)
         seen: Counter[str] = Counter()
@@ -72,7 +71,19 @@ class Chain(nn.Module):
     def plan(self) -> str:
         """What is done together, and what by itself and why: a line for every pass."""
         lines = [str(stage) for stage in self._stages]
-        return "\n".join([*lines, f"{'write':9}{self.size[0]} x {self.size[1]}, normalised"])
+        lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalised")
+        if self._runs:
+            lines.append(f"{'on a CPU':9}{self._on_a_cpu()}")
+        return "\n".join(lines)
+
+    def _on_a_cpu(self) -> str:
+        if self.engine == "kornia" or not self._compile:
+            return "by torch's operators"
+        if missing := missing_compiler("cpu"):
+            return f"by torch's operators: {missing}"
+        parts = [part for run in self._runs.values() for in_c, some in run.stretches() if not in_c for part in some]
+        names = " + ".join(step.operation.name for part in parts for step in part.steps)
+        return f"in C; by torch's operators {names}" if names else "in C"
 
     def forward(
         self,
@@ -117,7 +128,7 @@ class Chain(nn.Module):
             if isinstance(stage, Barrier):
                 x = stage.step.operation(to_unit(x), source(stage.step))
             else:
-                x = self._runs[n](x, source, finish if n == last else _as_it_is)
+                x = self._runs[n](x, source, finish if n == last else None)
         return x if self._stages and isinstance(self._stages[-1], Run) else finish(to_unit(x))
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
@@ -150,10 +161,6 @@ class Chain(nn.Module):
                 )
         if images.is_floating_point() and images.device.type == "cpu":
             _check_finite(images, f"{first} finite numbers; the images given")
-
-
-def _as_it_is(x: Tensor) -> Tensor:
-    return x
 
 
 def _check_finite(images: Tensor, what: str) -> None:

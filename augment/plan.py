@@ -79,6 +79,19 @@ class Pass:
         looking = [user for user in users if not getattr(user, "stays_inside", False)]
         return resample_of(users[0])[0], resample_of((looking or users)[0])[1]
 
+    @property
+    def parts(self) -> list[Pass]:
+        """A reading is one whole; other steps can be told apart."""
+        return [self] if self.kind == "geometry" else [Pass(self.kind, (step,)) for step in self.steps]
+
+    @property
+    def in_c(self) -> bool:
+        """Whether :mod:`augment.fuse.passes` knows how it is done."""
+        if self.kind == "geometry":
+            framed = any(not getattr(step.user, "stays_inside", False) for step in self.steps[1:])
+            return self.axis_aligned and not framed and self.reading[0] == "bilinear"
+        return all(step.operation.form != "colour" or hasattr(step.user, "instruction") for step in self.steps)
+
     def takes(self, step: Step) -> bool:
         """Whether a step that follows can be done in the same pass."""
         if _KINDS[step.operation.form] != self.kind or self.kind == "blur":

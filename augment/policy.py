@@ -111,7 +111,8 @@ class AugmentSettings(Settings):
         description="fused: operations are done together in few passes; kornia: one by one by kornia's own code",
     )
     compile: Literal["auto"] | bool = Field(
-        "auto", description="whether torch.compile makes the passes; auto: on a GPU, where it pays"
+        "auto",
+        description="compiled passes: torch.compile's on a GPU, C on a CPU; auto: where there is a compiler",
     )
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
     ramp: RampSettings | None = Field(None, description="augment few samples at first, then ever more; none: all")

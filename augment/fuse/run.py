@@ -1,14 +1,18 @@
 """Runs the passes between two barriers: draws, passes, last write.
 
-On a CPU the images go through all passes a few at a time, so that they stay in the cache, and a step costs the samples
-it is drawn for. On a GPU the whole batch goes through, the host waits for nothing and no shape depends on the data (so
-that a CUDA graph can hold it), and torch.compile fuses what it can, draws included.
+On a CPU the images go through the passes in C one by one (:mod:`augment.fuse.passes`). What those do not know, or
+everything where there is no C compiler, torch's operators do for a few images at a time, so that they stay in the
+cache. Either way a step costs the samples it is drawn for.
+
+On a GPU the whole batch goes through, the host waits for nothing and no shape depends on the data (so that a CUDA graph
+can hold it), and torch.compile fuses what it can, draws included.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -17,12 +21,13 @@ from torch.nn import functional as F
 
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.blur import blur
-from augment.fuse.colour import Params, batch_first, colour, per_channel
-from augment.fuse.compiler import Compile, compiles
+from augment.fuse.colour import Params, batch_first, by_rows, colour, per_channel
+from augment.fuse.compiler import Compile, way_on
 from augment.fuse.erase import erase
 from augment.fuse.geometry import Map, composed, mirror, output_size, warp
+from augment.fuse.passes import PADDINGS, Instruction, Kind, carried_out, instruction, linear
 from augment.native import Native
-from augment.plan import Run, Step
+from augment.plan import Pass, Run, Step
 from augment.views import InputSpec
 
 CACHED = 3 * 96 * 96
@@ -46,6 +51,16 @@ class Finish:
         if self.spec is not None:
             x = normalised(x, self.spec)
         return x.to(self.dtype)
+
+    def linear(self, images: Tensor) -> list[Instruction]:
+        """The clamp and the normalisation of images [B, C, H, W] that have their size."""
+        if self.spec is None and not self.clamp:
+            return []
+        channels = images.shape[1]
+        mean, std = (self.spec.mean, self.spec.std) if self.spec else ((0.0,) * channels, (1.0,) * channels)
+        every = torch.ones(len(images))
+        scale, shift = [1 / d for d in std], [-m / d for m, d in zip(mean, std)]
+        return [linear(every, channels, scale, shift, (self.clamp, False))]
 
 
 def to_unit(images: Tensor) -> Tensor:
@@ -77,7 +92,7 @@ class FusedRun:
 
     Args:
         run: the passes.
-        compile: whether torch.compile makes them; "auto": on a GPU.
+        compile: whether they are compiled; see :func:`augment.fuse.compiler.way_on`.
     """
 
     def __init__(self, run: Run, compile: Compile):
@@ -90,7 +105,7 @@ class FusedRun:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # what torch.compile makes cannot be copied
 
-    def __call__(self, images: Tensor, source: Callable[[Step], Draws], finish: Callable[[Tensor], Tensor]) -> Tensor:
+    def __call__(self, images: Tensor, source: Callable[[Step], Draws], finish: Finish | None) -> Tensor:
         """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
         shape, foreign = images.shape, {}
         for step in self.steps:
@@ -100,14 +115,26 @@ class FusedRun:
         draws = [source(step) for step in self.native]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
         constants = counters(draws, self.counts, images.device)
-        if compiles(self.compile, images.device.type):
+        way = way_on(images.device.type, self.compile)
+        if way == "torch.compile":
             if self._compiled is None:
                 self._compiled = torch.compile(self.whole)
             return self._compiled(images, ids, constants, foreign, finish)
-        if images.device.type != "cpu":
+        if not by_rows(images):
             return self.whole(images, ids, constants, foreign, finish)
         params = self.parameters(images.shape, ids, constants, foreign)
-        return self.by_parts(images, params, finish)
+        if way == "torch" or _wants_gradient(images, foreign):
+            return self.by_parts(self.run.passes, images, params, finish)
+        stretches = self.stretches()
+        for n, (in_c, passes) in enumerate(stretches):
+            its_finish = finish if n == len(stretches) - 1 else None
+            images = (in_one_go if in_c else self.by_parts)(passes, images, params, its_finish)
+        return images
+
+    def stretches(self) -> list[tuple[bool, list[Pass]]]:
+        """Passes that are done together on a CPU, and whether in C. A colour pass is in C as far as its steps are."""
+        parts = [part for one in self.run.passes for part in one.parts]
+        return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 
     def whole(
         self,
@@ -115,21 +142,11 @@ class FusedRun:
         ids: Tensor,
         constants: tuple[Tensor, ...],
         foreign: dict[int, Params],
-        finish: Callable[[Tensor], Tensor],
+        finish: Finish | None,
     ) -> Tensor:
         """Everything for the whole batch, with no wait for the device."""
         params = self.parameters(images.shape, ids, constants, foreign)
-        return finish(self.passes(images, params, self.maps(images.shape, params)))
-
-    def maps(self, shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
-        """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
-        maps: list[Map | None] = []
-        for one in self.run.passes:
-            resamples = one.kind == "geometry" and not one.mirrors
-            maps.append(composed([(step.user, params[step.place]) for step in one.steps], shape) if resamples else None)
-            for step in one.steps:
-                shape = _shape_after(step, shape)
-        return maps
+        return _by_torch(self.run.passes, images, params, _maps(self.run.passes, images.shape, params), finish)
 
     def parameters(
         self, shape: torch.Size, ids: Tensor, constants: tuple[Tensor, ...], foreign: dict[int, Params]
@@ -144,38 +161,107 @@ class FusedRun:
             shape = _shape_after(step, shape)
         return params
 
-    def by_parts(self, images: Tensor, params: dict[int, Params], finish: Callable[[Tensor], Tensor]) -> Tensor:
+    def by_parts(
+        self, passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None
+    ) -> Tensor:
         """The batch a few images at a time."""
         batch = len(images)
         shape = images.shape
-        for step in self.steps:
-            shape = _shape_after(step, shape)
+        for one in passes:
+            shape = _shape_after_all(one, shape)
         rows = 1 if shape[1:].numel() >= CACHED else batch
-        maps = self.maps(images.shape, params)
+        maps = _maps(passes, images.shape, params)
         if rows >= batch:
-            return finish(self.passes(images, params, maps))
+            return _by_torch(passes, images, params, maps, finish)
         result: Tensor | None = None
         parts = _split(params, batch, rows)
         for n, (image, its_params, its_maps) in enumerate(
             zip(images.split(rows), parts, _split_maps(maps, rows, len(parts)))
         ):
-            part = finish(self.passes(image, its_params, its_maps))
+            part = _by_torch(passes, image, its_params, its_maps, finish)
             if result is None:
                 result = part.new_empty(batch, *part.shape[1:])
             result[n * rows : (n + 1) * rows] = part
         assert result is not None
         return result
 
-    def passes(self, images: Tensor, params: dict[int, Params], maps: Sequence[Map | None]) -> Tensor:
-        """Images, uint8 or floats, through all passes."""
-        x = to_unit(images)
-        for one, back in zip(self.run.passes, maps):
-            if back is not None:
-                x = warp(x, *back, one.axis_aligned, *one.reading)
-                continue
-            for step in one.steps:
-                x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
-        return x
+
+def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None) -> Tensor:
+    """All passes in C."""
+    instructions: list[Instruction] = []
+    x = images if images.dtype == torch.uint8 else images.float()
+
+    def made() -> Tensor:
+        return carried_out(instructions, x, (shape[-2], shape[-1])) if instructions else x
+
+    shape = x.shape
+    for one in passes:
+        if one.kind == "geometry" and instructions:  # reading comes first
+            x, instructions = made(), []
+        after = _shape_after_all(one, shape)
+        instructions += [_INSTRUCTION[str(one.steps[0].operation.form)](one, params, shape)]
+        shape = after
+    if finish is None or tuple(shape[-2:]) != tuple(finish.size):
+        return made() if finish is None else finish(made())
+    instructions += finish.linear(x)
+    return made().to(finish.dtype)
+
+
+def _read(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    back, _, _ = composed([(step.user, params[step.place]) for step in one.steps], shape)
+    numbers = back[:, [0, 0, 1, 1], [0, 2, 1, 2]]
+    return Instruction(Kind.READ, numbers, PADDINGS.index(one.reading[1]))
+
+
+def _change(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = one.steps
+    return step.user.instruction(params[step.place], shape)
+
+
+def _filter(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = one.steps
+    mine = params[step.place]
+    vertical, horizontal = step.user.kernel(mine, shape)
+    sizes = {"first": vertical.shape[1], "second": horizontal.shape[1]}
+    return instruction(Kind.BLUR, _drawn(mine, shape), vertical, horizontal, **sizes)
+
+
+def _erase(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = one.steps
+    boxes, values = step.user.erase(params[step.place], shape)
+    every = values.view(shape[0], -1).expand(-1, shape[1])
+    return instruction(Kind.ERASE, _drawn(params[step.place], shape), boxes, every)
+
+
+def _drawn(params: Params, shape: torch.Size) -> Tensor:
+    drawn = params.get("drawn")
+    return torch.ones(shape[0], dtype=torch.bool) if drawn is None else drawn
+
+
+_INSTRUCTION: dict[str, Callable[[Pass, dict[int, Params], torch.Size], Instruction]] = {
+    "affine": _read,
+    "colour": _change,
+    "kernel": _filter,
+    "erase": _erase,
+}
+
+
+def _by_torch(
+    passes: Sequence[Pass],
+    images: Tensor,
+    params: dict[int, Params],
+    maps: Sequence[Map | None],
+    finish: Finish | None,
+) -> Tensor:
+    """Images, uint8 or floats, through passes by torch's operators."""
+    x = to_unit(images)
+    for one, back in zip(passes, maps):
+        if back is not None:
+            x = warp(x, *back, one.axis_aligned, *one.reading)
+            continue
+        for step in one.steps:
+            x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
+    return x if finish is None else finish(x)
 
 
 _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
@@ -188,6 +274,28 @@ _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
 
 def _shape_after(step: Step, shape: torch.Size) -> torch.Size:
     return torch.Size((*shape[:2], *output_size(step.user, shape))) if step.operation.form == "affine" else shape
+
+
+def _shape_after_all(one: Pass, shape: torch.Size) -> torch.Size:
+    for step in one.steps:
+        shape = _shape_after(step, shape)
+    return shape
+
+
+def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
+    """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
+    maps: list[Map | None] = []
+    for one in passes:
+        resamples = one.kind == "geometry" and not one.mirrors
+        maps.append(composed([(step.user, params[step.place]) for step in one.steps], shape) if resamples else None)
+        shape = _shape_after_all(one, shape)
+    return maps
+
+
+def _wants_gradient(images: Tensor, foreign: dict[int, Params]) -> bool:
+    """Whether somebody learns through the images or through a user's parameters: torch's operators know how."""
+    values = [images, *(value for params in foreign.values() for value in params.values())]
+    return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
 
 
 def _split(params: dict[int, Params], batch: int, rows: int) -> Sequence[dict[int, Params]]:

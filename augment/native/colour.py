@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from augment.fuse.colour import by_sample, per_channel
+from augment.fuse.passes import Instruction, Kind, instruction, linear
 from augment.native.base import Native, limits, ranged
 
 LUMA = (0.299, 0.587, 0.114)
@@ -86,6 +87,10 @@ class RandomBrightness(_Uniform):
         moved = (images.clamp(0, 1) if self.clip else images) + by_sample(params[self.factor] - 1)
         return moved.clamp(0, 1) if self.clip else moved
 
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        factor = params[self.factor]
+        return linear(params["drawn"], shape[1], torch.ones_like(factor), factor - 1, (self.clip, self.clip))
+
 
 class RandomContrast(_Uniform):
     """x · factor."""
@@ -100,6 +105,10 @@ class RandomContrast(_Uniform):
     def colour(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         scaled = (images.clamp(0, 1) if self.clip else images) * by_sample(params[self.factor])
         return scaled.clamp(0, 1) if self.clip else scaled
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        factor = params[self.factor]
+        return linear(params["drawn"], shape[1], factor, torch.zeros_like(factor), (self.clip, self.clip))
 
 
 class RandomSaturation(_Uniform):
@@ -154,11 +163,16 @@ class RandomGrayscale(Native):
         self.weights = None if given is None else tuple(given.tolist())
 
     def colour(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        channels = images.shape[1]
+        return gray(images, self._weights(images.shape[1])).expand_as(images)
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        return instruction(Kind.GRAY, params["drawn"], self._weights(shape[1]))
+
+    def _weights(self, channels: int) -> tuple[float, ...]:
         weights = self.weights or (LUMA if channels == 3 else (1 / channels,) * channels)
         if len(weights) != channels:
             raise ValueError(f"RandomGrayscale has rgb_weights for {len(weights)} channels; images have {channels}")
-        return gray(images, weights).expand_as(images)
+        return weights
 
 
 class RandomSolarize(Native):
@@ -178,6 +192,9 @@ class RandomSolarize(Native):
     def colour(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         x = (images.clamp(0, 1) + by_sample(params["additions"])).clamp(0, 1)
         return torch.where(x < by_sample(params["thresholds"]), x, 1 - x)
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        return instruction(Kind.SOLARIZE, params["drawn"], params["thresholds"], params["additions"])
 
 
 class RandomPosterize(Native):
@@ -220,6 +237,10 @@ class RandomInvert(Native):
 
     def colour(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         return self.max_val - images
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        drawn = params["drawn"]
+        return linear(drawn, shape[1], (-1.0,) * shape[1], (self.max_val,) * shape[1])
 
 
 class RandomChannelShuffle(Native):

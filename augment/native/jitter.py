@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from augment.fuse.colour import by_rows, by_sample
+from augment.fuse.passes import Instruction, Kind, instruction
 from augment.native.base import Native, ranged
 from augment.native.colour import gray, hue_turned, saturated
 
@@ -102,6 +103,14 @@ class ColorJitter(_Jitter):
         if which == CONTRAST:
             return (images * factor).add_(mean_luma(images) * (1 - factor)).clamp_(0, 1)
         return torch.lerp(luma(images), images, factor).clamp_(0, 1)
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        order = params["order"]
+        factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
+        if len(self.steps) < len(NAMES):
+            order = torch.where(torch.isin(order, torch.tensor(self.steps)), order, -1)  # a step that is none
+        pairs = torch.stack([order, factors], 2).flatten(1)
+        return instruction(Kind.JITTER, params["drawn"], torch.full_like(order[:, 0], order.shape[1]), pairs)
 
     def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Up to three blends before the hue and three after, of which each sample uses three: one hue, not four."""
