@@ -1,4 +1,4 @@
-/* The passes of augment.fuse.machine: one image after another through all steps, so that it stays in the cache.
+/* The passes of augment.fuse.passes: one image after another through all steps, so that it stays in the cache.
 
    Images are planes of floats, [channels][height][width]. A step reads its row of the table of parameters; what each
    row holds is said above each function. The order of additions is fixed and no step looks at another image, so the

@@ -5,8 +5,8 @@ instructions out. A C compiler makes a library of it on first use, in about a se
 runs on; the library is kept in the user's cache folder. Without a compiler torch does the same work step by step
 (:mod:`augment.fuse.run`), to the same pictures, a few times slower.
 
-Measured on one core (AVX2), strong chain: 32 images at 224 pixels take 66 ms by torch's operators, which read and write
-the image some sixty times.
+Measured on one core (AVX2), strong chain: 128 images at 32 pixels take 10 ms by torch's operators and 3.8 here, 32 at
+224 pixels 73 and 16.
 """
 
 from __future__ import annotations
