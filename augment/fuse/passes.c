@@ -38,9 +38,7 @@ static void taps(double scale, double shift, int64_t count, int64_t size, int pa
                  float *near, float *far) {
     for (int64_t n = 0; n < count; n++) {
         double at = scale * (double)n + shift;
-        /* Far outside there is nothing new to see, and a whole number must fit. */
-        double limit = 4.0 * (double)size + 4.0;
-        if (padding == ZEROS || padding == BORDER) at = at < -limit ? -limit : at > limit ? limit : at;
+        if (!(fabs(at) < 1e15)) at = at < 0 ? -1e15 : 1e15; /* no number, or none that an integer holds */
         double low = floor(at);
         int64_t a = (int64_t)low, b = a + 1;
         float part = (float)(at - low), rest = (float)(1.0 - (at - low));
@@ -273,7 +271,7 @@ static void blur(float *x, int64_t channels, int64_t h, int64_t w, const double 
 
 /* --- Erasing ---------------------------------------------------------------------------------------------------- */
 
-static int64_t within(double at, int64_t limit) { return at < 0 ? 0 : at > (double)limit ? limit : (int64_t)at; }
+static int64_t within(double at, int64_t limit) { return !(at > 0) ? 0 : at > (double)limit ? limit : (int64_t)at; }
 
 /* drawn, top, left, height, width, values by channel */
 static void erase(float *x, int64_t channels, int64_t h, int64_t w, const double *row) {

@@ -222,6 +222,10 @@ def _filter(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruct
     (step,) = one.steps
     mine = params[step.place]
     vertical, horizontal = step.user.kernel(mine, shape)
+    for kernel, side, what in zip((vertical, horizontal), shape[-2:], ("high", "wide")):
+        if kernel.shape[1] // 2 >= side:
+            long = f"{step.operation.name} filters with {kernel.shape[1]} numbers, reflected at the border, but"
+            raise ValueError(f"{long} the images are only {side} {what}; take a shorter kernel")
     sizes = {"first": vertical.shape[1], "second": horizontal.shape[1]}
     return instruction(Kind.BLUR, _drawn(mine, shape), vertical, horizontal, **sizes)
 

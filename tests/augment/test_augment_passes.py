@@ -121,6 +121,31 @@ def test_boxes_that_leave_the_image():
     assert torch.equal(made, expected)
 
 
+def test_numbers_that_are_none_stay_within_the_image():
+    images, nan, far = floats(3, 6, 7), float("nan"), 1e300
+    for padding in range(len(PADDINGS)):
+        numbers = torch.tensor(
+            [[nan, 0, 1, 0], [1, far, 1, -far], [1, 0, 1, nan], [-far, 0, far, 0]], dtype=torch.float64
+        )
+        assert carried_out([Instruction(Kind.READ, numbers, padding)], images, (6, 7)).shape == images.shape
+    boxes = torch.tensor([[nan, 0, 3, 3], [0, nan, 3, 3], [0, 0, nan, far], [-far, far, 1, 1]])
+    assert carried_out([instruction(Kind.ERASE, EVERY, boxes, [0.0] * 3)], images, (6, 7)).shape == images.shape
+
+
+class Long:
+    def sample(self, draws, shape):
+        return {"drawn": draws.bernoulli(0, 1.0)}
+
+    def kernel(self, params, shape):
+        return torch.full((shape[0], 3), 1 / 3), torch.full((shape[0], 201), 1 / 201)
+
+
+def test_a_kernel_longer_than_the_image():
+    one = Chain([Op.of(f"{__name__}:Long")], (96, 96))
+    with pytest.raises(ValueError, match=r"Long filters with 201 numbers, .* only 96 wide"):
+        one(pictures()[..., :96, :96], draws())
+
+
 def strong(**settings):
     recipe = [
         Op.of("RandomResizedCrop", scale=[0.3, 1.0]),
