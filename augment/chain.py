@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from augment.draws import Draws
 from augment.errors import ExplainedError
 from augment.fuse.compiler import Compile, missing_compiler
-from augment.fuse.run import Finish, FusedRun, normalised, resized, to_unit
+from augment.fuse.program import Finish, normalised, resized, to_unit
+from augment.fuse.run import FusedRun
 from augment.native import Native
 from augment.operation import SampledOp
 from augment.plan import Barrier, Run, Step, plan

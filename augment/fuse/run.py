@@ -11,80 +11,25 @@ can hold it), and torch.compile fuses what it can, draws included.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.blur import blur
-from augment.fuse.colour import Params, batch_first, by_rows, colour, per_channel
+from augment.fuse.colour import Params, batch_first, by_rows, colour
 from augment.fuse.compiler import Compile, way_on
 from augment.fuse.erase import erase
-from augment.fuse.geometry import Map, composed, mirror, output_size, warp
-from augment.fuse.passes import PADDINGS, Instruction, Kind, carried_out, instruction, linear
+from augment.fuse.geometry import Map, composed, mirror, warp
+from augment.fuse.program import Finish, in_one_go, shape_after, shape_after_all, to_unit
 from augment.native import Native
 from augment.plan import Pass, Run, Step
-from augment.views import InputSpec
 
 CACHED = 3 * 96 * 96
 """Floats per image from which a CPU takes images one by one. Measured on one core with 1 MiB of L2, strong chain, one
 by one against all together: 99 and 15 ms for 128 images at 32 pixels, 125 and 39 at 64, 133 and 144 for 32 at 224."""
-
-
-@dataclass(frozen=True)
-class Finish:
-    """The last write: resized to ``size``, clamped if anything may have left [0, 1], normalised for ``spec``, cast."""
-
-    size: tuple[int, int]
-    clamp: bool
-    spec: InputSpec | None = None
-    dtype: torch.dtype = torch.float32
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = resized(x, self.size)
-        if self.clamp:
-            x = x.clamp(0, 1)
-        if self.spec is not None:
-            x = normalised(x, self.spec)
-        return x.to(self.dtype)
-
-    def linear(self, images: Tensor) -> list[Instruction]:
-        """The clamp and the normalisation of images [B, C, H, W] that have their size."""
-        if self.spec is None and not self.clamp:
-            return []
-        channels = images.shape[1]
-        mean, std = (self.spec.mean, self.spec.std) if self.spec else ((0.0,) * channels, (1.0,) * channels)
-        every = torch.ones(len(images))
-        scale, shift = [1 / d for d in std], [-m / d for m, d in zip(mean, std)]
-        return [linear(every, channels, scale, shift, (self.clamp, False))]
-
-
-def to_unit(images: Tensor) -> Tensor:
-    """Floats in [0, 1] from uint8; float images are taken as being in [0, 1] already."""
-    if images.dtype == torch.uint8:
-        return images.float().mul_(1 / 255)
-    if not images.is_floating_point():
-        raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
-    return images.float()
-
-
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bilinear with antialiasing, as PIL does it; the same tensor when the size is right."""
-    if tuple(images.shape[-2:]) == tuple(size):
-        return images
-    return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
-
-
-def normalised(images: Tensor, spec: InputSpec) -> Tensor:
-    """``(x - mean) / std`` per channel, for x in [0, 1]."""
-    scale = tuple(1 / std for std in spec.std)
-    shift = tuple(-mean / std for mean, std in zip(spec.mean, spec.std))
-    # Not addcmul: with two operands by channel it is not vectorised on a CPU, and slower than two passes.
-    return (images * per_channel(scale, images)).add_(per_channel(shift, images))
 
 
 class FusedRun:
@@ -111,7 +56,7 @@ class FusedRun:
         for step in self.steps:
             if step not in self.native:
                 foreign[step.place] = step.user.sample(source(step), shape)
-            shape = _shape_after(step, shape)
+            shape = shape_after(step, shape)
         draws = [source(step) for step in self.native]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
         constants = counters(draws, self.counts, images.device)
@@ -158,7 +103,7 @@ class FusedRun:
         for step in self.steps:
             if step.place not in params:
                 params[step.place] = step.user.from_uniforms(numbers[step], shape)
-            shape = _shape_after(step, shape)
+            shape = shape_after(step, shape)
         return params
 
     def by_parts(
@@ -168,7 +113,7 @@ class FusedRun:
         batch = len(images)
         shape = images.shape
         for one in passes:
-            shape = _shape_after_all(one, shape)
+            shape = shape_after_all(one, shape)
         rows = 1 if shape[1:].numel() >= CACHED else batch
         maps = _maps(passes, images.shape, params)
         if rows >= batch:
@@ -184,70 +129,6 @@ class FusedRun:
             result[n * rows : (n + 1) * rows] = part
         assert result is not None
         return result
-
-
-def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None) -> Tensor:
-    """All passes in C."""
-    instructions: list[Instruction] = []
-    x = images if images.dtype == torch.uint8 else images.float()
-
-    def made() -> Tensor:
-        return carried_out(instructions, x, (shape[-2], shape[-1])) if instructions else x
-
-    shape = x.shape
-    for one in passes:
-        if one.kind == "geometry" and instructions:  # reading comes first
-            x, instructions = made(), []
-        after = _shape_after_all(one, shape)
-        instructions += [_INSTRUCTION[str(one.steps[0].operation.form)](one, params, shape)]
-        shape = after
-    if finish is None or tuple(shape[-2:]) != tuple(finish.size):
-        return made() if finish is None else finish(made())
-    instructions += finish.linear(x)
-    return made().to(finish.dtype)
-
-
-def _read(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    back, _, _ = composed([(step.user, params[step.place]) for step in one.steps], shape)
-    numbers = back[:, [0, 0, 1, 1], [0, 2, 1, 2]]
-    return Instruction(Kind.READ, numbers, PADDINGS.index(one.reading[1]))
-
-
-def _change(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
-    return step.user.instruction(params[step.place], shape)
-
-
-def _filter(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
-    mine = params[step.place]
-    vertical, horizontal = step.user.kernel(mine, shape)
-    for kernel, side, what in zip((vertical, horizontal), shape[-2:], ("high", "wide")):
-        if kernel.shape[1] // 2 >= side:
-            long = f"{step.operation.name} filters with {kernel.shape[1]} numbers, reflected at the border, but"
-            raise ValueError(f"{long} the images are only {side} {what}; take a shorter kernel")
-    sizes = {"first": vertical.shape[1], "second": horizontal.shape[1]}
-    return instruction(Kind.BLUR, _drawn(mine, shape), vertical, horizontal, **sizes)
-
-
-def _erase(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
-    boxes, values = step.user.erase(params[step.place], shape)
-    every = values.view(shape[0], -1).expand(-1, shape[1])
-    return instruction(Kind.ERASE, _drawn(params[step.place], shape), boxes, every)
-
-
-def _drawn(params: Params, shape: torch.Size) -> Tensor:
-    drawn = params.get("drawn")
-    return torch.ones(shape[0], dtype=torch.bool) if drawn is None else drawn
-
-
-_INSTRUCTION: dict[str, Callable[[Pass, dict[int, Params], torch.Size], Instruction]] = {
-    "affine": _read,
-    "colour": _change,
-    "kernel": _filter,
-    "erase": _erase,
-}
 
 
 def _by_torch(
@@ -276,23 +157,13 @@ _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
 }
 
 
-def _shape_after(step: Step, shape: torch.Size) -> torch.Size:
-    return torch.Size((*shape[:2], *output_size(step.user, shape))) if step.operation.form == "affine" else shape
-
-
-def _shape_after_all(one: Pass, shape: torch.Size) -> torch.Size:
-    for step in one.steps:
-        shape = _shape_after(step, shape)
-    return shape
-
-
 def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
     """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
     maps: list[Map | None] = []
     for one in passes:
         resamples = one.kind == "geometry" and not one.mirrors
         maps.append(composed([(step.user, params[step.place]) for step in one.steps], shape) if resamples else None)
-        shape = _shape_after_all(one, shape)
+        shape = shape_after_all(one, shape)
     return maps
 
 
