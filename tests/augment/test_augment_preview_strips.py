@@ -50,7 +50,9 @@ def test_quantiles_of_a_uniform_draw():
 def test_draws_that_change_nothing_are_counted_and_left_out():
     found = strip({"type": "ColorJitter", "brightness": 0.4, "p": 0.5}, draws=400)
     assert abs(found.unchanged - 0.5) < 0.1 and found.arguments == "brightness 0.4 · p 0.5"
-    assert all(caption[1].startswith("brightness ") for caption in found.captions) and min(strengths(found)) > 0
+    assert all(caption[1].startswith("brightness ") for caption in found.captions)
+    # The weakest may be drawn so near 1 that it rounds to no change; were it not drawn, all the weak ones were like it.
+    assert strengths(found) == sorted(strengths(found)) and strengths(found)[1] > 0
 
 
 def test_equal_results_are_shown_once():

@@ -234,15 +234,13 @@ def _ddp_rank(rank: int, folder: str, names: list[str]) -> None:
     torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
 @every_method
-def test_compiles_without_another_result(model: str, name: str) -> None:
-    check_compiled(model, name, "aot_eager")
+def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
+    check_compiled("test_vit", name, "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
-@every_method
+@pytest.mark.parametrize(("model", "name"), [("test_vit", "adapter"), ("test_resnet", "deep_delta")])
 def test_torch_compile(model: str, name: str) -> None:
     check_compiled(model, name, "inductor")
 
