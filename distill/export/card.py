@@ -15,17 +15,24 @@ def card(
     labels: Sequence[str],
     results: Sequence[Result],
     size: int,
+    registered_by: str | None = None,
 ) -> str:
-    """The text of ``README.md``. ``size`` is in bytes."""
+    """The text of ``README.md``.
+
+    Args:
+        size: of the weights, in bytes.
+        registered_by: the module that registers an architecture which is not timm's own.
+    """
     channels, height, width = preprocessing.input_size
     classes = f"{len(labels)} classes: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}." if labels else ""
+    imported = f"\nimport {registered_by}  # registers the architecture" if registered_by else ""
     return f"""# {architecture}, distilled
 
 A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {size / 1e6:.1f} MB, made from `{origin}`.
 {classes}
 
 ```python
-import timm
+import timm{imported}
 
 model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()
 transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))

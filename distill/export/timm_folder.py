@@ -20,6 +20,7 @@ from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed, write_sealed
 from distill.files import write_atomic
 from distill.models.identity import Identity, identify
+from distill.models.network import timm_with_ours
 
 CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}
@@ -80,7 +81,10 @@ def write_timm_folder(
         results=tuple(results),
     )
     write_sealed(folder / MANIFEST, manifest)
-    text = card(config["architecture"], origin, preprocessing, labels, results, sum(map(_bytes, tensors.values())))
+    size = sum(map(_bytes, tensors.values()))
+    home = timm_with_ours().model_entrypoint(config["architecture"]).__module__
+    ours = None if home.startswith("timm.") else home
+    text = card(config["architecture"], origin, preprocessing, labels, results, size, ours)
     write_atomic(folder / CARD, text.encode())
     return manifest
 

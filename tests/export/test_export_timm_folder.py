@@ -105,6 +105,7 @@ def test_card_and_config(folder: Path, trained: Trained) -> None:
     results = [Result(name="test/top1", value=v, seed=s) for s, v in [(0, 0.5), (1, 0.7)]]
     write_timm_folder(folder, trained.model, origin="some_tag", labels=LABELS, results=results)
     card = (folder / "README.md").read_text()
+    assert "import distill" not in card, "timm alone loads it"
     assert "| test/top1 | 0.6 ± 0.1414 | 0, 1 |" in card and "`some_tag`" in card and "daisy, rose" in card
     config = json.loads((folder / "config.json").read_text())
     assert not {"url", "hf_hub_id", "file", "label_offset"} & set(config["pretrained_cfg"])

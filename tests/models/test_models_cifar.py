@@ -157,5 +157,6 @@ def test_a_checkpoint_file_and_a_students_way_out(name: str, tmp_path: Path) -> 
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(x).logits, published(x), rtol=1e-4, atol=1e-4)
         write_timm_folder(tmp_path / "out", student.model, origin="random")
+        assert "import distill.models.cifar" in (tmp_path / "out" / "README.md").read_text()
         again = create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'out'}")).model
         torch.testing.assert_close(again(x), published(x), rtol=1e-4, atol=1e-4)
