@@ -1,9 +1,9 @@
 """The passes in C: one image after another through all of them, in a processor's cache.
 
 A step becomes an :class:`Instruction`: what to do, and a row of numbers for every sample. ``passes.c`` carries the
-instructions out. A C compiler makes a library of it on first use, in about a second, for the very processor that it
-runs on; the library is kept in the user's cache folder. Without a compiler torch does the same work step by step
-(:mod:`augment.fuse.run`), to the same pictures, a few times slower.
+instructions out. A C compiler makes a library of it on first use in a process, in about a second, for the very
+processor that it runs on. Without a compiler torch does the same work step by step (:mod:`augment.fuse.run`), to the
+same pictures, a few times slower.
 
 Measured on one core (AVX2), strong chain: 128 images at 32 pixels take 10 ms by torch's operators and 3.8 here, 32 at
 224 pixels 73 and 16.
@@ -12,9 +12,7 @@ Measured on one core (AVX2), strong chain: 128 images at 32 pixels take 10 ms by
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import os
-import platform
 import shlex
 import shutil
 import subprocess
@@ -130,26 +128,20 @@ def carried_out(instructions: Sequence[Instruction], images: Tensor, size: tuple
 
 @cache
 def library() -> Callable[..., int]:
-    """``run`` of ``passes.c``, compiled for this processor, or from the cache.
+    """``run`` of ``passes.c``, compiled for this processor.
 
     Raises:
-        NoCompiler: there is none, or it does not compile.
+        NoCompiler: there is none, it does not compile, or the temporary folder holds no programs.
     """
     compiler = shlex.split(os.environ.get("CC", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
     if not compiler or shutil.which(compiler[0]) is None:
         raise NoCompiler("no C compiler is found; install gcc, or set CC")
-    identity = "\n".join([SOURCE.read_text(), *compiler, *FLAGS, _processor()])
-    name = f"passes-{hashlib.sha256(identity.encode()).hexdigest()[:16]}.so"
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-distill"
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        if not (folder / name).exists():
-            with tempfile.TemporaryDirectory(dir=folder) as scratch:  # so that nobody loads half a file
-                os.replace(_compiled(compiler, Path(scratch) / name), folder / name)
-        return _loaded(folder / name)
-    except OSError:  # a home that cannot be written to, or holds no programs
-        with tempfile.TemporaryDirectory() as scratch:
-            return _loaded(_compiled(compiler, Path(scratch) / name))
+    # Not kept: a second once for a process is cheaper than a file outside the run's folder that somebody could change.
+    with tempfile.TemporaryDirectory() as scratch:
+        try:
+            return _loaded(_compiled(compiler, Path(scratch) / "passes.so"))
+        except OSError as error:
+            raise NoCompiler(f"what {compiler[0]} made could not be loaded: {error}") from error
 
 
 def _compiled(compiler: Sequence[str], target: Path) -> Path:
@@ -166,12 +158,3 @@ def _loaded(file: Path) -> Callable[..., int]:
     run.argtypes = [address, *[whole] * 5, address, whole, whole, address, whole, address, whole]
     run.restype = ctypes.c_int
     return run
-
-
-def _processor() -> str:
-    """What the library depends on: homes are shared between machines whose processors differ."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return f"{platform.machine()} {platform.processor()} {platform.node()}"
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU"))}))
