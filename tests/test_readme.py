@@ -24,8 +24,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
 
 
-def test_own_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_augmentation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """The class and the config of 'Your augmentation' make views that repeat."""
+    request.addfinalizer(lambda: sys.modules.pop("my_ops", None))  # other guides have a file of that name too
     source = next(block for block in blocks("python") if "class Tint" in block)
     (tmp_path / "my_ops.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
