@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+from distill.models.features import Features
+from distill.objectives.base import Batch
+from distill.objectives.stages import MapObjective, on_one_grid
 
 
 def attention(map_BCHW: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def at(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     return F.mse_loss(attention(student_BCHW), attention(teacher_BCHW))
 
 
-class AT(Objective):
+class AT(MapObjective):
     """Attention transfer: the sum of :func:`at` over the matched stages.
 
     Paper: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928. The weight is β of
@@ -39,18 +39,13 @@ class AT(Objective):
     Deviation: of two grids the smaller is used, where theirs shrinks both to the smaller height alone.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["at"] = "at"
         weight: float = Field(1000.0, ge=0, description="factor of this term in the sum")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Zagoruyko and Komodakis, ICLR 2017, arXiv 1612.03928"
 
     settings: Settings
 
-    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
-        super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return sum(at(*maps) for maps in map_pairs(student, teacher, self.pairs))  # type: ignore[return-value]
+        return sum(at(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]

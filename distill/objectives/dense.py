@@ -8,14 +8,12 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
-from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.compare import needed
+from distill.objectives.base import Batch
 from distill.objectives.pooled import Distance, pooled
-from distill.objectives.stages import StageSettings, map_pairs, match_stages
+from distill.objectives.stages import MapObjective, Stages, stages_field
 
 
 def dense(
@@ -34,7 +32,7 @@ def dense(
     return pooled(places_s, places_t, distance, weights_B)
 
 
-class DenseFeature(Objective):
+class DenseFeature(MapObjective):
     """Dense feature distillation, label-free: a foundation teacher's patch tokens teach any student. See :func:`dense`.
 
     The student's map goes through a trained 1×1 convolution to the teacher's channels, one per pair of stages.
@@ -45,28 +43,22 @@ class DenseFeature(Objective):
     Deviation: AM-RADIO adds smooth L1 to the cosine and has a two-layer projector.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["dense"] = "dense"
         distance: Distance = "cosine"
-        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
-            "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
-        )
+        stages: Stages = stages_field("last")
 
     weighs_samples: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
     settings: Settings
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-        self.projectors = nn.ModuleList(
-            nn.Conv2d(student.maps[ours][0], needed(teacher).maps[theirs][0], 1) for ours, theirs in self.pairs
-        )
+        self.projectors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = map_pairs(student, teacher, self.pairs)
+        maps = self.maps(student, teacher)
         losses = [
             dense(projector(ours), theirs, self.settings.distance, batch.weights)
             for projector, (ours, theirs) in zip(self.projectors, maps)

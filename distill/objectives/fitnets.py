@@ -13,13 +13,12 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.compare import needed
+from distill.objectives.base import Batch
 from distill.objectives.ranks import weighed
-from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_field
 
 
-class FitNets(Objective):
+class FitNets(MapObjective):
     """Hints: ``L = mean((r(F_s) − F_t)²)`` over batch, channels and pixels, mean over the matched stages.
 
     r is a 1×1 convolution with bias from the student's channels to the teacher's, one per pair of stages, trained and
@@ -33,29 +32,22 @@ class FitNets(Objective):
     paper's window makes up for a difference in size.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["fitnets"] = "fitnets"
         weight: float = Field(100.0, ge=0, description="factor of this term in the sum")
-        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
-            "middle",
-            description="'middle' of the student's stages and the teacher's at that depth; 'all'; 'last'; or names",
-        )
+        stages: Stages = stages_field("middle")
 
     weighs_samples: ClassVar[bool] = True
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
     settings: Settings
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-        self.regressors = nn.ModuleList(
-            nn.Conv2d(student.maps[ours][0], needed(teacher).maps[theirs][0], 1) for ours, theirs in self.pairs
-        )
+        self.regressors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = map_pairs(student, teacher, self.pairs)
+        maps = self.maps(student, teacher)
         losses = [
             F.mse_loss(*on_one_grid(regressor(ours), theirs), reduction="none").mean((1, 2, 3))
             for regressor, (ours, theirs) in zip(self.regressors, maps)

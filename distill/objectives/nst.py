@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+from distill.models.features import Features
+from distill.objectives.base import Batch
+from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_field
 
 
 def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     return (moments[0] - moments[1]).square().sum((1, 2)).mean()
 
 
-class NST(Objective):
+class NST(MapObjective):
     """Neuron selectivity transfer with the polynomial kernel, the sum of :func:`nst` over the matched stages.
 
     Paper: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, arXiv
@@ -46,21 +46,14 @@ class NST(Objective):
     large inputs.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["nst"] = "nst"
         weight: float = Field(50.0, ge=0, description="factor of this term in the sum")
-        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
-            "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
-        )
+        stages: Stages = stages_field("last")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Huang and Wang 2017, arXiv 1707.01219"
 
     settings: Settings
 
-    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
-        super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return sum(nst(*maps) for maps in map_pairs(student, teacher, self.pairs))  # type: ignore[return-value]
+        return sum(nst(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]

@@ -13,10 +13,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.compare import needed
+from distill.objectives.base import Batch
 from distill.objectives.ranks import RankBatchNorm
-from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+from distill.objectives.stages import MapObjective, on_one_grid
 
 _POOLS = (4, 2, 1)
 
@@ -59,7 +58,7 @@ def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     return total / weights
 
 
-class ReviewKD(Objective):
+class ReviewKD(MapObjective):
     """Review of the stages from deep to shallow: the sum of :func:`hcl` between fused student and teacher maps.
 
     Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044; weight 5 beside a
@@ -69,27 +68,25 @@ class ReviewKD(Objective):
     paper's extra stage of pooled features is left to an objective of its own (``pooled``).
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["reviewkd"] = "reviewkd"
         weight: float = Field(5.0, ge=0, description="factor of this term in the sum")
         width: int = Field(64, gt=0, description="channels in the fusion; 512 at most, and usual, on ImageNet")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Chen et al., CVPR 2021, arXiv 2104.09044"
 
     settings: Settings
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
         last = len(self.pairs) - 1
         self.fusions = nn.ModuleList(
-            Fusion(student.maps[ours][0], settings.width, needed(teacher).maps[theirs][0], has_deeper=index < last)
-            for index, (ours, theirs) in enumerate(self.pairs)
+            Fusion(ours, settings.width, theirs, has_deeper=index < last)
+            for index, (ours, theirs) in enumerate(self.widths)
         )
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = map_pairs(student, teacher, self.pairs)
+        maps = self.maps(student, teacher)
         deeper: Tensor | None = None
         losses = []
         for fusion, (ours, theirs) in reversed(list(zip(self.fusions, maps))):

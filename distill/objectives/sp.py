@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.models.features import Features
+from distill.objectives.base import Batch
 from distill.objectives.ranks import gather_batch
-from distill.objectives.stages import StageSettings, map_pairs, match_stages
+from distill.objectives.stages import MapObjective, Stages, stages_field
 
 
 def sp(student_BX: Tensor, teacher_BY: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def sp(student_BX: Tensor, teacher_BY: Tensor) -> Tensor:
     return F.mse_loss(F.normalize(ours @ ours.T), F.normalize(theirs @ theirs.T))
 
 
-class SP(Objective):
+class SP(MapObjective):
     """Similarity preservation on maps, the sum over the matched stages. See :func:`sp`.
 
     Paper: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682; weight 3000.
@@ -34,21 +34,14 @@ class SP(Objective):
     Deviation: similarities are over the batch of all ranks, so that two ranks train as one does.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["sp"] = "sp"
         weight: float = Field(3000.0, ge=0, description="factor of this term in the sum")
-        stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
-            "last", description="'last' of the student's stages and of the teacher's; 'all'; 'middle'; or names"
-        )
+        stages: Stages = stages_field("last")
 
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Tung and Mori, ICCV 2019, arXiv 1907.09682"
 
     settings: Settings
 
-    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
-        super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return sum(sp(*maps) for maps in map_pairs(student, teacher, self.pairs))  # type: ignore[return-value]
+        return sum(sp(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]

@@ -7,7 +7,7 @@ The tokens of a ViT come as maps too, folded back to their grid, so a CNN and a 
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
@@ -21,19 +21,43 @@ from distill.objectives.compare import needed, shape
 Pairs = list[tuple[str, str]]
 
 
-class StageSettings(Objective.Settings):
-    """Options shared by every objective that reads maps."""
+Stages = Literal["all", "middle", "last"] | dict[str, str]
 
-    stages: Literal["all", "middle", "last"] | dict[str, str] = Field(
-        "all",
+
+def stages_field(default: Stages) -> Any:
+    """The key ``stages`` with a method's own default."""
+    return Field(
+        default,
         description="'all': every stage of the student with the teacher's of the same relative depth; 'middle', 'last':"
         " that one alone; or a mapping, the student's stage: the teacher's",
     )
 
 
-def match_stages(
-    stages: Literal["all", "middle", "last"] | dict[str, str], student: FeatureShapes, teacher: FeatureShapes | None
-) -> Pairs:
+class MapObjective(Objective):
+    """An objective on maps: what those have in common that compare stage by stage.
+
+    ``pairs`` are the stages that meet, ``widths`` their channels (student's, teacher's), for projectors;
+    ``maps(student, teacher)`` are the maps themselves.
+    """
+
+    class Settings(Objective.Settings):
+        stages: Stages = stages_field("all")
+
+    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+
+    settings: Settings
+
+    def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__(settings, student, teacher)
+        self.pairs = match_stages(settings.stages, student, teacher)
+        self.widths = [(student.maps[ours][0], needed(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
+
+    def maps(self, student: Features, teacher: Features | None) -> list[tuple[Tensor, Tensor]]:
+        """See :func:`map_pairs`."""
+        return map_pairs(student, teacher, self.pairs)
+
+
+def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes | None) -> Pairs:
     """(student's stage, teacher's stage) from shallow to deep.
 
     Stage i of n lies at depth ``(i + 1) / n``; its partner is the teacher's stage of the nearest depth, the deeper one

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
-from distill.objectives.compare import needed
-from distill.objectives.stages import StageSettings, map_pairs, match_stages, on_one_grid
+from distill.objectives.base import Batch
+from distill.objectives.stages import MapObjective, on_one_grid
 
 _LEAST_VARIANCE = 1e-5
 _FIRST_VARIANCE = 5.0
@@ -31,7 +30,7 @@ def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
     return 0.5 * ((mean_BCHW - teacher_BCHW).square() / variance + variance.log()).mean()
 
 
-class VID(Objective):
+class VID(MapObjective):
     """Variational information distillation, the mean of :func:`vid` over the matched stages.
 
     ``μ`` is a small network on the student's map (1×1 – ReLU – 1×1 – ReLU – 1×1, as wide as the teacher),
@@ -40,25 +39,22 @@ class VID(Objective):
     Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv 1904.05835.
     """
 
-    class Settings(StageSettings):
+    class Settings(MapObjective.Settings):
         type: Literal["vid"] = "vid"
 
-    needs: ClassVar[frozenset[str]] = frozenset({"maps"})
     paper: ClassVar[str] = "Ahn et al., CVPR 2019, arXiv 1904.05835"
 
     settings: Settings
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.pairs = match_stages(settings.stages, student, teacher)
-        widths = [(student.maps[ours][0], needed(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
-        self.means = nn.ModuleList(_mean(ours, theirs) for ours, theirs in widths)
+        self.means = nn.ModuleList(_mean(ours, theirs) for ours, theirs in self.widths)
         start = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))
-        self.alpha = nn.ParameterList(torch.full((theirs,), start) for _, theirs in widths)
+        self.alpha = nn.ParameterList(torch.full((theirs,), start) for _, theirs in self.widths)
 
     def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
         losses = []
-        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, map_pairs(student, teacher, self.pairs)):
+        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, self.maps(student, teacher)):
             losses.append(vid(*on_one_grid(mean(ours), theirs), F.softplus(alpha) + _LEAST_VARIANCE))
         return sum(losses) / len(losses)  # type: ignore[return-value]
 
