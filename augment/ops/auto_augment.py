@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
+from augment.ops import rand_augment
 from augment.sometimes import Params
 from augment.steps import STEPS, InSteps, Interpolation, Span, magnitudes
 
@@ -48,22 +49,8 @@ _SUB_POLICIES: dict[str, str] = {
         ShearX 0.7 2, Invert 0.1""",
 }
 
-SPACE = (
-    Span("ShearX", 0, 0.3, signed=True),
-    Span("ShearY", 0, 0.3, signed=True),
-    Span("TranslateX", 0, 150 / 331, signed=True, relative=True),
-    Span("TranslateY", 0, 150 / 331, signed=True, relative=True),
-    Span("Rotate", 0, 30, signed=True),
-    Span("Brightness", 0, 0.9, signed=True),
-    Span("Color", 0, 0.9, signed=True),
-    Span("Contrast", 0, 0.9, signed=True),
-    Span("Sharpness", 0, 0.9, signed=True),
-    Span("Posterize", 8, 4),
-    Span("Solarize", 1, 0),
-    Span("AutoContrast"),
-    Span("Equalize"),
-    Span("Invert"),
-)
+SPACE = (*(span for span in rand_augment.SPACE if span.step != "Identity"), Span("Invert"))
+"""RandAugment's ranges, which are these, with one step more and one less."""
 _NAMES = [span.step for span in SPACE]
 HIGHEST = 9
 
