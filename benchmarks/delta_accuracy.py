@@ -52,9 +52,9 @@ from distill.files import write_atomic
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.registry import Family
-from distill.stages import distil, linear_probe
+from distill.run.stages import distil, linear_probe
+from distill.run.workshop import Workshop, make_data, predict_pooled, predict_student
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data, predict_pooled, predict_student
 
 BUDGETS = ("50KB", "200KB", "1MB")
 MIDDLE = "200KB"

@@ -192,7 +192,7 @@ def bare_parts(teacher: Network, student: Network, batch: int, device: torch.dev
 
 
 def distillation(teacher: Network, student: Network, train: str, accelerator: str) -> Distillation:
-    """The module of a run with CE + KD, as ``distill.stages`` makes it."""
+    """The module of a run with CE + KD, as ``distill.run.stages`` makes it."""
     deltas = (LowRank.Settings(rank=8),) if train == "deltas" else ()
     settings = StudentSettings(network=NetworkSettings(model=student.origin), train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)

@@ -15,7 +15,7 @@ from rich.logging import RichHandler
 from rich.text import Text
 
 from augment.errors import ExplainedError
-from distill.delta_cli import delta
+from distill.commands.delta import delta
 
 app = typer.Typer(
     help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
@@ -47,7 +47,7 @@ def train(
     from distill.config import load_config
 
     experiment = load_config(config, overrides or [])
-    from distill.run import run
+    from distill.run.run import run
 
     run(experiment, resume, _console())
 
@@ -61,7 +61,7 @@ def cache(config: ConfigFile, overrides: Overrides = None) -> None:
     from distill.config import load_config
 
     experiment = load_config(config, overrides or [])
-    from distill.caching import fill_cache
+    from distill.commands.cache import fill_cache
 
     fill_cache(experiment, _console())
 
@@ -72,7 +72,7 @@ def evaluate(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
 ) -> None:
     """Accuracy of a run's student, loaded from the files that it exported."""
-    from distill.commands import evaluate_run
+    from distill.commands.runs import evaluate_run
 
     evaluate_run(path, split, _console())
 
@@ -83,7 +83,7 @@ def export(
     to: Annotated[Path | None, typer.Option(help="Where to; default: RUN/export.")] = None,
 ) -> None:
     """Write a finished run's delta file and merged timm folder again, from its trained weights."""
-    from distill.commands import export_run
+    from distill.commands.runs import export_run
 
     export_run(path, to, _console())
 
@@ -91,7 +91,7 @@ def export(
 @app.command()
 def verify(path: RunPath) -> None:
     """Prove a run's export: hashes, and merged equal to unmerged on real images in a fresh process."""
-    from distill.commands import verify_run
+    from distill.commands.runs import verify_run
 
     verify_run(path, _console())
 
@@ -120,14 +120,14 @@ def preview(
     from distill.config import load_config
 
     if config.is_dir():
-        from distill.run_folder import read_run
+        from distill.run.folder import read_run
 
         if overrides:
             raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
         experiment, _ = read_run(config)
     else:
         experiment = load_config(config, overrides or [])
-    from distill.commands import preview_views, score_views
+    from distill.commands.runs import preview_views, score_views
 
     if score:
         score_views(experiment, to, _console(), seeds=seeds, draws=draws, images=draw_images)
@@ -142,7 +142,7 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
     from distill.config import load_config
 
     experiment = load_config(config, overrides or [])
-    from distill.delta_listing import list_deltas
+    from distill.commands.deltas import list_deltas
 
     list_deltas(experiment, _console())
 
@@ -150,7 +150,7 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def objectives() -> None:
     """Every objective: what it does, its defaults, its paper."""
-    from distill.objective_listing import list_objectives
+    from distill.commands.objectives import list_objectives
 
     list_objectives(_console())
 
@@ -160,7 +160,7 @@ def doctor(
     output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
 ) -> None:
     """Say what this machine has and whether a run would work on it."""
-    from distill.doctor import examine
+    from distill.commands.doctor import examine
 
     raise typer.Exit(0 if examine(_console(), output) else 1)
 

@@ -14,10 +14,10 @@ import torch
 from distill.config import Experiment, validate_tree
 from distill.data.base import Sample, Samples, Source, Split
 from distill.data.module import DataModule
-from distill.preparing import new_student
-from distill.stages import distil, prepare_teachers
+from distill.run.preparing import new_student
+from distill.run.stages import distil, prepare_teachers
+from distill.run.workshop import Workshop, make_data
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data
 from distill.yaml_tree import load_tree, merge_trees
 
 CONFIGS = Path(__file__).parents[1] / "configs"

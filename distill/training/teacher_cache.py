@@ -31,7 +31,7 @@ from torch import Tensor
 from distill.data.positions import Positions
 from distill.files import write_atomic
 from distill.models.features import Features
-from distill.run_folder import differences
+from distill.run.folder import differences
 from distill.training.cache_rows import CacheError, RowLayout
 
 logger = logging.getLogger(__name__)

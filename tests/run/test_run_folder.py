@@ -9,7 +9,7 @@ import yaml
 
 from distill.config import ConfigError, Experiment, validate_tree
 from distill.files import write_atomic
-from distill.run_folder import RunError, RunFolder, close_run, local_rank, open_run, read_run
+from distill.run.folder import RunError, RunFolder, close_run, local_rank, open_run, read_run
 
 
 @pytest.fixture(autouse=True)

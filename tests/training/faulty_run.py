@@ -10,9 +10,9 @@ import sys
 
 from toy_training import watching
 
-import distill.run
+import distill.run.run
 from distill.cli import main
-from distill.run_folder import local_rank
+from distill.run.folder import local_rank
 from distill.training.module import Distillation
 
 
@@ -30,7 +30,7 @@ def trace(epoch: int, ids: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    distill.run.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own, and takes longest
+    distill.run.run.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own, and takes longest
     with watching(fault, trace):
         main(["train", *arguments])
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from toy_training import FITS_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
 
-from distill.run_folder import local_rank
-from distill.stages import linear_probe
+from distill.run.folder import local_rank
+from distill.run.stages import linear_probe
+from distill.run.workshop import Workshop, make_data, predict_student
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data, predict_student
 
 if __name__ == "__main__":
     warnings.simplefilter("error")

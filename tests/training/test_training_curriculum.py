@@ -90,9 +90,9 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
 
 
 def test_the_control_without_a_teacher_has_none(tmp_path: Path) -> None:
-    from distill.stages import labels_only
+    from distill.run.stages import labels_only
+    from distill.run.workshop import Workshop, make_data
     from distill.training.signals import StopSignal
-    from distill.workshop import Workshop, make_data
 
     settings = experiment(
         tmp_path, training={"curriculum": {"epochs": 1}, "epochs": 1}, augment={"ramp": {"epochs": 1}}

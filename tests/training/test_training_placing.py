@@ -12,10 +12,10 @@ from augment.dual import AugmentSettings, DualAugment
 from augment.placement import LoaderViews
 from augment.views import InputSpec
 from distill.data.base import DataError
+from distill.run.workshop import make_data
 from distill.training import placing
 from distill.training.placing import PLACEMENT, place, placed
 from distill.training.signals import Interrupted
-from distill.workshop import make_data
 
 HERE = __name__
 CPU = torch.device("cpu")

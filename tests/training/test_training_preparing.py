@@ -16,16 +16,16 @@ from distill.deltas.halrp import closed_form
 from distill.deltas.inventory import inventory
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state, head_state
-from distill.evidence import FreeTraining, StudentEvidence, linear_cka
 from distill.export.delta_file import load_delta, write_delta
-from distill.lesson import Lesson
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.preparing import new_student
-from distill.stages import labels_only, prepare_teachers, trained_student
+from distill.run.evidence import FreeTraining, StudentEvidence, linear_cka
+from distill.run.lesson import Lesson
+from distill.run.preparing import new_student
+from distill.run.stages import labels_only, prepare_teachers, trained_student
+from distill.run.workshop import Workshop, make_data
 from distill.training.signals import Interrupted, StopSignal
-from distill.workshop import Workshop, make_data
 
 SITES = ["conv_stem", "blocks.[0123].*"]
 BUDGET = {"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": SITES}

@@ -11,10 +11,10 @@ import torch
 from processes import HERE, Start
 from toy_training import FITS_IN_RANKS, SIZES, STEPS, all_views, experiment, noting_views, student_fit
 
-from distill.stages import linear_probe
+from distill.run.stages import linear_probe
+from distill.run.workshop import Workshop, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data, predict_student
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from toy_training import Watched, experiment, student_fit, whole
 
+from distill.run.workshop import StageError
 from distill.training.module import Distillation
-from distill.workshop import StageError
 
 
 @pytest.mark.parametrize("train", ["deltas", "whole"])

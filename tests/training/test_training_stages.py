@@ -13,10 +13,10 @@ from distill.config import Experiment
 from distill.data.base import DataError
 from distill.models.network import Network
 from distill.models.teacher import Teacher
-from distill.stages import prepare_teachers
+from distill.run.stages import prepare_teachers
+from distill.run.workshop import StageError, Workshop, logits_of, make_data, predict_teacher
 from distill.training.checkpoints import CheckpointError
 from distill.training.signals import StopSignal
-from distill.workshop import StageError, Workshop, logits_of, make_data, predict_teacher
 
 FIT = {"training": {"epochs": 1, "accelerator": "cpu"}}
 

@@ -10,10 +10,10 @@ import torch
 from rich.console import Console
 from toy_training import experiment, network
 
-from distill.commands import evaluate_run, export_run, verify_run
+from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.delta_file import read_delta
 from distill.export.sealed import ExportError
-from distill.run import run
+from distill.run.run import run
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from toy_training import (
 )
 
 from augment.dual import DualAugment
-from distill.caching import fill_cache
+from distill.commands.cache import fill_cache
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import CacheSettings
 from distill.models.teacher import Teacher

@@ -22,11 +22,11 @@ from distill.objectives.deit import DeiT
 from distill.objectives.dkd import DKD
 from distill.objectives.kd import KD, kd
 from distill.objectives.pooled import PooledFeature
+from distill.run.workshop import StageError
 from distill.training.meta import alignment, moved
 from distill.training.module import Distillation
 from distill.training.teacher_weights import TeacherWeights, by_sample
 from distill.training.terms import build_terms
-from distill.workshop import StageError
 
 SHAPES = FeatureShapes(classes=3, pooled=4)
 PAIRS = ((0, 0), (1, 1))

@@ -7,9 +7,9 @@ import torch
 from test_training_resume import interrupted
 from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit
 
+from distill.run.workshop import StageError
 from distill.training.callbacks import Validation
 from distill.training.checkpoints import VerifiedCheckpointIO
-from distill.workshop import StageError
 
 UNLABELLED = {
     "data": {"source": {"labelled": False}},

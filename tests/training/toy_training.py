@@ -24,11 +24,11 @@ from distill.export.timm_folder import write_timm_folder
 from distill.models.features import Features
 from distill.models.student import Student
 from distill.objectives.base import Batch, Objective
-from distill.stages import distil, prepare_teachers
+from distill.run.stages import distil, prepare_teachers
+from distill.run.workshop import Workshop, make_data
 from distill.training.fit import FitSummary
 from distill.training.module import Distillation
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data
 
 SIZES = {"train": 44, "val": 41, "test": 23}
 STEPS = SIZES["train"] // 8

@@ -23,10 +23,10 @@ from distill.deltas.base import DeltaSettings, Gradients, StructuralDelta, Weigh
 from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import head_state, load_exactly
-from distill.lesson import Lesson
 from distill.models.network import create_network, extract
 from distill.models.student import Student
 from distill.objectives.ranks import sum_over_ranks, world_size
+from distill.run.lesson import Lesson
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.module import Distillation
 

@@ -11,20 +11,20 @@ import torch
 from augment.dual import AugmentSettings
 from distill.config import Experiment
 from distill.data.module import DataModule
-from distill.lesson import Lesson
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMaps
 from distill.models.network import Network, NetworkSettings, create_network
 from distill.models.student import Student, StudentSettings
 from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.ce import CrossEntropy
-from distill.preparing import finished, load_prepared, prepare
-from distill.run_folder import RunError, is_first_rank
+from distill.run.folder import RunError, is_first_rank
+from distill.run.lesson import Lesson
+from distill.run.preparing import finished, load_prepared, prepare
+from distill.run.workshop import StageError, Workshop, make_data, predict_pooled
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
 from distill.training.probe import LinearProbe, fit_probe
 from distill.training.terms import needs_of
-from distill.workshop import StageError, Workshop, make_data, predict_pooled
 
 # --- Teacher ------------------------------------------------------------------------------------------------------
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from distill.objective_listing import list_objectives
+from distill.commands.objectives import list_objectives
 from distill.objectives.base import Objective
 from distill.registry import Family
 

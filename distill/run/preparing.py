@@ -15,14 +15,14 @@ import torch
 from distill.deltas.base import Delta, DeltaSettings, Start
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
-from distill.evidence import FreeTraining, StudentEvidence
-from distill.lesson import Lesson
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.registry import Family
-from distill.run_folder import is_first_rank
+from distill.run.evidence import FreeTraining, StudentEvidence
+from distill.run.folder import is_first_rank
+from distill.run.lesson import Lesson
+from distill.run.workshop import Workshop
 from distill.training.checkpoints import VerifiedCheckpointIO
-from distill.workshop import Workshop
 
 PREPARED = "prepared.ckpt"
 LOGITS = frozenset({"logits"})

@@ -21,7 +21,7 @@ from distill.config import Experiment
 from distill.data.module import DataModule
 from distill.data.reader import Batch
 from distill.models.network import create_network
-from distill.run_folder import FITS, RunError, read_run
+from distill.run.folder import FITS, RunError, read_run
 from distill.training.fit import device_for
 from distill.training.placing import placed
 

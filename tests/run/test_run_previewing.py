@@ -9,11 +9,11 @@ from PIL import Image
 from rich.console import Console
 
 from augment.preview import contact_sheet
-from distill import previewing
-from distill.commands import preview_views
+from distill.commands.runs import preview_views
 from distill.config import Experiment, validate_tree
-from distill.previewing import draw_preview
-from distill.replaying import Scene, augment_of, batch_of_step, data_of
+from distill.run import previewing
+from distill.run.previewing import draw_preview
+from distill.run.replaying import Scene, augment_of, batch_of_step, data_of
 from distill.yaml_tree import ConfigError
 
 

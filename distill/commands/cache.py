@@ -14,12 +14,12 @@ from augment.dual import DualAugment
 from augment.placement import moved
 from distill.config import ConfigError, Experiment
 from distill.data.order import Epochs, Request
-from distill.lesson import open_cache
 from distill.models.network import create_network
-from distill.stages import make_teacher, prepare_teachers, ready_teachers
+from distill.run.lesson import open_cache
+from distill.run.stages import make_teacher, prepare_teachers, ready_teachers
+from distill.run.workshop import Workshop, make_data
 from distill.training.signals import StopSignal
 from distill.training.teacher_cache import TeacherCache
-from distill.workshop import Workshop, make_data
 
 
 class MissingBatches:

@@ -18,7 +18,7 @@ from augment.views import InputSpec
 from distill.data.base import UNLABELLED
 from distill.data.module import DataModule
 from distill.files import write_atomic
-from distill.replaying import Scene
+from distill.run.replaying import Scene
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from distill.export.verify import TOLERANCE, verify
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.report.summary import Check
-from distill.workshop import Workshop
+from distill.run.workshop import Workshop
 
 
 def export_paths(folder: Path) -> dict[str, Path]:

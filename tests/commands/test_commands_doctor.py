@@ -11,7 +11,7 @@ import pytest
 from packaging.requirements import Requirement
 from rich.console import Console
 
-from distill import doctor
+from distill.commands import doctor
 from distill.models import embedded, weights
 
 

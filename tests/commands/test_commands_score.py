@@ -13,12 +13,22 @@ from rich.console import Console
 
 from augment.chain import eval_view
 from augment.dual import DualAugment
+from distill.commands.score import (
+    CONFIG,
+    PLAIN,
+    VIEW_PRESETS,
+    Score,
+    candidates,
+    score,
+    score_table,
+    t_stddev,
+    write_scores,
+)
 from distill.config import Experiment, validate_tree
 from distill.data.order import Order
 from distill.models.network import create_network
 from distill.models.teacher import Teacher
-from distill.scoring import CONFIG, PLAIN, VIEW_PRESETS, Score, candidates, score, score_table, t_stddev, write_scores
-from distill.stages import StageError, Workshop, make_data, prepare_teachers, ready_teachers
+from distill.run.stages import StageError, Workshop, make_data, prepare_teachers, ready_teachers
 from distill.training.signals import StopSignal
 
 CROP = {"type": "RandomResizedCrop", "scale": [0.3, 0.6]}

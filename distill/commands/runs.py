@@ -11,25 +11,25 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import ConfigError, Experiment
 from distill.data.base import Split
 from distill.export.delta_file import load_delta, read_delta
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import check_timm_folder
-from distill.exporting import export_paths, export_student, structural_types, verify_export
 from distill.models.network import NetworkSettings, create_network
 from distill.models.teacher import DTYPES, Teacher
-from distill.previewing import draw_preview
-from distill.replaying import Scene, augment_of, batch_of_step, data_of
-from distill.run import EXPORT, FITS, RESULTS
-from distill.run_folder import read_run
-from distill.scoring import candidates, score, score_table, write_scores
-from distill.stages import label_maps, ready_teachers, trained_student
+from distill.run.exporting import export_paths, export_student, structural_types, verify_export
+from distill.run.folder import read_run
+from distill.run.previewing import draw_preview
+from distill.run.replaying import Scene, augment_of, batch_of_step, data_of
+from distill.run.run import EXPORT, FITS, RESULTS
+from distill.run.stages import label_maps, ready_teachers, trained_student
+from distill.run.workshop import Workshop, make_data
 from distill.training.evaluate import Predictions
 from distill.training.fit import device_for
 from distill.training.signals import StopSignal
-from distill.workshop import Workshop, make_data
 
 
 @contextmanager

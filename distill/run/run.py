@@ -18,22 +18,22 @@ from distill.data.base import Split
 from distill.deltas.inventory import block_of, inventory
 from distill.export.manifest import Result
 from distill.export.sealed import ExportError
-from distill.exporting import export_paths, export_student, structural_types, verify_export
 from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.previewing import Preview, draw_preview
-from distill.replaying import Scene
 from distill.report.html import write_report
 from distill.report.summary import Check, Curves, Machine, Row, RunSummary, SiteBytes, read_curves
 from distill.report.terminal import print_summary
-from distill.run_folder import FITS, RunFolder, close_run, is_first_rank, open_run
-from distill.stages import distil, labels_only, linear_probe, prepare_teachers
+from distill.run.exporting import export_paths, export_student, structural_types, verify_export
+from distill.run.folder import FITS, RunFolder, close_run, is_first_rank, open_run
+from distill.run.previewing import Preview, draw_preview
+from distill.run.replaying import Scene
+from distill.run.stages import distil, labels_only, linear_probe, prepare_teachers
+from distill.run.workshop import Workshop, make_data, predict_pooled, predict_student, predict_teacher
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted, StopSignal
-from distill.workshop import Workshop, make_data, predict_pooled, predict_student, predict_teacher
 
 EXPORT = "export"
 RESULTS = "results.json"

@@ -8,13 +8,13 @@ import pytest
 import timm
 from rich.console import Console
 
+from distill.commands.deltas import configured, costs, list_deltas
 from distill.config import load_config
-from distill.delta_listing import configured, costs, list_deltas
 from distill.deltas.adalora import AdaLoRA
 from distill.deltas.inventory import block_of
 from distill.deltas.low_rank import LowRank
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 NETWORK = "student.network={model: test_vit, pretrained: false, size: 64}"
 
 

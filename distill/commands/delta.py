@@ -93,7 +93,7 @@ def truncate(
     allow_plugins: Plugins = False,
 ) -> None:
     """The nearest change of fewer ranks, to a rank or to a budget of bytes."""
-    from distill.delta_commands import truncate_file
+    from distill.commands.delta_files import truncate_file
 
     truncate_file(path, to, rank, budget, config, allow_plugins, Console())
 
@@ -108,7 +108,7 @@ def quantise(
     allow_plugins: Plugins = False,
 ) -> None:
     """The same file in fewer bytes: half precision, 8 bits, or one bit per number and a scale per row."""
-    from distill.delta_commands import quantise_file
+    from distill.commands.delta_files import quantise_file
 
     quantise_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())
 
@@ -116,7 +116,7 @@ def quantise(
 @delta.command()
 def diff(first: First, second: Second, config: Config = None, allow_plugins: Plugins = False) -> None:
     """How far two files are apart, layer by layer."""
-    from distill.delta_commands import diff_files
+    from distill.commands.delta_files import diff_files
 
     diff_files(first, second, config, allow_plugins, Console())
 
@@ -124,6 +124,6 @@ def diff(first: First, second: Second, config: Config = None, allow_plugins: Plu
 def _combine(
     operation: str, paths: list[Path], to: Path, config: Path | None, allow_plugins: bool, **options: object
 ) -> None:
-    from distill.delta_commands import combine_files
+    from distill.commands.delta_files import combine_files
 
     combine_files(operation, paths, to, config, allow_plugins, options, Console())

@@ -20,7 +20,7 @@ from distill.models.features import Features
 from distill.models.network import Network, extract
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.run_folder import local_rank
+from distill.run.folder import local_rank
 from distill.training.evaluate import Predictions, predict
 from distill.training.fit import device_for
 from distill.training.signals import StopSignal

@@ -16,6 +16,7 @@ from distill.models.settings import WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
+from distill.run.workshop import StageError, Workshop, predict_student, predict_teacher
 from distill.training.cache_rows import RowLayout
 from distill.training.fit import FitSummary, fit
 from distill.training.meta import MetaStep
@@ -24,7 +25,6 @@ from distill.training.settings import TrainingSettings
 from distill.training.stream import stream_of
 from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import build_terms
-from distill.workshop import StageError, Workshop, predict_student, predict_teacher
 
 
 @dataclass(frozen=True)
