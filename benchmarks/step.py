@@ -244,7 +244,7 @@ class FirstBatches:
 
     def __init__(self, loader: TrainLoader, batches: int):
         self.loader, self.batches = loader, min(batches, len(loader))
-        self.read_wait_seconds, self.close = loader.read_wait_seconds, loader.close
+        self.reader, self.read_wait_seconds, self.close = loader.reader, loader.read_wait_seconds, loader.close
 
     def __len__(self) -> int:
         return self.batches

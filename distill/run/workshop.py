@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,7 +15,8 @@ from augment.views import InputSpec
 from distill.config import Experiment
 from distill.data.base import Split
 from distill.data.loader import Loader
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataModule
+from distill.data.reader import Batch
 from distill.models.features import Features
 from distill.models.network import Network, extract
 from distill.models.student import Student
@@ -59,7 +60,7 @@ class Workshop:
         return self.data.labelled_loader(self.connected)
 
     def predict(
-        self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Loader
+        self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]
     ) -> Predictions:
         """Predictions of a module in eval mode, on the device; afterwards it is where and as it was."""
         before, modes = next(module.parameters()).device, [(part, part.training) for part in module.modules()]
@@ -109,5 +110,8 @@ def logits_of(features: Features) -> Tensor:
     return features.logits
 
 
-def make_data(experiment: Experiment, settings: DataSettings | None = None) -> DataModule:
-    return DataModule(settings or experiment.data, experiment.seed, experiment.training.devices, local_rank())
+def make_data(experiment: Experiment) -> DataModule:
+    device, rank = device_for(experiment.training), local_rank()
+    if device.type == "cuda":
+        device = torch.device("cuda", rank)  # before the ranks are connected, the current one is the first for all
+    return DataModule(experiment.data, experiment.seed, experiment.training.devices, rank, device)

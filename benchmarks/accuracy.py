@@ -1,0 +1,70 @@
+"""What the accuracy benchmarks share: flowers, views of them, and a notebook that survives a stop."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from distill.files import write_atomic
+
+STUDENT = "embedded:tf_efficientnet_lite0"
+VIEW: tuple[Any, ...] = (
+    {"type": "RandomResizedCrop", "scale": [0.35, 1.0]},
+    "RandomHorizontalFlip",
+    {"type": "ColorJitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "p": 0.8},
+)
+
+
+def data_of(folder: Path, cache: Path, size: int, workers: int) -> dict[str, Any]:
+    """The key ``data``: ``train*.parquet`` and ``test*.parquet``, a fifth of train held out, for views of ``size``."""
+    files = {split: str(folder / f"{split}*.parquet") for split in ("train", "test")}
+    return {
+        "source": {"type": "huggingface", "data_files": files, "cache_dir": str(cache)},
+        "size": size * 9 // 8,
+        "batch_size": 32,
+        "workers": workers,
+        "val_fraction": 0.2,
+    }
+
+
+def training(epochs: int, lr: float) -> dict[str, Any]:
+    """The key ``training``; the held-out part is looked at after the last epoch alone."""
+    return {
+        "epochs": epochs,
+        "optimiser": {"lr": lr, "weight_decay": 0.02},
+        "schedule": {"warmup": 0.5},
+        "validate_every": epochs,
+    }
+
+
+class Notebook:
+    """What was measured so far, one JSON line each; a line is written when its measurement is finished.
+
+    Raises ``SystemExit`` where ``folder`` holds what was measured with other options.
+    """
+
+    def __init__(self, folder: Path, options: dict[str, Any]):
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / "results.jsonl"
+        first = {"options": options}
+        self.lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
+        if self.lines and self.lines[0] != first:
+            raise SystemExit(f"{self.path} was made with {self.lines[0]['options']}; name another --out")
+        if not self.lines:
+            self.add(first)
+
+    def add(self, line: dict[str, Any]) -> None:
+        self.lines.append(line)
+        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+
+    def with_key(self, key: str) -> list[dict[str, Any]]:
+        """The lines that have ``key``, in the order in which they were measured."""
+        return [line for line in self.lines if key in line]
+
+
+def percent(values: list[float]) -> str:
+    """Mean, and the sample's standard deviation where there are several values."""
+    spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):.1f}{spread}"
