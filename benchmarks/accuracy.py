@@ -7,6 +7,10 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from distill.files import write_atomic
 
 STUDENT = "embedded:tf_efficientnet_lite0"
@@ -68,3 +72,16 @@ def percent(values: list[float]) -> str:
     """Mean, and the sample's standard deviation where there are several values."""
     spread = f" ± {100 * stdev(values):.1f}" if len(values) > 1 else ""
     return f"{100 * mean(values):.1f}{spread}"
+
+
+def tell(console: Console, headings: list[str], rows: list[list[str]], markdown: Path | None) -> None:
+    """The table on the terminal, and in a file."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for n, heading in enumerate(headings):
+        table.add_column(heading, justify="right" if n else "left", no_wrap=True)
+    for cells in rows:
+        table.add_row(*cells)
+    console.print(table)
+    if markdown is not None:
+        lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+        markdown.write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines))

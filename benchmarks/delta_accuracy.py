@@ -18,63 +18,38 @@ Arms: ``linear probe``, ``nearest class mean`` (cosine to the mean pooled featur
 - the others go on as many layers as fit, from the last layer on.
 
 An arm that no setting brings near its budget is left out and named. Every finished arm is a line of ``results.jsonl``
-in ``--out``; a second start with the same options goes on with what is missing. At the end: a table, ``pareto.png``.
+in ``--out``; a second start with the same options goes on with what is missing. At the end: a table, which
+``--markdown FILE`` takes too, and ``pareto.png``.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean, stdev
-from typing import Any
+from statistics import mean
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
-from rich import box
+from accuracy import STUDENT, VIEW, Notebook, data_of, percent, tell, training
+from delta_arms import Arm, all_arms
 from rich.console import Console
-from rich.table import Table
-from torch import nn
 from torch.nn import functional as F
 
 from distill.config import Experiment
-from distill.deltas.attach import attach, deltas
-from distill.deltas.base import DeltaError, WeightDelta, tensor_bytes
-from distill.deltas.rank_settings import RankedSettings, parse_bytes
-from distill.deltas.sites import classifier_names
+from distill.deltas.base import tensor_bytes
 from distill.deltas.state import delta_bytes
-from distill.files import write_atomic
 from distill.models.network import create_network
 from distill.models.student import Student
-from distill.registry import Family
 from distill.run.stages import distil, linear_probe
 from distill.run.workshop import Workshop, make_data, predict_pooled, predict_student
 from distill.training.signals import StopSignal
 
-BUDGETS = ("50KB", "200KB", "1MB")
 MIDDLE = "200KB"
-WIDTHS = ("hidden", "rank", "density")
-SLACK = 0.8
-"""An arm that fills less than this share of its budget is not one of equal bytes."""
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One row of the table: what a student learns with."""
-
-    name: str
-    deltas: tuple[dict[str, Any], ...] = ()
-    train: str = "deltas"
-
-    @property
-    def method(self) -> str:
-        """Arms of one method share their learning rate."""
-        return self.name.partition("@")[0]
+"""The budget at which a method's learning rate is chosen."""
 
 
 @dataclass(frozen=True)
@@ -88,28 +63,8 @@ class Outcome:
     seconds: float
 
 
-class Notebook:
-    """What was measured so far, one JSON line each; a line is written when its arm is finished."""
-
-    def __init__(self, folder: Path, options: dict[str, Any]):
-        folder.mkdir(parents=True, exist_ok=True)
-        self.path = folder / "results.jsonl"
-        first = {"options": options}
-        self.lines = [json.loads(line) for line in self.path.read_text().splitlines()] if self.path.is_file() else []
-        if self.lines and self.lines[0] != first:
-            raise SystemExit(f"{self.path} was made with {self.lines[0]['options']}; name another --out")
-        if not self.lines:
-            self.add(first)
-
-    def add(self, line: dict[str, Any]) -> None:
-        self.lines.append(line)
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
-
-    def outcomes(self) -> list[Outcome]:
-        return [Outcome(**line) for line in self.lines if "accuracy" in line]
-
-    def rates(self) -> dict[str, float]:
-        return {line["rate_of"]: line["lr"] for line in self.lines if "rate_of" in line}
+def outcomes(book: Notebook) -> list[Outcome]:
+    return [Outcome(**line) for line in book.with_key("accuracy")]
 
 
 class Lab:
@@ -121,49 +76,26 @@ class Lab:
         self.classes = len(self.data.classes)
         self.backbone = create_network(self.experiment(0).student.network, self.classes).model
         self.arms: list[Arm] = []
-        self.sizes: dict[str, int] = {}
 
     def experiment(self, seed: int, arm: Arm | None = None, lr: float = 1e-3, epochs: int | None = None) -> Experiment:
         given, arm = self.given, arm or Arm("")
-        files = {split: str(given.data / f"{split}*.parquet") for split in ("train", "test")}
-        source = {"type": "huggingface", "data_files": files, "cache_dir": str(given.out / "cache")}
-        network = {"model": "embedded:tf_efficientnet_lite0", "size": given.size}
         frozen = {"batch_norm": "frozen"} if arm.train == "whole" else {}
-        crop = {"type": "RandomResizedCrop", "scale": [0.35, 1.0]}
-        jitter = {"type": "ColorJitter", "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "p": 0.8}
+        network = {"model": STUDENT, "size": given.size}
         return Experiment.model_validate(
             {
                 "name": "delta-accuracy",
                 "output": str(given.out),
                 "seed": seed,
-                "data": {
-                    "source": source,
-                    "size": given.size * 9 // 8,
-                    "batch_size": 32,
-                    "workers": given.workers,
-                    "val_fraction": 0.2,
-                },
-                "augment": {"policy": "identical", "student": [crop, "RandomHorizontalFlip", jitter]},
+                "data": data_of(given.data, given.out / "cache", given.size, given.workers),
+                "augment": {"policy": "identical", "student": list(VIEW)},
                 "student": {"network": network, "train": arm.train, "deltas": list(arm.deltas), **frozen},
                 "objectives": ["ce"],
-                "training": {
-                    "epochs": epochs or given.epochs,
-                    "optimiser": {"lr": lr, "weight_decay": 0.02},
-                    "schedule": {"warmup": 0.5},
-                    "validate_every": epochs or given.epochs,
-                },
+                "training": training(epochs or given.epochs, lr),
             }
         )
 
     def shop(self, experiment: Experiment) -> Workshop:
         return Workshop(experiment, self.data if experiment.seed == 0 else make_data(experiment), None, self.stop)
-
-    def attached(self, entry: dict[str, Any]) -> nn.Module:
-        """The backbone with one entry of ``student.deltas`` on it. Raises ``DeltaError`` where it cannot be."""
-        settings: Any = Family("distill.deltas", "Delta").settings_of(entry["type"]).model_validate(entry)
-        model = copy.deepcopy(self.backbone)
-        attach(model, [settings], classifier_names(model))
-        return model
 
     def fit(self, arm: Arm, seed: int, lr: float, epochs: int | None = None) -> tuple[Student, Workshop]:
         shop = self.shop(self.experiment(seed, arm, lr, epochs))
@@ -183,6 +115,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=96, help="pixels")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("runs/delta-accuracy"))
+    parser.add_argument("--markdown", type=Path, help="where to write the table")
     given = parser.parse_args()
     console = Console()
     logging.getLogger("distill").setLevel(logging.ERROR)
@@ -191,16 +124,15 @@ def main() -> None:
     book = Notebook(given.out, options)
     with StopSignal() as stop:
         lab = Lab(given, stop)
-        lab.arms = all_arms(lab, console)
-        arms = [arm for arm in lab.arms if wanted(arm, given.arms)]
+        lab.arms = all_arms(lab.backbone, console)
+        arms = [arm for arm in lab.arms if not given.arms or arm.name.startswith(tuple(given.arms.split(",")))]
         if given.list:
             for arm in arms:
-                size = lab.sizes.get(arm.name)
-                told = "" if size is None else f": {size:,} bytes"
+                told = "" if arm.bytes is None else f": {arm.bytes:,} bytes"
                 console.print(f"{arm.name}{told}", highlight=False)
             return
         for seed in [int(seed) for seed in given.seeds.split(",")]:
-            done = {outcome.arm for outcome in book.outcomes() if outcome.seed == seed}
+            done = {outcome.arm for outcome in outcomes(book) if outcome.seed == seed}
             for arm in arms:
                 if arm.name not in done:
                     stop.raise_if_received()
@@ -211,95 +143,7 @@ def main() -> None:
                         f"{outcome.seconds:.0f} s",
                         highlight=False,
                     )
-    report(book.outcomes(), given.out, console)
-
-
-# --- Arms ---------------------------------------------------------------------------------------------------------
-
-
-def wanted(arm: Arm, names: str | None) -> bool:
-    return names is None or any(arm.name.startswith(name.strip()) for name in names.split(","))
-
-
-def all_arms(lab: Lab, console: Console) -> list[Arm]:
-    """The controls, methods of one size, then every method at every budget; what cannot be is told."""
-    arms = [Arm("linear probe"), Arm("nearest class mean"), Arm("full", train="whole")]
-    known = Family("distill.deltas", "Delta").known()
-    smallest = parse_bytes(BUDGETS[0])
-    for name, settings in known.items():
-        fields = settings.model_fields
-        sized = issubclass(settings, RankedSettings) or any(field in fields for field in ("budget", *WIDTHS))
-        if not sized and (size := size_of(lab, name)) is not None and size < smallest * 2:
-            arms.append(Arm(name, ({"type": name},)))
-            lab.sizes[name] = size
-            continue
-        for budget in BUDGETS:
-            found = list(at_budget(lab, name, budget))
-            arms += found
-            if not found:
-                console.print(f"{name}@{budget} is left out: no setting comes near it", style="yellow")
-    return arms
-
-
-def at_budget(lab: Lab, name: str, budget: str) -> Iterator[Arm]:
-    settings: Any = Family("distill.deltas", "Delta").known()[name]
-    limit = parse_bytes(budget)
-    if issubclass(settings, RankedSettings):
-        kinds = ("uniform", "fisher") if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
-        for kind in kinds:
-            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": {"budget": budget, "importance": kind}},))
-        return
-    if "budget" in settings.model_fields:
-        yield Arm(f"{name}@{budget}", ({"type": name, "budget": budget},))
-        return
-    width = next((field for field in WIDTHS if field in settings.model_fields), None)
-    entry: dict[str, Any] | None = {"type": name}
-    if width is not None:
-        entry = widest(lab, name, width, limit)
-    elif settings.component is not None and issubclass(settings.component, WeightDelta):
-        entry = last_layers(lab, name, limit)
-    if entry is None:
-        return
-    size = size_of(lab, name, entry)
-    if size is not None and SLACK * limit <= size <= limit:
-        lab.sizes[f"{name}@{budget}"] = size
-        yield Arm(f"{name}@{budget}", (entry,))
-
-
-def widest(lab: Lab, name: str, field: str, limit: int) -> dict[str, Any] | None:
-    """The largest width or density within the limit, by bisection: bytes grow with it."""
-    whole = field != "density"
-    low, high = (0.0, 4096.0) if whole else (0.0, 1.0)
-    for _ in range(14):
-        middle = (low + high) / 2
-        value: float = int(middle) if whole else middle
-        size = size_of(lab, name, {"type": name, field: value}) if value else 0
-        low, high = (middle, high) if size is not None and size <= limit else (low, middle)
-    value = int(low) if whole else low
-    return {"type": name, field: value} if value else None
-
-
-def last_layers(lab: Lab, name: str, limit: int) -> dict[str, Any] | None:
-    """The method on as many layers as fit, from the last one on."""
-    try:
-        sites = deltas(lab.attached({"type": name}))
-    except DeltaError:
-        return None
-    chosen: list[str] = []
-    for site in reversed(sites):
-        size = tensor_bytes(site.delta.state_dict().values())
-        if size <= limit:
-            chosen.append(site.name)
-            limit -= size
-    return {"type": name, "sites": chosen} if chosen else None
-
-
-def size_of(lab: Lab, name: str, entry: dict[str, Any] | None = None) -> int | None:
-    """Bytes of a delta with these settings, None where it cannot be built."""
-    try:
-        return delta_bytes(lab.attached(entry or {"type": name}))
-    except (DeltaError, ValueError):
-        return None
+    report(outcomes(book), given.out, console, given.markdown)
 
 
 # --- Measuring ----------------------------------------------------------------------------------------------------
@@ -321,7 +165,7 @@ def outcome_of(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]
 
 def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float:
     """The best on the held-out part after short fits of seed 0; once for a method, at the middle budget or its own."""
-    known = book.rates()
+    known = {line["rate_of"]: line["lr"] for line in book.with_key("rate_of")}
     if arm.method in known:
         return known[arm.method]
     if len(rates) == 1:
@@ -371,26 +215,24 @@ WITHOUT_TRAINING: dict[str, Callable[[Workshop, int], tuple[float | None, float]
 # --- Showing ------------------------------------------------------------------------------------------------------
 
 
-def report(outcomes: list[Outcome], folder: Path, console: Console) -> None:
+def report(outcomes: list[Outcome], folder: Path, console: Console, markdown: Path | None) -> None:
     """The table, and the picture: accuracy over bytes, and the front that nothing is both smaller and better than."""
     rows = [(name, [one for one in outcomes if one.arm == name]) for name in dict.fromkeys(one.arm for one in outcomes)]
-    table = Table(title="accuracy on test", box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("arm", no_wrap=True)
-    for heading in ("bytes", "test", "held out", "seeds", "lr", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    lines = []
     for name, found in rows:
-        spread = f" ± {stdev(one.accuracy for one in found):.1%}" if len(found) > 1 else ""
         held_out = [one.held_out for one in found if one.held_out is not None]
-        table.add_row(
-            name,
-            f"{mean(one.bytes for one in found):,.0f}",
-            f"{mean(one.accuracy for one in found):.1%}{spread}",
-            f"{mean(held_out):.1%}" if held_out else "–",
-            str(len(found)),
-            "–" if found[0].lr is None else f"{found[0].lr:g}",
-            f"{mean(one.seconds for one in found):.0f}",
+        lines.append(
+            [
+                name,
+                f"{mean(one.bytes for one in found):,.0f}",
+                percent([one.accuracy for one in found]),
+                percent(held_out) if held_out else "–",
+                str(len(found)),
+                "–" if found[0].lr is None else f"{found[0].lr:g}",
+                f"{mean(one.seconds for one in found):.0f}",
+            ]
         )
-    console.print(table)
+    tell(console, ["arm", "bytes", "test, %", "held out, %", "seeds", "lr", "s"], lines, markdown)
     draw(rows, folder / "pareto.png")
     console.print(f"wrote {folder / 'pareto.png'} and {folder / 'results.jsonl'}", highlight=False)
 

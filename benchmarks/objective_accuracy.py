@@ -23,15 +23,12 @@ import logging
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
-from accuracy import STUDENT, VIEW, Notebook, data_of, percent, training
-from rich import box
+from accuracy import STUDENT, VIEW, Notebook, data_of, percent, tell, training
 from rich.console import Console
-from rich.table import Table
 
 from augment.chain import Chain
 from augment.draws import Draws
@@ -184,23 +181,14 @@ def main() -> None:
 
 def report(book: Notebook, console: Console, markdown: Path | None) -> None:
     columns = ["test", "agreement", *CORRUPTIONS, "held_out"]
-    table = Table(box=box.SIMPLE_HEAD)
-    for n, heading in enumerate(["cell", *columns, "seeds", "s"]):
-        table.add_column(heading.replace("_", " "), justify="right" if n else "left", no_wrap=True)
-    lines = book.with_key("cell")
-    rows = []
+    lines, rows = book.with_key("cell"), []
     for cell in dict.fromkeys(line["cell"] for line in lines):
         found = [line for line in lines if line["cell"] == cell]
         cells = [percent([line[key] for line in found]) if key in found[0] else "–" for key in columns]
-        rows.append([cell, *cells, str(len(found)), f"{mean(line['seconds'] for line in found):.0f}"])
-        table.add_row(*rows[-1])
-    console.print(table)
+        rows.append([cell, *cells, str(len(found))])
+    tell(console, ["cell", *(column.replace("_", " ") for column in columns), "seeds"], rows, markdown)
     for line in book.with_key("teacher"):
         console.print(f"teacher: {line['teacher']:.1%} on test", highlight=False)
-    if markdown is not None:
-        headings = " | ".join(column.replace("_", " ") for column in columns)
-        head = f"| cell | {headings} | seeds | s |\n|---|" + "---:|" * (len(columns) + 2)
-        markdown.write_text("\n".join([head, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n")
 
 
 if __name__ == "__main__":
