@@ -79,6 +79,7 @@ class Experiment(Settings):
             raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
         self._check_cache()
         self._check_weights()
+        self._check_placement()
         heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
         if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
             text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
@@ -94,6 +95,14 @@ class Experiment(Settings):
         if batch % devices:
             raise complaint("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
         return self
+
+    def _check_placement(self) -> None:
+        """Refuse views by the loader's workers where there are none."""
+        views = {"augment": self.augment, "fit_teacher.augment": self.fit_teacher and self.fit_teacher.augment}
+        for key, settings in views.items():
+            if self.data.on_device and settings is not None and settings.placement == "loader":
+                text = "data.on_device leaves the loader without workers; say device or auto"
+                raise complaint(f"{key}.placement", text)
 
     def _check_weights(self) -> None:
         """What weighs samples or networks has somebody to ask, and objectives that listen."""

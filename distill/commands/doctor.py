@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from distill.machine import free_memory, usable_cores
+
 DISTRIBUTION = "delta-distill"
 NAMED = ("torch", "torchvision", "timm", "kornia", "lightning")
 """Packages that get a line of their own."""
@@ -145,15 +147,6 @@ def processor() -> Iterator[Finding]:
         yield Finding("load", "note", f"{busy:.1f} programs want to run on {cores} cores", advice)
 
 
-def usable_cores() -> int:
-    """Cores of this machine, less those that an affinity or a container's quota takes away."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _read("/sys/fs/cgroup/cpu.max").split()  # "200000 100000": microseconds of work per period
-    if len(quota) == 2 and quota[0].isdigit():
-        cores = min(cores, max(1, int(quota[0]) // int(quota[1])))
-    return cores
-
-
 def memory() -> Iterator[Finding]:
     """Memory that is free for a run, and what loader workers share with it."""
     free = free_memory()
@@ -171,16 +164,6 @@ def memory() -> Iterator[Finding]:
             yield Finding("shared memory", "note", f"{room / GIB:.2f} GiB in {shared}", advice)
         else:
             yield Finding("shared memory", "good", f"{room / GIB:.1f} GiB in {shared}")
-
-
-def free_memory() -> int | None:
-    """Bytes that can be used without swapping, within a container's limit; None where the system does not say."""
-    for line in _read("/proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            free = int(line.split()[1]) * 1024
-            limit, used = _read("/sys/fs/cgroup/memory.max").strip(), _read("/sys/fs/cgroup/memory.current").strip()
-            return min(free, int(limit) - int(used)) if limit.isdigit() and used.isdigit() else free
-    return None
 
 
 def accelerator() -> Iterator[Finding]:
@@ -284,10 +267,3 @@ def training_step() -> Iterator[Finding]:
             seconds = min(seconds, step())
     rate = f"{len(images) / seconds:.0f} images/s at 64 pixels"
     yield Finding("training step", "good", f"{seconds * 1000:.0f} ms for {len(images)} images on {device} ({rate})")
-
-
-def _read(path: str) -> str:
-    try:
-        return Path(path).read_text()
-    except OSError:
-        return ""

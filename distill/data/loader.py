@@ -63,7 +63,7 @@ class Loader:
             timeout=min(timeout, CHECK_SECONDS) if workers else 0,
             multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=torch.cuda.is_available() and reader.device.type == "cpu",
             generator=torch.Generator(),  # without its own, every pass draws from torch's global generator
         )
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
+import torch
 
 from augment.draws import sample_key
 from augment.loader import LoaderOps
@@ -15,6 +17,7 @@ from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
 from distill.data.order import OnePass, Order, Request
 from distill.data.reader import Batch, BatchReader
+from distill.data.resident import Resident, ResidentReader
 from distill.data.settings import DataSettings
 from distill.data.split import Part, held_out, label_budget, whole
 
@@ -34,18 +37,28 @@ class DataModule:
         settings: see :class:`DataSettings`.
         seed: order of the training samples and loader-side augmentation; nothing else.
         world_size, rank: processes that share every batch.
+        device: where ``on_device`` holds the images.
 
     Raises:
         DataError: what is wrong with the data, with the file, folder or sample.
     """
 
-    def __init__(self, settings: DataSettings, seed: int = 0, world_size: int = 1, rank: int = 0):
+    def __init__(
+        self,
+        settings: DataSettings,
+        seed: int = 0,
+        world_size: int = 1,
+        rank: int = 0,
+        device: torch.device | str = "cpu",
+    ):
         if settings.batch_size % world_size:
             raise DataError(f"data.batch_size {settings.batch_size} cannot be shared out over {world_size} ranks")
         self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
+        self.device = torch.device(device)
         assert settings.source.component is not None
         self.source: Source = settings.source.component(settings.source)
         self._samples: dict[Split, Samples] = {}
+        self._resident: dict[Split, Resident] = {}
         self._parts: dict[Split, Part] = {}
         self.part("train")
 
@@ -64,16 +77,17 @@ class DataModule:
         """Shuffled, resumable batches of this rank; ``labelled_only`` leaves out the samples whose label is hidden."""
         part = self._labelled() if labelled_only else self.part("train")
         tolerated = int(self.settings.corrupt_budget * len(part))
-        reader = self._reader(part, Order(len(part), self.seed), self._loader_ops(), tolerated)
+        reader = self._reader(part, Order(len(part), self.seed), tolerated, training=True)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
         if labelled_only:  # fewer labels than a batch are meant so, no reason to warn
             batch = min(batch, max(world, len(part) // world * world))
-        return TrainLoader(reader, batch, rank=rank, world=world, **self._options())
+        return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
 
     def batch_at(self, epoch: int, number: int) -> Batch:
         """This rank's batch of an epoch, as the training step received it; ``number`` is counted from 0."""
         loader = self.train_loader()
-        return loader.only(loader.sampler.request(epoch, number))
+        reader = self._decoder(self.part("train"), loader.sampler.order, loader.reader.tolerated, training=True)
+        return _once(reader, loader.sampler.request(epoch, number))
 
     def batch_of(self, ids: Sequence[str | int], epoch: int) -> Batch:
         """Training samples as a step of ``epoch`` receives them, in the order of their names or int64 keys.
@@ -90,14 +104,14 @@ class DataModule:
             if id not in known:
                 raise DataError(f"no training sample has the id {id!r}; the first is {part.ids[0]!r}")
             places.append(known[id])
-        reader = self._reader(part, Order(len(part), None), self._loader_ops(), tolerated=0)
-        return Loader(reader, OnePass(len(part), 1)).only(Request(epoch, tuple(places)))
+        reader = self._decoder(part, Order(len(part), None), tolerated=0, training=True)
+        return _once(reader, Request(epoch, places))
 
     def canvases(self, name: Split, places: Sequence[int]) -> Batch:
         """Samples of a split by their places in it, as evaluation reads them, in one batch."""
         part = self.part(name)
-        reader = self._reader(part, Order(len(part), None), None, tolerated=0)
-        return Loader(reader, OnePass(len(part), 1)).only(Request(0, tuple(places)))
+        reader = self._decoder(part, Order(len(part), None), tolerated=0, training=False)
+        return _once(reader, Request(0, places))
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
         """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
@@ -118,6 +132,15 @@ class DataModule:
     def labelled_count(self) -> int:
         """Training samples whose label is shown."""
         return int((self.part("train").labels != UNLABELLED).sum())
+
+    def with_all_labels(self) -> DataModule:
+        """The same data, read and held once, without a label budget."""
+        if self.settings.labels_per_class is None:
+            return self
+        other = copy.copy(self)
+        other.settings = self.settings.model_copy(update={"labels_per_class": None})
+        other._parts = {}
+        return other
 
     def fingerprint(self) -> str:
         """SHA-256 over the source's settings and every split's ids, labels and, where it knows them, file sizes.
@@ -176,20 +199,30 @@ class DataModule:
         return labelled
 
     def _in_order(self, part: Part, shared: bool) -> Loader:
-        reader = self._reader(part, Order(len(part), None), None, tolerated=0)
+        reader = self._reader(part, Order(len(part), None), tolerated=0, training=False)
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
-        return Loader(reader, OnePass(len(part), batch, rank, world), **self._options())
+        return Loader(reader, OnePass(len(part), batch, rank, world), **self._options(reader))
 
-    def _loader_ops(self) -> LoaderOps | None:
-        return LoaderOps(self.settings.loader_ops, self.seed) if self.settings.loader_ops else None
+    def _reader(self, part: Part, order: Order, tolerated: int, training: bool) -> BatchReader:
+        """What passes over a part read: files, or images on the device; ``training`` has the loader's operations."""
+        if not self.settings.on_device:
+            return self._decoder(part, order, tolerated, training)
+        name = next(name for name, samples in self._samples.items() if samples is part.samples)
+        if name not in self._resident:
+            self._resident[name] = Resident(part.samples, name, self.settings, self.device)
+        return ResidentReader(part, order, self._resident[name], tolerated)
 
-    def _reader(self, part: Part, order: Order, ops: LoaderOps | None, tolerated: int) -> BatchReader:
-        return BatchReader(part, order, self.settings.size, self.settings.fit, ops, tolerated, self.settings.workers)
+    def _decoder(self, part: Part, order: Order, tolerated: int, training: bool) -> BatchReader:
+        settings = self.settings
+        ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
+        return BatchReader(part, order, settings.size, settings.fit, ops, tolerated, settings.workers)
 
-    def _options(self) -> dict:
-        return {
-            "workers": self.settings.workers,
-            "timeout": self.settings.worker_timeout,
-            "start_method": self.settings.start_method,
-        }
+    def _options(self, reader: BatchReader) -> dict[str, Any]:
+        """Of a loader. What lies on the device needs no workers, and could not be handed to any."""
+        return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
+
+
+def _once(reader: BatchReader, request: Request) -> Batch:
+    """One batch, read here and now: no pass is started, and no split decoded for it."""
+    return Loader(reader, OnePass(len(reader.part), 1)).only(request)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -14,7 +14,7 @@ class Request(NamedTuple):
     """A batch that a worker is asked for: places in the epoch's order."""
 
     epoch: int
-    places: tuple[int, ...]
+    places: Sequence[int]
 
 
 class Requests(Protocol):
@@ -50,7 +50,7 @@ class OnePass:
 
     def __iter__(self) -> Iterator[Request]:
         for first in range(0, len(self.places), self.batch):
-            yield Request(0, tuple(self.places[first : first + self.batch]))
+            yield Request(0, self.places[first : first + self.batch])
 
 
 class Epochs:
@@ -94,7 +94,7 @@ class Epochs:
     def request(self, epoch: int, number: int) -> Request:
         """This rank's share of batch ``number`` of an epoch."""
         first = number * self.batch + self.rank * self.share
-        return Request(epoch, tuple(range(first, first + self.share)))
+        return Request(epoch, range(first, first + self.share))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches handed out, and what they are counted in."""

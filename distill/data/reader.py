@@ -32,11 +32,11 @@ class Batch(NamedTuple):
     """What the training step receives."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, contiguous; [B, 3, 0, 0] where the worker has made looks of it."""
+    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] where a worker has made looks of it."""
     labels: Tensor
-    """int64 [B], ``UNLABELLED`` where a sample has none."""
+    """int64 [B], ``UNLABELLED`` where a sample has none; beside the images."""
     ids: Tensor
-    """int64 [B], :func:`augment.draws.sample_key` of the samples' names."""
+    """int64 [B] on the CPU, :func:`augment.draws.sample_key` of the samples' names."""
     looks: Looks | None = None
     """The views' pixels, where the workers make them: see :mod:`augment.placement`."""
 
@@ -72,10 +72,16 @@ class BatchReader(Dataset[Fetched]):
     ):
         self.part, self.order, self.size, self.fit, self.ops = part, order, size, fit, ops
         self.tolerated = tolerated
+        self.device = torch.device("cpu")
+        """Where its batches lie, but for ids, which stay on the CPU."""
         self.views: LoaderViews | None = None
         """Makes the views in the worker; set before the first pass."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
         """[workers] index of the sample that each worker is reading, -1 between batches: for the obituary."""
+
+    def prepare(self) -> str:
+        """Do what the first batch would have to wait for; says what was done."""
+        return ""
 
     def __getitem__(self, request: Request) -> Fetched:
         worker = get_worker_info()

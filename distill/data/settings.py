@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from augment.loader import LoaderOp
 from augment.settings import Settings
@@ -25,8 +25,26 @@ class DataSettings(Settings):
     label_seed: int = Field(0, ge=0, description="which labels are shown; nothing else depends on it")
     loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations run by the loader, in training only")
     corrupt_budget: float = Field(0.01, ge=0, lt=1, description="share of training images that may be unreadable")
-    workers: int = Field(2, ge=0, description="loader processes of each rank; 0 reads in the main process")
+    on_device: bool = Field(
+        False,
+        description="decode every split once, when it is first used, and hold it as bytes where the networks are:"
+        " the same batches without workers, for data sets that fit (3 x size x size bytes an image)",
+    )
+    workers: int = Field(
+        2, ge=0, description="loader processes of each rank; 0 reads in the main process; with on_device they decode"
+    )
     worker_timeout: float = Field(300, gt=0, description="seconds without a batch after which workers count as hung")
     start_method: Literal["fork", "spawn", "forkserver"] | None = Field(
         None, description="how worker processes start; None: the platform's own"
     )
+
+    @model_validator(mode="after")
+    def _no_loader_no_ops(self) -> DataSettings:
+        if self.on_device and self.loader_ops:
+            raise ValueError("loader_ops are run by the loader, and on_device leaves it nothing to do: use one of them")
+        return self
+
+    @property
+    def processes(self) -> dict[str, Any]:
+        """What a loader is told of its workers."""
+        return {"workers": self.workers, "timeout": self.worker_timeout, "start_method": self.start_method}

@@ -159,7 +159,7 @@ class FreePoint:
         """Batches of the first epoch: this rank's share once the ranks are connected, all of it before."""
         shop = self.lesson.shop
         alone = shop.data.world_size > 1 and not shop.connected
-        data = DataModule(shop.data.settings, shop.data.seed) if alone else shop.data
+        data = DataModule(shop.data.settings, shop.data.seed, device=shop.data.device) if alone else shop.data
         loader = data.train_loader(labelled_only=self.lesson.labelled_only)
         seen = 0
         try:

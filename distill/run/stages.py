@@ -20,7 +20,7 @@ from distill.objectives.ce import CrossEntropy
 from distill.run.folder import RunError, is_first_rank
 from distill.run.lesson import Lesson
 from distill.run.preparing import finished, load_prepared, prepare
-from distill.run.workshop import StageError, Workshop, make_data, predict_pooled
+from distill.run.workshop import StageError, Workshop, predict_pooled
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
 from distill.training.probe import LinearProbe, fit_probe
@@ -70,7 +70,7 @@ def teacher_folder(shop: Workshop, network: NetworkSettings, weights: str) -> Pa
         weights: identity of the network's own weights, since a file or folder may hold others tomorrow.
     """
     experiment, data = shop.experiment, _teacher_data(shop)
-    of_no_matter = {"workers", "worker_timeout", "start_method"}
+    of_no_matter = {"on_device", "workers", "worker_timeout", "start_method"}
     if data.settings.labels_per_class is None:
         of_no_matter.add("label_seed")
     content = {
@@ -134,9 +134,7 @@ def _is_fitted(experiment: Experiment, folder: Path) -> bool:
 def _teacher_data(shop: Workshop) -> DataModule:
     fitting = shop.experiment.fit_teacher
     assert fitting is not None
-    if fitting.labels == "same":
-        return shop.data
-    return make_data(shop.experiment, shop.experiment.data.model_copy(update={"labels_per_class": None}))
+    return shop.data if fitting.labels == "same" else shop.data.with_all_labels()
 
 
 def _teacher_augment(experiment: Experiment) -> AugmentSettings:

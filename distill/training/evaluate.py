@@ -60,7 +60,7 @@ def predict(
             logits.append(logits_of(view.contiguous(memory_format=torch.channels_last)).float())
             labels.append(batch.labels)
             ids.append(batch.ids)
-    parts = (torch.cat(logits).cpu(), torch.cat(labels), torch.cat(ids))
+    parts = (torch.cat(logits).cpu(), torch.cat(labels).cpu(), torch.cat(ids))
     if dist.is_available() and dist.is_initialized():
         shares: list = [None] * dist.get_world_size()
         dist.all_gather_object(shares, parts)

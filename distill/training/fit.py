@@ -82,6 +82,9 @@ def fit(
     settings = module.settings
     place(module.augment, loader, folder, device_for(settings), console, module.cache)
     checkpoint = newest_good(folder)
+    said = loader.reader.prepare()
+    if said and console is not None:
+        console.print(said, highlight=False, soft_wrap=True)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)
     figures = Figures(loader, progress, settings.log_every)

@@ -90,22 +90,6 @@ class Usage:
     free = 64 * 2**20
 
 
-def test_container_limits_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    files = {
-        "/sys/fs/cgroup/cpu.max": "100000 100000\n",
-        "/proc/meminfo": "MemTotal: 100 kB\nMemAvailable:   8388608 kB\n",
-        "/sys/fs/cgroup/memory.max": f"{3 * doctor.GIB}\n",
-        "/sys/fs/cgroup/memory.current": f"{doctor.GIB}\n",
-    }
-    monkeypatch.setattr(doctor, "_read", lambda path: files.get(path, ""))
-    assert doctor.usable_cores() == 1
-    assert doctor.free_memory() == 2 * doctor.GIB
-    files["/sys/fs/cgroup/memory.max"] = "max\n"
-    assert doctor.free_memory() == 8 * doctor.GIB
-    files.clear()
-    assert doctor.free_memory() is None
-
-
 def test_damaged_embedded_weights_are_a_cross(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = embedded.embedded_path("tf_efficientnet_lite0")
     data = bytearray(real.read_bytes())

@@ -26,12 +26,13 @@ class Toy(Source):
         class_count: int = 4
         faults: dict[int, Fault] = Field({})
         labels: dict[int, int] = Field({})
+        splits: tuple[Split, ...] = ("train", "val", "test")
 
     settings: Settings
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.has_split = frozenset({"train", "val", "test"})
+        self.has_split = frozenset(settings.splits)
         self.classes = tuple(f"class {index}" for index in range(settings.class_count))
 
     def split(self, name: Split) -> Samples:

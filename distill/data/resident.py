@@ -1,0 +1,160 @@
+"""A split that is decoded once and held on the device as bytes: a batch is a selection of rows there.
+
+For small images (CIFAR-100: 154 MB) the loader's workers and the way to the device cost more than a small network's
+step. What comes out is bit for bit what :class:`distill.data.reader.BatchReader` reads: the same canvases, order,
+labels, ids, and replacements of unreadable images. Nothing else of the loader changes, so neither do resuming and the
+ranks' shares. Every rank holds the whole split on its own device, since an epoch's order is over all of it.
+"""
+
+from __future__ import annotations
+
+import time
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from augment.draws import sample_key
+from distill.data.base import DataError, Samples, Split
+from distill.data.loader import Loader
+from distill.data.order import OnePass, Order, Request
+from distill.data.reader import Batch, BatchReader, Fetched
+from distill.data.settings import DataSettings
+from distill.data.split import Part
+from distill.machine import free_memory
+
+DECODED_TOGETHER = 256
+"""Images in one answer of a worker that decodes."""
+
+
+class Resident:
+    """All images of one split of the source, on one device, from their first use on.
+
+    Args:
+        samples: of the split.
+        name: what errors call it.
+        settings: canvas, and the workers that decode.
+        device: where the images lie.
+    """
+
+    def __init__(self, samples: Samples, name: Split, settings: DataSettings, device: torch.device):
+        self.samples, self.name, self.settings, self.device = samples, name, settings, device
+        self.unreadable: dict[int, str] = {}
+        """Index in the split → reason of the images that could not be read; whoever uses them judges."""
+        self.seconds = 0.0
+        """That decoding took."""
+
+    @cached_property
+    def images(self) -> Tensor:
+        """uint8 [N, 3, S, S], RGB, in the order of the split.
+
+        Raises:
+            DataError: there is not enough memory, with the bytes needed and free; a source that raised, or a worker
+                that died.
+        """
+        begun = time.perf_counter()
+        count, size, settings = len(self.samples), self.settings.size, self.settings
+        self._check_memory(3 * count * size**2)
+        everything = Part(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
+        order = Order(count, None)
+        reader = BatchReader(everything, order, size, settings.fit, None, count - 1, settings.workers)
+        loader = _Decoding(reader, OnePass(count, DECODED_TOGETHER), **settings.processes)
+        images, filled = torch.empty((count, 3, size, size), dtype=torch.uint8, device=self.device), 0
+        try:
+            for batch in loader:
+                images[filled : filled + len(batch.images)].copy_(batch.images, non_blocking=True)
+                filled += len(batch.images)
+        finally:
+            loader.close()
+        index = {id: place for place, id in enumerate(self.samples.ids)} if loader.unreadable else {}
+        self.unreadable = {index[id]: reason for id, reason in loader.unreadable.items()}
+        self.seconds = time.perf_counter() - begun
+        return images
+
+    @cached_property
+    def keys(self) -> Tensor:
+        """int64 [N] on the CPU, where draws are made."""
+        return torch.tensor([sample_key(id) for id in self.samples.ids], dtype=torch.int64)
+
+    def __str__(self) -> str:
+        count, size = len(self.samples), self.settings.size
+        what = f"{count:,} images of the {self.name} split at {size} × {size} pixels"
+        return f"{what} lie on {self.device}: {self.images.nbytes / 1e6:,.1f} MB, decoded in {self.seconds:.1f} s"
+
+    def _check_memory(self, needed: int) -> None:
+        free = free_bytes(self.device)
+        if free is not None and needed > free:
+            raise DataError(
+                f"data.on_device: the {len(self.samples):,} images of the {self.name} split take {needed:,} bytes at"
+                f" {self.settings.size} × {self.settings.size} pixels, and {self.device} has {free:,} bytes free;"
+                " a smaller data.size would do, or on_device: false"
+            )
+
+
+class ResidentReader(BatchReader):
+    """What :class:`BatchReader` reads, taken from a split on the device; in the main process only.
+
+    Per epoch its order goes to the device; per batch only ids leave the host, for the draws.
+
+    Args:
+        part: whose samples are those of ``resident``.
+        order: their order in an epoch.
+        tolerated: how many unreadable samples the part may have; others take their places, as in :class:`BatchReader`.
+    """
+
+    def __init__(self, part: Part, order: Order, resident: Resident, tolerated: int):
+        super().__init__(part, order, resident.settings.size, resident.settings.fit, None, tolerated, workers=0)
+        self.resident, self.device = resident, resident.device
+        self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
+
+    def prepare(self) -> str:
+        known = "images" in vars(self.resident)
+        said = str(self.resident)
+        return "" if known else said
+
+    def __getitem__(self, request: Request) -> Fetched:
+        images, unreadable = self.resident.images, self._unreadable
+        told = tuple((self.part.ids[index], reason) for index, reason in unreadable.items())
+        if len(unreadable) > self.tolerated:
+            return Fetched(None, told)
+        rows, labels, ids = self._arranged(request.epoch)
+        places = request.places
+        at = slice(places.start, places.stop, places.step) if isinstance(places, range) else list(places)
+        return Fetched(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), told)
+
+    @cached_property
+    def _unreadable(self) -> dict[int, str]:
+        """By index in the part."""
+        found = self.resident.unreadable
+        return {place: found[row] for place, row in enumerate(self.part.indices.tolist()) if row in found}
+
+    def _arranged(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What lies at each place of an epoch: rows of the resident images and labels there, ids here; each [M]."""
+        if self._epoch is None or self._epoch[0] != epoch:
+            chosen = self.order(epoch)
+            if self._unreadable:
+                chosen = chosen.copy()
+                for place in np.flatnonzero(np.isin(chosen, list(self._unreadable))).tolist():
+                    chosen[place] = next(i for i in self._candidates(epoch, place) if i not in self._unreadable)
+            rows, labels = torch.from_numpy(self.part.indices[chosen]), torch.from_numpy(self.part.labels[chosen])
+            self._epoch = epoch, rows.to(self.device), labels.to(self.device), self.resident.keys[rows]
+        return self._epoch[1:]
+
+
+class _Decoding(Loader):
+    """Notes what cannot be read, and goes on."""
+
+    def _accept(self, fetched: Fetched) -> Batch:
+        if fetched.error or fetched.batch is None:
+            return super()._accept(fetched)
+        self.unreadable |= fetched.unreadable
+        return fetched.batch
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes that can be had on a device, with what torch keeps there unused; None where the system does not say."""
+    if device.type != "cuda":
+        return free_memory()
+    kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + kept

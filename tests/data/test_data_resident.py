@@ -1,0 +1,174 @@
+"""A split held on the device: the loader's very batches, decoded once."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from toy_source import ToySamples, toy
+
+from distill.data import resident
+from distill.data.base import DataError, Sample
+from distill.data.loader import Loader
+from distill.data.module import DataModule
+from distill.data.reader import Batch
+
+CORRUPT = {"faults": {3: "corrupt", 30: "corrupt"}, "corrupt_budget": 0.1}
+HELD_OUT = {"splits": ("train", "test"), "val_fraction": 0.25}
+
+
+@pytest.fixture(autouse=True)
+def noise(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Images with a pixel of their own each, wider than high; returns the ids in the order of their decoding."""
+    plain, decoded = ToySamples.__getitem__, []
+
+    def drawn(samples: ToySamples, index: int) -> Sample:
+        sample = plain(samples, index)
+        decoded.append(sample.id)
+        pixels = np.random.default_rng(index).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        return sample._replace(image=pixels)
+
+    monkeypatch.setattr(ToySamples, "__getitem__", drawn)
+    return decoded
+
+
+def both(**settings: Any) -> tuple[DataModule, DataModule]:
+    return toy(**settings), toy(**settings, on_device=True)
+
+
+def assert_same(ours: Batch, theirs: Batch) -> None:
+    for name in ("images", "labels", "ids"):
+        one, other = getattr(ours, name), getattr(theirs, name)
+        assert one.dtype == other.dtype and one.is_contiguous() and torch.equal(one, other), name
+    assert ours.looks is None and theirs.looks is None
+
+
+def assert_same_pass(ours: Loader, theirs: Loader, batches: int) -> None:
+    found = list(ours), list(theirs)
+    assert len(found[0]) == len(found[1]) == batches
+    for pair in zip(*found):
+        assert_same(*pair)
+
+
+@pytest.mark.parametrize(
+    ("settings", "batches"),
+    [
+        ({}, 5),
+        ({"size": 12, "fit": "pad", "samples": 43}, 5),
+        (CORRUPT, 5),
+        (HELD_OUT, 3),
+        (HELD_OUT | CORRUPT, 3),
+        ({"labels_per_class": 2}, 5),
+        ({"samples": 5}, 1),
+        ({"workers": 2}, 5),
+    ],
+)
+def test_the_same_batches_every_epoch(settings: dict[str, Any], batches: int) -> None:
+    plain, held = (module.train_loader() for module in both(**settings))
+    for _ in range(3):
+        assert_same_pass(plain, held, batches)
+    assert held.unreadable == plain.unreadable
+    plain.close()
+
+
+def test_the_other_splits_and_the_labelled_samples() -> None:
+    for settings in ({}, HELD_OUT | {"labels_per_class": 2}):
+        plain, held = both(samples=44, **settings)
+        for split in ("val", "test"):
+            assert_same_pass(plain.eval_loader(split), held.eval_loader(split), -(-len(plain.part(split)) // 8))
+        labelled = plain.labelled_loader()
+        assert_same_pass(labelled, held.labelled_loader(), len(labelled))
+        few = plain.train_loader(labelled_only=True)
+        assert_same_pass(few, held.train_loader(labelled_only=True), len(few))
+
+
+def test_resumed_in_the_middle() -> None:
+    plain, held = (module.train_loader() for module in both())
+    for loader in (plain, held):
+        for _, _ in zip(loader, range(2)):
+            pass
+    assert plain.state_dict() == held.state_dict()
+    others = [module.train_loader() for module in both()]
+    for loader in others:
+        loader.load_state_dict(plain.state_dict())
+    assert_same_pass(*others, len(plain) - plain.state_dict()["batches"])
+    assert_same_pass(*others, 5)
+
+
+def test_shared_out_over_ranks() -> None:
+    whole = list(toy(samples=42, on_device=True).train_loader())
+    for rank in range(2):
+        plain, held = both(samples=42, world_size=2, rank=rank)
+        assert_same_pass(plain.train_loader(), held.train_loader(), 5)
+        assert_same_pass(plain.eval_loader("test"), held.eval_loader("test"), 6)
+        for batch, share in zip(whole, held.train_loader()):
+            assert torch.equal(batch.images[4 * rank : 4 * rank + 4], share.images)
+
+
+def test_decoded_once_for_all_who_use_it(noise: list[str]) -> None:
+    module = toy(samples=30, splits=("train", "test"), val_fraction=0.2, labels_per_class=1, on_device=True)
+    loader = module.train_loader()
+    assert noise == [], "not before it is used: a length or a place in the order needs no image"
+    said = loader.reader.prepare()
+    assert said.startswith("30 images of the train split at 8 × 8 pixels lie on cpu: 0.0 MB, decoded in ")
+    assert len(noise) == 30 and loader.reader.prepare() == ""
+    for again in (loader, module.eval_loader("val"), module.labelled_loader(), module.with_all_labels().train_loader()):
+        list(again)
+    assert len(noise) == 30
+    assert (next(iter(module.with_all_labels().train_loader())).labels >= 0).all()
+    list(module.eval_loader("test"))
+    assert len(noise) == 60
+
+
+def test_single_batches_decode_no_split(noise: list[str]) -> None:
+    plain, held = both(**HELD_OUT)
+    batch = plain.batch_at(2, 1)
+    noise.clear()
+    assert_same(batch, held.batch_at(2, 1))
+    assert_same(batch, held.batch_of(batch.ids.tolist(), 2))
+    assert_same(plain.canvases("val", [3, 1]), held.canvases("val", [3, 1]))
+    assert len(noise) == 8 + 8 + 2 + 2
+    list(held.train_loader())
+    assert_same(list(held.train_loader())[1], held.batch_at(0, 1))
+
+
+def test_the_budget_of_unreadable_images() -> None:
+    with pytest.raises(DataError, match=r"2 unreadable image\(s\), 1 allowed here.*\n.*train/003.*\n.*train/030"):
+        list(toy(**CORRUPT | {"corrupt_budget": 0.03}, on_device=True).train_loader())
+    held = toy(**CORRUPT, on_device=True)
+    list(held.train_loader())
+    with pytest.raises(DataError, match="test/003: cannot be decoded"):
+        list(held.eval_loader("test"))
+    with pytest.raises(DataError, match="40 unreadable"):
+        list(toy(faults=dict.fromkeys(range(40), "corrupt"), corrupt_budget=0.9, on_device=True).train_loader())
+    with pytest.raises(DataError, match=r"(?s)train/011: .*a bug in a source"):
+        list(toy(faults={11: "bug"}, on_device=True).train_loader())
+
+
+def test_too_little_memory_is_told_before_anything_is_decoded(
+    noise: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed = 40 * 3 * 8 * 8
+    monkeypatch.setattr(resident, "free_bytes", lambda device: needed - 1)
+    words = r"data\.on_device: the 40 images of the train split take 7,680 bytes at 8 × 8 pixels, and cpu has 7,679"
+    with pytest.raises(DataError, match=words):
+        toy(on_device=True).train_loader().reader.prepare()
+    assert noise == []
+    for free in (needed, None):
+        monkeypatch.setattr(resident, "free_bytes", lambda device, free=free: free)
+        toy(on_device=True).train_loader().reader.prepare()
+
+
+def test_memory_of_a_gpu_counts_what_torch_keeps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (100, 1000))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 50)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)
+    assert resident.free_bytes(torch.device("cuda", 0)) == 120
+    monkeypatch.setattr(resident, "free_memory", lambda: 7)
+    assert resident.free_bytes(torch.device("cpu")) == 7
+
+
+def test_operations_of_the_loader_are_refused() -> None:
+    ops = [{"type": "GaussNoise", "p": 1.0}]
+    with pytest.raises(ValueError, match="loader_ops are run by the loader, and on_device leaves it nothing to do"):
+        toy(loader_ops=ops, on_device=True)
