@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,12 @@ class RunFolder:
         if is_first_rank():
             self.save()
 
+    def fail(self) -> None:
+        """Status ``failed``. A folder in which nothing was trained yet goes: a mistake in a config is not a run."""
+        self.set_status("failed")
+        if is_first_rank() and {path.name for path in self.path.iterdir()} == {CONFIG, RECORD}:
+            shutil.rmtree(self.path)
+
 
 def local_rank() -> int:
     """This process's place among those of the run; known before they are connected."""
@@ -61,10 +68,10 @@ def is_first_rank() -> bool:
 
 
 def open_run(experiment: Experiment, resume: bool) -> RunFolder:
-    """A new folder ``output/name`` (``name@2``, … where taken), or with ``resume`` the newest unfinished one.
+    """A new folder ``output/name`` (``name@2``, … where taken), or with ``resume`` this config's newest unfinished one.
 
     Raises:
-        RunError: nothing to resume, its config is another one, or the folder cannot be written.
+        RunError: nothing to resume, only runs of other settings, or the folder cannot be written.
     """
     if _FOLDER_OF_THE_FIRST_RANK in os.environ:
         return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
@@ -121,7 +128,9 @@ def _new_folder(output: Path, name: str) -> Path:
 
 
 def _resumed(experiment: Experiment) -> RunFolder:
+    """The newest unfinished run of these very settings."""
     existing = _numbered(experiment.output, experiment.name)
+    others = []
     for number in sorted(existing, reverse=True):
         try:
             earlier, record = read_run(existing[number])
@@ -131,10 +140,10 @@ def _resumed(experiment: Experiment) -> RunFolder:
         if record["status"] == "finished":
             continue
         different = differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"))
-        if different:
-            raise RunError(f"{existing[number]} was started with other settings: {', '.join(different)}")
-        return RunFolder(existing[number], record)
-    raise RunError(f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
+        if not different:
+            return RunFolder(existing[number], record)
+        others.append(f"{existing[number]} was started with other settings: {', '.join(different)}")
+    raise RunError(others[0] if others else f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:

@@ -78,6 +78,22 @@ def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
         opened(experiment(tmp_path, seed=1), resume=True)
 
 
+def test_resume_passes_over_runs_of_other_settings(tmp_path: Path) -> None:
+    opened(experiment(tmp_path)).set_status("interrupted")
+    opened(experiment(tmp_path, seed=1)).set_status("failed")
+    assert opened(experiment(tmp_path), resume=True).path.name == "trial"
+    assert opened(experiment(tmp_path, seed=1), resume=True).path.name == "trial@2"
+
+
+def test_a_failed_run_leaves_a_folder_only_if_it_trained_something(tmp_path: Path) -> None:
+    opened(experiment(tmp_path)).fail()
+    assert not list(tmp_path.iterdir())
+    run = opened(experiment(tmp_path))
+    (run.path / "fits").mkdir()
+    run.fail()
+    assert read_run(tmp_path / "trial")[1]["status"] == "failed"
+
+
 def test_a_damaged_run_folder_is_named(tmp_path: Path) -> None:
     run = opened(experiment(tmp_path))
     (run.path / "run.json").write_text('{"status": "run')
