@@ -68,7 +68,10 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
         folder.set_status("finished")
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
-            folder.set_status("interrupted" if isinstance(error, Interrupted) else "failed")
+            if isinstance(error, Interrupted):
+                folder.set_status("interrupted")
+            else:
+                folder.fail()
         raise
     finally:
         close_run()
