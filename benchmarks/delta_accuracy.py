@@ -13,7 +13,8 @@ of epochs. Full fine-tuning keeps its batch-norm statistics, as the students do.
 Arms: ``linear probe``, ``nearest class mean`` (cosine to the mean pooled feature of a class, without any gradient),
 ``full``, ``METHOD`` for those of one size (norm affine, bias, scale and shift), and ``METHOD@BUDGET``. At a budget
 
-- methods with a rank get ``ranks: {budget, importance}``: ``uniform`` and, for ``low_rank``, ``fisher`` as well;
+- methods with a rank get ``ranks: {budget, importance}``: ``uniform``, or what HALRP is about, ``fisher``; ``low_rank``
+  all of ``delta_arms.ALLOCATIONS``;
 - methods with a width get the largest that fits, sparse ones the density;
 - the others go on as many layers as fit, from the last layer on.
 
@@ -40,7 +41,7 @@ from rich.console import Console
 from torch.nn import functional as F
 
 from distill.config import Experiment
-from distill.deltas.base import tensor_bytes
+from distill.deltas.base import DeltaError, tensor_bytes
 from distill.deltas.state import delta_bytes
 from distill.models.network import create_network
 from distill.models.student import Student
@@ -136,7 +137,11 @@ def main() -> None:
             for arm in arms:
                 if arm.name not in done:
                     stop.raise_if_received()
-                    outcome = outcome_of(lab, book, arm, seed, rates)
+                    try:
+                        outcome = outcome_of(lab, book, arm, seed, rates)
+                    except DeltaError as error:
+                        console.print(f"{arm.name} is left out: {error}", style="yellow")
+                        continue
                     book.add(asdict(outcome))
                     console.print(
                         f"seed {seed} {arm.name}: {outcome.accuracy:.1%} on test, {outcome.bytes:,} bytes, "

@@ -19,6 +19,15 @@ from distill.registry import Family
 
 BUDGETS = ("50KB", "200KB", "1MB")
 WIDTHS = ("hidden", "rank", "density")
+ALLOCATIONS: dict[str, dict[str, Any]] = {
+    "uniform": {"importance": "uniform"},
+    "fisher": {"importance": "fisher"},
+    "fisher least 1": {"importance": "fisher", "least": 1},
+    "fisher gradient": {"importance": "fisher", "spectrum": "gradient"},
+    "activation": {"importance": "activation"},
+    "feature_change": {"importance": "feature_change"},
+}
+"""How low rank's ranks are chosen: see ``distill.deltas.ranked``."""
 SLACK = 0.8
 """An arm that fills less than this share of its budget is not one of equal bytes."""
 
@@ -63,9 +72,9 @@ def at_budget(backbone: nn.Module, name: str, budget: str) -> Iterator[Arm]:
     settings: Any = Family("distill.deltas", "Delta").known()[name]
     limit = parse_bytes(budget)
     if issubclass(settings, RankedSettings):
-        kinds = ("uniform", "fisher") if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
+        kinds = tuple(ALLOCATIONS) if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
         for kind in kinds:
-            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": {"budget": budget, "importance": kind}},))
+            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": {"budget": budget, **ALLOCATIONS[kind]}},))
         return
     if "budget" in settings.model_fields:
         yield Arm(f"{name}@{budget}", ({"type": name, "budget": budget},))

@@ -55,7 +55,7 @@ def within_budget(candidates: Mapping[str, Candidate], budget: int) -> dict[str,
     left = budget - sum(candidate.bytes(candidate.least) for candidate in candidates.values())
     if left < 0:
         raise DeltaError(
-            f"a budget of {budget:,} bytes is too small: one rank everywhere takes {budget - left:,} bytes"
+            f"a budget of {budget:,} bytes is too small: the least ranks everywhere take {budget - left:,} bytes"
         )
     offers: list[tuple[float, int, str]] = []  # the best first; of equal ones the model's first layer
 

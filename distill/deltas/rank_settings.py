@@ -48,6 +48,9 @@ class Allocation(Settings):
         None, gt=0, description="learning rate of the warm-up; none: training's for the head, a tenth of it for weights"
     )
     samples: int = Field(1024, ge=1, description="training images over which gradients or features are gathered")
+    least: int | None = Field(
+        None, ge=0, description="ranks that every layer gets in any case; none: 1 for halrp, 0 for the others"
+    )
     max_rank: int = Field(100, ge=1, description="no layer gets more")
     start: Literal["identity", "warm_up"] | None = Field(
         None,
@@ -63,6 +66,8 @@ class Allocation(Settings):
             raise ValueError("give one of budget (such as 200KB) and alpha (such as 0.9)")
         if self.importance == "uniform" and self.budget is None:
             raise complaint("importance", "uniform looks at no gains, so it needs a budget")
+        if self.importance == "uniform" and self.least is not None:
+            raise complaint("least", "uniform gives every layer a rank; leave least out")
         if self.spectrum == "gradient":
             if self.importance == "feature_change":
                 raise complaint("importance", "feature_change takes back what a free warm-up did: spectrum: warm_up")

@@ -47,7 +47,7 @@ class RankedDelta(WeightDelta):
     """A weight delta with a rank; ``prepare`` chooses it where the settings say so.
 
     Class attributes:
-        least_rank: ranks that a layer gets in any case when they are chosen; 0 leaves layers out.
+        least_rank: ``least`` where the settings leave it open; 0 leaves layers out.
         goes_on: whether training by default goes on from the free warm-up.
     """
 
@@ -120,11 +120,12 @@ def choose_ranks(
     else:
         gains = _gains(method, wish, layers, seen)
     candidates = {}
+    least = method.least_rank if wish.least is None else wish.least
     for site, layer in layers.items():
         fixed, per_rank = _price(method, settings, layer)
         most = min(wish.max_rank, _most(layer, fixed, per_rank))
         if most >= 1:
-            candidates[site] = Candidate(gains[site], per_rank, fixed, method.least_rank, most)
+            candidates[site] = Candidate(gains[site], per_rank, fixed, min(least, most), most)
         elif settings.oversized == "error":
             raise DeltaError(f"{settings.type}: {site!r} is smaller than its delta of rank 1; leave it out")
     if not candidates:

@@ -4,11 +4,15 @@ from itertools import product
 
 import pytest
 import torch
-from torch import Tensor
+from deltas_evidence import Told
+from torch import Tensor, nn
 
 from distill.deltas.allocate import Candidate, by_share, same_everywhere, within_budget
 from distill.deltas.base import DeltaError
+from distill.deltas.halrp import HALRP
+from distill.deltas.low_rank import LowRank
 from distill.deltas.rank_settings import Allocation, parse_bytes
+from distill.deltas.ranked import RankedDelta, choose_ranks
 
 
 def gains(*values: float) -> Tensor:
@@ -91,11 +95,29 @@ def test_a_budget_too_small_says_what_would_do() -> None:
     with pytest.raises(DeltaError, match=r"249 bytes is too small for one rank: the smallest, of 'b', takes 250 bytes"):
         within_budget(known, 249)
     least = {site: Candidate(c.gains, c.per_rank, c.fixed, least=1) for site, c in known.items()}
-    with pytest.raises(DeltaError, match="one rank everywhere takes 650 bytes"):
+    with pytest.raises(DeltaError, match="the least ranks everywhere take 650 bytes"):
         within_budget(least, 649)
     assert within_budget(least, 650) == {"a": 1, "b": 1}
     with pytest.raises(DeltaError, match="no layer has anything to gain"):
         by_share({"a": Candidate(gains(0, 0), 1)}, 0.5)
+
+
+def test_every_layer_gets_the_least_ranks() -> None:
+    """One layer has nearly all the gains; ``least: 1`` leaves the others a rank of the same budget."""
+    layers = {name: nn.Linear(8, 8, bias=False) for name in "abc"}
+    told = Told(nn.Sequential(*layers.values()), layers)
+    seen = told.after(1)
+    seen.squares = {"a": torch.full((8, 8), 1e6), "b": torch.ones(8, 8), "c": torch.ones(8, 8)}
+
+    def ranks(method: type[RankedDelta], **wish: int) -> dict[str, int]:
+        allocation = Allocation.model_validate({"budget": 3 * 64, **wish})  # rank 1 takes (8 + 8) · 4 bytes
+        return choose_ranks(method, method.Settings(ranks=allocation), layers, seen)  # type: ignore[arg-type, call-arg]
+
+    assert ranks(LowRank) == {"a": 3}
+    assert ranks(LowRank, least=1) == {"a": 1, "b": 1, "c": 1}
+    assert ranks(LowRank, budget=5 * 64, least=1) == {"a": 3, "b": 1, "c": 1}
+    assert ranks(HALRP, budget=6 * 64) == {"a": 1, "b": 1, "c": 1}, "its own least is 1; R and S take a rank's bytes"
+    assert ranks(HALRP, least=0) == {"a": 2}
 
 
 def test_bytes_are_read_as_people_write_them() -> None:
@@ -113,6 +135,7 @@ def test_bytes_are_read_as_people_write_them() -> None:
         ({"budget": "many"}, "expected bytes such as"),
         ({"budget": 0}, "at least one byte"),
         ({"alpha": 0.9, "importance": "uniform"}, "uniform looks at no gains"),
+        ({"budget": 10, "importance": "uniform", "least": 0}, "gives every layer a rank"),
         ({"budget": 10, "spectrum": "gradient", "importance": "feature_change"}, "takes back what a free warm-up did"),
         ({"budget": 10, "spectrum": "gradient", "start": "warm_up"}, "no free warm-up to go on from"),
         ({"budget": 10, "warm_up": 0}, "after 0 epochs nothing has changed"),
