@@ -44,8 +44,8 @@ class Arm:
 
     @property
     def method(self) -> str:
-        """Arms of one method share their learning rate."""
-        return self.name.partition("@")[0]
+        """Arms of one method share their learning rate, however its ranks are chosen."""
+        return self.name.partition("@")[0].partition(" ")[0]
 
 
 def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
