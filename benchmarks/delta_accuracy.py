@@ -51,6 +51,8 @@ from distill.training.signals import StopSignal
 
 MIDDLE = "200KB"
 """The budget at which a method's learning rate is chosen."""
+OF_WHOLE = 1 / 3
+"""Full fine-tuning chooses among this share of the rates: the largest that deltas bear break it."""
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,8 @@ def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float
         return known[arm.method]
     if len(rates) == 1:
         return rates[0]
+    if arm.train == "whole":
+        rates = [OF_WHOLE * rate for rate in rates]
     alike = [other for other in lab.arms if other.method == arm.method]
     tuned = next((other for other in alike if other.name.endswith(f"@{MIDDLE}")), arm)
     scores = {}
