@@ -52,15 +52,20 @@ class FitProgress:
         self._figures = figures
         self.step(step)
         if self._live is not None:
-            self._live.update(Group(self._progress, Text(f"  {describe(figures)}", style="dim")))
+            self._live.update(Group(self._progress, self._described()))
 
     def epoch_end(self, epoch: int, scores: dict[str, float]) -> None:
         if self.console is None:
             return
-        parts = [f"{name.removeprefix('val/')} {value:.2%}" for name, value in scores.items()]
+        parts = [f"{name.replace('/', ' ')} {value:.2%}" for name, value in scores.items()]
         heading = f"[bold]{self.name}[/] epoch {epoch + 1}/{self._epochs}"
         self.console.print("  ".join([heading, *parts]), highlight=False)
-        self.console.print(Padding(Text(describe(self._figures), style="dim"), (0, 0, 0, 2)))
+        self.console.print(self._described())
+
+    def _described(self) -> Padding:
+        """The last figures, indented by two columns."""
+        assert self.console is not None
+        return Padding(Text(describe(self._figures, self.console.width - 2), style="dim"), (0, 0, 0, 2))
 
     def close(self) -> None:
         if self._live is not None:
@@ -68,10 +73,13 @@ class FitProgress:
             self._live = None
 
 
-def describe(figures: dict[str, float]) -> str:
-    """One line: the loss and its terms, speed, and each span's share of the step."""
+def describe(figures: dict[str, float], width: int) -> str:
+    """Speed, the loss and its terms (without their weights), and each span's share of the step: a line, or two."""
     if not figures:
         return ""
     terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in figures.items() if n.startswith("loss/"))
-    shares = " ".join(f"{span} {figures.get(f'share/{span}', 0):.0%}" for span in SPANS)
-    return f"{figures['images_per_second']:.0f} img/s  loss {figures['loss']:.3g} ({terms})  {shares}"
+    percents = {span: f"{figures.get(f'share/{span}', 0):.0%}" for span in SPANS}
+    shares = " ".join(f"{span} {percent}" for span, percent in percents.items() if percent != "0%")
+    parts = f"{figures['images_per_second']:.0f} img/s  loss {figures['loss']:.3g} ({terms})", shares
+    line = "  ".join(parts)
+    return line if len(line) <= width else "\n".join(parts)

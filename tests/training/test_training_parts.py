@@ -88,7 +88,10 @@ def test_shares_of_a_fit_add_up(tmp_path: Path) -> None:
 
 def test_the_line_of_a_step() -> None:
     figures = {"loss": 1.5, "loss/ce": 1.0, "loss/kd": 0.5, "images_per_second": 99.6, "share/teacher": 0.25}
-    assert describe(figures) == "100 img/s  loss 1.5 (ce 1 kd 0.5)  data 0% augment 0% teacher 25% student 0%"
+    figures |= {"share/student": 0.7}
+    assert describe(figures, 60) == "100 img/s  loss 1.5 (ce 1 kd 0.5)  teacher 25% student 70%"
+    assert describe(figures, 50) == "100 img/s  loss 1.5 (ce 1 kd 0.5)\nteacher 25% student 70%", "broken between parts"
+    assert describe({}, 50) == ""
 
 
 # --- Evaluation ---------------------------------------------------------------------------------------------------
