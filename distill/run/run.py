@@ -64,6 +64,8 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
     try:
         with StopSignal() as stop:
             shop = Workshop(experiment, make_data(experiment), console if is_first_rank() else None, stop)
+            if shop.console is not None:
+                shop.console.print(opening(shop, folder.path), highlight=False, soft_wrap=True)
             _run_stages(shop, folder)
         folder.set_status("finished")
     except BaseException as error:
@@ -76,6 +78,14 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
     finally:
         close_run()
     return folder.path
+
+
+def opening(shop: Workshop, folder: Path) -> str:
+    """The first line of a run: where it writes, what it learns from, and on what."""
+    images, labels = len(shop.data.part("train")), shop.data.labelled_count
+    labelled = "" if labels == images else f", {labels or 'none'} of them labelled"
+    classes = f", {len(shop.data.classes)} classes" if shop.data.classes else ""
+    return f"{folder}: {images} training images{labelled}{classes}; on {shop.device.type}"
 
 
 def _run_stages(shop: Workshop, folder: RunFolder) -> None:
