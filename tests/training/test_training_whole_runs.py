@@ -51,16 +51,23 @@ def test_a_run_without_labels(tmp_path: Path, start: Start) -> None:
     assert run.wait() == 0, run.output.read_text()
     summary = json.loads((run.folder / "results.json").read_text())["summary"]
     assert [row["name"] for row in summary["rows"]] == ["student", "teacher"]
+    assert "44 training images, none of them labelled; on " in run.output.read_text()
     student = summary["rows"][0]
     assert student["accuracy"] is None and (student["agreement"] * SIZES["test"]) % 1 == pytest.approx(0, abs=1e-5)
     assert any("no linear probe" in warning for warning in summary["warnings"])
 
 
 def test_a_run_without_a_teacher(tmp_path: Path, start: Start) -> None:
-    run = start(fault="-1 0 0", controls={}, teacher=None, objectives=[{"type": "ce"}])
+    watched = {"data": {"on_device": True}, "training": {"test_every": 1}}
+    run = start(fault="-1 0 0", controls={}, teacher=None, objectives=[{"type": "ce"}], **watched)
     assert run.wait() == 0, run.output.read_text()
     summary = json.loads((run.folder / "results.json").read_text())["summary"]
     assert [row["name"] for row in summary["rows"]] == ["linear probe", "student"]
+    probe, student = summary["rows"]
+    assert probe["best_epoch"] is None
+    assert student["last_epoch"] == pytest.approx(student["accuracy"]), "what is kept is the last epoch"
+    assert student["best_epoch"] >= student["last_epoch"] and 1 <= student["best_at"] <= 2
+    assert "Last and best epoch" in (run.folder / "report.html").read_text()
 
 
 def test_a_run_that_fails_says_so_and_can_be_resumed(tmp_path: Path, start: Start) -> None:
