@@ -130,6 +130,14 @@ def dump_yaml(tree: Any) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def differences(before: Any, now: Any, path: str = "") -> list[str]:
+    """``key.path (before, now ...)`` of every value in which two trees of plain values differ."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [*before, *(key for key in now if key not in before)]
+        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
+    return [] if before == now else [f"{path} ({before!r}, now {now!r})"]
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types, closed: no tags, aliases or duplicate keys; ``1e-3`` is a float, ``no`` a string."""
 

@@ -14,6 +14,7 @@ from typing import Any
 from augment.errors import ExplainedError
 from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
 from distill.files import write_atomic
+from distill.yaml_tree import differences
 
 logger = logging.getLogger(__name__)
 
@@ -144,11 +145,3 @@ def _resumed(experiment: Experiment) -> RunFolder:
             return RunFolder(existing[number], record)
         others.append(f"{existing[number]} was started with other settings: {', '.join(different)}")
     raise RunError(others[0] if others else f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
-
-
-def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """``key.path (before, now ...)`` of every value in which two trees of plain values differ."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        keys = [*before, *(key for key in now if key not in before)]
-        return [d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]
-    return [] if before == now else [f"{path} ({before!r}, now {now!r})"]

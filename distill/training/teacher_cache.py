@@ -31,8 +31,8 @@ from torch import Tensor
 from distill.data.positions import Positions
 from distill.files import write_atomic
 from distill.models.features import Features
-from distill.run.folder import differences
 from distill.training.cache_rows import CacheError, RowLayout
+from distill.yaml_tree import differences
 
 logger = logging.getLogger(__name__)
 
