@@ -138,7 +138,10 @@ class ResidentReader(BatchReader):
                 for place in np.flatnonzero(np.isin(chosen, list(self._unreadable))).tolist():
                     chosen[place] = next(i for i in self._candidates(epoch, place) if i not in self._unreadable)
             rows, labels = torch.from_numpy(self.part.indices[chosen]), torch.from_numpy(self.part.labels[chosen])
-            self._epoch = epoch, rows.to(self.device), labels.to(self.device), self.resident.keys[rows]
+            ids = self.resident.keys[rows]
+            if self.device.type == "cuda":
+                ids = ids.pin_memory()  # as the loader does: nothing waits for their way to the draws
+            self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids
         return self._epoch[1:]
 
 

@@ -57,6 +57,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         tiles=tiles(summary),
         blocks=blocks(summary.sites),
         pictures=pictures,
+        peaks=[row for row in summary.rows if finite(row.best_epoch)],
         outcome=found,
         confusions=confusions(found) if found else [],
         images=sum(label >= 0 for label in summary.labels),

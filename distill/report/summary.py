@@ -62,6 +62,11 @@ class Row(Part):
     name: str
     what: str = Field("", description="a few words: what it is and what it learned from")
     accuracy: float | None = Field(None, description="top-1 on the test split, as a fraction")
+    last_epoch: float | None = Field(None, description="the same after the last epoch, where training.test_every is")
+    best_epoch: float | None = Field(
+        None, description="the highest of a tested epoch: chosen by the test split itself, so too high"
+    )
+    best_at: int | None = Field(None, description="that epoch, counted from 1")
     agreement: float | None = Field(None, description="share of test images where it says what the teacher says")
     trained: int | None = Field(None, description="trained parameters")
     bytes: int | None = Field(None, description="size of what has to be stored for it")

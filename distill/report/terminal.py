@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.report.numbers import SPACE, count, duration, percent, size
-from distill.report.summary import RunSummary
+from distill.report.summary import RunSummary, finite
 from distill.report.where import bytes_table
 
 WIDE = 104  # columns from which the description of a model has room for a column of its own
@@ -59,6 +59,10 @@ def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
         facts.append(("size", _listed({name: size(value) for name, value in summary.sizes.items()})))
     if summary.seconds:
         facts.append(("time", _listed({name: duration(value) for name, value in summary.seconds.items()})))
+    for row in summary.rows:
+        if finite(row.best_epoch):
+            seen = f"best epoch {percent(row.best_epoch)} ({row.best_at}, seen on test: too high)"
+            facts.append(("epochs", Text(f"{row.name}: last epoch {percent(row.last_epoch)}, {seen}")))
     checks, failed = summary.verification, [check for check in summary.verification if not check.passed]
     if checks and not failed:
         facts.append(("export", Text(f"verified: {len(checks)} of {len(checks)} checks passed", style="green")))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
 from distill.run.workshop import StageError, Workshop, predict_student, predict_teacher
 from distill.training.cache_rows import RowLayout
+from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary, fit
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
@@ -82,9 +84,19 @@ class Lesson:
             name,
             shop.stop,
             shop.console,
+            self._test(student, name),
         )
         shop.unreadable |= loader.unreadable
         return summary
+
+    def _test(self, student: Student, name: str) -> Callable[[], Predictions] | None:
+        """What tests the student for the record, if ``training.test_every`` wants one."""
+        if self.training.test_every is None:
+            return None
+        data = self.shop.data
+        if not data.has("test") or not (data.part("test").labels != UNLABELLED).any():
+            raise StageError(f"{name}: training.test_every needs a test split with labels")
+        return lambda: predict_student(self.shop, student, "test")
 
     def free(self, epochs: int, lr: float) -> Lesson:
         """The same lesson for a few epochs at a constant rate, without what belongs to a whole training: an average of
@@ -103,6 +115,7 @@ class Lesson:
                     "early_stop": None,
                     "keep": "last",
                     "validate_every": epochs,
+                    "test_every": None,
                 }
             ),
         )

@@ -98,6 +98,8 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
     if experiment.teacher is not None:
         with _stage(shop, folder, "teacher"):
             teachers = prepare_teachers(shop)
+            if len(shop.teacher_fits) == len(teachers) == 1:
+                results.fits["teacher"] = shop.teacher_fits[0]
 
     with _stage(shop, folder, "student"):
         student, teacher, results.fits["student"] = distil(shop, teachers, folder.path / FITS / "student")
@@ -233,6 +235,15 @@ def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teac
         )
 
 
+def _with_epochs(row: Row, fits: dict[str, FitSummary]) -> Row:
+    """The row with the last and the best epoch of its fit, where ``training.test_every`` had them tested."""
+    if row.name not in fits or (best := fits[row.name].best_on_test) is None:
+        return row
+    epoch, accuracy = best
+    last = fits[row.name].test_accuracies[-1]
+    return row.model_copy(update={"last_epoch": last, "best_epoch": accuracy, "best_at": epoch + 1})
+
+
 def _where(student: Student) -> tuple[SiteBytes, ...]:
     """What every delta of the student takes."""
     return tuple(
@@ -286,7 +297,7 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results, preview: Previ
         machine=Machine.here(),
         config=dump_config(experiment),
         finished=datetime.now().isoformat(" ", "minutes"),
-        rows=tuple(sorted(results.rows, key=lambda row: order.index(row.name))),
+        rows=tuple(_with_epochs(row, results.fits) for row in sorted(results.rows, key=lambda r: order.index(r.name))),
         sizes=results.sizes,
         sites=results.sites,
         seconds=folder.record["stages"],

@@ -108,7 +108,8 @@ def fit_teacher(shop: Workshop, settings: NetworkSettings) -> Network:
     else:
         own = Workshop(experiment, data, shop.console, shop.stop)
         objectives = (CrossEntropy.Settings(),)
-        Lesson(own, None, objectives, _teacher_augment(experiment), fitting.training).fit(student, folder, "teacher")
+        lesson = Lesson(own, None, objectives, _teacher_augment(experiment), fitting.training)
+        shop.teacher_fits.append(lesson.fit(student, folder, "teacher"))
     return network
 
 
@@ -175,10 +176,11 @@ def labels_only(shop: Workshop, steps: int, folder: Path) -> tuple[Student, FitS
             "milestones": tuple(m * epochs / before.epochs for m in before.schedule.milestones),
         }
     )
-    every = max(1, before.validate_every * epochs // before.epochs)
-    training = before.model_copy(
-        update={"epochs": epochs, "schedule": schedule, "validate_every": every, "curriculum": None}
-    )
+    every = {
+        key: value and max(1, value * epochs // before.epochs)
+        for key, value in {"validate_every": before.validate_every, "test_every": before.test_every}.items()
+    }
+    training = before.model_copy(update={"epochs": epochs, "schedule": schedule, "curriculum": None, **every})
     alone, objectives = shop.experiment.augment.alone(epochs / before.epochs), (CrossEntropy.Settings(),)
     lesson = Lesson(shop, None, objectives, alone, training, labelled_only=True)
     return _taught(lesson, folder, "labels only", frozenset({"logits"}), len(shop.data.classes))

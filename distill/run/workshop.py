@@ -23,7 +23,7 @@ from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.run.folder import local_rank
 from distill.training.evaluate import Predictions, predict
-from distill.training.fit import device_for
+from distill.training.fit import FitSummary, device_for
 from distill.training.signals import StopSignal
 
 
@@ -41,6 +41,8 @@ class Workshop:
     stop: StopSignal
     unreadable: dict[str, str] = field(default_factory=dict)
     """Id → reason of the images that training had to skip."""
+    teacher_fits: list[FitSummary] = field(default_factory=list)
+    """Of the teacher's networks, as far as they were trained by gradient."""
 
     @property
     def device(self) -> torch.device:

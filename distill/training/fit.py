@@ -23,6 +23,7 @@ from distill.models.student import Student
 from distill.training.callbacks import BEST, Figures, Saving, Validation
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.clock import SPANS
+from distill.training.curve_on_test import CurveOnTest
 from distill.training.evaluate import Predictions
 from distill.training.module import Distillation
 from distill.training.placing import place
@@ -50,6 +51,16 @@ class FitSummary:
     best_epoch: int
     """Counted from 0; -1 where nothing could be validated."""
     scores: dict[str, float] = field(default_factory=dict)
+    tested_epochs: list[int] = field(default_factory=list)
+    """Counted from 0: those that ``training.test_every`` had tested, rising."""
+    test_accuracies: list[float] = field(default_factory=list)
+    """Of these epochs."""
+
+    @property
+    def best_on_test(self) -> tuple[int, float] | None:
+        """Epoch, counted from 0, and accuracy, the first of equals; None where nothing was tested."""
+        tested = zip(self.tested_epochs, self.test_accuracies, strict=True)
+        return max(tested, key=lambda pair: pair[1], default=None)
 
 
 def fit(
@@ -61,6 +72,7 @@ def fit(
     name: str,
     stop: StopSignal,
     console: Console | None,
+    test: Callable[[], Predictions] | None = None,
 ) -> FitSummary:
     """Train ``module.student`` and leave the result in it, and in ``folder``.
 
@@ -69,6 +81,7 @@ def fit(
     Args:
         validate: predictions on the validation split; None validates nothing.
         teacher: the teacher's predictions on the same split, for the agreement.
+        test: predictions on the test split, for the record that ``training.test_every`` asks for.
 
     Raises:
         Interrupted: a signal arrived; the checkpoint is saved.
@@ -81,10 +94,10 @@ def fit(
 
     settings = module.settings
     place(module.augment, loader, folder, device_for(settings), console, module.cache)
-    checkpoint = newest_good(folder)
     said = loader.reader.prepare()
     if said and console is not None:
         console.print(said, highlight=False, soft_wrap=True)
+    checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)
     figures = Figures(loader, progress, settings.log_every)
@@ -95,6 +108,10 @@ def fit(
         best = folder / BEST if settings.keep == "best" else None
         validation = Validation(validate, teacher, figures, settings.validate_every, patience, best)
         callbacks.append(validation)  # type: ignore[arg-type]
+    curve = None
+    if test is not None and settings.test_every is not None:
+        curve = CurveOnTest(test, figures, settings.test_every)
+        callbacks.append(curve)  # type: ignore[arg-type]
     callbacks.append(Saving(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     try:
@@ -134,7 +151,7 @@ def fit(
         load_result(module.student, folder, BEST)
     elif module.average is not None:
         module.average.apply()
-    summary = _summary(trainer, figures, validation, module)
+    summary = _summary(trainer, figures, validation, curve, module)
     if trainer.is_global_zero:
         save_result(module.student, folder)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
@@ -168,7 +185,13 @@ def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
     return DDPStrategy(broadcast_buffers=student.whole, gradient_as_bucket_view=True, static_graph=True)
 
 
-def _summary(trainer: Trainer, figures: Figures, validation: Validation | None, module: Distillation) -> FitSummary:
+def _summary(
+    trainer: Trainer,
+    figures: Figures,
+    validation: Validation | None,
+    curve: CurveOnTest | None,
+    module: Distillation,
+) -> FitSummary:
     wall = max(figures.totals.get("wall", 0.0), 1e-9)
     return FitSummary(
         epochs=trainer.current_epoch,
@@ -179,4 +202,6 @@ def _summary(trainer: Trainer, figures: Figures, validation: Validation | None, 
         spikes=int(module.guard.spikes),
         best_epoch=validation.best_epoch if validation else -1,
         scores=validation.scores if validation else {},
+        tested_epochs=list(curve.accuracies) if curve else [],
+        test_accuracies=list(curve.accuracies.values()) if curve else [],
     )

@@ -69,6 +69,12 @@ class TrainingSettings(Settings):
         "last", description="which epoch's weights are the result (best: on validation)"
     )
     validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
+    test_every: int | None = Field(
+        None,
+        ge=1,
+        description="epochs between looks at the test split, for the record only: nothing is chosen by them, and the"
+        " report tells the last epoch and the best one apart, as papers on CIFAR do; none: the result is tested, once",
+    )
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     devices: int = Field(1, ge=1, le=1024, description="processes; more than one is DDP, with the batch shared out")
     log_every: int = Field(

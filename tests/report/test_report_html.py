@@ -149,3 +149,12 @@ def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run
     gone = shown.model_copy(update={"operations_sheet": tmp_path / "gone.png"})
     text = " ".join(page(tmp_path / "run", gone).words)
     assert "The operations' strips were not found at" in text and "Every operation" not in text
+
+
+def test_last_and_best_epoch_are_told_apart(tmp_path, run):
+    watched = run.rows[2].model_copy(update={"last_epoch": 0.691, "best_epoch": 0.702, "best_at": 213})
+    found = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))
+    text = " ".join(" ".join(found.words).replace("\u00a0", " ").split())
+    assert "Last and best epoch" in found.headings
+    assert "student 69.1 % 70.2 % 213" in text and "seen on test" in text and "so it is too high" in text
+    assert "Last and best epoch" not in page(tmp_path / "other", run).headings
