@@ -76,8 +76,12 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def curves(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Loss terms of the student's stage over steps; every stage's accuracy (agreement without labels) over epochs."""
-    losses = {name: series for name, series in summary.curves.get(summary.student, {}).items() if "loss" in name}
+    """Over steps: loss terms of the student's stage, and each stage's accuracy (agreement where there are no labels)."""
+    losses = {
+        "total" if name == "loss" else name.removeprefix("loss/"): series
+        for name, series in summary.curves.get(summary.student, {}).items()
+        if "loss" in name
+    }
     score = "accuracy" if any("accuracy" in name for log in summary.curves.values() for name in log) else "agreement"
     scores = {
         stage if _only_one(log, score) else f"{stage} · {name}": series
@@ -85,23 +89,24 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
         for name, series in log.items()
         if score in name
     }
-    panels = [panel for panel in ((losses, "steps", "loss"), (scores, "epochs", score)) if panel[0]]
+    panels = [panel for panel in ((losses, "loss of the student"), (scores, f"validation {score}")) if panel[0]]
     if not panels:
         return None
-    figure = Figure(figsize=(WIDTH, 2.5 * len(panels)), layout="constrained")
-    for axes, (group, over, title) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
+    figure = Figure(figsize=(WIDTH, 2.8 * len(panels)), layout="constrained")
+    for axes, (group, title) in zip(np.atleast_1d(figure.subplots(len(panels), 1)), panels):
         for number, (name, series) in enumerate(group.items()):
-            _curve(axes, name, series, over, theme.series[number % len(theme.series)])
-        if title == score:
+            _curve(axes, name, series, theme.series[number % len(theme.series)])
+        if group is scores:
             axes.yaxis.set_major_formatter(PERCENT)
         elif _spans_decades(group):
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        axes.set_xlabel("step" if over == "steps" else "epoch")
+        axes.set_xlabel("step")
         axes.grid(axis="y")
         axes.set_title(title)
-        axes.legend(fontsize=8)
+        # Below, where it hides no curve.
+        axes.legend(fontsize=8, ncols=min(4, len(group)), loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure
 
 
@@ -191,9 +196,9 @@ def _most_changed(found: Outcome) -> list[int]:
     return sorted(int(k) for k in np.argsort(-total_K, kind="stable")[:MOST_CONFUSED])
 
 
-def _curve(axes: Axes, name: str, series: Series, over: str, colour: str) -> None:
+def _curve(axes: Axes, name: str, series: Series, colour: str) -> None:
     """A line; single points as dots; what is not finite as a cross on the lower edge, where a gap would hide it."""
-    x = np.asarray(series.steps) if over == "steps" else np.asarray(series.epochs) + 1
+    x = np.asarray(series.steps)
     y = np.asarray(series.values, dtype=float)
     good = np.isfinite(y)
     label = name if good.any() else f"{name} (never finite)"

@@ -78,7 +78,7 @@ def test_nan_in_a_curve_is_marked(run):
         }
     )
     legend = figures.curves(never, LIGHT).axes[0].get_legend()
-    assert [text.get_text() for text in legend.get_texts()] == ["loss (never finite)"]
+    assert [text.get_text() for text in legend.get_texts()] == ["total (never finite)"]
     assert "curves" in draw(never)
 
 
@@ -108,5 +108,5 @@ def test_class_names_in_any_script_and_with_any_sign_are_drawn(run):
 def test_without_labels_agreement_is_drawn_in_the_place_of_accuracy(run):
     log = {"student": {"val/agreement": run.curves["teacher"]["val/accuracy"]}}
     (axes,) = figures.curves(run.model_copy(update={"curves": log}), LIGHT).axes
-    assert axes.get_title() == "agreement"
-    assert [list(line.get_xdata()) for line in axes.lines] == [[1, 2]]
+    assert axes.get_title() == "validation agreement"
+    assert [list(line.get_xdata()) for line in axes.lines] == [[0, 10]]
