@@ -50,7 +50,7 @@ class Figures(Callback):
         # Reading a flag costs nothing on a CPU; on a device it would hold up the queue, so it waits for the next row.
         if module.device.type == "cpu":
             module.guard.check()
-        if trainer.global_step % self.every == 0:
+        if (index + 1) % self.every == 0:  # within the epoch, whose end is read too: no row of one or two steps
             self.read(trainer, module)
         else:
             self.progress.step(trainer.global_step)
