@@ -44,6 +44,12 @@ def test_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(tmp_path / "stopped", "loss")] == list(range(1, 2 * STEPS + 1))
 
 
+def test_a_row_holds_the_steps_of_one_epoch(tmp_path: Path) -> None:
+    """Not the last of one and the first of the next: a mean of one step would jump among means of many."""
+    student_fit(experiment(tmp_path, training={"log_every": STEPS + 1}), tmp_path / "fit")
+    assert [step for step, _ in scalars(tmp_path / "fit", "loss")] == [STEPS, 2 * STEPS]
+
+
 def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path: Path) -> None:
     """A killed run has logged steps that its successor makes again."""
     settings, folder = experiment(tmp_path, training={"log_every": 1}), tmp_path / "killed"
