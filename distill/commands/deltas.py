@@ -19,7 +19,7 @@ from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import Delta, DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.inventory import Listed, inventory
-from distill.deltas.rank_settings import RankedSettings
+from distill.deltas.rank_settings import RankedSettings, at_rank_one
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.models.network import create_network
@@ -92,7 +92,7 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
 def configured(model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]) -> list[Listed]:
     """The deltas of a config on a copy of the model. Those whose ranks the data will choose are listed at rank 1."""
     whole = copy.deepcopy(model)
-    attach(whole, [_at_rank_one(entry) for entry in entries], exclude_head=head)
+    attach(whole, [at_rank_one(entry) for entry in entries], exclude_head=head)
     return inventory(whole)
 
 
@@ -156,9 +156,3 @@ def _print_configured(
             highlight=False,
         )
     console.print()
-
-
-def _at_rank_one(entry: DeltaSettings) -> DeltaSettings:
-    if isinstance(entry, RankedSettings) and entry.ranks is not None:
-        return entry.model_copy(update={"ranks": None, "rank": 1})
-    return entry

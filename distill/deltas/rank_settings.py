@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from augment.settings import Settings, complaint
-from distill.deltas.base import SizedSettings
+from distill.deltas.base import DeltaSettings, SizedSettings
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
 
@@ -91,3 +91,10 @@ class RankedSettings(SizedSettings):
         if self.ranks is not None and self.rank != type(self).model_fields["rank"].default:
             raise complaint("rank", "ranks chooses the rank of every layer: give only one of the two")
         return self
+
+
+def at_rank_one(entry: DeltaSettings) -> DeltaSettings:
+    """The settings with rank 1 where the data would choose the ranks: for whoever has to attach them without data."""
+    if isinstance(entry, RankedSettings) and entry.ranks is not None:
+        return entry.model_copy(update={"ranks": None, "rank": 1})
+    return entry

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from distill.deltas.base import Delta, DeltaSettings, Start
+from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network
@@ -36,6 +37,15 @@ def new_student(
     settings = shop.experiment.student
     network = create_network(settings.network, classes or len(shop.data.classes))
     return Student(network, settings, needs, starts)
+
+
+def try_student(shop: Workshop, needs: frozenset[str]) -> None:
+    """Make the student once and throw it away, so that what is wrong with it is said before a teacher's training.
+
+    Raises:
+        NetworkError, DeltaError: as making it for its own training would.
+    """
+    new_student(shop, needs, starts=[Start([at_rank_one(entry)]) for entry in shop.experiment.student.deltas])
 
 
 def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:

@@ -19,7 +19,7 @@ from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.ce import CrossEntropy
 from distill.run.folder import RunError, is_first_rank
 from distill.run.lesson import Lesson
-from distill.run.preparing import finished, load_prepared, prepare
+from distill.run.preparing import finished, load_prepared, prepare, try_student
 from distill.run.workshop import StageError, Workshop, predict_pooled
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
@@ -36,6 +36,8 @@ def prepare_teachers(shop: Workshop) -> list[Network]:
     if shop.experiment.fit_teacher is None:
         torch.manual_seed(shop.experiment.seed)  # a network of random weights must be the same one on resume
         return [create_network(network) for network in settings.networks]
+    if shop.data.classes:
+        try_student(shop, needs_of(shop.experiment.objectives)[0])
     return [fit_teacher(shop, network) for network in settings.networks]
 
 
