@@ -1,5 +1,6 @@
 """Stages: the teacher that is fitted once, several teachers, every view policy, data without labels."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from toy_training import Watched, assert_bit_equal, experiment, network, student
 from augment.dual import AugmentSettings
 from distill.config import Experiment
 from distill.data.base import DataError
-from distill.models.network import Network
+from distill.deltas.base import DeltaError
+from distill.models.network import Network, NetworkError
 from distill.models.teacher import Teacher
 from distill.run.stages import prepare_teachers
 from distill.run.workshop import StageError, Workshop, logits_of, make_data, predict_teacher
@@ -44,6 +46,21 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in written} == written and len(written) > 0
     other_student = fitted(tmp_path, fit_teacher={**FIT, "method": method}, student={"deltas": []})
     assert teachers(other_student)[1] == 0
+
+
+@pytest.mark.parametrize(
+    ("student", "said"),
+    [
+        ({"network": {"model": "test_resnett"}}, "timm has no model 'test_resnett'"),
+        ({"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": "blokcs.*"}]}, "'blokcs.*' matches no"),
+    ],
+)
+def test_a_mistake_in_the_student_is_said_before_its_teacher_is_trained(
+    student: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises((NetworkError, DeltaError), match=re.escape(said)):
+        teachers(fitted(tmp_path, student=student))
+    assert not (tmp_path / "teachers").exists()
 
 
 def test_a_teacher_of_other_content_is_fitted_anew(tmp_path: Path) -> None:
