@@ -76,7 +76,7 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def curves(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Over steps: loss terms of the student's stage, and each stage's accuracy (agreement where there are no labels)."""
+    """Over steps: loss terms of the student's stage, and the accuracy of every stage (agreement without labels)."""
     losses = {
         "total" if name == "loss" else name.removeprefix("loss/"): series
         for name, series in summary.curves.get(summary.student, {}).items()
