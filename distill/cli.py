@@ -72,6 +72,7 @@ def evaluate(
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
 ) -> None:
     """Accuracy of a run's student, loaded from the files that it exported."""
+    _check_run(path)
     from distill.commands.runs import evaluate_run
 
     evaluate_run(path, split, _console())
@@ -83,6 +84,7 @@ def export(
     to: Annotated[Path | None, typer.Option(help="Where to; default: RUN/export.")] = None,
 ) -> None:
     """Write a finished run's delta file and merged timm folder again, from its trained weights."""
+    _check_run(path)
     from distill.commands.runs import export_run
 
     export_run(path, to, _console())
@@ -91,6 +93,7 @@ def export(
 @app.command()
 def verify(path: RunPath) -> None:
     """Prove a run's export: hashes, and merged equal to unmerged on real images in a fresh process."""
+    _check_run(path)
     from distill.commands.runs import verify_run
 
     verify_run(path, _console())
@@ -180,6 +183,13 @@ def schema(
         sys.stdout.write(text)
     else:
         to.write_text(text, encoding="utf-8")
+
+
+def _check_run(path: Path) -> None:
+    """A folder that is no run is told before the slow imports of what works on one."""
+    from distill.run.folder import read_run
+
+    read_run(path)
 
 
 def _console() -> Console:

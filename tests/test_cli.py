@@ -65,6 +65,16 @@ def test_a_folder_that_is_no_run_is_named(command: str, capsys: pytest.CaptureFi
     assert status == 1 and "is no run folder: it holds no config.yaml" in err and "Traceback" not in err
 
 
+def test_a_folder_that_is_no_run_waits_for_no_slow_import(tmp_path: Path) -> None:
+    script = (
+        "import sys; from distill.cli import main\n"
+        f"try:\n    main(['evaluate', {str(tmp_path)!r}])\n"
+        "finally:\n    assert not {'timm', 'lightning'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "is no run folder" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_tracebacks_of_known_errors_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DISTILL_TRACEBACK", "1")
     with pytest.raises(ConfigError):
