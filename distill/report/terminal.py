@@ -29,7 +29,7 @@ def closing(summary: RunSummary, width: int) -> RenderableType:
         if width < WIDE:
             parts.append(_pairs([(row.name, Text(row.what)) for row in summary.rows if row.what]))
     if summary.sites:
-        parts.append(bytes_table(summary.sites, width))
+        parts.append(bytes_table(summary.sites))
     parts.append(_pairs(_facts(summary)))
     parts.append(_pairs([(name, Text(path)) for name, path in summary.paths.items()]))
     shown = [Padding(part, (0, 0, 1, 1)) for part in parts if part.row_count]

@@ -51,8 +51,8 @@ def blocks(sites: tuple[SiteBytes, ...]) -> list[Block]:
     return [Block(name, tuple(group)) for name, group in groupby(together, key=lambda site: site.block)]
 
 
-def bytes_table(sites: tuple[SiteBytes, ...], width: int) -> Table:
-    """One line per block, with a bar for its share of all bytes where there is room."""
+def bytes_table(sites: tuple[SiteBytes, ...]) -> Table:
+    """One line per block, with a bar for its share of all bytes."""
     found = blocks(sites)
     total, most = sum(block.bytes for block in found), max(block.bytes for block in found)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
@@ -61,7 +61,7 @@ def bytes_table(sites: tuple[SiteBytes, ...], width: int) -> Table:
     table.add_column("ranks", justify="right", no_wrap=True)
     table.add_column("bytes", footer=size(total), justify="right", no_wrap=True)
     table.add_column("of the\nlayers", justify="right", no_wrap=True)
-    table.add_column("where the bytes went" if width >= 100 else "", no_wrap=True)
+    table.add_column("where the bytes went", no_wrap=True)
     for block in found:
         bar = Text("█" * round(BAR * block.bytes / max(most, 1)), style="blue")
         cells = (str(len(block.sites)), block.ranks, size(block.bytes), percent(block.of_layers))

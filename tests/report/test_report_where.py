@@ -27,7 +27,7 @@ def test_blocks_hold_their_sites_in_order() -> None:
 def test_the_table_fits_and_adds_up() -> None:
     for width in (80, 120):
         console = Console(width=width, record=True, quiet=False)
-        console.print(bytes_table(SITES, width))
+        console.print(bytes_table(SITES))
         lines = console.export_text().splitlines()
         assert max(map(len, lines)) <= width
         assert lines[-1].split()[:3] == ["all", "5", "3"] and "kB" in lines[-1]
