@@ -46,7 +46,11 @@ def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
     """Raises ``ValueError`` unless there is a teacher with the student's number of classes."""
     known = needed(teacher).classes
     if student.classes != known:
-        raise ValueError(f"the student has {student.classes} classes, the teacher {known}: their logits do not compare")
+        raise ValueError(
+            f"the student has {student.classes} classes, the teacher {known}: their logits do not compare; let "
+            "fit_teacher train it on these classes, say in teacher.networks.N.labels which are which, or compare "
+            "features instead"
+        )
 
 
 def needed(teacher: FeatureShapes | None) -> FeatureShapes:
