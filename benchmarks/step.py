@@ -191,9 +191,11 @@ def bare_parts(teacher: Network, student: Network, batch: int, device: torch.dev
     return parts
 
 
-def distillation(teacher: Network, student: Network, train: str, accelerator: str) -> Distillation:
+def distillation(
+    teacher: Network, student: Network, train: str, accelerator: str, sites: tuple[str, ...] = ("*",)
+) -> Distillation:
     """The module of a run with CE + KD, as ``distill.run.stages`` makes it."""
-    deltas = (LowRank.Settings(rank=8),) if train == "deltas" else ()
+    deltas = (LowRank.Settings(rank=8, sites=sites),) if train == "deltas" else ()
     settings = StudentSettings(network=NetworkSettings(model=student.origin), train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)
     looking, learning = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)

@@ -74,6 +74,7 @@ class Student(nn.Module):
         ]
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.compiled = settings.compile
         self._extract = torch.compile(extract) if settings.compile else extract
 
     def forward(self, view: Tensor) -> Features:

@@ -52,7 +52,7 @@ class Teacher(nn.Module):
         self._frozen = freeze(self)
         self.shapes: list[FeatureShapes] = [measure_shapes(n.model, n.input, needs) for n in networks]
         self.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.dtype = dtype
+        self.dtype, self.compiled = dtype, compile
         self._extract = torch.compile(extract) if compile else extract
 
     @torch.no_grad()

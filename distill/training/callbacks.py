@@ -40,6 +40,8 @@ class Figures(Callback):
         self._since = time.perf_counter()
         self._spikes = int(module.guard.spikes)
         self.loader.read_wait_seconds()
+        if module.note:
+            self.progress.note(f"{self.progress.name}: {module.note}")
         self.progress.start(trainer.max_epochs or 0, module.steps_per_epoch, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]

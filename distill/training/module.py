@@ -21,6 +21,7 @@ from distill.deltas.attach import penalty
 from distill.models.features import Features
 from distill.models.identity import identify
 from distill.models.network import NetworkError, check_fits
+from distill.models.shared_trunk import SharedTrunk
 from distill.models.student import Student, head_modules
 from distill.models.teacher import Teacher
 from distill.objectives.base import Batch, Schedule
@@ -36,6 +37,7 @@ from distill.training.side_stream import SideStream
 from distill.training.teacher_cache import TeacherCache
 from distill.training.teacher_weights import TeacherWeights
 from distill.training.terms import Term
+from distill.training.trunk import share_trunk
 
 
 class Distillation(LightningModule):
@@ -87,6 +89,7 @@ class Distillation(LightningModule):
         self.augment = augment
         self.cache = cache
         self.side = SideStream()
+        self.trunk, self.note = SharedTrunk(), ""
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
         penalised = penalty(student.sites) is not None
@@ -103,6 +106,7 @@ class Distillation(LightningModule):
         if self.average is not None:
             self.average.to(self.device)
         self.train()  # Lightning leaves modules as they were made; what is frozen sees to its eval mode by itself
+        self.trunk, self.note = share_trunk(self.student, self.teacher, self.augment, self.settings.precision)
 
     def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
         """Images and labels move; ids stay on the CPU, where draws are made: a device would be waited for."""
@@ -111,9 +115,10 @@ class Distillation(LightningModule):
         return batch._replace(images=images, labels=labels, looks=looks)
 
     def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
-        views, teachers = self._looked(batch)
-        self.clock.start("student")
-        students = [self.student(view) for view in views.student]
+        with self.trunk:
+            views, teachers = self._looked(batch)
+            self.clock.start("student")
+            students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
         targets = Batch(batch.labels)
         if self._positions is not None:

@@ -45,6 +45,11 @@ class FitProgress:
             self._live = Live(Group(self._progress, Text()), console=self.console, refresh_per_second=4, transient=True)
             self._live.start()
 
+    def note(self, text: str) -> None:
+        """A line that is said once."""
+        if self.console is not None:
+            self.console.print(text, highlight=False, soft_wrap=True)
+
     def step(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 

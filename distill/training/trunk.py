@@ -1,0 +1,82 @@
+"""What the networks of a fit share: student and teacher where they look at one view, and teachers among themselves.
+
+See :mod:`distill.models.shared_trunk`.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from augment.dual import DualAugment
+from augment.views import InputSpec
+from distill.deltas.blocks import eval_mode
+from distill.models.shared_trunk import SharedTrunk
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+
+
+def share_trunk(
+    student: Student, teacher: Teacher | None, dual: DualAugment, precision: str
+) -> tuple[SharedTrunk, str]:
+    """The trunk that is computed once, tried out on noise, and a line that says what it is; "" if there is none.
+
+    All networks must be on their device. A student never shares what it computes in another precision than the teacher,
+    or compiled: it has a trunk of its own then, and the line says why, if its weights are the teacher's.
+
+    Args:
+        precision: that the student is trained in.
+    """
+    if teacher is None:
+        return SharedTrunk(), ""
+    one_view = bool({look.key for look in dual.plan.teacher} & {look.key for look in dual.plan.student})
+    obstacle = _obstacle(student, teacher, precision)
+    together = one_view and not obstacle
+    networks = [] if teacher.compiled else [*teacher.networks]
+    trunk = SharedTrunk([*networks, student.model] if together else networks)
+    device = next(student.parameters()).device
+    views = {spec: _noise(spec).to(device) for spec in (*teacher.inputs, student.input)}
+
+    def look() -> None:
+        teacher(tuple((views[spec],) for spec in teacher.inputs))
+        if together:
+            with eval_mode(student):
+                student(views[student.input])
+
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        trunk.try_out(look)
+    lines = []
+    for n, network in enumerate([*networks, student.model] if together else networks):
+        shared = {layer for module in trunk.taken(n) for layer in _layers(module)}
+        if shared:
+            name = "the student" if network is student.model else f"teacher.networks.{n}"
+            lines.append(f"{len(shared)} of {len(_layers(network))} convs and linear layers of {name}")
+    if lines:
+        return trunk, f"shared trunk: {', and '.join(lines)} are another network's too, and computed once"
+    first = next(iter(student.model.parameters()))
+    if one_view and obstacle and any(_equal(first, next(n.parameters())) for n in teacher.networks):
+        return trunk, f"no shared trunk: {obstacle}"
+    return trunk, ""
+
+
+def _obstacle(student: Student, teacher: Teacher, precision: str) -> str:
+    if student.compiled or teacher.compiled:
+        return "compiled networks (student.compile, teacher.compile) are not taken apart"
+    if precision != "float32" or teacher.dtype != torch.float32:
+        return (
+            f"the student computes in {precision}, the teacher in {str(teacher.dtype).removeprefix('torch.')}; "
+            "both in float32 would share what is the same"
+        )
+    return ""
+
+
+def _noise(spec: InputSpec) -> Tensor:
+    return torch.randn(1, len(spec.mean), *spec.size, generator=torch.Generator().manual_seed(0))
+
+
+def _layers(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    return ours.shape == theirs.shape and torch.equal(ours.to(theirs.dtype), theirs)
