@@ -7,7 +7,7 @@ file names, if it can be made and its SHA-256 is right.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ def combine_files(
             raise ExportError(f"{needs} ({backbone})") from None
         done = compute(*files, **options, backbone=backbone)
     save_opened(to, done.file, done.made_by)
-    _say_size(to, done.file, files[0], console)
+    _say_size(to, done.file, files, console)
     if done.dense:
         size = sum(done.dense.values())
         console.print(
@@ -80,20 +80,21 @@ def truncate_file(
 ) -> None:
     file = open_delta(path, allow_plugins)
     _check_target(to)
+    backbone = find_backbone(file.manifest, config)
     try:
         limit = None if budget is None else parse_bytes(budget)
     except ValueError as error:
         raise ExportError(f"--budget: {error}") from None
     done = truncate(file, skeleton(file.manifest), rank=rank, budget=limit)
     save_opened(to, done.file, done.made_by)
-    _say_size(to, done.file, file, console)
+    _say_size(to, done.file, [file], console)
     ranks = [rank for rank in done.ranks.values() if rank]
     console.print(
         f"ranks {min(ranks, default=0)} to {max(ranks, default=0)} at {len(ranks)} of {len(done.ranks)} sites; "
         f"{done.kept:.2%} of the squared change of their weights is left",
         highlight=False,
     )
-    _say_change(path, to, file.manifest, config, allow_plugins, console)
+    _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
 
 def quantise_file(
@@ -107,9 +108,10 @@ def quantise_file(
 ) -> None:
     file = open_delta(path, allow_plugins)
     _check_target(to)
+    backbone = find_backbone(file.manifest, config)
     quantise(file, to, form, head)
-    _say_size(to, file, file, console)
-    _say_change(path, to, file.manifest, config, allow_plugins, console)
+    _say_size(to, file, [file], console)
+    _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
 
 def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bool, console: Console) -> None:
@@ -193,9 +195,14 @@ def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
 
 
 def _say_change(
-    path: Path, to: Path, manifest: DeltaManifest, config: Path | None, allow_plugins: bool, console: Console
+    path: Path,
+    to: Path,
+    manifest: DeltaManifest,
+    backbone: nn.Module | str,
+    config: Path | None,
+    allow_plugins: bool,
+    console: Console,
 ) -> None:
-    backbone = find_backbone(manifest, config)
     if isinstance(backbone, str):
         console.print(f"the change of the logits was not measured: {backbone}", highlight=False)
         return
@@ -209,13 +216,13 @@ def _say_change(
     )
 
 
-def _say_size(to: Path, file: DeltaFile, before: DeltaFile, console: Console) -> None:
+def _say_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: Console) -> None:
     tensors, manifest = ((to / name).stat().st_size for name in (TENSORS, MANIFEST))
     head = sum(t.numel() * t.element_size() for t in file.values.values())
     console.print(f"wrote {to}", highlight=False)
     console.print(
-        f"deltas {file.delta_bytes:,} bytes (before {before.delta_bytes:,}) and head {head:,}, as fp32; on disk "
-        f"{tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",
+        f"deltas {file.delta_bytes:,} bytes (before {' and '.join(f'{one.delta_bytes:,}' for one in before)}) and head "
+        f"{head:,}, as fp32\non disk {tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",
         highlight=False,
     )
 

@@ -176,7 +176,7 @@ def _choose(first: DeltaFile, second: DeltaFile, head: Which | None, t: float | 
         if t is not None:
             return replace(first, values={name: _between(a[name], b[name], t) for name in a})
     why = "differ" if comparable and same_labels else "are for different classes"
-    raise ExportError(f"the heads of the two files {why}, and heads have no sum; choose head: first or head: second")
+    raise ExportError(f"the heads of the two files {why}, and heads have no sum; choose head, first or second (--head)")
 
 
 def _between(a: Tensor, b: Tensor, t: float) -> Tensor:
