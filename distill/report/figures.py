@@ -89,7 +89,9 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
         for name, series in log.items()
         if score in name
     }
-    panels = [panel for panel in ((losses, "loss of the student"), (scores, f"validation {score}")) if panel[0]]
+    splits = {name.removesuffix(f"/{score}") for log in summary.curves.values() for name in log if score in name}
+    title = f"{' and '.join('validation' if split == 'val' else split for split in sorted(splits))} {score}"
+    panels = [panel for panel in ((losses, "loss of the student"), (scores, title)) if panel[0]]
     if not panels:
         return None
     figure = Figure(figsize=(WIDTH, 2.8 * len(panels)), layout="constrained")

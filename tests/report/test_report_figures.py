@@ -110,3 +110,12 @@ def test_without_labels_agreement_is_drawn_in_the_place_of_accuracy(run):
     (axes,) = figures.curves(run.model_copy(update={"curves": log}), LIGHT).axes
     assert axes.get_title() == "validation agreement"
     assert [list(line.get_xdata()) for line in axes.lines] == [[0, 10]]
+
+
+def test_what_was_seen_on_test_is_not_called_validation(run):
+    series = run.curves["teacher"]["val/accuracy"]
+    for names, title in ((["test"], "test accuracy"), (["val", "test"], "test and validation accuracy")):
+        log = {"student": {f"{name}/accuracy": series for name in names}}
+        (axes,) = figures.curves(run.model_copy(update={"curves": log}), LIGHT).axes
+        assert axes.get_title() == title
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"student · {n}/accuracy" for n in names]
