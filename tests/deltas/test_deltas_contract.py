@@ -44,7 +44,7 @@ def learned(network: nn.Module) -> set[int]:
 def test_identity_then_merge(model: str, name: str) -> None:
     """Channels last, an odd number of pixels where the network takes that."""
     plain = build(model).to(memory_format=torch.channels_last)
-    x = images(3, 160) if "vit" in model else images(3, 97, 75)
+    x = images(3) if "vit" in model else images(3, 97, 75)
     x = x.to(memory_format=torch.channels_last)
     modules = {n: type(m) for n, m in plain.named_modules()}
     keys = plain.state_dict().keys()
@@ -84,7 +84,7 @@ def test_gradients_reach_the_delta_and_the_head_and_nothing_else(model: str, nam
     head = classifier_names(network)
     frozen = {n: t.clone() for n, t in backbone_state(network, head).items()}
     disturb(network)
-    network(images(2, 160 if "vit" in model else 64)).square().sum().backward()
+    network(images(2)).square().sum().backward()
     trained = learned(network)
     for n, parameter in network.named_parameters():
         assert (parameter.grad is not None and bool(parameter.grad.any())) == (id(parameter) in trained), n
@@ -127,7 +127,7 @@ def test_the_cheap_way_equals_the_definition(kind: str, name: str, monkeypatch: 
 def test_deepcopy_is_independent(name: str) -> None:
     network = with_delta("test_resnet", name)
     disturb(network)
-    x = images(2, 64)
+    x = images(2)
     with torch.no_grad():
         expected = network(x)
         twin = copy.deepcopy(network)
@@ -141,7 +141,7 @@ def test_deepcopy_is_independent(name: str) -> None:
 def test_bf16_autocast(name: str) -> None:
     network = with_delta("test_efficientnet", name).to(memory_format=torch.channels_last)
     disturb(network)
-    x = images(2, 64).to(memory_format=torch.channels_last)
+    x = images(2).to(memory_format=torch.channels_last)
     exact = network(x)
     with torch.autocast("cpu", torch.bfloat16):
         y = network(x)
@@ -183,7 +183,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
         disturb(network)
         write_delta(folder / name, network, backbone, origin="random")
         with torch.no_grad():
-            logits[name] = network(images(2, 64))
+            logits[name] = network(images(2))
     return folder, logits
 
 
@@ -197,7 +197,7 @@ def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.
 
 def _load(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
-    x = images(2, 64)
+    x = images(2)
     with torch.no_grad():
         found = {name: load_delta(Path(folder) / name, build("test_efficientnet"))(x) for name in names}
     torch.save(found, f"{folder}/found.pt")
@@ -205,7 +205,7 @@ def _load(rank: int, folder: str, names: list[str]) -> None:
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     run_apart(_ddp_rank, (str(tmp_path), list(METHODS)), count=2)
-    x = images(4, 64)
+    x = images(4)
     for name in METHODS:
         network = with_delta("test_efficientnet", name)
         disturb(network)
@@ -221,7 +221,7 @@ def _ddp_rank(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.FileStore(f"{folder}/store", 2)
     torch.distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    x = images(4, 64)[2 * rank : 2 * rank + 2]
+    x = images(4)[2 * rank : 2 * rank + 2]
     for name in names:
         network = with_delta("test_efficientnet", name)
         disturb(network)

@@ -17,14 +17,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "resnext26ts": {},
     "mobilenetv3_small_050": {},
     "tf_efficientnet_lite0": {},
-    "convnext_atto": {},
+    "convnext_atto": {"depths": (1, 1, 2, 1)},
     "test_nfnet": {},
     "regnetx_002": {},
     "vit_tiny_patch16_224": {"img_size": 64, "depth": 2},
     "deit_tiny_distilled_patch16_224": {"img_size": 64, "depth": 2},
     "swin_tiny_patch4_window7_224": {"img_size": 64, "window_size": 4, "embed_dim": 24, "depths": (2, 2)},
     "eva02_tiny_patch14_224": {"img_size": 56, "depth": 2},
-    "efficientformerv2_s0": {"img_size": 64},
+    "efficientformerv2_s0": {"img_size": 64, "depths": (1, 1, 2, 2), "num_vit": 1},
 }
 METHODS = weight_deltas()
 REFUSALS = ("no centre", "matches no norm layer", "no conv or depthwise layer")

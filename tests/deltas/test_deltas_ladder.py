@@ -149,7 +149,7 @@ def test_preparation_prunes_by_fisher() -> None:
 
 def test_every_and_drop_path() -> None:
     network, ladder = climbing("test_vit", every=2)
-    assert ladder.names == ["blocks.1", "blocks.3", "blocks.5"]
+    assert ladder.names == ["blocks.0", "blocks.2"]
     network, ladder = climbing("test_vit", drop_path=0.5)
     disturb(network)
     x = images(2)
