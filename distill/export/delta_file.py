@@ -28,6 +28,9 @@ from distill.export.packing import Format, pack, unpack
 from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed, write_sealed
 from distill.files import write_atomic
 from distill.models.identity import Identity, differences, identify
+from distill.models.reused_head import reuse_head, reused
+from distill.models.settings import ReusedHead
+from distill.models.weights import NetworkError
 from distill.registry import Family
 
 TENSORS, MANIFEST = "delta.safetensors", "delta.json"
@@ -61,6 +64,8 @@ class DeltaManifest(Sealed):
     results: tuple[Result, ...] = ()
     packed: dict[str, str] = Field(default_factory=dict)
     """Tensors that are stored in fewer bytes, see :mod:`distill.export.packing`."""
+    head: ReusedHead | None = None
+    """The head that takes the place of the architecture's own; its tensors are under ``head/`` as usual."""
     made_by: str = ""
     """The operation on other delta files, named by their SHA-256, that made this one; empty if training did."""
 
@@ -111,6 +116,7 @@ def write_delta(
         labels=tuple(labels),
         preprocessing=preprocessing or Preprocessing.of(model),
         results=tuple(results),
+        head=reused(model),
     )
 
 
@@ -159,8 +165,10 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
     parts = parts_of(tensors, folder)
     _check_backbone(manifest, backbone, folder)
     model = copy.deepcopy(backbone).eval()
-    head = classifier_names(model)
     try:
+        if manifest.head is not None:
+            reuse_head(model, manifest.head)
+        head = classifier_names(model)
         load_exactly(head_state(model, head), parts["head"], "head")
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in parts["moved"]}
         load_exactly(buffers, parts["moved"], "set of moved statistics")
@@ -174,7 +182,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
                 for site in group.sites:
                     place_delta(model, settings, find_place(model, site))
         load_exactly(delta_state(model), parts["delta"], "delta")
-    except (DeltaError, PluginError, ValidationError) as error:
+    except (DeltaError, NetworkError, PluginError, ValidationError) as error:
         raise ExportError(f"{folder}: {error}") from error
     _check_learned(model, folder)
     return model

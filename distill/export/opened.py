@@ -97,7 +97,7 @@ def save_opened(
     return save_delta(folder, tensors, formats, **about, deltas=in_order, made_by=made_by)
 
 
-ABOUT = ("architecture", "model_args", "num_classes", "origin", "backbone", "labels", "preprocessing")
+ABOUT = ("architecture", "model_args", "num_classes", "origin", "backbone", "labels", "preprocessing", "head")
 """Fields of a manifest that say what the deltas and the head belong to."""
 
 

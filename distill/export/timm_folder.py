@@ -21,6 +21,7 @@ from distill.export.sealed import ExportError, Sealed, read_checked, read_sealed
 from distill.files import write_atomic
 from distill.models.identity import Identity, identify
 from distill.models.network import timm_with_ours
+from distill.models.reused_head import ARCHITECTURE, reused
 
 CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}
@@ -115,8 +116,12 @@ def _config(
     pretrained_cfg |= preprocessing.model_dump(mode="json")
     # The weights are timm's own names and shapes now, whatever file the backbone once came from.
     pretrained_cfg |= {"num_classes": model.num_classes, "custom_load": False, "pool_size": None}
+    architecture = native["architecture"]
+    if (head := reused(model)) is not None:
+        model_args = {"body": architecture, **head.model_dump(), **model_args}
+        architecture = ARCHITECTURE
     config = {
-        "architecture": native["architecture"],
+        "architecture": architecture,
         "num_classes": model.num_classes,
         "num_features": model.num_features,
         "model_args": model_args,

@@ -75,12 +75,13 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
 
 
 def timm_with_ours() -> Any:
-    """timm, with this package's own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``*_cifar``."""
+    """timm, with our own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``reused_head``, ``*_cifar``."""
     import timm
 
     import distill.models.cifar
     import distill.models.ddl_resnet
-    import distill.models.ddl_vit  # noqa: F401
+    import distill.models.ddl_vit
+    import distill.models.reused_head_entry  # noqa: F401
 
     return timm
 

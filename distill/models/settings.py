@@ -141,3 +141,10 @@ class StudentSettings(Settings):
         if self.train == "whole" and self.deltas:
             raise complaint("deltas", "there are none with train: whole, which trains every weight")
         return self
+
+
+class ReusedHead(Settings):
+    """A head that reads another network's features, see :mod:`distill.models.reused_head`."""
+
+    width: int = Field(ge=1, description="of the pooled features that the classifier reads")
+    factor: int = Field(2, ge=1, description="width over that of the convs between")

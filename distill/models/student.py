@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from distill.deltas.attach import Site, attach, deltas, freeze
 from distill.deltas.base import Delta, DeltaSettings, Start, StructuralDelta
-from distill.deltas.sites import classifier_names
+from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state, load_exactly
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import Frozen, batch_norms
@@ -63,6 +63,7 @@ class Student(nn.Module):
                 self.entries.append(entry)
             self.sites = deltas(self.model)
             learned = {id(part) for site in self.sites for part in site.delta.modules()}
+            learned |= {id(part) for name, part in self.model.named_modules() if inside(name, head)}
             self._frozen = Frozen(module for module in self.model.modules() if id(module) not in learned)
         else:
             self._frozen = Frozen(batch_norms(self.model) if settings.batch_norm == "frozen" else ())
@@ -70,7 +71,7 @@ class Student(nn.Module):
         self._own_keys = [
             key
             for key, t in self.state_dict(keep_vars=True).items()
-            if self.whole or t.requires_grad or id(t) in of_deltas
+            if self.whole or t.requires_grad or id(t) in of_deltas or inside(key.removeprefix("model."), head)
         ]
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -16,6 +16,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, two
+from distill.objectives.ranks import weighed
 
 
 class _Reversed(torch.autograd.Function):
@@ -59,6 +60,7 @@ class Adversarial(Objective):
         r1: float = Field(1.0, ge=0, description="γ of regulariser: r1")
         hidden: int = Field(256, gt=0, description="width of the discriminator")
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     paper: ClassVar[str] = "Goodfellow et al. 2014, arXiv 1406.2661; Xu et al. 2018, arXiv 1709.00513"
 
@@ -79,21 +81,23 @@ class Adversarial(Objective):
         student_BD, teacher_BD = two(student, teacher, "pooled")
         fake_BD = self.projector(student_BD)
         if self.settings.mode == "reversed":
-            return self.discriminate(reversed_gradient(fake_BD), teacher_BD)
-        return self.discriminate(fake_BD.detach(), teacher_BD) + F.softplus(-self._judge_held_still(fake_BD)).mean()
+            losses_B = self.discriminate(reversed_gradient(fake_BD), teacher_BD)
+        else:
+            losses_B = self.discriminate(fake_BD.detach(), teacher_BD) + F.softplus(-self._judge_held_still(fake_BD))
+        return weighed(losses_B, batch.weights).mean()
 
     def discriminate(self, fake_BD: Tensor, real_BD: Tensor) -> Tensor:
-        """The discriminator's loss, with R1 if asked for."""
+        """[B]: the discriminator's losses, with R1 if asked for."""
         r1 = self.settings.regulariser == "r1"
         real_BD = real_BD.detach().requires_grad_(r1)
-        judged_B1 = self.discriminator(real_BD)
-        loss = F.softplus(-judged_B1).mean() + F.softplus(self.discriminator(fake_BD)).mean()
+        judged_B = self.discriminator(real_BD)[:, 0]
+        losses_B = F.softplus(-judged_B) + F.softplus(self.discriminator(fake_BD)[:, 0])
         if r1:
-            [slope_BD] = torch.autograd.grad(judged_B1.sum(), real_BD, create_graph=True)
-            loss = loss + self.settings.r1 / 2 * slope_BD.square().sum(1).mean()
-        return loss
+            [slope_BD] = torch.autograd.grad(judged_B.sum(), real_BD, create_graph=True)
+            losses_B = losses_B + self.settings.r1 / 2 * slope_BD.square().sum(1)
+        return losses_B
 
     def _judge_held_still(self, fake_BD: Tensor) -> Tensor:
-        """D's verdict with gradient to its input alone."""
+        """[B]: D's verdicts with gradient to its input alone."""
         held = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        return torch.func.functional_call(self.discriminator, held, fake_BD)
+        return torch.func.functional_call(self.discriminator, held, fake_BD)[:, 0]

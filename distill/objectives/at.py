@@ -5,14 +5,13 @@ Shape suffixes: B batch, C channels, H W map size, N = H · W.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features
-from distill.objectives.base import Batch
 from distill.objectives.stages import MapObjective, on_one_grid
 
 
@@ -22,16 +21,16 @@ def attention(map_BCHW: Tensor) -> Tensor:
 
 
 def at(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """``mean((a(F_s) − a(F_t))²)`` over batch and pixels, with ``a(F) = mean_c F_c² / ‖mean_c F_c²‖``.
+    """[B]: ``mean((a(F_s) − a(F_t))²)`` over the pixels, with ``a(F) = mean_c F_c² / ‖mean_c F_c²‖``.
 
     Maps of different sizes meet on the smaller grid. Channels may differ. Zero where the two attentions are equal.
     """
     student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
-    return F.mse_loss(attention(student_BCHW), attention(teacher_BCHW))
+    return F.mse_loss(attention(student_BCHW), attention(teacher_BCHW), reduction="none").mean(1)
 
 
 class AT(MapObjective):
-    """Attention transfer: the sum of :func:`at` over the matched stages.
+    """Attention transfer: the sum of :func:`at` over the matched stages, mean over the batch.
 
     Paper: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928. The weight is β of
     their code, 1000, which belongs to the mean over pixels.
@@ -47,5 +46,5 @@ class AT(MapObjective):
 
     settings: Settings
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return sum(at(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        return sum(at(*pair) for pair in maps)  # type: ignore[return-value]

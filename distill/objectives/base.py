@@ -13,6 +13,7 @@ import augment.settings
 from augment.settings import complaint
 from distill.data.base import UNLABELLED
 from distill.models.features import Features, FeatureShapes
+from distill.models.settings import ReusedHead
 from distill.objectives.compare import needed
 from distill.registry import Component
 
@@ -32,7 +33,7 @@ class Batch:
     share: float = 1.0
     """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
     weights: Tensor | None = None
-    """[B] factors of the samples' losses, without gradient; None: all 1. Read where ``Objective.weighs_samples``."""
+    """[B] factors of the samples' losses, without gradient; None: all 1. See ``Objective.weighs_samples``."""
 
     def places(self) -> Tensor:
         """``index``. Raises ``ValueError`` where the batch does not have it."""
@@ -95,9 +96,11 @@ class Objective(nn.Module, Component):
             student only.
         reads_teacher: whether it needs a teacher at all.
         needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
-        weighs_samples: whether it is a mean of the samples' own losses and multiplies each by ``batch.weights``. What
-            weighs samples (``training.curriculum``, ``teacher.weighting``) refuses an objective that does not.
-        sets_head: whether ``after_step`` writes the student's head; one term with one teacher can.
+        weighs_samples: whether it is a mean of losses that belong to one sample each, and multiplies them by
+            ``batch.weights``. What a sample is compared with (negatives, a queue, a batch norm's statistics) is not
+            weighed. An objective on relations among samples has no such losses: it refuses weights, and a config that
+            asks for them (``training.curriculum``, ``teacher.weighting``) is refused before anything runs.
+        sets_head: whether it decides what the student's head is; one term with one teacher can.
         no_weight_decay: names of its parameters that must not decay (temperatures, scales); norms and biases are
             excluded anyway.
     """
@@ -111,6 +114,10 @@ class Objective(nn.Module, Component):
         def needs_one_class(self) -> bool:
             """Whether an image must have one class, not two: refused together with mixup and cutmix."""
             return False
+
+        def head(self, teacher: FeatureShapes) -> ReusedHead | None:
+            """What the student's head is replaced by before anything is trained; None: it keeps its own."""
+            return None
 
     paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
@@ -138,7 +145,14 @@ class Objective(nn.Module, Component):
         """Act after an update of the weights."""
 
     def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        """``loss`` in fp32, whatever autocast says."""
+        """``loss`` in fp32, whatever autocast says.
+
+        Raises:
+            ValueError: the samples are weighed, and this objective cannot weigh them; or what ``loss`` raises.
+        """
+        if batch.weights is not None and not self.weighs_samples:
+            text = "compares samples with each other, so it has no losses of single ones to weigh"
+            raise ValueError(f"{self.settings.type} {text}")
         with torch.autocast(batch.labels.device.type, enabled=False):
             return self.loss(student, teacher, batch)
 

@@ -17,12 +17,14 @@ from augment.draws import Draws
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELLED, Batch, Objective
 from distill.objectives.compare import needed, two
-from distill.objectives.ranks import gather_batch, sum_over_ranks, world_size
+from distill.objectives.ranks import gather_batch, sum_over_ranks, weighed, world_size
 
 _UNSET = -1.0
 
 
-def nce(positive_B: Tensor, negative_BK: Tensor, counts_BK: Tensor, samples: int) -> Tensor:
+def nce(
+    positive_B: Tensor, negative_BK: Tensor, counts_BK: Tensor, samples: int, weights_B: Tensor | None = None
+) -> Tensor:
     """Noise-contrastive estimation with uniform noise, mean over the batch.
 
     ``L = −log h⁺ / (h⁺ + M/N) − Σ_k log (M/N) / (h_k + M/N)`` with ``h = exp(u·m / τ) / Z`` and M the negatives that
@@ -33,11 +35,12 @@ def nce(positive_B: Tensor, negative_BK: Tensor, counts_BK: Tensor, samples: int
         negative_BK: log h with the drawn places.
         counts_BK: bool, which of those are negatives of the sample.
         samples: N.
+        weights_B: factors of the samples' losses.
     """
     # A sample without negatives has no noise: its logit is +inf, and the loss 0.
     noise_B = (counts_BK.sum(1) / samples).log()
     negative_BK = (negative_BK - noise_B[:, None]).masked_fill(~counts_BK, -torch.inf)
-    return (F.softplus(noise_B - positive_B) + F.softplus(negative_BK).sum(1)).mean()
+    return weighed(F.softplus(noise_B - positive_B) + F.softplus(negative_BK).sum(1), weights_B).mean()
 
 
 class CRD(Objective):
@@ -70,6 +73,7 @@ class CRD(Objective):
         def needs_one_class(self) -> bool:
             return True
 
+    weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
     needs_index: ClassVar[bool] = True
     paper: ClassVar[str] = "Tian et al., ICLR 2020, arXiv 1910.10699"
@@ -108,7 +112,7 @@ class CRD(Objective):
             rows_BP = rows_BP / self.settings.temperature
             positive_B, negative_BK = (rows_BP * bank_NP[index_B]).sum(1), rows_BP @ bank_NP[places_K].T
             scale = self._scale(side, positive_B, negative_BK, samples)
-            total = total + nce(positive_B - scale, negative_BK - scale, counts_BK, samples)
+            total = total + nce(positive_B - scale, negative_BK - scale, counts_BK, samples, batch.weights)
         self._keep(index_B, student_BP, teacher_BP)
         return total
 

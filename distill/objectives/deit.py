@@ -36,6 +36,7 @@ class DeiT(Objective):
         kind: Literal["hard", "soft"] = "hard"
         alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation token's part")
         temperature: float = Field(3.0, gt=0, description="soft only: T")
+        standardise: bool = Field(False, description="soft only: z-score each row of logits first")
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
@@ -57,7 +58,8 @@ class DeiT(Objective):
         weights_B = batch.weights
         labels = cross_entropy(class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.share, weights_B)
         if s.kind == "soft":
-            return (1 - s.alpha) * labels + s.alpha * kd(token_BK, teacher_BK, s.temperature, weights_B=weights_B)
+            taught = kd(token_BK, teacher_BK, s.temperature, s.standardise, weights_B)
+            return (1 - s.alpha) * labels + s.alpha * taught
         # A NaN has no argmax: it must come out, not become a class.
         decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()
         return (1 - s.alpha) * labels + s.alpha * decided

@@ -5,21 +5,20 @@ Shape suffixes: B batch, C channels, H W map size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
-from distill.objectives.pooled import Distance, pooled
+from distill.models.features import FeatureShapes
+from distill.objectives.pooled import Distance, apart
 from distill.objectives.stages import MapObjective, Stages, stages_field
 
 
-def dense(
-    student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine", weights_B: Tensor | None = None
-) -> Tensor:
-    """The distance of :func:`distill.objectives.pooled.pooled` between the vectors of every place, mean over all.
+def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine") -> Tensor:
+    """[B]: the distance of :func:`distill.objectives.pooled.pooled` between the vectors of a place, mean over places.
 
     The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's is
     the target. Zero where the resized map equals it.
@@ -27,9 +26,7 @@ def dense(
     if student_BCHW.shape[2:] != teacher_BCHW.shape[2:]:
         student_BCHW = F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", antialias=True)
     places_s, places_t = (map_.movedim(1, -1).flatten(0, 2) for map_ in (student_BCHW, teacher_BCHW))
-    if weights_B is not None:
-        weights_B = weights_B.repeat_interleave(len(places_t) // len(teacher_BCHW))
-    return pooled(places_s, places_t, distance, weights_B)
+    return apart(places_s, places_t, distance).unflatten(0, (len(teacher_BCHW), -1)).mean(1)
 
 
 class DenseFeature(MapObjective):
@@ -48,7 +45,6 @@ class DenseFeature(MapObjective):
         distance: Distance = "cosine"
         stages: Stages = stages_field("last")
 
-    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"
 
     settings: Settings
@@ -57,10 +53,9 @@ class DenseFeature(MapObjective):
         super().__init__(settings, student, teacher)
         self.projectors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = self.maps(student, teacher)
-        losses = [
-            dense(projector(ours), theirs, self.settings.distance, batch.weights)
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        stages = [
+            dense(projector(ours), theirs, self.settings.distance)
             for projector, (ours, theirs) in zip(self.projectors, maps)
         ]
-        return sum(losses) / len(losses)  # type: ignore[return-value]
+        return torch.stack(stages).mean(0)

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W map size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,9 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
-from distill.objectives.ranks import weighed
+from distill.models.features import FeatureShapes
 from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_field
 
 
@@ -37,7 +36,6 @@ class FitNets(MapObjective):
         weight: float = Field(100.0, ge=0, description="factor of this term in the sum")
         stages: Stages = stages_field("middle")
 
-    weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
     settings: Settings
@@ -46,10 +44,9 @@ class FitNets(MapObjective):
         super().__init__(settings, student, teacher)
         self.regressors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = self.maps(student, teacher)
-        losses = [
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        stages = [
             F.mse_loss(*on_one_grid(regressor(ours), theirs), reduction="none").mean((1, 2, 3))
             for regressor, (ours, theirs) in zip(self.regressors, maps)
         ]
-        return weighed(torch.stack(losses).mean(0), batch.weights).mean()
+        return torch.stack(stages).mean(0)

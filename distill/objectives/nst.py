@@ -5,19 +5,18 @@ Shape suffixes: B batch, C channels, H W map size, N = H · W.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features
-from distill.objectives.base import Batch
 from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_field
 
 
 def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Squared maximum mean discrepancy between the two sets of neurons, mean over the batch.
+    """[B]: squared maximum mean discrepancy between the two sets of neurons.
 
     A neuron is a channel's activations over the N positions, at length 1. With the kernel ``k(x, y) = (x·y)²``::
 
@@ -33,11 +32,11 @@ def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     for map_ in (student_BCHW, teacher_BCHW):
         neurons_BCN = F.normalize(map_.flatten(2), dim=2)
         moments.append(neurons_BCN.transpose(1, 2) @ neurons_BCN / map_.shape[1])
-    return (moments[0] - moments[1]).square().sum((1, 2)).mean()
+    return (moments[0] - moments[1]).square().sum((1, 2))
 
 
 class NST(MapObjective):
-    """Neuron selectivity transfer with the polynomial kernel, the sum of :func:`nst` over the matched stages.
+    """Neuron selectivity transfer with the polynomial kernel: :func:`nst` summed over the stages, mean over the batch.
 
     Paper: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, arXiv
     1707.01219, kernel of degree 2 and offset 0; weight 50.
@@ -55,5 +54,5 @@ class NST(MapObjective):
 
     settings: Settings
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        return sum(nst(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        return sum(nst(*pair) for pair in maps)  # type: ignore[return-value]

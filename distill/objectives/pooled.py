@@ -34,13 +34,18 @@ def pooled(
     Raises:
         ValueError: the shapes differ.
     """
+    return weighed(apart(student_BD, teacher_BD, distance), weights_B).mean()
+
+
+def apart(student_BD: Tensor, teacher_BD: Tensor, distance: Distance) -> Tensor:
+    """[B]: the distances of :func:`pooled`, row by row."""
     same_shape("pooled features", student_BD, teacher_BD)
     student_BD, teacher_BD = student_BD.float(), teacher_BD.detach().float()
     if distance == "cosine":
-        return weighed(1 - F.cosine_similarity(student_BD, teacher_BD, dim=1), weights_B).mean()
+        return 1 - F.cosine_similarity(student_BD, teacher_BD, dim=1)
     if distance == "whitened_mse":
         teacher_BD = F.layer_norm(teacher_BD, teacher_BD.shape[1:])
-    return weighed(F.mse_loss(student_BD, teacher_BD, reduction="none").mean(1), weights_B).mean()
+    return F.mse_loss(student_BD, teacher_BD, reduction="none").mean(1)
 
 
 class PooledFeature(Objective):

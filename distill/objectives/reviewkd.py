@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H W map size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,8 +13,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.models.features import FeatureShapes
 from distill.objectives.ranks import RankBatchNorm
 from distill.objectives.stages import MapObjective, on_one_grid
 
@@ -44,18 +44,22 @@ class Fusion(nn.Module):
 
 
 def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """Hierarchical context loss: the mean squared error of the maps and of their averages on 4, 2 and 1 cells a side.
+    """[B]: hierarchical context loss, the mean squared error of maps and of their averages on 4, 2 and 1 cells a side.
 
     Weights 1, ½, ¼, ⅛ over their sum; grids as large as the map or larger are left out. Zero where the maps are equal.
     """
-    total, weights, weight = F.mse_loss(student_BCHW, teacher_BCHW), 1.0, 1.0
+    total, weights, weight = _errors(student_BCHW, teacher_BCHW), 1.0, 1.0
     for cells in _POOLS:
         if cells >= min(student_BCHW.shape[2:]):
             continue
         weight /= 2
         ours, theirs = (F.adaptive_avg_pool2d(map_, (cells, cells)) for map_ in (student_BCHW, teacher_BCHW))
-        total, weights = total + weight * F.mse_loss(ours, theirs), weights + weight
+        total, weights = total + weight * _errors(ours, theirs), weights + weight
     return total / weights
+
+
+def _errors(ours: Tensor, theirs: Tensor) -> Tensor:
+    return F.mse_loss(ours, theirs, reduction="none").mean((1, 2, 3))
 
 
 class ReviewKD(MapObjective):
@@ -85,11 +89,10 @@ class ReviewKD(MapObjective):
             for index, (ours, theirs) in enumerate(self.widths)
         )
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        maps = self.maps(student, teacher)
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         deeper: Tensor | None = None
-        losses = []
+        stages = []
         for fusion, (ours, theirs) in reversed(list(zip(self.fusions, maps))):
             deeper, fused = fusion(ours, deeper)
-            losses.append(hcl(*on_one_grid(fused, theirs)))
-        return sum(losses)  # type: ignore[return-value]
+            stages.append(hcl(*on_one_grid(fused, theirs)))
+        return sum(stages)  # type: ignore[return-value]

@@ -9,10 +9,12 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from distill.models.features import Features, FeatureShapes
+from distill.models.settings import ReusedHead
 from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, same_classes, same_shape, two
 from distill.objectives.ranks import weighed
@@ -41,22 +43,36 @@ def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tu
 
 
 class SimKD(Objective):
-    """The teacher's classifier reused. ``p = P f_s + q`` learns to be f_t, see :func:`simkd`; logits: ``W_t p + b_t``.
+    """The teacher's classifier reused. ``p = P(f_s)`` learns to be f_t, see :func:`simkd`; logits: ``W_t p + b_t``.
 
-    P and q are one linear layer, trained. After every update it is folded with the teacher's classifier into the
-    student's own linear head, see :func:`folded`. So what is evaluated and exported is a plain network of the student's
-    size, and its head learns in no other way: beside other terms on logits, their gradient reaches the backbone
-    through the head, but the head's own update is replaced. Needs no labels. Head and projector need to be one linear
-    layer each, the two networks the same classes in the same order, and there can be one teacher only.
+    - ``projector: linear``: P is one linear layer on the pooled features, ``P f_s + q``. After every update it is
+      folded with the teacher's classifier into the student's own linear head, see :func:`folded`. So what is evaluated
+      and exported is a plain network of the student's size. The head learns in no other way: beside other terms on
+      logits, their gradient reaches the backbone through the head, but the head's own update is replaced.
+    - ``projector: conv``: P is the paper's, three convs (1×1, 3×3, 1×1) with batch norm and ReLU on the student's last
+      map, and then the average over places, see :mod:`distill.models.reused_head`. Convs and classifier stay in the
+      student, are exported with it, and enlarge it; a run says by how much. Its pooled features are then p.
 
-    Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, arXiv 2203.14001.
+    Needs no labels. Head and classifier need to be one linear layer each, the two networks the same classes in the same
+    order, and there can be one teacher only.
 
-    Deviation: the paper projects maps by three convs with batch norm and ReLU, which stay in the student and enlarge
-    it; a linear projector on the pooled features does not, for two linear layers are one, but it can express less.
+    Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, arXiv 2203.14001: conv,
+    factor 2, trained with this term alone.
+
+    Deviations: the linear form is ours; it expresses less. conv: p and f_t are compared after the pooling, not place by
+    place, so that teachers whose features are no average of a map (a ViT's class token) and caches of pooled features
+    serve; no ReLU after the last norm, since features of other networks than ReLU ones are negative at places.
     """
 
     class Settings(Objective.Settings):
         type: Literal["simkd"] = "simkd"
+        projector: Literal["linear", "conv"] = Field(
+            "linear", description="linear: folded into the student's head; conv: the paper's, it enlarges the student"
+        )
+        factor: int = Field(2, ge=1, description="conv only: the teacher's width over that of the convs between")
+
+        def head(self, teacher: FeatureShapes) -> ReusedHead | None:
+            return ReusedHead(width=teacher.pooled, factor=self.factor) if self.projector == "conv" else None
 
     weighs_samples: ClassVar[bool] = True
     sets_head: ClassVar[bool] = True
@@ -73,9 +89,14 @@ class SimKD(Objective):
         head, classifier = _linear("student", student), _linear("teacher", needed(teacher))
         if parametrize.is_parametrized(head):
             raise ValueError("simkd writes the student's head, but a delta changes that layer; exclude it from sites")
-        self.projector = nn.Linear(student.pooled, needed(teacher).pooled)
         # In a tuple, because it is the student's: neither trained here nor kept twice in checkpoints.
         self._head = (head,)
+        self.projector: nn.Module
+        if settings.projector == "conv":
+            self.projector = nn.Identity()
+            _copy(classifier, head)
+            return
+        self.projector = nn.Linear(student.pooled, needed(teacher).pooled)
         own = classifier.weight.detach().float().clone()
         self.register_buffer("weight", own, persistent=False)
         bias = None if classifier.bias is None else classifier.bias.detach().float().clone()
@@ -87,11 +108,26 @@ class SimKD(Objective):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Write the student's head."""
-        (head,) = self._head
-        weight, bias = folded(self.projector, self.weight, self.bias)
-        head.weight.copy_(weight)
-        head.bias.copy_(bias)
+        """Write the student's head, where it is folded."""
+        if isinstance(self.projector, nn.Linear):
+            (head,) = self._head
+            weight, bias = folded(self.projector, self.weight, self.bias)
+            head.weight.copy_(weight)
+            head.bias.copy_(bias)
+
+
+@torch.no_grad()
+def _copy(classifier: nn.Linear, head: nn.Linear) -> None:
+    """Make the student's classifier the teacher's."""
+    if head.weight.requires_grad or head.weight.shape != classifier.weight.shape:
+        raise ValueError(
+            f"simkd: projector: conv needs a frozen head that reads the teacher's {classifier.in_features} features, "
+            f"and the student's own reads {head.in_features}; see distill.models.reused_head.reuse_head"
+        )
+    head.weight.copy_(classifier.weight)
+    head.bias.zero_()
+    if classifier.bias is not None:
+        head.bias.copy_(classifier.bias)
 
 
 def _linear(side: str, shapes: FeatureShapes) -> nn.Linear:

@@ -39,6 +39,7 @@ class SP(MapObjective):
         weight: float = Field(3000.0, ge=0, description="factor of this term in the sum")
         stages: Stages = stages_field("last")
 
+    weighs_samples: ClassVar[bool] = False
     paper: ClassVar[str] = "Tung and Mori, ICCV 2019, arXiv 1907.09682"
 
     settings: Settings

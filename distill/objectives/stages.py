@@ -7,6 +7,7 @@ The tokens of a ViT come as maps too, folded back to their grid, so a CNN and a 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch.nn.functional as F
@@ -15,8 +16,9 @@ from torch import Tensor
 
 from augment.settings import nearest
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Objective
+from distill.objectives.base import Batch, Objective
 from distill.objectives.compare import needed, shape
+from distill.objectives.ranks import weighed
 
 Pairs = list[tuple[str, str]]
 
@@ -37,13 +39,15 @@ class MapObjective(Objective):
     """An objective on maps: what those have in common that compare stage by stage.
 
     ``pairs`` are the stages that meet, ``widths`` their channels (student's, teacher's), for projectors;
-    ``maps(student, teacher)`` are the maps themselves.
+    ``maps(student, teacher)`` are the maps themselves. A subclass writes ``losses``, of which ``loss`` is the mean with
+    the samples' weights; or ``loss``, if it compares samples with each other.
     """
 
     class Settings(Objective.Settings):
         stages: Stages = stages_field("all")
 
     needs: ClassVar[frozenset[str]] = frozenset({"maps"})
+    weighs_samples: ClassVar[bool] = True
 
     settings: Settings
 
@@ -55,6 +59,13 @@ class MapObjective(Objective):
     def maps(self, student: Features, teacher: Features | None) -> list[tuple[Tensor, Tensor]]:
         """See :func:`map_pairs`."""
         return map_pairs(student, teacher, self.pairs)
+
+    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+        return weighed(self.losses(self.maps(student, teacher)), batch.weights).mean()
+
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        """[B], of every sample its own, from the maps of the pairs."""
+        raise NotImplementedError
 
 
 def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes | None) -> Pairs:

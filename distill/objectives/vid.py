@@ -6,14 +6,14 @@ Shape suffixes: B batch, C channels, H W map size.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.models.features import FeatureShapes
 from distill.objectives.stages import MapObjective, on_one_grid
 
 _LEAST_VARIANCE = 1e-5
@@ -21,17 +21,17 @@ _FIRST_VARIANCE = 5.0
 
 
 def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
-    """``½ · mean((μ − F_t)² / σ² + log σ²)`` over batch, channels and pixels; σ² one per channel.
+    """[B]: ``½ · mean((μ − F_t)² / σ² + log σ²)`` over channels and pixels; σ² one per channel.
 
     The negative log-likelihood without its constant; its minimum for given errors e² is ``½ (1 + log mean e²)``, at
     ``σ² = mean e²``: it may be negative.
     """
     variance = variance_C[:, None, None]
-    return 0.5 * ((mean_BCHW - teacher_BCHW).square() / variance + variance.log()).mean()
+    return 0.5 * ((mean_BCHW - teacher_BCHW).square() / variance + variance.log()).mean((1, 2, 3))
 
 
 class VID(MapObjective):
-    """Variational information distillation, the mean of :func:`vid` over the matched stages.
+    """Variational information distillation, the mean of :func:`vid` over the matched stages and the batch.
 
     ``μ`` is a small network on the student's map (1×1 – ReLU – 1×1 – ReLU – 1×1, as wide as the teacher),
     ``σ² = softplus(α) + 1e-5`` starts at 5.
@@ -52,11 +52,11 @@ class VID(MapObjective):
         start = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))
         self.alpha = nn.ParameterList(torch.full((theirs,), start) for _, theirs in self.widths)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
-        losses = []
-        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, self.maps(student, teacher)):
-            losses.append(vid(*on_one_grid(mean(ours), theirs), F.softplus(alpha) + _LEAST_VARIANCE))
-        return sum(losses) / len(losses)  # type: ignore[return-value]
+    def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        stages = []
+        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, maps):
+            stages.append(vid(*on_one_grid(mean(ours), theirs), F.softplus(alpha) + _LEAST_VARIANCE))
+        return torch.stack(stages).mean(0)
 
 
 def _mean(ours: int, theirs: int) -> nn.Sequential:

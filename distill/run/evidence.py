@@ -24,6 +24,7 @@ from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network, extract
+from distill.models.reused_head import reuse_head
 from distill.models.student import Student
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.run.lesson import Lesson
@@ -75,6 +76,8 @@ class FreeTraining:
     def _student(self, deltas: tuple[DeltaSettings, ...]) -> Student:
         torch.manual_seed(self.lesson.shop.experiment.seed)
         network = create_network(self.settings.network, self.classes)
+        if self.lesson.head is not None:
+            reuse_head(network.model, self.lesson.head)
         return Student(network, self.settings.model_copy(update={"deltas": deltas}), self.needs)
 
 

@@ -19,6 +19,7 @@ from distill.export.manifest import Preprocessing, Result
 from distill.export.timm_folder import write_timm_folder
 from distill.export.verify import TOLERANCE, verify
 from distill.models.network import create_network
+from distill.models.reused_head import enlargement
 from distill.models.student import Student
 from distill.report.summary import Check
 from distill.run.workshop import Workshop
@@ -55,6 +56,8 @@ def export_student(shop: Workshop, student: Student, folder: Path, results: list
     if not structural_types(shop.experiment):
         write_timm_folder(paths["merged model"], student.model, **about)
         sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
+    if (larger := enlargement(student.model)) is not None:
+        sizes["reused head, beyond its own"] = larger.bytes
     return sizes
 
 

@@ -13,7 +13,7 @@ from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment
 from distill.data.base import UNLABELLED
 from distill.data.loader import TrainLoader
-from distill.models.settings import WeightingSettings
+from distill.models.settings import ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
@@ -58,6 +58,14 @@ class Lesson:
             return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
+
+    @property
+    def head(self) -> ReusedHead | None:
+        """The head of the teacher's that an objective gives the student."""
+        if self.teacher is None:
+            return None
+        heads = [settings.head(self.teacher.shapes[0]) for settings in self.objectives]
+        return next((head for head in heads if head is not None), None)
 
     def loader(self) -> TrainLoader:
         return self.shop.data.train_loader(labelled_only=self.labelled_only)

@@ -17,6 +17,8 @@ from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network
+from distill.models.reused_head import reuse_head, reused
+from distill.models.settings import ReusedHead
 from distill.models.student import Student
 from distill.registry import Family
 from distill.run.evidence import FreeTraining, StudentEvidence
@@ -30,12 +32,22 @@ LOGITS = frozenset({"logits"})
 
 
 def new_student(
-    shop: Workshop, needs: frozenset[str] = LOGITS, classes: int | None = None, starts: Sequence[Start] | None = None
+    shop: Workshop,
+    needs: frozenset[str] = LOGITS,
+    classes: int | None = None,
+    starts: Sequence[Start] | None = None,
+    head: ReusedHead | None = None,
 ) -> Student:
-    """The experiment's student as it is before training: the same for every stage, since the seed is."""
+    """The experiment's student as it is before training: the same for every stage, since the seed is.
+
+    Args:
+        head: in the place of its own, if an objective wants that.
+    """
     torch.manual_seed(shop.experiment.seed)
     settings = shop.experiment.student
     network = create_network(settings.network, classes or len(shop.data.classes))
+    if head is not None:
+        reuse_head(network.model, head)
     return Student(network, settings, needs, starts)
 
 
@@ -53,20 +65,22 @@ def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], clas
     shop = lesson.shop
     entries = shop.experiment.student.deltas
     if not any(_method(entry).prepares(entry) for entry in entries):
-        return new_student(shop, needs, classes)
+        return new_student(shop, needs, classes, head=lesson.head)
     if not (folder / PREPARED).is_file():
         content = _chosen(lesson, folder, name, needs, classes)
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
-        return _begun(shop, needs, classes, content)
-    return load_prepared(shop, folder, needs, classes)
+        return _begun(shop, needs, classes, content, lesson.head)
+    return load_prepared(shop, folder, needs, classes, lesson.head)
 
 
-def load_prepared(shop: Workshop, folder: Path, needs: frozenset[str], classes: int) -> Student:
+def load_prepared(
+    shop: Workshop, folder: Path, needs: frozenset[str], classes: int, head: ReusedHead | None = None
+) -> Student:
     """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
     if not (folder / PREPARED).is_file():
-        return new_student(shop, needs, classes)
-    return _begun(shop, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
+        return new_student(shop, needs, classes, head=head)
+    return _begun(shop, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED), head)
 
 
 def finished(shop: Workshop, student: Student) -> Student:
@@ -75,7 +89,7 @@ def finished(shop: Workshop, student: Student) -> Student:
     if starts is None:
         return student
     head = head_state(student.model, classifier_names(student.model))
-    smaller = new_student(shop, student.needs, student.shapes.classes, starts)
+    smaller = new_student(shop, student.needs, student.shapes.classes, starts, reused(student.model))
     load_exactly(head_state(smaller.model, classifier_names(smaller.model)), head, "head")
     return smaller
 
@@ -111,13 +125,15 @@ def _chosen(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], clas
     return content
 
 
-def _begun(shop: Workshop, needs: frozenset[str], classes: int, content: dict[str, Any]) -> Student:
+def _begun(
+    shop: Workshop, needs: frozenset[str], classes: int, content: dict[str, Any], head: ReusedHead | None
+) -> Student:
     family = Family("distill.deltas", "Delta")
     starts = []
     for entry in content["entries"]:
         settings = [family.settings_of(each["type"]).model_validate(each) for each in entry["settings"]]
         starts.append(Start(settings, entry["tensors"]))  # type: ignore[arg-type]
-    student = new_student(shop, needs, classes, starts)
+    student = new_student(shop, needs, classes, starts, head)
     if content["head"]:
         load_exactly(head_state(student.model, classifier_names(student.model)), content["head"], "head")
     return student

@@ -20,6 +20,7 @@ from distill.export.manifest import Result
 from distill.export.sealed import ExportError
 from distill.files import write_atomic
 from distill.models.network import Network
+from distill.models.reused_head import enlargement
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.report.html import write_report
@@ -124,6 +125,8 @@ def _run_stages(shop: Workshop, folder: RunFolder) -> None:
         results.sites = _where(student)
         if structural := structural_types(experiment):
             results.warnings.append(f"no merged folder: {', '.join(structural)} cannot be merged; see export/delta")
+    if (larger := enlargement(student.model)) is not None:
+        results.warnings.append(str(larger))
     with _stage(shop, folder, "verify"):
         results.checks = verify_export(shop, folder.path / EXPORT, student)
     results.warnings += [f"unreadable image skipped in training: {reason}" for reason in shop.unreadable.values()]

@@ -14,6 +14,8 @@ from distill.data.module import DataModule
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMaps
 from distill.models.network import Network, NetworkSettings, create_network
+from distill.models.reused_head import enlargement
+from distill.models.settings import ReusedHead
 from distill.models.student import Student, StudentSettings
 from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.ce import CrossEntropy
@@ -153,8 +155,9 @@ def trained_student(shop: Workshop, folder: Path) -> Student:
     """The student of a finished fit. Raises ``RunError`` if the fit is not finished."""
     if not (folder / RESULT).is_file():
         raise RunError(f"{folder} holds no finished fit; resume the run first")
-    classes = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)["classes"]
-    student = load_prepared(shop, folder, frozenset({"logits"}), classes)
+    result = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)
+    head = ReusedHead(**result["head"]) if result["head"] else None
+    student = load_prepared(shop, folder, frozenset({"logits"}), result["classes"], head)
     load_result(student, folder)
     return finished(shop, student)
 
@@ -226,6 +229,8 @@ def distil(shop: Workshop, teachers: list[Network], folder: Path) -> tuple[Stude
     classes = len(shop.data.classes) or (teacher.shapes[0].classes if teacher else 0)
     lesson = Lesson(shop, teacher, experiment.objectives, experiment.augment, experiment.training)
     student, summary = _taught(lesson, folder, "student", student_needs, classes)
+    if shop.console is not None and (larger := enlargement(student.model)) is not None:
+        shop.console.print(str(larger), highlight=False, soft_wrap=True)
     return student, teacher, summary
 
 

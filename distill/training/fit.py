@@ -19,6 +19,7 @@ from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.files import write_atomic
 from distill.models.network import check_fits
+from distill.models.reused_head import reused
 from distill.models.student import Student
 from distill.training.callbacks import BEST, Figures, Saving, Validation
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
@@ -161,7 +162,12 @@ def fit(
 
 def save_result(student: Student, folder: Path) -> None:
     """Keep a trained student's weights as the folder's result."""
-    content = {"student": student.own_state(), "classes": student.shapes.classes}
+    head = reused(student.model)
+    content = {
+        "student": student.own_state(),
+        "classes": student.shapes.classes,
+        "head": None if head is None else head.model_dump(),
+    }
     VerifiedCheckpointIO().save_checkpoint(content, folder / RESULT)
 
 
@@ -182,7 +188,8 @@ def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
     if settings.devices == 1:
         return "auto"
     # Static: every step uses the same parameters, but not always all of them (no term may read the head's logits).
-    return DDPStrategy(broadcast_buffers=student.whole, gradient_as_bucket_view=True, static_graph=True)
+    moving = student.whole or reused(student.model) is not None  # batch-norm statistics that must agree
+    return DDPStrategy(broadcast_buffers=moving, gradient_as_bucket_view=True, static_graph=True)
 
 
 def _summary(

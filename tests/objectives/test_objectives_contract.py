@@ -1,6 +1,7 @@
 """What every objective must keep, whatever it computes. Found by discovery, so that a new one is tested too."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated
 
 import pytest
@@ -9,6 +10,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
+from distill.objectives.logits import standardise
 from distill.registry import Family
 
 FAMILY = Family("distill.objectives", "Objective")
@@ -89,6 +91,66 @@ def test_a_batch_without_labels_is_a_finite_loss_with_a_graph(name):
     loss = build(name)(features(STUDENT), features(TEACHER), Batch(torch.full((8,), -1), torch.arange(8)))
     loss.backward()
     assert loss.isfinite()
+
+
+@every_objective
+@pytest.mark.parametrize("batch", [7, 3])
+def test_all_samples_of_one_class_in_an_odd_batch_are_finite(name, batch):
+    student = features(STUDENT, batch)
+    loss = build(name)(student, features(TEACHER, batch), Batch(torch.full((batch,), 4), torch.arange(batch)))
+    loss.backward()
+    assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(student).values() if v.grad is not None)
+
+
+@every_objective
+def test_one_class_is_finite_or_refused_by_name(name):
+    student, teacher = (replace(shapes, classes=1, classifier=None) for shapes in (STUDENT, TEACHER))
+    if name == "simkd":
+        student, teacher = (replace(s, classifier=torch.nn.Linear(s.pooled, 1)) for s in (student, teacher))
+    settings = FAMILY.settings_of(name)(type=name)
+    own = features(student)
+    batch = Batch(torch.zeros(8, dtype=torch.long), torch.arange(8))
+    try:
+        term = settings.component(settings, student, teacher)
+        term.remember(torch.zeros(20, dtype=torch.long))
+        loss = term(own, features(teacher), batch)
+    except ValueError as error:
+        assert name in {"dkd", "nkd"} and "takes two" in str(error)
+        return
+    loss.backward()
+    assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(own).values() if v.grad is not None)
+
+
+STANDARDISING = [name for name, settings in FAMILY.known().items() if "standardise" in settings.model_fields]
+
+
+def test_every_loss_on_logits_can_standardise_them():
+    on_logits = {name for name, settings in FAMILY.known().items() if "logits" in settings.component.needs}
+    assert set(STANDARDISING) == on_logits - {"ce"}
+
+
+@pytest.mark.parametrize("name", STANDARDISING)
+def test_the_option_is_the_loss_of_standardised_rows(name):
+    own = {"kind": "soft", "alpha": 1.0} if name == "deit" else {}
+    settings = FAMILY.settings_of(name)
+    plain, option = (
+        settings.component(settings(type=name, **own, standardise=on), STUDENT, TEACHER) for on in (False, True)
+    )
+    student, teacher = features(STUDENT), features(TEACHER)
+    rows = [Features(standardise(of.logits), token=standardise(of.token)) for of in (student, teacher)]
+    expected = plain(*rows, labels())
+    torch.testing.assert_close(option(student, teacher, labels()), expected, rtol=1e-5, atol=1e-6)
+    assert plain(student, teacher, labels()).item() != pytest.approx(expected.item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("name", ["kd", "dkd", "dist", "deit"])
+def test_t_squared_undoes_what_the_temperature_does(name):
+    own = {"kind": "soft", "alpha": 1.0} if name == "deit" else {}
+    settings = FAMILY.settings_of(name)
+    cold, hot = (settings.component(settings(type=name, **own, temperature=t), STUDENT, TEACHER) for t in (1, 3))
+    student, teacher = features(STUDENT), features(TEACHER)
+    tripled = [changed(of, lambda x: 3 * x) for of in (student, teacher)]
+    torch.testing.assert_close(hot(*tripled, labels()), 9 * cold(student, teacher, labels()), rtol=1e-4, atol=1e-5)
 
 
 @every_objective

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
@@ -11,7 +12,7 @@ from distill.objectives.at import at, attention
 from distill.objectives.base import Batch
 from distill.objectives.fitnets import FitNets
 from distill.objectives.nst import nst
-from distill.objectives.reviewkd import ReviewKD, hcl
+from distill.objectives.reviewkd import Fusion, ReviewKD, hcl
 from distill.objectives.stages import match_stages, on_one_grid
 from distill.objectives.vid import VID, vid
 
@@ -95,6 +96,22 @@ def test_at_on_paper():
     assert at(map_, -7 * map_).item() == pytest.approx(0, abs=1e-12)
 
 
+@pytest.mark.parametrize("size", [(1, 1, 2, 2), (3, 4, 5, 3), (2, 7, 1, 6)])
+def test_at_equals_the_equation(size):
+    generator = torch.Generator().manual_seed(size[1])
+    student = torch.randn(size, generator=generator)
+    teacher = torch.randn(size[0], size[1] + 2, *size[2:], generator=generator)
+
+    def energies(map_):
+        places = [sum(c[y][x] ** 2 for c in map_) / len(map_) for y in range(size[2]) for x in range(size[3])]
+        length = math.sqrt(sum(place**2 for place in places))
+        return [place / length for place in places]
+
+    for found, s, t in zip(at(student, teacher).tolist(), student.tolist(), teacher.tolist()):
+        places = [(a - b) ** 2 for a, b in zip(energies(s), energies(t))]
+        assert found == pytest.approx(sum(places) / len(places), rel=1e-4, abs=1e-7)
+
+
 # --- VID ----------------------------------------------------------------------------------------------------------
 
 
@@ -103,7 +120,15 @@ def test_vid_equals_the_gaussian_log_likelihood():
     variance = tensor([0.5, 1.0, 2.0, 5.0])
     scale = variance.sqrt()[:, None, None].expand(4, 2, 2)
     likelihood = torch.distributions.Normal(mean, scale).log_prob(teacher)
-    torch.testing.assert_close(vid(mean, teacher, variance), -likelihood.mean() - 0.5 * math.log(2 * math.pi))
+    torch.testing.assert_close(vid(mean, teacher, variance).mean(), -likelihood.mean() - 0.5 * math.log(2 * math.pi))
+
+
+def test_vid_is_least_at_the_mean_squared_error():
+    mean, teacher = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
+    errors = (mean - teacher).square().mean((0, 2, 3))
+    least = vid(mean, teacher, errors).mean().item()
+    assert least == pytest.approx(0.5 * (1 + errors.log().mean().item()), rel=1e-5)
+    assert all(vid(mean, teacher, errors * factor).mean().item() > least for factor in (0.8, 1.25))
 
 
 def test_vid_starts_at_variance_five_and_learns_it():
@@ -129,8 +154,17 @@ def test_nst_equals_the_maximum_mean_discrepancy():
             return sum((a @ b).item() ** 2 for a in x for b in y) / (len(x) * len(y))
 
         total += mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)
-    assert nst(student, teacher).item() == pytest.approx(total / 2, rel=1e-4)
-    assert nst(teacher, teacher.flip(1)).item() == pytest.approx(0, abs=1e-10), "the order of neurons says nothing"
+    assert nst(student, teacher).mean().item() == pytest.approx(total / 2, rel=1e-4)
+    assert nst(teacher, teacher.flip(1)).max().item() == pytest.approx(0, abs=1e-10), (
+        "the order of neurons says nothing"
+    )
+
+
+def test_nst_on_paper():
+    """One neuron each, at right angles: k(s, s) = k(t, t) = 1 and k(s, t) = 0; at 45 degrees k(s, t) = 1/2."""
+    one, other, between = (tensor(row).view(1, 1, 1, 2) for row in ([3.0, 0.0], [0.0, 2.0], [1.0, 1.0]))
+    assert nst(one, other).item() == pytest.approx(2)
+    assert nst(one, between).item() == pytest.approx(2 - 2 * 0.5)
 
 
 # --- ReviewKD -----------------------------------------------------------------------------------------------------
@@ -143,6 +177,33 @@ def test_hcl_on_paper():
     assert hcl(torch.ones(1, 1, 2, 2), torch.zeros(1, 1, 2, 2)).item() == pytest.approx(1), "1 cell, and the map itself"
 
 
+@pytest.mark.parametrize("side", [2, 4, 8])
+def test_hcl_equals_the_equation(side):
+    student, teacher = torch.randn(2, 3, 2, side, side, generator=torch.Generator().manual_seed(side))
+    difference = student - teacher
+    total, weights = difference.square().mean((1, 2, 3)), 1.0
+    for cells, weight in zip([cells for cells in (4, 2, 1) if cells < side], (1 / 2, 1 / 4, 1 / 8)):
+        window = side // cells
+        pooled = difference.unfold(2, window, window).unfold(3, window, window).mean((-1, -2))
+        total, weights = total + weight * pooled.square().mean((1, 2, 3)), weights + weight
+    torch.testing.assert_close(hcl(student, teacher), total / weights)
+    assert hcl(teacher, teacher).tolist() == [0, 0, 0]
+
+
+def test_a_fusion_is_batch_norms_of_convs_and_a_learned_mean_of_deep_and_shallow():
+    torch.manual_seed(0)
+    fusion = Fusion(2, 5, 3, has_deeper=True)
+    shallow, deep = torch.randn(4, 2, 6, 6), torch.randn(4, 5, 3, 3)
+    x = F.batch_norm(fusion.reduce[0](shallow), None, None, training=True)
+    y = deep.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    attention = fusion.attend(torch.cat([x, y], 1)).sigmoid()
+    mixed = attention[:, :1] * x + attention[:, 1:] * y
+    found, expanded = fusion(shallow, deep)
+    torch.testing.assert_close(found, mixed, rtol=1e-4, atol=1e-5)
+    expected = F.batch_norm(F.conv2d(mixed, fusion.expand[0].weight, padding=1), None, None, training=True)
+    torch.testing.assert_close(expanded, expected, rtol=1e-4, atol=1e-5)
+
+
 def test_review_passes_what_is_deep_to_what_is_shallow():
     student, teacher = shapes((2, 8, 8), (4, 4, 4)), shapes((3, 8, 8), (6, 4, 4))
     term = ReviewKD(ReviewKD.Settings(width=5), student, teacher)
@@ -153,9 +214,9 @@ def test_review_passes_what_is_deep_to_what_is_shallow():
     assert deep.attend is None
     x, fused_deep = deep(ours.maps["s1"], None)
     _, fused = shallow(ours.maps["s0"], x)
-    expected = hcl(fused, theirs.maps["s0"]) + hcl(fused_deep, theirs.maps["s1"])
+    expected = (hcl(fused, theirs.maps["s0"]) + hcl(fused_deep, theirs.maps["s1"])).mean()
     torch.testing.assert_close(term(ours, theirs, LABELS), expected)
-    hcl(fused, theirs.maps["s0"]).backward()
+    hcl(fused, theirs.maps["s0"]).mean().backward()
     assert ours.maps["s1"].grad.abs().sum() > 0, "the shallow loss teaches the deep stage"
 
 

@@ -46,19 +46,20 @@ class Step(nn.Module):
         return self.term(Features(self.head(pooled), pooled, maps, self.token(pooled)), teacher, batch)
 
 
-def data(rows=slice(None)):
+def data(weighed, rows=slice(None)):
     generator = torch.Generator().manual_seed(1)
     images, logits, pooled = (torch.randn(8, width, generator=generator) for width in (5, 3, 9))
     maps = {name: torch.randn(8, *size, generator=generator)[rows] for name, size in SHAPES[1].maps.items()}
     return (
         images[rows],
         Features(logits[rows], pooled[rows], maps),
-        Batch(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows]),
+        Batch(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows] if weighed else None),
     )
 
 
 def run(step, rows):
-    loss = step(*data(rows))
+    weighed = getattr(step, "module", step).term.weighs_samples
+    loss = step(*data(weighed, rows))
     loss.backward()
     gradients = {name.removeprefix("module."): p.grad for name, p in step.named_parameters() if p.grad is not None}
     return loss.detach(), gradients

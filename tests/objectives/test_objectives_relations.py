@@ -47,6 +47,15 @@ def test_sp_equals_the_equation_and_takes_maps():
     assert sp(student.view(6, 2, 3, 3), teacher).item() == pytest.approx(total / 36, rel=1e-5)
 
 
+def test_sp_is_zero_where_all_likenesses_agree():
+    teacher = rows(6, (4, 5))[1]
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1))).Q
+    student = (teacher @ turn).requires_grad_()
+    loss = sp(3 * student, teacher)
+    loss.backward()
+    assert loss.item() == pytest.approx(0, abs=1e-10) and student.grad.abs().max() < 1e-6
+
+
 # --- RKD ----------------------------------------------------------------------------------------------------------
 
 
@@ -161,6 +170,14 @@ def test_cc_equals_the_equation_and_nears_the_gaussian(order):
 
 
 # --- RRD ----------------------------------------------------------------------------------------------------------
+
+
+def test_rrd_on_paper():
+    """A queue of two at right angles, the student at 45 degrees: it finds both alike, whatever the teacher says."""
+    queue, student = torch.eye(2), tensor([[1.0, 1.0]])
+    assert rrd(student, tensor([[5.0, 0.0]]), queue).item() == pytest.approx(math.log(2))
+    found = rrd(tensor([[2.0, 0.0]]), tensor([[1.0, 1.0]]), queue, None, 0.5, 0.02).item()
+    assert found == pytest.approx(math.log(1 + math.exp(2)) - 0.5 * 2)
 
 
 def test_rrd_equals_the_equation():

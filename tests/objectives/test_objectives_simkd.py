@@ -3,6 +3,7 @@ import torch
 from torch import nn, tensor
 
 from distill.models.features import Features, FeatureShapes
+from distill.models.settings import ReusedHead
 from distill.objectives.base import Batch
 from distill.objectives.simkd import SimKD, folded, simkd
 
@@ -49,6 +50,23 @@ def test_only_the_projector_is_its_own() -> None:
     term = build(nn.Linear(4, 3), nn.Linear(6, 3))
     assert set(term.state_dict()) == {"projector.weight", "projector.bias"}
     assert term.projector.weight.shape == (6, 4)
+
+
+def test_conv_asks_for_a_head_of_the_teachers_width_and_fills_it() -> None:
+    torch.manual_seed(0)
+    settings, shapes = SimKD.Settings(projector="conv", factor=3), FeatureShapes(3, 6, {}, nn.Linear(6, 3))
+    assert settings.head(shapes) == ReusedHead(width=6, factor=3)
+    assert SimKD.Settings().head(shapes) is None
+    given = nn.Linear(6, 3).requires_grad_(False)
+    term = SimKD(settings, FeatureShapes(3, 6, {}, given), shapes)
+    assert given.weight.equal(shapes.classifier.weight) and given.bias.equal(shapes.classifier.bias)
+    term.after_step()
+    assert given.weight.equal(shapes.classifier.weight) and not list(term.parameters()) and not term.state_dict()
+    ours, theirs = torch.randn(2, 5, 6)
+    found = term(Features(pooled=ours), Features(pooled=theirs), Batch(torch.full((5,), -1)))
+    torch.testing.assert_close(found, (ours - theirs).square().mean())
+    with pytest.raises(ValueError, match=r"a frozen head that reads the teacher's 6 features.* own reads 4"):
+        SimKD(settings, FeatureShapes(3, 4, {}, nn.Linear(4, 3)), shapes)
 
 
 @pytest.mark.parametrize(

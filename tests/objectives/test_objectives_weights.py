@@ -1,4 +1,4 @@
-"""Weights of samples: what every objective that takes them must do with them. Found by discovery."""
+"""Weights of samples: what every objective does with them, or that it refuses them. Found by discovery."""
 
 from operator import itemgetter
 
@@ -22,10 +22,20 @@ def loss(name: str, weights: torch.Tensor | None, student: Features | None = Non
     return build(name)(student or features(STUDENT), features(TEACHER), batch)
 
 
-def test_the_objectives_that_are_means_over_samples_take_weights() -> None:
-    named = {"ce", "kd", "dkd", "nkd", "deit", "pooled", "dense", "fitnets", "icd", "rrd", "vib"}
-    assert named <= set(WEIGHING)
-    assert not {"rkd", "pkt", "cc", "sp", "mlkd", "dist"} & set(WEIGHING), "they compare samples with each other"
+RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist"}
+"""They compare samples with each other, and have no losses of single ones."""
+OTHERS_IN_IT = {"icd", "rrd", "crd", "reviewkd"}
+"""A sample's own loss looks at the others: negatives, the queue, the bank's normaliser, a batch norm's statistics."""
+
+
+def test_all_but_the_objectives_on_relations_take_weights() -> None:
+    assert set(FAMILY.known()) - set(WEIGHING) == RELATIONS
+
+
+@pytest.mark.parametrize("name", sorted(RELATIONS))
+def test_an_objective_on_relations_refuses_weights(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name} compares samples with each other"):
+        loss(name, torch.ones(8))
 
 
 @every
@@ -43,7 +53,7 @@ def test_weights_of_one_change_nothing_and_the_loss_is_linear_in_them(name: str)
 def test_each_weight_falls_on_its_own_sample(name: str) -> None:
     alone = torch.stack([loss(name, weights) for weights in torch.eye(8)])
     torch.testing.assert_close(alone.sum(), loss(name, None), rtol=1e-4, atol=1e-5)
-    if name in {"icd", "rrd", "deit"}:  # a batch's other samples are in the loss or the queue; deit's parts differ in N
+    if name in OTHERS_IN_IT | {"deit"}:  # deit's two parts are means over different samples
         return
     counted = 6 if name in {"ce", "dkd", "nkd"} else 8  # samples that are averaged over: the labelled ones, or all
     for row in (0, 5):
@@ -53,7 +63,20 @@ def test_each_weight_falls_on_its_own_sample(name: str) -> None:
         torch.testing.assert_close(alone[row] * counted, own, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHING if name != "icd"])
+@pytest.mark.parametrize("name", [name for name in WEIGHING if name not in OTHERS_IN_IT])
+def test_weights_of_zero_and_one_are_the_part_of_the_batch(name: str) -> None:
+    rows = torch.tensor([0, 1, 4, 7])  # all of them with a label, for the means over labelled samples
+    weights = torch.zeros(8).index_fill(0, rows, 1.0)
+    labelled = name in {"ce", "dkd", "nkd", "deit"}
+    labels = LABELS.where(LABELS >= 0, 9) if name == "deit" else LABELS
+    student, teacher = (changed(of, itemgetter(rows)) for of in (features(STUDENT), features(TEACHER)))
+    part = build(name)(student, teacher, Batch(labels[rows], rows))
+    whole = build(name)(features(STUDENT), features(TEACHER), Batch(labels, torch.arange(8), weights=weights))
+    counted = 6 if labelled and name != "deit" else 8
+    torch.testing.assert_close(whole * counted / 4, part, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [name for name in WEIGHING if name not in {"icd", "reviewkd"}])
 def test_a_sample_of_weight_zero_gives_no_gradient(name: str) -> None:
     student = features(STUDENT)
     weights = torch.ones(8)

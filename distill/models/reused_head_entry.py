@@ -1,0 +1,34 @@
+"""timm's way to a network with another one's head: ``timm.create_model("reused_head", body="resnet18", width=2048)``.
+
+It is the architecture of merged folders of such students; importing this module registers it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import nn
+
+from distill.models.reused_head import ARCHITECTURE, reuse_head
+from distill.models.settings import ReusedHead
+
+default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
+
+
+def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Module:
+    network: Any = timm.create_model(body, **arguments)
+    reuse_head(network, ReusedHead(width=width, factor=factor))
+    network.get_classifier().requires_grad_(True)  # here it is a network like any other
+    network.body_cfg = network.pretrained_cfg  # timm overwrites it
+    return network
+
+
+@register_model
+def reused_head(pretrained: bool = False, **arguments: Any) -> nn.Module:
+    """timm's ``body`` with three convs to ``width`` channels, pooling, and a linear classifier of that many inputs."""
+    network: Any = build_model_with_cfg(_build, ARCHITECTURE, pretrained, **arguments)
+    if not network.pretrained_cfg["classifier"]:  # no folder says what it expects to see: the body does
+        network.pretrained_cfg = network.default_cfg = {**network.body_cfg, "architecture": ARCHITECTURE}
+    return network
