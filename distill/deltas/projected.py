@@ -119,7 +119,8 @@ class _Projected(torch.autograd.Function):
         pointwise = None if geometry is None else ((1, 1), (0, 0), (1, 1), geometry[3])
         dA = gradient(convolve(dy, b, None, pointwise), x, a, geometry, of="weight").reshape(A.shape).to(A.dtype)
         dB = gradient(convolve(x, a, None, geometry), dy, b, pointwise, of="weight")
-        dB = dB.reshape(B.mT.shape).mT.to(B.dtype)
+        # With B's own strides, also of sizes of 1: data-parallel training warns of others.
+        dB = torch.empty_like(B).copy_(dB.reshape(B.mT.shape).mT)
         dx = drows = dcolumns = None
         if ctx.needs_input_grad[0] or rows is not None:
             changed = _changed(weight, A, B, rows, columns, x.dtype)

@@ -20,16 +20,18 @@ from torch import Tensor, nn
 from distill.data.module import DataModule
 from distill.deltas.attach import layer_at
 from distill.deltas.base import DeltaSettings, Gradients, StructuralDelta, WeightDelta
+from distill.deltas.blocks import eval_mode
 from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names, find_place
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network, extract
 from distill.models.reused_head import reuse_head
 from distill.models.student import Student
-from distill.objectives.ranks import sum_over_ranks, world_size
+from distill.objectives.ranks import gather_batch, sum_over_ranks, world_size
 from distill.run.lesson import Lesson
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.module import Distillation
+from distill.training.signals import Interrupted
 
 RATE_OF_WEIGHTS = 0.1
 """Default learning rate of free weights over that of deltas, which take larger steps."""
@@ -124,7 +126,7 @@ class FreePoint:
     def feature_change(self, number: int, samples: int) -> dict[str, float]:
         """``1 − CKA`` of pooled features with one weight of the entry as it was."""
         changes = {}
-        with self._module() as module:
+        with self._module() as module, eval_mode(self.student):
             views = [module.augment(batch.images, batch.ids, 0).student[0] for batch in self._batches(module, samples)]
             whole_ND = self._pooled(views)
             for site, delta in self.free(number).items():
@@ -132,12 +134,13 @@ class FreePoint:
                 delta.D.zero_()
                 change = 1 - linear_cka(whole_ND, self._pooled(views))
                 delta.D.copy_(kept)
-                changes[site] = float(sum_over_ranks(change) / world_size())
+                changes[site] = float(change)
         return changes
 
     def _pooled(self, views: list[Tensor]) -> Tensor:
+        """Of the views of all ranks, since a CKA of each one's share would be another number."""
         found = [extract(self.student.model, view, frozenset({"pooled"})).pooled for view in views]
-        return torch.cat([pooled for pooled in found if pooled is not None]).double()
+        return gather_batch(torch.cat([pooled for pooled in found if pooled is not None]).double())
 
     @contextmanager
     def _module(self) -> Iterator[Distillation]:
@@ -167,7 +170,8 @@ class FreePoint:
         seen = 0
         try:
             for batch, _ in zip(loader, range(len(loader))):
-                shop.stop.raise_if_received()
+                if (number := shop.stop.agreed()) is not None:
+                    raise Interrupted(number)
                 yield module.transfer_batch_to_device(batch, shop.device, 0)
                 seen += len(batch.ids) * (1 if alone else shop.data.world_size)
                 if seen >= samples:

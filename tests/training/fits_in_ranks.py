@@ -5,16 +5,16 @@ import warnings
 from pathlib import Path
 
 import torch
-from toy_training import FITS_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
+from toy_training import FITS_IN_RANKS, PREPARED_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
 
+from distill.run.exporting import export_student
 from distill.run.folder import local_rank
 from distill.run.stages import linear_probe
 from distill.run.workshop import Workshop, make_data, predict_student
 from distill.training.signals import StopSignal
 
-if __name__ == "__main__":
-    warnings.simplefilter("error")
-    output = Path(sys.argv[1])
+
+def in_ranks(output: Path) -> None:
     for name, changes in FITS_IN_RANKS.items():
         settings = experiment(output, **{**changes, "training": {**changes.get("training", {}), "devices": 2}})
         made: list[Made] = []
@@ -30,3 +30,33 @@ if __name__ == "__main__":
         probe, _ = linear_probe(shop)
     if local_rank() == 0:
         torch.save([predictions.ids, predictions.labels, predictions.logits, probe.weight], output / "predictions.pt")
+
+
+def prepared_in_ranks(output: Path) -> None:
+    for name, deltas in PREPARED_IN_RANKS.items():
+        settings = experiment(output, student={"deltas": deltas}, training={"devices": 2})
+        student = student_fit(settings, output / name).student
+        assert student is not None
+        torch.save(student.own_state(), output / name / f"student-{local_rank()}")
+        if local_rank() == 0:
+            with StopSignal() as stop:
+                shop = Workshop(settings, make_data(settings), None, stop)
+                export_student(shop, student, output / name / "export", [])
+
+
+def run(output: Path) -> None:
+    warnings.simplefilter("error")
+    in_ranks(output)
+    prepared_in_ranks(output)
+
+
+def forked(output: str) -> None:
+    """``run`` as the first rank, in a child of a process that has imported everything."""
+    # What Lightning starts further ranks with.
+    sys.argv = [__file__, output]
+    sys.modules["__main__"].__spec__ = None
+    run(Path(output))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]))

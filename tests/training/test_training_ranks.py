@@ -2,15 +2,30 @@
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
-from processes import HERE, Start
-from toy_training import FITS_IN_RANKS, SIZES, STEPS, all_views, experiment, noting_views, student_fit
+from fits_in_ranks import forked
+from processes import Start, warm
+from toy_training import (
+    FITS_IN_RANKS,
+    PREPARED_IN_RANKS,
+    SIZES,
+    STEPS,
+    all_views,
+    assert_bit_equal,
+    experiment,
+    noting_views,
+    student_fit,
+)
 
+from distill.deltas.attach import merge
+from distill.deltas.inventory import inventory
+from distill.export.delta_file import load_delta
+from distill.models.network import create_network
+from distill.run.exporting import structural_types
 from distill.run.stages import linear_probe
 from distill.run.workshop import Workshop, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
@@ -19,24 +34,35 @@ from distill.training.signals import StopSignal
 pytestmark = pytest.mark.slow
 
 
-def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) -> None:
-    subprocess.run([sys.executable, str(HERE / "fits_in_ranks.py"), str(tmp_path)], check=True, timeout=250)
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of what two ranks have fitted: they start once for all tests, since imports take them longest."""
+    folder = tmp_path_factory.mktemp("ranks")
+    first = warm().Process(target=forked, args=(str(folder),))
+    first.start()
+    first.join(250)
+    first.kill()
+    assert first.exitcode == 0
+    return folder
+
+
+def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_path: Path) -> None:
     for name, changes in FITS_IN_RANKS.items():
-        settings = experiment(tmp_path, **changes)
+        settings = experiment(fitted, **changes)
         with noting_views(made := []):
-            alone = student_fit(settings, tmp_path / "alone" / name)
-        together = VerifiedCheckpointIO().load_checkpoint(tmp_path / name / "result.ckpt")["student"]
+            alone = student_fit(settings, tmp_path / name)
+        together = VerifiedCheckpointIO().load_checkpoint(fitted / name / "result.ckpt")["student"]
         for key, weight in alone.weights.items():
             assert torch.allclose(together[key], weight, rtol=1e-4, atol=1e-5), (name, key)
         for rank in (0, 1):
-            of_rank = torch.load(tmp_path / name / f"views-{rank}")
+            of_rank = torch.load(fitted / name / f"views-{rank}")
             assert len(of_rank) == len(made) == 2 * STEPS
             for (epoch, ids, views), (epoch_of_one, all_ids, whole) in zip(of_rank, made):
                 rows = slice(4 * rank, 4 * rank + 4)
                 assert (epoch, ids) == (epoch_of_one, all_ids[rows])
                 for ours, theirs in zip(views, all_views(whole), strict=True):
                     torch.testing.assert_close(ours, theirs[rows], rtol=0, atol=1e-5)
-    ids, labels, logits, probe = torch.load(tmp_path / "predictions.pt")
+    ids, labels, logits, probe = torch.load(fitted / "predictions.pt")
     with StopSignal() as stop:
         shop = Workshop(settings, make_data(settings), None, stop)
         assert alone.student is not None
@@ -45,6 +71,33 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(tmp_path: Path) ->
         assert torch.equal(ids, whole.ids) and torch.equal(labels, whole.labels)
         assert torch.allclose(logits, whole.logits, rtol=1e-3, atol=1e-4)
         assert torch.allclose(probe, linear_probe(shop)[0].weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", PREPARED_IN_RANKS)
+def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp_path: Path) -> None:
+    """Ranks, masks and starts come from the data of both ranks, so from the same data as with one."""
+    settings = experiment(fitted, student={"deltas": PREPARED_IN_RANKS[name]})
+    alone = student_fit(settings, tmp_path / "fit").student
+    assert alone is not None
+    first, second = (torch.load(fitted / name / f"student-{rank}") for rank in (0, 1))
+    assert_bit_equal(first, second)
+
+    torch.manual_seed(settings.seed)
+    loaded = load_delta(fitted / name / "export" / "delta", create_network(settings.student.network, 4).model)
+    assert [(one.site, one.type, one.rank, one.bytes) for one in inventory(loaded)] == [
+        (one.site, one.type, one.rank, one.bytes) for one in inventory(alone.model)
+    ]
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = alone.model.eval()(x)
+        assert float((loaded(x) - expected).abs().max() / expected.abs().max()) < 1e-4
+        if structural_types(settings):
+            return
+        merged = timm.create_model(f"local-dir:{fitted / name / 'export' / 'merged'}", pretrained=True).eval()
+        assert float((merged(x) - loaded(x)).abs().max() / expected.abs().max()) < 1e-5
+        merge(alone.model)
+    for key, weight in alone.model.state_dict().items():
+        assert torch.allclose(merged.state_dict()[key], weight, rtol=1e-4, atol=1e-5), key
 
 
 @pytest.mark.parametrize("rank", [0, 1])

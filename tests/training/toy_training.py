@@ -272,3 +272,20 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
     "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
 """Fits that must come out the same in one rank and in two."""
+
+PREPARED_IN_RANKS: dict[str, list[dict[str, Any] | str]] = {
+    "low_rank, dora": [
+        {"type": "low_rank", "ranks": {"budget": "6KB", "importance": "fisher"}, "sites": ["blocks.[12].*"]},
+        {"type": "dora", "ranks": {"budget": "6KB", "importance": "fisher"}, "sites": ["conv_stem", "blocks.3.*"]},
+    ],
+    "feature change": [
+        {"type": "low_rank", "ranks": {"budget": "6KB", "importance": "feature_change", "start": "warm_up"}}
+    ],
+    "halrp": [{"type": "halrp", "ranks": {"alpha": 0.9}, "kinds": ["conv"]}, "bias"],
+    "adalora, sparse": [
+        {"type": "adalora", "rank": 4, "interval": 2, "budget": "8KB", "kinds": ["conv"]},
+        {"type": "sparse", "density": 0.05, "by": "gradient", "kinds": ["depthwise"]},
+    ],
+    "ladder": [{"type": "ladder", "samples": 24}],
+}
+"""``student.deltas`` that are chosen from the data: the same in one rank and in two."""
