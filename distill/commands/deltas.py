@@ -18,6 +18,7 @@ from torch import nn
 from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import Delta, DeltaError, DeltaSettings, StructuralDelta
+from distill.deltas.foreseen import check_entry
 from distill.deltas.inventory import Listed, inventory
 from distill.deltas.rank_settings import RankedSettings, at_rank_one
 from distill.deltas.sites import classifier_names
@@ -92,7 +93,9 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
 def configured(model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]) -> list[Listed]:
     """The deltas of a config on a copy of the model. Those whose ranks the data will choose are listed at rank 1."""
     whole = copy.deepcopy(model)
-    attach(whole, [at_rank_one(entry) for entry in entries], exclude_head=head)
+    for entry in entries:
+        sites = attach(whole, [at_rank_one(entry)], exclude_head=head)
+        check_entry(whole, entry, {site.name: site.delta for site in sites})
     return inventory(whole)
 
 

@@ -107,6 +107,12 @@ class AdaLoRA(WeightDelta):
             self.register_buffer(name, torch.zeros(rank, **like))
         self.register_buffer("kept", torch.ones(rank, **like))
 
+    @classmethod
+    def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
+        """The budget pays for a rank."""
+        assert isinstance(settings, cls.Settings)
+        cls._budget(settings, {site: cls(settings, layer) for site, layer in layers.items()}, 0.0)
+
     @property
     def bytes_per_rank(self) -> int:
         """Of the ``low_rank`` that it becomes."""

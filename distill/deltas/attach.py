@@ -238,7 +238,7 @@ def _fitting(method: type[WeightDelta], settings: DeltaSettings, layer: nn.Modul
         return Dense(Dense.Settings(), layer)
     advice = "make it smaller (rank, density), set oversized: dense, or leave the layer out"
     kind = DeltaError if settings.oversized == "error" else LayerRefused
-    raise kind(f"holds {own} bytes and its delta would hold {size}; {advice}")
+    raise kind(f"holds {own:,} bytes and its delta would hold {size:,}; {advice}")
 
 
 def _parametrizations(layer: nn.Module) -> Any:

@@ -233,6 +233,14 @@ class WeightDelta(Delta):
         self.settings = settings
 
     @classmethod
+    def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
+        """Raise ``DeltaError`` where the settings ask for what the layers of an entry (site → layer) cannot give.
+
+        Called before anything is trained: for budgets and bounds that would otherwise fail only then.
+        """
+        return None
+
+    @classmethod
     def summed(cls, parts: Sequence[Learned]) -> Learned | None:
         """One delta that changes by the sum of what ``parts``, all of this class, change; None where there is none."""
         first = parts[0]

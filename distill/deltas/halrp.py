@@ -91,6 +91,23 @@ class HALRP(RankedDelta):
         self.K2 = nn.Parameter(weight.new_zeros(self.groups, out // self.groups, settings.rank))
 
     @classmethod
+    def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
+        """R and S, which are never pruned, are within ``max_growth``."""
+        super().check(settings, layers)
+        assert isinstance(settings, cls.Settings)
+        weights: list[Tensor] = [layer.weight for layer in layers.values()]  # type: ignore[misc]
+        numbers = sum(weight.numel() for weight in weights)
+        scales = sum(
+            len(weight) + weight.shape[1] * getattr(layer, "groups", 1)
+            for weight, layer in zip(weights, layers.values())
+        )
+        if settings.max_growth is not None and scales > settings.max_growth * numbers:
+            raise DeltaError(
+                f"halrp: R and S alone are {scales / numbers:.2%} of the layers, more than max_growth "
+                f"{settings.max_growth:.2%}; allow more, or leave small layers out"
+            )
+
+    @classmethod
     def change(cls, layer: nn.Module, free: Tensor) -> Tensor:
         weight: Tensor = layer.weight  # type: ignore[assignment]
         groups: int = getattr(layer, "groups", 1)

@@ -80,6 +80,13 @@ class RankedDelta(WeightDelta):
         raise NotImplementedError
 
     @classmethod
+    def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
+        """The budget pays for the ranks that are had in any case, and for one."""
+        assert isinstance(settings, RankedSettings)
+        if settings.ranks is not None and settings.ranks.bytes is not None:
+            _bought(settings.ranks, _candidates(cls, settings, layers, _no_gains(layers)))
+
+    @classmethod
     def prepares(cls, settings: DeltaSettings) -> bool:
         return isinstance(settings, RankedSettings) and settings.ranks is not None
 
@@ -115,10 +122,22 @@ def choose_ranks(
     """Site → rank, at least 1; layers that get none are left out."""
     wish = settings.ranks
     assert wish is not None
-    if seen is None:
-        gains = {site: torch.ones(min(_matrix(layer))) for site, layer in layers.items()}
-    else:
-        gains = _gains(method, wish, layers, seen)
+    gains = _no_gains(layers) if seen is None else _gains(method, wish, layers, seen)
+    ranks = _bought(wish, _candidates(method, settings, layers, gains))
+    return {site: rank for site, rank in ranks.items() if rank}
+
+
+def _no_gains(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """The same for every rank."""
+    return {site: torch.ones(min(_matrix(layer))) for site, layer in layers.items()}
+
+
+def _candidates(
+    method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], gains: Mapping[str, Tensor]
+) -> dict[str, Candidate]:
+    """Every layer that has room for a rank."""
+    wish = settings.ranks
+    assert wish is not None
     candidates = {}
     least = method.least_rank if wish.least is None else wish.least
     for site, layer in layers.items():
@@ -130,14 +149,17 @@ def choose_ranks(
             raise DeltaError(f"{settings.type}: {site!r} is smaller than its delta of rank 1; leave it out")
     if not candidates:
         raise DeltaError(f"{settings.type}: every layer at its sites is smaller than its delta of rank 1")
+    return candidates
+
+
+def _bought(wish: Allocation, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+    """Site → rank, 0 for layers that get none."""
     if wish.bytes is None:
         assert wish.alpha is not None
-        ranks = by_share(candidates, wish.alpha)
-    elif wish.importance == "uniform":
-        ranks = same_everywhere(candidates, wish.bytes)
-    else:
-        ranks = within_budget(candidates, wish.bytes)
-    return {site: rank for site, rank in ranks.items() if rank}
+        return by_share(candidates, wish.alpha)
+    if wish.importance == "uniform":
+        return same_everywhere(candidates, wish.bytes)
+    return within_budget(candidates, wish.bytes)
 
 
 def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSettings]:

@@ -121,7 +121,9 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         glob = part["name"] if part else pattern
         matches = [name for name in layers if fnmatchcase(name, glob)]
         if not matches:
-            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, layers)}")
+            kin = [name for name, kind in layers.items() if kind in kinds] or layers
+            parts = "; in brackets stand q, k or v" if "[" in glob else ""
+            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, kin)}{parts}")
         matches = [name for name in matches if name == glob or not inside(name, head)]
         matches = [name for name in matches if not any(fnmatchcase(name, out) for out in settings.exclude)]
         fitting = [name for name in matches if layers[name] in kinds]

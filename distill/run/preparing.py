@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from distill.deltas.base import Delta, DeltaSettings, Start
+from distill.deltas.foreseen import check_entry
 from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
@@ -51,13 +52,14 @@ def new_student(
     return Student(network, settings, needs, starts)
 
 
-def try_student(shop: Workshop, needs: frozenset[str]) -> None:
+def try_student(shop: Workshop, needs: frozenset[str], classes: int | None = None) -> None:
     """Make the student once and throw it away, so that what is wrong with it is said before a teacher's training.
 
     Raises:
         NetworkError, DeltaError: as making it for its own training would.
     """
-    new_student(shop, needs, starts=[Start([at_rank_one(entry)]) for entry in shop.experiment.student.deltas])
+    entries = shop.experiment.student.deltas
+    _checked(new_student(shop, needs, classes, [Start([at_rank_one(entry)]) for entry in entries]), entries)
 
 
 def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
@@ -65,8 +67,9 @@ def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], clas
     shop = lesson.shop
     entries = shop.experiment.student.deltas
     if not any(_method(entry).prepares(entry) for entry in entries):
-        return new_student(shop, needs, classes, head=lesson.head)
+        return _checked(new_student(shop, needs, classes, head=lesson.head), entries)
     if not (folder / PREPARED).is_file():
+        try_student(shop, needs, classes)
         content = _chosen(lesson, folder, name, needs, classes)
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
@@ -136,6 +139,13 @@ def _begun(
     student = new_student(shop, needs, classes, starts, head)
     if content["head"]:
         load_exactly(head_state(student.model, classifier_names(student.model)), content["head"], "head")
+    return student
+
+
+def _checked(student: Student, entries: Sequence[DeltaSettings]) -> Student:
+    """The student, whose deltas can do what their settings ask of them. Raises ``DeltaError``."""
+    for entry, deltas in zip(entries, student.entries):
+        check_entry(student.model, entry, deltas)
     return student
 
 

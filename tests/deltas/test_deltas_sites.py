@@ -31,7 +31,7 @@ def test_qkv_of_an_unknown_layout_is_refused() -> None:
             "exclude pattern 'bloks.*' matches no layer; layers are named like 'conv_stem'",
         ),
         (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it knows linear, conv, depthwise"),
-        (LowRank.Settings(sites="*.conv_dw"), "holds 4608 bytes and its delta would hold 40960"),
+        (LowRank.Settings(sites="*.conv_dw"), "holds 4,608 bytes and its delta would hold 40,960"),
         (LowRank.Settings(rank=500, sites="conv_stem"), "make it smaller (rank, density), set oversized: dense"),
         (LowRank.Settings(oversized="error"), "would hold"),
         (Bias.Settings(sites="conv_stem"), "bias: 'conv_stem' has no bias"),

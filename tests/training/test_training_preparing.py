@@ -122,6 +122,17 @@ def test_a_budget_that_buys_nothing_says_what_would(tmp_path: Path) -> None:
         student_fit(settings, tmp_path / "fit")
 
 
+def test_what_would_fail_later_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    """HALRP prunes after training, AdaLoRA buys ranks in it, a budget is spent after a warm-up."""
+    for deltas in (
+        {**HALRP, "max_growth": 0.001},
+        {"type": "adalora", "budget": 100},
+        {**BUDGET, "ranks": {"budget": 9}},
+    ):
+        with pytest.raises(DeltaError, match=r"too small|more than max_growth"):
+            student_fit(with_deltas(tmp_path, deltas), tmp_path / "fit", lambda module: pytest.fail("it trains"))
+
+
 def test_evidence_is_the_loss_and_the_weights_of_the_free_student(tmp_path: Path) -> None:
     """Gradients by finite differences of the lesson's own loss; free weights are backbone plus dense change."""
     settings = with_deltas(tmp_path, {**BUDGET, "sites": ["blocks.1.0.conv_pwl", "conv_stem"]})
