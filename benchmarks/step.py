@@ -161,6 +161,14 @@ def timed_fit(
 class InMemory(Turns):
     """Turns as a loader that a fit never waits for."""
 
+    @property
+    def reader(self) -> InMemory:
+        return self
+
+    def prepare(self) -> str:
+        """There is nothing to read."""
+        return ""
+
     def read_wait_seconds(self) -> float:
         return 0.0
 
