@@ -8,6 +8,7 @@ Structural deltas have no merged folder: then it is the delta file that must equ
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -154,7 +155,11 @@ def _run_fresh(work: Path) -> None:
     root = str(Path(distill.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "distill.export.verify", str(work)]
-    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "PYTHONPATH": path}
+    # In a group of its own: Ctrl-C is for the run, which finishes this stage and stops after it.
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, process_group=0)
+    if done.returncode < 0:
+        raise ExportError(f"the fresh process was ended by {signal.Signals(-done.returncode).name}")
     if done.returncode:
         raise ExportError(f"a fresh process cannot load the export:\n{done.stderr.strip()[-2000:]}")
 

@@ -73,6 +73,8 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
         with suppress(OSError):  # a full disk must not hide what went wrong
             if isinstance(error, Interrupted):
                 folder.set_status("interrupted")
+                if is_first_rank():
+                    console.print(f"{folder.path} is saved; the same command with --resume goes on", soft_wrap=True)
             else:
                 folder.fail()
         raise

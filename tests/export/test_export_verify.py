@@ -1,5 +1,7 @@
 """verify: passes for a true export, fails for a wrong one, refuses a tampered one before loading it."""
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from export_students import LABELS, Trained, make_backbone
 from distill.export.delta_file import write_delta
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import write_timm_folder
-from distill.export.verify import Report, _compare, verify
+from distill.export.verify import Report, _compare, _run_fresh, verify
 
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 
@@ -72,3 +74,17 @@ def test_what_it_needs(folder: Path) -> None:
         verify(folder, IMAGES, model=make_backbone())
     with pytest.raises(ExportError, match="needs a delta folder and its backbone"):
         verify(folder, IMAGES, enough=8)
+
+
+def test_a_terminals_signal_is_not_for_the_fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C reaches a whole process group; a run that is verifying would count as failed."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\nps -o pgid= -p $$ > "$3/group"\n')
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    _run_fresh(tmp_path)
+    assert int((tmp_path / "group").read_text()) != os.getpgrp()
+
+    python.write_text("#!/bin/sh\nkill -TERM $$\n")
+    with pytest.raises(ExportError, match="ended by SIGTERM"):
+        _run_fresh(tmp_path)

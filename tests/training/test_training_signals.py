@@ -29,7 +29,8 @@ def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: Start) 
         run = start(*(["--resume"] if turn else []), fault=f"{2 * turn} 0 {int(number)}")
         assert run.wait() == status, run.output.read_text()
         assert run.status == "interrupted" and run.ended()
-        assert f"stopped by {number.name}" in run.output.read_text()
+        said = run.output.read_text()
+        assert f"stopped by {number.name}" in said and "toy is saved; the same command with --resume goes on" in said
     assert run.trace() == straight.seen[:7], "in the middle of the second epoch"
     run = start("--resume", fault="-1 0 0")
     assert run.wait() == 0 and run.status == "finished"
