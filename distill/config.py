@@ -98,7 +98,8 @@ class Experiment(Settings):
 
     def _check_placement(self) -> None:
         """Refuse views by the loader's workers where there are none."""
-        views = {"augment": self.augment, "fit_teacher.augment": self.fit_teacher and self.fit_teacher.augment}
+        of_teacher = None if self.fit_teacher is None else self.fit_teacher.augment
+        views = {"augment": self.augment, "fit_teacher.augment": of_teacher}
         for key, settings in views.items():
             if self.data.on_device and settings is not None and settings.placement == "loader":
                 text = "data.on_device leaves the loader without workers; say device or auto"
