@@ -110,7 +110,8 @@ class SharedTrunk:
 
         What would be shared is computed by everybody here, and compared.
         """
-        if not self._parts:
+        if not any(weight.ndim > 1 for part in self._parts.values() for weight in _weights(part)):
+            self._parts = {}  # pooling, activations and fresh norms alone are no trunk
             return
         trial = self._trial = _Trial()
         with self, torch.no_grad():
@@ -128,9 +129,8 @@ class SharedTrunk:
         common = {place for places in trial.seen.values() if len({n for n, _ in places}) > 1 for place in places}
         chained = {place for place in common if place[1] not in trial.unlike} if useful else set()
         self._parts = {place: part for place, part in self._parts.items() if place in chained}
-        modules = {module for part in self._parts.values() for module in part.reads}
-        own = [parameter for module in modules for parameter in module.parameters(recurse=False)]
-        self._watched = [parameter for parameter in own if not parameter.requires_grad]
+        weights = [weight for part in self._parts.values() for weight in _weights(part)]
+        self._watched = [weight for weight in weights if not weight.requires_grad]
         self._written = self._writes()
 
     def taken(self, n: int) -> list[nn.Module]:
@@ -233,6 +233,10 @@ class SharedTrunk:
             number = next(self._count)
             self._numbers[tensor] = (tensor._version, number)
         return number
+
+
+def _weights(part: Part) -> list[nn.Parameter]:
+    return [weight for module in part.reads for weight in module.parameters(recurse=False)]
 
 
 def _tensors(values: Any) -> list[Tensor]:

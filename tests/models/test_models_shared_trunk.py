@@ -205,7 +205,8 @@ def test_a_stem_that_differs_ends_it(change: str) -> None:
 
 
 def test_training_mode_ends_it() -> None:
-    teacher, student = pair()
+    teacher, student = (plain(net) for net in pair())
+    nn.init.zeros_(student.head.weight)
     for network in (teacher, student):
         network.stem, network.act = plain(nn.Sequential(nn.BatchNorm1d(4))), plain(nn.ReLU())
     student.stem[0].train()
@@ -281,22 +282,21 @@ def test_weights_that_are_written_to_end_it(caplog: pytest.LogCaptureFixture) ->
 
 
 def test_hooks_are_called() -> None:
-    teacher, student = (nn.Sequential(net) for net in pair())
-    called: list[str] = []
-    inner = copy.deepcopy(teacher), copy.deepcopy(student)
-    for network in inner:  # the whole of it is the same
-        network[0].head.requires_grad_(False).load_state_dict(teacher[0].head.state_dict())
-    trunk = tried(*inner)
-    assert trunk.taken(1) == [inner[1][0]]
-    inner[1][0].register_forward_hook(lambda *unused: called.append("outer"))
+    whole = pair()[0]
+    networks = [plain(nn.Sequential(copy.deepcopy(whole))) for _ in range(2)]
+    student, called = networks[1][0], []
+    trunk = tried(*networks)
+    assert trunk.taken(1) == [student]
+    student.register_forward_hook(lambda *unused: called.append("outer"))
     with trunk:
-        look(*inner)
-    inner[1][0].body.register_forward_hook(lambda *unused: called.append("inner"))
-    trunk = tried(*inner)
-    assert inner[1][0].body in trunk.taken(1), "a module with a hook in it is taken apart"
+        look(*networks)
+    assert called == ["outer"]
+    student.body.register_forward_hook(lambda *unused: called.append("inner"))
+    trunk = tried(*networks)
+    assert student.body in trunk.taken(1), "a module with a hook in it is taken apart"
     called.clear()
     with trunk:
-        look(*inner)
+        look(*networks)
     assert called == ["inner", "outer"]
 
 
@@ -309,21 +309,22 @@ def test_lists_are_not_looked_into_and_tuples_are_shared() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.join(*self.split(x)) if self.kind is tuple else self.join(self.split(x))
 
-    class Split(nn.Module):
+    class Split(nn.Linear):
         def __init__(self, kind: type) -> None:
-            super().__init__()
+            super().__init__(4, 4)
             self.kind = kind
 
         def forward(self, x: Tensor) -> Any:
-            return self.kind((x + 1, None))
+            return self.kind((super().forward(x), None))
 
     class Join(nn.Module):
         def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
             return (x if isinstance(x, Tensor) else x[0]) * 2
 
     for kind, shared in ((tuple, 2), (list, 0)):
-        networks = [Two(kind).eval(), Two(kind).eval()]
-        networks[0].own, networks[1].own = 1, 2  # type: ignore[assignment]
+        networks = [plain(Two(kind))]
+        networks.append(copy.deepcopy(networks[0]))
+        networks[0].own, networks[1].own = 1, 2
         trunk = tried(*networks)
         assert len(trunk.taken(1)) == shared
         with trunk:
@@ -369,7 +370,7 @@ def test_of_timm(name: str, needs: frozenset[str]) -> None:
     parents = {module for module in trunk.taken(1) if isinstance(module, LAYERS)}
     assert set(computed) <= parents, "hooks of what is taken are called, but nothing inside it is computed"
     assert [*map(torch.equal, found.tensors(), expected.tensors())] == [True] * len(found.tensors())
-    weight = student.get_submodule(site).weight
+    weight: Any = student.get_submodule(site).weight
     ours, theirs = (torch.autograd.grad(f.tensors()[0].sum(), weight)[0] for f in (found, expected))
     assert torch.equal(ours, theirs)
 
