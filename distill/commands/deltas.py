@@ -17,17 +17,18 @@ from torch import nn
 
 from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
-from distill.deltas.base import Delta, DeltaError, DeltaSettings, StructuralDelta
+from distill.deltas.base import Delta, DeltaError, DeltaSettings, SizedSettings, StructuralDelta, WeightDelta
 from distill.deltas.foreseen import check_entry
 from distill.deltas.inventory import Listed, inventory
 from distill.deltas.rank_settings import RankedSettings, at_rank_one
-from distill.deltas.sites import classifier_names
+from distill.deltas.sites import classifier_names, select
 from distill.deltas.state import backbone_state
 from distill.models.network import create_network
 from distill.registry import Family
 from distill.report.numbers import MISSING, count, percent, size
 
 WIDE = 100  # columns from which layers' kinds have room
+SHOWN = 3  # layers that stand for those which are passed over
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,15 @@ def configured(model: nn.Module, entries: Sequence[DeltaSettings], head: Sequenc
     return inventory(whole)
 
 
+def passed_over(model: nn.Module, entry: DeltaSettings, head: Sequence[str]) -> list[str]:
+    """Layers that an entry's patterns find and that cannot carry its delta, most often since it would be larger."""
+    if entry.component is None or not issubclass(entry.component, WeightDelta):
+        return []
+    found = [place.name for places in select(model, entry, head).values() for place in places]
+    carrying = {site.name for site in attach(copy.deepcopy(model), [at_rank_one(entry)], exclude_head=head)}
+    return [name for name in found if name not in carrying]
+
+
 def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = frozenset()) -> Table:
     """One line per site.
 
@@ -150,6 +160,15 @@ def _print_configured(
     chosen = frozenset(entry.type for entry in from_data)
     console.print()
     console.print(sites_table(configured(model, entries, head), console.width, chosen))
+    for entry in entries:
+        if left_out := passed_over(model, entry, head):
+            more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
+            advice = "; oversized: dense learns such layers whole" if isinstance(entry, SizedSettings) else ""
+            console.print(
+                f"{escape(entry.type)} passes over {len(left_out)} layers that it finds, which cannot carry it: "
+                f"{escape(', '.join(left_out[:SHOWN]))}{more}{advice}",
+                highlight=False,
+            )
     for entry in from_data:
         assert entry.ranks is not None
         wish = f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"

@@ -52,6 +52,17 @@ def test_ranks_that_the_data_will_choose_are_listed_at_one() -> None:
     assert {one.rank for one in listed if one.type == "adalora"} == {3}
 
 
+def test_layers_that_cannot_carry_their_delta_are_named() -> None:
+    overrides = [NETWORK.replace("vit", "efficientnet"), "student.deltas=[{type: low_rank, rank: 4}]"]
+    console = Console(width=120, record=True, file=io.StringIO())
+    list_deltas(load_config(ROOT / "configs" / "quickstart.yaml", overrides), console)
+    text = " ".join(console.export_text().split())
+    # Depthwise 3 x 3 convs have nine numbers a channel; one block per channel of rank 4 would have 40.
+    assert re.search(
+        r"low_rank passes over \d+ layers that it finds, .*: [^;]*conv_dw.*; oversized: dense learns", text
+    )
+
+
 def test_blocks() -> None:
     names = {"blocks.3.attn.qkv": "blocks.3", "layer1.0.conv1": "layer1.0", "conv_stem": "conv_stem", "stem.0": "stem"}
     assert {name: block_of(name) for name in names} == names
