@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import timm
 import torch
@@ -27,6 +29,27 @@ def test_equals_the_equation(kind, alpha):
     taught = kd(token, teacher, 3.0) if kind == "soft" else cross_entropy(token, teacher.argmax(1))
     expected = (1 - alpha) * cross_entropy(class_token, LABELS, 0.1) + alpha * taught
     torch.testing.assert_close(found, expected)
+
+
+def test_on_paper():
+    """Class head at odds 3 : 1 for the label, distillation head undecided: ¾ · ln(4/3) + ¼ · ln 2."""
+    class_token, token = torch.tensor([[0.0, math.log(3)]]), torch.zeros(1, 2)
+    shapes = FeatureShapes(2, 8)
+    term = DeiT(DeiT.Settings(alpha=0.25), shapes, shapes)
+    student, teacher = Features((class_token + token) / 2, token=token), Features(torch.tensor([[5.0, -5.0]]))
+    found = term(student, teacher, Batch(torch.tensor([1])))
+    assert found.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(2), rel=1e-5)
+
+
+def test_the_soft_part_is_least_where_the_token_says_what_the_teacher_does():
+    class_token, token, teacher = parts()
+    term = DeiT(DeiT.Settings(kind="soft", alpha=1.0), SHAPES, SHAPES)
+
+    def loss(token: torch.Tensor) -> float:
+        return term(Features((class_token + token) / 2, token=token), Features(teacher), Batch(LABELS)).item()
+
+    assert loss(teacher) == pytest.approx(0, abs=1e-6)
+    assert loss(teacher + 0.1 * token) > 1e-4
 
 
 def test_the_network_reports_its_token_and_another_one_is_refused():

@@ -34,6 +34,13 @@ def test_dense_is_the_pooled_distance_at_every_place(distance):
     torch.testing.assert_close(dense(student, teacher, distance).mean(), torch.stack(places).mean())
 
 
+def test_dense_on_paper():
+    """At right angles, at half of that, the same way, opposite: 1 - cos is 1, 1 - √½, 0 and 2."""
+    student = torch.tensor([[1.0, 1.0, 3.0, 1.0], [0.0, 1.0, 0.0, 0.0]]).view(1, 2, 2, 2)
+    teacher = torch.tensor([[0.0, 1.0, 2.0, -4.0], [1.0, 0.0, 0.0, 0.0]]).view(1, 2, 2, 2)
+    torch.testing.assert_close(dense(student, teacher), torch.tensor([(4 - 0.5**0.5) / 4]))
+
+
 def test_dense_brings_the_student_to_the_teachers_grid():
     teacher = torch.randn(2, 5, 3, 3)
     large = teacher.repeat_interleave(4, 2).repeat_interleave(4, 3)

@@ -123,6 +123,12 @@ def test_vid_equals_the_gaussian_log_likelihood():
     torch.testing.assert_close(vid(mean, teacher, variance).mean(), -likelihood.mean() - 0.5 * math.log(2 * math.pi))
 
 
+def test_vid_on_paper():
+    """Errors of 2 and 0 at variance 2, of 1 and 1 at variance 1: ½ · mean(2 + ln 2, ln 2, 1, 1)."""
+    mean, teacher = tensor([[3.0, 1.0], [2.0, 4.0]]).view(1, 2, 1, 2), tensor([[1.0, 1.0], [1.0, 5.0]]).view(1, 2, 1, 2)
+    torch.testing.assert_close(vid(mean, teacher, tensor([2.0, 1.0])), tensor([0.5 * (4 + 2 * math.log(2)) / 4]))
+
+
 def test_vid_is_least_at_the_mean_squared_error():
     mean, teacher = torch.randn(2, 3, 4, 5, 5, generator=torch.Generator().manual_seed(0))
     errors = (mean - teacher).square().mean((0, 2, 3))
