@@ -163,7 +163,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
     folder = Path(folder)
     manifest, tensors = read_delta(folder)
     parts = parts_of(tensors, folder)
-    _check_backbone(manifest, backbone, folder)
+    check_backbone(manifest, backbone, folder)
     model = copy.deepcopy(backbone).eval()
     try:
         if manifest.head is not None:
@@ -236,7 +236,8 @@ def _moved(model: nn.Module, before: Identity, now: Identity) -> list[str]:
     return changed
 
 
-def _check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -> None:
+def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -> None:
+    """Raise ``ExportError`` that names the differences unless ``backbone`` is the one that a delta was made for."""
     config: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     if deltas(backbone):
         raise ExportError(f"{folder}: the given backbone carries deltas already")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 import distill
 from augment.settings import Settings
 from distill.deltas.state import whole_state
-from distill.export.delta_file import load_delta, read_delta
+from distill.export.delta_file import check_backbone, load_delta, read_delta
 from distill.export.sealed import ExportError
 from distill.export.timm_folder import check_timm_folder
 from distill.models.network import timm_with_ours
@@ -100,16 +100,19 @@ def verify(
     if merged is None and (delta is None or model is None):
         raise ExportError("without a merged folder verify needs the delta folder, its backbone and the model in memory")
     merged_sha256 = None if merged is None else check_timm_folder(merged).weights_sha256
-    delta_sha256 = None if delta is None else read_delta(delta)[0].sha256
+    manifest = None if delta is None else read_delta(delta)[0]
+    backbone = None if make_backbone is None else make_backbone()
+    if manifest is not None and backbone is not None and delta is not None:
+        check_backbone(manifest, backbone, delta)  # the fresh process does so too, and takes long to say it
     inputs = {"images": images.detach().float().cpu().contiguous()}
     if model is not None:
         inputs["live"] = _logits(model, inputs["images"])
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         safetensors.torch.save_file(inputs, work / "images.safetensors")
-        if make_backbone is not None:
-            backbone = {n: t.detach().cpu().contiguous().clone() for n, t in whole_state(make_backbone()).items()}
-            safetensors.torch.save_file(backbone, work / "backbone.safetensors")
+        if backbone is not None:
+            tensors = {n: t.detach().cpu().contiguous().clone() for n, t in whole_state(backbone).items()}
+            safetensors.torch.save_file(tensors, work / "backbone.safetensors")
         request = _Request(
             merged=str(Path(merged).resolve()) if merged else None, delta=str(Path(delta).resolve()) if delta else None
         )
@@ -121,7 +124,7 @@ def verify(
     return Report(
         images=len(images),
         merged_sha256=merged_sha256,
-        delta_sha256=delta_sha256,
+        delta_sha256=None if manifest is None else manifest.sha256,
         comparisons=tuple(_compare(what, logits, against, other) for against, other in others),
     )
 

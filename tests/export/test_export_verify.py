@@ -37,6 +37,15 @@ def test_a_folder_of_other_weights_fails(folder: Path, trained: Trained) -> None
     assert not report.passed and report.comparisons[0].relative_difference > 1e-5
 
 
+def test_another_backbone_is_named_before_a_process_is_started(
+    folder: Path, trained: Trained, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    delta, merged = export(folder, trained)
+    monkeypatch.setattr("distill.export.verify._run_fresh", lambda work: pytest.fail("started a process"))
+    with pytest.raises(ExportError, match="made for another backbone"):
+        verify(merged, IMAGES, delta=delta, make_backbone=lambda: make_backbone(seed=4), enough=8)
+
+
 def test_logits_that_are_not_finite_fail() -> None:
     good, bad = torch.eye(3), torch.eye(3)
     bad[0, 0] = torch.nan
