@@ -78,7 +78,7 @@ def tell(console: Console, headings: list[str], rows: list[list[str]], markdown:
     """The table on the terminal, and in a file."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for n, heading in enumerate(headings):
-        table.add_column(heading, justify="right" if n else "left", no_wrap=True)
+        table.add_column(heading, justify="right" if n else "left", no_wrap=n > 0)
     for cells in rows:
         table.add_row(*cells)
     console.print(table)

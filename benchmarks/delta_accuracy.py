@@ -31,7 +31,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
@@ -225,7 +225,10 @@ WITHOUT_TRAINING: dict[str, Callable[[Workshop, int], tuple[float | None, float]
 
 
 def report(outcomes: list[Outcome], folder: Path, console: Console, markdown: Path | None) -> None:
-    """The table, and the picture: accuracy over bytes, and the front that nothing is both smaller and better than."""
+    """The table, and the picture: accuracy over bytes, and the front that nothing is both smaller and better than.
+
+    Bars are the standard deviation over seeds.
+    """
     rows = [(name, [one for one in outcomes if one.arm == name]) for name in dict.fromkeys(one.arm for one in outcomes)]
     lines = []
     for name, found in rows:
@@ -255,7 +258,10 @@ def draw(rows: list[tuple[str, list[Outcome]]], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     points: dict[str, list[tuple[float, float]]] = {}
     for name, found in rows:
-        size, accuracy = mean(one.bytes for one in found), 100 * mean(one.accuracy for one in found)
+        accuracies = [100 * one.accuracy for one in found]
+        size, accuracy = mean(one.bytes for one in found), mean(accuracies)
+        if size and len(found) > 1:
+            axes.errorbar(size, accuracy, stdev(accuracies), color="0.6", linewidth=1, capsize=2, zorder=0)
         if size:
             points.setdefault(name.partition("@")[0], []).append((size, accuracy))
         else:
@@ -277,7 +283,7 @@ def draw(rows: list[tuple[str, list[Outcome]]], path: Path) -> None:
     axes.set_ylabel("test accuracy, %")
     axes.grid(alpha=0.2)
     if points:
-        axes.legend(fontsize=8, ncols=2)
+        figure.legend(fontsize=8, loc="outside right upper")
     figure.savefig(path, dpi=130)
     plt.close(figure)
 

@@ -73,8 +73,10 @@ def at_budget(backbone: nn.Module, name: str, budget: str) -> Iterator[Arm]:
     limit = parse_bytes(budget)
     if issubclass(settings, RankedSettings):
         kinds = tuple(ALLOCATIONS) if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
+        own = {"least": 0} if name == "halrp" else {}  # its one rank everywhere takes more than the smaller budgets
         for kind in kinds:
-            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": {"budget": budget, **ALLOCATIONS[kind]}},))
+            ranks = {"budget": budget, **ALLOCATIONS[kind], **own}
+            yield Arm(f"{name} {kind}@{budget}", ({"type": name, "ranks": ranks},))
         return
     if "budget" in settings.model_fields:
         yield Arm(f"{name}@{budget}", ({"type": name, "budget": budget},))
