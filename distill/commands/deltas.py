@@ -91,22 +91,23 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
     return sorted(found, key=lambda cost: (bool(cost.refused), cost.bytes))
 
 
-def configured(model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]) -> list[Listed]:
-    """The deltas of a config on a copy of the model. Those whose ranks the data will choose are listed at rank 1."""
-    whole = copy.deepcopy(model)
+def configured(
+    model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]
+) -> tuple[list[Listed], list[list[str]]]:
+    """The deltas of a config on a copy of the model, and for every entry the layers that it finds but passes over.
+
+    Deltas whose ranks the data will choose are listed at rank 1.
+    """
+    whole, passed_over = copy.deepcopy(model), []
     for entry in entries:
         sites = attach(whole, [at_rank_one(entry)], exclude_head=head)
-        check_entry(whole, entry, {site.name: site.delta for site in sites})
-    return inventory(whole)
-
-
-def passed_over(model: nn.Module, entry: DeltaSettings, head: Sequence[str]) -> list[str]:
-    """Layers that an entry's patterns find and that cannot carry its delta, most often since it would be larger."""
-    if entry.component is None or not issubclass(entry.component, WeightDelta):
-        return []
-    found = [place.name for places in select(model, entry, head).values() for place in places]
-    carrying = {site.name for site in attach(copy.deepcopy(model), [at_rank_one(entry)], exclude_head=head)}
-    return [name for name in found if name not in carrying]
+        carrying = {site.name: site.delta for site in sites}
+        check_entry(whole, entry, carrying)
+        found = []
+        if entry.component is not None and issubclass(entry.component, WeightDelta):
+            found = [place.name for places in select(model, entry, head).values() for place in places]
+        passed_over.append([name for name in found if name not in carrying])
+    return inventory(whole), passed_over
 
 
 def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = frozenset()) -> Table:
@@ -159,9 +160,10 @@ def _print_configured(
     from_data = [entry for entry in entries if isinstance(entry, RankedSettings) and entry.ranks is not None]
     chosen = frozenset(entry.type for entry in from_data)
     console.print()
-    console.print(sites_table(configured(model, entries, head), console.width, chosen))
-    for entry in entries:
-        if left_out := passed_over(model, entry, head):
+    listed, passed_over = configured(model, entries, head)
+    console.print(sites_table(listed, console.width, chosen))
+    for entry, left_out in zip(entries, passed_over):
+        if left_out:
             more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
             advice = "; oversized: dense learns such layers whole" if isinstance(entry, SizedSettings) else ""
             console.print(

@@ -45,7 +45,7 @@ def test_costs_are_those_of_every_method() -> None:
 def test_ranks_that_the_data_will_choose_are_listed_at_one() -> None:
     model = timm.create_model("test_vit", num_classes=4)
     entries = [LowRank.Settings(sites=("blocks.0.attn.qkv[qv]",), ranks={"budget": "1KB"}), AdaLoRA.Settings(rank=3)]  # type: ignore[arg-type]
-    listed = configured(model, entries, ("head",))
+    listed, _ = configured(model, entries, ("head",))
     q, v = (one for one in listed if one.type == "low_rank")
     assert [q.site, v.site] == ["blocks.0.attn.qkv[q]", "blocks.0.attn.qkv[v]"]
     assert (q.rank, q.bytes, q.shape, q.layer_bytes) == (1, 4 * 128, (64, 64), 4 * 64 * 64)
