@@ -36,7 +36,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measure import Row, ratio, row, save, show
+from measure import Row, ratio, row, save, show, step_options
 from PIL import Image
 from rich.console import Console
 from step import CLASSES, OBJECTIVES, device_clock, generated, network
@@ -67,14 +67,7 @@ IDS = [f"sample {number}" for number in range(SAMPLES)]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds, and 128 pixels: about a minute on two cores"
-    )
-    parser.add_argument("--size", type=int, default=None, help="input pixels; default 224")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    given = parser.parse_args()
+    given = step_options(__doc__).parse_args()
     size = given.size or (128 if given.quick else 224)
     console = Console()
     with tempfile.TemporaryDirectory() as folder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +29,18 @@ class Row:
     unit: str
     low: float
     high: float
+
+
+def step_options(about: str | None) -> argparse.ArgumentParser:
+    """The options of a benchmark of whole training steps; ``about`` is its docstring."""
+    parser = argparse.ArgumentParser(description=(about or "").partition("\n")[0])
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds, and 128 pixels: about a minute on two cores"
+    )
+    parser.add_argument("--size", type=int, default=None, help="input pixels; default 224")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--json", type=Path, help="write the rows to this file")
+    return parser
 
 
 def row(name: str, values: Sequence[float], unit: str) -> Row:

@@ -25,7 +25,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measure import Row, ratio, row, save, show
+from measure import Row, ratio, row, save, show, step_options
 from rich.console import Console
 from step import CLASSES, InMemory, device_clock, distillation, network
 from torch import nn
@@ -43,14 +43,7 @@ SECOND_HALF = ("blocks.[456].*", "conv_head")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds, and 128 pixels: about a minute on two cores"
-    )
-    parser.add_argument("--size", type=int, default=None, help="input pixels; default 224")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    given = parser.parse_args()
+    given = step_options(__doc__).parse_args()
     size = given.size or (128 if given.quick else 224)
     console = Console()
     logging.getLogger("distill").setLevel(logging.ERROR)
