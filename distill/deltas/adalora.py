@@ -32,8 +32,8 @@ from torch import Tensor, nn
 
 from augment.settings import complaint
 from distill.deltas.base import DeltaError, DeltaSettings, SizedSettings, Start, WeightDelta, frozen_weight
-from distill.deltas.low_rank import LowRank, low_rank_change
-from distill.deltas.projected import projected
+from distill.deltas.low_rank import LowRank
+from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import check_bytes, parse_bytes
 
 
@@ -124,7 +124,7 @@ class AdaLoRA(WeightDelta):
 
     def forward(self, weight: Tensor) -> Tensor:
         A, B = self.factors()
-        return weight + low_rank_change(A, B, 1.0, weight.shape)
+        return plus_product(weight, A, B)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         A, B = self.factors()

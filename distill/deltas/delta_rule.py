@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.deltas.base import frozen_weight
-from distill.deltas.projected import projected
+from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings
 from distill.deltas.ranked import RankedDelta
 
@@ -68,7 +68,7 @@ class DeltaRule(RankedDelta):
 
     def forward(self, weight: Tensor) -> Tensor:
         A, B = self.factors(weight)
-        return weight + (B @ A).view(weight.shape)
+        return plus_product(weight, A, B)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight = frozen_weight(layer)

@@ -24,14 +24,9 @@ from torch import Tensor, nn
 
 from augment.settings import complaint
 from distill.deltas.base import Learned, frozen_weight
-from distill.deltas.projected import projected
+from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings
 from distill.deltas.ranked import RankedDelta, factors
-
-
-def low_rank_change(A: Tensor, B: Tensor, scale: float, shape: torch.Size) -> Tensor:
-    """``scale · B A`` per group, as a weight of ``shape``. A [g, r, n], B [g, out/g, r]."""
-    return ((B * scale) @ A).view(shape)
 
 
 def fresh_factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
@@ -90,7 +85,7 @@ class LowRank(RankedDelta):
         return Learned(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
 
     def forward(self, weight: Tensor) -> Tensor:
-        return weight + low_rank_change(self.A, self.B, self.scale, weight.shape)
+        return plus_product(weight, self.A, self.B * self.scale)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         return projected(layer, x, frozen_weight(layer), layer.bias, self.A, self.B * self.scale)  # type: ignore[arg-type]

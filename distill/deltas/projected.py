@@ -99,7 +99,7 @@ class _Projected(torch.autograd.Function):
         columns: Tensor | None,
         geometry: Geometry,
     ) -> Tensor:
-        y = convolve(x, _changed(weight, A, B, rows, columns, x.dtype), bias, geometry)
+        y = convolve(x, changed_weight(weight, A, B, rows, columns, x.dtype), bias, geometry)
         ctx.geometry, ctx.watched = geometry, None
         kept = None if rows is None else y
         if kept is not None and not torch.compiler.is_compiling():
@@ -123,7 +123,7 @@ class _Projected(torch.autograd.Function):
         dB = torch.empty_like(B).copy_(dB.reshape(B.mT.shape).mT)
         dx = drows = dcolumns = None
         if ctx.needs_input_grad[0] or rows is not None:
-            changed = _changed(weight, A, B, rows, columns, x.dtype)
+            changed = changed_weight(weight, A, B, rows, columns, x.dtype)
         if ctx.needs_input_grad[0]:
             dx = gradient(dy, x, changed, geometry, of="x")
         db = None if bias is None else channel_sums(dy, geometry)
@@ -139,26 +139,38 @@ class _Projected(torch.autograd.Function):
         return dx, None, db, dA, dB, drows, dcolumns, None
 
 
-def _changed(
+def changed_weight(
     weight: Tensor, A: Tensor, B: Tensor, rows: Tensor | None, columns: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
     """``diag(rows) W diag(columns) + B A`` in its own precision whatever autocast says, then as the layer computes.
 
     With the strides of W: a convolution chooses its kernel by them, and would round otherwise than the merged one.
     """
-    window = [1] * (weight.ndim - 2)
+    window, scaled = [1] * (weight.ndim - 2), weight
     with torch.autocast(weight.device.type, enabled=False):
-        changed = torch.empty_like(weight)
-        added = (B @ A).view(weight.shape)
-        if rows is None and columns is None:
-            return torch.add(weight, added, out=changed).to(dtype)
         if rows is not None:
-            weight = torch.mul(weight, rows.view(-1, 1, *window), out=changed)
+            scaled = torch.mul(scaled, rows.view(-1, 1, *window))
         if columns is not None:
             by_group = columns.view(len(A), 1, -1, *window)
-            blocks = weight.unflatten(0, (len(A), -1))
-            torch.mul(blocks, by_group, out=changed.unflatten(0, (len(A), -1)))
-        return changed.add_(added).to(dtype)
+            scaled = torch.mul(scaled.unflatten(0, (len(A), -1)), by_group).flatten(0, 1)
+        changed = plus_product(scaled, A, B).to(dtype)
+    return changed if changed.stride() == weight.stride() else torch.empty_like(weight, dtype=dtype).copy_(changed)
+
+
+def plus_product(weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    """``W + B A`` per group, with a gradient. A [g, r, n], B [g, out/g, r].
+
+    The product is added by the call that makes it, in W's own order of memory: on a CPU that takes two thirds of the
+    time of adding it afterwards.
+    """
+    if weight.is_contiguous():
+        return torch.baddbmm(weight.view(len(A), -1, A.shape[2]), B, A).view(weight.shape)
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        A = A.unflatten(2, weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)
+        ordered = weight.permute(0, 2, 3, 1)
+        changed = torch.baddbmm(ordered.view(len(A), -1, A.shape[2]), B, A)
+        return changed.view(ordered.shape).permute(0, 3, 1, 2)
+    return weight + (B @ A).view(weight.shape)
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

@@ -8,7 +8,7 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.dora import DoRA
 from distill.deltas.halrp import HALRP
-from distill.deltas.projected import factor
+from distill.deltas.projected import changed_weight, factor
 
 SCALED = [DoRA.Settings(rank=2), HALRP.Settings(rank=2)]
 
@@ -50,6 +50,24 @@ def test_factors_of_zero(settings: DeltaSettings, monkeypatch: pytest.MonkeyPatc
     for got, expected in zip(cheap, gradients(model, x), strict=True):
         assert expected.all()
         torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2, 3), (0, 2, 3, 1), (1, 0, 3, 2)], ids=["plain", "channels_last", "other"])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_the_changed_weight_in_every_order_of_memory(order: tuple[int, ...], groups: int) -> None:
+    """With the strides of W, and of the value that its definition has."""
+    torch.manual_seed(0)
+    out, inner, height, width, rank = 6, 4, 3, 2, 2
+    weight = torch.randn(out, inner, height, width, dtype=torch.float64)
+    strided = weight.permute(order).contiguous().permute(*(order.index(axis) for axis in range(4)))
+    A = torch.randn(groups, rank, inner * height * width, dtype=torch.float64)
+    B = torch.randn(groups, out // groups, rank, dtype=torch.float64)
+    rows, columns = torch.rand(out).double() + 0.5, torch.rand(inner * groups).double() + 0.5
+    changed = changed_weight(strided, A, B, rows, columns, torch.float32)
+    per_group = columns.view(groups, 1, inner).expand(-1, out // groups, -1).reshape(out, inner, 1, 1)
+    expected = weight * rows.view(-1, 1, 1, 1) * per_group + (B @ A).view(weight.shape)
+    assert changed.dtype == torch.float32 and changed.stride() == strided.stride()
+    torch.testing.assert_close(changed, expected.float())
 
 
 def test_factor_by_hand() -> None:

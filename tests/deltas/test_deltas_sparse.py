@@ -81,14 +81,14 @@ def test_magnitude_needs_no_data_and_too_many_entries_are_refused() -> None:
 
 def test_gates_follow_the_hard_concrete_distribution() -> None:
     """Over every number that the noise can be."""
-    noise = torch.arange(-(2**15), 2**15).short()
-    u = (torch.arange(2**16).double() + 0.5) / 2**16
+    noise = torch.arange(-(2**7), 2**7).to(torch.int8)
+    u = (torch.arange(2**8).double() + 0.5) / 2**8
     for a in (-4.0, 0.0, 1.5, 6.0):
         log_alpha = torch.full_like(u, a)
         gates = hard_concrete(log_alpha, noise, torch.empty_like(u))
         s = 1 / (1 + torch.exp(-(torch.log(u) - torch.log(1 - u) + a) / (2 / 3)))
         torch.testing.assert_close(gates, (1.2 * s - 0.1).clamp(0, 1))
-        torch.testing.assert_close(expected_open(log_alpha[:1]), (gates > 0).double().mean(), rtol=0, atol=1e-4)
+        torch.testing.assert_close(expected_open(log_alpha[:1]), (gates > 0).double().mean(), rtol=0, atol=1 / 2**9)
     kept = hard_concrete(torch.tensor([-4.0, 0.0, 6.0]), None, torch.empty(3)).tolist()
     assert kept[0] == 0 and kept[1] == pytest.approx(0.5) and kept[2] == 1
     assert expected_open(torch.zeros(1)).item() == pytest.approx(1 / (1 + math.exp(2 / 3 * math.log(0.1 / 1.1))))
@@ -97,7 +97,7 @@ def test_gates_follow_the_hard_concrete_distribution() -> None:
 def test_noise_is_uniform_and_repeatable() -> None:
     torch.manual_seed(0)
     noise = draw_noise(torch.empty(7, 11, 13, 17))
-    counts = (noise.flatten().int() + 2**15).div(2**12, rounding_mode="floor").bincount(minlength=16)
+    counts = (noise.flatten().int() + 2**7).div(2**4, rounding_mode="floor").bincount(minlength=16)
     assert noise.shape == (7, 11, 13, 17) and ((counts / counts.sum() - 1 / 16).abs() < 0.01).all()
     torch.manual_seed(0)
     assert torch.equal(draw_noise(torch.empty(7, 11, 13, 17)), noise)
@@ -124,7 +124,7 @@ def test_gates_made_part_by_part_have_the_gradients_of_their_equation(
     torch.manual_seed(1)
     logit = delta.log_alpha
     if training:
-        u = (draw_noise(delta.U).double() + 2**15 + 0.5) / 2**16
+        u = (draw_noise(delta.U).double() + 2**7 + 0.5) / 2**8
         logit = (torch.log(u) - torch.log(1 - u) + logit) / (2 / 3)
     z = (torch.sigmoid(logit) * 1.2 - 0.1).clamp(0, 1)
     assert (z == 0).any() and (z == 1).any()
