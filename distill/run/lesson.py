@@ -26,7 +26,7 @@ from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
 from distill.training.stream import stream_of
 from distill.training.teacher_cache import TeacherCache
-from distill.training.terms import build_terms
+from distill.training.terms import Term, build_terms
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,7 @@ class Lesson:
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, its objectives newly made. Raises ``StageError`` where student and teacher do not fit."""
         teacher, seed = self.teacher, self.shop.experiment.seed
-        torch.manual_seed(seed)
-        try:
-            shapes, maps = (teacher.shapes, teacher.maps) if teacher else ([], None)
-            terms = build_terms(self.objectives, student.shapes, shapes, maps)
-        except ValueError as error:
-            raise StageError(f"{name}: {error}") from error
+        terms = self._terms(student, name)
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
         part = self.shop.data.part("train")
         train = part.ids, torch.from_numpy(part.labels)
@@ -56,6 +51,22 @@ class Lesson:
         meta = meta_step(self.shop, teacher.weighting) if teacher else None
         try:
             return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
+        except ValueError as error:
+            raise StageError(f"{name}: {error}") from error
+
+    def check(self, student: Student, name: str) -> None:
+        """Raise ``StageError`` for what would stop this student's fit before its first step."""
+        self._terms(student, name)
+        self._scored(student, name)
+        self._test(student, name)
+        if self.teacher is not None:
+            meta_step(self.shop, self.teacher.weighting)
+
+    def _terms(self, student: Student, name: str) -> list[Term]:
+        torch.manual_seed(self.shop.experiment.seed)
+        shapes, maps = (self.teacher.shapes, self.teacher.maps) if self.teacher else ([], None)
+        try:
+            return build_terms(self.objectives, student.shapes, shapes, maps)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
 
@@ -72,17 +83,12 @@ class Lesson:
 
     def fit(self, student: Student, folder: Path, name: str) -> FitSummary:
         """Train the student, leave the result in it and in ``folder``; a fit that is finished there is loaded."""
-        shop, teacher, training = self.shop, self.teacher, self.training
+        shop, teacher = self.shop, self.teacher
         loader = self.loader()
         module = self.module(student, loader, name)
         if module.cache is not None and shop.console is not None:
             shop.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
-        comparable = teacher is not None and teacher.knows(student.shapes.classes)
-        has_val = shop.data.has("val")
-        scored = has_val and (comparable or bool((shop.data.part("val").labels != UNLABELLED).any()))
-        if not scored and (training.early_stop or training.keep == "best"):
-            wish = "training.early_stop" if training.early_stop else "training.keep: best"
-            raise StageError(f"{name}: {wish} needs a score: labels to validate on, or a teacher of the same classes")
+        has_val, comparable = self._scored(student, name)
         summary = fit(
             module,
             loader,
@@ -96,6 +102,16 @@ class Lesson:
         )
         shop.unreadable |= loader.unreadable
         return summary
+
+    def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
+        """Whether there are validation images, and whether the teacher's answer to them compares with the student's."""
+        has_val = self.shop.data.has("val")
+        comparable = self.teacher is not None and self.teacher.knows(student.shapes.classes)
+        scored = has_val and (comparable or bool((self.shop.data.part("val").labels != UNLABELLED).any()))
+        if not scored and (self.training.early_stop or self.training.keep == "best"):
+            wish = "training.early_stop" if self.training.early_stop else "training.keep: best"
+            raise StageError(f"{name}: {wish} needs a score: labels to validate on, or a teacher of the same classes")
+        return has_val, comparable
 
     def _test(self, student: Student, name: str) -> Callable[[], Predictions] | None:
         """What tests the student for the record, if ``training.test_every`` wants one."""

@@ -52,14 +52,16 @@ def new_student(
     return Student(network, settings, needs, starts)
 
 
-def try_student(shop: Workshop, needs: frozenset[str], classes: int | None = None) -> None:
-    """Make the student once and throw it away, so that what is wrong with it is said before a teacher's training.
+def trial_student(shop: Workshop, needs: frozenset[str], classes: int, head: ReusedHead | None = None) -> Student:
+    """A student to find out with what is wrong, before anything is trained; deltas that prepare themselves are small.
 
     Raises:
         NetworkError, DeltaError: as making it for its own training would.
     """
     entries = shop.experiment.student.deltas
-    _checked(new_student(shop, needs, classes, [Start([at_rank_one(entry)]) for entry in entries]), entries)
+    return _checked(
+        new_student(shop, needs, classes, [Start([at_rank_one(entry)]) for entry in entries], head), entries
+    )
 
 
 def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
@@ -69,7 +71,7 @@ def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], clas
     if not any(_method(entry).prepares(entry) for entry in entries):
         return _checked(new_student(shop, needs, classes, head=lesson.head), entries)
     if not (folder / PREPARED).is_file():
-        try_student(shop, needs, classes)
+        trial_student(shop, needs, classes, lesson.head)
         content = _chosen(lesson, folder, name, needs, classes)
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)

@@ -21,7 +21,7 @@ from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.ce import CrossEntropy
 from distill.run.folder import RunError, is_first_rank
 from distill.run.lesson import Lesson
-from distill.run.preparing import finished, load_prepared, prepare, try_student
+from distill.run.preparing import finished, load_prepared, prepare, trial_student
 from distill.run.workshop import StageError, Workshop, predict_pooled
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
@@ -39,7 +39,7 @@ def prepare_teachers(shop: Workshop) -> list[Network]:
         torch.manual_seed(shop.experiment.seed)  # a network of random weights must be the same one on resume
         return [create_network(network) for network in settings.networks]
     if shop.data.classes:
-        try_student(shop, needs_of(shop.experiment.objectives)[0])
+        _try_lesson(shop)
     return [fit_teacher(shop, network) for network in settings.networks]
 
 
@@ -221,17 +221,31 @@ def label_maps(shop: Workshop, networks: list[Network]) -> LabelMaps:
 
 def distil(shop: Workshop, teachers: list[Network], folder: Path) -> tuple[Student, Teacher | None, FitSummary]:
     """The experiment itself."""
-    experiment = shop.experiment
-    student_needs, _ = needs_of(experiment.objectives)
-    teacher = None
-    if experiment.teacher is not None:
-        teacher = make_teacher(experiment, teachers, label_maps(shop, teachers))
+    student_needs, _ = needs_of(shop.experiment.objectives)
+    lesson = _main_lesson(shop, teachers)
+    teacher = lesson.teacher
     classes = len(shop.data.classes) or (teacher.shapes[0].classes if teacher else 0)
-    lesson = Lesson(shop, teacher, experiment.objectives, experiment.augment, experiment.training)
     student, summary = _taught(lesson, folder, "student", student_needs, classes)
     if shop.console is not None and (larger := enlargement(student.model)) is not None:
         shop.console.print(str(larger), highlight=False, soft_wrap=True)
     return student, teacher, summary
+
+
+def _main_lesson(shop: Workshop, teachers: list[Network]) -> Lesson:
+    """What the experiment's student learns from."""
+    experiment, teacher = shop.experiment, None
+    if experiment.teacher is not None:
+        teacher = make_teacher(experiment, teachers, label_maps(shop, teachers))
+    return Lesson(shop, teacher, experiment.objectives, experiment.augment, experiment.training)
+
+
+def _try_lesson(shop: Workshop) -> None:
+    """Put the experiment's lesson together with a teacher that has learned nothing, for the errors that this raises."""
+    assert shop.experiment.teacher is not None
+    classes = len(shop.data.classes)
+    lesson = _main_lesson(shop, [create_network(each, classes) for each in shop.experiment.teacher.networks])
+    student = trial_student(shop, needs_of(shop.experiment.objectives)[0], classes, lesson.head)
+    lesson.check(student, "student")
 
 
 def _taught(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> tuple[Student, FitSummary]:

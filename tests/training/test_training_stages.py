@@ -49,17 +49,22 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("student", "said"),
+    ("changes", "said"),
     [
-        ({"network": {"model": "test_resnett"}}, "timm has no model 'test_resnett'"),
-        ({"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": "blokcs.*"}]}, "'blokcs.*' matches no"),
+        ({"student": {"network": {"model": "test_resnett"}}}, "timm has no model 'test_resnett'"),
+        (
+            {"student": {"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": "blokcs.*"}]}},
+            "'blokcs.*' matches no",
+        ),
+        ({"objectives": [{"type": "fitnets", "stages": {"layer9": "layer1"}}]}, "layer9"),
+        ({"training": {"test_every": 1}, "data": {"source": {"tested": False}}}, "test_every needs a test split"),
     ],
 )
-def test_a_mistake_in_the_student_is_said_before_its_teacher_is_trained(
-    student: dict[str, Any], said: str, tmp_path: Path
+def test_a_mistake_in_the_student_s_lesson_is_said_before_its_teacher_is_trained(
+    changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((NetworkError, DeltaError), match=re.escape(said)):
-        teachers(fitted(tmp_path, student=student))
+    with pytest.raises((NetworkError, DeltaError, StageError), match=re.escape(said)):
+        teachers(fitted(tmp_path, **changes))
     assert not (tmp_path / "teachers").exists()
 
 

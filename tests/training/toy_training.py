@@ -40,6 +40,7 @@ class Blobs(Source):
 
     class Settings(Source.Settings):
         labelled: bool = True
+        tested: bool = True
         wrong_label: int = Field(-1, description="sample whose label is out of range")
         pause: float = Field(0.0, description="seconds that a sample takes")
 
@@ -47,7 +48,7 @@ class Blobs(Source):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        self.has_split = frozenset({"train", "val", "test"})
+        self.has_split = frozenset({"train", "val", "test"} if settings.tested else {"train", "val"})
         self.classes = tuple("abcd") if settings.labelled else ()
 
     def split(self, name: Split) -> Samples:
