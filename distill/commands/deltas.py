@@ -17,7 +17,15 @@ from torch import nn
 
 from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
-from distill.deltas.base import Delta, DeltaError, DeltaSettings, SizedSettings, StructuralDelta, WeightDelta
+from distill.deltas.base import (
+    Delta,
+    DeltaError,
+    DeltaSettings,
+    SizedSettings,
+    StructuralDelta,
+    WeightDelta,
+    entry_named,
+)
 from distill.deltas.foreseen import check_entry
 from distill.deltas.inventory import Listed, inventory
 from distill.deltas.rank_settings import RankedSettings, at_rank_one
@@ -99,10 +107,11 @@ def configured(
     Deltas whose ranks the data will choose are listed at rank 1.
     """
     whole, passed_over = copy.deepcopy(model), []
-    for entry in entries:
-        sites = attach(whole, [at_rank_one(entry)], exclude_head=head)
-        carrying = {site.name: site.delta for site in sites}
-        check_entry(whole, entry, carrying)
+    for number, entry in enumerate(entries):
+        with entry_named(number):
+            sites = attach(whole, [at_rank_one(entry)], exclude_head=head)
+            carrying = {site.name: site.delta for site in sites}
+            check_entry(whole, entry, carrying)
         found = []
         if entry.component is not None and issubclass(entry.component, WeightDelta):
             found = [place.name for places in select(model, entry, head).values() for place in places]

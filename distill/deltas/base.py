@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
@@ -20,6 +21,15 @@ LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 class DeltaError(ExplainedError, ValueError):
     """A delta cannot be built, attached, merged or loaded; the text names the layer and what would work."""
+
+
+@contextmanager
+def entry_named(number: int) -> Iterator[None]:
+    """Errors that an entry of the config raises in here begin with its key."""
+    try:
+        yield
+    except DeltaError as error:
+        raise type(error)(f"student.deltas.{number}: {error}") from None
 
 
 class LayerRefused(DeltaError):
@@ -318,6 +328,7 @@ __all__ = [
     "SizedSettings",
     "StructuralDelta",
     "WeightDelta",
+    "entry_named",
     "frozen",
     "frozen_weight",
     "tensor_bytes",

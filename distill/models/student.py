@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.deltas.attach import Site, attach, deltas, freeze
-from distill.deltas.base import Delta, DeltaSettings, Start, StructuralDelta
+from distill.deltas.base import Delta, DeltaSettings, Start, StructuralDelta, entry_named
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state, load_exactly
 from distill.models.features import Features, FeatureShapes
@@ -54,8 +54,9 @@ class Student(nn.Module):
         self._starts = list(starts or [Start([entry]) for entry in settings.deltas])
         if not self.whole:
             freeze(self.model, head)
-            for start in self._starts:
-                added = attach(self.model, start.settings, exclude_head=head)
+            for number, start in enumerate(self._starts):
+                with entry_named(number):
+                    added = attach(self.model, start.settings, exclude_head=head)
                 entry: dict[str, Delta] = {_called(site): site.delta for site in added}
                 for name, delta in entry.items():
                     tensors, own = start.tensors.get(name, {}), delta.state_dict()

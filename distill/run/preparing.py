@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from distill.deltas.base import Delta, DeltaSettings, Start
+from distill.deltas.base import Delta, DeltaSettings, Start, entry_named
 from distill.deltas.foreseen import check_entry
 from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
@@ -146,8 +146,9 @@ def _begun(
 
 def _checked(student: Student, entries: Sequence[DeltaSettings]) -> Student:
     """The student, whose deltas can do what their settings ask of them. Raises ``DeltaError``."""
-    for entry, deltas in zip(entries, student.entries):
-        check_entry(student.model, entry, deltas)
+    for number, (entry, deltas) in enumerate(zip(entries, student.entries)):
+        with entry_named(number):
+            check_entry(student.model, entry, deltas)
     return student
 
 

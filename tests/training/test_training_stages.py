@@ -54,7 +54,7 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
         ({"student": {"network": {"model": "test_resnett"}}}, "timm has no model 'test_resnett'"),
         (
             {"student": {"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": "blokcs.*"}]}},
-            "'blokcs.*' matches no",
+            "student.deltas.0: low_rank: pattern 'blokcs.*' matches no",
         ),
         ({"objectives": [{"type": "fitnets", "stages": {"layer9": "layer1"}}]}, "layer9"),
         ({"training": {"test_every": 1}, "data": {"source": {"tested": False}}}, "test_every needs a test split"),
