@@ -10,7 +10,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Batch, Objective
+from distill.objectives.dist import dist
+from distill.objectives.dkd import dkd
+from distill.objectives.kd import kd
 from distill.objectives.logits import standardise
+from distill.objectives.mlkd import mlkd
+from distill.objectives.nkd import nkd
 from distill.registry import Family
 
 FAMILY = Family("distill.objectives", "Objective")
@@ -181,6 +186,38 @@ def test_a_nan_of_the_teacher_comes_out(name):
 def test_a_teacher_batch_that_would_broadcast_is_refused(name):
     with pytest.raises(ValueError, match=r"\(8, \d+.*\) and \(1, \d+.*\)"):
         build(name)(features(STUDENT), features(TEACHER, batch=1), labels())
+
+
+@pytest.mark.parametrize("name", STANDARDISING)
+def test_a_teacher_of_other_classes_is_refused_when_built_and_when_called(name):
+    settings = FAMILY.settings_of(name)(type=name)
+    other = replace(TEACHER, classes=9, classifier=torch.nn.Linear(9, 9))
+    with pytest.raises(ValueError, match="the student has 10 classes, the teacher 9"):
+        settings.component(settings, STUDENT, other)
+    with pytest.raises(ValueError, match=r"\(8, 10\) and \(8, 9\)"):
+        build(name)(features(STUDENT), features(other), labels())
+
+
+FUNCTIONS = {
+    "kd": kd,
+    "dkd": lambda student, teacher: dkd(student, teacher, torch.arange(8)),
+    "nkd": lambda student, teacher: nkd(student, teacher, torch.arange(8)),
+    "mlkd": mlkd,
+    "dist": dist,
+}
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
+def test_a_loss_on_logits_called_as_a_function(name):
+    """It computes in fp32 whatever it is given, keeps the teacher as it is, and refuses what does not compare."""
+    loss, student, teacher = FUNCTIONS[name], features(STUDENT).logits, features(TEACHER).logits
+    halved = [logits.detach().bfloat16() for logits in (student, teacher)]
+    assert loss(*halved).dtype == torch.float32
+    assert torch.equal(loss(*halved), loss(*(logits.float() for logits in halved)))
+    loss(student, teacher).backward()
+    assert student.grad.abs().sum() > 0 and teacher.grad is None
+    with pytest.raises(ValueError, match=r"\(8, 10\) and \(8, 9\)"):
+        loss(student, teacher[:, :9])
 
 
 @teacher_readers
