@@ -9,12 +9,11 @@ from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import FeatureShapes
-from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_field
+from distill.objectives.stages import MapObjective, Stages, mean_square, on_one_grid, stages_field
 
 
 class FitNets(MapObjective):
@@ -45,8 +44,8 @@ class FitNets(MapObjective):
         self.regressors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        stages = [
-            F.mse_loss(*on_one_grid(regressor(ours), theirs), reduction="none").mean((1, 2, 3))
-            for regressor, (ours, theirs) in zip(self.regressors, maps)
-        ]
+        stages = []
+        for regressor, (ours, theirs) in zip(self.regressors, maps):
+            ours, theirs = on_one_grid(regressor(ours), theirs)
+            stages.append(mean_square(ours - theirs))
         return torch.stack(stages).mean(0)

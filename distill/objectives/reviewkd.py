@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from distill.models.features import FeatureShapes
 from distill.objectives.ranks import RankBatchNorm
-from distill.objectives.stages import MapObjective, on_one_grid
+from distill.objectives.stages import MapObjective, mean_square, on_one_grid
 
 _POOLS = (4, 2, 1)
 
@@ -48,18 +48,15 @@ def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 
     Weights 1, ½, ¼, ⅛ over their sum; grids as large as the map or larger are left out. Zero where the maps are equal.
     """
-    total, weights, weight = _errors(student_BCHW, teacher_BCHW), 1.0, 1.0
+    error_BCHW = student_BCHW - teacher_BCHW
+    total, weights, weight = mean_square(error_BCHW), 1.0, 1.0
     for cells in _POOLS:
         if cells >= min(student_BCHW.shape[2:]):
             continue
         weight /= 2
-        ours, theirs = (F.adaptive_avg_pool2d(map_, (cells, cells)) for map_ in (student_BCHW, teacher_BCHW))
-        total, weights = total + weight * _errors(ours, theirs), weights + weight
+        pooled = F.adaptive_avg_pool2d(error_BCHW, cells)  # the difference of averages is the average difference
+        total, weights = total + weight * mean_square(pooled), weights + weight
     return total / weights
-
-
-def _errors(ours: Tensor, theirs: Tensor) -> Tensor:
-    return F.mse_loss(ours, theirs, reduction="none").mean((1, 2, 3))
 
 
 class ReviewKD(MapObjective):

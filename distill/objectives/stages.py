@@ -7,9 +7,11 @@ The tokens of a ViT come as maps too, folded back to their grid, so a CNN and a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
@@ -118,6 +120,16 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
             raise ValueError(f"student and teacher maps differ in batch: {shape(maps[0])} and {shape(maps[1])}")
         found.append((maps[0], maps[1].detach()))
     return found
+
+
+def mean_square(error_BCHW: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
+    """The mean of the squares over ``dims``, by way of the length: the gradient has the error's order of memory.
+
+    That of ``error.square().mean(dims)`` has not: channels-last convolutions and batch norms would have to reorder it,
+    which takes longer than the loss itself.
+    """
+    count = math.prod(error_BCHW.shape[dim] for dim in dims)
+    return torch.linalg.vector_norm(error_BCHW, dim=dims).square() / count
 
 
 def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:

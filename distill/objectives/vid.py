@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.models.features import FeatureShapes
-from distill.objectives.stages import MapObjective, on_one_grid
+from distill.objectives.stages import MapObjective, mean_square, on_one_grid
 
 _LEAST_VARIANCE = 1e-5
 _FIRST_VARIANCE = 5.0
@@ -26,8 +26,8 @@ def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
     The negative log-likelihood without its constant; its minimum for given errors e² is ``½ (1 + log mean e²)``, at
     ``σ² = mean e²``: it may be negative.
     """
-    variance = variance_C[:, None, None]
-    return 0.5 * ((mean_BCHW - teacher_BCHW).square() / variance + variance.log()).mean((1, 2, 3))
+    errors_BC = mean_square(mean_BCHW - teacher_BCHW, (2, 3))
+    return 0.5 * (errors_BC / variance_C + variance_C.log()).mean(1)
 
 
 class VID(MapObjective):

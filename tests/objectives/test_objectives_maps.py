@@ -13,7 +13,7 @@ from distill.objectives.base import Batch
 from distill.objectives.fitnets import FitNets
 from distill.objectives.nst import nst
 from distill.objectives.reviewkd import Fusion, ReviewKD, hcl
-from distill.objectives.stages import match_stages, on_one_grid
+from distill.objectives.stages import match_stages, mean_square, on_one_grid
 from distill.objectives.vid import VID, vid
 
 LABELS = Batch(torch.zeros(4, dtype=torch.long))
@@ -231,3 +231,15 @@ def test_a_teacher_map_that_is_missing_is_named():
     term = FitNets(FitNets.Settings(), student, teacher)
     with pytest.raises(ValueError, match="the teacher handed over no map 's0'"):
         term(maps_of(student), Features(), LABELS)
+
+
+def test_mean_square_by_hand_in_the_error_s_order_of_memory():
+    torch.manual_seed(0)
+    error = torch.randn(3, 4, 5, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+    error[1] = 0
+    error = (1.0 * error).requires_grad_()
+    for dims in ((1, 2, 3), (2, 3)):
+        [got] = torch.autograd.grad(mean_square(error, dims).sum(), error)
+        torch.testing.assert_close(mean_square(error, dims), error.square().mean(dims))
+        torch.testing.assert_close(got, 2 * error.detach() / (40 if len(dims) == 3 else 10))
+        assert got.is_contiguous(memory_format=torch.channels_last)
