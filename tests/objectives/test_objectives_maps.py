@@ -243,3 +243,18 @@ def test_mean_square_by_hand_in_the_error_s_order_of_memory():
         torch.testing.assert_close(mean_square(error, dims), error.square().mean(dims))
         torch.testing.assert_close(got, 2 * error.detach() / (40 if len(dims) == 3 else 10))
         assert got.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_stages_are_averaged_and_vid_s_networks_are_three_pointwise_layers():
+    """Two equal stages have the loss of one."""
+    torch.manual_seed(0)
+    one, two = shapes((4, 6, 6)), shapes((4, 6, 6), (4, 6, 6))
+    for cls in (FitNets, VID):
+        single, double = (cls(cls.Settings(stages="all"), of, of) for of in (one, two))
+        for twin in double.regressors if cls is FitNets else double.means:
+            twin.load_state_dict((single.regressors if cls is FitNets else single.means)[0].state_dict())
+        student, teacher = maps_of(one).maps["s0"], maps_of(one, seed=1).maps["s0"]
+        seen = [Features(maps=dict.fromkeys(of.maps, map_)) for of in (one, two) for map_ in (student, teacher)]
+        torch.testing.assert_close(double(*seen[2:], LABELS), single(*seen[:2], LABELS))
+    layers = [layer for layer in VID(VID.Settings(), one, one).means[0] if isinstance(layer, torch.nn.Conv2d)]
+    assert [layer.kernel_size for layer in layers] == [(1, 1)] * 3 and all(layer.bias is None for layer in layers)
