@@ -56,7 +56,7 @@ def test_equals_the_equation():
             hit = likeness(i, own) / scale
             total -= math.log(hit / (hit + noise)) / 4
             total -= sum(math.log(noise / (likeness(i, j) / scale + noise)) for j in counted) / 4
-    assert found.item() == pytest.approx(total, rel=1e-4)
+    assert found.item() == pytest.approx(total, rel=3e-6)
 
 
 def test_banks_remember_what_was_seen_and_nothing_else():

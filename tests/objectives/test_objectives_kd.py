@@ -39,7 +39,7 @@ def test_equals_the_equation(shape, temperature, standardised):
     generator = torch.Generator().manual_seed(shape[1])
     student, teacher = 3 * torch.randn(2, *shape, generator=generator)
     expected = by_hand(student, teacher, temperature, standardised)
-    assert kd(student, teacher, temperature, standardised).item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert kd(student, teacher, temperature, standardised).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 @pytest.mark.parametrize("standardised", [False, True])
@@ -53,7 +53,7 @@ def test_zero_with_zero_gradient_where_the_student_equals_the_teacher(standardis
 
 def test_t_squared_keeps_the_gradient_s_size():
     student, teacher = torch.randn(2, 4, 10, dtype=torch.float32)
-    assert kd(5 * student, 5 * teacher, 5.0).item() == pytest.approx(25 * kd(student, teacher, 1.0).item(), rel=1e-4)
+    assert kd(5 * student, 5 * teacher, 5.0).item() == pytest.approx(25 * kd(student, teacher, 1.0).item(), rel=1e-5)
     student.requires_grad_()
     (hot,) = torch.autograd.grad(kd(student, teacher, 100.0), student)
     centred = (student - teacher) - (student - teacher).mean(dim=1, keepdim=True)
