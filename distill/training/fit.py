@@ -114,7 +114,8 @@ def fit(
         curve = CurveOnTest(test, figures, settings.test_every)
         callbacks.append(curve)  # type: ignore[arg-type]
     callbacks.append(Saving(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for part in ("pytorch", "fabric"):
+        logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
             # Lightning's advice to people who write a Trainer by hand, and what it calls that torch has deprecated.
