@@ -99,6 +99,12 @@ def test_a_batch_of_one_is_finite(name):
 
 
 @every_objective
+def test_a_batch_of_none_is_refused(name):
+    with pytest.raises(ValueError, match=r"expected shape \(batch, .*got \(0, "):
+        build(name)(features(STUDENT, batch=0), features(TEACHER, batch=0), labels(0))
+
+
+@every_objective
 def test_a_batch_without_labels_is_a_finite_loss_with_a_graph(name):
     loss = build(name)(features(STUDENT), features(TEACHER), Batch(torch.full((8,), -1), torch.arange(8)))
     loss.backward()
