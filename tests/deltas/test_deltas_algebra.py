@@ -118,6 +118,9 @@ def test_low_ranks_lie_side_by_side_and_cancel():
     assert both.learned.settings.rank == 5 and both.learned.tensors["A"].shape[1] == 5
     (back,) = added((both,), scaled((b,), -1))
     assert all(torch.equal(back.learned.tensors[n], a.learned.tensors[n]) for n in ("A", "B"))
+    for each in (a, b):
+        each.learned.tensors["B"][:, 0] = 0  # a direction is gone where all of its B is zero, not where some is
+    assert added((a,), (b,))[0].learned.settings.rank == 5
 
 
 def test_low_ranks_as_large_as_the_layer_stay_two():
