@@ -122,7 +122,7 @@ def choose_ranks(
     """Site → rank, at least 1; layers that get none are left out."""
     wish = settings.ranks
     assert wish is not None
-    gains = _no_gains(layers) if seen is None else _gains(method, wish, layers, seen)
+    gains = _no_gains(layers) if seen is None else gains_of_ranks(method, wish, layers, seen)
     ranks = _bought(wish, _candidates(method, settings, layers, gains))
     return {site: rank for site, rank in ranks.items() if rank}
 
@@ -174,9 +174,14 @@ def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSet
     ]
 
 
-def _gains(
+def gains_of_ranks(
     method: type[RankedDelta], wish: Allocation, layers: Mapping[str, nn.Module], seen: Observed
 ) -> dict[str, Tensor]:
+    """Site → what its ranks are worth, the first the most: the layer's importance times their singular values' squares.
+
+    The singular values are those of what the free warm-up changed, or of ``−mean / √square`` of the gradients, the
+    first step that a free training would make.
+    """
     importance = _importance(wish, layers, seen)
     gains = {}
     for site, layer in layers.items():

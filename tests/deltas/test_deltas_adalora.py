@@ -1,5 +1,7 @@
 """AdaLoRA: its schedule, the triplets it keeps, importance against a plain loop, and the low rank that it becomes."""
 
+import math
+
 import pytest
 import torch
 from deltas_models import build, images
@@ -124,3 +126,21 @@ def test_settings_and_budgets_that_cannot_be() -> None:
     ):
         with pytest.raises(ValueError, match=complaint):
             AdaLoRA.Settings.model_validate(settings)
+
+
+def test_the_budget_step_by_step() -> None:
+    """All ranks until warm-up is over, then every interval fewer, from the last reallocation on two thirds of them."""
+    _, found = attached(rank=6, interval=5, warm_up=0.1, settle=0.3)
+    torch.manual_seed(0)
+    kept = []
+    for step in range(1, 101):
+        for delta in found.values():
+            for parameter in (delta.P, delta.lam, delta.Q):
+                parameter.grad = torch.randn_like(parameter)
+        AdaLoRA.after_step(found, step, 100)
+        kept.append(sum(int(delta.kept.sum()) for delta in found.values()))
+    everything, end = 6 * len(found), 4 * len(found)
+    for step in range(1, 101):
+        share = budget_share(step // 5 * 5 / 100, 0.1, 0.3)
+        assert kept[step - 1] == (math.floor(end + share * (everything - end)) if step >= 10 else everything), step
+    assert kept[69] == end and kept[29] > end
