@@ -53,7 +53,7 @@ def new_student(
 
 
 def trial_student(shop: Workshop, needs: frozenset[str], classes: int, head: ReusedHead | None = None) -> Student:
-    """A student to find out with what is wrong, before anything is trained; deltas that prepare themselves are small.
+    """A student made to be thrown away, for what is wrong with it; deltas that prepare themselves have rank 1.
 
     Raises:
         NetworkError, DeltaError: as making it for its own training would.
