@@ -11,8 +11,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from distill.files import write_atomic
-
 STUDENT = "embedded:tf_efficientnet_lite0"
 VIEW: tuple[Any, ...] = (
     {"type": "RandomResizedCrop", "scale": [0.35, 1.0]},
@@ -60,8 +58,10 @@ class Notebook:
             self.add(first)
 
     def add(self, line: dict[str, Any]) -> None:
+        """Appended, so that two processes can measure different things into one notebook."""
         self.lines.append(line)
-        write_atomic(self.path, "".join(json.dumps(line) + "\n" for line in self.lines).encode())
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
     def with_key(self, key: str) -> list[dict[str, Any]]:
         """The lines that have ``key``, in the order in which they were measured."""
