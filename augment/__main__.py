@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 
 app = typer.Typer(
     help="Operations on batches of images, drawn by sample.",
@@ -21,7 +21,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-_COLOURS = {"ok": "green", "note": "yellow", "fail": "bold red"}
+_COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 
 
 @app.command()
@@ -48,7 +48,7 @@ def check(
     table.add_column("", no_wrap=True)
     table.add_column("why", overflow="fold")
     for finding in findings:
-        table.add_row(finding.check, Text(finding.verdict, _COLOURS[finding.verdict]), Text(finding.why))
+        table.add_row(finding.check, Text(finding.verdict, _COLORS[finding.verdict]), Text(finding.why))
     Console().print(table)
     raise typer.Exit(int(any(finding.verdict == "fail" for finding in findings)))
 
@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())  # users' own classes are found beside what they run, last of all
     try:
         app(arguments, prog_name="augment")
-    except ExplainedError as error:
+    except UserError as error:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
         sys.exit(2)
 

@@ -1,4 +1,4 @@
-"""One network's view: uint8 or float images → operations, in few passes → the network's size → normalised."""
+"""One network's view: uint8 or float images → operations, in few passes → the network's size → normalized."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from augment.base.errors import UserError
 from augment.draws import Draws
-from augment.errors import ExplainedError
 from augment.fuse.compiler import Compile, missing_compiler
-from augment.fuse.program import Finish, normalised, resized, to_unit
+from augment.fuse.planner import Barrier, PlannedOp, Segment, plan
+from augment.fuse.program import Finish, normalized, resized, to_unit
 from augment.fuse.run import FusedRun
-from augment.native import Native
+from augment.kornia_ops import FusedKorniaOp
 from augment.operation import SampledOp
-from augment.plan import Barrier, Run, Step, plan
 from augment.recipe import Op, built
 from augment.views import InputSpec
 
-__all__ = ["Chain", "ImageError", "eval_view", "normalised", "resized", "to_unit"]
+__all__ = ["Chain", "ImageError", "eval_view", "normalized", "resized", "to_unit"]
 
 Engine = Literal["fused", "kornia"]
 
 
-class ImageError(ExplainedError, ValueError):
+class ImageError(UserError, ValueError):
     """Images that an operation cannot work on; the text names the operation, the samples and what was expected."""
 
 
@@ -41,7 +41,7 @@ class Chain(nn.Module):
             there is one; True: warn where there is none.
         bounded: whether what comes out is held in [0, 1]; not for spectrograms, whose values have no bounds.
 
-    Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a colour
+    Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a color
     operation to a chain changes nothing about its crop.
     """
 
@@ -62,17 +62,17 @@ class Chain(nn.Module):
         for name, _ in named:
             self.keys.append(f"{name}#{seen[name]}")
             seen[name] += 1
-        self.steps = [Step(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
+        self.steps = [PlannedOp(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
         self._stages = plan(self.steps)
-        self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Run)}
-        natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), Native)]
+        self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)}
+        natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), FusedKorniaOp)]
         # Noise, bicubic reading and users' operations may leave [0, 1].
         self.clamps = bounded and (len(natives) < len(self.steps) or not all(user.keeps_range for user in natives))
 
     def plan(self) -> str:
         """What is done together, and what by itself and why: a line for every pass."""
         lines = [str(stage) for stage in self._stages]
-        lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalised")
+        lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalized")
         if self._runs:
             lines.append(f"{'on a CPU':9}{self._on_a_cpu()}")
         return "\n".join(lines)
@@ -94,13 +94,13 @@ class Chain(nn.Module):
         spec: InputSpec | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> Tensor:
-        """Images [B, C, H, W] → floats [B, C, *size] in [0, 1], or normalised.
+        """Images [B, C, H, W] → floats [B, C, *size] in [0, 1], or normalized.
 
         Args:
             images: uint8, or floats in [0, 1].
             draws: for this view of these samples.
             geometry: of the same samples, for the operations that move pixels, where another view shares them.
-            spec: whose mean and std the result is normalised with; None leaves it in [0, 1].
+            spec: whose mean and std the result is normalized with; None leaves it in [0, 1].
             dtype: of the result.
 
         Raises:
@@ -115,7 +115,7 @@ class Chain(nn.Module):
         draws = draws.to(images.device)
         geometry = draws if geometry is None else geometry.to(images.device)
 
-        def source(step: Step) -> Draws:
+        def source(step: PlannedOp) -> Draws:
             return (geometry if step.operation.geometric else draws).op(step.key)
 
         if self.engine == "kornia":
@@ -130,7 +130,7 @@ class Chain(nn.Module):
                 x = stage.step.operation(to_unit(x), source(stage.step))
             else:
                 x = self._runs[n](x, source, finish if n == last else None)
-        return x if self._stages and isinstance(self._stages[-1], Run) else finish(to_unit(x))
+        return x if self._stages and isinstance(self._stages[-1], Segment) else finish(to_unit(x))
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
         """Do the operations one by one, and say which of them makes a number that is not finite, of which samples.
@@ -172,19 +172,19 @@ def _check_finite(images: Tensor, what: str) -> None:
             raise ImageError(f"{what} are not finite in sample {', '.join(map(str, bad))} of the batch")
 
 
-def _by_kornia(step: Step, images: Tensor, draws: Draws) -> Tensor:
+def _by_kornia(step: PlannedOp, images: Tensor, draws: Draws) -> Tensor:
     operation = step.operation
-    if isinstance(operation, SampledOp) and isinstance(operation.user, Native):
+    if isinstance(operation, SampledOp) and isinstance(operation.user, FusedKorniaOp):
         return operation.user.by_kornia(images, operation.sample(draws, images.shape))
     return operation(images, draws)
 
 
 @torch.no_grad()
 def eval_view(images: Tensor, spec: InputSpec) -> Tensor:
-    """What a network sees in validation and test: resized and normalised, nothing drawn.
+    """What a network sees in validation and test: resized and normalized, nothing drawn.
 
     Args:
         images: [B, 3, H, W], uint8 or floats in [0, 1].
     """
     with torch.autocast(images.device.type, enabled=False):
-        return normalised(resized(to_unit(images), spec.size), spec)
+        return normalized(resized(to_unit(images), spec.size), spec)

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from augment.base.errors import UserError
 from augment.draws import Draws
-from augment.errors import ExplainedError
 from augment.operation import BarrierOp, Operation, SampledOp
 
 Verdict = Literal["ok", "note", "fail"]
@@ -62,7 +62,7 @@ def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> lis
         try:
             findings.append(Finding(name, *check(operation, size)))
         except Exception as error:  # whatever a user's class raises is the finding
-            text = str(error) if isinstance(error, ExplainedError) else f"{type(error).__name__}: {error}"
+            text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             findings.append(Finding(name, "fail", text.strip().split("\n")[0]))
     return findings
 

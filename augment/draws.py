@@ -6,7 +6,7 @@ has to be stored to repeat them.
 
 The generator is counter-based. Seed, epoch, view and op are folded on the host into one 64-bit key; every sample id is
 mixed with it into the start of a stream; element ``n`` of slot ``s`` is ``mix(start + mix(s) + (n + 1)·γ)``. ``mix`` is
-the finaliser of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), written in
+the finalizer of SplitMix64 (Steele, Lea & Flood, "Fast splittable pseudorandom number generators", 2014), written in
 int64 tensor ops: multiplication wraps around, and ``>>`` is masked because torch's shift keeps the sign.
 """
 

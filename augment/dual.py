@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from augment.chain import Chain, normalised, resized, to_unit
+from augment.chain import Chain, normalized, resized, to_unit
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.mix import mixed
-from augment.policy import FREE_OF_SIZE, AugmentSettings, Look, Plan, plan_views
-from augment.views import InputSpec, Looks, Views
+from augment.policy import FREE_OF_SIZE, AugmentSettings, ViewPlan, ViewSpec, plan_views
+from augment.views import InputSpec, ViewPixels, Views
 
 __all__ = ["AugmentSettings", "DualAugment"]
 
@@ -39,52 +39,52 @@ class DualAugment(nn.Module):
         self.plan = plan
         _check_domains(self.teachers, student)
         if not self.teachers:
-            self.plan = Plan((), plan.student, tuple((0, view) for view in range(len(plan.student))))
+            self.view_plan = ViewPlan((), plan.student, tuple((0, view) for view in range(len(plan.student))))
         self.chains = nn.ModuleDict()
-        self._looks: dict[str, Look] = {}
+        self._view_specs: dict[str, ViewSpec] = {}
         self._specs: dict[str, set[InputSpec]] = {}
-        wanted = [(look, spec) for spec in self.teachers for look in self.plan.teacher]
-        for look, spec in [*wanted, *((look, student) for look in self.plan.student)]:
-            size = look.size or spec.size
-            name = _chain_name(look, size)
+        wanted = [(view_spec, spec) for spec in self.teachers for view_spec in self.view_plan.teacher]
+        for view_spec, spec in [*wanted, *((view_spec, student) for view_spec in self.view_plan.student)]:
+            size = view_spec.size or spec.size
+            name = _chain_name(view_spec, size)
             if name not in self.chains:
-                self.chains[name] = Chain(look.recipe, size, settings.engine, settings.compile, student.bounded)
-                self._looks[name] = look
+                self.chains[name] = Chain(view_spec.recipe, size, settings.engine, settings.compile, student.bounded)
+                self._view_specs[name] = view_spec
             self._specs.setdefault(name, set()).add(spec)
 
     @torch.no_grad()
-    def looks(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> Looks:
+    def render(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> ViewPixels:
         """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work.
 
         Without ``teacher``, of the student's views alone.
         """
         if not self.student.bounded:
             raise ValueError("values without bounds cannot be kept as bytes: use placement: device")
-        student = {_chain_name(look, look.size or self.student.size) for look in self.plan.student}
+        student = {_chain_name(view_spec, view_spec.size or self.student.size) for view_spec in self.view_plan.student}
         made = {name: self._pixels(name, images, ids, epoch) for name in self.chains if teacher or name in student}
         return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
 
     def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int, spec: InputSpec | None = None) -> Tensor:
-        look = self._looks[name]
-        draws = Draws(self.seed, epoch, look.key, ids)
-        geometry = Draws(self.seed, epoch, look.geometry, ids) if look.geometry else None
+        view_spec = self._view_specs[name]
+        draws = Draws(self.seed, epoch, view_spec.key, ids)
+        geometry = Draws(self.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
         pixels = self.chains[name](images, draws, geometry, spec)
         share = self.settings.ramp.share(epoch) if self.settings.ramp else 1.0
         if share == 1:
             return pixels
         augmented = Draws(self.seed, epoch, "ramp", ids).to(images.device).bernoulli(0, share)
         plain = resized(to_unit(images), self.chains[name].size)  # type: ignore[arg-type]
-        return torch.where(by_sample(augmented), pixels, normalised(plain, spec) if spec else plain)
+        return torch.where(by_sample(augmented), pixels, normalized(plain, spec) if spec else plain)
 
     @torch.no_grad()
     def forward(
-        self, images: Tensor | Looks, ids: Tensor, epoch: int, *, teacher: bool = True, student: bool = True
+        self, images: Tensor | ViewPixels, ids: Tensor, epoch: int, *, teacher: bool = True, student: bool = True
     ) -> Views:
         """The views of a batch.
 
         Args:
             images: [B, C, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
-                :meth:`looks` made of them: the same views, within the rounding to a byte.
+                :meth:`render` made of them: the same views, within the rounding to a byte.
             ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: they are copied to a GPU without
                 a wait, but mixing and operations that are kornia's own code need them on the CPU too.
             epoch: number of the epoch.
@@ -100,32 +100,36 @@ class DualAugment(nn.Module):
         if ids.shape != batch.shape[:1]:
             raise ValueError(f"{len(batch)} images need ids [{len(batch)}], not {list(ids.shape)}")
 
-        def view(look: Look, spec: InputSpec) -> Tensor:
+        def view(view_spec: ViewSpec, spec: InputSpec) -> Tensor:
             # Networks of one size share the pixels of a view, of one specification the view itself.
-            name = _chain_name(look, look.size or spec.size)
+            name = _chain_name(view_spec, view_spec.size or spec.size)
             if (name, spec) in made:
                 return made[name, spec]
             if (name, None) in made:
-                made[name, spec] = normalised(made[name, None], spec)
+                made[name, spec] = normalized(made[name, None], spec)
             elif isinstance(images, Mapping):
-                raise ValueError(f"the look {name!r} was left out where the others were made")
-            elif self._specs[name] == {spec}:  # nobody else needs the pixels: the chain's last write normalises them
+                raise ValueError(f"the view {name!r} was left out where the others were made")
+            elif self._specs[name] == {spec}:  # nobody else needs the pixels: the chain's last write normalizes them
                 made[name, spec] = self._pixels(name, batch, ids, epoch, spec)
             else:
                 made[name, None] = self._pixels(name, batch, ids, epoch)
-                made[name, spec] = normalised(made[name, None], spec)
+                made[name, spec] = normalized(made[name, None], spec)
             return made[name, spec]
 
         # Autocast would warp on a bf16 grid.
         with torch.autocast(batch.device.type, enabled=False):
-            theirs = [tuple(view(look, spec) for look in self.plan.teacher) for spec in self.teachers if teacher]
-            ours = [view(look, self.student) for look in self.plan.student if student]
-        views = Views(tuple(theirs), tuple(ours), self.plan.pairs)
+            theirs = [
+                tuple(view(view_spec, spec) for view_spec in self.view_plan.teacher)
+                for spec in self.teachers
+                if teacher
+            ]
+            ours = [view(view_spec, self.student) for view_spec in self.view_plan.student if student]
+        views = Views(tuple(theirs), tuple(ours), self.view_plan.pairs)
         return mixed(views, self.mix, self.seed, epoch, ids.cpu()) if self.mix else views
 
 
-def _chain_name(look: Look, size: tuple[int, int]) -> str:
-    return f"{look.key} {size[0]}x{size[1]}"
+def _chain_name(view_spec: ViewSpec, size: tuple[int, int]) -> str:
+    return f"{view_spec.key} {size[0]}x{size[1]}"
 
 
 def _check_domains(teachers: Sequence[InputSpec], student: InputSpec) -> None:
@@ -134,14 +138,14 @@ def _check_domains(teachers: Sequence[InputSpec], student: InputSpec) -> None:
             raise ValueError(f"teacher and student look at one batch, but expect different kinds: {spec} and {student}")
 
 
-def _check_sizes(plan: Plan, teachers: Sequence[InputSpec], student: InputSpec) -> None:
+def _check_sizes(plan: ViewPlan, teachers: Sequence[InputSpec], student: InputSpec) -> None:
     """Refuse a crop of the network's own pixels where networks of different sizes should see the same part."""
     sizes = {spec.size for spec in (*teachers, student)}
-    shared = {look.key for look in plan.teacher} & {look.key for look in plan.student}
-    for look in (*plan.teacher, *plan.student):
-        for op in look.recipe:
+    shared = {view_spec.key for view_spec in plan.teacher} & {view_spec.key for view_spec in plan.student}
+    for view_spec in (*plan.teacher, *plan.student):
+        for op in view_spec.recipe:
             bound = op.type not in FREE_OF_SIZE and op.follows_network_size and op.geometric
-            if bound and len(sizes) > 1 and (look.key in shared or look.geometry):
+            if bound and len(sizes) > 1 and (view_spec.key in shared or view_spec.geometry):
                 raise ValueError(
                     f"{op.type} needs its argument 'size': the networks' input sizes differ ({sorted(sizes)}), "
                     "so by default they would see different parts of the image"

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from augment.base.errors import UserError
 from augment.draws import Draws
-from augment.errors import ExplainedError
 
 
-class DrawError(ExplainedError, RuntimeError):
+class DrawError(UserError, RuntimeError):
     """An operation drew random numbers in a way that cannot be tied to samples; the text names both."""
 
 
@@ -115,7 +115,7 @@ class KeyedDraws(TorchDispatchMode):
     def permutation(self, n: int, device: torch.device | None) -> Tensor:
         """One permutation for the whole (seed, epoch, view, op)."""
         if n == self._rows:
-            raise DrawError(f"{self.name} permutes the batch: a sample's result would depend on its neighbours")
+            raise DrawError(f"{self.name} permutes the batch: a sample's result would depend on its neighbors")
         return self.draw("bits", (n,), device).argsort(stable=True)
 
     def index(self, low: int, high: int, shape: Sequence[int], device: torch.device | None) -> Tensor:
@@ -124,7 +124,7 @@ class KeyedDraws(TorchDispatchMode):
             if self._trusted:
                 return torch.zeros(tuple(shape), device=device)
             raise DrawError(
-                f"{self.name} draws an index into the batch: a sample's result would depend on its neighbours"
+                f"{self.name} draws an index into the batch: a sample's result would depend on its neighbors"
             )
         return self.draw("integers", shape, device, low, high)
 

@@ -1,6 +1,6 @@
 """kornia's 2-D augmentations: those that we can declare are fused, the others taken as they are.
 
-What :mod:`augment.native` knows draws for itself and goes through a chain's passes. The rest is a barrier: kornia
+What :mod:`augment.kornia_ops` knows draws for itself and goes through a chain's passes. The rest is a barrier: kornia
 separates its draws (``forward_parameters``) from its work (``forward(images, params=…)``), and the draws run in
 :class:`augment.keyed.KeyedDraws` for a padded batch whose surplus rows are then cut off. They stay on the CPU, where
 kornia puts them and reads them: on a GPU that would be a wait for the device.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.keyed import KeyedDraws, padded_rows
-from augment.native import native_of
+from augment.kornia_ops import fused_kornia_op
 from augment.operation import Operation, SampledOp
 
 # Needs the weights of a diffusion model, which it fetches when it is constructed.
@@ -46,7 +46,7 @@ def moves_pixels(cls: type[K.AugmentationBase2D]) -> bool:
 
 def kornia_operation(module: K.AugmentationBase2D, name: str) -> Operation:
     """A kornia augmentation as an operation: declared, if it can be."""
-    ours = native_of(module)
+    ours = fused_kornia_op(module)
     return KorniaOp(module, name, ours) if isinstance(ours, str) else SampledOp(ours, name)
 
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
+from augment.base.settings import did_you_mean
 from augment.names import OperationError
 from augment.recipe import NamedCall
-from augment.settings import nearest
 
 
 class LoaderOp(NamedCall):
@@ -91,11 +91,11 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
         if inspect.isclass(value) and issubclass(value, library.ImageOnlyTransform | library.DualTransform)
     }
     if name not in known:
-        raise OperationError("type", f"albumentations has no transform {name!r}{nearest(name, known)}")
+        raise OperationError("type", f"albumentations has no transform {name!r}{did_you_mean(name, known)}")
     parameters = set(inspect.signature(known[name].__init__).parameters) - {"self"}
     for argument in arguments:
         if argument not in parameters:
-            raise OperationError(argument, f"{name} has no argument {argument!r}{nearest(argument, parameters)}")
+            raise OperationError(argument, f"{name} has no argument {argument!r}{did_you_mean(argument, parameters)}")
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # it warns of bad values and goes on with others
         try:

@@ -5,14 +5,14 @@ With λ ~ Beta(α, α) and a partner for every sample::
     mixup    x' = λ x + (1 − λ) x[partner]                                  arXiv 1710.09412
     cutmix   x' = x outside a box of area 1 − λ, x[partner] inside it       arXiv 1905.04899
 
-The box has the views' proportions, a uniform centre, and is clipped at the border, as in the paper; it lies at the same
+The box has the views' proportions, a uniform center, and is clipped at the border, as in the paper; it lies at the same
 relative place in every view. Its share of a view's pixels, counted after rounding and clipping, is that view's 1 − λ.
 
 The draws belong to the *set* of samples in a batch, not to their order. The partner is the sample whose draw comes
 next: never the sample itself where there is another, and a function of the two samples and their batch. Mixing is the
 one thing here that depends on the batch. The others' way (timm) is to pair sample b with sample B − 1 − b.
 
-Views are mixed after normalisation, which is the same as before it: both are affine in the pixels.
+Views are mixed after normalization, which is the same as before it: both are affine in the pixels.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from augment.views import Mix, Views
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was drawn for a batch: λ, and for cutmix the centre of the box as (y, x) in [0, 1)."""
+    """What was drawn for a batch: λ, and for cutmix the center of the box as (y, x) in [0, 1)."""
 
     lam: float
-    centre: tuple[float, float] | None
+    center: tuple[float, float] | None
 
 
 def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tensor) -> Views:
     """The views of a batch, mixed if the draws say so; ``views.mix`` tells with whom and by how much.
 
     Args:
-        views: normalised views, all of the same B samples.
+        views: normalized views, all of the same B samples.
         settings: which kinds, how often, how strongly.
         seed: the run's seed.
         epoch: number of the epoch.
@@ -56,7 +56,7 @@ def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tenso
 
     def mix(view: Tensor) -> tuple[Tensor, float]:
         if id(view) not in done:  # networks may share a view
-            done[id(view)] = _mixup(view, rows, plan.lam) if plan.centre is None else _cutmix(view, rows, plan)
+            done[id(view)] = _mixup(view, rows, plan.lam) if plan.center is None else _cutmix(view, rows, plan)
         return done[id(view)]
 
     teacher = [[mix(view) for view in network] for network in views.teacher]
@@ -86,17 +86,17 @@ def _mixup(view: Tensor, partner: Tensor, lam: float) -> tuple[Tensor, float]:
 
 
 def _cutmix(view: Tensor, partner: Tensor, plan: _Plan) -> tuple[Tensor, float]:
-    assert plan.centre is not None
+    assert plan.center is not None
     height, width = view.shape[-2:]
     (top, bottom), (left, right) = (
-        _span(centre, side, (1 - plan.lam) ** 0.5) for centre, side in zip(plan.centre, (height, width))
+        _span(center, side, (1 - plan.lam) ** 0.5) for center, side in zip(plan.center, (height, width))
     )
     result = view.clone()
     result[..., top:bottom, left:right] = view[..., top:bottom, left:right][partner]
     return result, 1 - (bottom - top) * (right - left) / (height * width)
 
 
-def _span(centre: float, side: int, part: float) -> tuple[int, int]:
-    """First and past-the-last pixel of ``part`` of a side round a centre in [0, 1), clipped at the border."""
-    length, middle = int(side * part), int(centre * side)
+def _span(center: float, side: int, part: float) -> tuple[int, int]:
+    """First and past-the-last pixel of ``part`` of a side round a center in [0, 1), clipped at the border."""
+    length, middle = int(side * part), int(center * side)
     return max(0, middle - length // 2), min(side, middle - length // 2 + length)

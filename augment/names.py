@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from augment.errors import ExplainedError
-from augment.plugins import PluginError, import_class, is_import_path
-from augment.settings import nearest
+from augment.base.errors import UserError
+from augment.base.plugins import PluginError, import_class, is_import_path
+from augment.base.settings import did_you_mean
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation
@@ -31,7 +31,7 @@ GROUP = "distill.augment"
 """The group of entry points that declare operations."""
 
 
-class OperationError(ExplainedError, ValueError):
+class OperationError(UserError, ValueError):
     """An operation cannot be built from its settings. ``key`` is the argument at fault, or ``"type"``."""
 
     def __init__(self, key: str, text: str):
@@ -70,7 +70,7 @@ def find_class(name: str) -> type:
     if isinstance(getattr(augmentation, name, None), type):
         raise OperationError("type", _NOT_ALONE.format(name))
     every = {*known, *ours, *(point.name for point in entry_points(group=GROUP))}
-    raise OperationError("type", f"no operation is called {name!r}{nearest(name, every)}")
+    raise OperationError("type", f"no operation is called {name!r}{did_you_mean(name, every)}")
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """What an operation is. A user's own class takes one of three shapes, fastest first:
 
-*declarative*: it draws its parameters and says what it does, and a chain does it together with its neighbours::
+*declarative*: it draws its parameters and says what it does, and a chain does it together with its neighbors::
 
     class Zoom:
         def sample(self, draws, shape):                      # tensors whose row b belongs to sample b
@@ -24,13 +24,13 @@ The forms of a declarative operation are told by the name of the method; no base
 the images where the operation stands in the chain, [B, C, H, W].
 
 =============================  ======================================================================================
-``affine(params, shape)``      [B, 3, 3] homographies, source pixel → destination pixel (x right, y down, pixel centres
+``affine(params, shape)``      [B, 3, 3] homographies, source pixel → destination pixel (x right, y down, pixel centers
                                at integers), as kornia's transform matrices. If the size changes also
                                ``output_size(shape) → (height, width)``. Attributes ``resample`` ("bilinear", "nearest",
                                "bicubic") and ``padding`` ("zeros", "border", "reflection") say how pixels are read;
                                default bilinear and zeros. A flip has ``mirror``, the dimension that it turns round
-                               (2 or 3): flips are put ahead of colours and blurs.
-``colour(images, params)``     images → images, each pixel by itself. What it must know of the whole image comes from
+                               (2 or 3): flips are put ahead of colors and blurs.
+``color(images, params)``     images → images, each pixel by itself. What it must know of the whole image comes from
                                ``statistics(images, params) → {name: [B, …]}``, called with the images just before
                                the step; its result is added to ``params``. (The mean for contrast, say.)
 ``kernel(params, shape)``      (vertical [B, k], horizontal [B, k]), k odd: a separable filter, reflected at the border.
@@ -50,12 +50,12 @@ from torch import Tensor, nn
 
 from augment.draws import Draws
 from augment.fuse.blur import blur
-from augment.fuse.colour import colour
+from augment.fuse.color import color
 from augment.fuse.erase import erase
 from augment.fuse.geometry import warp_alone
 from augment.keyed import KeyedDraws, padded_rows
 
-Form = Literal["affine", "colour", "kernel", "erase"]
+Form = Literal["affine", "color", "kernel", "erase"]
 
 
 class Operation(nn.Module):
@@ -69,7 +69,7 @@ class Operation(nn.Module):
     geometric: bool = False
     form: Form | None = None
     reason: str = "its own code"
-    """Why a chain cannot do it together with its neighbours, if it has no form."""
+    """Why a chain cannot do it together with its neighbors, if it has no form."""
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         raise NotImplementedError
@@ -108,7 +108,7 @@ def run_form(form: Form, user: Any, images: Tensor, params: Any) -> Tensor:
     """A declarative operation by itself: a chain of one."""
     if form == "affine":
         return warp_alone(user, images, params)
-    return {"colour": colour, "kernel": blur, "erase": erase}[form](user, images, params)
+    return {"color": color, "kernel": blur, "erase": erase}[form](user, images, params)
 
 
 class SampledOp(Operation):

@@ -1,7 +1,7 @@
 """Views made by the loader's workers: the same draws, the same chain, another process.
 
 A chain whose work is done on the CPU anyway (torchvision's transforms, kornia's rarer operations, a run without a GPU)
-holds up the training step while it runs. In the workers it runs beside the step. Whole looks are moved, not single
+holds up the training step while it runs. In the workers it runs beside the step. Whole views are moved, not single
 operations, so nothing has to exist twice: a worker calls the very chain that the step would call. What comes over is a
 byte per value instead of the canvas: the views are the same within that rounding, half of 1/255.
 """
@@ -15,18 +15,18 @@ import torch
 from torch import Tensor
 
 from augment.dual import DualAugment
-from augment.views import Looks
+from augment.views import ViewPixels
 
 
 @overload
-def moved(pixels: Tensor, device: torch.device | str) -> Tensor: ...
+def to_device(pixels: Tensor, device: torch.device | str) -> Tensor: ...
 @overload
-def moved(pixels: Looks, device: torch.device | str) -> Looks: ...
-def moved(pixels: Tensor | Looks, device: torch.device | str) -> Tensor | Looks:
-    """A batch's images, or its looks, on a device."""
+def to_device(pixels: ViewPixels, device: torch.device | str) -> ViewPixels: ...
+def to_device(pixels: Tensor | ViewPixels, device: torch.device | str) -> Tensor | ViewPixels:
+    """A batch's images, or its views, on a device."""
     if isinstance(pixels, Tensor):
         return pixels.to(device, non_blocking=True)
-    return {name: look.to(device, non_blocking=True) for name, look in pixels.items()}
+    return {name: view.to(device, non_blocking=True) for name, view in pixels.items()}
 
 
 class LoaderViews:
@@ -42,12 +42,12 @@ class LoaderViews:
         self._dual: DualAugment | None = None
         self._known = known
 
-    def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> Looks:
-        """The looks of a batch: uint8 images [B, 3, H, W] and int64 ids [B] on the CPU."""
+    def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> ViewPixels:
+        """The views of a batch, not yet normalized: uint8 images [B, 3, H, W] and int64 ids [B] on the CPU."""
         if self._dual is None:
             self._dual = DualAugment(*self._arguments)
         known = self._known is not None and self._known(ids, epoch)
-        return self._dual.looks(images, ids, epoch, teacher=not known)
+        return self._dual.render(images, ids, epoch, teacher=not known)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dual": None}

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
+from augment.base.settings import Settings, error_at, is_deferred
 from augment.presets import Recipe, strong, weak
 from augment.recipe import Op
-from augment.settings import Settings, complaint, on_trust
 from augment.views import InputSpec
 
 Policy = Literal["identical", "independent", "shared_geometry", "weak_teacher", "both_to_both", "multicrop"]
@@ -35,7 +35,7 @@ class LocalCrops(Settings):
     @model_validator(mode="after")
     def _in_order(self) -> LocalCrops:
         if self.scale[0] > self.scale[1]:
-            raise complaint("scale", f"the smaller part comes first, but it is {list(self.scale)}")
+            raise error_at("scale", f"the smaller part comes first, but it is {list(self.scale)}")
         return self
 
     def operations(self, student: list[Op]) -> list[Op]:
@@ -57,7 +57,7 @@ class MixSettings(Settings):
     @model_validator(mode="after")
     def _mixes(self) -> MixSettings:
         if self.mixup == self.cutmix == 0:
-            raise complaint("mixup", "neither mixup nor cutmix is on; give one of them an α above 0, or remove mix")
+            raise error_at("mixup", "neither mixup nor cutmix is on; give one of them an α above 0, or remove mix")
         return self
 
 
@@ -82,9 +82,9 @@ class AugmentSettings(Settings):
     ==================  ==========================================================================================
     policy              views
     ==================  ==========================================================================================
-    identical           one view by the student's recipe; each network gets it at its size and normalisation
+    identical           one view by the student's recipe; each network gets it at its size and normalization
     independent         each network its own recipe and its own draws
-    shared_geometry     the same crop, flip and warp for both; colour, blur and noise drawn for each
+    shared_geometry     the same crop, flip and warp for both; color, blur and noise drawn for each
     weak_teacher        as independent, but the teacher's recipe is a mild crop and a flip unless given
     both_to_both        a view by either recipe; both networks see both, all four pairs are compared
     multicrop           as both_to_both, and the student also sees small local crops; pairs (teacher's view g, student's
@@ -120,17 +120,17 @@ class AugmentSettings(Settings):
     @model_validator(mode="after")
     def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
         if self.policy == "identical" and self.teacher is not None:
-            raise complaint("teacher", "policy 'identical' shows both networks the student's view; leave teacher out")
-        if self.policy == "shared_geometry" and not on_trust(info, "operations"):
+            raise error_at("teacher", "policy 'identical' shows both networks the student's view; leave teacher out")
+        if self.policy == "shared_geometry" and not is_deferred(info, "operations"):
             theirs, ours = _geometry(self.teacher or []), _geometry(self.student)
             if theirs and theirs != ours:
-                raise complaint(
+                raise error_at(
                     "teacher",
                     f"policy 'shared_geometry' needs the student's geometric operations, {_named(ours)}, "
                     f"but the teacher's are {_named(theirs)}; leave them out to take the student's",
                 )
         if self.policy != "multicrop" and self.local != [LocalCrops()]:
-            raise complaint("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
+            raise error_at("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
         return self
 
     def alone(self, length: float = 1.0) -> AugmentSettings:
@@ -159,7 +159,7 @@ def _named(recipe: Sequence[Op]) -> str:
 
 
 @dataclass(frozen=True)
-class Look:
+class ViewSpec:
     """One view before it is made for a network: a recipe, the key of its draws, and of its geometry if shared."""
 
     recipe: list[Op]
@@ -170,30 +170,30 @@ class Look:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ViewPlan:
     """Which looks the teacher and the student get, and which of them objectives compare."""
 
-    teacher: tuple[Look, ...]
-    student: tuple[Look, ...]
+    teacher: tuple[ViewSpec, ...]
+    student: tuple[ViewSpec, ...]
     pairs: tuple[tuple[int, int], ...] = ((0, 0),)
 
 
-def plan_views(settings: AugmentSettings, student: InputSpec) -> Plan:
+def plan_views(settings: AugmentSettings, student: InputSpec) -> ViewPlan:
     """The plan of a policy."""
     geometry = "geometry" if settings.policy == "shared_geometry" else None
-    theirs = Look(settings.teacher_recipe(), "teacher", geometry)
-    ours = Look(settings.student, "student", geometry)
+    theirs = ViewSpec(settings.teacher_recipe(), "teacher", geometry)
+    ours = ViewSpec(settings.student, "student", geometry)
     if settings.policy == "identical":
-        return Plan((ours,), (ours,))
+        return ViewPlan((ours,), (ours,))
     if settings.policy == "both_to_both":
-        return Plan((theirs, ours), (theirs, ours), ((0, 0), (0, 1), (1, 0), (1, 1)))
+        return ViewPlan((theirs, ours), (theirs, ours), ((0, 0), (0, 1), (1, 0), (1, 1)))
     if settings.policy == "multicrop":
         height, width = student.size
-        local: list[Look] = []
+        local: list[ViewSpec] = []
         for group in settings.local:
             size = (group.size, group.size) if group.size else (height // 2, width // 2)
             recipe = group.operations(settings.student)
-            local += [Look(recipe, f"local{len(local) + n}", size=size) for n in range(group.crops)]
+            local += [ViewSpec(recipe, f"local{len(local) + n}", size=size) for n in range(group.crops)]
         crops = (theirs, ours, *local)
-        return Plan((theirs, ours), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g))
-    return Plan((theirs,), (ours,))
+        return ViewPlan((theirs, ours), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g))
+    return ViewPlan((theirs,), (ours,))

@@ -20,8 +20,8 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from augment.base.settings import did_you_mean, error_at
 from augment.recipe import Op
-from augment.settings import complaint, nearest
 
 
 def weak() -> list[Op]:
@@ -30,27 +30,27 @@ def weak() -> list[Op]:
 
 
 def strong() -> list[Op]:
-    """Crop, 0.3 … 1 of the area, flip, colour jitter 0.4 / 0.4 / 0.4 / 0.1, grey 0.2: the student's default."""
-    return [_crop(0.3), _FLIP, _jitter(0.4, 0.4, 0.4, 0.1), _GREY]
+    """Crop, 0.3 … 1 of the area, flip, color jitter 0.4 / 0.4 / 0.4 / 0.1, gray 0.2: the student's default."""
+    return [_crop(0.3), _FLIP, _jitter(0.4, 0.4, 0.4, 0.1), _GRAY]
 
 
 def simclr() -> list[Op]:
-    """SimCLR, ImageNet (arXiv 2002.05709): crop 0.08 … 1, flip, jitter 0.8 / 0.8 / 0.8 / 0.2, grey 0.2, blur 0.5."""
-    return [_crop(0.08), _FLIP, _jitter(0.8, 0.8, 0.8, 0.2), _GREY, _blur(0.5)]
+    """SimCLR, ImageNet (arXiv 2002.05709): crop 0.08 … 1, flip, jitter 0.8 / 0.8 / 0.8 / 0.2, gray 0.2, blur 0.5."""
+    return [_crop(0.08), _FLIP, _jitter(0.8, 0.8, 0.8, 0.2), _GRAY, _blur(0.5)]
 
 
 def mocov2() -> list[Op]:
-    """MoCo v2 (arXiv 2003.04297): crop 0.2 … 1, jitter 0.4 / 0.4 / 0.4 / 0.1, grey 0.2, blur 0.5, flip."""
-    return [_crop(0.2), _jitter(0.4, 0.4, 0.4, 0.1), _GREY, _blur(0.5), _FLIP]
+    """MoCo v2 (arXiv 2003.04297): crop 0.2 … 1, jitter 0.4 / 0.4 / 0.4 / 0.1, gray 0.2, blur 0.5, flip."""
+    return [_crop(0.2), _jitter(0.4, 0.4, 0.4, 0.1), _GRAY, _blur(0.5), _FLIP]
 
 
 def dino() -> list[Op]:
-    """DINO, first global view (arXiv 2104.14294): crop 0.4 … 1, flip, jitter 0.4 / 0.4 / 0.2 / 0.1, grey 0.2, blur."""
-    return [_crop(0.4), _FLIP, _jitter(0.4, 0.4, 0.2, 0.1), _GREY, _blur(1.0)]
+    """DINO, first global view (arXiv 2104.14294): crop 0.4 … 1, flip, jitter 0.4 / 0.4 / 0.2 / 0.1, gray 0.2, blur."""
+    return [_crop(0.4), _FLIP, _jitter(0.4, 0.4, 0.2, 0.1), _GRAY, _blur(1.0)]
 
 
 def dino_second() -> list[Op]:
-    """DINO, second global view: as the first, but blur 0.1, and solarised with probability 0.2."""
+    """DINO, second global view: as the first, but blur 0.1, and solarized with probability 0.2."""
     solarize = Op.of("RandomSolarize", thresholds=[0.5, 0.5], additions=[0.0, 0.0], p=0.2)
     return [*dino()[:-1], _blur(0.1), solarize]
 
@@ -61,7 +61,7 @@ def dino_local() -> list[Op]:
 
 
 def deit3() -> list[Op]:
-    """DeiT III (arXiv 2204.07118): crop 0.08 … 1, flip, one of grey / solarised / blurred, jitter 0.3 / 0.3 / 0.3."""
+    """DeiT III (arXiv 2204.07118): crop 0.08 … 1, flip, one of gray / solarized / blurred, jitter 0.3 / 0.3 / 0.3."""
     jitter = Op.of("ColorJitter", brightness=0.3, contrast=0.3, saturation=0.3, p=1.0)
     return [_crop(0.08), _FLIP, Op.of("ThreeAugment"), jitter]
 
@@ -72,7 +72,7 @@ def cifar() -> list[Op]:
 
 
 _FLIP = Op.of("RandomHorizontalFlip")
-_GREY = Op.of("RandomGrayscale", p=0.2)
+_GRAY = Op.of("RandomGrayscale", p=0.2)
 
 
 def _crop(smallest: float, largest: float = 1.0) -> Op:
@@ -103,7 +103,7 @@ def _mark(entry: Any) -> Any:
     else:
         return entry
     if name not in PRESETS:
-        raise _error(f"no preset is called {name!r}{nearest(name, PRESETS)}")
+        raise _error(f"no preset is called {name!r}{did_you_mean(name, PRESETS)}")
     return Op.of(name)
 
 
@@ -124,7 +124,7 @@ def _marked(given: Any) -> Any:
         try:
             marked.append(_mark(entry))
         except PydanticCustomError as error:
-            raise complaint(str(index), error.message()) from error
+            raise error_at(str(index), error.message()) from error
     return marked
 
 

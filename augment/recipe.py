@@ -28,8 +28,8 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
+from augment.base.settings import Settings, did_you_mean, error_at, is_deferred
 from augment.names import OperationError, find_class, name_of, wrapper_of
-from augment.settings import Settings, complaint, nearest, on_trust
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation
@@ -62,10 +62,10 @@ class NamedCall(Settings):
             raise PydanticCustomError("no_type", "expected an operation's name, or a mapping with 'type' and arguments")
         arguments = {str(key): value for key, value in data.items() if key != "type"}
         try:
-            if not on_trust(info, "operations"):
+            if not is_deferred(info, "operations"):
                 cls.attempt(data["type"], arguments)
         except OperationError as error:
-            raise complaint(error.key, str(error)) from error
+            raise error_at(error.key, str(error)) from error
         return {"type": data["type"], "arguments": arguments}
 
     @model_serializer(mode="wrap")
@@ -161,14 +161,14 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
     if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         for key in arguments:
             if key not in parameters:
-                raise OperationError(key, f"{name} has no argument {key!r}{nearest(key, parameters)}")
+                raise OperationError(key, f"{name} has no argument {key!r}{did_you_mean(key, parameters)}")
     missing = sorted(_required(cls) - set(arguments) - {"size"})
     if missing:
         raise OperationError(missing[0], f"{name} needs the argument {missing[0]!r}")
 
 
 def _check_draws_by_sample(name: str, module: Any) -> None:
-    """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbours."""
+    """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbors."""
     if not type(module).__module__.startswith("kornia.augmentation"):
         return
     if module.p_batch != 1:

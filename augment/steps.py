@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.operation import Sampled
 from augment.ops.autocontrast import AutoContrast
 from augment.ops.equalize import equalize
@@ -132,7 +132,7 @@ class _Move(Sampled):
         self.resample = resample
 
     def affine(self, params: Params, shape: torch.Size) -> Tensor:
-        """Shears hold the image's top left corner in place, as the AutoAugment paper has it; rotations its centre."""
+        """Shears hold the image's top left corner in place, as the AutoAugment paper has it; rotations its center."""
         step, magnitude = params["step"], params["magnitude"]
         shear_x, shear_y, move_x, move_y, angle = (torch.where(step == n, magnitude, 0.0) for n in _GEOMETRY)
         cos, sin = angle.deg2rad().cos(), angle.deg2rad().sin()
@@ -140,13 +140,13 @@ class _Move(Sampled):
         matrix = torch.eye(3, device=step.device, dtype=magnitude.dtype).repeat(len(step), 1, 1)
         matrix[:, 0, 0], matrix[:, 0, 1] = cos, sin - shear_x
         matrix[:, 1, 0], matrix[:, 1, 1] = -sin - shear_y, cos
-        # The corner lies half a pixel before the first pixel's centre.
+        # The corner lies half a pixel before the first pixel's center.
         matrix[:, 0, 2] = x - cos * x - sin * y - shear_x / 2 + move_x.trunc()
         matrix[:, 1, 2] = y + sin * x - cos * y - shear_y / 2 + move_y.trunc()
         return matrix
 
 
-def grey(images: Tensor) -> Tensor:
+def gray(images: Tensor) -> Tensor:
     """Luma [B, 1, H, W] of images with 3 channels; of others the mean of the channels."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
@@ -174,8 +174,8 @@ _STRETCH = AutoContrast()
 
 _CHANGES = {
     "Brightness": lambda images, params: blend(images.new_zeros(()), images, params["magnitude"]),
-    "Color": lambda images, params: blend(grey(images), images, params["magnitude"]),
-    "Contrast": lambda images, params: blend(grey(images).mean((2, 3), keepdim=True), images, params["magnitude"]),
+    "Color": lambda images, params: blend(gray(images), images, params["magnitude"]),
+    "Contrast": lambda images, params: blend(gray(images).mean((2, 3), keepdim=True), images, params["magnitude"]),
     "Sharpness": lambda images, params: sharpness(images, 1 + params["magnitude"]),
     "Posterize": lambda images, params: posterize(images, params["magnitude"]),
     "Solarize": lambda images, params: solarize(images, params["magnitude"]),

@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # settings are read without torch, and need to know of InputS
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network expects to see: size in pixels (height, width) and normalisation, channel by channel.
+    """What a network expects to see: size in pixels (height, width) and normalization, channel by channel.
 
     Images are RGB in [0, 1]. Other domains have as many channels as ``mean`` and ``std`` are long, and
     ``bounded=False``: spectrograms [B, C, F, T], say, are floats of any size, so nothing is clamped.
@@ -38,13 +38,13 @@ class Mix:
     student: tuple[float, ...]
 
 
-Looks = Mapping[str, "Tensor"]
-"""Name of a look → its pixels [B, 3, h, w] uint8: views that are not yet normalised, or mixed."""
+ViewPixels = Mapping[str, "Tensor"]
+"""Name of a view → its pixels [B, 3, h, w] uint8: views that are not yet normalized, or mixed."""
 
 
 @dataclass(frozen=True)
 class Views:
-    """The views of one batch, normalised floats [B, 3, H, W] on the device.
+    """The views of one batch, normalized floats [B, 3, H, W] on the device.
 
     ``teacher[n][v]`` is view v as network n of the teacher expects it (size, mean, std), ``student[v]`` likewise;
     ``pairs`` lists the (teacher view, student view) pairs that objectives compare; ``mix`` says what was mixed.

@@ -35,7 +35,7 @@ def training(epochs: int, lr: float) -> dict[str, Any]:
     """The key ``training``; the held-out part is looked at after the last epoch alone."""
     return {
         "epochs": epochs,
-        "optimiser": {"lr": lr, "weight_decay": 0.02},
+        "optimizer": {"lr": lr, "weight_decay": 0.02},
         "schedule": {"warmup": 0.5},
         "validate_every": epochs,
     }

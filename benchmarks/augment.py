@@ -3,8 +3,8 @@
     python benchmarks/augment.py [--quick] [--threads 1 2] [--device cuda] [--json FILE]
 
 The strong chain: random resized crop (0.3 … 1 of the area), flip, jitter (0.4, 0.4, 0.4, 0.1; p 0.8), gray (0.2), blur
-(σ 0.1 … 2 on a kernel of 3, 7 and 23 pixels at 32, 64 and 224; p 0.5), normalise, erase (0.25). From uint8 images an
-eighth larger than the result to normalised float32. Sides take turns round by round; ratios are of the same round.
+(σ 0.1 … 2 on a kernel of 3, 7 and 23 pixels at 32, 64 and 224; p 0.5), normalize, erase (0.25). From uint8 images an
+eighth larger than the result to normalized float32. Sides take turns round by round; ratios are of the same round.
 
 ================================  ===================================================================================
 row                               meaning
@@ -338,17 +338,17 @@ def share_of_step(rounds: int) -> Row:
     """Two views over the networks' part of a step at 32 pixels, batch 128."""
     torch.manual_seed(0)
     spec = InputSpec((32, 32), MEAN, STD)
-    crop, flip, *colours = strong(3)
+    crop, flip, *colors = strong(3)
     pad = Op.of("RandomCrop", padding=4)
     views = DualAugment(
-        AugmentSettings(policy="weak_teacher", teacher=[pad, flip], student=[crop, flip, *colours]),
+        AugmentSettings(policy="weak_teacher", teacher=[pad, flip], student=[crop, flip, *colors]),
         [spec],
         spec,
         seed=0,
     )
     images, ids = source(128, 32), torch.arange(128)
     teacher, student = resnet(9).eval(), resnet(3).train()
-    optimiser = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
+    optimizer = torch.optim.SGD(student.parameters(), lr=1e-4, momentum=0.9)
     x, labels = torch.randn(128, 3, 32, 32).contiguous(memory_format=torch.channels_last), torch.arange(128) % 100
 
     def step() -> None:
@@ -357,8 +357,8 @@ def share_of_step(rounds: int) -> Row:
             logits = student(x)
             loss = F.cross_entropy(logits, labels) + F.kl_div(logits.log_softmax(1), target.softmax(1))
             loss.backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     calls = iter(range(10**9))
     seconds = turns({"views": lambda: views(images, ids, next(calls)), "step": step}, rounds)
@@ -438,9 +438,9 @@ def table(console: Console, rows: list[Row]) -> None:
     for one in rows:
         least, most = AT_LEAST.get(one.name, -math.inf), AT_MOST.get(one.name, math.inf)
         limit = f"≥ {least:g}" if one.name in AT_LEAST else f"≤ {most:g}" if one.name in AT_MOST else ""
-        colour = "green" if least <= one.value <= most else "red"
+        color = "green" if least <= one.value <= most else "red"
         spread = f"{one.low:.3g} … {one.high:.3g}"
-        shown.add_row(one.name, f"{one.value:.4g}", spread, one.unit, f"[{colour}]{limit}[/]" if limit else "")
+        shown.add_row(one.name, f"{one.value:.4g}", spread, one.unit, f"[{color}]{limit}[/]" if limit else "")
     console.print(shown)
 
 

@@ -123,14 +123,14 @@ def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callab
     dual = DualAugment(AugmentSettings(), teacher.inputs if teacher else (), student.input, seed=0)
     cache = filled(folder, teacher.shapes) if teacher is not None and side == "cached" else None
     module = Distillation(student, teacher, terms, dual, TrainingSettings(epochs=1), 1, cache=cache).to(device)
-    optimiser = module.configure_optimizers()["optimizer"]
+    optimizer = module.configure_optimizers()["optimizer"]
     module.train()
 
     def step(batch: Batch) -> None:
         loss = module.training_step(batch, 0)
         loss.backward()
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
 
     return step
 

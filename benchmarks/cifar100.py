@@ -29,7 +29,7 @@ from distill.config import Experiment, load_config
 from distill.files import write_atomic
 from distill.report.summary import Machine
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 
 RECIPES = Path(__file__).parents[1] / "configs" / "cifar100"
@@ -121,12 +121,12 @@ def measured(
 ) -> dict[str, float | int]:
     """Last and best accuracy of a cell's training, the epoch of the best (counted from 1), and seconds."""
     begun = time.perf_counter()
-    shop = Workshop(made, make_data(made), console, stop)
-    teachers = prepare_teachers(shop) if made.teacher is not None else []
+    context = RunContext(made, make_data(made), console, stop)
+    teachers = prepare_teachers(context) if made.teacher is not None else []
     if cell == "teacher":
-        (fit,) = shop.teacher_fits
+        (fit,) = context.teacher_fits
     else:
-        _, _, fit = distil(shop, teachers, out / "fits" / f"{pair.replace(' → ', ' to ')} {cell} seed {made.seed}")
+        _, _, fit = distil(context, teachers, out / "fits" / f"{pair.replace(' → ', ' to ')} {cell} seed {made.seed}")
     if fit.best_on_test is None:
         raise SystemExit("training.test_every is off: there is neither last nor best epoch to tell")
     epoch, best = fit.best_on_test

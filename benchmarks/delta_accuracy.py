@@ -3,9 +3,9 @@
     python benchmarks/delta_accuracy.py DATA [--arms NAMES] [--seeds 0,1,2] [--epochs 6] [--size 96] [--out FOLDER]
 
 DATA is a folder with ``train*.parquet`` and ``test*.parquet``. EfficientNet-Lite0 with ImageNet weights, labels alone
-(cross-entropy), crops, flips and colour jitter; a fifth of train is held out.
+(cross-entropy), crops, flips and color jitter; a fifth of train is held out.
 
-**Choices** are made on the held-out part: the linear probe's regularisation, and for every method the learning rate,
+**Choices** are made on the held-out part: the linear probe's regularization, and for every method the learning rate,
 out of ``--rates``, by short fits of seed 0 at the middle budget. **Test** is looked at once per arm and seed, after its
 last epoch. Bytes are those of the deltas' numbers as fp32, without the head, which all have; all have the same number
 of epochs. Full fine-tuning keeps its batch-norm statistics, as the students do.
@@ -46,7 +46,7 @@ from distill.deltas.state import delta_bytes
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.run.stages import distil, linear_probe
-from distill.run.workshop import Workshop, make_data, predict_pooled, predict_student
+from distill.run.workshop import RunContext, make_data, predict_pooled, predict_student
 from distill.training.signals import StopSignal
 
 MIDDLE = "200KB"
@@ -82,7 +82,7 @@ class Lab:
 
     def experiment(self, seed: int, arm: Arm | None = None, lr: float = 1e-3, epochs: int | None = None) -> Experiment:
         given, arm = self.given, arm or Arm("")
-        frozen = {"batch_norm": "frozen"} if arm.train == "whole" else {}
+        frozen = {"batch_norm": "frozen"} if arm.train == "full" else {}
         network = {"model": STUDENT, "size": given.size}
         return Experiment.model_validate(
             {
@@ -97,13 +97,13 @@ class Lab:
             }
         )
 
-    def shop(self, experiment: Experiment) -> Workshop:
-        return Workshop(experiment, self.data if experiment.seed == 0 else make_data(experiment), None, self.stop)
+    def context(self, experiment: Experiment) -> RunContext:
+        return RunContext(experiment, self.data if experiment.seed == 0 else make_data(experiment), None, self.stop)
 
-    def fit(self, arm: Arm, seed: int, lr: float, epochs: int | None = None) -> tuple[Student, Workshop]:
-        shop = self.shop(self.experiment(seed, arm, lr, epochs))
+    def fit(self, arm: Arm, seed: int, lr: float, epochs: int | None = None) -> tuple[Student, RunContext]:
+        context = self.context(self.experiment(seed, arm, lr, epochs))
         folder = self.given.out / "fits" / f"{arm.name} seed {seed} lr {lr:g} epochs {epochs or self.given.epochs}"
-        return distil(shop, [], folder)[0], shop
+        return distil(context, [], folder)[0], context
 
 
 def main() -> None:
@@ -159,14 +159,14 @@ def main() -> None:
 def outcome_of(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]) -> Outcome:
     begun = time.perf_counter()
     if arm.name in WITHOUT_TRAINING:
-        held_out, accuracy = WITHOUT_TRAINING[arm.name](lab.shop(lab.experiment(seed)), lab.classes)
+        held_out, accuracy = WITHOUT_TRAINING[arm.name](lab.context(lab.experiment(seed)), lab.classes)
         return Outcome(arm.name, seed, 0, accuracy, held_out, None, time.perf_counter() - begun)
     lr = chosen_rate(lab, book, arm, rates)
     begun = time.perf_counter()
-    student, shop = lab.fit(arm, seed, lr)
-    held_out, accuracy = (predict_student(shop, student, split).accuracy() for split in ("val", "test"))
+    student, context = lab.fit(arm, seed, lr)
+    held_out, accuracy = (predict_student(context, student, split).accuracy() for split in ("val", "test"))
     assert accuracy is not None
-    size = tensor_bytes(student.model.parameters()) if arm.train == "whole" else delta_bytes(student.model)
+    size = tensor_bytes(student.model.parameters()) if arm.train == "full" else delta_bytes(student.model)
     return Outcome(arm.name, seed, size, accuracy, held_out, lr, time.perf_counter() - begun)
 
 
@@ -177,45 +177,45 @@ def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float
         return known[arm.method]
     if len(rates) == 1:
         return rates[0]
-    if arm.train == "whole":
+    if arm.train == "full":
         rates = [OF_WHOLE * rate for rate in rates]
     alike = [other for other in lab.arms if other.method == arm.method]
     tuned = next((other for other in alike if other.name.endswith(f"@{MIDDLE}")), arm)
     scores = {}
     for lr in rates:
-        student, shop = lab.fit(tuned, 0, lr, lab.given.tune_epochs)
-        scores[lr] = predict_student(shop, student, "val").accuracy() or 0.0
+        student, context = lab.fit(tuned, 0, lr, lab.given.tune_epochs)
+        scores[lr] = predict_student(context, student, "val").accuracy() or 0.0
     best = max(scores, key=lambda lr: scores[lr])
     book.add({"rate_of": arm.method, "lr": best, "tuned_on": tuned.name, "held_out": scores})
     return best
 
 
-def probe(shop: Workshop, classes: int) -> tuple[float | None, float]:
-    fitted, network = linear_probe(shop)
+def probe(context: RunContext, classes: int) -> tuple[float | None, float]:
+    fitted, network = linear_probe(context)
     held_out, accuracy = (
-        fitted.predict(predict_pooled(shop, network, shop.loader(split))).accuracy()  # type: ignore[arg-type]
+        fitted.predict(predict_pooled(context, network, context.loader(split))).accuracy()  # type: ignore[arg-type]
         for split in ("val", "test")
     )
     assert accuracy is not None
     return held_out, accuracy
 
 
-def class_means(shop: Workshop, classes: int) -> tuple[float | None, float]:
-    torch.manual_seed(shop.experiment.seed)
-    network = create_network(shop.experiment.student.network)
-    train = predict_pooled(shop, network, shop.labelled_loader())
+def class_means(context: RunContext, classes: int) -> tuple[float | None, float]:
+    torch.manual_seed(context.experiment.seed)
+    network = create_network(context.experiment.student.network)
+    train = predict_pooled(context, network, context.labeled_loader())
     features = F.normalize(train.logits, dim=1)
     sums = torch.zeros(classes, features.shape[1]).index_add_(0, torch.as_tensor(train.labels), features)
     means = F.normalize(sums, dim=1)
     shares = []
     for split in ("val", "test"):
-        seen = predict_pooled(shop, network, shop.loader(split))  # type: ignore[arg-type]
-        nearest = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
-        shares.append(float((nearest == torch.as_tensor(seen.labels)).float().mean()))
+        seen = predict_pooled(context, network, context.loader(split))  # type: ignore[arg-type]
+        did_you_mean = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
+        shares.append(float((did_you_mean == torch.as_tensor(seen.labels)).float().mean()))
     return shares[0], shares[1]
 
 
-WITHOUT_TRAINING: dict[str, Callable[[Workshop, int], tuple[float | None, float]]] = {
+WITHOUT_TRAINING: dict[str, Callable[[RunContext, int], tuple[float | None, float]]] = {
     "linear probe": probe,
     "nearest class mean": class_means,
 }

@@ -10,12 +10,12 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import DeltaError, WeightDelta, tensor_bytes
 from distill.deltas.rank_settings import RankedSettings, parse_bytes
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import delta_bytes
-from distill.registry import Family
 
 BUDGETS = ("50KB", "200KB", "1MB")
 WIDTHS = ("hidden", "rank", "density")
@@ -50,8 +50,8 @@ class Arm:
 
 def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
     """The controls, methods of one size, then every method at every budget; what cannot be is told."""
-    arms = [Arm("linear probe"), Arm("nearest class mean"), Arm("full", train="whole")]
-    known = Family("distill.deltas", "Delta").known()
+    arms = [Arm("linear probe"), Arm("nearest class mean"), Arm("full", train="full")]
+    known = Registry("distill.deltas", "Delta").known()
     smallest = parse_bytes(BUDGETS[0])
     for name, settings in known.items():
         fields = settings.model_fields
@@ -69,7 +69,7 @@ def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
 
 def at_budget(backbone: nn.Module, name: str, budget: str) -> Iterator[Arm]:
     """A method's arms of these bytes; none where it has no setting that comes near them."""
-    settings: Any = Family("distill.deltas", "Delta").known()[name]
+    settings: Any = Registry("distill.deltas", "Delta").known()[name]
     limit = parse_bytes(budget)
     if issubclass(settings, RankedSettings):
         kinds = tuple(ALLOCATIONS) if name == "low_rank" else ("fisher",) if name == "halrp" else ("uniform",)
@@ -132,7 +132,7 @@ def size_of(backbone: nn.Module, entry: dict[str, Any]) -> int | None:
 
 def attached(backbone: nn.Module, entry: dict[str, Any]) -> nn.Module:
     """A copy with one entry of ``student.deltas`` on it. Raises ``DeltaError`` where it cannot be."""
-    settings: Any = Family("distill.deltas", "Delta").settings_of(entry["type"]).model_validate(entry)
+    settings: Any = Registry("distill.deltas", "Delta").settings_of(entry["type"]).model_validate(entry)
     model = copy.deepcopy(backbone)
     attach(model, [settings], classifier_names(model))
     return model

@@ -4,10 +4,10 @@
     python benchmarks/deltas.py [--quick] [--only resnet50,vits,methods,ladder,serving] [--device cuda] [--json FILE]
 
 A **step** is forward, cross-entropy, backward and a fused AdamW update of what is trained, on a batch in memory; fp32,
-random weights, channels_last for ResNet-50. Normalisation keeps its running statistics on every side, full fine-tuning
+random weights, channels_last for ResNet-50. Normalization keeps its running statistics on every side, full fine-tuning
 included. Sides take turns in one process; ratios are taken round by round, shown are medians and quartiles.
 
-**Memory** is the peak of what a step allocates beyond what lies there between steps (weights, optimiser state): saved
+**Memory** is the peak of what a step allocates beyond what lies there between steps (weights, optimizer state): saved
 activations, gradients and temporaries. On a GPU the allocator counts it; on a CPU it is the running sum over the
 allocations and frees that ``torch.profiler`` records in one step, which is the same number every time. Scratch space
 that a library takes from the system by itself (oneDNN's) is in neither.
@@ -17,7 +17,7 @@ rows are left out.
 
 ``--quick`` checks that everything runs; its figures are no evidence. With 2 images of 128 px a step has a twelfth of
 the work on activations that 8 of 224 px have, and the same work on weights (making the changed weight, its gradient,
-the optimiser), so whatever trains many numbers looks slower, and ratios to low rank and to the floor come out higher;
+the optimizer), so whatever trains many numbers looks slower, and ratios to low rank and to the floor come out higher;
 three rounds say nothing of the spread.
 
 ===============================  ====================================================================================
@@ -58,18 +58,18 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from augment.base.registry import Registry
 from distill.deltas.attach import merge
 from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta_file import write_delta
-from distill.export.tasks import Tasks
-from distill.models.identity import identify
+from distill.export.delta.bank import DeltaBank
+from distill.export.delta.io import write_delta
+from distill.models.fingerprint import fingerprint
 from distill.models.network import NetworkSettings, create_network
 from distill.models.settings import StudentSettings
 from distill.models.student import Student
-from distill.registry import Family
 from distill.report.summary import Machine
 
 CLASSES, RANK = 100, 8
@@ -123,12 +123,12 @@ class Bench:
 
     def step(self, model: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Step:
         images, labels = self.images(), torch.arange(self.batch, device=self.device) % CLASSES
-        optimiser = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
+        optimizer = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
 
         def step() -> None:
             F.cross_entropy(model(images), labels).backward()
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
         return step
 
@@ -298,7 +298,7 @@ def methods(bench: Bench) -> list[Row]:
 
 
 def weight_deltas() -> Iterator[tuple[str, DeltaSettings]]:
-    for name, settings in Family("distill.deltas", "Delta").known().items():
+    for name, settings in Registry("distill.deltas", "Delta").known().items():
         if settings.component is not None and issubclass(settings.component, WeightDelta) and name != "low_rank":
             yield name, settings()  # type: ignore[misc, call-arg]
 
@@ -308,7 +308,7 @@ def weight_deltas() -> Iterator[tuple[str, DeltaSettings]]:
 
 def ladder(bench: Bench) -> list[Row]:
     """The side network over full fine-tuning, and over the forward pass that it cannot do without."""
-    known = Family("distill.deltas", "Delta").known()
+    known = Registry("distill.deltas", "Delta").known()
     student = bench.student("resnet50", known["ladder"]())  # type: ignore[arg-type, call-arg]
     frozen = bench.network("resnet50").eval().requires_grad_(False).to(memory_format=torch.channels_last)
     images = bench.images()
@@ -334,7 +334,7 @@ def serving(bench: Bench) -> list[Row]:
     """Latency of the merged model, and switching between tasks."""
     student = bench.student("resnet50", LowRank.Settings(rank=RANK, kinds="conv"))
     plain = bench.network("resnet50").eval()
-    identity = identify(backbone_state(plain, classifier_names(plain)))
+    identity = fingerprint(backbone_state(plain, classifier_names(plain)))
     images = bench.images()
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(2):
@@ -345,7 +345,7 @@ def serving(bench: Bench) -> list[Row]:
             write_delta(Path(folder) / str(seed), student.model, identity, origin="random")
         switches = {}
         for merged in (False, True):
-            tasks = Tasks(copy.deepcopy(plain).cpu(), merged=merged)
+            tasks = DeltaBank(copy.deepcopy(plain).cpu(), merged=merged)
             for seed in range(2):
                 tasks.add(str(seed), Path(folder) / str(seed))
             tasks.to(bench.device)
@@ -368,7 +368,7 @@ def serving(bench: Bench) -> list[Row]:
     ]
 
 
-def switching(bench: Bench, tasks: Tasks) -> list[float]:
+def switching(bench: Bench, tasks: DeltaBank) -> list[float]:
     """Milliseconds of switches to and fro."""
     values = []
     for number in range(4 * bench.rounds + 2):

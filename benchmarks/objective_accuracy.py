@@ -8,7 +8,7 @@ weights, fine-tuned once, on the same labels; the student an EfficientNet-Lite0,
 weights those of the papers but for the labels, which count one half beside a half of KD or DKD. ``icd`` has weight 0.5.
 
 Cells: ``OBJECTIVE/POLICY``, and ``labels only`` without a teacher. Policies: one view for both networks
-(``identical``), the same crop and flip and a colour of one's own (``shared_geometry``), a view each
+(``identical``), the same crop and flip and a color of one's own (``shared_geometry``), a view each
 (``independent``), a view each and the teacher's mild (``weak_teacher``).
 
 Every cell is tested after its last epoch, once: accuracy, agreement with the teacher, and accuracy under each of
@@ -38,7 +38,7 @@ from distill.data.reader import Batch
 from distill.models.network import Network
 from distill.models.student import Student
 from distill.run.stages import distil, make_teacher, prepare_teachers
-from distill.run.workshop import Workshop, logits_of, make_data, predict_student, predict_teacher
+from distill.run.workshop import RunContext, logits_of, make_data, predict_student, predict_teacher
 from distill.training.evaluate import Predictions
 from distill.training.signals import StopSignal
 
@@ -62,7 +62,7 @@ ALONE = "labels only"
 CORRUPTIONS: dict[str, Op] = {
     "rotation": Op.of("RandomRotation", degrees=30.0, p=1.0),
     "blur": Op.of("RandomGaussianBlur", kernel_size=7, sigma=[1.5, 1.5], p=1.0),
-    "colour": Op.of("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.6, hue=0.1, p=1.0),
+    "color": Op.of("ColorJitter", brightness=0.4, contrast=0.4, saturation=0.6, hue=0.1, p=1.0),
     "noise": Op.of("GaussianNoise", std=0.1, p=1.0),
 }
 
@@ -101,15 +101,15 @@ def corrupted(batches: Iterable[Batch], kind: str) -> Iterator[Batch]:
         yield batch._replace(images=pixels.mul(255).round_().to(torch.uint8))
 
 
-def test(shop: Workshop, student: Student, teacher: Predictions | None) -> dict[str, Any]:
+def test(context: RunContext, student: Student, teacher: Predictions | None) -> dict[str, Any]:
     """Everything that the table shows of one student."""
-    clean = predict_student(shop, student, "test")
-    found: dict[str, Any] = {"test": clean.accuracy(), "held_out": predict_student(shop, student, "val").accuracy()}
+    clean = predict_student(context, student, "test")
+    found: dict[str, Any] = {"test": clean.accuracy(), "held_out": predict_student(context, student, "val").accuracy()}
     if teacher is not None:
         found["agreement"] = clean.agreement(teacher)
     for kind in CORRUPTIONS:
-        seen = corrupted(shop.loader("test"), kind)
-        found[kind] = shop.predict(student, lambda view: logits_of(student(view)), student.input, seen).accuracy()
+        seen = corrupted(context.loader("test"), kind)
+        found[kind] = context.predict(student, lambda view: logits_of(student(view)), student.input, seen).accuracy()
     return found
 
 
@@ -122,25 +122,25 @@ class Lab:
         self._said: Predictions | None = None
         self.teacher_accuracy: dict[str, Any] = {}
 
-    def shop(self, seed: int, cell: str) -> Workshop:
+    def context(self, seed: int, cell: str) -> RunContext:
         made = experiment(self.given, seed, cell)
-        return Workshop(made, make_data(made), None, self.stop)
+        return RunContext(made, make_data(made), None, self.stop)
 
     def teacher(self) -> tuple[list[Network], Predictions]:
         """One teacher for every seed of the student, and what it says of the test split."""
         if self._said is None:
-            shop = self.shop(0, "kd/identical")
-            self._teachers = prepare_teachers(shop)
-            self._said = predict_teacher(shop, make_teacher(shop.experiment, self._teachers), "test")
+            context = self.context(0, "kd/identical")
+            self._teachers = prepare_teachers(context)
+            self._said = predict_teacher(context, make_teacher(context.experiment, self._teachers), "test")
         return self._teachers, self._said
 
     def measure(self, cell: str, seed: int) -> dict[str, Any]:
         teachers, said = ([], None) if cell == ALONE else self.teacher()
-        begun, shop = time.perf_counter(), self.shop(seed, cell)
+        begun, context = time.perf_counter(), self.context(seed, cell)
         name = f"{cell.replace('/', ' ')} seed {seed}"
-        student, _, _ = distil(shop, teachers, self.given.out / "fits" / name)
+        student, _, _ = distil(context, teachers, self.given.out / "fits" / name)
         seconds = time.perf_counter() - begun
-        return {"cell": cell, "seed": seed, "seconds": seconds, **test(shop, student, said)}
+        return {"cell": cell, "seed": seed, "seconds": seconds, **test(context, student, said)}
 
 
 def main() -> None:

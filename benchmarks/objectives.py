@@ -5,7 +5,7 @@
 Every objective that the package knows, with its default settings, forward and backward, on made-up outputs of a student
 and a teacher: batch 256, 1,000 classes, both pooled features 2,048 wide, maps as a ResNet-18 and a ResNet-50 have them.
 A bank remembers 50,000 samples. The bare step is what any training pays for the student alone: forward, cross-entropy
-and backward of timm's ResNet-18 in train mode, fp32, channels_last; no optimiser, no teacher, no views.
+and backward of timm's ResNet-18 in train mode, fp32, channels_last; no optimizer, no teacher, no views.
 
 On a GPU images are 224 px and a step is one batch. On a CPU a whole batch of such maps and images takes gigabytes and
 minutes, so objectives that read maps are measured with the maps of 64 px and held against the step at 64 px (both grow
@@ -44,17 +44,17 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from augment.base.registry import Registry
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.crd import CRD
-from distill.registry import Family
 from distill.report.summary import Machine
 
 BATCH, CLASSES, WIDTH, SAMPLES = 256, 1000, 2048, 50_000
 STUDENT_MAPS, TEACHER_MAPS = (64, 128, 256, 512), (256, 512, 1024, 2048)
 TARGETS = {"worst_objective_share": 0.05, "crd_bytes_vs_reference": 0.25}
 REFERENCE_BYTES = 1.0e9
-KNOWN = Family("distill.objectives", "Objective").known()
+KNOWN = Registry("distill.objectives", "Objective").known()
 
 
 def main() -> None:
@@ -143,7 +143,7 @@ def step(name: str, size: int, device: torch.device) -> Callable[[], None]:
     return run
 
 
-def example(name: str, samples: int, size: int, device: torch.device) -> tuple[Objective, Features, Features, Batch]:
+def example(name: str, samples: int, size: int, device: torch.device) -> tuple[Objective, Features, Features, Targets]:
     """An objective with its defaults, and outputs of the fields that it reads."""
 
     def shapes(widths: tuple[int, ...]) -> FeatureShapes:
@@ -170,7 +170,7 @@ def example(name: str, samples: int, size: int, device: torch.device) -> tuple[O
     assert isinstance(term, Objective)
     term.remember(torch.arange(SAMPLES) % CLASSES)
     index = torch.randperm(SAMPLES)[:samples].to(device)
-    batch = Batch(index % CLASSES, index)
+    batch = Targets(index % CLASSES, index)
     return term.to(device), outputs(ours, learns=True), outputs(theirs, learns=False), batch
 
 
@@ -209,7 +209,7 @@ def crd_rows() -> list[Row]:
     torch.manual_seed(0)
     term, student, teacher, batch = example("crd", 64, 64, torch.device("cpu"))
     assert isinstance(term, CRD)
-    term(student, teacher, batch)  # the first step of a run also sets the normaliser
+    term(student, teacher, batch)  # the first step of a run also sets the normalizer
     with Traffic() as ours:
         term(student, teacher, batch).backward()
     with Traffic() as plain:
@@ -221,10 +221,10 @@ def crd_rows() -> list[Row]:
     ]
 
 
-def plain_crd(term: CRD, student: Features, teacher: Features, batch: Batch) -> Tensor:
+def plain_crd(term: CRD, student: Features, teacher: Features, batch: Targets) -> Tensor:
     """The loss with negatives of each sample's own, as the paper's equation stands: ``[B, 1 + K, P]`` of both banks."""
     assert student.pooled is not None and teacher.pooled is not None
-    rows_B, count = batch.places(), term.settings.negatives
+    rows_B, count = batch.indices(), term.settings.negatives
     places = torch.cat([rows_B[:, None], torch.randint(SAMPLES, (len(rows_B), count))], dim=1)
     ours = F.normalize(term.student_projector(student.pooled))
     theirs = F.normalize(term.teacher_projector(teacher.pooled))

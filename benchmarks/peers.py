@@ -7,8 +7,8 @@ Teacher: EfficientNet-Lite1, student: Lite0, every weight of it trained, 61 clas
 at temperature 4; AdamW without clipping. Copies of the same two networks, by turns in one process.
 
 **Ours** is one iteration of a real fit (``distill.training.fit``, as in ``benchmarks/step.py``): crop, flip and
-normalisation of uint8 images on the device, identical for both networks, teacher, student, loss, backward, guard,
-update, schedule, callbacks, log. **The peers** get one ready-made normalised tensor, which favours them, and do what
+normalization of uint8 images on the device, identical for both networks, teacher, student, loss, backward, guard,
+update, schedule, callbacks, log. **The peers** get one ready-made normalized tensor, which favors them, and do what
 their documentation says a step is: ``timm.task.LogitDistillationTask``, backward, ``torch.optim.AdamW``; torchdistill's
 ``DistillationBox`` with ``KDLoss``, ``forward_process`` and ``post_forward_process``. They run as they come, in torch's
 own memory format, and, since one who knows would ask for it, once more in channels_last, which ours always uses.
@@ -117,12 +117,12 @@ def timm_task(teacher: Network, student: Network, device: torch.device, form: to
         device=device,
         verbose=False,
     ).train()
-    optimiser = torch.optim.AdamW(trained.parameters(), lr=RATE)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=RATE)
 
     def step() -> None:
         task(images, labels)["loss"].backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        optimizer.step()
+        optimizer.zero_grad()
 
     return step
 

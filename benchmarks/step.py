@@ -11,8 +11,8 @@ student with low-rank deltas of rank 8 on every layer, CE + KD, backward, clippi
 schedule, the callbacks and the log row every 20 steps. The batch is in memory already.
 
 **The parts** are what any training loop would have to pay: ``timm`` teacher forward in eval mode without gradient, plus
-``timm`` student forward and backward in train mode, all parameters trainable, on ready-made normalised images. No loss
-but the cross-entropy that starts the backward pass, no optimiser, no clipping, no views.
+``timm`` student forward and backward in train mode, all parameters trainable, on ready-made normalized images. No loss
+but the cross-entropy that starts the backward pass, no optimizer, no clipping, no views.
 
 =========================  ==========================================================================================
 row                        meaning
@@ -55,7 +55,7 @@ from torch.nn import functional as F
 from augment.dual import AugmentSettings, DualAugment
 from augment.recipe import Op
 from distill.data.loader import TrainLoader
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataSettings, ExperimentData
 from distill.data.reader import Batch
 from distill.deltas.low_rank import LowRank
 from distill.models.network import Network, NetworkSettings, create_network
@@ -66,7 +66,7 @@ from distill.objectives.kd import KD
 from distill.report.summary import Machine
 from distill.training.fit import fit
 from distill.training.module import Distillation
-from distill.training.settings import OptimiserSettings, TrainingSettings
+from distill.training.settings import OptimizerSettings, TrainingSettings
 from distill.training.signals import StopSignal
 from distill.training.terms import build_terms, needs_of
 
@@ -209,7 +209,7 @@ def distillation(
     looking, learning = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)
     terms = build_terms(OBJECTIVES, learning.shapes, looking.shapes)
     # A rate so small that the weights stay what they are: random labels must not lead the run anywhere.
-    training = TrainingSettings(epochs=1, optimiser=OptimiserSettings(lr=1e-6), accelerator=accelerator)  # type: ignore[arg-type]
+    training = TrainingSettings(epochs=1, optimizer=OptimizerSettings(lr=1e-6), accelerator=accelerator)  # type: ignore[arg-type]
     views = DualAugment(VIEWS["identical"], looking.inputs, learning.input, seed=0)
     return Distillation(learning, looking, terms, views, training, steps_per_epoch=1)
 
@@ -238,7 +238,7 @@ def waiting(given: argparse.Namespace, folder: Path, stop: StopSignal) -> list[R
     else:
         source = {"type": "folder", "root": str(generated(folder / "images", 32 * 40))}
     settings = {"source": source, "size": 160, "batch_size": 32, "workers": 2, "val_fraction": 0.0}
-    loader = FirstBatches(DataModule(DataSettings.model_validate(settings)).train_loader(), steps)
+    loader = FirstBatches(ExperimentData(DataSettings.model_validate(settings)).train_loader(), steps)
     module = distillation(teacher, student, "deltas", given.device)
     module.augment = DualAugment(VIEWS["two_views"], module.teacher.inputs, module.student.input, seed=0)
     module.settings = module.settings.model_copy(update={"log_every": every})

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.commands.delta import delta
 
 app = typer.Typer(
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.path.append(os.getcwd())
     try:
         app(arguments, prog_name="distill")
-    except ExplainedError as error:
+    except UserError as error:
         if os.environ.get("DISTILL_TRACEBACK"):
             raise
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))

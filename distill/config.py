@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
+from augment.base.registry import Registry
+from augment.base.settings import VALIDATION_PASSES, Settings, did_you_mean, error_at, is_deferred
 from augment.policy import AugmentSettings
-from augment.settings import LOOKS, Settings, complaint, nearest, on_trust
 from distill.data.settings import DataSettings
 from distill.models.settings import StudentSettings, TeacherSettings
-from distill.registry import Family
 from distill.training.settings import FitTeacherSettings, TrainingSettings
 from distill.yaml_tree import ConfigError, dump_yaml, load_tree, merge_trees, parse_yaml
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # the base class of objectives imports torch
 
     AnyObjective = Objective.Settings
 else:
-    AnyObjective = Annotated[Settings, Family("distill.objectives", "Objective")]
+    AnyObjective = Annotated[Settings, Registry("distill.objectives", "Objective")]
 
 __all__ = ["ConfigError", "Experiment", "dump_config", "load_config", "merge_trees", "parse_yaml", "validate_tree"]
 
@@ -68,32 +68,32 @@ class Experiment(Settings):
 
     @model_validator(mode="after")
     def _parts_belong_together(self, info: ValidationInfo) -> Experiment:
-        if on_trust(info, "classes"):
+        if is_deferred(info, "classes"):
             return self
         reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
         if reading and self.teacher is None:
-            raise complaint(
+            raise error_at(
                 "objectives", f"{', '.join(reading)} read a teacher, and there is none; add teacher.networks"
             )
         if self.teacher is not None and not reading:
-            raise complaint("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+            raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
         self._check_cache()
         self._check_weights()
         self._check_placement()
         heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
         if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
             text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
-            raise complaint("objectives", text)
+            raise error_at("objectives", text)
         one_class = [o.type for o in self.objectives if o.needs_one_class]
         if one_class and self.augment.mix is not None:
-            raise complaint(
+            raise error_at(
                 "augment.mix", f"{', '.join(one_class)} needs one class per image, but mixing gives an image two"
             )
         if self.fit_teacher is not None and self.teacher is None:
-            raise complaint("fit_teacher", "there is no teacher to fit; add teacher.networks")
+            raise error_at("fit_teacher", "there is no teacher to fit; add teacher.networks")
         batch, devices = self.data.batch_size, self.training.devices
         if batch % devices:
-            raise complaint("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
+            raise error_at("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
         return self
 
     def _check_placement(self) -> None:
@@ -103,40 +103,40 @@ class Experiment(Settings):
         for key, settings in views.items():
             if self.data.on_device and settings is not None and settings.placement == "loader":
                 text = "data.on_device leaves the loader without workers; say device or auto"
-                raise complaint(f"{key}.placement", text)
+                raise error_at(f"{key}.placement", text)
 
     def _check_weights(self) -> None:
         """What weighs samples or networks has somebody to ask, and objectives that listen."""
         curriculum, teacher = self.training.curriculum, self.teacher
         if self.fit_teacher is not None and self.fit_teacher.training.curriculum is not None:
             text = "it asks a teacher which samples are easy, and the teacher's own fit has none"
-            raise complaint("fit_teacher.training.curriculum", text)
+            raise error_at("fit_teacher.training.curriculum", text)
         if curriculum is not None and teacher is None:
-            raise complaint("training.curriculum", "it asks a teacher which samples are easy, and there is none")
+            raise error_at("training.curriculum", "it asks a teacher which samples are easy, and there is none")
         if teacher is None:
             return
         weighting = teacher.weighting.type
-        deaf = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
-        if curriculum is not None and deaf:
-            text = f"{', '.join(o.type for o in deaf)}: no mean over samples whose parts could be weighed"
-            raise complaint("training.curriculum", text)
-        deaf = [o for o in deaf if o.component.reads_teacher]  # type: ignore[union-attr]
-        if weighting in ("confidence", "agreement") and deaf:
-            text = f"{weighting} is by sample, and {', '.join(o.type for o in deaf)} is no mean over samples"
-            raise complaint("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
+        unsupported = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
+        if curriculum is not None and unsupported:
+            text = f"{', '.join(o.type for o in unsupported)}: no mean over samples whose parts could be weighed"
+            raise error_at("training.curriculum", text)
+        unsupported = [o for o in unsupported if o.component.reads_teacher]  # type: ignore[union-attr]
+        if weighting in ("confidence", "agreement") and unsupported:
+            text = f"{weighting} is by sample, and {', '.join(o.type for o in unsupported)} is no mean over samples"
+            raise error_at("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
         if weighting == "learned" and self.student.compile:
             text = "weighting: learned needs a gradient for each of the teacher's networks, which compiled code refuses"
-            raise complaint("student.compile", text)
+            raise error_at("student.compile", text)
         for n, network in enumerate(teacher.networks):
             if network.labels == "same":
                 continue
             if self.fit_teacher is not None:
                 text = "fit_teacher trains the network on the data's own classes; leave labels out"
-                raise complaint(f"teacher.networks.{n}.labels", text)
+                raise error_at(f"teacher.networks.{n}.labels", text)
             heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
             if heads:
                 text = f"{', '.join(heads)} gives the student the teacher's head as it is; leave labels out"
-                raise complaint(f"teacher.networks.{n}.labels", text)
+                raise error_at(f"teacher.networks.{n}.labels", text)
 
     def _check_cache(self) -> None:
         """Refuse a cache that lacks something that is read of the teacher."""
@@ -154,12 +154,12 @@ class Experiment(Settings):
             lacking = needs - self.teacher.cache.holds
             if "maps" in lacking:
                 text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
-                raise complaint("teacher.cache", text)
+                raise error_at("teacher.cache", text)
             if "logits" in lacking:
                 text = f"{reader} reads the teacher's logits; say full, or the number of largest ones to keep"
-                raise complaint("teacher.cache.logits", text)
+                raise error_at("teacher.cache.logits", text)
             if "pooled" in lacking:
-                raise complaint("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
+                raise error_at("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
@@ -170,7 +170,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
 def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
     """The experiment that plain values describe. Raises ``ConfigError`` with a line for everything that is wrong."""
     try:
-        return [Experiment.model_validate(tree, context=look) for look in LOOKS][-1]
+        return [Experiment.model_validate(tree, context=deferred) for deferred in VALIDATION_PASSES][-1]
     except ValidationError as error:
         lines = [
             f"  {'.'.join(map(str, e['loc'])) or 'all of it'}: {_sentence(e)}"
@@ -220,7 +220,7 @@ def _sentence(error: Any) -> str:
         return "is missing"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", about["expected"])
-        hint = nearest(str(error["input"]), choices)
+        hint = did_you_mean(str(error["input"]), choices)
         return f"expected {about['expected']}, found {found}" + (hint if "did you mean" in hint else "")
     if kind in ("too_short", "too_long"):
         few = kind == "too_short"

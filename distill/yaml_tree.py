@@ -12,10 +12,10 @@ from typing import Any
 
 import yaml
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 
 
-class ConfigError(ExplainedError, ValueError):
+class ConfigError(UserError, ValueError):
     """The config cannot be used; every line of the text names a key path and what was expected there."""
 
     exit_code = 2

@@ -40,7 +40,7 @@ def test_help_fits_the_terminal_and_says_what_it_does(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "error_at"),
     [
         (["trian"], "No such command 'trian'"),
         (["train"], "Missing argument 'CONFIG'"),
@@ -52,11 +52,11 @@ def test_help_fits_the_terminal_and_says_what_it_does(
     ],
 )
 def test_a_command_that_cannot_be_used_ends_with_2(
-    arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], error_at: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     status, out, err = call(capsys, *arguments)
     told = " ".join(re.sub(r"[│╭╮╰╯─]", " ", err).split())
-    assert status == 2 and not out and complaint in told and "Traceback" not in err
+    assert status == 2 and not out and error_at in told and "Traceback" not in err
 
 
 @pytest.mark.parametrize("command", ["evaluate", "export", "verify", "preview"])

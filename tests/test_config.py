@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from augment.base.registry import Registry
 from distill.config import Experiment, dump_config, editor_schema, load_config, merge_trees, validate_tree
-from distill.registry import Family
 from distill.yaml_tree import ConfigError, apply_override, dump_yaml, parse_yaml, read_tree
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ student:
   network: {model: "embedded:tf_efficientnet_lite0", size: 64}
   deltas: [{type: low_rank, rank: 4, sites: "*"}]
 objectives: [{type: ce, weight: 0.5}, {type: kd, temperature: 4}, {type: icd}]
-training: {epochs: 8, optimiser: {type: adamw, lr: 1e-3}}
+training: {epochs: 8, optimizer: {type: adamw, lr: 1e-3}}
 """
 
 
@@ -48,7 +48,7 @@ def changed(tree: dict[str, Any], *overrides: str) -> dict[str, Any]:
 
 
 def refused(tree: dict[str, Any], *overrides: str) -> list[str]:
-    """The lines of complaint, without the first, which names the file."""
+    """The lines of error_at, without the first, which names the file."""
     with pytest.raises(ConfigError) as error:
         validate_tree(changed(tree, *overrides), "my.yaml")
     first, *lines = str(error.value).splitlines()
@@ -103,7 +103,7 @@ def test_yaml_is_read_back_as_it_was_written(value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "complaint"),
+    ("text", "error_at"),
     [
         ("a: 1\nb: 2\na: 3", "f.yaml, line 3: key 'a' stands here for the second time, first in line 1"),
         ("x: {a: 1, a: 2}", "f.yaml, line 1: key 'a' stands here for the second time"),
@@ -119,10 +119,10 @@ def test_yaml_is_read_back_as_it_was_written(value: Any) -> None:
         ("a: " + "9" * 5000, "f.yaml, line 1: a number of 5000 digits is refused"),
     ],
 )
-def test_yaml_that_is_refused(text: str, complaint: str) -> None:
+def test_yaml_that_is_refused(text: str, error_at: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_yaml(text, "f.yaml")
-    assert str(error.value).startswith(complaint)
+    assert str(error.value).startswith(error_at)
 
 
 # --- Files and overrides ------------------------------------------------------------------------------------------
@@ -150,27 +150,27 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
         (b"a: \xff", "is no text in UTF-8"),
         (b"base: [1]", "base: expected a file name, found [1]"),
     ]
-    for content, complaint in cases:
+    for content, error_at in cases:
         (tmp_path / "c.yaml").write_bytes(content)
         with pytest.raises(ConfigError) as error:
             read_tree(tmp_path / "c.yaml")
-        assert complaint in str(error.value) and "c.yaml" in str(error.value)
+        assert error_at in str(error.value) and "c.yaml" in str(error.value)
     with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
         read_tree(tmp_path)
 
 
 def test_overrides_reach_mappings_and_lists(tree: dict[str, Any]) -> None:
     new = changed(
-        tree, "seed=3", "training.optimiser.lr=1e-4", "student.deltas.0.rank=2", "objectives.1={type: kd}", "a.b.c=[x]"
+        tree, "seed=3", "training.optimizer.lr=1e-4", "student.deltas.0.rank=2", "objectives.1={type: kd}", "a.b.c=[x]"
     )
-    assert new["seed"] == 3 and new["training"]["optimiser"]["lr"] == 1e-4
+    assert new["seed"] == 3 and new["training"]["optimizer"]["lr"] == 1e-4
     assert new["student"]["deltas"][0]["rank"] == 2 and new["objectives"][1] == {"type": "kd"}
     assert new["a"] == {"b": {"c": ["x"]}}
     assert changed({"training": None}, "training.epochs=1") == {"training": {"epochs": 1}}
 
 
 @pytest.mark.parametrize(
-    ("override", "complaint"),
+    ("override", "error_at"),
     [
         ("seed", "override 'seed': write key.path=value, such as training.epochs=20"),
         ("=3", "override '=3': write key.path=value"),
@@ -183,17 +183,17 @@ def test_overrides_reach_mappings_and_lists(tree: dict[str, Any]) -> None:
         ("seed=!!int 3", "override seed, line 1: YAML tag '!!int' is refused"),
     ],
 )
-def test_overrides_that_are_refused(tree: dict[str, Any], override: str, complaint: str) -> None:
+def test_overrides_that_are_refused(tree: dict[str, Any], override: str, error_at: str) -> None:
     with pytest.raises(ConfigError) as error:
         changed({"seed": 0, **tree}, override)
-    assert str(error.value).startswith(complaint)
+    assert str(error.value).startswith(error_at)
 
 
 # --- Validation ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("override", "complaint"),
+    ("override", "error_at"),
     [
         ("trainig.epochs=3", "trainig: unknown key; did you mean 'training'?"),
         ("training.epoch=3", "training.epoch: unknown key; did you mean 'epochs'?"),
@@ -203,12 +203,12 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, complai
         ("training.epochs=2.5", "training.epochs: expected a whole number, found 2.5"),
         ("training.epochs=0", "training.epochs: must be at least 1, is 0"),
         ("training.epochs=", "training.epochs: expected a whole number, found nothing"),
-        ("training.optimiser.lr=0", "training.optimiser.lr: must be greater than 0, is 0"),
-        ("training.optimiser.lr=.inf", "training.optimiser.lr: expected a number, found '.inf'"),
-        ("training.optimiser.betas=[0.9]", "training.optimiser.betas.1: is missing"),
-        ("training.optimiser.betas=['0.9', 1]", "training.optimiser.betas.0: expected a number, found '0.9'"),
-        ("training.optimiser=adam", "training.optimiser: expected a mapping (key: value), found 'adam'"),
-        ("training.optimiser.type=adam", "training.optimiser.type: expected 'adamw' or 'sgd', found 'adam'; did you"),
+        ("training.optimizer.lr=0", "training.optimizer.lr: must be greater than 0, is 0"),
+        ("training.optimizer.lr=.inf", "training.optimizer.lr: expected a number, found '.inf'"),
+        ("training.optimizer.betas=[0.9]", "training.optimizer.betas.1: is missing"),
+        ("training.optimizer.betas=['0.9', 1]", "training.optimizer.betas.0: expected a number, found '0.9'"),
+        ("training.optimizer=adam", "training.optimizer: expected a mapping (key: value), found 'adam'"),
+        ("training.optimizer.type=adam", "training.optimizer.type: expected 'adamw' or 'sgd', found 'adam'; did you"),
         ("controls.linear_probe=1", "controls.linear_probe: expected true or false, found 1"),
         ("name=12", "name: expected a text (numbers and truth values become text in quotes), found 12"),
         ("name=../../x", "name: a run name is letters, digits"),
@@ -235,13 +235,13 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, complai
         ("teacher=null", "objectives: kd, icd read a teacher, and there is none; add teacher.networks"),
         ("objectives=[ce]", "teacher: no objective reads it; add one such as kd, or remove the teacher"),
         ("augment.mix={mixup: 0, cutmix: 0}", "augment.mix.mixup: neither mixup nor cutmix is on"),
-        ("student.train=whole", "student.deltas: there are none with train: whole"),
+        ("student.train=full", "student.deltas: there are none with train: full"),
         ("training.devices=3", "data.batch_size: 64 cannot be shared out evenly over 3 training.devices"),
     ],
 )
-def test_a_slip_is_one_line_that_names_the_key(tree: dict[str, Any], override: str, complaint: str) -> None:
+def test_a_slip_is_one_line_that_names_the_key(tree: dict[str, Any], override: str, error_at: str) -> None:
     lines = refused(tree, override)
-    assert len(lines) == 1 and lines[0].startswith(complaint)
+    assert len(lines) == 1 and lines[0].startswith(error_at)
 
 
 def test_mixing_and_one_class_per_image_do_not_go_together(tree: dict[str, Any]) -> None:
@@ -286,8 +286,8 @@ def test_all_slips_are_listed(tree: dict[str, Any]) -> None:
 def test_resolved_config_is_read_back_equal(tree: dict[str, Any], tmp_path: Path) -> None:
     variants = [
         [],
-        ["name='1e3'", "output=a b/c", "training.optimiser.lr=1e-5", "student.network.checkpoint=x.pth"],
-        ["teacher=null", "objectives=[ce]", "fit_teacher=null", "student.deltas=[]", "student.train=whole"],
+        ["name='1e3'", "output=a b/c", "training.optimizer.lr=1e-5", "student.network.checkpoint=x.pth"],
+        ["teacher=null", "objectives=[ce]", "fit_teacher=null", "student.deltas=[]", "student.train=full"],
         ["augment={policy: multicrop, local: [{crops: 2}]}", "training.early_stop={}", "training.ema=0.99"],
     ]
     for overrides in variants:
@@ -342,7 +342,7 @@ def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
         ("distill.data", "Source"): schema["$defs"]["DataSettings"]["properties"]["source"],
     }
     for family, place in places.items():
-        known = Family(*family).known()
+        known = Registry(*family).known()
         found = {option["title"]: option for option in place["anyOf"] if "title" in option}
         assert list(found) == list(known) and known
         for name, settings in known.items():
@@ -350,7 +350,7 @@ def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
             assert set(found[name]["properties"]) == set(settings.model_fields)
             assert found[name]["additionalProperties"] is False
             assert found[name]["description"]
-    epochs = schema["$defs"]["OptimiserSettings"]["properties"]["lr"]
+    epochs = schema["$defs"]["OptimizerSettings"]["properties"]["lr"]
     assert epochs["description"] == "peak learning rate" and epochs["exclusiveMinimum"] == 0
 
 
@@ -380,7 +380,7 @@ def command(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "complaint"),
+    ("arguments", "error_at"),
     [
         (["configs/quickstart.yaml", "trainig.epochs=3"], "  trainig: unknown key; did you mean 'training'?"),
         (["configs/quickstart.yaml", "training.epochs=ten"], "  training.epochs: expected a whole number, found 'ten'"),
@@ -390,11 +390,11 @@ def command(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
         (["configs/nothing.yaml"], "error: configs/nothing.yaml: no such file; there is configs/quickstart.yaml"),
     ],
 )
-def test_a_slip_is_told_at_once_and_without_a_traceback(arguments: list[str], complaint: str) -> None:
+def test_a_slip_is_told_at_once_and_without_a_traceback(arguments: list[str], error_at: str) -> None:
     done, seconds = command(*arguments)
     assert done.returncode == 2 and done.stdout == ""
     assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
-    assert any(line.startswith(complaint) for line in done.stderr.splitlines()), done.stderr
+    assert any(line.startswith(error_at) for line in done.stderr.splitlines()), done.stderr
     assert len(done.stderr.splitlines()) <= 2
     # Where a class is named it takes an import of torch, and nothing else that is slow: see the next test.
     if "objectives" not in arguments[-1]:

@@ -1,6 +1,6 @@
 """Every file in ``configs/`` is read, and one training step of it is run: teacher, student, validation.
 
-Objectives, deltas, view policy, optimisers and networks are its own; the source is another, the pixels are fewer, and
+Objectives, deltas, view policy, optimizers and networks are its own; the source is another, the pixels are fewer, and
 no weights are fetched.
 """
 
@@ -13,10 +13,10 @@ import torch
 
 from distill.config import Experiment, validate_tree
 from distill.data.base import Sample, Samples, Source, Split
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.run.preparing import new_student
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 from distill.yaml_tree import load_tree, merge_trees
 
@@ -84,12 +84,12 @@ def test_there_are_configs() -> None:
 def test_a_step_of_every_config(path: Path, tmp_path: Path) -> None:
     experiment = small(load_tree(path), tmp_path)
     with StopSignal() as stop:
-        data: DataModule = make_data(experiment)
-        shop = Workshop(experiment, data, None, stop)
-        teachers = prepare_teachers(shop) if experiment.teacher is not None else []
-        student, teacher, summary = distil(shop, teachers, tmp_path / "student")
+        data: ExperimentData = make_data(experiment)
+        context = RunContext(experiment, data, None, stop)
+        teachers = prepare_teachers(context) if experiment.teacher is not None else []
+        student, teacher, summary = distil(context, teachers, tmp_path / "student")
     assert summary.steps == 1
-    before, after = new_student(shop, student.needs).own_state(), student.own_state()
+    before, after = new_student(context, student.needs).own_state(), student.own_state()
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert not all(torch.equal(before[name], after[name]) for name in before), "the step changed nothing"
     assert (teacher is None) == (experiment.teacher is None)

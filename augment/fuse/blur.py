@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from augment.fuse.colour import Params, by_rows, by_sample, where_drawn
+from augment.fuse.color import Params, by_rows, by_sample, where_drawn
 
 NOTHING = 1e-9
 """Weights below it are not computed with: of a whole kernel they move a pixel by less than float32 resolves."""

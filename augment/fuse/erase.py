@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augment.fuse.colour import Params, by_rows, by_sample
+from augment.fuse.color import Params, by_rows, by_sample
 
 
 def erased(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) -> Tensor:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from augment.fuse.colour import where_drawn
+from augment.fuse.color import where_drawn
 
 Size = tuple[int, int]
 """(height, width)"""

@@ -84,7 +84,7 @@ typedef struct {
 READ_FROM(read_bytes, uint8_t)
 READ_FROM(read_floats, float)
 
-/* --- Colour ----------------------------------------------------------------------------------------------------- */
+/* --- Color ----------------------------------------------------------------------------------------------------- */
 
 static const float LUMA[3] = {0.299f, 0.587f, 0.114f};
 
@@ -125,9 +125,9 @@ static void saturation(float *x, int64_t channels, int64_t pixels, float factor)
     }
 }
 
-/* A channel centred at c sixths: least + spread * unit(2 - |hue + turns - c|), the difference round the circle. */
-static inline float channel(float hue, float centre, float least, float spread) {
-    float away = hue - centre;
+/* A channel centered at c sixths: least + spread * unit(2 - |hue + turns - c|), the difference round the circle. */
+static inline float channel(float hue, float center, float least, float spread) {
+    float away = hue - center;
     away = fabsf(away - floorf(away + 0.5f));
     return least + spread * unit(2.0f - 6.0f * away);
 }

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from augment.fuse.colour import Params, per_channel
+from augment.fuse.color import Params, per_channel
 from augment.fuse.geometry import composed, output_size
 from augment.fuse.passes import PADDINGS, Instruction, Kind, carried_out, instruction, linear
-from augment.plan import Pass, Step
+from augment.fuse.planner import Pass, PlannedOp
 from augment.views import InputSpec
 
 
 @dataclass(frozen=True)
 class Finish:
-    """The last write: resized to ``size``, clamped if anything may have left [0, 1], normalised for ``spec``, cast."""
+    """The last write: resized to ``size``, clamped if anything may have left [0, 1], normalized for ``spec``, cast."""
 
     size: tuple[int, int]
     clamp: bool
@@ -30,11 +30,11 @@ class Finish:
         if self.clamp:
             x = x.clamp(0, 1)
         if self.spec is not None:
-            x = normalised(x, self.spec)
+            x = normalized(x, self.spec)
         return x.to(self.dtype)
 
     def linear(self, images: Tensor) -> list[Instruction]:
-        """The clamp and the normalisation of images [B, C, H, W] that have their size."""
+        """The clamp and the normalization of images [B, C, H, W] that have their size."""
         if self.spec is None and not self.clamp:
             return []
         channels = images.shape[1]
@@ -60,11 +60,11 @@ def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(images, size=size, mode="bilinear", antialias=True, align_corners=False)
 
 
-def normalised(images: Tensor, spec: InputSpec) -> Tensor:
+def normalized(images: Tensor, spec: InputSpec) -> Tensor:
     """``(x - mean) / std`` per channel, for x in [0, 1]."""
     scale = tuple(1 / std for std in spec.std)
     shift = tuple(-mean / std for mean, std in zip(spec.mean, spec.std))
-    # Not addcmul: with two operands by channel it is not vectorised on a CPU, and slower than two passes.
+    # Not addcmul: with two operands by channel it is not vectorized on a CPU, and slower than two passes.
     return (images * per_channel(scale, images)).add_(per_channel(shift, images))
 
 
@@ -126,13 +126,13 @@ def _drawn(params: Params, shape: torch.Size) -> Tensor:
 
 _INSTRUCTION: dict[str, Callable[[Pass, dict[int, Params], torch.Size], Instruction]] = {
     "affine": _read,
-    "colour": _change,
+    "color": _change,
     "kernel": _filter,
     "erase": _erase,
 }
 
 
-def shape_after(step: Step, shape: torch.Size) -> torch.Size:
+def shape_after(step: PlannedOp, shape: torch.Size) -> torch.Size:
     return torch.Size((*shape[:2], *output_size(step.user, shape))) if step.operation.form == "affine" else shape
 
 

@@ -19,13 +19,13 @@ from torch import Tensor
 
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.blur import blur
-from augment.fuse.colour import Params, batch_first, by_rows, colour
+from augment.fuse.color import Params, batch_first, by_rows, color
 from augment.fuse.compiler import Compile, way_on
 from augment.fuse.erase import erase
 from augment.fuse.geometry import Map, composed, mirror, warp
+from augment.fuse.planner import Pass, PlannedOp, Segment
 from augment.fuse.program import Finish, in_one_go, shape_after, shape_after_all, to_unit
-from augment.native import Native
-from augment.plan import Pass, Run, Step
+from augment.kornia_ops import FusedKorniaOp
 
 CACHED = 3 * 96 * 96
 """Floats per image from which a CPU takes images one by one. Measured on one core with 1 MiB of L2, strong chain, one
@@ -40,17 +40,17 @@ class FusedRun:
         compile: whether they are compiled; see :func:`augment.fuse.compiler.way_on`.
     """
 
-    def __init__(self, run: Run, compile: Compile):
+    def __init__(self, run: Segment, compile: Compile):
         self.run, self.compile = run, compile
         self.steps = run.steps
-        self.native = [step for step in self.steps if isinstance(step.user, Native)]
+        self.native = [step for step in self.steps if isinstance(step.user, FusedKorniaOp)]
         self.counts = [step.user.uniforms + 1 for step in self.native]
         self._compiled: Callable[..., Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compiled": None}  # what torch.compile makes cannot be copied
 
-    def __call__(self, images: Tensor, source: Callable[[Step], Draws], finish: Finish | None) -> Tensor:
+    def __call__(self, images: Tensor, source: Callable[[PlannedOp], Draws], finish: Finish | None) -> Tensor:
         """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
         shape, foreign = images.shape, {}
         for step in self.steps:
@@ -77,7 +77,7 @@ class FusedRun:
         return images
 
     def stretches(self) -> list[tuple[bool, list[Pass]]]:
-        """Passes that are done together on a CPU, and whether in C. A colour pass is in C as far as its steps are."""
+        """Passes that are done together on a CPU, and whether in C. A color pass is in C as far as its steps are."""
         parts = [part for one in self.run.passes for part in one.parts]
         return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 
@@ -151,7 +151,7 @@ def _by_torch(
 
 _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
     "affine": mirror,
-    "colour": colour,
+    "color": color,
     "erase": erase,
     "kernel": blur,
 }

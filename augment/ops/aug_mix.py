@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Params
 from augment.steps import STEPS, InSteps, Interpolation, Span, magnitudes
 
@@ -35,7 +35,7 @@ class AugMix(InSteps):
         width: how many chains.
         depth: steps in a chain; 0 draws 1, 2 or 3 for each.
         alpha: α, a whole number.
-        all_ops: brightness, colour, contrast and sharpness too. The paper leaves them out, because the corruptions of
+        all_ops: brightness, color, contrast and sharpness too. The paper leaves them out, because the corruptions of
             its test sets contain them; torchvision has them by default, as here.
         interpolation: how moved pixels are read: ``nearest`` or ``bilinear`` (as in the paper and torchvision).
         fill: value of the pixels that come from outside, in [0, 1].

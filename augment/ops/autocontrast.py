@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Params, Sometimes
 
 
@@ -26,5 +26,5 @@ class AutoContrast(Sometimes):
         flat = high == low
         return {"low": low.masked_fill(flat, 0), "width": (high - low).masked_fill(flat, 1)}
 
-    def colour(self, images: Tensor, params: Params) -> Tensor:
+    def color(self, images: Tensor, params: Params) -> Tensor:
         return (images - by_sample(params["low"])) / by_sample(params["width"])

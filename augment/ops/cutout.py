@@ -10,14 +10,14 @@ from augment.sometimes import Params, Sometimes
 
 
 class Cutout(Sometimes):
-    """Fills a square whose centre lies anywhere in the image; what leaves the image is lost.
+    """Fills a square whose center lies anywhere in the image; what leaves the image is lost.
 
     DeVries & Taylor, "Improved regularization of convolutional neural networks with cutout" (arXiv 1708.04552): 16
     pixels for CIFAR-10, 8 for CIFAR-100, 20 for SVHN, at 32 pixels. For several squares name it several times.
 
     Args:
         length: the square's side as a part of the image's shorter side; the paper's 16 of 32 pixels are 0.5.
-        fill: its value, in [0, 1]. The paper has the data set's mean (0 after normalisation); 0.5 is near it.
+        fill: its value, in [0, 1]. The paper has the data set's mean (0 after normalization); 0.5 is near it.
         p: probability for a sample.
     """
 
@@ -28,7 +28,7 @@ class Cutout(Sometimes):
         self.length, self.fill = length, fill
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """``y`` and ``x`` [B]: the pixel at the centre."""
+        """``y`` and ``x`` [B]: the pixel at the center."""
         return {"y": draws.integers(1, 0, shape[2]), "x": draws.integers(2, 0, shape[3])}
 
     def erase(self, params: Params, shape: torch.Size) -> tuple[Tensor, Tensor]:

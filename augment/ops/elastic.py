@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Drawn, Params, Range, between, limits, noise_seed, uniform_noise
 
 

@@ -1,4 +1,4 @@
-"""Histogram equalisation."""
+"""Histogram equalization."""
 
 from __future__ import annotations
 

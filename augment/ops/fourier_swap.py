@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.ops.fourier_mask import distance
 from augment.sometimes import Drawn, Params, Range, between, limits
 
@@ -14,7 +14,7 @@ from augment.sometimes import Drawn, Params, Range, between, limits
 class FourierSwap(Drawn):
     """Gives an image some of the amplitudes of another: ``F⁻¹(((1 − λ) |F(x)| + λ |F(partner)|) · e^{i arg F(x)})``.
 
-    Amplitudes carry colours and texture, phases the shapes. With ``band`` 1 and λ drawn from [0, 1] it is the amplitude
+    Amplitudes carry colors and texture, phases the shapes. With ``band`` 1 and λ drawn from [0, 1] it is the amplitude
     mix of Xu et al., "A Fourier-based framework for domain generalization" (arXiv 2105.11120); with λ = 1 and a small
     band the swap of Yang & Soatto, "FDA" (arXiv 2004.05498; their β = 0.01 … 0.09 is about half of ``band``).
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Drawn, Params, Range, between, limits
 
 # ITU-T T.81, annex K: how coarsely each frequency of an 8 x 8 block is kept at quality 50.
@@ -21,7 +21,7 @@ _CHROMA = """17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 
 
 
 class JPEG(Drawn):
-    """What is left of an image after JPEG: 8 × 8 blocks, colours at half the resolution (4:2:0), libjpeg's tables.
+    """What is left of an image after JPEG: 8 × 8 blocks, colors at half the resolution (4:2:0), libjpeg's tables.
 
     Args:
         quality: 1 … 100; a number, or [lowest, highest] to draw a whole number from, all alike.
@@ -49,12 +49,12 @@ class JPEG(Drawn):
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """Images [B, 1 or 3, H, W] in [0, 1] after compression at ``quality`` [B], 1 … 100."""
     height, width = images.shape[2:]
-    colour = images.shape[1] == 3
-    unit = 16 if colour else 8
+    color = images.shape[1] == 3
+    unit = 16 if color else 8
     # Blocks that the image does not fill repeat its last pixels.
     x = F.pad(images.mul(255).round_(), [0, -width % unit, 0, -height % unit], mode="replicate")
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor_()
-    if not colour:
+    if not color:
         luma = _coded(x, scale, _LUMA)
     else:
         luma, blue, red = _to_ycc(x)

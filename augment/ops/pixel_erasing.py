@@ -17,17 +17,17 @@ class PixelErasing(Drawn):
     """Fills a rectangle with noise.
 
     Zhong et al., "Random erasing data augmentation" (arXiv 1708.04896), as timm has it: up to ten tries at a rectangle
-    that fits, else the image stays. A fixed colour, and much faster, is kornia's RandomErasing.
+    that fits, else the image stays. A fixed color, and much faster, is kornia's RandomErasing.
 
     Args:
         scale: [lowest, highest] part of the image's area.
         ratio: [lowest, highest] height : width, drawn uniformly in its logarithm.
-        noise: ``pixel``, every pixel its own, or ``colour``, one for the rectangle.
+        noise: ``pixel``, every pixel its own, or ``color``, one for the rectangle.
         mean: per channel, or one for all; by default ImageNet's.
         std: per channel, or one for all; by default ImageNet's.
         p: probability for a sample.
 
-    timm erases after normalisation with standard normal noise; this is the same before it, but a network's own mean and
+    timm erases after normalization with standard normal noise; this is the same before it, but a network's own mean and
     std have to be given, and the chain clips what leaves [0, 1].
     """
 
@@ -37,14 +37,14 @@ class PixelErasing(Drawn):
         self,
         scale: tuple[float, float] = (0.02, 1 / 3),
         ratio: tuple[float, float] = (0.3, 1 / 0.3),
-        noise: Literal["pixel", "colour"] = "pixel",
+        noise: Literal["pixel", "color"] = "pixel",
         mean: float | Sequence[float] = (0.485, 0.456, 0.406),
         std: float | Sequence[float] = (0.229, 0.224, 0.225),
         p: float = 0.5,
     ):
         super().__init__(p)
-        if noise not in ("pixel", "colour"):
-            raise ValueError(f"noise is 'pixel' or 'colour', not {noise!r}")
+        if noise not in ("pixel", "color"):
+            raise ValueError(f"noise is 'pixel' or 'color', not {noise!r}")
         self.scale = limits("scale", scale, 0, 1)
         self.ratio = limits("ratio", ratio, math.ulp(0.0))
         self.noise, self.mean, self.std = noise, mean, std

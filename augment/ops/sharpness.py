@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Drawn, Params, Range, between, limits
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.fuse.colour import by_sample
+from augment.fuse.color import by_sample
 from augment.sometimes import Drawn, Params
 
 
@@ -26,7 +26,7 @@ class SpecAugment(Drawn):
         time_width: a stretch's largest width, in frames.
         time_part: no stretch is longer than this part of the spectrogram (the paper's p; 0.2 in its policy for
             Switchboard).
-        fill: a value (0 is the mean of normalised spectrograms), or ``mean``, each spectrogram's own.
+        fill: a value (0 is the mean of normalized spectrograms), or ``mean``, each spectrogram's own.
         p: probability for a sample.
     """
 

@@ -9,17 +9,17 @@ from augment.draws import Draws
 from augment.fuse.blur import filtered
 from augment.operation import Sampled
 from augment.sometimes import Params, Range, between, change_, limits
-from augment.steps import grey, solarize
+from augment.steps import gray, solarize
 
 
 class ThreeAugment(Sampled):
-    """One of three, with equal chances: grey, solarised, or blurred.
+    """One of three, with equal chances: gray, solarized, or blurred.
 
-    Touvron et al., "DeiT III" (arXiv 2204.07118). Colour jitter of 0.3 and a flip go with it: see the preset ``deit3``.
+    Touvron et al., "DeiT III" (arXiv 2204.07118). Color jitter of 0.3 and a flip go with it: see the preset ``deit3``.
 
     Args:
         sigma: the blur's standard deviation in pixels; a number, or [lowest, highest] to draw between.
-        threshold: values from here on are inverted by solarising; the paper's 128 of 255.
+        threshold: values from here on are inverted by solarizing; the paper's 128 of 255.
     """
 
     def __init__(self, sigma: Range = (0.1, 2.0), threshold: float = 128 / 255):
@@ -29,19 +29,19 @@ class ThreeAugment(Sampled):
         self.threshold = threshold
 
     def sample(self, draws: Draws, shape: torch.Size) -> Params:
-        """``which`` [B]: 0 grey, 1 solarised, 2 blurred; ``sigma`` [B]."""
+        """``which`` [B]: 0 gray, 1 solarized, 2 blurred; ``sigma`` [B]."""
         return {"which": draws.integers(0, 0, 3), "sigma": between(draws, 1, self.sigma)}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         result = images.clone()
-        for number, change in enumerate((self._grey, self._solarised, self._blurred)):
+        for number, change in enumerate((self._gray, self._solarized, self._blurred)):
             change_(result, params["which"] == number, change, params)
         return result
 
-    def _grey(self, images: Tensor, params: Params) -> Tensor:
-        return grey(images).expand_as(images)
+    def _gray(self, images: Tensor, params: Params) -> Tensor:
+        return gray(images).expand_as(images)
 
-    def _solarised(self, images: Tensor, params: Params) -> Tensor:
+    def _solarized(self, images: Tensor, params: Params) -> Tensor:
         return solarize(images, torch.full_like(params["sigma"], self.threshold))
 
     def _blurred(self, images: Tensor, params: Params) -> Tensor:

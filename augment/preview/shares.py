@@ -1,4 +1,4 @@
-"""What the teacher's and the student's views of an image have in common: how much of it, and in how different colours.
+"""What the teacher's and the student's views of an image have in common: how much of it, and in how different colors.
 
 Both are measured on the views as they were drawn, whatever operations drew them. A picture of coordinates goes through
 the geometric operations with the draws of the view: what comes out says, for every pixel of the view, where in the
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from augment.chain import Chain
 from augment.draws import Draws
 from augment.dual import DualAugment
-from augment.policy import Look
+from augment.policy import ViewSpec
 from augment.views import InputSpec
 
 CELLS = 32
@@ -28,17 +28,17 @@ class Shared:
     """What the pairs of views share, averaged over the pairs that objectives compare.
 
     ``overlap`` [B]: intersection over union of the parts of the original that the two views show, in [0, 1].
-    ``colour`` [B]: mean CIELAB distance (ΔE, 1976) between the two views at the points of the original that both
+    ``color`` [B]: mean CIELAB distance (ΔE, 1976) between the two views at the points of the original that both
     show; NaN where they show none in common. About 2 is just visible, 100 is black against white.
     """
 
     overlap: Tensor
-    colour: Tensor
+    color: Tensor
 
     def __str__(self) -> str:
         text = f"crops overlap {self.overlap.mean():.0%} (intersection over union)"
-        both = self.colour[~self.colour.isnan()]
-        return text + (f" · colours there differ by ΔE {both.mean():.1f}" if len(both) else " · no point in common")
+        both = self.color[~self.color.isnan()]
+        return text + (f" · colors there differ by ΔE {both.mean():.1f}" if len(both) else " · no point in common")
 
 
 @torch.no_grad()
@@ -46,8 +46,8 @@ def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: i
     """What the views that ``augment`` makes of a batch share, before any mixing.
 
     With several networks in the teacher, the first one's views are taken: the others see the same at another size.
-    Operations that are not declared ``geometric`` count as colour, so what a mixed policy (RandAugment, say) moves is
-    seen as a difference of colours.
+    Operations that are not declared ``geometric`` count as color, so what a mixed policy (RandAugment, say) moves is
+    seen as a difference of colors.
 
     Args:
         augment: with at least one teacher.
@@ -59,10 +59,10 @@ def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: i
         raise ValueError("without a teacher there are no pairs of views to compare")
     spec = augment.teachers[0]
     ids = ids.cpu()
-    theirs = [_seen(augment, look, spec, images, ids, epoch) for look in augment.plan.teacher]
-    ours = [_seen(augment, look, augment.student, images, ids, epoch) for look in augment.plan.student]
+    theirs = [_seen(augment, view_spec, spec, images, ids, epoch) for view_spec in augment.view_plan.teacher]
+    ours = [_seen(augment, view_spec, augment.student, images, ids, epoch) for view_spec in augment.view_plan.student]
     overlaps, distances = [], []
-    for t, s in augment.plan.pairs:
+    for t, s in augment.view_plan.pairs:
         (shown_t, lab_t), (shown_s, lab_s) = theirs[t], ours[s]
         both = shown_t & shown_s
         overlaps.append(both.sum(1) / (shown_t | shown_s).sum(1).clamp(min=1))
@@ -72,18 +72,18 @@ def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: i
 
 
 def _seen(
-    augment: DualAugment, look: Look, spec: InputSpec, images: Tensor, ids: Tensor, epoch: int
+    augment: DualAugment, view_spec: ViewSpec, spec: InputSpec, images: Tensor, ids: Tensor, epoch: int
 ) -> tuple[Tensor, Tensor]:
-    """Which cells of the original a view shows, bool [B, CELLS²], and its mean CIELAB colour there [B, CELLS², 3]."""
+    """Which cells of the original a view shows, bool [B, CELLS²], and its mean CIELAB color there [B, CELLS², 3]."""
     from kornia.color import rgb_to_lab
 
-    size = look.size or spec.size
-    draws = Draws(augment.seed, epoch, look.key, ids)
-    geometry = Draws(augment.seed, epoch, look.geometry, ids) if look.geometry else None
-    view = Chain(look.recipe, size)(images, draws, geometry).cpu()
+    size = view_spec.size or spec.size
+    draws = Draws(augment.seed, epoch, view_spec.key, ids)
+    geometry = Draws(augment.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
+    view = Chain(view_spec.recipe, size)(images, draws, geometry).cpu()
     height, width = images.shape[-2:]
     grid = coordinates(len(images), (height, width), images.device)
-    places = Chain([op for op in look.recipe if op.geometric], size)(grid, draws, geometry).cpu()
+    places = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
 
     places, view = _to_borders(places), F.pad(view, (1, 1, 1, 1), mode="replicate")
     # Six points to a cell and more, so that whatever the angle one of them falls into the middle of a cell.
@@ -105,7 +105,7 @@ def _seen(
 
 
 def coordinates(batch: int, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """[B, 3, H, W]: at every pixel its centre's x and y, as shares of the sides, and 1 for "inside the image"."""
+    """[B, 3, H, W]: at every pixel its center's x and y, as shares of the sides, and 1 for "inside the image"."""
     height, width = size
     y, x = torch.meshgrid(
         (torch.arange(height, device=device) + 0.5) / height,
@@ -116,7 +116,7 @@ def coordinates(batch: int, size: tuple[int, int], device: torch.device | str = 
 
 
 def _to_borders(places: Tensor) -> Tensor:
-    """One more row and column on every side: what lies on the pixels' outer edges, half a pixel from their centres."""
+    """One more row and column on every side: what lies on the pixels' outer edges, half a pixel from their centers."""
     for dim in (-2, -1):
         if places.shape[dim] > 1:
             first, second = places.narrow(dim, 0, 1), places.narrow(dim, 1, 1)

@@ -30,8 +30,8 @@ _TITLE, _SMALL = 15, 11
 _LABEL = 190  # widest column of row titles, in pixels
 
 
-def denormalised(view: Tensor, spec: InputSpec) -> Tensor:
-    """uint8 [B, 3, H, W] from a normalised view."""
+def denormalized(view: Tensor, spec: InputSpec) -> Tensor:
+    """uint8 [B, 3, H, W] from a normalized view."""
     mean, std = (torch.tensor(values).view(-1, 1, 1) for values in (spec.mean, spec.std))
     return to_bytes(view.detach().float().cpu() * std + mean)
 
@@ -51,7 +51,7 @@ def contact_sheet(
     Args:
         originals: [N, 3, H, W] uint8, the images before augmentation.
         views: of the same images, from :class:`augment.dual.DualAugment`; of a larger batch, the first N are shown.
-        teachers, student: the specifications that the views were made for, to undo their normalisation.
+        teachers, student: the specifications that the views were made for, to undo their normalization.
         titles: a name for every row; default none.
         notes: small lines under every row's title, such as what it was mixed with.
         footer: lines under the pictures.
@@ -66,8 +66,8 @@ def contact_sheet(
     groups: list[tuple[str, list[Tensor]]] = [("original", [originals.cpu()])]
     for n, (spec, seen) in enumerate(zip(teachers, views.teacher)):
         name = f"teacher {n + 1}" if len(teachers) > 1 else "teacher"
-        groups.append((name, [denormalised(view[:count], spec) for view in seen]))
-    groups.append(("student", [denormalised(view[:count], student) for view in views.student]))
+        groups.append((name, [denormalized(view[:count], spec) for view in seen]))
+    groups.append(("student", [denormalized(view[:count], student) for view in views.student]))
 
     largest = max(max(view.shape[-2:]) for _, seen in groups[1:] for view in seen)
     columns = [(name, n, view) for name, seen in groups for n, view in enumerate(seen)]

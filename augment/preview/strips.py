@@ -75,7 +75,7 @@ def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws:
     if operation.geometric or out.shape[1:] != x.shape[1:]:
         strength, unit = 100 * _moved(operation, source, draws, size), "moved {:.1f} %"
     else:
-        strength, unit = _recoloured(x, out), "ΔE {:.1f}"
+        strength, unit = _recolored(x, out), "ΔE {:.1f}"
     changed = (strength > 1e-3).nonzero().flatten()
     shown = _quantiles(strength, changed, steps)
     drawn = _drawn_values(operation, source, x.expand(draws, -1, -1, -1).shape, shown)
@@ -109,7 +109,7 @@ def _moved(operation: Operation, draws: Draws, batch: int, size: tuple[int, int]
     return (way * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
 
 
-def _recoloured(before: Tensor, after: Tensor) -> Tensor:
+def _recolored(before: Tensor, after: Tensor) -> Tensor:
     """[B] mean CIELAB distance."""
     from kornia.color import rgb_to_lab
 

@@ -11,13 +11,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from augment.draws import sample_key
 from augment.dual import DualAugment
-from augment.placement import moved
+from augment.placement import to_device
 from distill.config import ConfigError, Experiment
-from distill.data.order import Epochs, Request
+from distill.data.order import BatchRequest, EpochSampler
 from distill.models.network import create_network
-from distill.run.lesson import open_cache
+from distill.run.fit_spec import open_cache
 from distill.run.stages import make_teacher, prepare_teachers, ready_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 from distill.training.teacher_cache import TeacherCache
 
@@ -30,7 +30,7 @@ class MissingBatches:
         ids: names of the training samples.
     """
 
-    def __init__(self, cache: TeacherCache, ranks: list[Epochs], ids: list[str], epochs: int):
+    def __init__(self, cache: TeacherCache, ranks: list[EpochSampler], ids: list[str], epochs: int):
         self.cache, self.ranks, self.epochs = cache, ranks, epochs
         self.epoch_of: deque[int] = deque()
         """The epochs of the requests that were handed out; the owner takes one off with each batch."""
@@ -41,7 +41,7 @@ class MissingBatches:
     def __len__(self) -> int:
         return self.epochs * sum(map(len, self.ranks))
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         for epoch in range(self.epochs):
             for number in range(len(self.ranks[0])):
                 for rank in self.ranks:
@@ -65,20 +65,20 @@ def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
     if settings is None or settings.cache is None or not settings.cache.write:
         raise ConfigError("nothing to write: the config needs a teacher with teacher.cache, and its key write on")
     with StopSignal() as stop:
-        shop = Workshop(experiment, make_data(experiment), console, stop)
+        context = RunContext(experiment, make_data(experiment), console, stop)
         # Fitting in several processes would start this command in each of them.
-        networks = prepare_teachers(shop) if experiment.training.devices == 1 else ready_teachers(shop)
-        teacher = make_teacher(experiment, networks).to(shop.device)
+        networks = prepare_teachers(context) if experiment.training.devices == 1 else ready_teachers(context)
+        teacher = make_teacher(experiment, networks).to(context.device)
         student = create_network(experiment.student.network).input
-        dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(shop.device)
-        cache = open_cache(shop, teacher, dual, experiment.training.epochs)
+        dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(context.device)
+        cache = open_cache(context, teacher, dual, experiment.training.epochs)
         assert cache is not None
         console.print(cache.describe(), highlight=False, soft_wrap=True)
 
-        whole = shop.data.train_loader()
-        order, batch, world = whole.sampler.order, whole.sampler.batch, shop.data.world_size
-        ranks = [Epochs(order, batch, rank, world) for rank in range(world)]
-        missing = MissingBatches(cache, ranks, shop.data.part("train").ids, experiment.training.epochs)
+        whole = context.data.train_loader()
+        order, batch, world = whole.sampler.order, whole.sampler.batch, context.data.world_size
+        ranks = [EpochSampler(order, batch, rank, world) for rank in range(world)]
+        missing = MissingBatches(cache, ranks, context.data.part("train").ids, experiment.training.epochs)
         loader = whole.beside(whole.reader, missing)
         columns = TextColumn("teacher cache"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches")
         written = 0
@@ -89,7 +89,7 @@ def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
                     stop.raise_if_received()
                     epoch = missing.epoch_of.popleft()
                     found = cache.find(loaded.ids, epoch)
-                    views = dual(moved(loaded.pixels, shop.device), loaded.ids, epoch, student=False)
+                    views = dual(to_device(loaded.pixels, context.device), loaded.ids, epoch, student=False)
                     cache.keep(found, teacher(views.teacher))
                     if cache.failure is not None:
                         raise cache.failure

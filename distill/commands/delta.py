@@ -99,7 +99,7 @@ def truncate(
 
 
 @delta.command()
-def quantise(
+def quantize(
     path: One,
     to: To,
     form: Annotated[Literal["float16", "int8", "sign"], typer.Option("--as", help="Of the deltas' numbers.")] = "int8",
@@ -108,9 +108,9 @@ def quantise(
     allow_plugins: Plugins = False,
 ) -> None:
     """The same file in fewer bytes: half precision, 8 bits, or one bit per number and a scale per row."""
-    from distill.commands.delta_files import quantise_file
+    from distill.commands.delta_files import quantize_file
 
-    quantise_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())
+    quantize_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())
 
 
 @delta.command()

@@ -1,6 +1,6 @@
 """What ``distill delta …`` does: opens files, finds their backbone, writes the result and says what it is.
 
-Exact operations say so. Those that are not (truncate, quantise) measure what they do to the logits: on the validation
+Exact operations say so. Those that are not (truncate, quantize) measure what they do to the logits: on the validation
 images of a config, else on seeded noise. That takes the backbone itself: the one of the config, or the one that the
 file names, if it can be made and its SHA-256 is right.
 """
@@ -20,15 +20,15 @@ from torch import Tensor, nn
 from distill.deltas.rank_settings import parse_bytes
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export import algebra
-from distill.export.compare import diff, logits_change, seeded_images
-from distill.export.delta_file import MANIFEST, TENSORS, DeltaManifest, load_delta
-from distill.export.opened import DeltaFile, open_delta, save_opened
-from distill.export.packing import Format
-from distill.export.quantise import quantise
-from distill.export.sealed import ExportError
-from distill.export.truncate import truncate
-from distill.models.identity import identify
+from distill.export.checksummed import ExportError
+from distill.export.delta import algebra
+from distill.export.delta.compare import diff, logits_change, seeded_images
+from distill.export.delta.io import MANIFEST, TENSORS, DeltaManifest, load_delta
+from distill.export.delta.model import DeltaFile, open_delta, save_opened
+from distill.export.delta.packing import Format
+from distill.export.delta.quantize import quantize
+from distill.export.delta.truncate import truncate
+from distill.models.fingerprint import fingerprint
 from distill.models.network import timm_with_ours
 from distill.models.settings import NetworkSettings
 from distill.models.weights import NetworkError
@@ -45,7 +45,7 @@ def combine_files(
     options: Mapping[str, Any],
     console: Console,
 ) -> None:
-    """One of the operations of :mod:`distill.export.algebra`."""
+    """One of the operations of :mod:`distill.export.delta.algebra`."""
     files = [open_delta(path, allow_plugins) for path in paths]
     compute = getattr(algebra, operation)
     _check_target(to)
@@ -97,7 +97,7 @@ def truncate_file(
     _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
 
-def quantise_file(
+def quantize_file(
     path: Path,
     to: Path,
     form: Format,
@@ -109,7 +109,7 @@ def quantise_file(
     file = open_delta(path, allow_plugins)
     _check_target(to)
     backbone = find_backbone(file.manifest, config)
-    quantise(file, to, form, head)
+    quantize(file, to, form, head)
     _say_size(to, file, [file], console)
     _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
@@ -156,7 +156,7 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
         experiment = load_config(config)
         torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
         model = create_network(experiment.student.network, manifest.num_classes).model
-        if identify(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
+        if fingerprint(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
             raise ExportError(f"{config}: its student.network is not the backbone of the file ({manifest.origin})")
         return model
     if manifest.origin == "random":
@@ -167,7 +167,7 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
         model = create_network(settings, manifest.num_classes).model
     except (NetworkError, ValueError) as error:
         return f"{manifest.origin} cannot be made, so name the experiment with --config: {error}"
-    if identify(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
+    if fingerprint(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
         return f"{manifest.origin} is not what it was when the file was made"
     return model
 
@@ -178,10 +178,10 @@ def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
     from augment.chain import eval_view
     from augment.views import InputSpec
     from distill.config import load_config
-    from distill.data.module import DataModule
+    from distill.data.module import ExperimentData
 
     experiment = load_config(config)
-    data = DataModule(experiment.data, experiment.seed)
+    data = ExperimentData(experiment.data, experiment.seed)
     split = "val" if data.has("val") else "test"
     about = manifest.preprocessing
     height, width = about.input_size[1:]

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import (
@@ -32,7 +33,6 @@ from distill.deltas.rank_settings import RankedSettings, at_rank_one
 from distill.deltas.sites import classifier_names, select
 from distill.deltas.state import backbone_state
 from distill.models.network import create_network
-from distill.registry import Family
 from distill.report.numbers import MISSING, count, percent, size
 
 WIDE = 100  # columns from which layers' kinds have room
@@ -78,7 +78,7 @@ def list_deltas(experiment: Experiment, console: Console) -> None:
 def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
     """Every known method with its default settings on a copy of the model; the smallest first, the refused last."""
     found = []
-    for name, settings in Family("distill.deltas", "Delta").known().items():
+    for name, settings in Registry("distill.deltas", "Delta").known().items():
         whole = copy.deepcopy(model)
         try:
             attach(whole, [settings()], exclude_head=head)  # type: ignore[list-item]
@@ -182,9 +182,12 @@ def _print_configured(
             )
     for entry in from_data:
         assert entry.ranks is not None
-        wish = f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"
+        allocation = (
+            f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"
+        )
         console.print(
-            f"{escape(entry.type)}: training will choose the rank of every layer ({wish}, {entry.ranks.importance}); "
+            f"{escape(entry.type)}: training will choose the rank of every layer "
+            f"({allocation}, {entry.ranks.importance}); "
             "shown are the bytes of rank 1",
             highlight=False,
         )

@@ -10,9 +10,9 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from augment.settings import Settings
+from augment.base.registry import Registry
+from augment.base.settings import Settings
 from distill.objectives.base import Objective
-from distill.registry import Family
 
 
 def list_objectives(console: Console) -> None:
@@ -20,7 +20,7 @@ def list_objectives(console: Console) -> None:
     table.add_column("type", style="bold", no_wrap=True)
     table.add_column("what it does")
     table.add_column("reads", no_wrap=True)
-    for name, settings in Family("distill.objectives", "Objective").known().items():
+    for name, settings in Registry("distill.objectives", "Objective").known().items():
         cls = settings.component
         assert cls is not None and issubclass(cls, Objective)
         about = Group(purpose(cls), Text(defaults(settings), style="cyan"), Text(cls.paper, style="dim"))

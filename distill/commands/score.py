@@ -43,7 +43,7 @@ from augment.chain import eval_view
 from augment.dual import AugmentSettings, DualAugment
 from augment.policy import MixSettings
 from augment.presets import PRESETS
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.data.order import Order
 from distill.files import write_atomic
 from distill.models.teacher import Teacher
@@ -103,7 +103,7 @@ def candidates(settings: AugmentSettings) -> dict[str, AugmentSettings | None]:
 @torch.no_grad()
 def score(
     pipelines: Mapping[str, AugmentSettings | None],
-    data: DataModule,
+    data: ExperimentData,
     teacher: Teacher,
     *,
     seed: int,
@@ -166,7 +166,7 @@ def score(
 
 
 def _that_fit(
-    pipelines: Mapping[str, AugmentSettings | None], data: DataModule, teacher: Teacher, device: torch.device | str
+    pipelines: Mapping[str, AugmentSettings | None], data: ExperimentData, teacher: Teacher, device: torch.device | str
 ) -> dict[str, AugmentSettings | None]:
     """All but the presets that cannot be used on images or networks of these sizes, which are named."""
     batch = data.batch_of(data.part("train").ids[:1], 0)

@@ -11,12 +11,12 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-import augment.settings
-from augment.errors import ExplainedError
-from distill.registry import Component
+import augment.base.settings
+from augment.base.errors import UserError
+from augment.base.registry import Component
 
 Split = Literal["train", "val", "test"]
-UNLABELLED = -1
+UNLABELED = -1
 """The label of a sample that has none."""
 
 
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     image: np.ndarray
     """uint8 [H, W, 3], RGB."""
     label: int
-    """Class index, or ``UNLABELLED``."""
+    """Class index, or ``UNLABELED``."""
     id: str
     """Stable name of the sample: does not depend on order, machine or mount point."""
 
@@ -50,7 +50,7 @@ class Samples(Protocol):
 class Source(Component):
     """Where images come from. ``classes`` is empty when the source has no labels."""
 
-    class Settings(augment.settings.Settings):
+    class Settings(augment.base.settings.Settings):
         type: str
 
     has_split: frozenset[str] = frozenset({"train"})
@@ -66,5 +66,5 @@ class Source(Component):
         raise NotImplementedError
 
 
-class DataError(ExplainedError, ValueError):
+class DataError(UserError, ValueError):
     """The data cannot be used; the text names the file, folder or sample."""

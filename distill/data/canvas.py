@@ -13,7 +13,7 @@ from PIL import Image
 
 Fit = Literal["crop", "pad", "squash"]
 PADDING = (124, 116, 104)
-"""ImageNet's mean colour: about zero once a network has normalised it."""
+"""ImageNet's mean color: about zero once a network has normalized it."""
 
 
 def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:

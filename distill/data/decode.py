@@ -3,9 +3,9 @@
 The same picture gives the same pixels however it is stored:
 
 - EXIF orientation is applied (a broken EXIF block has none), the first frame of an animation is taken;
-- transparency (RGBA, LA, palette or a transparent colour) is composited on white, as a browser's page would;
-- 16-bit grey keeps its high byte, as Pillow does for 16-bit RGB, so both give the same 8-bit picture;
-- CMYK and YCCK are converted without a colour profile; embedded ICC profiles are ignored, as in training code at large.
+- transparency (RGBA, LA, palette or a transparent color) is composited on white, as a browser's page would;
+- 16-bit gray keeps its high byte, as Pillow does for 16-bit RGB, so both give the same 8-bit picture;
+- CMYK and YCCK are converted without a color profile; embedded ICC profiles are ignored, as in training code at large.
 
 The size is read from the header and checked before a pixel is decoded: a few kB can claim gigabytes.
 """
@@ -118,10 +118,10 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit grey → 8-bit grey, its transparent value (if any) → alpha."""
+    """16-bit gray → 8-bit gray, its transparent value (if any) → alpha."""
     values = np.asarray(image)
-    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    gray = Image.fromarray((values >> 8).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is None:
-        return grey
-    return Image.merge("LA", (grey, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+        return gray
+    return Image.merge("LA", (gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))

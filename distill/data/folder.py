@@ -20,7 +20,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import EXTENSIONS, MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 from distill.data.split import uniform
 
@@ -67,7 +67,7 @@ class Folder(Source):
     def split(self, name: Split) -> Samples:
         number = {label: index for index, label in enumerate(self.classes)}
         files = self._files[name]
-        labels = [UNLABELLED if label is None else number[label] for _, label in files]
+        labels = [UNLABELED if label is None else number[label] for _, label in files]
         return FileSamples(self.root, [id for id, _ in files], labels, self.settings.pixel_limit)
 
     def _split_folders(self) -> dict[Split, Path]:
@@ -132,16 +132,16 @@ class Folder(Source):
             if missing:
                 raise DataError(f"{self.root}: the fractions leave no training image of class {missing[0]!r}")
             return tuple(sorted(everything))
-        labelled = {name: found for name, found in by_split.items() if found}
-        if not labelled:
+        labeled = {name: found for name, found in by_split.items() if found}
+        if not labeled:
             return ()
-        first, *others = labelled
+        first, *others = labeled
         for other in others:
             for one, two in ((first, other), (other, first)):
-                only = sorted(labelled[one] - labelled[two])
+                only = sorted(labeled[one] - labeled[two])
                 if only:
                     raise DataError(f"{self.root}: class {only[0]!r} is in {one} but not in {two} ({len(only)} such)")
-        return tuple(sorted(labelled[first]))
+        return tuple(sorted(labeled[first]))
 
 
 class FileSamples:

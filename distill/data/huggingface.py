@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ class HuggingFace(Source):
 
     def split(self, name: Split) -> Samples:
         table = self._tables[name]
-        labels = [UNLABELLED] * len(table) if self._label is None else self._numbers(table[self._label][:], name)
+        labels = [UNLABELED] * len(table) if self._label is None else self._numbers(table[self._label][:], name)
         return RowSamples(table, self._image, labels, name, self.settings.pixel_limit)
 
     @property
@@ -152,7 +152,7 @@ class HuggingFace(Source):
         for row, value in enumerate(values):
             if isinstance(value, str) and value not in number:
                 raise DataError(f"{self._where}: row {row} of {split} has the label {value!r}, which train has not")
-            labels.append(UNLABELLED if value is None else number[value] if isinstance(value, str) else int(value))
+            labels.append(UNLABELED if value is None else number[value] if isinstance(value, str) else int(value))
         return labels
 
 

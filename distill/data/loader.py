@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data.base import DataError
-from distill.data.order import Epochs, Request, Requests
-from distill.data.reader import Batch, BatchReader, Fetched
+from distill.data.order import BatchRequest, BatchRequests, EpochSampler
+from distill.data.reader import Batch, BatchReader, BatchResult
 
 logger = logging.getLogger(__name__)
 CHECK_SECONDS = 2.0
@@ -43,7 +43,7 @@ class Loader:
     def __init__(
         self,
         reader: BatchReader,
-        sampler: Requests,
+        sampler: BatchRequests,
         *,
         workers: int = 0,
         timeout: float = 300,
@@ -54,7 +54,7 @@ class Loader:
         self.unreadable: dict[str, str] = {}
         """Id → reason of the samples that could not be read so far, each once."""
         self._waited = 0.0
-        self._loader: DataLoader[Fetched] = DataLoader(
+        self._loader: DataLoader[BatchResult] = DataLoader(
             reader,
             batch_size=None,
             sampler=sampler,  # type: ignore[arg-type]
@@ -87,11 +87,11 @@ class Loader:
                 self._waited += time.perf_counter() - started
             yield batch
 
-    def beside(self, reader: BatchReader, sampler: Requests) -> Loader:
+    def beside(self, reader: BatchReader, sampler: BatchRequests) -> Loader:
         """Another loader with as many workers, of the same kind."""
         return Loader(reader, sampler, workers=self.workers, timeout=self.timeout, start_method=self.start_method)
 
-    def only(self, request: Request) -> Batch:
+    def only(self, request: BatchRequest) -> Batch:
         """One batch, read here and now; no pass is started or moved."""
         return self._accept(self.reader[request])
 
@@ -110,7 +110,7 @@ class Loader:
         if iterator is not None and self._loader.num_workers:
             iterator._shutdown_workers()  # type: ignore[attr-defined]
 
-    def _start(self) -> Iterator[Fetched]:
+    def _start(self) -> Iterator[BatchResult]:
         """torch's iterator, without its SIGCHLD handler.
 
         That handler raises wherever the main process happens to be when a worker dies. Without it the death is noticed
@@ -124,7 +124,7 @@ class Loader:
             signal.signal(signal.SIGCHLD, before)
         return iterator
 
-    def _next(self, iterator: Iterator[Fetched]) -> Fetched:
+    def _next(self, iterator: Iterator[BatchResult]) -> BatchResult:
         """The next answer, waited for in steps: torch looks after its workers only when a wait ends without one."""
         started = time.perf_counter()
         while True:
@@ -144,7 +144,7 @@ class Loader:
             ", ".join(f"{self.reader.part.ids[index]!r} (worker {worker})" for worker, index in reading) or "no sample"
         )
 
-    def _accept(self, fetched: Fetched) -> Batch:
+    def _accept(self, fetched: BatchResult) -> Batch:
         if fetched.error:
             raise DataError(fetched.error)
         for id, reason in fetched.unreadable:
@@ -164,14 +164,14 @@ class TrainLoader(Loader):
     """Shuffled batches, one epoch per ``iter``: the next epoch after a finished one, ``set_epoch`` or not.
 
     Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders). A
-    part smaller than one batch makes one smaller batch. See :class:`distill.data.order.Epochs`.
+    part smaller than one batch makes one smaller batch. See :class:`distill.data.order.EpochSampler`.
 
     Args:
         batch: samples in a batch over all ranks, a multiple of ``world``.
         rank, world: this process's place among those that share every batch.
     """
 
-    sampler: Epochs
+    sampler: EpochSampler
 
     def __init__(self, reader: BatchReader, batch: int, *, rank: int = 0, world: int = 1, **options: Any):
         samples = len(reader.part)
@@ -180,7 +180,7 @@ class TrainLoader(Loader):
         if samples < batch:
             logger.warning("only %d training samples: smaller batches than %d", samples, batch)
             batch = samples // world * world
-        super().__init__(reader, Epochs(reader.order, batch, rank, world), **options)
+        super().__init__(reader, EpochSampler(reader.order, batch, rank, world), **options)
 
     def set_epoch(self, epoch: int) -> None:
         self.sampler.set_epoch(epoch)
@@ -199,5 +199,5 @@ class TrainLoader(Loader):
         self.sampler.load_state_dict(state)
 
 
-def _as_it_is(fetched: Fetched) -> Fetched:
+def _as_it_is(fetched: BatchResult) -> BatchResult:
     return fetched

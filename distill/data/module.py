@@ -13,21 +13,21 @@ import torch
 
 from augment.draws import sample_key
 from augment.loader import LoaderOps
-from distill.data.base import UNLABELLED, DataError, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import OnePass, Order, Request
+from distill.data.order import BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader
 from distill.data.resident import Resident, ResidentReader
 from distill.data.settings import DataSettings
 from distill.data.split import Part, held_out, label_budget, whole
 
-__all__ = ["DataModule", "DataSettings"]
+__all__ = ["DataSettings", "ExperimentData"]
 
 logger = logging.getLogger(__name__)
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
-class DataModule:
+class ExperimentData:
     """One experiment's data, as seen from one rank.
 
     Validation comes from the source, or else is held out from train by the hash of ids, stratified: the same samples
@@ -73,13 +73,13 @@ class DataModule:
             self._divide(name)
         return self._parts[name]
 
-    def train_loader(self, labelled_only: bool = False) -> TrainLoader:
-        """Shuffled, resumable batches of this rank; ``labelled_only`` leaves out the samples whose label is hidden."""
-        part = self._labelled() if labelled_only else self.part("train")
+    def train_loader(self, labeled_only: bool = False) -> TrainLoader:
+        """Shuffled, resumable batches of this rank; ``labeled_only`` leaves out the samples whose label is hidden."""
+        part = self._labeled() if labeled_only else self.part("train")
         tolerated = int(self.settings.corrupt_budget * len(part))
         reader = self._reader(part, Order(len(part), self.seed), tolerated, training=True)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
-        if labelled_only:  # fewer labels than a batch are meant so, no reason to warn
+        if labeled_only:  # fewer labels than a batch are meant so, no reason to warn
             batch = min(batch, max(world, len(part) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
 
@@ -105,21 +105,21 @@ class DataModule:
                 raise DataError(f"no training sample has the id {id!r}; the first is {part.ids[0]!r}")
             places.append(known[id])
         reader = self._decoder(part, Order(len(part), None), tolerated=0, training=True)
-        return _once(reader, Request(epoch, places))
+        return _once(reader, BatchRequest(epoch, places))
 
     def canvases(self, name: Split, places: Sequence[int]) -> Batch:
         """Samples of a split by their places in it, as evaluation reads them, in one batch."""
         part = self.part(name)
         reader = self._decoder(part, Order(len(part), None), tolerated=0, training=False)
-        return _once(reader, Request(0, places))
+        return _once(reader, BatchRequest(0, places))
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
         """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
         return self._in_order(self.part(name), shared)
 
-    def labelled_loader(self, shared: bool = False) -> Loader:
+    def labeled_loader(self, shared: bool = False) -> Loader:
         """The training samples whose labels are shown, in order: what a probe is fitted to."""
-        return self._in_order(self._labelled(), shared)
+        return self._in_order(self._labeled(), shared)
 
     def has(self, name: Split) -> bool:
         """Whether there are samples of this split."""
@@ -129,11 +129,11 @@ class DataModule:
         return name in self.source.has_split
 
     @property
-    def labelled_count(self) -> int:
+    def labeled_count(self) -> int:
         """Training samples whose label is shown."""
-        return int((self.part("train").labels != UNLABELLED).sum())
+        return int((self.part("train").labels != UNLABELED).sum())
 
-    def with_all_labels(self) -> DataModule:
+    def with_all_labels(self) -> ExperimentData:
         """The same data, read and held once, without a label budget."""
         if self.settings.labels_per_class is None:
             return self
@@ -188,21 +188,21 @@ class DataModule:
             train = Part(train.samples, train.indices, label_budget(train.ids, train.labels, *budget))
         self._parts["train"] = train
 
-    def _labelled(self) -> Part:
+    def _labeled(self) -> Part:
         train = self.part("train")
-        labelled = train.where(train.labels != UNLABELLED)
-        if not len(labelled):
+        labeled = train.where(train.labels != UNLABELED)
+        if not len(labeled):
             raise DataError(
                 f"no training sample has a label (source {self.settings.source.type!r},"
                 f" data.labels_per_class {self.settings.labels_per_class})"
             )
-        return labelled
+        return labeled
 
     def _in_order(self, part: Part, shared: bool) -> Loader:
         reader = self._reader(part, Order(len(part), None), tolerated=0, training=False)
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
-        return Loader(reader, OnePass(len(part), batch, rank, world), **self._options(reader))
+        return Loader(reader, SequentialSampler(len(part), batch, rank, world), **self._options(reader))
 
     def _reader(self, part: Part, order: Order, tolerated: int, training: bool) -> BatchReader:
         """What passes over a part read: files, or images on the device; ``training`` has the loader's operations."""
@@ -223,6 +223,6 @@ class DataModule:
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
 
 
-def _once(reader: BatchReader, request: Request) -> Batch:
+def _once(reader: BatchReader, request: BatchRequest) -> Batch:
     """One batch, read here and now: no pass is started, and no split decoded for it."""
-    return Loader(reader, OnePass(len(reader.part), 1)).only(request)
+    return Loader(reader, SequentialSampler(len(reader.part), 1)).only(request)

@@ -10,17 +10,17 @@ import numpy as np
 from distill.data.base import DataError
 
 
-class Request(NamedTuple):
+class BatchRequest(NamedTuple):
     """A batch that a worker is asked for: places in the epoch's order."""
 
     epoch: int
     places: Sequence[int]
 
 
-class Requests(Protocol):
+class BatchRequests(Protocol):
     """The batches of a pass, in their order."""
 
-    def __iter__(self) -> Iterator[Request]: ...
+    def __iter__(self) -> Iterator[BatchRequest]: ...
 
     def __len__(self) -> int: ...
 
@@ -39,7 +39,7 @@ class Order:
         return self._latest[1]
 
 
-class OnePass:
+class SequentialSampler:
     """Every ``world``-th place from ``rank`` on, ``batch`` at a time. Nothing is padded or dropped."""
 
     def __init__(self, samples: int, batch: int, rank: int = 0, world: int = 1):
@@ -48,12 +48,12 @@ class OnePass:
     def __len__(self) -> int:
         return -(-len(self.places) // self.batch)
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         for first in range(0, len(self.places), self.batch):
-            yield Request(0, self.places[first : first + self.batch])
+            yield BatchRequest(0, self.places[first : first + self.batch])
 
 
-class Epochs:
+class EpochSampler:
     """The batches of training: epoch after epoch, resumable between any two batches.
 
     Global batch ``k`` is places ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of
@@ -86,15 +86,15 @@ class Epochs:
             self.epoch, self._first = self.epoch + 1, 0
         self.consumed, self._first = self._first, 0
 
-    def __iter__(self) -> Iterator[Request]:
+    def __iter__(self) -> Iterator[BatchRequest]:
         epoch = self.epoch
         for number in range(self.consumed, len(self)):
             yield self.request(epoch, number)
 
-    def request(self, epoch: int, number: int) -> Request:
+    def request(self, epoch: int, number: int) -> BatchRequest:
         """This rank's share of batch ``number`` of an epoch."""
         first = number * self.batch + self.rank * self.share
-        return Request(epoch, range(first, first + self.share))
+        return BatchRequest(epoch, range(first, first + self.share))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches handed out, and what they are counted in."""

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
+from augment.base.errors import UserError
 from augment.draws import sample_key
-from augment.errors import ExplainedError
 from augment.loader import LoaderOps
-from augment.views import Looks
+from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Fit, to_canvas
-from distill.data.order import Order, Request
+from distill.data.order import BatchRequest, Order
 from distill.data.split import Part
 
 if TYPE_CHECKING:  # the evaluation's workers need no operations
@@ -32,21 +32,21 @@ class Batch(NamedTuple):
     """What the training step receives."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] where a worker has made looks of it."""
+    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] where a worker has made views of it."""
     labels: Tensor
-    """int64 [B], ``UNLABELLED`` where a sample has none; beside the images."""
+    """int64 [B], ``UNLABELED`` where a sample has none; beside the images."""
     ids: Tensor
     """int64 [B] on the CPU, :func:`augment.draws.sample_key` of the samples' names."""
-    looks: Looks | None = None
+    view_pixels: ViewPixels | None = None
     """The views' pixels, where the workers make them: see :mod:`augment.placement`."""
 
     @property
-    def pixels(self) -> Tensor | Looks:
-        """What the views are made from: the looks, or else the images."""
-        return self.images if self.looks is None else self.looks
+    def pixels(self) -> Tensor | ViewPixels:
+        """What the views are made from: the views, or else the images."""
+        return self.images if self.view_pixels is None else self.view_pixels
 
 
-class Fetched(NamedTuple):
+class BatchResult(NamedTuple):
     """A worker's answer: a batch, or the reason why there is none."""
 
     batch: Batch | None
@@ -55,7 +55,7 @@ class Fetched(NamedTuple):
     error: str = ""
 
 
-class BatchReader(Dataset[Fetched]):
+class BatchReader(Dataset[BatchResult]):
     """``reader[request]`` is the batch of that request; runs in the workers, or in the main process without any.
 
     Args:
@@ -83,7 +83,7 @@ class BatchReader(Dataset[Fetched]):
         """Do what the first batch would have to wait for; says what was done."""
         return ""
 
-    def __getitem__(self, request: Request) -> Fetched:
+    def __getitem__(self, request: BatchRequest) -> BatchResult:
         worker = get_worker_info()
         slot = worker.id if worker else 0
         images = np.empty((len(request.places), 3, self.size, self.size), dtype=np.uint8)
@@ -98,28 +98,28 @@ class BatchReader(Dataset[Fetched]):
                 except DataError as error:
                     unreadable[self.part.ids[index]] = str(error)
                     if len(unreadable) > self.tolerated:
-                        return Fetched(None, tuple(unreadable.items()))
+                        return BatchResult(None, tuple(unreadable.items()))
                     continue
                 except Exception:  # a bug in a source, not a bad file: never skipped
-                    return Fetched(None, error=f"{self.part.ids[index]}: {traceback.format_exc()}")
+                    return BatchResult(None, error=f"{self.part.ids[index]}: {traceback.format_exc()}")
                 try:
                     images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
                 except Exception as error:
-                    known = isinstance(error, ExplainedError)
-                    return Fetched(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
+                    known = isinstance(error, UserError)
+                    return BatchResult(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
                 labels[row], keys[row] = sample.label, sample_key(sample.id)
                 break
         batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
         if self.views is not None:
             try:
-                looks = self.views(batch.images, batch.ids, request.epoch)
+                view_pixels = self.views(batch.images, batch.ids, request.epoch)
             except Exception as error:
-                known = isinstance(error, ExplainedError)
+                known = isinstance(error, UserError)
                 reason = str(error) if known else traceback.format_exc()
-                return Fetched(None, error=f"making the views of a batch in the loader: {reason}")
-            batch = batch._replace(images=batch.images.new_empty(len(batch.images), 3, 0, 0), looks=looks)
+                return BatchResult(None, error=f"making the views of a batch in the loader: {reason}")
+            batch = batch._replace(images=batch.images.new_empty(len(batch.images), 3, 0, 0), view_pixels=view_pixels)
         self.reading[slot] = -1
-        return Fetched(batch, tuple(unreadable.items()))
+        return BatchResult(batch, tuple(unreadable.items()))
 
     def _candidates(self, epoch: int, place: int) -> Iterator[int]:
         """The sample at a place, then its replacements: from half an epoch away, so that no batch has one twice."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from augment.draws import sample_key
 from distill.data.base import DataError, Samples, Split
 from distill.data.loader import Loader
-from distill.data.order import OnePass, Order, Request
-from distill.data.reader import Batch, BatchReader, Fetched
+from distill.data.order import BatchRequest, Order, SequentialSampler
+from distill.data.reader import Batch, BatchReader, BatchResult
 from distill.data.settings import DataSettings
 from distill.data.split import Part
 from distill.machine import free_memory
@@ -59,7 +59,7 @@ class Resident:
         everything = Part(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
         order = Order(count, None)
         reader = BatchReader(everything, order, size, settings.fit, None, count - 1, settings.workers)
-        loader = _Decoding(reader, OnePass(count, DECODED_TOGETHER), **settings.processes)
+        loader = _Decoding(reader, SequentialSampler(count, DECODED_TOGETHER), **settings.processes)
         images, filled = torch.empty((count, 3, size, size), dtype=torch.uint8, device=self.device), 0
         try:
             for batch in loader:
@@ -113,15 +113,15 @@ class ResidentReader(BatchReader):
         said = str(self.resident)
         return "" if known else said
 
-    def __getitem__(self, request: Request) -> Fetched:
+    def __getitem__(self, request: BatchRequest) -> BatchResult:
         images, unreadable = self.resident.images, self._unreadable
         told = tuple((self.part.ids[index], reason) for index, reason in unreadable.items())
         if len(unreadable) > self.tolerated:
-            return Fetched(None, told)
+            return BatchResult(None, told)
         rows, labels, ids = self._arranged(request.epoch)
         places = request.places
         at = slice(places.start, places.stop, places.step) if isinstance(places, range) else list(places)
-        return Fetched(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), told)
+        return BatchResult(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), told)
 
     @cached_property
     def _unreadable(self) -> dict[int, str]:
@@ -148,7 +148,7 @@ class ResidentReader(BatchReader):
 class _Decoding(Loader):
     """Notes what cannot be read, and goes on."""
 
-    def _accept(self, fetched: Fetched) -> Batch:
+    def _accept(self, fetched: BatchResult) -> Batch:
         if fetched.error or fetched.batch is None:
             return super()._accept(fetched)
         self.unreadable |= fetched.unreadable

@@ -6,17 +6,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from augment.base.registry import Registry
+from augment.base.settings import Settings
 from augment.loader import LoaderOp
-from augment.settings import Settings
 from distill.data.base import Source
 from distill.data.canvas import Fit
-from distill.registry import Family
 
 
 class DataSettings(Settings):
     """Where the images come from and how they are loaded."""
 
-    source: Annotated[Source.Settings, Family("distill.data", "Source")]
+    source: Annotated[Source.Settings, Registry("distill.data", "Source")]
     batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
     size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that augmentation starts from")
     fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")

@@ -12,7 +12,7 @@ from hashlib import sha256
 
 import numpy as np
 
-from distill.data.base import UNLABELLED, DataError, Sample, Samples
+from distill.data.base import UNLABELED, DataError, Sample, Samples
 
 
 def uniform(id: str, salt: str) -> float:
@@ -51,10 +51,10 @@ def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: i
     them all.
 
     Returns:
-        int64 [N], ``UNLABELLED`` where hidden.
+        int64 [N], ``UNLABELED`` where hidden.
     """
-    shown = np.full_like(labels, UNLABELLED)
-    for label in np.unique(labels[labels != UNLABELLED]):
+    shown = np.full_like(labels, UNLABELED)
+    for label in np.unique(labels[labels != UNLABELED]):
         members = by_hash(np.flatnonzero(labels == label), ids, salt=f"label-seed-{seed}")[:per_class]
         shown[members] = label
     return shown
@@ -86,7 +86,7 @@ def whole(samples: Samples, classes: Sequence[str], name: str) -> Part:
     """All samples of the split ``name``.
 
     Raises:
-        DataError: there are none, two share an id, or a label is neither a class index nor ``UNLABELLED``.
+        DataError: there are none, two share an id, or a label is neither a class index nor ``UNLABELED``.
     """
     ids, labels = samples.ids, np.asarray(samples.labels, dtype=np.int64)
     if not len(ids):
@@ -95,7 +95,7 @@ def whole(samples: Samples, classes: Sequence[str], name: str) -> Part:
         seen: set[str] = set()
         twice = next(id for id in ids if id in seen or seen.add(id))  # type: ignore[func-returns-value]
         raise DataError(f"two samples of the {name} split have the id {twice!r}")
-    wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= len(classes))))
+    wrong = np.flatnonzero((labels != UNLABELED) & ((labels < 0) | (labels >= len(classes))))
     if len(wrong):
         raise DataError(
             f"{ids[wrong[0]]}: label {labels[wrong[0]]} is out of range: the source has {len(classes)} classes"

@@ -1,6 +1,6 @@
 """timm's data sets, through the readers behind ``timm.data.create_dataset``: folders, tars, ``hfds/…``.
 
-The reader is used without timm's ``ImageDataset`` round it, which skips unreadable files and takes their neighbours.
+The reader is used without timm's ``ImageDataset`` round it, which skips unreadable files and takes their neighbors.
 Workers of this source import timm, since the reader is timm's; those of the others do not.
 """
 
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 
 
@@ -79,7 +79,7 @@ class Timm(Source):
                 raise DataError(f"timm data set {self.settings.root}: {split} has other classes than train")
         if index_of:
             return tuple(sorted(index_of, key=lambda name: index_of[name]))
-        highest = max(max(labels, default=UNLABELLED) for labels in self._labels.values())
+        highest = max(max(labels, default=UNLABELED) for labels in self._labels.values())
         return tuple(str(number) for number in range(highest + 1))
 
 
@@ -103,7 +103,7 @@ class ReaderSamples:
 
 def _labels(reader: Any) -> list[int]:
     targets = reader.iter_targets() if hasattr(reader, "iter_targets") else _opened_targets(reader)
-    return [UNLABELLED if target is None else int(target) for target in targets]
+    return [UNLABELED if target is None else int(target) for target in targets]
 
 
 def _opened_targets(reader: Any) -> Iterator[Any]:

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from augment.settings import nearest
-from distill.data.base import UNLABELLED, DataError, Sample, Samples, Source, Split
+from augment.base.settings import did_you_mean
+from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import decode
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
@@ -47,7 +47,7 @@ class TorchVision(Source):
             if inspect.isclass(value) and issubclass(value, datasets.VisionDataset)
         }
         if settings.name not in known:
-            raise DataError(f"torchvision.datasets has no class {settings.name!r}{nearest(settings.name, known)}")
+            raise DataError(f"torchvision.datasets has no class {settings.name!r}{did_you_mean(settings.name, known)}")
         self._class = known[settings.name]
         self._parameters = set(inspect.signature(self._class.__init__).parameters) - {"self"}
         self._found: dict[Split, Any] = {}
@@ -78,7 +78,7 @@ class TorchVision(Source):
     def _check_arguments(self, choice: dict[str, Any]) -> None:
         for argument in [*self.settings.arguments, *choice]:
             if argument not in self._parameters:
-                hint = nearest(argument, self._parameters)
+                hint = did_you_mean(argument, self._parameters)
                 raise DataError(f"torchvision's {self.settings.name} has no argument {argument!r}{hint}")
 
     def _open(self, choice: dict[str, Any], optional: bool) -> Any:
@@ -102,7 +102,7 @@ class TorchVision(Source):
         else:  # FakeData and a few others: the only way is to look at every sample
             labels = [found[index][1] for index in range(len(found))]
         try:
-            return [UNLABELLED if label is None else int(label) for label in labels]
+            return [UNLABELED if label is None else int(label) for label in labels]
         except (TypeError, ValueError) as error:
             raise DataError(f"torchvision's {self.settings.name}: targets are no class numbers ({error})") from error
 

@@ -30,8 +30,8 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from augment.settings import complaint
-from distill.deltas.base import DeltaError, DeltaSettings, SizedSettings, Start, WeightDelta, frozen_weight
+from augment.base.settings import error_at
+from distill.deltas.base import DeltaError, DeltaInit, DeltaSettings, SizedSettings, WeightDelta, frozen_weight
 from distill.deltas.low_rank import LowRank
 from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import check_bytes, parse_bytes
@@ -72,15 +72,13 @@ class AdaLoRA(WeightDelta):
         @model_validator(mode="after")
         def _parts_fit(self) -> AdaLoRA.Settings:
             if self.budget is not None and self.target_rank is not None:
-                raise complaint("target_rank", "give only one of target_rank and budget")
+                raise error_at("target_rank", "give only one of target_rank and budget")
             if self.target_rank is not None and self.target_rank > self.rank:
-                raise complaint(
+                raise error_at(
                     "target_rank", f"{self.target_rank:g} is more than rank, {self.rank}, that it starts from"
                 )
             if self.warm_up + self.settle >= 1:
-                raise complaint(
-                    "settle", "warm_up and settle leave no steps for the reallocation; their sum is below 1"
-                )
+                raise error_at("settle", "warm_up and settle leave no steps for the reallocation; their sum is below 1")
             return self
 
     settings: Settings
@@ -192,7 +190,7 @@ class AdaLoRA(WeightDelta):
             delta.lam.mul_(mask)
 
     @classmethod
-    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit | None:
         assert isinstance(settings, AdaLoRA.Settings)
         if not deltas:
             return None
@@ -209,4 +207,4 @@ class AdaLoRA(WeightDelta):
                 B = delta.P * delta.lam[:, None, :]
                 tensors[site] = {"A": delta.Q[:, kept].detach(), "B": B[..., kept].detach()}
         ranks = sorted(sites, reverse=True)
-        return Start([LowRank.Settings(rank=rank, sites=tuple(sites[rank])) for rank in ranks], tensors)
+        return DeltaInit([LowRank.Settings(rank=rank, sites=tuple(sites[rank])) for rank in ranks], tensors)

@@ -41,7 +41,7 @@ class Adapter(StructuralDelta):
 
         @field_validator("kernel")
         @classmethod
-        def _has_a_centre(cls, kernel: int) -> int:
+        def _has_a_center(cls, kernel: int) -> int:
             if kernel % 2 == 0:
                 raise ValueError(f"must be odd, is {kernel}")
             return kernel

@@ -9,7 +9,8 @@ changes is exact where the methods allow it, and this module says where (:class:
 * ``Δ_a + Δ_b`` is ``a`` followed by ``b`` if b is additive, or ``b`` followed by ``a`` if a is; two sums that begin
   with the same kind of delta add up if those two do (scale and shift: ``s_a + s_b``).
 
-Everything else has no form of its own, and the caller takes a dense difference: see :mod:`distill.export.algebra`.
+Everything else has no form of its own, and the caller takes a dense difference: see
+:mod:`distill.export.delta.algebra`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from distill.deltas.base import Learned, WeightDelta
+from distill.deltas.base import DeltaTensors, WeightDelta
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Link:
 
     site: str
     """The layer, or a part of it: ``blocks.0.attn.qkv[q]``."""
-    learned: Learned
+    learned: DeltaTensors
 
     @property
     def method(self) -> type[WeightDelta]:
@@ -62,9 +63,9 @@ def added(first: Chain, second: Chain) -> Chain | None:
 
 
 def compact(chain: Chain) -> Chain:
-    """The same change in fewer deltas: of neighbours that are additive, those of one method and one site become one.
+    """The same change in fewer deltas: of neighbors that are additive, those of one method and one site become one.
 
-    What cancelled goes.
+    What canceled goes.
     """
     made: list[Link] = []
     run = 0  # where the additive deltas at the end of ``made`` begin
@@ -107,4 +108,4 @@ def _times(link: Link, factor: float) -> Link:
     tensors: Mapping[str, Tensor] = link.learned.tensors
     scales = link.method.proportional_to
     multiplied = {name: tensor * factor if name in scales else tensor for name, tensor in tensors.items()}
-    return Link(link.site, Learned(link.learned.settings, multiplied))
+    return Link(link.site, DeltaTensors(link.learned.settings, multiplied))

@@ -26,7 +26,7 @@ from distill.deltas.base import (
     tensor_bytes,
 )
 from distill.deltas.dense import Dense
-from distill.deltas.sites import Place, inside, select
+from distill.deltas.sites import Target, inside, select
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ class Site:
     name: str
     """Module name, ``[q]``, ``[k]`` or ``[v]`` behind it for a part of a fused projection."""
     index: int
-    """Its turn among the deltas of its layer; they compose in this order."""
+    """Its position among the deltas of its layer; they compose in this order."""
     delta: WeightDelta | StructuralDelta
 
     @property
@@ -94,10 +94,10 @@ def attach(
     freeze(model, head)
     for settings in specs:
         if settings.component is not None and issubclass(settings.component, StructuralDelta):
-            place_structural(model, settings)
+            attach_structural(model, settings)
         else:
             _add_everywhere(model, settings, head)
-    _check_company(model, head)
+    _check_compatible(model, head)
     return [site for site in deltas(model) if id(site.delta) not in before]
 
 
@@ -109,7 +109,7 @@ def freeze(model: nn.Module, head: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None:
+def attach_delta(model: nn.Module, settings: DeltaSettings, place: Target) -> None:
     """Put one weight delta on one place. Raises ``LayerRefused`` where the layer cannot carry it."""
     layer = model.get_submodule(place.layer)
     method = settings.component
@@ -135,7 +135,7 @@ def place_delta(model: nn.Module, settings: DeltaSettings, place: Place) -> None
         type(layer).forward = _forward  # type: ignore[method-assign]
 
 
-def place_structural(model: nn.Module, settings: DeltaSettings) -> None:
+def attach_structural(model: nn.Module, settings: DeltaSettings) -> None:
     """Put one structural delta on a model, as its child ``structural_0``, ``structural_1`` and so on."""
     method = settings.component
     assert method is not None and issubclass(method, StructuralDelta)
@@ -146,7 +146,7 @@ def place_structural(model: nn.Module, settings: DeltaSettings) -> None:
     model.add_module(f"structural_{count}", delta)
 
 
-def layer_at(model: nn.Module, place: Place) -> nn.Module:
+def layer_at(model: nn.Module, place: Target) -> nn.Module:
     """The layer of a place; the rows of a fused one as a Linear, for a delta to take its shapes and values from."""
     layer = model.get_submodule(place.layer)
     if place.rows is None:
@@ -201,7 +201,7 @@ def merge(model: nn.Module) -> None:
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
 
 
-def _check_company(model: nn.Module, head: Sequence[str]) -> None:
+def _check_compatible(model: nn.Module, head: Sequence[str]) -> None:
     """Refuse deltas on a backbone that another delta lets no gradient into."""
     sites = [site for site in deltas(model) if not inside(site.name, head)]
     for site in sites:
@@ -218,7 +218,7 @@ def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[st
         refused = []
         for place in places:
             try:
-                place_delta(model, settings, place)
+                attach_delta(model, settings, place)
             except LayerRefused as refusal:
                 refused.append(str(refusal))
         if refused and len(refused) == len(places):

@@ -11,15 +11,15 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from augment.errors import ExplainedError
-from augment.settings import Settings
-from distill.registry import Component
+from augment.base.errors import UserError
+from augment.base.registry import Component
+from augment.base.settings import Settings
 
 LayerKind = Literal["linear", "conv", "depthwise", "norm"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
 
 
-class DeltaError(ExplainedError, ValueError):
+class DeltaError(UserError, ValueError):
     """A delta cannot be built, attached, merged or loaded; the text names the layer and what would work."""
 
 
@@ -81,7 +81,7 @@ class Gradients:
     """Mean square of an entry of the layer's input."""
 
 
-class Observed(Protocol):
+class CalibrationStats(Protocol):
     """A student at one point of a free training; everything is by site, the rows of a fused site alone."""
 
     @property
@@ -95,7 +95,7 @@ class Observed(Protocol):
         """``1 − CKA`` of the pooled features when one weight is put back to what it was before the free training."""
 
 
-class Evidence(Protocol):
+class Calibration(Protocol):
     """What a method may look at before training. Nothing is computed until it is asked for, and nothing twice."""
 
     @property
@@ -107,7 +107,9 @@ class Evidence(Protocol):
         """Site → its layer as it is before training; the rows that a fused site names as a Linear of their own. A
         structural delta is shown every Linear and Conv2d of the backbone."""
 
-    def after(self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None) -> Observed:
+    def after(
+        self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None
+    ) -> CalibrationStats:
         """The student after ``epochs`` of the experiment's own training, 0 for none.
 
         Args:
@@ -119,7 +121,7 @@ class Evidence(Protocol):
 
 
 @dataclass(frozen=True)
-class Start:
+class DeltaInit:
     """How the deltas of one entry of ``student.deltas`` start, or what they have become."""
 
     settings: Sequence[DeltaSettings]
@@ -127,12 +129,12 @@ class Start:
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Site → name in the delta's ``state_dict`` → value. What is not named starts as its class makes it. The site of a
     structural delta, which is the only one of its entry, is called by its type."""
-    go_on: Observed | None = None
+    warm_start: CalibrationStats | None = None
     """The point of a free training whose head, and whose other deltas, training goes on from; None: from new ones."""
 
 
 @dataclass(frozen=True)
-class Learned:
+class DeltaTensors:
     """A delta without its layer, as a delta file holds it."""
 
     settings: DeltaSettings
@@ -163,7 +165,7 @@ class Delta(nn.Module, Component):
         """
         return None
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """Scalars of the last training forward that are worth watching, by name; logged as ``delta/<type>/<name>``.
 
         Kept detached, on the device, by the forward itself; read only where the log is written.
@@ -176,7 +178,7 @@ class Delta(nn.Module, Component):
         return False
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
         """Choose ranks, masks or starting values from the data, before training.
 
         Runs once per entry of ``student.deltas``, whose result is kept in the run folder: a resumed run does not choose
@@ -187,7 +189,7 @@ class Delta(nn.Module, Component):
 
     @classmethod
     def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
-        """Act after an optimiser step, on all deltas of one entry at once (site → delta), gradients still in place.
+        """Act after an optimizer step, on all deltas of one entry at once (site → delta), gradients still in place.
 
         What has to be remembered from step to step is a buffer of the delta, so that a resumed run goes on with it.
         Must not wait for the device. Under DDP every rank sees the same gradients and must do the same.
@@ -198,7 +200,7 @@ class Delta(nn.Module, Component):
         return None
 
     @classmethod
-    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit | None:
         """What the trained deltas of one entry become for evaluation and export (site → delta): cut to their ranks,
         without what only training needed. None: they stay as they are. A function of their tensors alone.
         """
@@ -251,14 +253,14 @@ class WeightDelta(Delta):
         return None
 
     @classmethod
-    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+    def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
         """One delta that changes by the sum of what ``parts``, all of this class, change; None where there is none."""
         first = parts[0]
         alike = all(part.settings == first.settings for part in parts)
         if not alike or not all(cls.proportional_to.issuperset(part.tensors) for part in parts):
             return None
         sums = {name: torch.stack([part.tensors[name] for part in parts]).sum(0) for name in first.tensors}
-        return Learned(first.settings, sums)
+        return DeltaTensors(first.settings, sums)
 
     def forward(self, weight: Tensor) -> Tensor:
         raise NotImplementedError
@@ -322,9 +324,9 @@ __all__ = [
     "Delta",
     "DeltaError",
     "DeltaSettings",
+    "DeltaTensors",
     "LayerKind",
     "LayerRefused",
-    "Learned",
     "SizedSettings",
     "StructuralDelta",
     "WeightDelta",

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from augment.settings import nearest
+from augment.base.settings import did_you_mean
 from distill.deltas.base import DeltaError, DeltaSettings
 
 Level = Literal["blocks", "stages"]
@@ -146,5 +146,5 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def _near(pattern: str, names: Sequence[str]) -> str:
-    hint = nearest(pattern, names)
+    hint = did_you_mean(pattern, names)
     return hint if hint.startswith("; did") else f"; blocks are named like {', '.join(map(repr, names[:5]))}"

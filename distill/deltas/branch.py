@@ -1,7 +1,7 @@
 """Branch (Branch-Tuning): beside a frozen k×k conv, parallel convs with smaller windows, summed before the norm.
 
 ``y' = W ∗ x + b + Σ_j P_j ∗ x``, no norm and no bias in the branches, P_j starting at zero. Same stride, dilation and
-groups as the conv, and the same centre, so ``W' = W + Σ_j pad(P_j)`` exactly.
+groups as the conv, and the same center, so ``W' = W + Σ_j pad(P_j)`` exactly.
 
 ===========  ===========================================================================================
 ``form``     windows
@@ -12,7 +12,7 @@ groups as the conv, and the same centre, so ``W' = W + Σ_j pad(P_j)`` exactly.
 ===========  ===========================================================================================
 
 A window is cut to the conv's own where that is smaller, and goes where another one covers it: a 1×1 conv has one 1×1
-branch, as in the paper. A window has no centre in a conv of another parity (1×1 in the 4×4 of a patch embedding): such
+branch, as in the paper. A window has no center in a conv of another parity (1×1 in the 4×4 of a patch embedding): such
 a layer is refused. Shapes: W [out, in/g, kh, kw], P_j [out, in/g, h_j, w_j].
 
 Cheap way: one conv with W' forward, no second output; backward takes the gradient of each branch's window alone.
@@ -67,7 +67,7 @@ class Branch(WeightDelta):
         for h, w in shapes:
             if (kh - h) % 2 or (kw - w) % 2:
                 raise LayerRefused(
-                    f"has a {kh}×{kw} window, in which a branch of {h}×{w} has no centre; leave the layer out, "
+                    f"has a {kh}×{kw} window, in which a branch of {h}×{w} has no center; leave the layer out, "
                     "or use low_rank or dense there"
                 )
         self.branches = nn.ParameterList(weight.new_zeros(out, inner, h, w) for h, w in shapes)

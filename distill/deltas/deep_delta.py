@@ -5,7 +5,7 @@ The state of a token is a matrix X [d, m] of d directions and m values. With a u
     X' = X + β k (vᵀ − kᵀ X)        m = 1:   y' = y + β (v − kᵀ y) k
 
 A block's output y [C] is such a state, with d = C / m; the tokens of a CNN are its pixels. Key, value and gate are
-functions of the normalised output, c = RMSNorm(y):
+functions of the normalized output, c = RMSNorm(y):
 
     k = h / √(‖h‖² + ε²), h = W₂ W₁ c (W₁ [rank, C], W₂ [d, rank]), ε = 1e-5
     v = W_v c, or 4·sigmoid(W_v c + b) with ``value: sigmoid``
@@ -16,7 +16,7 @@ control: ``X + β k vᵀ``, which can only add.
 
 Where we deviate: the operator corrects a frozen block in place of being its residual connection, so k comes from the
 output rather than from a sublayer being trained. The paper's gate 2·sigmoid(·) never gives an exact 0 and has hardly a
-gradient near it; 2·tanh(·) starts at exactly 0 with a gradient of 2, and may turn negative.
+gradient near it; 2·tanh(·) starts at exactly 0 with a gradient of 2, and may become negative.
 
 Paper: Zhang et al., Deep Delta Learning, arXiv 2601.00417.
 """
@@ -83,7 +83,7 @@ class DeepDelta(StructuralDelta):
     def is_identity(self) -> bool:
         return not any(bool(p.any()) for c in self.correctors for p in c.gate[-1].parameters())  # type: ignore[index, union-attr]
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         seen = [corrector.seen for corrector in self.correctors if corrector.seen is not None]
         if not seen:
             return {}

@@ -3,7 +3,7 @@
 ``W ← W + β k (vᵀ − kᵀ W)`` with ‖k‖ = 1, ``rank`` times one after another. β = 0 changes nothing, β = 1 projects
 (``kᵀ W' = vᵀ`` exactly), β = 2 with v = 0 reflects. This is the static form of Deep Delta Learning.
 
-Shapes: W [out, n], n = in/g · kh · kw, group by group; k [g, rank, out/g] (stored unnormalised), v [g, rank, n],
+Shapes: W [out, n], n = in/g · kh · kw, group by group; k [g, rank, out/g] (stored unnormalized), v [g, rank, n],
 β [g, rank]. k starts random, v and β at zero: step 0 changes nothing, and β alone moves first.
 
 All steps together add ``B A``: B = (β_i k_i), and the rows a_i = v_i − W_iᵀ k_i solve a triangular system, since

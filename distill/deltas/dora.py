@@ -21,7 +21,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.deltas.base import Learned, frozen_weight
+from distill.deltas.base import DeltaTensors, frozen_weight
 from distill.deltas.ia3 import scale_rows
 from distill.deltas.low_rank import LowRank
 from distill.deltas.projected import factor, projected
@@ -62,7 +62,7 @@ class DoRA(LowRank):
         return {**super().cut(layer, free, rank), "magnitude": magnitude}
 
     @classmethod
-    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+    def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
         return None  # lengths multiply
 
     def factors(self, lengths: Tensor, changed: Tensor) -> Tensor:

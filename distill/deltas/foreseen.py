@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.deltas.attach import layer_at
 from distill.deltas.base import Delta, DeltaSettings, WeightDelta
-from distill.deltas.sites import find_place
+from distill.deltas.sites import find_target
 
 
 def check_entry(model: nn.Module, entry: DeltaSettings, deltas: Mapping[str, Delta]) -> None:
@@ -23,5 +23,5 @@ def check_entry(model: nn.Module, entry: DeltaSettings, deltas: Mapping[str, Del
     """
     method = entry.component
     if method is not None and issubclass(method, WeightDelta):
-        own = [find_place(model, site) for site, delta in deltas.items() if isinstance(delta, method)]
+        own = [find_target(model, site) for site, delta in deltas.items() if isinstance(delta, method)]
         method.check(entry, {place.name: layer_at(model, place) for place in own})

@@ -16,7 +16,7 @@ layers' own numbers; without ``max_growth`` it is 0.
 Cheap way: gradients of R and S from the layer's two sides, see ``projected``; the first layer, whose input has no
 gradient, takes that of its full weight.
 
-Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimiser's weight decay leaves them out.
+Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimizer's weight decay leaves them out.
 Deviation: R and S are pulled towards 1 instead of 0, so that decay leads back to the backbone.
 
 Paper: arXiv 2311.15161 (l1 there 1e-6 … 1e-4, l2 1e-4).
@@ -32,7 +32,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.deltas.base import DeltaError, DeltaSettings, Start, frozen_weight
+from distill.deltas.base import DeltaError, DeltaInit, DeltaSettings, frozen_weight
 from distill.deltas.ia3 import scale_columns, scale_rows
 from distill.deltas.projected import factor, projected
 from distill.deltas.rank_settings import RankedSettings
@@ -128,7 +128,7 @@ class HALRP(RankedDelta):
         return {"R": rows - 1, "S": columns - 1, "K1": K1, "K2": K2}
 
     @classmethod
-    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start | None:
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit | None:
         assert isinstance(settings, HALRP.Settings)
         if not deltas:
             return None
@@ -147,7 +147,7 @@ class HALRP(RankedDelta):
             whole[0] |= not whole.any()  # a rank of zero has no form; one that is zero has
             ranks[site] = int(whole.sum())
             tensors[site] = {"R": delta.R.detach(), "S": delta.S.detach(), "K1": K1[:, whole], "K2": K2[..., whole]}
-        return Start(by_rank(settings, ranks), tensors)
+        return DeltaInit(by_rank(settings, ranks), tensors)
 
     def forward(self, weight: Tensor) -> Tensor:
         scaled = scale_columns(scale_rows(weight, factor(self.R)), factor(self.S), self.groups)

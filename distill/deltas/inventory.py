@@ -8,7 +8,7 @@ from torch import nn
 
 from distill.deltas.attach import deltas
 from distill.deltas.base import StructuralDelta, WeightDelta, frozen_weight, tensor_bytes
-from distill.deltas.sites import find_place, layer_kind
+from distill.deltas.sites import find_target, layer_kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def _listed(model: nn.Module, name: str, delta: WeightDelta | StructuralDelta) -
     size, rank = tensor_bytes(delta.state_dict().values()), getattr(delta.settings, "rank", None)
     if isinstance(delta, StructuralDelta):
         return Listed(name, delta.settings.type, "structural", (), rank, size, 0)
-    place = find_place(model, name)
+    place = find_target(model, name)
     layer = model.get_submodule(place.layer)
     weight = frozen_weight(layer)
     if place.rows is not None:

@@ -29,7 +29,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.deltas.base import DeltaError, DeltaSettings, Evidence, Start, StructuralDelta
+from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, StructuralDelta
 from distill.deltas.blocks import Block, as_block, empty_image, eval_mode, select_blocks
 from distill.deltas.feature_cache import FeatureCache
 from distill.deltas.side_blocks import Rung, free_form, gate, pointwise, pruned_form
@@ -103,12 +103,12 @@ class Ladder(StructuralDelta):
         return settings.init == "pruned"
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
         assert isinstance(settings, cls.Settings)
         gradients = evidence.after(1, train="head").gradients(settings.samples)
         ladder = cls(settings, evidence.backbone)
         ladder.prune(evidence.backbone, lambda name: gradients[name].square)
-        return Start((settings,), {settings.type: ladder.state_dict()})
+        return DeltaInit((settings,), {settings.type: ladder.state_dict()})
 
     def attach(self, backbone: nn.Module) -> None:
         for name, rung in zip(self.names, self.rungs, strict=True):
@@ -120,7 +120,7 @@ class Ladder(StructuralDelta):
     def is_identity(self) -> bool:
         return not any(bool(parameter.any()) for parameter in self.up.parameters())
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         gates = [gate(rung.gate.detach()) for rung in self.rungs if rung.gate is not None]  # type: ignore[union-attr, operator]
         found = {"gate": torch.stack(gates).mean()} if gates else {}
         return found | ({"cached": torch.tensor(self.cache.hit_rate)} if self.cache.capacity else {})

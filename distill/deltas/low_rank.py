@@ -22,8 +22,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from augment.settings import complaint
-from distill.deltas.base import Learned, frozen_weight
+from augment.base.settings import error_at
+from distill.deltas.base import DeltaTensors, frozen_weight
 from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings
 from distill.deltas.ranked import RankedDelta, factors
@@ -50,7 +50,7 @@ class LowRank(RankedDelta):
         @model_validator(mode="after")
         def _no_scale_of_chosen_ranks(self) -> LowRank.Settings:
             if self.ranks is not None and self.alpha is not None:
-                raise complaint("alpha", "alpha / rank would scale layers of chosen ranks unevenly; leave it out")
+                raise error_at("alpha", "alpha / rank would scale layers of chosen ranks unevenly; leave it out")
             return self
 
     settings: Settings
@@ -69,7 +69,7 @@ class LowRank(RankedDelta):
         return {"A": A, "B": B}
 
     @classmethod
-    def summed(cls, parts: Sequence[Learned]) -> Learned | None:
+    def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
         """The ranks of all parts side by side. Directions of equal A become one, those whose B is zero go."""
         settings: Any = [part.settings for part in parts]
         scales = [1.0 if one.alpha is None else one.alpha / one.rank for one in settings]
@@ -82,7 +82,7 @@ class LowRank(RankedDelta):
         A, B = A[:, kept], B[..., kept]
         if A.numel() + B.numel() >= A.shape[0] * B.shape[1] * A.shape[2]:
             return None  # as large as the layer: several deltas on it are the smaller form
-        return Learned(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
+        return DeltaTensors(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
 
     def forward(self, weight: Tensor) -> Tensor:
         return plus_product(weight, self.A, self.B * self.scale)

@@ -46,7 +46,7 @@ class OutputDelta(StructuralDelta):
     def is_identity(self) -> bool:
         return not any(bool(correction.gain) for correction in self.corrections)
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         return {"gain": torch.stack([c.gain.detach() for c in self.corrections]).mean()}  # type: ignore[arg-type, operator, union-attr]
 
 

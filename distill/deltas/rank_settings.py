@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from augment.settings import Settings, complaint
+from augment.base.settings import Settings, error_at
 from distill.deltas.base import DeltaSettings, SizedSettings
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}
@@ -65,16 +65,16 @@ class Allocation(Settings):
         if (self.budget is None) == (self.alpha is None):
             raise ValueError("give one of budget (such as 200KB) and alpha (such as 0.9)")
         if self.importance == "uniform" and self.budget is None:
-            raise complaint("importance", "uniform looks at no gains, so it needs a budget")
+            raise error_at("importance", "uniform looks at no gains, so it needs a budget")
         if self.importance == "uniform" and self.least is not None:
-            raise complaint("least", "uniform gives every layer a rank; leave least out")
+            raise error_at("least", "uniform gives every layer a rank; leave least out")
         if self.spectrum == "gradient":
             if self.importance == "feature_change":
-                raise complaint("importance", "feature_change takes back what a free warm-up did: spectrum: warm_up")
+                raise error_at("importance", "feature_change takes back what a free warm-up did: spectrum: warm_up")
             if self.start == "warm_up":
-                raise complaint("start", "there is no free warm-up to go on from with spectrum: gradient")
+                raise error_at("start", "there is no free warm-up to go on from with spectrum: gradient")
         elif self.warm_up == 0 and self.importance != "uniform":
-            raise complaint("warm_up", "after 0 epochs nothing has changed yet; give 1 or more, or spectrum: gradient")
+            raise error_at("warm_up", "after 0 epochs nothing has changed yet; give 1 or more, or spectrum: gradient")
         return self
 
     @property
@@ -89,7 +89,7 @@ class RankedSettings(SizedSettings):
     @model_validator(mode="after")
     def _rank_or_ranks(self) -> RankedSettings:
         if self.ranks is not None and self.rank != type(self).model_fields["rank"].default:
-            raise complaint("rank", "ranks chooses the rank of every layer: give only one of the two")
+            raise error_at("rank", "ranks chooses the rank of every layer: give only one of the two")
         return self
 
 

@@ -9,7 +9,7 @@ The singular values σ are those of a change E that training would make if it we
   (HALRP);
 - ``spectrum: gradient``: no free training; the head alone learns for ``warm_up`` epochs, then gradients are gathered
   over a pass without a step, and E = mean(g) / √mean(g²), entry by entry: the first step that Adam would make with the
-  whole pass as its batch. (LoRA-GA takes the singular values of one batch's gradient; we normalise as Adam will.)
+  whole pass as its batch. (LoRA-GA takes the singular values of one batch's gradient; we normalize as Adam will.)
 
 The importance I_l is measured where E was: ``fisher``, the mean over the weight of its squared gradient, averaged over
 batches (HALRP); ``gradient``, the norm of the mean gradient; ``activation``, the mean square of the layer's input,
@@ -31,12 +31,12 @@ from torch import Tensor, nn
 
 from distill.deltas.allocate import Candidate, by_share, same_everywhere, within_budget
 from distill.deltas.base import (
+    Calibration,
+    CalibrationStats,
     DeltaError,
+    DeltaInit,
     DeltaSettings,
-    Evidence,
     LayerRefused,
-    Observed,
-    Start,
     WeightDelta,
     tensor_bytes,
 )
@@ -91,21 +91,23 @@ class RankedDelta(WeightDelta):
         return isinstance(settings, RankedSettings) and settings.ranks is not None
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
         assert isinstance(settings, RankedSettings) and settings.ranks is not None
-        wish = settings.ranks
-        go_on = cls.goes_on if wish.start is None else wish.start == "warm_up"
-        if go_on and wish.spectrum == "gradient":
+        allocation = settings.ranks
+        warm_start = cls.goes_on if allocation.start is None else allocation.start == "warm_up"
+        if warm_start and allocation.spectrum == "gradient":
             raise DeltaError(f"{settings.type} goes on from its warm-up: spectrum: warm_up, or start: identity")
         seen = None
-        if wish.importance != "uniform" or go_on:
-            seen = evidence.after(wish.warm_up, "weights" if wish.spectrum == "warm_up" else "head", wish.warm_up_lr)
+        if allocation.importance != "uniform" or warm_start:
+            seen = evidence.after(
+                allocation.warm_up, "weights" if allocation.spectrum == "warm_up" else "head", allocation.warm_up_lr
+            )
         ranks = choose_ranks(cls, settings, evidence.layers, seen)
         tensors: dict[str, Mapping[str, Tensor]] = {}
-        if go_on and seen is not None:
+        if warm_start and seen is not None:
             layers, free = evidence.layers, seen.weights
             tensors = {site: cls.cut(layers[site], free[site], rank) for site, rank in ranks.items()}
-        return Start(by_rank(settings, ranks), tensors, seen if go_on else None)
+        return DeltaInit(by_rank(settings, ranks), tensors, seen if warm_start else None)
 
 
 def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
@@ -117,13 +119,13 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def choose_ranks(
-    method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], seen: Observed | None
+    method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], seen: CalibrationStats | None
 ) -> dict[str, int]:
     """Site → rank, at least 1; layers that get none are left out."""
-    wish = settings.ranks
-    assert wish is not None
-    gains = _no_gains(layers) if seen is None else gains_of_ranks(method, wish, layers, seen)
-    ranks = _bought(wish, _candidates(method, settings, layers, gains))
+    allocation = settings.ranks
+    assert allocation is not None
+    gains = _no_gains(layers) if seen is None else gains_of_ranks(method, allocation, layers, seen)
+    ranks = _bought(allocation, _candidates(method, settings, layers, gains))
     return {site: rank for site, rank in ranks.items() if rank}
 
 
@@ -136,13 +138,13 @@ def _candidates(
     method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], gains: Mapping[str, Tensor]
 ) -> dict[str, Candidate]:
     """Every layer that has room for a rank."""
-    wish = settings.ranks
-    assert wish is not None
+    allocation = settings.ranks
+    assert allocation is not None
     candidates = {}
-    least = method.least_rank if wish.least is None else wish.least
+    least = method.least_rank if allocation.least is None else allocation.least
     for site, layer in layers.items():
         fixed, per_rank = _price(method, settings, layer)
-        most = min(wish.max_rank, _most(layer, fixed, per_rank))
+        most = min(allocation.max_rank, _most(layer, fixed, per_rank))
         if most >= 1:
             candidates[site] = Candidate(gains[site], per_rank, fixed, min(least, most), most)
         elif settings.oversized == "error":
@@ -152,14 +154,14 @@ def _candidates(
     return candidates
 
 
-def _bought(wish: Allocation, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+def _bought(allocation: Allocation, candidates: Mapping[str, Candidate]) -> dict[str, int]:
     """Site → rank, 0 for layers that get none."""
-    if wish.bytes is None:
-        assert wish.alpha is not None
-        return by_share(candidates, wish.alpha)
-    if wish.importance == "uniform":
-        return same_everywhere(candidates, wish.bytes)
-    return within_budget(candidates, wish.bytes)
+    if allocation.bytes is None:
+        assert allocation.alpha is not None
+        return by_share(candidates, allocation.alpha)
+    if allocation.importance == "uniform":
+        return same_everywhere(candidates, allocation.bytes)
+    return within_budget(candidates, allocation.bytes)
 
 
 def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSettings]:
@@ -175,20 +177,20 @@ def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSet
 
 
 def gains_of_ranks(
-    method: type[RankedDelta], wish: Allocation, layers: Mapping[str, nn.Module], seen: Observed
+    method: type[RankedDelta], allocation: Allocation, layers: Mapping[str, nn.Module], seen: CalibrationStats
 ) -> dict[str, Tensor]:
     """Site → what its ranks are worth, the first the most: the layer's importance times their singular values' squares.
 
     The singular values are those of what the free warm-up changed, or of ``−mean / √square`` of the gradients, the
     first step that a free training would make.
     """
-    importance = _importance(wish, layers, seen)
+    importance = _importance(allocation, layers, seen)
     gains = {}
     for site, layer in layers.items():
-        if wish.spectrum == "warm_up":
+        if allocation.spectrum == "warm_up":
             free = seen.weights[site]
         else:
-            gradients = seen.gradients(wish.samples)[site]
+            gradients = seen.gradients(allocation.samples)[site]
             free = layer.weight - gradients.mean / (gradients.square.sqrt() + 1e-12)  # type: ignore[operator]
         E = method.change(layer, free).detach()
         # One rank is one direction in every block of a grouped conv.
@@ -197,15 +199,15 @@ def gains_of_ranks(
     return gains
 
 
-def _importance(wish: Allocation, layers: Mapping[str, nn.Module], seen: Observed) -> Mapping[str, float]:
-    if wish.importance == "none":
+def _importance(allocation: Allocation, layers: Mapping[str, nn.Module], seen: CalibrationStats) -> Mapping[str, float]:
+    if allocation.importance == "none":
         return dict.fromkeys(layers, 1.0)
-    if wish.importance == "feature_change":
-        return seen.feature_change(wish.samples)
-    gradients = seen.gradients(wish.samples)
-    if wish.importance == "fisher":
+    if allocation.importance == "feature_change":
+        return seen.feature_change(allocation.samples)
+    gradients = seen.gradients(allocation.samples)
+    if allocation.importance == "fisher":
         return {site: float(gradients[site].square.mean()) for site in layers}
-    if wish.importance == "gradient":
+    if allocation.importance == "gradient":
         return {site: float(gradients[site].mean.norm()) for site in layers}
     return {site: gradients[site].inputs for site in layers}
 

@@ -107,7 +107,7 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
 
 
 class SideConvs(nn.Module):
-    """Convs with stride 1, each followed by a normalisation over the whole map, GELU between them."""
+    """Convs with stride 1, each followed by a normalization over the whole map, GELU between them."""
 
     def __init__(self, form: Form):
         super().__init__()

@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.deltas.base import DeltaSettings, Evidence, SizedSettings, Start, WeightDelta
+from distill.deltas.base import Calibration, DeltaInit, DeltaSettings, SizedSettings, WeightDelta
 from distill.deltas.ia3 import scale_rows
 
 
@@ -64,14 +64,14 @@ class Sign(WeightDelta):
         return True
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
         assert isinstance(settings, Sign.Settings)
         seen = evidence.after(settings.warm_up, "weights")
         tensors = {}
         for site, layer in evidence.layers.items():
             D = (seen.weights[site] - layer.weight).detach()  # type: ignore[operator]
             tensors[site] = {"bits": pack_signs(D), "scale": mean_size(D)}
-        return Start([settings], tensors, seen)
+        return DeltaInit([settings], tensors, seen)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + scale_rows(unpack_signs(self.bits, weight), self.scale)

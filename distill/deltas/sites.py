@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from augment.settings import nearest
+from augment.base.settings import did_you_mean
 from distill.deltas.base import LAYER_KINDS, DeltaError, DeltaSettings, LayerKind, StructuralDelta, WeightDelta
 
 _PART = re.compile(r"^(?P<name>.+)\[(?P<parts>[qkv]+)\]$")
@@ -35,7 +35,7 @@ _THIRDS = {
 
 
 @dataclass(frozen=True)
-class Place:
+class Target:
     """A layer, or the rows ``rows`` of its weight and bias."""
 
     name: str
@@ -74,7 +74,7 @@ def inside(name: str, parents: Iterable[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
-def find_place(model: nn.Module, site: str) -> Place:
+def find_target(model: nn.Module, site: str) -> Target:
     """The place of one site name. Raises ``DeltaError`` for a name that the model does not have."""
     modules = dict(model.named_modules())
     part = _PART.match(site)
@@ -82,11 +82,11 @@ def find_place(model: nn.Module, site: str) -> Place:
     if name not in modules or layer_kind(modules[name]) is None:
         raise DeltaError(f"{site!r}: the model has no such layer{_near(name, modules)}")
     if part is None:
-        return Place(name, name)
-    return Place(site, name, _rows(modules, name, part["parts"]))
+        return Target(name, name)
+    return Target(site, name, _rows(modules, name, part["parts"]))
 
 
-def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Place]]:
+def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Target]]:
     """Pattern → the places that it finds, in the model's order; a place belongs to the first pattern that finds it.
 
     The classifier (``head``) is left out unless a pattern without wildcards names it.
@@ -114,7 +114,7 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
     for pattern in settings.exclude:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise DeltaError(f"{settings.type}: exclude pattern {pattern!r} matches no layer{_near(pattern, layers)}")
-    found: dict[str, list[Place]] = {}
+    found: dict[str, list[Target]] = {}
     taken: set[str] = set()
     for pattern in settings.sites:
         part = _PART.match(pattern)
@@ -132,10 +132,10 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
             raise DeltaError(
                 f"{settings.type}: pattern {pattern!r} matches no {' or '.join(sorted(kinds))} layer{other}"
             )
-        places = [Place(name, name) for name in fitting]
+        places = [Target(name, name) for name in fitting]
         if part:
             letters = dict.fromkeys(part["parts"])
-            places = [Place(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
+            places = [Target(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
         found.setdefault(pattern, []).extend(place for place in places if place.name not in taken)
         taken.update(place.name for place in places)
     return found
@@ -158,5 +158,5 @@ def _rows(modules: dict[str, nn.Module], name: str, letter: str) -> tuple[int, i
 def _near(name: str, layers: Iterable[str]) -> str:
     """At most a few names: a model has hundreds."""
     names = list(layers)
-    hint = nearest(name, names)
+    hint = did_you_mean(name, names)
     return hint if hint.startswith("; did") else f"; layers are named like {', '.join(map(repr, names[:5]))}"

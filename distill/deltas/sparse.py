@@ -28,7 +28,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from distill.deltas.base import DeltaError, DeltaSettings, Evidence, SizedSettings, Start, WeightDelta
+from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, SizedSettings, WeightDelta
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
@@ -76,7 +76,7 @@ class Sparse(WeightDelta):
         return isinstance(settings, Sparse.Settings) and (settings.by, settings.scope) != ("magnitude", "layer")
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Evidence) -> Start:
+    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
         assert isinstance(settings, Sparse.Settings)
         scores = _scores(settings, evidence)
         if settings.scope == "model":
@@ -86,7 +86,7 @@ class Sparse(WeightDelta):
                 site: largest(score, settings.entries or max(1, round(settings.density * score.numel())))
                 for site, score in scores.items()
             }
-        return Start(by_count(settings, index), {site: {"index": places} for site, places in index.items()})
+        return DeltaInit(by_count(settings, index), {site: {"index": places} for site, places in index.items()})
 
     def forward(self, weight: Tensor) -> Tensor:
         added = weight.new_zeros(weight.numel()).index_add(0, self.index, self.values)
@@ -102,7 +102,7 @@ def by_count(settings: DeltaSettings, index: Mapping[str, Tensor]) -> list[Delta
     return [settings.model_copy(update={**chosen, "entries": n, "sites": tuple(sites[n])}) for n in sorted(sites)]
 
 
-def _scores(settings: Sparse.Settings, evidence: Evidence) -> dict[str, Tensor]:
+def _scores(settings: Sparse.Settings, evidence: Calibration) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = {site: layer.weight.detach() for site, layer in evidence.layers.items()}  # type: ignore
     if settings.by == "magnitude":
         return {site: weight.abs() for site, weight in weights.items()}

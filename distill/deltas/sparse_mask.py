@@ -27,7 +27,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from distill.deltas.base import DeltaSettings, Start, WeightDelta
+from distill.deltas.base import DeltaInit, DeltaSettings, WeightDelta
 from distill.deltas.dense import Dense
 from distill.deltas.sparse import Sparse
 
@@ -136,7 +136,7 @@ class SparseMask(WeightDelta):
         return self.settings.cost * (self.U.abs().sum() if self.log_alpha is None else expected_open(self.log_alpha))
 
     @classmethod
-    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> Start:
+    def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit:
         """A sparse delta where entries are left, a dense one where that is smaller, none where nothing is left."""
         specs: list[DeltaSettings] = []
         tensors: dict[str, dict[str, Tensor]] = {}
@@ -150,4 +150,4 @@ class SparseMask(WeightDelta):
             elif len(index):
                 specs.append(Sparse.Settings(sites=(site,), entries=len(index)))
                 tensors[site] = {"index": index.int(), "values": change.flatten()[index]}
-        return Start(specs, tensors)
+        return DeltaInit(specs, tensors)

@@ -13,7 +13,7 @@ from distill.deltas.sites import inside
 
 
 def delta_state(model: nn.Module) -> dict[str, Tensor]:
-    """All tensors of all deltas: ``<site>.<turn on its layer>.<name>``, e.g. ``blocks.0.attn.qkv[q].0.A``."""
+    """All tensors of all deltas: ``<site>.<order on its layer>.<name>``, e.g. ``blocks.0.attn.qkv[q].0.A``."""
     return {f"{site.key}.{name}": tensor for site in deltas(model) for name, tensor in site.delta.state_dict().items()}
 
 

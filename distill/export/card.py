@@ -46,8 +46,8 @@ Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {
 {_table(results)}
 `manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
 
-## Licence
-To be filled in by whoever publishes this: the backbone's licence and that of the training images apply.
+## License
+To be filled in by whoever publishes this: the backbone's license and that of the training images apply.
 """
 
 

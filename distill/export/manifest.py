@@ -7,11 +7,11 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from augment.settings import Settings
+from augment.base.settings import Settings
 
 
 class Preprocessing(Settings):
-    """How an image becomes the network's input: resized to ``size / crop_pct``, centre-cropped, normalised."""
+    """How an image becomes the network's input: resized to ``size / crop_pct``, center-cropped, normalized."""
 
     input_size: tuple[int, int, int]
     """Channels, height, width."""

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from augment.settings import Settings
+from augment.base.settings import Settings
 from distill.deltas.state import whole_state
-from distill.export.delta_file import check_backbone, load_delta, read_delta
-from distill.export.sealed import ExportError
-from distill.export.timm_folder import check_timm_folder
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import check_backbone, load_delta, read_delta
+from distill.export.targets.timm_folder import check_timm_folder
 from distill.models.network import timm_with_ours
 
 TOLERANCE = 1e-5
@@ -80,7 +80,7 @@ def verify(
 
     Args:
         merged: the timm folder; None for a student with structural deltas, which needs ``delta`` and ``model``.
-        images: [N, 3, H, W] fp32, normalised as the student sees them; real ones, at least ``enough``.
+        images: [N, 3, H, W] fp32, normalized as the student sees them; real ones, at least ``enough``.
         delta: the delta folder; none for a student that was trained whole.
         make_backbone: makes the timm model that the delta belongs to, with the student's number of classes.
         model: the model in memory that was exported, to compare with as well (or instead).

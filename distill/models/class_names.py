@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from augment.settings import nearest
+from augment.base.settings import did_you_mean
 from distill.models.label_map import LabelMap
 from distill.models.network import Network
 from distill.models.settings import Labels
@@ -40,7 +40,7 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
         sources = {}
         for ours, theirs in labels.items():
             if ours not in places:
-                raise ValueError(f"the data has no class {ours!r}{nearest(ours, student)}")
+                raise ValueError(f"the data has no class {ours!r}{did_you_mean(ours, student)}")
             wanted = theirs if isinstance(theirs, tuple) else (theirs,)
             sources[places[ours]] = [_place(one, names, network.origin) for one in wanted]
     return LabelMap(sources, len(student), teacher_classes)
@@ -89,7 +89,7 @@ def _place(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: st
     if len(found) > 1:
         raise ValueError(f"{origin} has several classes called {wanted!r}: {', '.join(map(str, found))}; say which")
     if not found:
-        hint = nearest(_folded(wanted), frozenset().union(*names))
+        hint = did_you_mean(_folded(wanted), frozenset().union(*names))
         raise ValueError(f"{origin} has no class {wanted!r}{hint if 'did you mean' in hint else ''}")
     return found[0]
 

@@ -37,7 +37,7 @@ class DeltaResidual(nn.Module):
         dim: d.
         values: m, columns of the state.
         gate: "linear", or "mlp" with 128 hidden.
-        value: "linear", or "sigmoid" of the vector before it is normalised.
+        value: "linear", or "sigmoid" of the vector before it is normalized.
     """
 
     def __init__(

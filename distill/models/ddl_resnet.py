@@ -2,7 +2,7 @@
 
 Stages of blocks at widths 32, 64, 128, 256, two blocks each, on 32 × 32 pixels: a 3×3 stem, then every stage after the
 first halves the map with a 2×2 conv of stride 2. A block's sublayer is 3×3 conv, batch norm, ReLU, 3×3 conv, batch
-norm, on the RMS-normalised state; a pixel is a token. Registered with timm, whose methods for features it has.
+norm, on the RMS-normalized state; a pixel is a token. Registered with timm, whose methods for features it has.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.files import sha256_of
 
 if TYPE_CHECKING:  # a config is read before torch is imported
@@ -31,7 +31,7 @@ _OTHER_STAGES = {
 _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
 
 
-class EmbeddedError(ExplainedError, OSError):
+class EmbeddedError(UserError, OSError):
     """Weights of the install are not what they were when they were packaged."""
 
 

@@ -12,14 +12,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from distill.data.base import UNLABELLED
+from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 
 
 class LabelMap(nn.Module):
     """Brings logits and labels to the S classes that teacher and student share.
 
-    Logits are selected, and a softmax over them is the network's own, renormalised over what is shared. Where several
+    Logits are selected, and a softmax over them is the network's own, renormalized over what is shared. Where several
     of the teacher's classes stand for one of the student's, their probabilities add up: ``logsumexp`` of their logits.
     A class of the student that the teacher does not know is in no comparison; one of the teacher's that stands for
     nothing is ignored.
@@ -58,7 +58,7 @@ class LabelMap(nn.Module):
         most = max(len(sources[ours]) for ours in known)
         rows = [[*sources[ours], *[-1] * (most - len(sources[ours]))] for ours in known]
         sources_SG = torch.tensor(rows)
-        places_K = torch.full((student_classes,), UNLABELLED)
+        places_K = torch.full((student_classes,), UNLABELED)
         places_K[known] = torch.arange(len(known))
         self._keep(known_S=torch.tensor(known), places_K=places_K)
         self._keep(sources_SG=sources_SG.clamp(min=0), absent_SG=sources_SG < 0)
@@ -85,8 +85,8 @@ class LabelMap(nn.Module):
         return logits_BK if self.whole else logits_BK[:, self.known_S]
 
     def labels(self, labels_B: Tensor) -> Tensor:
-        """[B], places among the shared classes; ``UNLABELLED`` where the label is unknown, or the teacher's unknown."""
-        return self.places_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELLED, UNLABELLED)
+        """[B], places among the shared classes; ``UNLABELED`` where the label is unknown, or the teacher's unknown."""
+        return self.places_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELED, UNLABELED)
 
     def probabilities(self, logits_BT: Tensor) -> Tensor:
         """[B, K]: the softmax over the shared classes, NaN at those that the teacher does not know."""

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from augment.settings import nearest
+from augment.base.settings import did_you_mean
 from augment.views import InputSpec
 from distill.deltas.sites import classifier_names
 from distill.models.embedded import load_embedded
@@ -37,7 +37,7 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     """Make the network in fp32 on the CPU.
 
     Args:
-        num_classes: a new, freshly initialised classifier of that width; None keeps the network's own.
+        num_classes: a new, freshly initialized classifier of that width; None keeps the network's own.
 
     Raises:
         NetworkError: unknown name, weights that are not at hand without a network, a file that does not fit.
@@ -137,11 +137,11 @@ def _check_folder(name: str) -> None:
 def _check_known(name: str) -> None:
     timm = timm_with_ours()
     if not timm.is_model(name):
-        raise NetworkError(f"timm has no model {name!r}{nearest(name, timm.list_models())}")
+        raise NetworkError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise NetworkError(f"timm has no weights {name!r}{nearest(tag, tags)}")
+        raise NetworkError(f"timm has no weights {name!r}{did_you_mean(tag, tags)}")
 
 
 def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from augment.settings import Settings, complaint, nearest
+from augment.base.registry import Registry
+from augment.base.settings import Settings, did_you_mean, error_at
 from distill.models.embedded import EMBEDDED
-from distill.registry import Family
 
 if TYPE_CHECKING:  # the base class of deltas imports torch
     from distill.deltas.base import DeltaSettings as AnyDelta
 else:
-    AnyDelta = Annotated[Settings, Family("distill.deltas", "Delta")]
+    AnyDelta = Annotated[Settings, Registry("distill.deltas", "Delta")]
 
 
 SCHEMES = ("embedded", "hf-hub", "local-dir")
@@ -35,9 +35,9 @@ class NetworkSettings(Settings):
     def _model_can_be_found(self) -> NetworkSettings:
         scheme, colon, name = self.model.partition(":")
         if colon and scheme not in SCHEMES:
-            raise complaint("model", f"no models are called '{scheme}:…'{nearest(scheme, SCHEMES)}")
+            raise error_at("model", f"no models are called '{scheme}:…'{did_you_mean(scheme, SCHEMES)}")
         if scheme == "embedded" and name not in EMBEDDED:
-            raise complaint("model", f"no embedded weights for {name!r}{nearest(name, EMBEDDED)}")
+            raise error_at("model", f"no embedded weights for {name!r}{did_you_mean(name, EMBEDDED)}")
         return self
 
 
@@ -52,7 +52,7 @@ Labels = Literal["same", "names"] | dict[Annotated[str, BeforeValidator(_name)],
 
 
 class TeacherNetworkSettings(NetworkSettings):
-    weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalised to sum 1")
+    weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalized to sum 1")
     labels: Labels = Field(
         "same",
         description="which of its classes are the student's. 'same': all, in the same order; 'names': those of the "
@@ -68,7 +68,7 @@ class WeightingSettings(Settings):
     ==========  ====================================================================================================
     fixed       its ``weight``
     confidence  weight · q^(1/T) for each sample, q the probability of the class that it finds most likely
-    agreement   weight · q^(1/T) for each sample, q the probability that it gives to the label; unlabelled: its weight
+    agreement   weight · q^(1/T) for each sample, q the probability that it gives to the label; unlabeled: its weight
     learned     exp(a) for all samples; a is learned by meta steps on images held out of training
     ==========  ====================================================================================================
 
@@ -79,7 +79,7 @@ class WeightingSettings(Settings):
     temperature: float = Field(1.0, gt=0, description="confidence, agreement: T; a small one leaves all to one network")
     every: int = Field(10, ge=1, description="learned: steps between meta steps")
     lr: float = Field(1.0, gt=0, description="learned: step size; gradients are scaled to length 1 at most")
-    images: int = Field(512, ge=2, description="learned: how many labelled validation images are looked at")
+    images: int = Field(512, ge=2, description="learned: how many labeled validation images are looked at")
     batch_size: int = Field(64, ge=1, description="learned: how many of them in a meta step")
 
 
@@ -101,7 +101,7 @@ class CacheSettings(Settings):
     @model_validator(mode="after")
     def _keeps_something(self) -> CacheSettings:
         if not self.holds:
-            raise complaint("logits", "none, and no pooled features either: there is nothing to keep")
+            raise error_at("logits", "none, and no pooled features either: there is nothing to keep")
         return self
 
 
@@ -119,7 +119,7 @@ class TeacherSettings(Settings):
     @model_validator(mode="after")
     def _there_is_something_to_weigh(self) -> TeacherSettings:
         if self.weighting.type != "fixed" and len(self.networks) == 1:
-            raise complaint("weighting", f"{self.weighting.type}: there is only one network to weigh; add another")
+            raise error_at("weighting", f"{self.weighting.type}: there is only one network to weigh; add another")
         return self
 
 
@@ -127,19 +127,19 @@ class StudentSettings(Settings):
     """The backbone, what is learned on top of it, and what stays frozen."""
 
     network: NetworkSettings
-    train: Literal["deltas", "whole"] = Field(
-        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'whole': every weight learns"
+    train: Literal["deltas", "full"] = Field(
+        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'full': every weight learns"
     )
     deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
     batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="train: whole only; 'frozen' keeps the running statistics, for few images or few steps"
+        "train", description="train: full only; 'frozen' keeps the running statistics, for few images or few steps"
     )
     compile: bool = False
 
     @model_validator(mode="after")
     def _whole_has_no_deltas(self) -> StudentSettings:
-        if self.train == "whole" and self.deltas:
-            raise complaint("deltas", "there are none with train: whole, which trains every weight")
+        if self.train == "full" and self.deltas:
+            raise error_at("deltas", "there are none with train: full, which trains every weight")
         return self
 
 

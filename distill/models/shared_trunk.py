@@ -10,7 +10,7 @@ what was kept of it is not returned, and the part that writes is always computed
 training mode is ever taken for the same; a part whose input needs a gradient is computed.
 
 What happens between parts in plain functions ends the chain, but for timm's position embeddings (see
-:mod:`distill.models.alike`).
+:mod:`distill.models.module_equality`).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from distill.models.alike import Part, parts_alike
+from distill.models.module_equality import Part, parts_alike
 
 logger = logging.getLogger(__name__)
 

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from distill.deltas.attach import Site, attach, deltas, freeze
-from distill.deltas.base import Delta, DeltaSettings, Start, StructuralDelta, entry_named
+from distill.deltas.base import Delta, DeltaInit, DeltaSettings, StructuralDelta, entry_named
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state, load_exactly
 from distill.models.features import Features, FeatureShapes
+from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.frozen import Frozen, batch_norms
-from distill.models.identity import Identity, identify
 from distill.models.network import Network, extract, measure_shapes
 from distill.models.settings import StudentSettings
 
@@ -37,22 +37,22 @@ class Student(nn.Module):
         network: Network,
         settings: StudentSettings,
         needs: frozenset[str] = frozenset({"logits"}),
-        starts: Sequence[Start] | None = None,
+        starts: Sequence[DeltaInit] | None = None,
     ):
         super().__init__()
         self.network = network
         self.model = network.model
         self.input = network.input
         self.needs = needs
-        self.whole = settings.train == "whole"
+        self.full = settings.train == "full"
         head = classifier_names(self.model)
-        self.backbone: Identity = identify(backbone_state(self.model, head))
+        self.backbone: Fingerprint = fingerprint(backbone_state(self.model, head))
         self.sites: list[Site] = []
         self.entries: list[dict[str, Delta]] = []
         """Site → delta, for each entry of ``settings.deltas``."""
         self._deltas = settings.deltas
-        self._starts = list(starts or [Start([entry]) for entry in settings.deltas])
-        if not self.whole:
+        self._starts = list(starts or [DeltaInit([entry]) for entry in settings.deltas])
+        if not self.full:
             freeze(self.model, head)
             for number, start in enumerate(self._starts):
                 with entry_named(number):
@@ -72,7 +72,7 @@ class Student(nn.Module):
         self._own_keys = [
             key
             for key, t in self.state_dict(keep_vars=True).items()
-            if self.whole or t.requires_grad or id(t) in of_deltas or inside(key.removeprefix("model."), head)
+            if self.full or t.requires_grad or id(t) in of_deltas or inside(key.removeprefix("model."), head)
         ]
         self.shapes: FeatureShapes = measure_shapes(self.model.eval(), self.input, needs)
         self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -89,12 +89,12 @@ class Student(nn.Module):
         return {key: state[key] for key in self._own_keys}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Let every method act on its deltas after an optimiser step; see ``Delta.after_step``."""
+        """Let every method act on its deltas after an optimizer step; see ``Delta.after_step``."""
         for entry, sites in zip(self._deltas, self.entries, strict=True):
             method, own = _own(entry, sites)
             method.after_step(own, step, steps)
 
-    def finish(self) -> list[Start] | None:
+    def finish(self) -> list[DeltaInit] | None:
         """What the trained deltas become, entry by entry; None where all stay as they are."""
         starts = []
         smaller = False
@@ -103,12 +103,12 @@ class Student(nn.Module):
             became = method.finish(entry, own)
             smaller |= became is not None
             if became is None:
-                became = Start(start.settings, self.entry_state(number))
+                became = DeltaInit(start.settings, self.entry_state(number))
             else:  # what stands in the place of the method's own deltas stays
                 others = {site: d for site, d in sites.items() if site not in own}
                 kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
                 tensors = {site: d.state_dict() for site, d in others.items()}
-                became = Start([*became.settings, *kept], {**became.tensors, **tensors})
+                became = DeltaInit([*became.settings, *kept], {**became.tensors, **tensors})
             starts.append(became)
         return starts if smaller else None
 

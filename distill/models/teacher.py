@@ -24,7 +24,7 @@ class Teacher(nn.Module):
     ``features[n][v]`` in fp32.
 
     Args:
-        networks: the networks and their weights; the weights are normalised to sum 1.
+        networks: the networks and their weights; the weights are normalized to sum 1.
         needs: which fields of ``Features`` to compute.
         maps: of the networks' classes to the student's.
         weighting: how the networks are weighed against each other in training.

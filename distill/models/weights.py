@@ -13,14 +13,14 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.models.embedded import EMBEDDED
 
 _HUB_FILES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors")
 _SHOWN = 20
 
 
-class NetworkError(ExplainedError, ValueError):
+class NetworkError(UserError, ValueError):
     """A network cannot be made; the text names the model or file and what would work."""
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, two
 from distill.objectives.ranks import weighed
 
@@ -38,14 +38,14 @@ def reversed_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
 
 
 class Adversarial(Objective):
-    """A discriminator D on pooled features (the student's through a linear projector P), trained by the same optimiser.
+    """A discriminator D on pooled features (the student's through a linear projector P), trained by the same optimizer.
 
     ``discriminate = mean softplus(−D(f_t)) + mean softplus(D(P f_s))`` is D's loss. The student's is non-saturating,
     ``mean softplus(−D(P f_s))`` (``mode: alternating``: D held still for it, and P f_s for D's: both in one step, each
     with its own gradient), or D's own with the gradient turned round on the way to the student (``mode: reversed``).
-    The logged term is the sum of what is minimised.
+    The logged term is the sum of what is minimized.
 
-    D is held smooth by spectral norm (``regulariser: spectral``) or by ``γ/2 · mean ‖∇D(f_t)‖²`` on the teacher's
+    D is held smooth by spectral norm (``regularizer: spectral``) or by ``γ/2 · mean ‖∇D(f_t)‖²`` on the teacher's
     features (``r1``).
 
     Papers: Goodfellow et al., 2014, arXiv 1406.2661; R1: Mescheder et al., ICML 2018, arXiv 1801.04406; spectral norm:
@@ -56,8 +56,8 @@ class Adversarial(Objective):
     class Settings(Objective.Settings):
         type: Literal["adversarial"] = "adversarial"
         mode: Literal["alternating", "reversed"] = "alternating"
-        regulariser: Literal["spectral", "r1", "none"] = "spectral"
-        r1: float = Field(1.0, ge=0, description="γ of regulariser: r1")
+        regularizer: Literal["spectral", "r1", "none"] = "spectral"
+        r1: float = Field(1.0, ge=0, description="γ of regularizer: r1")
         hidden: int = Field(256, gt=0, description="width of the discriminator")
 
     weighs_samples: ClassVar[bool] = True
@@ -71,13 +71,13 @@ class Adversarial(Objective):
         width = needed(teacher).pooled
         hidden = settings.hidden
         layers: list[nn.Module] = [nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
-        if settings.regulariser == "spectral":
+        if settings.regularizer == "spectral":
             layers = [spectral_norm(layer) for layer in layers]
         first, second, last = layers
         self.discriminator = nn.Sequential(first, nn.LeakyReLU(0.2), second, nn.LeakyReLU(0.2), last)
         self.projector = nn.Linear(student.pooled, width)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         fake_BD = self.projector(student_BD)
         if self.settings.mode == "reversed":
@@ -88,7 +88,7 @@ class Adversarial(Objective):
 
     def discriminate(self, fake_BD: Tensor, real_BD: Tensor) -> Tensor:
         """[B]: the discriminator's losses, with R1 if asked for."""
-        r1 = self.settings.regulariser == "r1"
+        r1 = self.settings.regularizer == "r1"
         real_BD = real_BD.detach().requires_grad_(r1)
         judged_B = self.discriminator(real_BD)[:, 0]
         losses_B = F.softplus(-judged_B) + F.softplus(self.discriminator(fake_BD)[:, 0])

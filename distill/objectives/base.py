@@ -9,40 +9,40 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-import augment.settings
-from augment.settings import complaint
-from distill.data.base import UNLABELLED
+import augment.base.settings
+from augment.base.registry import Component
+from augment.base.settings import error_at
+from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
 from distill.objectives.compare import needed
-from distill.registry import Component
 
-__all__ = ["UNLABELLED", "Batch", "Objective", "Schedule"]
+__all__ = ["UNLABELED", "Objective", "Schedule", "Targets"]
 
 
 @dataclass(frozen=True)
-class Batch:
+class Targets:
     """What is known of a batch's samples, beside what the two networks made of them."""
 
     labels: Tensor
-    """[B] int64, ``UNLABELLED`` where a sample has none."""
+    """[B] int64, ``UNLABELED`` where a sample has none."""
     index: Tensor | None = None
     """[B] int64, each sample's place in the training split: the key of a memory bank."""
     mixed_labels: Tensor | None = None
     """[B] int64, the labels of what was mixed in; None where the images are not mixed."""
-    share: float = 1.0
+    mix_lambda: float = 1.0
     """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
     weights: Tensor | None = None
     """[B] factors of the samples' losses, without gradient; None: all 1. See ``Objective.weighs_samples``."""
 
-    def places(self) -> Tensor:
+    def indices(self) -> Tensor:
         """``index``. Raises ``ValueError`` where the batch does not have it."""
         if self.index is None:
             raise ValueError("this objective needs each sample's place in the training split, which the batch lacks")
         return self.index
 
 
-class Schedule(augment.settings.Settings):
+class Schedule(augment.base.settings.Settings):
     """When a term counts: a factor of its weight over training, in epochs (fractions allowed).
 
     0 before ``start``; then a linear rise to 1 over ``warmup``; then a linear way to ``final``, reached at the end;
@@ -60,7 +60,7 @@ class Schedule(augment.settings.Settings):
     def _in_order(self) -> Schedule:
         if self.until is not None and self.until < self.start + self.warmup:
             text = f"must not come before the end of the warm-up, {self.start + self.warmup:g}, but is {self.until:g}"
-            raise complaint("until", text)
+            raise error_at("until", text)
         return self
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
@@ -84,7 +84,7 @@ class Objective(nn.Module, Component):
 
     A subclass writes ``loss``; calling the module runs it with autocast off, so that every term computes in fp32. It
     averages over the batch such that its gradients, averaged over ranks as DDP does, are those of the whole batch. It
-    stays attached to the student's graph even when a batch gives it nothing to do (no labelled sample, say): a zero,
+    stays attached to the student's graph even when a batch gives it nothing to do (no labeled sample, say): a zero,
     not a constant. No gradient reaches the teacher. A NaN that a network hands over comes out as NaN, which training
     watches for.
 
@@ -105,7 +105,7 @@ class Objective(nn.Module, Component):
             excluded anyway.
     """
 
-    class Settings(augment.settings.Settings):
+    class Settings(augment.base.settings.Settings):
         type: str
         weight: float = Field(1.0, ge=0, description="factor of this term in the sum")
         schedule: Schedule = Field(Schedule(), description="how that factor changes over training")
@@ -144,7 +144,7 @@ class Objective(nn.Module, Component):
     def after_step(self) -> None:
         """Act after an update of the weights."""
 
-    def forward(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def forward(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         """``loss`` in fp32, whatever autocast says.
 
         Raises:
@@ -156,7 +156,7 @@ class Objective(nn.Module, Component):
         with torch.autocast(batch.labels.device.type, enabled=False):
             return self.loss(student, teacher, batch)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         """The unweighted term.
 
         Args:

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, two
 from distill.objectives.ranks import gather_batch
 
@@ -63,7 +63,7 @@ class CC(Objective):
         self.student_embedding = nn.Linear(student.pooled, settings.dim)
         self.teacher_embedding = nn.Linear(needed(teacher).pooled, settings.dim)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         rows = self.student_embedding(student_BD), self.teacher_embedding(teacher_BD)
         return cc(*rows, self.settings.gamma, self.settings.order)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features
-from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import one, shape
 from distill.objectives.ranks import mean_where
 
@@ -22,21 +22,21 @@ def cross_entropy(
     labels_B: Tensor,
     label_smoothing: float = 0.0,
     mixed_labels_B: Tensor | None = None,
-    share: float = 1.0,
+    mix_lambda: float = 1.0,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, mean over the labelled samples of all ranks; zero, with a graph, where nothing is labelled.
+    """Cross-entropy, mean over the labeled samples of all ranks; zero, with a graph, where nothing is labeled.
 
     ``L = −(1/N) Σ_i Σ_k q_ik log softmax(z_i)_k`` over the N samples with a label y, where
     ``q_ik = (1 − ε)·[k = y_i] + ε/K``. Of a mixed image, ``[k = y_i]`` becomes ``λ[k = y_i] + (1 − λ)[k = y'_i]``,
-    and it counts as labelled only if both of its labels are known.
+    and it counts as labeled only if both of its labels are known.
 
     Args:
         logits_BK: student logits.
-        labels_B: class indices, ``UNLABELLED`` where a sample has none.
+        labels_B: class indices, ``UNLABELED`` where a sample has none.
         label_smoothing: ε in [0, 1).
         mixed_labels_B: y', class indices of what was mixed into the images.
-        share: λ, how much of an image is its own.
+        mix_lambda: λ, how much of an image is its own.
         weights_B: factors of the samples' losses.
 
     Raises:
@@ -47,28 +47,28 @@ def cross_entropy(
 
     def of(targets_B: Tensor) -> Tensor:
         return F.cross_entropy(
-            logits_BK.float(), targets_B, ignore_index=UNLABELLED, label_smoothing=label_smoothing, reduction="none"
+            logits_BK.float(), targets_B, ignore_index=UNLABELED, label_smoothing=label_smoothing, reduction="none"
         )
 
     if mixed_labels_B is None:
-        return mean_where(of(labels_B), labels_B != UNLABELLED, weights_B)
-    known_B = (labels_B != UNLABELLED) & (mixed_labels_B != UNLABELLED)
-    return mean_where(of(labels_B).lerp(of(mixed_labels_B), 1 - share), known_B, weights_B)
+        return mean_where(of(labels_B), labels_B != UNLABELED, weights_B)
+    known_B = (labels_B != UNLABELED) & (mixed_labels_B != UNLABELED)
+    return mean_where(of(labels_B).lerp(of(mixed_labels_B), 1 - mix_lambda), known_B, weights_B)
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels; unlabelled samples are left out. See :func:`cross_entropy`."""
+    """Cross-entropy with the labels; unlabeled samples are left out. See :func:`cross_entropy`."""
 
     class Settings(Objective.Settings):
         type: Literal["ce"] = "ce"
-        label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+        label_smoothing: float = Field(0.0, ge=0, lt=1, description="mix_lambda of the target spread over all classes")
 
     reads_teacher: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = True
 
     settings: Settings
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         logits_BK = one("student", student, "logits")
         smoothing = self.settings.label_smoothing
-        return cross_entropy(logits_BK, batch.labels, smoothing, batch.mixed_labels, batch.share, batch.weights)
+        return cross_entropy(logits_BK, batch.labels, smoothing, batch.mixed_labels, batch.mix_lambda, batch.weights)

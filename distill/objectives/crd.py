@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from augment.draws import Draws
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import needed, two
 from distill.objectives.ranks import gather_batch, sum_over_ranks, weighed, world_size
 
@@ -47,7 +47,7 @@ class CRD(Objective):
     """Contrastive representation distillation on pooled features, in both directions. See :func:`nce`.
 
     ``u_s = P_s f_s / ‖·‖``, ``u_t = P_t f_t / ‖·‖`` with one linear layer each, both trained. Two banks keep a vector
-    of every training sample for either network, ``m ← normalise(momentum · m + (1 − momentum) · u)`` when it is seen.
+    of every training sample for either network, ``m ← normalize(momentum · m + (1 − momentum) · u)`` when it is seen.
     The student's u is held against the teacher's bank, the teacher's against the student's. Z is set by the first
     batch, so that h is 1 / N on average, and stays.
 
@@ -82,14 +82,14 @@ class CRD(Objective):
     student_bank: Tensor
     teacher_bank: Tensor
     labels: Tensor
-    normaliser: Tensor
+    normalizer: Tensor
     steps: Tensor
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.student_projector = nn.Linear(student.pooled, settings.dim)
         self.teacher_projector = nn.Linear(needed(teacher).pooled, settings.dim)
-        self.register_buffer("normaliser", torch.full((2,), _UNSET))
+        self.register_buffer("normalizer", torch.full((2,), _UNSET))
         self._scaled = [False, False]
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
@@ -99,12 +99,12 @@ class CRD(Objective):
             self.register_buffer(name, F.normalize(torch.randn(len(labels), self.settings.dim)))
         self.register_buffer("labels", labels.clone(), persistent=False)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
-        index_B, samples = batch.places(), len(self.labels)
+        index_B, samples = batch.indices(), len(self.labels)
         places_K = Draws(0, 0, "crd", self.steps).integers(0, 0, samples, (self.settings.negatives,))[0]
         ours_B, theirs_K = self.labels[index_B][:, None], self.labels[places_K]
-        counts_BK = (index_B[:, None] != places_K) & ((ours_B != theirs_K) | (ours_B == UNLABELLED))
+        counts_BK = (index_B[:, None] != places_K) & ((ours_B != theirs_K) | (ours_B == UNLABELED))
         student_BP = F.normalize(self.student_projector(student_BD))
         teacher_BP = F.normalize(self.teacher_projector(teacher_BD))
         total = torch.zeros((), device=student_BD.device)
@@ -121,9 +121,9 @@ class CRD(Objective):
         """log Z: N times the mean over the first batch of all ranks, without asking the device whether it is first."""
         if not self._scaled[side]:  # in this process; a resumed run knows its own already
             mean = sum_over_ranks(torch.cat([positive_B[:, None], negative_BK], dim=1).exp().mean()) / world_size()
-            self.normaliser[side] = torch.where(self.normaliser[side] == _UNSET, mean, self.normaliser[side])
+            self.normalizer[side] = torch.where(self.normalizer[side] == _UNSET, mean, self.normalizer[side])
             self._scaled[side] = True
-        return (self.normaliser[side] * samples).log()
+        return (self.normalizer[side] * samples).log()
 
     @torch.no_grad()
     def _keep(self, index_B: Tensor, student_BP: Tensor, teacher_BP: Tensor) -> None:

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.ce import cross_entropy
 from distill.objectives.compare import one, same_classes, same_shape, two
 from distill.objectives.kd import kd
@@ -36,7 +36,7 @@ class DeiT(Objective):
         kind: Literal["hard", "soft"] = "hard"
         alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation token's part")
         temperature: float = Field(3.0, gt=0, description="soft only: T")
-        standardise: bool = Field(False, description="soft only: z-score each row of logits first")
+        standardize: bool = Field(False, description="soft only: z-score each row of logits first")
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
@@ -49,16 +49,18 @@ class DeiT(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
         token_BK = one("student", student, "token")
         same_shape("logits", token_BK, teacher_BK)
         class_BK = 2 * student_BK - token_BK  # logits are the mean of the two heads
         s = self.settings
         weights_B = batch.weights
-        labels = cross_entropy(class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.share, weights_B)
+        labels = cross_entropy(
+            class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.mix_lambda, weights_B
+        )
         if s.kind == "soft":
-            taught = kd(token_BK, teacher_BK, s.temperature, s.standardise, weights_B)
+            taught = kd(token_BK, teacher_BK, s.temperature, s.standardize, weights_B)
             return (1 - s.alpha) * labels + s.alpha * taught
         # A NaN has no argmax: it must come out, not become a class.
         decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()

@@ -11,15 +11,15 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import same_classes, same_shape, two
 from distill.objectives.logits import LogitSettings
-from distill.objectives.logits import standardise as standardised
+from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import gather_batch
 
 
 def pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    """Pearson's correlation along ``dim``: the cosine of the centred vectors; 0 where one of them is constant."""
+    """Pearson's correlation along ``dim``: the cosine of the centered vectors; 0 where one of them is constant."""
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     # rsqrt of the product would underflow for flat softmax rows; the norms themselves do not.
     return (a * b).sum(dim) / ((a.norm(dim=dim) + eps) * (b.norm(dim=dim) + eps))
@@ -31,7 +31,7 @@ def dist(
     beta: float = 1.0,
     gamma: float = 1.0,
     temperature: float = 1.0,
-    standardise: bool = False,
+    standardize: bool = False,
 ) -> Tensor:
     """Relations within samples and within classes.
 
@@ -48,15 +48,15 @@ def dist(
         beta: weight of the relations between classes, along each sample; 2 on CIFAR.
         gamma: weight of the relations between samples, along each class; 2 on CIFAR.
         temperature: T; 4 on CIFAR.
-        standardise: z-score each row first.
+        standardize: z-score each row first.
 
     Raises:
         ValueError: the shapes differ.
     """
     same_shape("logits", student_BK, teacher_BK)
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
-    if standardise:
-        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    if standardize:
+        student_BK, teacher_BK = standardized(student_BK), standardized(teacher_BK)
     student_BK, teacher_BK = (gather_batch(z / temperature).softmax(dim=1) for z in (student_BK, teacher_BK))
     within_samples = 1 - pearson(student_BK, teacher_BK, dim=1).mean()
     within_classes = 1 - pearson(student_BK, teacher_BK, dim=0).mean()
@@ -84,7 +84,7 @@ class DIST(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
         s = self.settings
-        return dist(student_BK, teacher_BK, s.beta, s.gamma, s.temperature, s.standardise)
+        return dist(student_BK, teacher_BK, s.beta, s.gamma, s.temperature, s.standardize)

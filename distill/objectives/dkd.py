@@ -13,10 +13,10 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import same_classes, same_shape, two
 from distill.objectives.logits import LogitSettings, log_others, two_classes
-from distill.objectives.logits import standardise as standardised
+from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import mean_where
 
 
@@ -27,26 +27,26 @@ def dkd(
     alpha: float = 1.0,
     beta: float = 8.0,
     temperature: float = 4.0,
-    standardise: bool = False,
+    standardize: bool = False,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Target-class and non-target-class distillation, mean over the labelled samples.
+    """Target-class and non-target-class distillation, mean over the labeled samples.
 
     With ``p = softmax(z / T)``, ``b = (p_y, 1 − p_y)`` and ``p̂`` the softmax over the classes other than y::
 
         L = T² · (α · KL(b_t ‖ b_s) + β · KL(p̂_t ‖ p̂_s))
 
-    With ``β = 1 − p_t,y`` and α = 1 this would be KD. Zero where student equals teacher, and where nothing is labelled.
+    With ``β = 1 − p_t,y`` and α = 1 this would be KD. Zero where student equals teacher, and where nothing is labeled.
 
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
-        labels_B: true classes, ``UNLABELLED`` where a sample has none: it is left out.
+        labels_B: true classes, ``UNLABELED`` where a sample has none: it is left out.
         alpha: weight of the target-class part.
         beta: weight of the non-target part: 8 on CIFAR-100 (2 for ResNet-56/110 teachers, 6 for VGG and WRN pairs), 0.5
             on ImageNet with T 1.
         temperature: T.
-        standardise: z-score each row first.
+        standardize: z-score each row first.
         weights_B: factors of the samples' losses.
 
     Raises:
@@ -55,8 +55,8 @@ def dkd(
     same_shape("logits", student_BK, teacher_BK)
     two_classes("dkd", student_BK)
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
-    if standardise:
-        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    if standardize:
+        student_BK, teacher_BK = standardized(student_BK), standardized(teacher_BK)
     target_B = labels_B.clamp(min=0)
     parts = []
     for logits_BK in (student_BK / temperature, teacher_BK / temperature):
@@ -69,7 +69,7 @@ def dkd(
     (log_b_s, log_q_s), (log_b_t, log_q_t) = parts
     target = F.kl_div(log_b_s, log_b_t, log_target=True, reduction="none").sum(1)
     others = F.kl_div(log_q_s, log_q_t, log_target=True, reduction="none").sum(1)
-    return temperature**2 * mean_where(alpha * target + beta * others, labels_B != UNLABELLED, weights_B)
+    return temperature**2 * mean_where(alpha * target + beta * others, labels_B != UNLABELED, weights_B)
 
 
 class DKD(Objective):
@@ -97,7 +97,7 @@ class DKD(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
         s, labels_B = self.settings, batch.labels
-        return dkd(student_BK, teacher_BK, labels_B, s.alpha, s.beta, s.temperature, s.standardise, batch.weights)
+        return dkd(student_BK, teacher_BK, labels_B, s.alpha, s.beta, s.temperature, s.standardize, batch.weights)

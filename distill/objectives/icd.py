@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import needed, same_shape, two
 from distill.objectives.ranks import gather_batch, rank, weighed
 
@@ -59,7 +59,7 @@ def icd(
     own_B = rank() * batch + torch.arange(batch, device=student_BP.device)
     no_negative_BG = torch.zeros_like(rows_BG, dtype=torch.bool)
     if labels_B is not None:
-        no_negative_BG = (labels_B[:, None] == gather_batch(labels_B)[None]) & (labels_B[:, None] != UNLABELLED)
+        no_negative_BG = (labels_B[:, None] == gather_batch(labels_B)[None]) & (labels_B[:, None] != UNLABELED)
         no_negative_BG = no_negative_BG.scatter(1, own_B[:, None], False)
 
     log_p1_BG = F.log_softmax(rows_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
@@ -111,7 +111,7 @@ class ICD(Objective):
     def scale(self) -> Tensor:
         return self.tau.exp().clamp(max=10)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         return icd(
             self.student_projector(student_BD),

@@ -10,17 +10,17 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import same_classes, same_shape, two
 from distill.objectives.logits import LogitSettings, divergence
-from distill.objectives.logits import standardise as standardised
+from distill.objectives.logits import standardize as standardized
 
 
 def kd(
     student_BK: Tensor,
     teacher_BK: Tensor,
     temperature: float = 4.0,
-    standardise: bool = False,
+    standardize: bool = False,
     weights_B: Tensor | None = None,
 ) -> Tensor:
     """Knowledge distillation.
@@ -35,7 +35,7 @@ def kd(
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
         temperature: T.
-        standardise: z-score each row first, see :func:`distill.objectives.logits.standardise`.
+        standardize: z-score each row first, see :func:`distill.objectives.logits.standardize`.
         weights_B: factors of the samples' losses.
 
     Raises:
@@ -43,8 +43,8 @@ def kd(
     """
     same_shape("logits", student_BK, teacher_BK)
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
-    if standardise:
-        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    if standardize:
+        student_BK, teacher_BK = standardized(student_BK), standardized(teacher_BK)
     return divergence(student_BK, teacher_BK, temperature, weights_B)
 
 
@@ -63,6 +63,6 @@ class KD(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
-        return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardise, batch.weights)
+        return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardize, batch.weights)

@@ -1,4 +1,4 @@
-"""What losses on logits have in common: standardised rows, and the temperature-scaled divergence.
+"""What losses on logits have in common: standardized rows, and the temperature-scaled divergence.
 
 Shape suffixes: B batch, K classes.
 """
@@ -18,11 +18,11 @@ class LogitSettings(Objective.Settings):
     """Options shared by every loss on logits."""
 
     temperature: float = Field(4.0, gt=0, description="T; 4 for small images, 1 is usual for ImageNet")
-    standardise: bool = Field(False, description="z-score each row of logits first; its paper uses T 2 and weight 9")
+    standardize: bool = Field(False, description="z-score each row of logits first; its paper uses T 2 and weight 9")
 
 
-def standardise(logits_BK: Tensor) -> Tensor:
-    """Logit standardisation: each row shifted to mean 0 and scaled to standard deviation 1.
+def standardize(logits_BK: Tensor) -> Tensor:
+    """Logit standardization: each row shifted to mean 0 and scaled to standard deviation 1.
 
     ``z' = (z − mean(z)) / (std(z) + 1e-7)``, with the unbiased standard deviation. A student then need not match the
     magnitude of the teacher's logits, only their relations. The gradient grows as 1 / std: rows of equal logits, which
@@ -34,9 +34,9 @@ def standardise(logits_BK: Tensor) -> Tensor:
         ValueError: there is one class, whose logits have no spread.
     """
     if logits_BK.shape[1] < 2:
-        raise ValueError(f"logits of shape {tuple(logits_BK.shape)} cannot be standardised: it takes two classes")
-    centred_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
-    return centred_BK / (logits_BK.std(dim=1, keepdim=True) + 1e-7)
+        raise ValueError(f"logits of shape {tuple(logits_BK.shape)} cannot be standardized: it takes two classes")
+    centered_BK = logits_BK - logits_BK.mean(dim=1, keepdim=True)
+    return centered_BK / (logits_BK.std(dim=1, keepdim=True) + 1e-7)
 
 
 def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float, weights_B: Tensor | None = None) -> Tensor:

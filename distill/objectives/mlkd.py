@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import same_classes, same_shape, two
 from distill.objectives.logits import divergence
-from distill.objectives.logits import standardise as standardised
+from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import gather_batch
 
 
@@ -23,7 +23,7 @@ def mlkd(
     student_BK: Tensor,
     teacher_BK: Tensor,
     temperatures: tuple[float, ...] = (2.0, 3.0, 4.0, 5.0, 6.0),
-    standardise: bool = False,
+    standardize: bool = False,
 ) -> Tensor:
     """Alignment at the levels of instance, class and batch, mean over the temperatures.
 
@@ -37,15 +37,15 @@ def mlkd(
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
         temperatures: the Ts.
-        standardise: z-score each row first.
+        standardize: z-score each row first.
 
     Raises:
         ValueError: the shapes differ.
     """
     same_shape("logits", student_BK, teacher_BK)
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
-    if standardise:
-        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    if standardize:
+        student_BK, teacher_BK = standardized(student_BK), standardized(teacher_BK)
     all_student_BK, all_teacher_BK = gather_batch(student_BK), gather_batch(teacher_BK)
     terms = []
     for temperature in temperatures:
@@ -68,7 +68,7 @@ class MLKD(Objective):
     class Settings(Objective.Settings):
         type: Literal["mlkd"] = "mlkd"
         temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
-        standardise: bool = Field(False, description="z-score each row of logits first")
+        standardize: bool = Field(False, description="z-score each row of logits first")
 
     paper: ClassVar[str] = "Jin et al., CVPR 2023"
 
@@ -78,6 +78,6 @@ class MLKD(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
-        return mlkd(student_BK, teacher_BK, self.settings.temperatures, self.settings.standardise)
+        return mlkd(student_BK, teacher_BK, self.settings.temperatures, self.settings.standardize)

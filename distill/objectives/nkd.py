@@ -1,4 +1,4 @@
-"""Normalised knowledge distillation: the teacher's confidence in the true class, and its other classes renormalised.
+"""Normalized knowledge distillation: the teacher's confidence in the true class, and its other classes renormalized.
 
 Shape suffixes: B batch, K classes.
 """
@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import UNLABELLED, Batch, Objective
+from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import same_classes, same_shape, two
 from distill.objectives.logits import LogitSettings, log_others, two_classes
-from distill.objectives.logits import standardise as standardised
+from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import mean_where
 
 
@@ -25,10 +25,10 @@ def nkd(
     labels_B: Tensor,
     gamma: float = 1.5,
     temperature: float = 1.0,
-    standardise: bool = False,
+    standardize: bool = False,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Soft target loss and normalised non-target loss, mean over the labelled samples.
+    """Soft target loss and normalized non-target loss, mean over the labeled samples.
 
     ``L = −p_t,y · log p_s,y − γ T² Σ_{k≠y} p̂_t,k log p̂_s,k`` with ``p = softmax(z)`` and ``p̂`` the softmax of z / T
     over the classes other than y. A cross-entropy, so its minimum over the non-target part is γ T² times the teacher's
@@ -37,10 +37,10 @@ def nkd(
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
-        labels_B: true classes, ``UNLABELLED`` where a sample has none: it is left out.
+        labels_B: true classes, ``UNLABELED`` where a sample has none: it is left out.
         gamma: γ.
         temperature: T of the non-target part.
-        standardise: z-score each row first.
+        standardize: z-score each row first.
         weights_B: factors of the samples' losses.
 
     Raises:
@@ -49,8 +49,8 @@ def nkd(
     same_shape("logits", student_BK, teacher_BK)
     two_classes("nkd", student_BK)
     student_BK, teacher_BK = student_BK.float(), teacher_BK.detach().float()
-    if standardise:
-        student_BK, teacher_BK = standardised(student_BK), standardised(teacher_BK)
+    if standardize:
+        student_BK, teacher_BK = standardized(student_BK), standardized(teacher_BK)
     target_B = labels_B.clamp(min=0)
     target_B1 = target_B[:, None]
     p_t_B1 = teacher_BK.softmax(dim=1).gather(1, target_B1)
@@ -58,11 +58,11 @@ def nkd(
     log_q_s, log_q_t = (log_others(logits / temperature, target_B) for logits in (student_BK, teacher_BK))
     # log_others holds 0 at the target, so exp of it is no probability there; the product with log_q_s = 0 is 0.
     others = -(log_q_t.exp() * log_q_s).sum(1)
-    return mean_where(target + gamma * temperature**2 * others, labels_B != UNLABELLED, weights_B)
+    return mean_where(target + gamma * temperature**2 * others, labels_B != UNLABELED, weights_B)
 
 
 class NKD(Objective):
-    """Normalised knowledge distillation. See :func:`nkd`.
+    """Normalized knowledge distillation. See :func:`nkd`.
 
     Paper: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels, ICCV 2023, arXiv 2303.13005; there beside a cross-entropy of weight 1.
@@ -86,7 +86,7 @@ class NKD(Objective):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BK, teacher_BK = two(student, teacher, "logits")
         s = self.settings
-        return nkd(student_BK, teacher_BK, batch.labels, s.gamma, s.temperature, s.standardise, batch.weights)
+        return nkd(student_BK, teacher_BK, batch.labels, s.gamma, s.temperature, s.standardize, batch.weights)

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import two
 from distill.objectives.ranks import gather_batch
 
@@ -50,5 +50,5 @@ class PKT(Objective):
 
     settings: Settings
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         return pkt(*two(student, teacher, "pooled"))

@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, same_shape, two
 from distill.objectives.ranks import weighed
 
@@ -80,6 +80,6 @@ class PooledFeature(Objective):
             )
         self.projector = nn.Linear(student.pooled, width) if settings.projector == "linear" else nn.Identity()
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         return pooled(self.projector(student_BD), teacher_BD, self.settings.distance, batch.weights)

@@ -1,7 +1,7 @@
 """One batch spread over the ranks of ``torch.distributed``: gathered with gradient, counted, located.
 
 Everything here is exact for data-parallel training that *averages* gradients over ranks: two ranks with half the
-batch each get the gradient of one rank with all of it. Without an initialised process group there is one rank.
+batch each get the gradient of one rank with all of it. Without an initialized process group there is one rank.
 Calls must not depend on the data: a rank that skips one leaves the others waiting.
 """
 
@@ -77,10 +77,10 @@ class RankBatchNorm(nn.Module):
         if world_size() == 1 and x.numel() > x.shape[1]:  # torch's own, in one pass, refuses one number per channel
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
         mean = gather_batch(x.mean((0, 2, 3))[None]).mean(0)
-        centred = x - mean[:, None, None]
-        variance = gather_batch(centred.square().mean((0, 2, 3))[None]).mean(0)
+        centered = x - mean[:, None, None]
+        variance = gather_batch(centered.square().mean((0, 2, 3))[None]).mean(0)
         scale = self.weight * (variance + 1e-5).rsqrt()
-        return centred * scale[:, None, None] + self.bias[:, None, None]
+        return centered * scale[:, None, None] + self.bias[:, None, None]
 
 
 class _Gather(torch.autograd.Function):

@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, same_shape, two
 from distill.objectives.ranks import gather_batch, weighed
 
@@ -93,7 +93,7 @@ class RRD(Objective):
         self.register_buffer("queue", torch.zeros(settings.queue, dim))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         teacher_BP = F.normalize(teacher_BD @ self.projection.T)
         self._push(gather_batch(teacher_BP))

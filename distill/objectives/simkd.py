@@ -15,7 +15,7 @@ from torch.nn.utils import parametrize
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, same_classes, same_shape, two
 from distill.objectives.ranks import weighed
 
@@ -102,7 +102,7 @@ class SimKD(Objective):
         bias = None if classifier.bias is None else classifier.bias.detach().float().clone()
         self.register_buffer("bias", bias, persistent=False)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BS, teacher_BT = two(student, teacher, "pooled")
         return simkd(self.projector(student_BS), teacher_BT, batch.weights)
 

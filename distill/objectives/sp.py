@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ranks import gather_batch
 from distill.objectives.stages import MapObjective, Stages, stages_field
 
@@ -44,5 +44,5 @@ class SP(MapObjective):
 
     settings: Settings
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         return sum(sp(*maps) for maps in self.maps(student, teacher))  # type: ignore[return-value]

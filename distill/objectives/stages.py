@@ -16,9 +16,9 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from augment.settings import nearest
+from augment.base.settings import did_you_mean
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, shape
 from distill.objectives.ranks import weighed
 
@@ -62,7 +62,7 @@ class MapObjective(Objective):
         """See :func:`map_pairs`."""
         return map_pairs(student, teacher, self.pairs)
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         return weighed(self.losses(self.maps(student, teacher)), batch.weights).mean()
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
@@ -85,7 +85,8 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
             for name in wanted:
                 if name not in known:
                     raise ValueError(
-                        f"stages: the {side} has no stage {name!r}{nearest(name, known)}; it has {', '.join(known)}"
+                        f"stages: the {side} has no stage {name!r}{did_you_mean(name, known)}; "
+                        f"it has {', '.join(known)}"
                     )
         return sorted(stages.items(), key=lambda pair: ours.index(pair[0]))
     if not ours or not theirs:

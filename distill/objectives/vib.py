@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from augment.draws import Draws
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, two
 from distill.objectives.pooled import Distance, pooled
 from distill.objectives.ranks import weighed
@@ -64,12 +64,12 @@ class VIB(Objective):
         self.decoder = nn.Linear(settings.dim, needed(teacher).pooled)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = two(student, teacher, "pooled")
         mean_BZ = self.mean(student_BD)
         # As in the paper: σ = 1/e or so at first, away from 0, where its logarithm has no bound.
         spread_BZ = F.softplus(self.spread(student_BD) - 1) + 1e-6
-        code_BZ = mean_BZ + spread_BZ * self._noise(batch.places(), mean_BZ.shape[1])
+        code_BZ = mean_BZ + spread_BZ * self._noise(batch.indices(), mean_BZ.shape[1])
         length = code_length(mean_BZ, spread_BZ.square(), batch.weights)
         error = pooled(self.decoder(code_BZ), teacher_BD, self.settings.distance, batch.weights)
         return error + self.settings.beta * length

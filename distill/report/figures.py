@@ -59,10 +59,10 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     figure, axes = _canvas(0.9 + 0.42 * len(rows), theme)
     for y, row in enumerate(rows):
         value = row.accuracy or 0.0
-        colour = theme.better if row.name == summary.student else theme.muted
+        color = theme.better if row.name == summary.student else theme.muted
         if images:
-            axes.plot(interval(value, images), (y, y), color=colour, linewidth=3, alpha=0.35, solid_capstyle="butt")
-        axes.plot(value, y, "o", color=colour, markersize=8)
+            axes.plot(interval(value, images), (y, y), color=color, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        axes.plot(value, y, "o", color=color, markersize=8)
         axes.annotate(
             percent(value), (value, y), (0, 9), textcoords="offset points", ha="center", color=theme.ink, fontsize=9
         )
@@ -152,7 +152,7 @@ def classes(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Change in the confusion matrix from baseline to student, coloured by whether the change is to the good."""
+    """Change in the confusion matrix from baseline to student, colored by whether the change is to the good."""
     found = outcome(summary)
     if found is None or len(found.classes) < 2:
         return None
@@ -162,8 +162,8 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
     most = max(1, int(np.abs(change).max()))
     figure = Figure(figsize=(WIDTH, WIDTH * 0.85), layout="constrained")
     axes = figure.subplots()
-    colours = LinearSegmentedColormap.from_list("benefit", [theme.worse, theme.paper, theme.better])
-    axes.imshow(benefit, cmap=colours, vmin=-most, vmax=most)
+    colors = LinearSegmentedColormap.from_list("benefit", [theme.worse, theme.paper, theme.better])
+    axes.imshow(benefit, cmap=colors, vmin=-most, vmax=most)
     text = 9 if len(shown) <= 12 else 6
     for i, j in zip(*np.nonzero(change)):
         strong = abs(change[i, j]) > 0.6 * most
@@ -198,16 +198,16 @@ def _most_changed(found: Outcome) -> list[int]:
     return sorted(int(k) for k in np.argsort(-total_K, kind="stable")[:MOST_CONFUSED])
 
 
-def _curve(axes: Axes, name: str, series: Series, colour: str) -> None:
+def _curve(axes: Axes, name: str, series: Series, color: str) -> None:
     """A line; single points as dots; what is not finite as a cross on the lower edge, where a gap would hide it."""
     x = np.asarray(series.steps)
     y = np.asarray(series.values, dtype=float)
     good = np.isfinite(y)
     label = name if good.any() else f"{name} (never finite)"
-    axes.plot(x, np.where(good, y, np.nan), color=colour, label=label, marker="o" if len(x) < 30 else None)
+    axes.plot(x, np.where(good, y, np.nan), color=color, label=label, marker="o" if len(x) < 30 else None)
     if not good.all():
         bad = x[~good]
-        axes.plot(bad, np.zeros(len(bad)), "x", color=colour, transform=axes.get_xaxis_transform(), clip_on=False)
+        axes.plot(bad, np.zeros(len(bad)), "x", color=color, transform=axes.get_xaxis_transform(), clip_on=False)
 
 
 def _spans_decades(group: dict[str, Series]) -> bool:

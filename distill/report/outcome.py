@@ -1,6 +1,6 @@
 """Student against baseline on the test split: by class, by confusion, image by image.
 
-Shape suffixes: N labelled test images, K classes.
+Shape suffixes: N labeled test images, K classes.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from distill.report.summary import RunSummary
 
 @dataclass(frozen=True)
 class Outcome:
-    """Two models' predictions for the same labelled images."""
+    """Two models' predictions for the same labeled images."""
 
     labels_N: np.ndarray
     student_N: np.ndarray
@@ -52,18 +52,18 @@ class Outcome:
 
 
 def outcome(summary: RunSummary) -> Outcome | None:
-    """Student against baseline over the labelled test images; None without labels or without either's predictions."""
+    """Student against baseline over the labeled test images; None without labels or without either's predictions."""
     chosen = [summary.predictions.get(name, ()) for name in (summary.student, summary.baseline)]
     labels_N = np.asarray(summary.labels, dtype=np.int64)
-    labelled_N = labels_N >= 0
-    if not labelled_N.any() or not all(chosen):
+    labeled_N = labels_N >= 0
+    if not labeled_N.any() or not all(chosen):
         return None
-    student_N, baseline_N = (np.asarray(indices, dtype=np.int64)[labelled_N] for indices in chosen)
-    return Outcome(labels_N[labelled_N], student_N, baseline_N, summary.classes)
+    student_N, baseline_N = (np.asarray(indices, dtype=np.int64)[labeled_N] for indices in chosen)
+    return Outcome(labels_N[labeled_N], student_N, baseline_N, summary.classes)
 
 
 def class_accuracy(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
-    """[K] share of each class's images that are recognised; NaN for a class without images."""
+    """[K] share of each class's images that are recognized; NaN for a class without images."""
     images_K = np.bincount(labels_N, minlength=classes).astype(float)
     right_K = np.bincount(labels_N[labels_N == predictions_N], minlength=classes)
     return np.divide(right_K, images_K, out=np.full(classes, np.nan), where=images_K > 0)
@@ -79,6 +79,6 @@ def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> 
 def interval(accuracy: float, images: int) -> tuple[float, float]:
     """The 95 % Wilson interval of an accuracy measured on so many images."""
     z = 1.96
-    centre = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
+    center = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
     half = z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)

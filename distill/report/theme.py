@@ -1,6 +1,6 @@
 """How figures look: quiet, on the page's own paper, in a light and a dark version.
 
-Colours are Okabe and Ito's, safe for colour-blind readers: blue is better, orange is worse, grey is neither.
+Colors are Okabe and Ito's, safe for color-blind readers: blue is better, orange is worse, gray is neither.
 """
 
 from __future__ import annotations

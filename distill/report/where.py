@@ -20,7 +20,7 @@ BAR = 24  # columns of the terminal's longest bar
 
 @dataclass(frozen=True)
 class Block:
-    """Neighbouring sites of one block of the network."""
+    """Neighboring sites of one block of the network."""
 
     name: str
     sites: tuple[SiteBytes, ...]
@@ -70,7 +70,7 @@ def bytes_table(sites: tuple[SiteBytes, ...]) -> Table:
 
 
 def bytes_figure(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Bytes of every changed layer, in the network's order; one colour for each method, ticks where blocks begin."""
+    """Bytes of every changed layer, in the network's order; one color for each method, ticks where blocks begin."""
     sites = [site for block in blocks(summary.sites) for site in block.sites]
     if len(sites) < 2:
         return None
@@ -79,8 +79,8 @@ def bytes_figure(summary: RunSummary, theme: Theme) -> Figure | None:
     types = list(dict.fromkeys(site.type for site in sites))
     for number, kind in enumerate(types):
         places = [place for place, site in enumerate(sites) if site.type == kind]
-        colour = theme.better if len(types) == 1 else theme.series[number % len(theme.series)]
-        axes.bar(places, [sites[place].bytes for place in places], width=0.8, color=colour, label=kind)
+        color = theme.better if len(types) == 1 else theme.series[number % len(theme.series)]
+        axes.bar(places, [sites[place].bytes for place in places], width=0.8, color=color, label=kind)
     begins = [place for place, site in enumerate(sites) if not place or site.block != sites[place - 1].block]
     shown = begins[:: -(-len(begins) // 24)]
     axes.set_xticks(shown, [sites[place].block for place in shown], rotation=90, fontsize=7)

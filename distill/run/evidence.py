@@ -17,18 +17,18 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.deltas.attach import layer_at
 from distill.deltas.base import DeltaSettings, Gradients, StructuralDelta, WeightDelta
 from distill.deltas.blocks import eval_mode
 from distill.deltas.dense import Dense
-from distill.deltas.sites import classifier_names, find_place
+from distill.deltas.sites import classifier_names, find_target
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network, extract
 from distill.models.reused_head import reuse_head
 from distill.models.student import Student
 from distill.objectives.ranks import gather_batch, sum_over_ranks, world_size
-from distill.run.lesson import Lesson
+from distill.run.fit_spec import FitSpec
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.module import Distillation
 from distill.training.signals import Interrupted
@@ -37,57 +37,57 @@ RATE_OF_WEIGHTS = 0.1
 """Default learning rate of free weights over that of deltas, which take larger steps."""
 
 
-class FreeTraining:
+class WarmUp:
     """Free trainings of one lesson; each is run once, in a folder of its own, and resumed like any fit."""
 
-    def __init__(self, lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int):
-        self.lesson, self.folder, self.name, self.needs, self.classes = lesson, folder, name, needs, classes
-        self.settings = lesson.shop.experiment.student
-        self._points: dict[tuple, FreePoint] = {}
+    def __init__(self, fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int):
+        self.fit_spec, self.folder, self.name, self.needs, self.classes = fit_spec, folder, name, needs, classes
+        self.settings = fit_spec.context.experiment.student
+        self._points: dict[tuple, WarmUpPoint] = {}
 
     def backbone(self) -> nn.Module:
         """The network before training, the same every time."""
         return self._student(()).model
 
-    def point(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> FreePoint:
+    def point(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
         known = epochs, train if epochs else "weights", lr if epochs else None
         if known not in self._points:
             self._points[known] = self._reach(epochs, train, lr)
         return self._points[known]
 
-    def _reach(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> FreePoint:
-        shop, name = self.lesson.shop, f"{self.name}: warm-up"
+    def _reach(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
+        context, name = self.fit_spec.context, f"{self.name}: warm-up"
         student = self._student(tuple(_free_form(entry) for entry in self.settings.deltas))
         if not epochs:
-            return FreePoint(self.lesson, student, name, None)
-        usual = self.lesson.training.optimiser.lr
+            return WarmUpPoint(self.fit_spec, student, name, None)
+        usual = self.fit_spec.training.optimizer.lr
         rate = lr or (usual if train == "head" else RATE_OF_WEIGHTS * usual)
         # Under another number of epochs, as the control has it, a warm-up is the same part of training.
-        scaled = max(1, round(epochs * self.lesson.training.epochs / shop.experiment.training.epochs))
-        lesson = self.lesson.free(scaled, rate)
+        scaled = max(1, round(epochs * self.fit_spec.training.epochs / context.experiment.training.epochs))
+        fit_spec = self.fit_spec.free(scaled, rate)
         folder = self.folder / f"warm-up-{train}-{epochs}-{rate:g}"
         if train == "weights":
-            lesson.fit(student, folder, name)
+            fit_spec.fit(student, folder, name)
         else:
             alone = self._student(())
-            lesson.fit(alone, folder, name)
+            fit_spec.fit(alone, folder, name)
             heads = [head_state(model, classifier_names(model)) for model in (student.model, alone.model)]
             load_exactly(heads[0], heads[1], "head")
-        return FreePoint(self.lesson, student, name, folder)
+        return WarmUpPoint(self.fit_spec, student, name, folder)
 
     def _student(self, deltas: tuple[DeltaSettings, ...]) -> Student:
-        torch.manual_seed(self.lesson.shop.experiment.seed)
+        torch.manual_seed(self.fit_spec.context.experiment.seed)
         network = create_network(self.settings.network, self.classes)
-        if self.lesson.head is not None:
-            reuse_head(network.model, self.lesson.head)
+        if self.fit_spec.head is not None:
+            reuse_head(network.model, self.fit_spec.head)
         return Student(network, self.settings.model_copy(update={"deltas": deltas}), self.needs)
 
 
-class FreePoint:
+class WarmUpPoint:
     """A student that moved freely, and the loss around it."""
 
-    def __init__(self, lesson: Lesson, student: Student, name: str, folder: Path | None):
-        self.lesson, self.student, self.name, self.folder = lesson, student, name, folder
+    def __init__(self, fit_spec: FitSpec, student: Student, name: str, folder: Path | None):
+        self.fit_spec, self.student, self.name, self.folder = fit_spec, student, name, folder
         self._gradients: dict[int, dict[int, dict[str, Gradients]]] = {}
 
     def free(self, number: int) -> dict[str, Dense]:
@@ -103,7 +103,7 @@ class FreePoint:
     def _gather(self, samples: int) -> dict[int, dict[str, Gradients]]:
         keys = [(number, site) for number in range(len(self.student.entries)) for site in self.free(number)]
         tensors = [self.free(number)[site].D for number, site in keys]
-        layers = {site: find_place(self.student.model, site).layer for _, site in keys}
+        layers = {site: find_target(self.student.model, site).layer for _, site in keys}
         with self._module() as module, _input_squares(self.student.model, set(layers.values())) as inputs:
             mean = [torch.zeros_like(tensor) for tensor in tensors]
             square = [torch.zeros_like(tensor) for tensor in tensors]
@@ -145,8 +145,8 @@ class FreePoint:
     @contextmanager
     def _module(self) -> Iterator[Distillation]:
         """The training step at this point, on the device; the objectives' own parameters as training left them."""
-        loader = self.lesson.loader()
-        module = self.lesson.module(self.student, loader, self.name)
+        loader = self.fit_spec.loader()
+        module = self.fit_spec.module(self.student, loader, self.name)
         loader.close()
         if self.folder is not None:
             path = newest_good(self.folder)
@@ -155,7 +155,7 @@ class FreePoint:
             state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]
             terms = {name: tensor for name, tensor in state.items() if name.startswith("terms.")}
             module.load_state_dict(terms, strict=False)
-        module.to(self.lesson.shop.device)
+        module.to(self.fit_spec.context.device)
         try:
             yield module
         finally:
@@ -163,27 +163,31 @@ class FreePoint:
 
     def _batches(self, module: Distillation, samples: int) -> Iterator:
         """Batches of the first epoch: this rank's share once the ranks are connected, all of it before."""
-        shop = self.lesson.shop
-        alone = shop.data.world_size > 1 and not shop.connected
-        data = DataModule(shop.data.settings, shop.data.seed, device=shop.data.device) if alone else shop.data
-        loader = data.train_loader(labelled_only=self.lesson.labelled_only)
+        context = self.fit_spec.context
+        alone = context.data.world_size > 1 and not context.connected
+        data = (
+            ExperimentData(context.data.settings, context.data.seed, device=context.data.device)
+            if alone
+            else context.data
+        )
+        loader = data.train_loader(labeled_only=self.fit_spec.labeled_only)
         seen = 0
         try:
             for batch, _ in zip(loader, range(len(loader))):
-                if (number := shop.stop.agreed()) is not None:
+                if (number := context.stop.agreed()) is not None:
                     raise Interrupted(number)
-                yield module.transfer_batch_to_device(batch, shop.device, 0)
-                seen += len(batch.ids) * (1 if alone else shop.data.world_size)
+                yield module.transfer_batch_to_device(batch, context.device, 0)
+                seen += len(batch.ids) * (1 if alone else context.data.world_size)
                 if seen >= samples:
                     break
         finally:
             loader.close()
 
 
-class StudentEvidence:
-    """An entry's view of the free trainings: see ``distill.deltas.base.Evidence``."""
+class StudentCalibration:
+    """An entry's view of the free trainings: see ``distill.deltas.base.Calibration``."""
 
-    def __init__(self, training: FreeTraining, number: int):
+    def __init__(self, training: WarmUp, number: int):
         self.training, self.number = training, number
 
     @cached_property
@@ -193,18 +197,18 @@ class StudentEvidence:
     @cached_property
     def layers(self) -> Mapping[str, nn.Module]:
         sites = self.training.point(0, "weights", None).free(self.number)
-        return {site: layer_at(self.backbone, find_place(self.backbone, site)) for site in sites}
+        return {site: layer_at(self.backbone, find_target(self.backbone, site)) for site in sites}
 
     def after(
         self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None
-    ) -> StudentObserved:
-        return StudentObserved(self, self.training.point(epochs, train, lr))
+    ) -> StudentCalibrationStats:
+        return StudentCalibrationStats(self, self.training.point(epochs, train, lr))
 
 
-class StudentObserved:
-    """An entry's view of one point: see ``distill.deltas.base.Observed``."""
+class StudentCalibrationStats:
+    """An entry's view of one point: see ``distill.deltas.base.CalibrationStats``."""
 
-    def __init__(self, evidence: StudentEvidence, point: FreePoint):
+    def __init__(self, evidence: StudentCalibration, point: WarmUpPoint):
         self.evidence, self.point, self.student = evidence, point, point.student
 
     @cached_property
@@ -221,8 +225,8 @@ class StudentObserved:
 
 
 def linear_cka(x_ND: Tensor, y_ND: Tensor) -> Tensor:
-    """Centred kernel alignment of two sets of features of the same samples, in [0, 1] (Kornblith et al.,
-    arXiv 1905.00414): ``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)``, columns centred. 1 where both are constant."""
+    """Centered kernel alignment of two sets of features of the same samples, in [0, 1] (Kornblith et al.,
+    arXiv 1905.00414): ``‖YᵀX‖² / (‖XᵀX‖ ‖YᵀY‖)``, columns centered. 1 where both are constant."""
     x_ND, y_ND = x_ND - x_ND.mean(0), y_ND - y_ND.mean(0)
     K, L = x_ND @ x_ND.T, y_ND @ y_ND.T
     scale = K.norm() * L.norm()

@@ -14,15 +14,15 @@ from distill.config import Experiment
 from distill.deltas.base import StructuralDelta
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta_file import read_delta, write_delta
+from distill.export.delta.io import read_delta, write_delta
 from distill.export.manifest import Preprocessing, Result
-from distill.export.timm_folder import write_timm_folder
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.export.verify import TOLERANCE, verify
 from distill.models.network import create_network
 from distill.models.reused_head import enlargement
 from distill.models.student import Student
 from distill.report.summary import Check
-from distill.run.workshop import Workshop
+from distill.run.workshop import RunContext
 
 
 def export_paths(folder: Path) -> dict[str, Path]:
@@ -35,7 +35,7 @@ def structural_types(experiment: Experiment) -> list[str]:
     return [s.type for s in settings if s.component is not None and issubclass(s.component, StructuralDelta)]
 
 
-def export_student(shop: Workshop, student: Student, folder: Path, results: list[Result]) -> dict[str, int]:
+def export_student(context: RunContext, student: Student, folder: Path, results: list[Result]) -> dict[str, int]:
     """Write the delta file (unless every weight was trained) and the merged timm folder (unless a delta is structural).
 
     Returns sizes in bytes.
@@ -43,17 +43,17 @@ def export_student(shop: Workshop, student: Student, folder: Path, results: list
     paths = export_paths(folder)
     about: dict[str, Any] = {
         "origin": student.network.origin,
-        "labels": tuple(shop.data.classes),
-        "preprocessing": preprocessing(shop, student),
+        "labels": tuple(context.data.classes),
+        "preprocessing": preprocessing(context, student),
         "results": results,
     }
     sizes = {}
-    if not student.whole:
+    if not student.full:
         write_delta(paths["delta"], student.model, student.backbone, **about)
         sizes["delta"] = (paths["delta"] / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
-    if not structural_types(shop.experiment):
+    if not structural_types(context.experiment):
         write_timm_folder(paths["merged model"], student.model, **about)
         sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
     if (larger := enlargement(student.model)) is not None:
@@ -61,23 +61,23 @@ def export_student(shop: Workshop, student: Student, folder: Path, results: list
     return sizes
 
 
-def preprocessing(shop: Workshop, student: Student) -> Preprocessing:
+def preprocessing(context: RunContext, student: Student) -> Preprocessing:
     """How an image becomes what the student was evaluated on: the canvas of the loader, then the network's size."""
-    mode = {"crop": "center", "pad": "border", "squash": "squash"}[shop.data.settings.fit]
+    mode = {"crop": "center", "pad": "border", "squash": "squash"}[context.data.settings.fit]
     found = Preprocessing.of(student.model, student.input.size)
     return found.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
 
 
-def verify_export(shop: Workshop, folder: Path, student: Student | None = None) -> list[Check]:
+def verify_export(context: RunContext, folder: Path, student: Student | None = None) -> list[Check]:
     """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory.
 
     A student with structural deltas must be given: nothing is merged, so it is what the delta file is compared with.
     """
-    experiment, paths = shop.experiment, export_paths(folder)
-    whole = experiment.student.train == "whole"
+    experiment, paths = context.experiment, export_paths(folder)
+    whole = experiment.student.train == "full"
     merged = None if structural_types(experiment) else paths["merged model"]
     network = create_network(experiment.student.network)
-    images = verification_images(shop, network.input, experiment.export.verify_images)
+    images = verification_images(context, network.input, experiment.export.verify_images)
 
     def backbone() -> nn.Module:
         torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
@@ -107,12 +107,12 @@ def verify_export(shop: Workshop, folder: Path, student: Student | None = None) 
     return checks
 
 
-def verification_images(shop: Workshop, spec: InputSpec, count: int) -> Tensor:
+def verification_images(context: RunContext, spec: InputSpec, count: int) -> Tensor:
     """At least ``count`` real images as the student sees them, [N, 3, H, W]; all there are if the data has fewer."""
     views: list[Tensor] = []
     for split in ("test", "val", "train"):
-        if shop.data.has(split):  # type: ignore[arg-type]
-            for batch in shop.data.eval_loader(split, shared=False):  # type: ignore[arg-type]
+        if context.data.has(split):  # type: ignore[arg-type]
+            for batch in context.data.eval_loader(split, shared=False):  # type: ignore[arg-type]
                 views.append(eval_view(batch.images, spec))
                 if sum(len(view) for view in views) >= count:
                     return torch.cat(views)

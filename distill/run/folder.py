@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
 from distill.files import write_atomic
 from distill.yaml_tree import differences
@@ -25,7 +25,7 @@ FITS = "fits"
 _FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
 
 
-class RunError(ExplainedError, RuntimeError):
+class RunError(UserError, RuntimeError):
     """A run cannot start or go on; the text names the folder and what would work."""
 
 

@@ -11,44 +11,44 @@ import torch
 
 from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment
-from distill.data.base import UNLABELLED
+from distill.data.base import UNLABELED
 from distill.data.loader import TrainLoader
 from distill.models.settings import ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
-from distill.run.workshop import StageError, Workshop, predict_student, predict_teacher
+from distill.run.workshop import RunContext, StageError, predict_student, predict_teacher
+from distill.training.cache_key import cache_key_of
 from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary, fit
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
-from distill.training.stream import stream_of
 from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import Term, build_terms
 
 
 @dataclass(frozen=True)
-class Lesson:
+class FitSpec:
     """Everything of a fit but the student."""
 
-    shop: Workshop
+    context: RunContext
     teacher: Teacher | None
     objectives: tuple[Objective.Settings, ...]
     augment: AugmentSettings
     training: TrainingSettings
-    labelled_only: bool = False
+    labeled_only: bool = False
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, its objectives newly made. Raises ``StageError`` where student and teacher do not fit."""
-        teacher, seed = self.teacher, self.shop.experiment.seed
+        teacher, seed = self.teacher, self.context.experiment.seed
         terms = self._terms(student, name)
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
-        part = self.shop.data.part("train")
+        part = self.context.data.part("train")
         train = part.ids, torch.from_numpy(part.labels)
-        cache = open_cache(self.shop, teacher, dual, self.training.epochs) if teacher else None
-        meta = meta_step(self.shop, teacher.weighting) if teacher else None
+        cache = open_cache(self.context, teacher, dual, self.training.epochs) if teacher else None
+        meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
         except ValueError as error:
@@ -60,10 +60,10 @@ class Lesson:
         self._scored(student, name)
         self._test(student, name)
         if self.teacher is not None:
-            meta_step(self.shop, self.teacher.weighting)
+            meta_step(self.context, self.teacher.weighting)
 
     def _terms(self, student: Student, name: str) -> list[Term]:
-        torch.manual_seed(self.shop.experiment.seed)
+        torch.manual_seed(self.context.experiment.seed)
         shapes, maps = (self.teacher.shapes, self.teacher.maps) if self.teacher else ([], None)
         try:
             return build_terms(self.objectives, student.shapes, shapes, maps)
@@ -79,50 +79,52 @@ class Lesson:
         return next((head for head in heads if head is not None), None)
 
     def loader(self) -> TrainLoader:
-        return self.shop.data.train_loader(labelled_only=self.labelled_only)
+        return self.context.data.train_loader(labeled_only=self.labeled_only)
 
     def fit(self, student: Student, folder: Path, name: str) -> FitSummary:
         """Train the student, leave the result in it and in ``folder``; a fit that is finished there is loaded."""
-        shop, teacher = self.shop, self.teacher
+        context, teacher = self.context, self.teacher
         loader = self.loader()
         module = self.module(student, loader, name)
-        if module.cache is not None and shop.console is not None:
-            shop.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
+        if module.cache is not None and context.console is not None:
+            context.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
         has_val, comparable = self._scored(student, name)
         summary = fit(
             module,
             loader,
-            (lambda: predict_student(shop, student, "val")) if has_val else None,
-            (lambda: predict_teacher(shop, teacher, "val")) if has_val and comparable and teacher else None,
+            (lambda: predict_student(context, student, "val")) if has_val else None,
+            (lambda: predict_teacher(context, teacher, "val")) if has_val and comparable and teacher else None,
             folder,
             name,
-            shop.stop,
-            shop.console,
+            context.stop,
+            context.console,
             self._test(student, name),
         )
-        shop.unreadable |= loader.unreadable
+        context.unreadable |= loader.unreadable
         return summary
 
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
         """Whether there are validation images, and whether the teacher's answer to them compares with the student's."""
-        has_val = self.shop.data.has("val")
+        has_val = self.context.data.has("val")
         comparable = self.teacher is not None and self.teacher.knows(student.shapes.classes)
-        scored = has_val and (comparable or bool((self.shop.data.part("val").labels != UNLABELLED).any()))
+        scored = has_val and (comparable or bool((self.context.data.part("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):
-            wish = "training.early_stop" if self.training.early_stop else "training.keep: best"
-            raise StageError(f"{name}: {wish} needs a score: labels to validate on, or a teacher of the same classes")
+            allocation = "training.early_stop" if self.training.early_stop else "training.keep: best"
+            raise StageError(
+                f"{name}: {allocation} needs a score: labels to validate on, or a teacher of the same classes"
+            )
         return has_val, comparable
 
     def _test(self, student: Student, name: str) -> Callable[[], Predictions] | None:
         """What tests the student for the record, if ``training.test_every`` wants one."""
         if self.training.test_every is None:
             return None
-        data = self.shop.data
-        if not data.has("test") or not (data.part("test").labels != UNLABELLED).any():
+        data = self.context.data
+        if not data.has("test") or not (data.part("test").labels != UNLABELED).any():
             raise StageError(f"{name}: training.test_every needs a test split with labels")
-        return lambda: predict_student(self.shop, student, "test")
+        return lambda: predict_student(self.context, student, "test")
 
-    def free(self, epochs: int, lr: float) -> Lesson:
+    def free(self, epochs: int, lr: float) -> FitSpec:
         """The same lesson for a few epochs at a constant rate, without what belongs to a whole training: an average of
         the weights, early stopping, the best epoch, a curriculum."""
         schedule = self.training.schedule
@@ -133,7 +135,7 @@ class Lesson:
                 update={
                     "epochs": epochs,
                     "schedule": schedule.model_copy(update=short),
-                    "optimiser": self.training.optimiser.model_copy(update={"lr": lr}),
+                    "optimizer": self.training.optimizer.model_copy(update={"lr": lr}),
                     "curriculum": None,
                     "ema": None,
                     "early_stop": None,
@@ -145,36 +147,36 @@ class Lesson:
         )
 
 
-def meta_step(shop: Workshop, weighting: WeightingSettings) -> MetaStep | None:
+def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | None:
     """What learns the weights of the teacher's networks, with its images, if they are learned.
 
     Raises:
         StageError: there are no labels to weigh by, or none in the validation split to learn from.
     """
-    if weighting.type == "agreement" and not shop.data.labelled_count:
+    if weighting.type == "agreement" and not context.data.labeled_count:
         raise StageError("teacher.weighting: agreement is with labels, and no training sample has one")
     if weighting.type != "learned":
         return None
-    labels = shop.data.part("val").labels if shop.data.has("val") else np.empty(0)
-    places = np.flatnonzero(labels != UNLABELLED)
+    labels = context.data.part("val").labels if context.data.has("val") else np.empty(0)
+    places = np.flatnonzero(labels != UNLABELED)
     if len(places) < 2:
-        raise StageError("teacher.weighting: learned needs labelled images to learn from, in the validation split")
-    keys = torch.tensor([sample_key(shop.data.part("val").ids[place]) for place in places])
-    order = Draws(shop.experiment.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
-    batch = shop.data.canvases("val", places[order].tolist())
+        raise StageError("teacher.weighting: learned needs labeled images to learn from, in the validation split")
+    keys = torch.tensor([sample_key(context.data.part("val").ids[place]) for place in places])
+    order = Draws(context.experiment.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
+    batch = context.data.canvases("val", places[order].tolist())
     return MetaStep(weighting, batch.images, batch.labels)
 
 
-def open_cache(shop: Workshop, teacher: Teacher, dual: DualAugment, epochs: int) -> TeacherCache | None:
+def open_cache(context: RunContext, teacher: Teacher, dual: DualAugment, epochs: int) -> TeacherCache | None:
     """The cache of what the teacher says in the experiment's epochs, if there is to be one. Raises ``CacheError``."""
-    settings = shop.experiment.teacher
+    settings = context.experiment.teacher
     if settings is None or settings.cache is None:
         return None
     return TeacherCache(
-        shop.experiment.output / "teachers",
-        stream_of(teacher, dual, shop.data),
-        RowLayout(teacher.shapes, len(dual.plan.teacher), settings.cache),
-        shop.data.part("train").ids,
+        context.experiment.output / "teachers",
+        cache_key_of(teacher, dual, context.data),
+        RowLayout(teacher.shapes, len(dual.view_plan.teacher), settings.cache),
+        context.data.part("train").ids,
         epochs,
         by_batch=dual.mix is not None,
         write=settings.cache.write,

@@ -1,6 +1,6 @@
 """A student before its training, and after it: what methods choose from the data, and what becomes of their deltas.
 
-Methods that prepare themselves (``Delta.prepares``) are shown an :class:`Evidence`. What they choose is kept as
+Methods that prepare themselves (``Delta.prepares``) are shown an :class:`Calibration`. What they choose is kept as
 ``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the same student.
 """
 
@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from distill.deltas.base import Delta, DeltaSettings, Start, entry_named
+from augment.base.registry import Registry
+from distill.deltas.base import Delta, DeltaInit, DeltaSettings, entry_named
 from distill.deltas.foreseen import check_entry
 from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
@@ -21,11 +22,10 @@ from distill.models.network import create_network
 from distill.models.reused_head import reuse_head, reused
 from distill.models.settings import ReusedHead
 from distill.models.student import Student
-from distill.registry import Family
-from distill.run.evidence import FreeTraining, StudentEvidence
+from distill.run.evidence import StudentCalibration, WarmUp
+from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
-from distill.run.lesson import Lesson
-from distill.run.workshop import Workshop
+from distill.run.workshop import RunContext
 from distill.training.checkpoints import VerifiedCheckpointIO
 
 PREPARED = "prepared.ckpt"
@@ -33,10 +33,10 @@ LOGITS = frozenset({"logits"})
 
 
 def new_student(
-    shop: Workshop,
+    context: RunContext,
     needs: frozenset[str] = LOGITS,
     classes: int | None = None,
-    starts: Sequence[Start] | None = None,
+    starts: Sequence[DeltaInit] | None = None,
     head: ReusedHead | None = None,
 ) -> Student:
     """The experiment's student as it is before training: the same for every stage, since the seed is.
@@ -44,80 +44,80 @@ def new_student(
     Args:
         head: in the place of its own, if an objective wants that.
     """
-    torch.manual_seed(shop.experiment.seed)
-    settings = shop.experiment.student
-    network = create_network(settings.network, classes or len(shop.data.classes))
+    torch.manual_seed(context.experiment.seed)
+    settings = context.experiment.student
+    network = create_network(settings.network, classes or len(context.data.classes))
     if head is not None:
         reuse_head(network.model, head)
     return Student(network, settings, needs, starts)
 
 
-def trial_student(shop: Workshop, needs: frozenset[str], classes: int, head: ReusedHead | None = None) -> Student:
+def trial_student(context: RunContext, needs: frozenset[str], classes: int, head: ReusedHead | None = None) -> Student:
     """A student made to be thrown away, for what is wrong with it; deltas that prepare themselves have rank 1.
 
     Raises:
         NetworkError, DeltaError: as making it for its own training would.
     """
-    entries = shop.experiment.student.deltas
+    entries = context.experiment.student.deltas
     return _checked(
-        new_student(shop, needs, classes, [Start([at_rank_one(entry)]) for entry in entries], head), entries
+        new_student(context, needs, classes, [DeltaInit([at_rank_one(entry)]) for entry in entries], head), entries
     )
 
 
-def prepare(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
+def prepare(fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
     """The student with which training starts, its deltas prepared from the lesson's own data and loss."""
-    shop = lesson.shop
-    entries = shop.experiment.student.deltas
+    context = fit_spec.context
+    entries = context.experiment.student.deltas
     if not any(_method(entry).prepares(entry) for entry in entries):
-        return _checked(new_student(shop, needs, classes, head=lesson.head), entries)
+        return _checked(new_student(context, needs, classes, head=fit_spec.head), entries)
     if not (folder / PREPARED).is_file():
-        trial_student(shop, needs, classes, lesson.head)
-        content = _chosen(lesson, folder, name, needs, classes)
+        trial_student(context, needs, classes, fit_spec.head)
+        content = _chosen(fit_spec, folder, name, needs, classes)
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
-        return _begun(shop, needs, classes, content, lesson.head)
-    return load_prepared(shop, folder, needs, classes, lesson.head)
+        return _begun(context, needs, classes, content, fit_spec.head)
+    return load_prepared(context, folder, needs, classes, fit_spec.head)
 
 
 def load_prepared(
-    shop: Workshop, folder: Path, needs: frozenset[str], classes: int, head: ReusedHead | None = None
+    context: RunContext, folder: Path, needs: frozenset[str], classes: int, head: ReusedHead | None = None
 ) -> Student:
     """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
     if not (folder / PREPARED).is_file():
-        return new_student(shop, needs, classes, head=head)
-    return _begun(shop, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED), head)
+        return new_student(context, needs, classes, head=head)
+    return _begun(context, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED), head)
 
 
-def finished(shop: Workshop, student: Student) -> Student:
+def finished(context: RunContext, student: Student) -> Student:
     """The trained student as it is evaluated and exported: a new one if a method makes something else of its deltas."""
     starts = student.finish()
     if starts is None:
         return student
     head = head_state(student.model, classifier_names(student.model))
-    smaller = new_student(shop, student.needs, student.shapes.classes, starts, reused(student.model))
+    smaller = new_student(context, student.needs, student.shapes.classes, starts, reused(student.model))
     load_exactly(head_state(smaller.model, classifier_names(smaller.model)), head, "head")
     return smaller
 
 
-def _chosen(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], classes: int) -> dict[str, Any]:
+def _chosen(fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int) -> dict[str, Any]:
     """What the methods choose, as plain containers and tensors."""
-    shop = lesson.shop
-    entries = shop.experiment.student.deltas
-    training = FreeTraining(lesson, folder, name, needs, classes)
+    context = fit_spec.context
+    entries = context.experiment.student.deltas
+    training = WarmUp(fit_spec, folder, name, needs, classes)
     starts = []
     for number, entry in enumerate(entries):
         if _method(entry).prepares(entry):
-            torch.manual_seed(shop.experiment.seed)
-            starts.append(_method(entry).prepare(entry, StudentEvidence(training, number)))
+            torch.manual_seed(context.experiment.seed)
+            starts.append(_method(entry).prepare(entry, StudentCalibration(training, number)))
         else:
-            starts.append(Start([entry]))
+            starts.append(DeltaInit([entry]))
     content: dict[str, Any] = {"head": {}}
     for start in starts:
-        if start.go_on is not None:
-            point: Student = start.go_on.student  # type: ignore[attr-defined]
+        if start.warm_start is not None:
+            point: Student = start.warm_start.student  # type: ignore[attr-defined]
             content["head"] = head_state(point.model, classifier_names(point.model))
             starts = [
-                other if _method(entry).prepares(entry) else Start([entry], point.entry_state(number))
+                other if _method(entry).prepares(entry) else DeltaInit([entry], point.entry_state(number))
                 for number, (entry, other) in enumerate(zip(entries, starts))
             ]
     content["entries"] = [
@@ -131,14 +131,14 @@ def _chosen(lesson: Lesson, folder: Path, name: str, needs: frozenset[str], clas
 
 
 def _begun(
-    shop: Workshop, needs: frozenset[str], classes: int, content: dict[str, Any], head: ReusedHead | None
+    context: RunContext, needs: frozenset[str], classes: int, content: dict[str, Any], head: ReusedHead | None
 ) -> Student:
-    family = Family("distill.deltas", "Delta")
+    family = Registry("distill.deltas", "Delta")
     starts = []
     for entry in content["entries"]:
         settings = [family.settings_of(each["type"]).model_validate(each) for each in entry["settings"]]
-        starts.append(Start(settings, entry["tensors"]))  # type: ignore[arg-type]
-    student = new_student(shop, needs, classes, starts, head)
+        starts.append(DeltaInit(settings, entry["tensors"]))  # type: ignore[arg-type]
+    student = new_student(context, needs, classes, starts, head)
     if content["head"]:
         load_exactly(head_state(student.model, classifier_names(student.model)), content["head"], "head")
     return student

@@ -11,14 +11,14 @@ from PIL import Image
 from torch import Tensor
 
 from augment.draws import sample_key
-from augment.policy import Look
+from augment.policy import ViewSpec
 from augment.preview import Shared, Strip, contact_sheet, strip_of, strips_sheet, what_views_share
 from augment.recipe import Op
 from augment.views import InputSpec
-from distill.data.base import UNLABELLED
-from distill.data.module import DataModule
+from distill.data.base import UNLABELED
+from distill.data.module import ExperimentData
 from distill.files import write_atomic
-from distill.run.replaying import Scene
+from distill.run.replaying import ViewBatch
 
 
 @dataclass(frozen=True)
@@ -38,42 +38,44 @@ class Preview:
         return paths
 
 
-def draw_preview(data: DataModule, scene: Scene, images: int) -> Preview:
+def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Preview:
     """Draw the first ``images`` of a batch, and a strip of every operation on the first of them."""
-    augment, batch = scene.augment, scene.batch
+    augment, batch = view_batch.augment, view_batch.batch
     count = min(images, len(batch.images))
     originals = batch.images[:count]
-    shared = what_views_share(augment, originals, batch.ids[:count], scene.epoch) if augment.teachers else None
-    titles, notes = _labels(data, scene, count, shared)
+    shared = what_views_share(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
+    titles, notes = _labels(data, view_batch, count, shared)
     said = str(shared) if shared else ""
     sheet = contact_sheet(
         originals,
-        scene.views,
+        view_batch.views,
         augment.teachers,
         augment.student,
         titles if any(titles) else None,
         notes if any(notes) else None,
         [f"teacher and student: {said}"] if said else [],
     )
-    return Preview(_png(sheet), _png(strips_sheet(_strips(scene, originals[0]))), said)
+    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), said)
 
 
-def _labels(data: DataModule, scene: Scene, count: int, shared: Shared | None) -> tuple[list[str], list[list[str]]]:
+def _labels(
+    data: ExperimentData, view_batch: ViewBatch, count: int, shared: Shared | None
+) -> tuple[list[str], list[list[str]]]:
     """For every row: its class, and small lines with its id, what it was mixed with, and what its views share."""
-    names = _names(data, scene.batch.ids[:count])
-    titles = [data.classes[label] if label != UNLABELLED else "" for label in scene.batch.labels[:count].tolist()]
+    names = _names(data, view_batch.batch.ids[:count])
+    titles = [data.classes[label] if label != UNLABELED else "" for label in view_batch.batch.labels[:count].tolist()]
     notes: list[list[str]] = []
     for row in range(count):
         notes.append([names[row]] if names[row] else [])
         if shared is not None:
-            apart = shared.colour[row]
+            apart = shared.color[row]
             notes[row].append(f"overlap {shared.overlap[row]:.0%}" + ("" if apart.isnan() else f" · ΔE {apart:.1f}"))
-    if (mix := scene.views.mix) is not None:
+    if (mix := view_batch.views.mix) is not None:
         partners = mix.partner[:count].cpu()
-        others = zip(_names(data, scene.batch.ids[partners]), scene.batch.labels[partners].tolist())
+        others = zip(_names(data, view_batch.batch.ids[partners]), view_batch.batch.labels[partners].tolist())
         shares = _shares(mix.student, mix.teacher[0] if mix.teacher else ())
         for row, (name, label) in enumerate(others):
-            notes[row] += [shares, f"the rest: {data.classes[label] if label != UNLABELLED else name}"]
+            notes[row] += [shares, f"the rest: {data.classes[label] if label != UNLABELED else name}"]
     return titles, notes
 
 
@@ -89,27 +91,29 @@ def _shares(student: Sequence[float], teacher: Sequence[float]) -> str:
     )
 
 
-def _names(data: DataModule, ids: Tensor) -> list[str]:
+def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     """The names that int64 keys stand for."""
     wanted = set(ids.tolist())
     found = {key: name for name in data.part("train").ids if (key := sample_key(name)) in wanted}
     return [found.get(key, "") for key in ids.tolist()]
 
 
-def _strips(scene: Scene, image: Tensor) -> dict[str, list[Strip]]:
+def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:
     """The strips of every operation, each once: the student's, then what other views have of their own."""
-    augment = scene.augment
-    looks: list[tuple[str, Look, InputSpec]] = [("student", look, augment.student) for look in augment.plan.student]
-    looks += [("teacher", look, augment.teachers[0]) for look in augment.plan.teacher]
+    augment = view_batch.augment
+    view_specs: list[tuple[str, ViewSpec, InputSpec]] = [
+        ("student", view_spec, augment.student) for view_spec in augment.view_plan.student
+    ]
+    view_specs += [("teacher", view_spec, augment.teachers[0]) for view_spec in augment.view_plan.teacher]
     groups: dict[str, list[Strip]] = {}
     done: list[Op] = []
-    for owner, look, spec in looks:
-        local = look.key.startswith("local")
+    for owner, view_spec, spec in view_specs:
+        local = view_spec.key.startswith("local")
         name = f"{owner}'s operations" + (" for small crops" if local else "" if not groups else ", its own")
-        for op in look.recipe:
+        for op in view_spec.recipe:
             if op not in done:
                 done.append(op)
-                groups.setdefault(name, []).append(strip_of(op, image, look.size or spec.size, augment.seed))
+                groups.setdefault(name, []).append(strip_of(op, image, view_spec.size or spec.size, augment.seed))
     return groups
 
 

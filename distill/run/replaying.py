@@ -15,19 +15,19 @@ from pathlib import Path
 import torch
 
 from augment.dual import DualAugment
-from augment.placement import moved
+from augment.placement import to_device
 from augment.views import InputSpec, Views
 from distill.config import Experiment
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.data.reader import Batch
 from distill.models.network import create_network
 from distill.run.folder import FITS, RunError, read_run
 from distill.training.fit import device_for
-from distill.training.placing import placed
+from distill.training.placement import read_placement
 
 
 @dataclass(frozen=True)
-class Scene:
+class ViewBatch:
     """A batch of an epoch before and after its views were made."""
 
     epoch: int
@@ -36,9 +36,9 @@ class Scene:
     augment: DualAugment
 
     @classmethod
-    def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> Scene:
+    def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> ViewBatch:
         """Make the views of a batch, on ``device``."""
-        views = augment.to(device)(moved(batch.pixels, device), batch.ids, epoch)
+        views = augment.to(device)(to_device(batch.pixels, device), batch.ids, epoch)
         return cls(epoch, batch, views, augment)
 
 
@@ -61,9 +61,9 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
     """
     experiment, _ = read_run(Path(run))
     batch, augment = data_of(experiment).batch_of(ids, epoch), augment_of(experiment)
-    if placed(augment, Path(run) / FITS / "student") == "loader":
-        batch = batch._replace(looks=augment.looks(batch.images, batch.ids, epoch))
-    return Scene.of(augment, batch, epoch, device or device_for(experiment.training)).views
+    if read_placement(augment, Path(run) / FITS / "student") == "loader":
+        batch = batch._replace(view_pixels=augment.render(batch.images, batch.ids, epoch))
+    return ViewBatch.of(augment, batch, epoch, device or device_for(experiment.training)).views
 
 
 def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[int]]:
@@ -95,9 +95,9 @@ def batch_of_step(experiment: Experiment, step: int, rank: int = 0) -> tuple[int
     return epoch, data.batch_at(epoch, number)
 
 
-def data_of(experiment: Experiment, rank: int = 0) -> DataModule:
+def data_of(experiment: Experiment, rank: int = 0) -> ExperimentData:
     """The experiment's data as the process of a rank has it."""
-    return DataModule(experiment.data, experiment.seed, experiment.training.devices, rank)
+    return ExperimentData(experiment.data, experiment.seed, experiment.training.devices, rank)
 
 
 def augment_of(experiment: Experiment) -> DualAugment:

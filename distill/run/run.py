@@ -16,8 +16,8 @@ from augment.dual import DualAugment
 from distill.config import Experiment, dump_config
 from distill.data.base import Split
 from distill.deltas.inventory import block_of, inventory
+from distill.export.checksummed import ExportError
 from distill.export.manifest import Result
-from distill.export.sealed import ExportError
 from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.reused_head import enlargement
@@ -29,9 +29,9 @@ from distill.report.terminal import print_summary
 from distill.run.exporting import export_paths, export_student, structural_types, verify_export
 from distill.run.folder import FITS, RunFolder, close_run, is_first_rank, open_run
 from distill.run.previewing import Preview, draw_preview
-from distill.run.replaying import Scene
+from distill.run.replaying import ViewBatch
 from distill.run.stages import distil, labels_only, linear_probe, prepare_teachers
-from distill.run.workshop import Workshop, make_data, predict_pooled, predict_student, predict_teacher
+from distill.run.workshop import RunContext, make_data, predict_pooled, predict_student, predict_teacher
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted, StopSignal
@@ -64,10 +64,10 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
     folder = open_run(experiment, resume)
     try:
         with StopSignal() as stop:
-            shop = Workshop(experiment, make_data(experiment), console if is_first_rank() else None, stop)
-            if shop.console is not None:
-                shop.console.print(opening(shop, folder.path), highlight=False, soft_wrap=True)
-            _run_stages(shop, folder)
+            context = RunContext(experiment, make_data(experiment), console if is_first_rank() else None, stop)
+            if context.console is not None:
+                context.console.print(opening(context, folder.path), highlight=False, soft_wrap=True)
+            _run_stages(context, folder)
         folder.set_status("finished")
     except BaseException as error:
         with suppress(OSError):  # a full disk must not hide what went wrong
@@ -83,63 +83,63 @@ def run(experiment: Experiment, resume: bool = False, console: Console | None = 
     return folder.path
 
 
-def opening(shop: Workshop, folder: Path) -> str:
+def opening(context: RunContext, folder: Path) -> str:
     """The first line of a run: where it writes, what it learns from, and on what."""
-    images, labels = len(shop.data.part("train")), shop.data.labelled_count
-    labelled = "" if labels == images else f", {labels or 'none'} of them labelled"
-    classes = f", {len(shop.data.classes)} classes" if shop.data.classes else ""
-    return f"{folder}: {images} training images{labelled}{classes}; on {shop.device.type}"
+    images, labels = len(context.data.part("train")), context.data.labeled_count
+    labeled = "" if labels == images else f", {labels or 'none'} of them labeled"
+    classes = f", {len(context.data.classes)} classes" if context.data.classes else ""
+    return f"{folder}: {images} training images{labeled}{classes}; on {context.device.type}"
 
 
-def _run_stages(shop: Workshop, folder: RunFolder) -> None:
-    experiment, results = shop.experiment, Results()
-    split: Split = "test" if shop.data.has("test") else "val"
+def _run_stages(context: RunContext, folder: RunFolder) -> None:
+    experiment, results = context.experiment, Results()
+    split: Split = "test" if context.data.has("test") else "val"
     if split == "val":
         results.warnings.append("the source has no test split: the table is of the validation split")
 
     teachers: list[Network] = []
     if experiment.teacher is not None:
-        with _stage(shop, folder, "teacher"):
-            teachers = prepare_teachers(shop)
-            if len(shop.teacher_fits) == len(teachers) == 1:
-                results.fits["teacher"] = shop.teacher_fits[0]
+        with _stage(context, folder, "teacher"):
+            teachers = prepare_teachers(context)
+            if len(context.teacher_fits) == len(teachers) == 1:
+                results.fits["teacher"] = context.teacher_fits[0]
 
-    with _stage(shop, folder, "student"):
-        student, teacher, results.fits["student"] = distil(shop, teachers, folder.path / FITS / "student")
+    with _stage(context, folder, "student"):
+        student, teacher, results.fits["student"] = distil(context, teachers, folder.path / FITS / "student")
 
-    labelled = shop.data.labelled_count
-    if experiment.controls.linear_probe and labelled and shop.data.has("val"):
-        with _stage(shop, folder, "linear probe"):
-            _probe_row(shop, results, split)
-    if experiment.controls.labels_only and teacher is not None and labelled:
-        with _stage(shop, folder, "labels only"):
-            _labels_only_row(shop, folder, results, split)
+    labeled = context.data.labeled_count
+    if experiment.controls.linear_probe and labeled and context.data.has("val"):
+        with _stage(context, folder, "linear probe"):
+            _probe_row(context, results, split)
+    if experiment.controls.labels_only and teacher is not None and labeled:
+        with _stage(context, folder, "labels only"):
+            _labels_only_row(context, folder, results, split)
     if experiment.controls.linear_probe and "linear probe" not in results.predictions:
-        results.warnings.append("no linear probe: it needs labelled training samples, and validation samples")
+        results.warnings.append("no linear probe: it needs labeled training samples, and validation samples")
 
-    with _stage(shop, folder, "test"):
-        _test_rows(shop, results, student, teacher, split)
+    with _stage(context, folder, "test"):
+        _test_rows(context, results, student, teacher, split)
     if not is_first_rank():
         return
-    with _stage(shop, folder, "export"):
+    with _stage(context, folder, "export"):
         measured = _measured(results, experiment.seed, split)
-        results.sizes = export_student(shop, student, folder.path / EXPORT, measured)
+        results.sizes = export_student(context, student, folder.path / EXPORT, measured)
         results.sites = _where(student)
         if structural := structural_types(experiment):
             results.warnings.append(f"no merged folder: {', '.join(structural)} cannot be merged; see export/delta")
     if (larger := enlargement(student.model)) is not None:
         results.warnings.append(str(larger))
-    with _stage(shop, folder, "verify"):
-        results.checks = verify_export(shop, folder.path / EXPORT, student)
-    results.warnings += [f"unreadable image skipped in training: {reason}" for reason in shop.unreadable.values()]
+    with _stage(context, folder, "verify"):
+        results.checks = verify_export(context, folder.path / EXPORT, student)
+    results.warnings += [f"unreadable image skipped in training: {reason}" for reason in context.unreadable.values()]
     results.warnings += [
         f"{name}: {fit.spikes} loss spike(s), see log.csv" for name, fit in results.fits.items() if fit.spikes
     ]
-    summary = _summary(shop, folder, results, _preview(shop, folder, student, teacher))
+    summary = _summary(context, folder, results, _preview(context, folder, student, teacher))
     write_report(folder.path, summary)
     _write_results(folder.path / RESULTS, measured, summary)
-    if shop.console is not None:
-        print_summary(summary, shop.console)
+    if context.console is not None:
+        print_summary(summary, context.console)
     failed = [check.name for check in results.checks if not check.passed]
     if failed:
         raise ExportError(f"{folder.path / EXPORT}: verification failed: {', '.join(failed)}; see report.html")
@@ -155,11 +155,11 @@ def _write_results(path: Path, measured: list[Result], summary: RunSummary) -> N
 
 
 @contextmanager
-def _stage(shop: Workshop, folder: RunFolder, name: str) -> Iterator[None]:
-    shop.stop.raise_if_received()
+def _stage(context: RunContext, folder: RunFolder, name: str) -> Iterator[None]:
+    context.stop.raise_if_received()
     begun = time.perf_counter()
-    if shop.console is not None:
-        shop.console.rule(f"[bold]{name}", align="left", style="dim")
+    if context.console is not None:
+        context.console.rule(f"[bold]{name}", align="left", style="dim")
     try:
         yield
     finally:
@@ -169,17 +169,17 @@ def _stage(shop: Workshop, folder: RunFolder, name: str) -> Iterator[None]:
 # --- Rows of the table --------------------------------------------------------------------------------------------
 
 
-def _probe_row(shop: Workshop, results: Results, split: Split) -> None:
+def _probe_row(context: RunContext, results: Results, split: Split) -> None:
     begun = time.perf_counter()
-    probe, network = linear_probe(shop)
+    probe, network = linear_probe(context)
     seconds = time.perf_counter() - begun
-    predictions = probe.predict(predict_pooled(shop, network, shop.loader(split)))
+    predictions = probe.predict(predict_pooled(context, network, context.loader(split)))
     results.predictions["linear probe"] = predictions
     trained = probe.weight.numel() + probe.bias.numel()
     results.rows.append(
         Row(
             name="linear probe",
-            what=f"frozen backbone, logistic regression on {shop.data.labelled_count} labels",
+            what=f"frozen backbone, logistic regression on {context.data.labeled_count} labels",
             accuracy=predictions.accuracy(),
             trained=trained,
             bytes=4 * trained,
@@ -188,16 +188,16 @@ def _probe_row(shop: Workshop, results: Results, split: Split) -> None:
     )
 
 
-def _labels_only_row(shop: Workshop, folder: RunFolder, results: Results, split: Split) -> None:
+def _labels_only_row(context: RunContext, folder: RunFolder, results: Results, split: Split) -> None:
     steps = results.fits["student"].steps
-    student, fit = labels_only(shop, steps, folder.path / FITS / "labels-only")
+    student, fit = labels_only(context, steps, folder.path / FITS / "labels-only")
     results.fits["labels only"] = fit
-    predictions = predict_student(shop, student, split)
+    predictions = predict_student(context, student, split)
     results.predictions["labels only"] = predictions
     results.rows.append(
         Row(
             name="labels only",
-            what=f"the same student without a teacher, {shop.data.labelled_count} labels",
+            what=f"the same student without a teacher, {context.data.labeled_count} labels",
             accuracy=predictions.accuracy(),
             trained=_trained(student),
             bytes=_bytes(student),
@@ -206,22 +206,22 @@ def _labels_only_row(shop: Workshop, folder: RunFolder, results: Results, split:
     )
 
 
-def _test_rows(shop: Workshop, results: Results, student: Student, teacher: Teacher | None, split: Split) -> None:
-    of_student = predict_student(shop, student, split)
+def _test_rows(context: RunContext, results: Results, student: Student, teacher: Teacher | None, split: Split) -> None:
+    of_student = predict_student(context, student, split)
     results.predictions["student"] = of_student
     of_teacher = None
     if teacher is not None and teacher.knows(of_student.logits.shape[1]):
-        of_teacher = predict_teacher(shop, teacher, split)
+        of_teacher = predict_teacher(context, teacher, split)
         results.predictions["teacher"] = of_teacher
         results.rows = [
             row.model_copy(update={"agreement": results.predictions[row.name].agreement(of_teacher)})
             for row in results.rows
         ]
-    labels = f"{shop.data.labelled_count} labels, " if shop.data.labelled_count else ""
+    labels = f"{context.data.labeled_count} labels, " if context.data.labeled_count else ""
     results.rows.append(
         Row(
             name="student",
-            what=f"{labels}{len(shop.data.part('train'))} images" + (" and the teacher" if teacher else ""),
+            what=f"{labels}{len(context.data.part('train'))} images" + (" and the teacher" if teacher else ""),
             accuracy=of_student.accuracy(),
             agreement=of_student.agreement(of_teacher) if of_teacher is not None else None,
             trained=_trained(student),
@@ -279,8 +279,8 @@ def _measured(results: Results, seed: int, split: Split) -> list[Result]:
     return [Result(name=name, value=value, seed=seed) for name, value in found.items() if value is not None]
 
 
-def _summary(shop: Workshop, folder: RunFolder, results: Results, preview: Preview) -> RunSummary:
-    experiment = shop.experiment
+def _summary(context: RunContext, folder: RunFolder, results: Results, preview: Preview) -> RunSummary:
+    experiment = context.experiment
     labels = next(iter(results.predictions.values())).labels
     curves: dict[str, Curves] = {}
     for name in ("student", "labels-only"):
@@ -311,18 +311,18 @@ def _summary(shop: Workshop, folder: RunFolder, results: Results, preview: Previ
         contact_sheet=folder.path / "views.png",
         operations_sheet=folder.path / "views-operations.png",
         shared=preview.shared,
-        classes=tuple(shop.data.classes),
-        labels=labels if shop.data.classes else (),
-        predictions={name: p.classes for name, p in results.predictions.items()} if shop.data.classes else {},
+        classes=tuple(context.data.classes),
+        labels=labels if context.data.classes else (),
+        predictions={name: p.classes for name, p in results.predictions.items()} if context.data.classes else {},
         verification=tuple(results.checks),
         warnings=tuple(results.warnings),
     )
 
 
-def _preview(shop: Workshop, folder: RunFolder, student: Student, teacher: Teacher | None) -> Preview:
+def _preview(context: RunContext, folder: RunFolder, student: Student, teacher: Teacher | None) -> Preview:
     """Write the pictures of what each network saw in its first step."""
-    experiment = shop.experiment
+    experiment = context.experiment
     augment = DualAugment(experiment.augment, teacher.inputs if teacher else (), student.input, experiment.seed)
-    preview = draw_preview(shop.data, Scene.of(augment, shop.data.batch_at(0, 0), 0), 8)
+    preview = draw_preview(context.data, ViewBatch.of(augment, context.data.batch_at(0, 0), 0), 8)
     preview.write(folder.path / "views.png")
     return preview

@@ -10,12 +10,12 @@ import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from augment.views import InputSpec
 from distill.config import Experiment
 from distill.data.base import Split
 from distill.data.loader import Loader
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.data.reader import Batch
 from distill.models.features import Features
 from distill.models.network import Network, extract
@@ -27,16 +27,16 @@ from distill.training.fit import FitSummary, device_for
 from distill.training.signals import StopSignal
 
 
-class StageError(ExplainedError, ValueError):
+class StageError(UserError, ValueError):
     """A stage cannot run on this data or with these networks; the text says what does not fit."""
 
 
 @dataclass
-class Workshop:
+class RunContext:
     """What every stage needs: the experiment, its data, where to show what happens, and who asks it to stop."""
 
     experiment: Experiment
-    data: DataModule
+    data: ExperimentData
     console: Console | None
     stop: StopSignal
     unreadable: dict[str, str] = field(default_factory=dict)
@@ -57,9 +57,9 @@ class Workshop:
         """The split in order: this rank's share of it once the ranks are connected, all of it before."""
         return self.data.eval_loader(split, self.connected)
 
-    def labelled_loader(self) -> Loader:
+    def labeled_loader(self) -> Loader:
         """The training samples whose labels are shown, shared out in the same way."""
-        return self.data.labelled_loader(self.connected)
+        return self.data.labeled_loader(self.connected)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]
@@ -75,11 +75,11 @@ class Workshop:
                 part.training = training
 
 
-def predict_student(shop: Workshop, student: Student, split: Split) -> Predictions:
-    return shop.predict(student, lambda view: logits_of(student(view)), student.input, shop.loader(split))
+def predict_student(context: RunContext, student: Student, split: Split) -> Predictions:
+    return context.predict(student, lambda view: logits_of(student(view)), student.input, context.loader(split))
 
 
-def predict_pooled(shop: Workshop, network: Network, loader: Loader) -> Predictions:
+def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
     """Pooled features in the place of logits."""
     model = network.model
 
@@ -88,10 +88,10 @@ def predict_pooled(shop: Workshop, network: Network, loader: Loader) -> Predicti
         assert found is not None
         return found
 
-    return shop.predict(model, pooled, network.input, loader)
+    return context.predict(model, pooled, network.input, loader)
 
 
-def predict_teacher(shop: Workshop, teacher: Teacher, split: Split) -> Predictions:
+def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Predictions:
     """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
 
     A class counts for the networks that know it.
@@ -102,7 +102,7 @@ def predict_teacher(shop: Workshop, teacher: Teacher, split: Split) -> Predictio
         def one(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
             return teacher.probabilities(n, logits_of(teacher.look(network, view)))
 
-        single.append(shop.predict(teacher, one, spec, shop.loader(split)))
+        single.append(context.predict(teacher, one, spec, context.loader(split)))
     mean = teacher.mean([predictions.logits for predictions in single])
     return Predictions(mean.log(), single[0].labels, single[0].ids)
 
@@ -112,8 +112,8 @@ def logits_of(features: Features) -> Tensor:
     return features.logits
 
 
-def make_data(experiment: Experiment) -> DataModule:
+def make_data(experiment: Experiment) -> ExperimentData:
     device, rank = device_for(experiment.training), local_rank()
     if device.type == "cuda":
         device = torch.device("cuda", rank)  # before the ranks are connected, the current one is the first for all
-    return DataModule(experiment.data, experiment.seed, experiment.training.devices, rank, device)
+    return ExperimentData(experiment.data, experiment.seed, experiment.training.devices, rank, device)

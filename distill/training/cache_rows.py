@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import CacheSettings
 
@@ -23,7 +23,7 @@ DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _NUMPY = {torch.float16: "<f2", torch.float32: "<f4", torch.int16: "<i2", torch.int32: "<i4"}
 
 
-class CacheError(ExplainedError, RuntimeError):
+class CacheError(UserError, RuntimeError):
     """The teacher's cache cannot be used or written; the text names the folder, and what would work."""
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 BEST = "best.ckpt"
 
 
-class Figures(Callback):
+class MetricsReader(Callback):
     """Reads the step's figures every ``log_every`` steps and hands them to the log and the progress display."""
 
     def __init__(self, loader: TrainLoader, progress: FitProgress, every: int):
@@ -63,7 +63,7 @@ class Figures(Callback):
     def read(self, trainer: Trainer, module: Distillation) -> None:
         """Read, check, log and show the figures since the last reading."""
         module.guard.check()
-        figures = module.read_figures()
+        figures = module.read_metrics()
         if not figures:
             return
         module.clock.add("data", self.loader.read_wait_seconds())
@@ -110,7 +110,7 @@ class Validation(Callback):
         self,
         validate: Callable[[], Predictions],
         teacher: Callable[[], Predictions] | None,
-        figures: Figures,
+        figures: MetricsReader,
         every: int,
         patience: int | None,
         best: Path | None,
@@ -170,10 +170,10 @@ class Validation(Callback):
         vars(self).update(state)
 
 
-class Saving(Callback):
+class Checkpointing(Callback):
     """Saves at every epoch's end, every few minutes within one, and when a signal asks the run to end."""
 
-    def __init__(self, folder: Path, minutes: float, stop: StopSignal, figures: Figures):
+    def __init__(self, folder: Path, minutes: float, stop: StopSignal, figures: MetricsReader):
         self.folder = folder
         self.seconds = 60 * minutes
         self.stop = stop

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.files import write_atomic
 
 logger = logging.getLogger(__name__)
@@ -21,7 +21,7 @@ KEPT = 2
 _DIGEST = hashlib.sha256().digest_size
 
 
-class CheckpointError(ExplainedError, RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint cannot be read or written; the text names the file."""
 
 
@@ -75,8 +75,8 @@ def steps_of(folder: Path) -> list[Path]:
 def prune(folder: Path, keep: int = KEPT) -> None:
     """Remove all but the newest ``keep``, and what killed saves left; called once a new one is safely on the disk."""
     hour_ago = time.time() - 3600  # a younger one may be another process's, which fits the same teacher
-    litter = [path for path in folder.glob(".*.ckpt.*.tmp") if path.stat().st_mtime < hour_ago]
-    for path in [*steps_of(folder)[keep:], *litter]:
+    stale = [path for path in folder.glob(".*.ckpt.*.tmp") if path.stat().st_mtime < hour_ago]
+    for path in [*steps_of(folder)[keep:], *stale]:
         VerifiedCheckpointIO().remove_checkpoint(path)
 
 

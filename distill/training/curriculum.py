@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.compare import one, same_classes
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.settings import CurriculumSettings
@@ -87,9 +87,9 @@ class Curriculum(nn.Module):
         students: Sequence[Features],
         teachers: Sequence[Sequence[Features]],
         pairs: Sequence[tuple[int, int]],
-        batches: Sequence[Batch],
+        batches: Sequence[Targets],
         shares: Tensor,
-    ) -> list[Batch]:
+    ) -> list[Targets]:
         """The batches of the student's views with weights; arguments as of ``Term.forward``."""
         weighed = []
         for s, batch in enumerate(batches):

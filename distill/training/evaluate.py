@@ -12,7 +12,7 @@ from torch.nn.utils import parametrize
 
 from augment.chain import eval_view
 from augment.views import InputSpec
-from distill.data.base import UNLABELLED
+from distill.data.base import UNLABELED
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Predictions:
     logits: Tensor
     """[N, K] float32."""
     labels: Tensor
-    """[N] int64, ``UNLABELLED`` where there is none."""
+    """[N] int64, ``UNLABELED`` where there is none."""
     ids: Tensor
     """[N] int64."""
 
@@ -32,11 +32,11 @@ class Predictions:
         return self.logits.argmax(1)
 
     def accuracy(self) -> float | None:
-        """Top-1 over the labelled samples, in [0, 1]; None where no sample has a label."""
-        labelled = self.labels != UNLABELLED
-        if not labelled.any():
+        """Top-1 over the labeled samples, in [0, 1]; None where no sample has a label."""
+        labeled = self.labels != UNLABELED
+        if not labeled.any():
             return None
-        return (self.classes[labelled] == self.labels[labelled]).float().mean().item()
+        return (self.classes[labeled] == self.labels[labeled]).float().mean().item()
 
     def agreement(self, other: Predictions) -> float:
         """Share of the samples on which both predict the same class."""

@@ -21,17 +21,17 @@ from distill.files import write_atomic
 from distill.models.network import check_fits
 from distill.models.reused_head import reused
 from distill.models.student import Student
-from distill.training.callbacks import BEST, Figures, Saving, Validation
+from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
-from distill.training.clock import SPANS
-from distill.training.curve_on_test import CurveOnTest
 from distill.training.evaluate import Predictions
 from distill.training.module import Distillation
-from distill.training.placing import place
+from distill.training.placement import choose_placement
 from distill.training.progress import FitProgress
 from distill.training.run_log import RunLog
 from distill.training.settings import TrainingSettings
 from distill.training.signals import Interrupted, StopSignal
+from distill.training.test_curve import TestCurve
+from distill.training.timer import SPANS
 
 RESULT = "result.ckpt"
 SUMMARY = "fit.json"
@@ -94,14 +94,14 @@ def fit(
         return FitSummary(**json.loads((folder / SUMMARY).read_text()))
 
     settings = module.settings
-    place(module.augment, loader, folder, device_for(settings), console, module.cache)
+    choose_placement(module.augment, loader, folder, device_for(settings), console, module.cache)
     said = loader.reader.prepare()
     if said and console is not None:
         console.print(said, highlight=False, soft_wrap=True)
     checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)
-    figures = Figures(loader, progress, settings.log_every)
+    figures = MetricsReader(loader, progress, settings.log_every)
     callbacks = [figures]
     validation = None
     if validate is not None:
@@ -111,9 +111,9 @@ def fit(
         callbacks.append(validation)  # type: ignore[arg-type]
     curve = None
     if test is not None and settings.test_every is not None:
-        curve = CurveOnTest(test, figures, settings.test_every)
+        curve = TestCurve(test, figures, settings.test_every)
         callbacks.append(curve)  # type: ignore[arg-type]
-    callbacks.append(Saving(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
+    callbacks.append(Checkpointing(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     try:
@@ -189,15 +189,15 @@ def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
     if settings.devices == 1:
         return "auto"
     # Static: every step uses the same parameters, but not always all of them (no term may read the head's logits).
-    moving = student.whole or reused(student.model) is not None  # batch-norm statistics that must agree
+    moving = student.full or reused(student.model) is not None  # batch-norm statistics that must agree
     return DDPStrategy(broadcast_buffers=moving, gradient_as_bucket_view=True, static_graph=True)
 
 
 def _summary(
     trainer: Trainer,
-    figures: Figures,
+    figures: MetricsReader,
     validation: Validation | None,
-    curve: CurveOnTest | None,
+    curve: TestCurve | None,
     module: Distillation,
 ) -> FitSummary:
     wall = max(figures.totals.get("wall", 0.0), 1e-9)

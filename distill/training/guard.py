@@ -1,6 +1,6 @@
 """What stands between a bad loss and the weights, without waiting for the device.
 
-A non-finite term or gradient sets a latch on the device that makes the fused optimiser leave out this update and every
+A non-finite term or gradient sets a latch on the device that makes the fused optimizer leave out this update and every
 later one, so the weights stay the last good ones until the host reads the latch and stops the run.
 """
 
@@ -9,14 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 from distill.training.settings import SpikeSettings
 
 _WARMUP_STEPS = 20
 _MEAN_DECAY = 0.98
 
 
-class NonFiniteLossError(ExplainedError, RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
     """A loss term or the gradient became NaN or infinite; the text says at which step and in which term."""
 
 
@@ -45,7 +45,7 @@ class LossGuard(nn.Module):
 
     @torch.no_grad()
     def watch(self, step: int, loss: Tensor, terms: Tensor, gradient_norm: Tensor) -> Tensor:
-        """Take in one step's figures; returns the optimiser's ``found_inf``: 1.0 where the update must be left out."""
+        """Take in one step's figures; returns the optimizer's ``found_inf``: 1.0 where the update must be left out."""
         bad = ~torch.isfinite(torch.cat([terms, gradient_norm.reshape(1)]))
         fresh = bad.any() & (self.bad_step < 0)
         self.bad.copy_(torch.where(fresh, bad, self.bad))

@@ -8,7 +8,7 @@ The student's parameters move by ``θ' = θ − η Σ_n w_n ∇L_n``, with ``L_n
 
 the first-order approximation (as in learning to reweight examples, Ren et al., ICML 2018, arXiv 1803.09050, and DARTS,
 Liu et al., ICLR 2019, arXiv 1806.09055, equation 6). A network whose gradient points the way that the held-out loss
-falls gets more weight. The optimiser's preconditioning is left out of it.
+falls gets more weight. The optimizer's preconditioning is left out of it.
 """
 
 from __future__ import annotations

@@ -13,30 +13,30 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from augment.dual import DualAugment
-from augment.placement import moved
+from augment.placement import to_device
 from augment.views import Views
 from distill.data.positions import Positions
-from distill.data.reader import Batch as LoadedBatch
+from distill.data.reader import Batch
 from distill.deltas.attach import penalty
 from distill.models.features import Features
-from distill.models.identity import identify
+from distill.models.fingerprint import fingerprint
 from distill.models.network import NetworkError, check_fits
 from distill.models.shared_trunk import SharedTrunk
 from distill.models.student import Student, head_modules
 from distill.models.teacher import Teacher
-from distill.objectives.base import Batch, Schedule
+from distill.objectives.base import Schedule, Targets
 from distill.objectives.ranks import sum_over_ranks, world_size
-from distill.training.clock import StepClock
 from distill.training.curriculum import Curriculum
 from distill.training.ema import WeightAverage
 from distill.training.guard import LossGuard
 from distill.training.meta import MetaStep
-from distill.training.optimiser import build_optimiser, build_schedule
+from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.settings import TrainingSettings
 from distill.training.side_stream import SideStream
 from distill.training.teacher_cache import TeacherCache
 from distill.training.teacher_weights import TeacherWeights
 from distill.training.terms import Term
+from distill.training.timer import StepTimer
 from distill.training.trunk import share_trunk
 
 
@@ -50,7 +50,7 @@ class Distillation(LightningModule):
         teacher: frozen, or None.
         terms: the loss; see ``build_terms``.
         augment: makes the views.
-        settings: optimiser, schedule, guards.
+        settings: optimizer, schedule, guards.
         steps_per_epoch: length of the schedule's epoch, in batches.
         train: ids and labels of the training split, for terms with a memory bank.
         meta: learns the weights of the teacher's networks, where those are learned.
@@ -81,7 +81,7 @@ class Distillation(LightningModule):
             self._positions = Positions(ids)
             for term in terms:
                 term.remember(labels)
-        self.shares = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None
+        self.teacher_weights = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None
         self.curriculum: Curriculum | None = None
         if settings.curriculum and teacher:
             self.curriculum = Curriculum(settings.curriculum, student.shapes, teacher.shapes, teacher.maps)
@@ -92,60 +92,62 @@ class Distillation(LightningModule):
         self.trunk, self.note = SharedTrunk(), ""
         self.settings = settings
         self.steps_per_epoch = steps_per_epoch
-        penalised = penalty(student.sites) is not None
-        self.guard = LossGuard([term.name for term in terms] + ["penalty"] * penalised, settings.spike)
+        penalized = penalty(student.sites) is not None
+        self.guard = LossGuard([term.name for term in terms] + ["penalty"] * penalized, settings.spike)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
-        self.clock = StepClock(torch.device("cpu"))
+        self.clock = StepTimer(torch.device("cpu"))
         # loss, gradient norm, then one per term: sums over the steps since the last reading.
-        self.register_buffer("_sums", torch.zeros(2 + len(terms) + penalised), persistent=False)
+        self.register_buffer("_sums", torch.zeros(2 + len(terms) + penalized), persistent=False)
         self._steps_summed = 0
         self._figures: tuple[Tensor, Tensor] | None = None
 
     def on_fit_start(self) -> None:
-        self.clock = StepClock(self.device)
+        self.clock = StepTimer(self.device)
         if self.average is not None:
             self.average.to(self.device)
         self.train()  # Lightning leaves modules as they were made; what is frozen sees to its eval mode by itself
         self.trunk, self.note = share_trunk(self.student, self.teacher, self.augment, self.settings.precision)
 
-    def transfer_batch_to_device(self, batch: LoadedBatch, device: torch.device, index: int) -> LoadedBatch:
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Images and labels move; ids stay on the CPU, where draws are made: a device would be waited for."""
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
-        looks = batch.looks and moved(batch.looks, device)
-        return batch._replace(images=images, labels=labels, looks=looks)
+        view_pixels = batch.view_pixels and to_device(batch.view_pixels, device)
+        return batch._replace(images=images, labels=labels, view_pixels=view_pixels)
 
-    def training_step(self, batch: LoadedBatch, batch_index: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         with self.trunk:
             views, teachers = self._looked(batch)
             self.clock.start("student")
             students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
-        targets = Batch(batch.labels)
+        targets = Targets(batch.labels)
         if self._positions is not None:
             targets = replace(targets, index=self._positions(batch.ids).to(self.device, non_blocking=True))
         batches = [targets] * len(students)
         if (mix := views.mix) is not None:
             mixed = replace(targets, mixed_labels=batch.labels[mix.partner])
-            batches = [replace(mixed, share=share) for share in mix.student]
-        shares = self.shares(teachers, batches[0]) if self.shares is not None else None
-        if self.curriculum is not None and shares is not None:
+            batches = [replace(mixed, mix_lambda=share) for share in mix.student]
+        teacher_weights = self.teacher_weights(teachers, batches[0]) if self.teacher_weights is not None else None
+        if self.curriculum is not None and teacher_weights is not None:
             strength = self.curriculum.strength(self.global_step, self.steps_per_epoch)
             if strength > 0:
-                batches = self.curriculum(strength, students, teachers, views.pairs, batches, shares)
-        by_teacher = [term(students, teachers, views.pairs, batches, shares) for term in self.terms]
-        values = [term.total(found, shares) for term, found in zip(self.terms, by_teacher, strict=True)]
+                batches = self.curriculum(strength, students, teachers, views.pairs, batches, teacher_weights)
+        by_teacher = [term(students, teachers, views.pairs, batches, teacher_weights) for term in self.terms]
+        values = [term.total(found, teacher_weights) for term, found in zip(self.terms, by_teacher, strict=True)]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
         weights = [term.weight(*self._now()) for term in self.terms] + [1.0] * (extra is not None)
-        if self.meta is not None and self.shares is not None and self.meta.due(self.global_step):
+        if self.meta is not None and self.teacher_weights is not None and self.meta.due(self.global_step):
             read = [w * found for w, found, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
             losses = torch.stack(read).sum(0)
-            self.shares.learn(self.meta(self.global_step, self.student, losses, self.shares.preference))
+            self.teacher_weights.learn(
+                self.meta(self.global_step, self.student, losses, self.teacher_weights.preference)
+            )
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
         self._figures = loss.detach(), torch.stack(values).detach()
         return loss
 
-    def _looked(self, batch: LoadedBatch) -> tuple[Views, list[list[Features]]]:
+    def _looked(self, batch: Batch) -> tuple[Views, list[list[Features]]]:
         """The views of a batch, and what the teacher says of its own, unless the cache knows that already."""
         found = None
         if self.cache is not None:
@@ -180,7 +182,7 @@ class Distillation(LightningModule):
         self.student.after_step(self.global_step + 1, self.settings.epochs * self.steps_per_epoch)
 
     def configure_gradient_clipping(self, optimizer: Any, *unused: Any, **also_unused: Any) -> None:
-        """Clip, take the step's figures in, and tell the fused optimiser whether to leave the update out."""
+        """Clip, take the step's figures in, and tell the fused optimizer whether to leave the update out."""
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.settings.clip_norm is not None:
@@ -191,12 +193,12 @@ class Distillation(LightningModule):
             figures = sum_over_ranks(figures) / world_size()
         loss, terms = figures[0], figures[1:]
         found_inf = self.guard.watch(self.global_step, loss, terms, norm)
-        # The wrapped torch optimiser is the one whose kernels look for the flag.
+        # The wrapped torch optimizer is the one whose kernels look for the flag.
         getattr(optimizer, "optimizer", optimizer).found_inf = found_inf
         self._sums += torch.cat([loss.reshape(1), norm.reshape(1), terms])
         self._steps_summed += 1
 
-    def read_figures(self) -> dict[str, float]:
+    def read_metrics(self) -> dict[str, float]:
         """Means since the last reading: ``loss``, ``gradient_norm``, ``loss/<term>``. Waits for the device.
 
         And as they are now: ``weight/<term>`` of terms with a schedule, ``teacher_weight/<n>`` of networks that are
@@ -209,9 +211,9 @@ class Distillation(LightningModule):
         self._sums.zero_()
         self._steps_summed = 0
         names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
-        shares = self.shares.figures() if self.shares is not None else {}
-        found = {name: float(share) for name, share in shares.items()}
-        return dict(zip(names, means)) | self._scheduled_weights() | found | self._delta_figures()
+        teacher_weights = self.teacher_weights.metrics() if self.teacher_weights is not None else {}
+        found = {name: float(share) for name, share in teacher_weights.items()}
+        return dict(zip(names, means)) | self._scheduled_weights() | found | self._delta_metrics()
 
     def _scheduled_weights(self) -> dict[str, float]:
         return {
@@ -220,32 +222,34 @@ class Distillation(LightningModule):
             if term.settings.schedule != Schedule()
         }
 
-    def _delta_figures(self) -> dict[str, float]:
+    def _delta_metrics(self) -> dict[str, float]:
         found: dict[str, list[Tensor]] = {}
         for site in self.student.sites:
-            for name, value in site.delta.figures().items():
+            for name, value in site.delta.metrics().items():
                 found.setdefault(f"delta/{site.delta.settings.type}/{name}", []).append(value)
         return {name: float(torch.stack(values).mean()) for name, values in found.items()}
 
     def configure_optimizers(self) -> Any:
         root = nn.ModuleList([self.student, self.terms])  # type: ignore[list-item]
-        optimiser = build_optimiser(root, head_modules(self.student.model), self.settings.optimiser)
-        schedule = build_schedule(optimiser, self.settings.schedule, self.settings.epochs, self.steps_per_epoch)
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        optimizer = build_optimizer(root, head_modules(self.student.model), self.settings.optimizer)
+        schedule = build_schedule(optimizer, self.settings.schedule, self.settings.epochs, self.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_state(self) -> dict[str, Tensor]:
         """All that training changes: the student's side, the objectives' parameters, the guard's running mean."""
         own = {f"student.{key}": value for key, value in self.student.own_state().items()}
         rest = {
-            key: value for key, value in self.state_dict().items() if key.startswith(("terms.", "guard.", "shares."))
+            key: value
+            for key, value in self.state_dict().items()
+            if key.startswith(("terms.", "guard.", "teacher_weights."))
         }
         return own | rest
 
     @cached_property
     def frozen(self) -> dict[str, str]:
         """SHA-256 of the networks that are in no checkpoint."""
-        teacher = {"teacher": identify(self.teacher.state_dict()).sha256} if self.teacher is not None else {}
-        return teacher if self.student.whole else {"student's backbone": self.student.backbone.sha256, **teacher}
+        teacher = {"teacher": fingerprint(self.teacher.state_dict()).sha256} if self.teacher is not None else {}
+        return teacher if self.student.full else {"student's backbone": self.student.backbone.sha256, **teacher}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["state_dict"] = self.trained_state()

@@ -36,21 +36,21 @@ class LinearProbe:
 
 
 def fit_probe(train: Predictions, held_out: Predictions, classes: int) -> LinearProbe:
-    """Fit on the labelled rows of ``train`` (pooled features in place of logits), choose the penalty on ``held_out``.
+    """Fit on the labeled rows of ``train`` (pooled features in place of logits), choose the penalty on ``held_out``.
 
-    Features are standardised for the fit, and the scaling is folded into the weights afterwards. A class without a
-    labelled sample gets a bias that never wins.
+    Features are standardized for the fit, and the scaling is folded into the weights afterwards. A class without a
+    labeled sample gets a bias that never wins.
 
     Raises:
-        ValueError: fewer than two classes have a labelled sample.
+        ValueError: fewer than two classes have a labeled sample.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    labelled = train.labels >= 0
-    x, y = train.logits[labelled].double(), train.labels[labelled]
+    labeled = train.labels >= 0
+    x, y = train.logits[labeled].double(), train.labels[labeled]
     if y.unique().numel() < 2:
-        raise ValueError("a linear probe needs labelled samples of at least two classes")
+        raise ValueError("a linear probe needs labeled samples of at least two classes")
     mean, std = x.mean(0), x.std(0).clamp_min(1e-6)
     best: LinearProbe | None = None
     best_accuracy = -1.0

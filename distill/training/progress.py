@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from distill.training.clock import SPANS
+from distill.training.timer import SPANS
 
 
 class FitProgress:

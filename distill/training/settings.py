@@ -1,4 +1,4 @@
-"""How a network is trained: loop, optimiser, schedule, precision, guards."""
+"""How a network is trained: loop, optimizer, schedule, precision, guards."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from augment.base.settings import Settings
 from augment.policy import AugmentSettings
-from augment.settings import Settings
 
 
-class OptimiserSettings(Settings):
+class OptimizerSettings(Settings):
     """AdamW, or SGD with momentum. What a module exempts (temperatures, scales of deltas) never decays."""
 
     type: Literal["adamw", "sgd"] = "adamw"
@@ -58,7 +58,7 @@ class CurriculumSettings(Settings):
 
 class TrainingSettings(Settings):
     epochs: int = Field(10, ge=1, le=100_000)
-    optimiser: OptimiserSettings = OptimiserSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="bfloat16 is autocast; weights stay fp32")
@@ -93,7 +93,7 @@ class TrainingSettings(Settings):
 
 
 class FitTeacherSettings(Settings):
-    """The first stage of a run, for users who have no teacher yet: train it on the labelled data, cached by content."""
+    """The first stage of a run, for users who have no teacher yet: train it on the labeled data, cached by content."""
 
     method: Literal["finetune", "probe"] = Field("finetune", description="all weights, or the classifier alone")
     labels: Literal["all", "same"] = Field(

@@ -8,12 +8,12 @@ from types import FrameType
 import torch
 import torch.distributed as dist
 
-from augment.errors import ExplainedError
+from augment.base.errors import UserError
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
-class Interrupted(ExplainedError):
+class Interrupted(UserError):
     """A signal asked the run to end, and everything worth keeping has been saved. ``exit_code`` is 128 + its number."""
 
     def __init__(self, number: int):

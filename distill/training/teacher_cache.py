@@ -64,7 +64,7 @@ class TeacherCache:
 
     Args:
         output: the folder that caches lie in.
-        stream: everything that the teacher's words depend on, as plain JSON; see :mod:`distill.training.stream`.
+        stream: everything that the teacher's words depend on, as plain JSON; see :mod:`distill.training.cache_key`.
         layout: of a row.
         ids: names of the training samples.
         epochs: how many there is to be room for.

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from distill.data.base import UNLABELLED
+from distill.data.base import UNLABELED
 from distill.models.features import Features
 from distill.models.label_map import LabelMaps
 from distill.models.settings import WeightingSettings
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.compare import one
 
 
@@ -37,16 +37,16 @@ def log_confidence(logits_BK: Tensor) -> Tensor:
 def log_agreement(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
     """[B] ``log p_y``; −∞ where there is no label among these classes."""
     log_p_B = F.log_softmax(logits_BK.float(), 1).gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
-    return log_p_B.masked_fill(labels_B == UNLABELLED, -torch.inf)
+    return log_p_B.masked_fill(labels_B == UNLABELED, -torch.inf)
 
 
 class TeacherWeights(nn.Module):
-    """The shares of the teacher's networks in every term that reads the teacher; see :class:`WeightingSettings`.
+    """The weights of the teacher's networks in every term that reads the teacher; see :class:`WeightingSettings`.
 
     ``confidence`` asks each network about the classes that it shares with the student. ``agreement`` is in the spirit
     of CA-MKD (Zhang et al., ICASSP 2022, arXiv 2201.00007), where a network's weight falls with its cross-entropy;
     there it is ``(1 − softmax(CE)) / (N − 1)`` over the networks, here ``softmax(−CE / T)``, which leaves a network
-    that is wrong as little as T says. Of a mixed image, ``log q`` is the mean over its labels by their shares; where
+    that is wrong as little as T says. Of a mixed image, ``log q`` is the mean over its labels by their parts; where
     one of them is unknown to a network, the image is as one without a label to it.
 
     Args:
@@ -73,7 +73,7 @@ class TeacherWeights(nn.Module):
         return self.settings.type in ("confidence", "agreement")
 
     @torch.no_grad()
-    def forward(self, teachers: Sequence[Sequence[Features]], batch: Batch) -> Tensor:
+    def forward(self, teachers: Sequence[Sequence[Features]], batch: Targets) -> Tensor:
         """[N] of sum 1, or [N, V, B] of sum 1 over N if they are by sample.
 
         Args:
@@ -91,21 +91,21 @@ class TeacherWeights(nn.Module):
             [torch.stack([self._log_q(n, view, batch) for view in views]) for n, views in enumerate(teachers)]
         )
         flat = log_q_NVB.flatten(1)
-        shares = by_sample(flat, self.prior, self.settings.temperature)
-        self._last = shares.mean(1)
-        return shares.view_as(log_q_NVB)
+        teacher_weights = by_sample(flat, self.prior, self.settings.temperature)
+        self._last = teacher_weights.mean(1)
+        return teacher_weights.view_as(log_q_NVB)
 
     def learn(self, preference_N: Tensor) -> None:
         """Take over what a meta step made of the preference; it counts from the next step on."""
         self.preference.copy_(preference_N)
 
-    def figures(self) -> dict[str, Tensor]:
+    def metrics(self) -> dict[str, Tensor]:
         """``teacher_weight/n`` of the last step, the mean over its samples; nothing where they are fixed."""
         if self.settings.type == "fixed":
             return {}
         return {f"teacher_weight/{n}": weight for n, weight in enumerate(self._last)}
 
-    def _log_q(self, n: int, features: Features, batch: Batch) -> Tensor:
+    def _log_q(self, n: int, features: Features, batch: Targets) -> Tensor:
         logits_BK, labels_B, mixed_B = one("teacher", features, "logits"), batch.labels, batch.mixed_labels
         if (map_ := self.maps[n]) is not None:
             logits_BK, labels_B = map_.of_teacher(logits_BK), map_.labels(labels_B)
@@ -117,4 +117,4 @@ class TeacherWeights(nn.Module):
             return own_B
         other_B = log_agreement(logits_BK, mixed_B)
         unknown_B = own_B.isinf() | other_B.isinf()
-        return (batch.share * own_B + (1 - batch.share) * other_B).masked_fill(unknown_B, -torch.inf)
+        return (batch.mix_lambda * own_B + (1 - batch.mix_lambda) * other_B).masked_fill(unknown_B, -torch.inf)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 
 
 class Term(nn.Module):
@@ -67,8 +67,8 @@ class Term(nn.Module):
         students: Sequence[Features],
         teachers: Sequence[Sequence[Features]],
         pairs: Sequence[tuple[int, int]],
-        batches: Sequence[Batch],
-        shares: Tensor | None = None,
+        batches: Sequence[Targets],
+        teacher_weights: Tensor | None = None,
     ) -> Tensor:
         """[N] the unweighted term for each teacher, or [1] if it reads none; :meth:`total` adds them up.
 
@@ -77,7 +77,7 @@ class Term(nn.Module):
             teachers: ``teachers[n][v]``: of teacher n for its view v.
             pairs: (teacher's view, student's view).
             batches: ``batches[v]``: what is known of the student's view v.
-            shares: of the teachers, as ``TeacherWeights`` gives them; those by sample become the samples' weights.
+            teacher_weights: from ``TeacherWeights``; those by sample become the samples' weights.
         """
         if not self.reads_teacher:
             alone = [self.objectives[0](view, None, batch) for view, batch in zip(students, batches, strict=True)]
@@ -87,20 +87,20 @@ class Term(nn.Module):
             compared = []
             for t, s in pairs:
                 batch = batches[s]
-                if shares is not None and shares.ndim > 1:
-                    own = shares[n, t]
+                if teacher_weights is not None and teacher_weights.ndim > 1:
+                    own = teacher_weights[n, t]
                     batch = replace(batch, weights=own if batch.weights is None else own * batch.weights)
                 compared.append(self._compare(n, students[s], views[t], batch))
             values.append(torch.stack(compared).mean())
         return torch.stack(values)
 
-    def total(self, values: Tensor, shares: Tensor | None) -> Tensor:
+    def total(self, values: Tensor, teacher_weights: Tensor | None) -> Tensor:
         """The unweighted term, from what :meth:`forward` gives."""
-        if not self.reads_teacher or shares is None or shares.ndim > 1:
+        if not self.reads_teacher or teacher_weights is None or teacher_weights.ndim > 1:
             return values.sum()
-        return (values * shares).sum()
+        return (values * teacher_weights).sum()
 
-    def _compare(self, n: int, student: Features, teacher: Features, batch: Batch) -> Tensor:
+    def _compare(self, n: int, student: Features, teacher: Features, batch: Targets) -> Tensor:
         if (map_ := self.maps[n]) is not None:
             student, teacher = map_.features(student, teacher)
             mixed = None if batch.mixed_labels is None else map_.labels(batch.mixed_labels)

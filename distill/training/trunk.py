@@ -29,7 +29,10 @@ def share_trunk(
     """
     if teacher is None:
         return SharedTrunk(), ""
-    one_view = bool({look.key for look in dual.plan.teacher} & {look.key for look in dual.plan.student})
+    one_view = bool(
+        {view_spec.key for view_spec in dual.view_plan.teacher}
+        & {view_spec.key for view_spec in dual.view_plan.student}
+    )
     obstacle = _obstacle(student, teacher, precision)
     together = one_view and not obstacle
     networks = [] if teacher.compiled else [*teacher.networks]

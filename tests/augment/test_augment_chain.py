@@ -1,10 +1,10 @@
-"""A chain: floats in [0, 1], the network's size and normalisation, keys that do not depend on the neighbours."""
+"""A chain: floats in [0, 1], the network's size and normalization, keys that do not depend on the neighbors."""
 
 import pytest
 import torch
 from torch import nn
 
-from augment.chain import Chain, eval_view, normalised, resized, to_unit
+from augment.chain import Chain, eval_view, normalized, resized, to_unit
 from augment.draws import Draws
 from augment.recipe import Op
 from augment.views import InputSpec
@@ -26,7 +26,7 @@ def run(chain, images=IMAGES, **keywords):
     return chain(images, Draws(0, 0, "student", IDS), **keywords)
 
 
-def test_normalisation_by_hand():
+def test_normalization_by_hand():
     spec = InputSpec((1, 1), mean=(0.5, 0.4, 0.2), std=(0.5, 0.2, 0.1))
     pixel = torch.tensor([255, 0, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     torch.testing.assert_close(eval_view(pixel, spec).flatten(), torch.tensor([1.0, -2.0, 0.0]))
@@ -43,7 +43,7 @@ def test_eval_view_is_pils_bilinear_resize():
 
 def test_no_operations_is_the_eval_view():
     spec = InputSpec((16, 16))
-    assert torch.equal(normalised(run(chain()), spec), eval_view(IMAGES, spec))
+    assert torch.equal(normalized(run(chain()), spec), eval_view(IMAGES, spec))
 
 
 def test_uint8_and_floats_are_one():
@@ -62,7 +62,7 @@ def test_the_result_has_the_networks_size_and_range():
 def test_the_input_is_left_alone():
     images = to_unit(IMAGES)
     before = images.clone()
-    normalised(run(chain(size=(20, 24)), images), InputSpec((20, 24)))
+    normalized(run(chain(size=(20, 24)), images), InputSpec((20, 24)))
     run(chain(f"{__name__}:Overshoot"), images)
     assert torch.equal(images, before)
 
@@ -77,7 +77,7 @@ def test_resizing_to_the_same_size_is_free():
     assert resized(images, (20, 24)) is images
 
 
-def test_a_colour_operation_changes_nothing_about_the_crop():
+def test_a_color_operation_changes_nothing_about_the_crop():
     crop = {"type": "RandomResizedCrop", "scale": [0.3, 1.0]}
     gray = {"type": "RandomGrayscale", "p": 0.0}
     assert torch.equal(run(chain(crop, "RandomHorizontalFlip")), run(chain(gray, crop, gray, "RandomHorizontalFlip")))

@@ -17,7 +17,7 @@ HERE = __name__
 
 
 class Tint:
-    """Adds a colour to each image."""
+    """Adds a color to each image."""
 
     def __init__(self, strength: float = 0.3):
         self.strength = strength
@@ -25,7 +25,7 @@ class Tint:
     def sample(self, draws, shape):
         return {"by": draws.uniform(0, (shape[1], 1, 1))}
 
-    def colour(self, images, params):
+    def color(self, images, params):
         return images * (1 - self.strength * params["by"])
 
 
@@ -68,7 +68,7 @@ class OneForAll(Base):
         return draws.shared().uniform(0, (1, 1, 1))
 
 
-class Neighbours(Base):
+class Neighbors(Base):
     def apply(self, images, params):
         return images - images.mean()
 
@@ -137,7 +137,7 @@ def test_every_shape_of_a_sound_operation_passes(item):
         (Pythons(), "deterministic", "fail", "the same samples and draws give another result"),
         (OneForAll(), "one draw per sample", "fail", "one draw for all samples of an epoch"),
         (Buffered(), "one draw per sample", "note", "draws nothing: 64 ids"),
-        (Neighbours(), "batch-invariant", "fail", "differs by"),
+        (Neighbors(), "batch-invariant", "fail", "differs by"),
         (InPlace(), "leaves its input alone", "fail", "changes its input in place"),
         (Nan(), "range", "fail", "NaN or infinite values, first in sample 0"),
         (Loud(), "range", "note", "which a chain clamps"),
@@ -146,7 +146,7 @@ def test_every_shape_of_a_sound_operation_passes(item):
         (Small(), "shape and type", "note", "changes the size: 24×24 → 24×20"),
         (Raises(), "range", "fail", "KeyError: 'gain'"),
         (Base(), "kind", "ok", "sampled"),
-        (Tint(), "kind", "ok", "declarative: colour"),
+        (Tint(), "kind", "ok", "declarative: color"),
         (Base(), "compiles", "ok", "in one graph"),
         (OnHost(), "compiles", "note", "breaks the graph"),
     ],

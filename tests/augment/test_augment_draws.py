@@ -18,7 +18,7 @@ def test_mix_on_tensors_is_splitmix64():
     words = [0, 1, 2**63, 2**64 - 1, 0x9E3779B97F4A7C15]
     mixed = _mix_(torch.tensor([_signed(word) for word in words]))
     assert mixed.tolist() == [_signed(_mix_word(word)) for word in words]
-    # First output of the reference SplitMix64 with state 0: the finaliser of γ.
+    # First output of the reference SplitMix64 with state 0: the finalizer of γ.
     assert _mix_word(0x9E3779B97F4A7C15) == 0xE220A8397B1DCDAF
 
 
@@ -95,7 +95,7 @@ def test_everything_in_the_key_matters_and_gives_independent_draws():
         "view": draws(view="teacher").uniform(0, (10,)),
         "op": draws(op="Flip").uniform(0, (10,)),
         "slot": draws().uniform(1, (10,)),
-        "neighbouring id": draws(ids=IDS + 1).uniform(0, (10,)),
+        "neighboring id": draws(ids=IDS + 1).uniform(0, (10,)),
     }
     for name, other in others.items():
         assert not (base == other).any(dim=1).all(), name

@@ -65,7 +65,7 @@ def test_uniform_along_every_axis(along):
         assert stats.chisquare(torch.histc(u, 64, 0, 1).numpy()).pvalue > LEVEL, name
 
 
-def test_independent_of_its_neighbour_along_every_axis(along):
+def test_independent_of_its_neighbor_along_every_axis(along):
     """Pairs at distances 1, 2 and 64: no correlation, and χ² on the 16 × 16 cells of the square."""
     for name, u in along.items():
         for lag in (1, 2, 64):
@@ -155,7 +155,7 @@ def test_normal_moments_tails_and_independence():
 
 
 def test_every_order_of_a_permutation_is_as_likely():
-    """χ² over the 24 orders of four, over where each element of nine lies, and over samples' neighbours' orders."""
+    """χ² over the 24 orders of four, over where each element of nine lies, and over samples' neighbors' orders."""
     order = draws(ids=torch.arange(24 * 400)).permutation(0, 4)
     code = (order * torch.tensor([64, 16, 4, 1])).sum(1)
     counts = code.unique(return_counts=True)[1]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
-from augment.chain import eval_view, normalised, to_unit
+from augment.chain import eval_view, normalized, to_unit
 from augment.draws import sample_key
 from augment.dual import AugmentSettings, DualAugment
 from augment.views import InputSpec
@@ -77,7 +77,7 @@ def test_randomness_differs_by_sample_and_epoch():
     assert len(seen.flatten(1).unique(dim=0)) == 40
 
 
-def test_identical_is_one_view_normalised_twice():
+def test_identical_is_one_view_normalized_twice():
     views = dual("identical", [InputSpec(STUDENT.size, TEACHER.mean, TEACHER.std)])(IMAGES, IDS, 0)
     torch.testing.assert_close(undo(views.teacher[0][0], TEACHER), undo(views.student[0], STUDENT))
     same = dual("identical", [STUDENT])(IMAGES, IDS, 0)
@@ -89,8 +89,8 @@ def test_independent_views_differ_even_with_one_recipe():
     assert not torch.equal(views.teacher[0][0], views.student[0])
 
 
-def test_shared_geometry_is_the_same_crop_with_other_colours():
-    """Photometry that does nothing to a constant ramp's geometry: positions agree, colours do not."""
+def test_shared_geometry_is_the_same_crop_with_other_colors():
+    """Photometry that does nothing to a constant ramp's geometry: positions agree, colors do not."""
     ramp = torch.linspace(0.2, 0.8, 40).view(1, 1, 1, 40).expand(6, 3, 40, 40)
     augment = dual("shared_geometry", [PLAIN], PLAIN, student=[CROP, "RandomHorizontalFlip", JITTER])
     views = augment(ramp, IDS, 0)
@@ -138,11 +138,11 @@ def test_multicrop_has_a_group_of_crops_for_every_size():
     groups = [{"crops": 2, "size": 16, "recipe": "dino_local"}, {"crops": 1, "size": 12, "scale": [0.05, 0.1]}]
     augment = dual("multicrop", [STUDENT], STUDENT, local=groups, student="simclr")
     assert [view.shape[-1] for view in augment(IMAGES, IDS, 0).student] == [24, 24, 16, 16, 12]
-    recipes = [look.recipe for look in augment.plan.student[2:]]
+    recipes = [look.recipe for look in augment.view_plan.student[2:]]
     assert [recipe[0].arguments["scale"] for recipe in recipes] == [[0.05, 0.3], [0.05, 0.3], [0.05, 0.1]]
     jitter = [next(op.arguments["brightness"] for op in recipe if op.type == "ColorJitter") for recipe in recipes]
     assert jitter == [0.4, 0.4, 0.8]  # DINO's, and the student's own
-    assert len({look.key for look in augment.plan.student}) == 5
+    assert len({look.key for look in augment.view_plan.student}) == 5
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -240,13 +240,13 @@ def test_wrong_input_is_refused(images, ids, message):
         dual("weak_teacher")(images, ids, 0)
 
 
-def test_normalised_uses_each_networks_own_numbers():
+def test_normalized_uses_each_networks_own_numbers():
     views = dual("independent", [TEACHER], TEACHER, student=[], teacher=[])(IMAGES, IDS, 0)
-    torch.testing.assert_close(normalised(undo(views.student[0], TEACHER), TEACHER), views.teacher[0][0])
+    torch.testing.assert_close(normalized(undo(views.student[0], TEACHER), TEACHER), views.teacher[0][0])
 
 
 def test_spectrograms_are_seen_in_two_views_too() -> None:
-    """One channel, a shape of its own, values far from [0, 1], and a normalisation of one number."""
+    """One channel, a shape of its own, values far from [0, 1], and a normalization of one number."""
     spec = InputSpec((40, 64), mean=(-20.0,), std=(10.0,), bounded=False)
     sounds = torch.randn(4, 1, 40, 64, generator=torch.Generator().manual_seed(0)) * 10 - 20
     masks = {"type": "SpecAugment", "frequency_width": 10, "time_width": 20, "fill": "mean"}

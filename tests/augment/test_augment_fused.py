@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from augment.chain import Chain, ImageError, normalised, to_unit
+from augment.chain import Chain, ImageError, normalized, to_unit
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.geometry import composed, coverage, inverse, warp
-from augment.native import Native
+from augment.kornia_ops import FusedKorniaOp
 from augment.operation import SampledOp
 from augment.recipe import Op
 from augment.views import InputSpec
@@ -43,7 +43,7 @@ class Tint:
     def sample(self, draws, shape):
         return {"tint": draws.uniform(0, (3,))}
 
-    def colour(self, images, params):
+    def color(self, images, params):
         return images * params["tint"].view(-1, 3, 1, 1)
 
 
@@ -56,7 +56,7 @@ class Middle:
     def statistics(self, images, params):
         return {"mean": images.mean((2, 3))}
 
-    def colour(self, images, params):
+    def color(self, images, params):
         return images - params["mean"][..., None, None] + 0.5
 
 
@@ -225,13 +225,13 @@ def test_the_plan_says_what_is_fused_and_what_is_not():
     reading = "one bilinear reading, axis by axis, zeros beyond the border"
     assert one.plan().splitlines() == [
         f"geometry RandomResizedCrop + RandomHorizontalFlip: {reading}",
-        "colour   ColorJitter + RandomGrayscale: pixel by pixel",
+        "color   ColorJitter + RandomGrayscale: pixel by pixel",
         "blur     RandomGaussianBlur: two filters along the axes",
         "barrier  RandomEqualize: kornia's own code",
         "geometry RandomRotation: one bilinear reading, zeros beyond the border",
         f"barrier  {mine(Loud)}: its own code",
-        "colour   RandomErasing + RandomInvert: pixel by pixel",
-        "write    24 x 24, normalised",
+        "color   RandomErasing + RandomInvert: pixel by pixel",
+        "write    24 x 24, normalized",
         "on a CPU in C; by torch's operators RandomRotation",
     ]
 
@@ -240,9 +240,9 @@ def test_the_plan_says_what_is_fused_and_what_is_not():
     "recipe, passes",
     [
         ([FLIP, "RandomVerticalFlip"], ["geometry RandomHorizontalFlip + RandomVerticalFlip: whole pixels"]),
-        ([ERASE, FLIP], ["colour", "geometry"]),  # a box has a place, which a flip would change
-        ([JITTER, TURN], ["colour", "geometry"]),  # rotation brings in black
-        ([TURN, JITTER, FLIP], ["geometry", "colour"]),
+        ([ERASE, FLIP], ["color", "geometry"]),  # a box has a place, which a flip would change
+        ([JITTER, TURN], ["color", "geometry"]),  # rotation brings in black
+        ([TURN, JITTER, FLIP], ["geometry", "color"]),
         ([CROP, {"type": "RandomAffine", "degrees": 10, "padding_mode": "border"}], ["geometry", "geometry"]),
         ([FLIP, {"type": "RandomAffine", "degrees": 10, "padding_mode": "border"}], ["geometry"]),
         ([{"type": "RandomAffine", "degrees": 10, "padding_mode": "border"}, CROP], ["geometry"]),
@@ -255,7 +255,7 @@ def test_passes(recipe, passes):
 
 
 def test_a_flip_that_goes_ahead_changes_nothing():
-    """Its draws do not depend on its place, and colour does not on where pixels lie."""
+    """Its draws do not depend on its place, and color does not on where pixels lie."""
     recipe = [CROP, JITTER, BLUR, FLIP]
     fused, plain = (chain(*recipe, engine=engine)(pictures(), draws()) for engine in ("fused", "kornia"))
     torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5)
@@ -322,13 +322,13 @@ def test_an_empty_batch():
         assert chain(*recipe)(pictures(0), draws(0), spec=SPEC, dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
-def test_the_last_write_normalises_and_casts():
+def test_the_last_write_normalizes_and_casts():
     for recipe in (STRONG, [CROP, mine(Loud)], []):
         one = chain(*recipe)
         pixels = one(pictures(), draws())
-        torch.testing.assert_close(one(pictures(), draws(), spec=SPEC), normalised(pixels, SPEC), rtol=0, atol=1e-6)
+        torch.testing.assert_close(one(pictures(), draws(), spec=SPEC), normalized(pixels, SPEC), rtol=0, atol=1e-6)
         half = one(pictures(), draws(), spec=SPEC, dtype=torch.bfloat16)
-        assert torch.equal(half, normalised(pixels, SPEC).bfloat16())
+        assert torch.equal(half, normalized(pixels, SPEC).bfloat16())
 
 
 def test_the_input_is_left_alone():
@@ -444,5 +444,7 @@ def test_a_chain_can_be_copied():
 
 
 def test_native_operations_are_users_of_the_contract():
-    assert all(isinstance(step.operation, SampledOp) and isinstance(step.user, Native) for step in chain(*STRONG).steps)
+    assert all(
+        isinstance(step.operation, SampledOp) and isinstance(step.user, FusedKorniaOp) for step in chain(*STRONG).steps
+    )
     assert math.isclose(chain(JITTER).steps[0].user.p, 0.8)

@@ -45,7 +45,7 @@ def test_cutmix_has_one_box_and_counts_its_pixels() -> None:
 
 
 @pytest.mark.parametrize(
-    ("lam", "centre", "rows", "columns"),
+    ("lam", "center", "rows", "columns"),
     [
         (0.75, (0.5, 0.5), (2, 6), (2, 6)),
         (0.75, (0.0, 0.99), (0, 2), (5, 8)),
@@ -53,10 +53,10 @@ def test_cutmix_has_one_box_and_counts_its_pixels() -> None:
         (0.0, (0.5, 0.5), (0, 8), (0, 8)),
     ],
 )
-def test_the_box_by_hand(lam: float, centre: tuple[float, float], rows: tuple, columns: tuple) -> None:
+def test_the_box_by_hand(lam: float, center: tuple[float, float], rows: tuple, columns: tuple) -> None:
     """Of 8 pixels, an area of a quarter is 4 a side; what lies beyond the border is lost."""
     view = torch.arange(2.0)[:, None, None, None].expand(2, 3, 8, 8)
-    result, share = _cutmix(view, torch.tensor([1, 0]), _Plan(lam, centre))
+    result, share = _cutmix(view, torch.tensor([1, 0]), _Plan(lam, center))
     expected = torch.zeros(8, 8)
     expected[slice(*rows), slice(*columns)] = 1
     torch.testing.assert_close(result[0, 0], expected)

@@ -80,7 +80,7 @@ def test_probability(name):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (2, 1, 32, 32), (2, 3, 40, 36)], ids=["empty", "grey", "wide"])
+@pytest.mark.parametrize("shape", [(0, 3, 32, 32), (2, 1, 32, 32), (2, 3, 40, 36)], ids=["empty", "gray", "wide"])
 def test_shapes(name, shape):
     images = torch.rand(shape, generator=torch.Generator().manual_seed(1))
     if name == "PixelErasing" and shape[1] == 1:

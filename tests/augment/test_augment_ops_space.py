@@ -50,7 +50,7 @@ def test_padcrop_of_images_that_are_too_small():
         PadCrop((64, 64)).sample(DRAWS, torch.Size((6, 3, 32, 40)))
 
 
-def test_cutout_is_a_square_around_its_centre():
+def test_cutout_is_a_square_around_its_center():
     op = Cutout(length=0.25, fill=2.0 / 4)
     done = op.apply(IMAGES, {"drawn": torch.ones(6, dtype=torch.bool), **op.draw(DRAWS, IMAGES.shape)})
     params = op.draw(DRAWS, IMAGES.shape)
@@ -58,8 +58,8 @@ def test_cutout_is_a_square_around_its_centre():
         slow, y, x = IMAGES[n].clone(), int(params["y"][n]), int(params["x"][n])
         slow[:, max(y - 4, 0) : y + 4, max(x - 4, 0) : x + 4] = 0.5
         assert torch.equal(done[n], slow)
-    centres = sampled(op)
-    assert all(set(centres[side].tolist()) == set(range(32)) for side in "yx")
+    centers = sampled(op)
+    assert all(set(centers[side].tolist()) == set(range(32)) for side in "yx")
 
 
 def test_pixel_erasing_fills_a_box_of_the_drawn_size_with_noise():
@@ -77,8 +77,8 @@ def test_pixel_erasing_fills_a_box_of_the_drawn_size_with_noise():
     assert abs(noise.mean() - 0.449) < 0.01 and abs(noise.std() - 0.227) < 0.01
 
 
-def test_pixel_erasing_in_one_colour_and_with_nothing_that_fits():
-    op = PixelErasing(noise="colour", p=1.0)
+def test_pixel_erasing_in_one_color_and_with_nothing_that_fits():
+    op = PixelErasing(noise="color", p=1.0)
     done = op.apply(IMAGES, op.sample(DRAWS, IMAGES.shape))
     for before, after in zip(IMAGES, done):
         filling = after[:, (before != after).any(0)]
@@ -213,7 +213,7 @@ def test_blend_and_posterize_by_hand():
         (lambda: PadCrop((32, 32), pixels=-1), "pixels is a number from 0"),
         (lambda: PadCrop((32, 32), padding="mirror"), "padding is one of zeros, border, reflection, symmetric, not"),
         (lambda: Cutout(length=16), "length is a part of the shorter side, above 0 and up to 1, not 16"),
-        (lambda: PixelErasing(noise="grey"), "noise is 'pixel' or 'colour', not 'grey'"),
+        (lambda: PixelErasing(noise="gray"), "noise is 'pixel' or 'color', not 'gray'"),
         (lambda: PixelErasing(ratio=(0, 1)), "ratio is a number or"),
         (lambda: Elastic(sigma=0), "sigma is a number of pixels above 0"),
         (lambda: PatchShuffle(grid=1), "grid is a number of patches along a side from 2, not 1"),

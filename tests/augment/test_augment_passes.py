@@ -13,7 +13,7 @@ from augment.fuse import passes
 from augment.fuse.blur import filtered
 from augment.fuse.geometry import axis_map, warp
 from augment.fuse.passes import PADDINGS, Instruction, Kind, NoCompiler, carried_out, instruction, linear
-from augment.native.colour import gray, hue_turned
+from augment.kornia_ops.color import gray, hue_turned
 from augment.recipe import Op
 from augment.views import InputSpec
 
@@ -75,7 +75,7 @@ def test_a_kernel_without_weight_at_its_ends_is_as_long_as_it_needs():
     close(made, filtered(images, kernel, kernel))
 
 
-def test_colours():
+def test_colors():
     images = floats(3, 11, 13) * 1.4 - 0.2
     unit = images.clamp(0, 1)
 
@@ -104,7 +104,7 @@ def test_colours():
         close(made(linear(EVERY, 3, scale.tolist(), shift.tolist(), (before, after))), x.clamp(0, 1) if after else x)
 
 
-def test_the_hue_of_grays_and_of_primary_colours():
+def test_the_hue_of_grays_and_of_primary_colors():
     rows = [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]
     images = torch.tensor(rows, dtype=torch.float32).t().reshape(1, 3, 3, 3)
     one = instruction(Kind.JITTER, torch.ones(1), [1], [3, 1 / 3])
@@ -190,12 +190,12 @@ def test_images_of_any_layout():
 
 
 class Doubled:
-    """A user's colour, which C does not know."""
+    """A user's color, which C does not know."""
 
     def sample(self, draws, shape):
         return {"drawn": draws.bernoulli(0, 0.5)}
 
-    def colour(self, images, params):
+    def color(self, images, params):
         return images * 2
 
 

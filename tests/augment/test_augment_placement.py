@@ -61,4 +61,4 @@ def test_a_worker_keeps_no_networks_and_builds_once():
 def test_ids_must_fit_the_looks():
     augment = dual()
     with pytest.raises(ValueError, match=r"6 images need ids \[6\], not \[5\]"):
-        augment(augment.looks(IMAGES, IDS, 0), IDS[:5], 0)
+        augment(augment.render(IMAGES, IDS, 0), IDS[:5], 0)

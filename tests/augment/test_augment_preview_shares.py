@@ -1,4 +1,4 @@
-"""What views share: hand-made crops whose overlap is known, and colours whose distance is known."""
+"""What views share: hand-made crops whose overlap is known, and colors whose distance is known."""
 
 import math
 
@@ -13,7 +13,7 @@ from augment.views import InputSpec
 SPEC = InputSpec((48, 48))
 IDS = torch.arange(4)
 NOISE = torch.randint(0, 256, (4, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-GREY = torch.full((4, 3, 96, 96), 128, dtype=torch.uint8)
+GRAY = torch.full((4, 3, 96, 96), 128, dtype=torch.uint8)
 
 
 class Part:
@@ -36,7 +36,7 @@ class Darker:
         return images / 2
 
 
-def shared(teacher, student, policy="independent", images=GREY, teachers=(SPEC,), epoch=0):
+def shared(teacher, student, policy="independent", images=GRAY, teachers=(SPEC,), epoch=0):
     settings = AugmentSettings(policy=policy, student=student, teacher=teacher)
     return what_views_share(DualAugment(settings, teachers, SPEC, 0), images, IDS, epoch)
 
@@ -61,28 +61,28 @@ def test_overlap_is_that_of_the_parts_of_the_original(teacher, student, overlap)
     torch.testing.assert_close(found.overlap, torch.full((4,), overlap), rtol=0, atol=0.02)
 
 
-def test_without_a_common_point_there_is_no_colour_to_compare():
+def test_without_a_common_point_there_is_no_color_to_compare():
     found = shared([part(side=0.5)], [part(side=0.5, left=0.5)])
-    assert found.overlap.max() == 0 and found.colour.isnan().all()
+    assert found.overlap.max() == 0 and found.color.isnan().all()
     assert str(found) == "crops overlap 0% (intersection over union) · no point in common"
 
 
-def test_colour_is_compared_at_the_same_point_of_the_original():
+def test_color_is_compared_at_the_same_point_of_the_original():
     flipped = shared([], [{"type": "RandomHorizontalFlip", "p": 1.0}], images=NOISE)
-    assert flipped.colour.max() < 0.01, "the same pixels elsewhere are no other colours"
+    assert flipped.color.max() < 0.01, "the same pixels elsewhere are no other colors"
     darker = shared([], [f"{__name__}:Darker", part(side=0.5, top=0.25)])
-    # CIELAB's L of grey 128/255 and of half of it: 116·f(Y) - 16, f the cube root.
+    # CIELAB's L of gray 128/255 and of half of it: 116·f(Y) - 16, f the cube root.
     linear = [((v + 0.055) / 1.055) ** 2.4 for v in (128 / 255, 64 / 255)]
     lightness = [116 * math.cbrt(y) - 16 for y in linear]
-    torch.testing.assert_close(darker.colour, torch.full((4,), lightness[0] - lightness[1]), rtol=0, atol=0.05)
-    assert str(darker).endswith("colours there differ by ΔE 26.5")
+    torch.testing.assert_close(darker.color, torch.full((4,), lightness[0] - lightness[1]), rtol=0, atol=0.05)
+    assert str(darker).endswith("colors there differ by ΔE 26.5")
 
 
 def test_small_views_cover_as_much_as_large_ones():
     """A view of 12 pixels that shows the whole image overlaps wholly with one of 48."""
     found = what_views_share(
         DualAugment(AugmentSettings(policy="independent", student=[], teacher=[]), (InputSpec((12, 12)),), SPEC, 0),
-        GREY,
+        GRAY,
         IDS,
         0,
     )
@@ -93,9 +93,9 @@ def test_what_policies_promise_can_be_read_off():
     crop = {"type": "RandomResizedCrop", "scale": [0.2, 0.5]}
     jitter = {"type": "ColorJitter", "brightness": 0.5}
     geometry = shared(None, [crop, jitter], "shared_geometry", NOISE)
-    assert geometry.overlap.min() == 1 and geometry.colour.min() > 0.5
+    assert geometry.overlap.min() == 1 and geometry.color.min() > 0.5
     identical = shared(None, [crop, jitter], "identical", NOISE)
-    assert identical.overlap.min() == 1 and identical.colour.max() == 0
+    assert identical.overlap.min() == 1 and identical.color.max() == 0
     apart = shared(None, [crop, jitter], "independent", NOISE)
     assert apart.overlap.max() < 0.9
     both = shared(None, [crop, jitter], "both_to_both", NOISE)
@@ -103,7 +103,7 @@ def test_what_policies_promise_can_be_read_off():
 
 
 def test_overlap_of_rotated_squares():
-    """A square turned by 45° about its centre covers 2(√2 - 1) of itself: π/4's octagon."""
+    """A square turned by 45° about its center covers 2(√2 - 1) of itself: π/4's octagon."""
     turn = {"type": "RandomRotation", "degrees": [45.0, 45.0], "p": 1.0}
     found = shared([turn], [])
     torch.testing.assert_close(found.overlap, torch.full((4,), 2 * (2**0.5 - 1)), rtol=0, atol=0.02)
@@ -114,7 +114,7 @@ def test_without_a_teacher_there_is_nothing_to_compare():
         shared(None, [], teachers=())
 
 
-def test_coordinates_are_pixel_centres():
+def test_coordinates_are_pixel_centers():
     grid = coordinates(2, (2, 4))
     assert grid[1, 0, 0].tolist() == [0.125, 0.375, 0.625, 0.875] and grid[0, 1, :, 3].tolist() == [0.25, 0.75]
     assert (grid[:, 2] == 1).all()

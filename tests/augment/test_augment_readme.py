@@ -11,7 +11,7 @@ import yaml
 from augment import __main__ as command
 from augment.dual import AugmentSettings, DualAugment
 from augment.views import InputSpec
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataSettings, ExperimentData
 
 README = Path(__file__).parents[2] / "augment/README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -52,7 +52,7 @@ def test_yaml(folder):
         assert tree.keys() <= {"data", "augment"}
         if "data" in tree:
             settings = DataSettings.model_validate({**tree["data"], "workers": 0})
-            batch = next(iter(DataModule(settings).train_loader()))
+            batch = next(iter(ExperimentData(settings).train_loader()))
             assert batch.images.dtype == torch.uint8 and batch.images.shape[1:] == (3, 32, 32)
         if "augment" in tree:
             dual = DualAugment(AugmentSettings.model_validate(tree["augment"]), [], InputSpec((16, 16)), seed=0)

@@ -54,7 +54,7 @@ def test_a_sample_is_the_same_alone_in_any_batch_and_in_any_order(size):
         assert_close(augment(IMAGES[rows], IDS[rows], 3), whole, rows)
 
 
-def test_neighbours_have_no_say():
+def test_neighbors_have_no_say():
     """The same sample beside black and beside white images."""
     augment = strong()
     found = []
@@ -125,9 +125,9 @@ def test_a_crop_does_not_know_what_stands_beside_it():
     for before in ([FLIP], [TURN]):
         with_others = where([CROP, *before], "student")
         assert not torch.equal(with_others, alone)
-    for colours in ([JITTER], [GRAY, BLUR], [JITTER, JITTER, ERASE]):
-        assert torch.equal(where([*colours, CROP], "student"), alone)
-        assert torch.equal(where([CROP, *colours], "student"), alone)
+    for colors in ([JITTER], [GRAY, BLUR], [JITTER, JITTER, ERASE]):
+        assert torch.equal(where([*colors, CROP], "student"), alone)
+        assert torch.equal(where([CROP, *colors], "student"), alone)
     twice = where([CROP, CROP], "student")
     assert not torch.equal(twice, alone), "the second crop draws for itself"
 
@@ -140,7 +140,7 @@ def test_shared_geometry_is_a_shared_key():
     augment = DualAugment(
         AugmentSettings(policy="shared_geometry", student=ours, teacher=theirs), (STUDENT,), STUDENT, 0
     )
-    looks = (*augment.plan.teacher, *augment.plan.student)
+    looks = (*augment.view_plan.teacher, *augment.view_plan.student)
     assert len({look.geometry for look in looks}) == 1 and len({look.key for look in looks}) == 2
     # The drawn parameters of the crop are the same because the keys are, epoch after epoch.
     for epoch in range(3):
@@ -154,7 +154,7 @@ def test_both_to_both_shows_networks_of_two_sizes_the_same_crops():
     plain = InputSpec((24, 24), (0.0,) * 3, (1.0,) * 3)
     big = InputSpec((48, 48), (0.0,) * 3, (1.0,) * 3)
     views = DualAugment(settings, (big,), plain, 0)(coordinates(9, (40, 48)), IDS, 0)
-    large, small = views.teacher[0][1], views.student[1]  # the view without colours
+    large, small = views.teacher[0][1], views.student[1]  # the view without colors
     shrunk = torch.nn.functional.avg_pool2d(large, 2)
     inside = (shrunk[:, 2] > 0.999) & (small[:, 2] > 0.999)
     assert inside.float().mean() > 0.7

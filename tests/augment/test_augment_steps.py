@@ -86,7 +86,7 @@ def test_geometric_steps_are_torchvisions(step, magnitude, interpolation, fill):
         ("Identity", 0, 0),
     ],
 )
-def test_colour_steps_are_torchvisions(step, magnitude, tolerance):
+def test_color_steps_are_torchvisions(step, magnitude, tolerance):
     other = theirs(step, magnitude, ROUGH)
     assert (ours(step, magnitude, ROUGH) - other).abs().max() <= tolerance * LEVEL + 1e-6
     if step != "Identity" and (step, magnitude) not in {("Posterize", 8), ("Solarize", 1.0)}:
@@ -208,9 +208,9 @@ def test_three_augment_is_one_of_three():
     params = sampled(op)
     assert (torch.bincount(params["which"], minlength=3) / 6000 - 1 / 3).abs().max() < 0.02
     image = PHOTO[None].float().mul(LEVEL).expand(3, -1, -1, -1)
-    grey, sun, blur = op.apply(image, {"which": torch.arange(3), "sigma": torch.full((3,), 1.5)})
+    gray, sun, blur = op.apply(image, {"which": torch.arange(3), "sigma": torch.full((3,), 1.5)})
     reference = v2.functional.rgb_to_grayscale(PHOTO, 3) * LEVEL
-    assert (grey - reference).abs().max() < 1.1 * LEVEL
+    assert (gray - reference).abs().max() < 1.1 * LEVEL
     torch.testing.assert_close(sun, v2.functional.solarize(PHOTO, 128) * LEVEL)
     torch.testing.assert_close(blur, v2.functional.gaussian_blur(image[2], [11, 11], [1.5, 1.5]), rtol=0, atol=1e-3)
 

@@ -29,7 +29,7 @@ from distill.data.order import Order
 from distill.models.network import create_network
 from distill.models.teacher import Teacher
 from distill.run.stages import StageError, prepare_teachers, ready_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 
 CROP = {"type": "RandomResizedCrop", "scale": [0.3, 0.6]}
@@ -149,19 +149,19 @@ def test_the_teacher_is_never_trained_here(tmp_path: Path) -> None:
     fit = {"method": "probe"}
     settings = experiment(tmp_path, fit_teacher=fit)
     with StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), None, stop)
+        context = RunContext(settings, make_data(settings), None, stop)
         with pytest.raises(
             StageError, match="the teacher test_efficientnet is not fitted yet, and this command trains"
         ):
-            ready_teachers(shop)
+            ready_teachers(context)
         assert not list(tmp_path.rglob("*")), "nothing was written either"
-        fitted = prepare_teachers(shop)
-        found = ready_teachers(shop)
+        fitted = prepare_teachers(context)
+        found = ready_teachers(context)
         for ours, theirs in zip(found, fitted, strict=True):
             assert all(map(torch.equal, ours.model.state_dict().values(), theirs.model.state_dict().values()))
         alone = experiment(tmp_path, teacher=None, objectives=[{"type": "ce"}])
         with pytest.raises(StageError, match="there is no teacher in this config"):
-            ready_teachers(Workshop(alone, shop.data, None, stop))
+            ready_teachers(RunContext(alone, context.data, None, stop))
 
 
 def test_the_table_and_the_files(tmp_path: Path) -> None:

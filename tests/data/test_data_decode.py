@@ -69,12 +69,12 @@ def test_a_broken_exif_block_turns_nothing() -> None:
     assert decode(data, "x").shape == (H, W, 3)
 
 
-def test_grey_and_bilevel() -> None:
-    grey = picture()[..., 0]
-    assert np.array_equal(decode(encoded(Image.fromarray(grey)), "x"), np.repeat(grey[..., None], 3, 2))
-    bits = Image.fromarray(grey > 90)
+def test_gray_and_bilevel() -> None:
+    gray = picture()[..., 0]
+    assert np.array_equal(decode(encoded(Image.fromarray(gray)), "x"), np.repeat(gray[..., None], 3, 2))
+    bits = Image.fromarray(gray > 90)
     assert bits.mode == "1"
-    assert np.array_equal(decode(encoded(bits), "x")[..., 1], np.where(grey > 90, 255, 0))
+    assert np.array_equal(decode(encoded(bits), "x")[..., 1], np.where(gray > 90, 255, 0))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -99,7 +99,7 @@ def test_palette_with_and_without_transparency() -> None:
         assert np.array_equal(decode(encoded(image, form, transparency=clear), "x"), expected), form
 
 
-def test_a_transparent_colour() -> None:
+def test_a_transparent_color() -> None:
     data = encoded(Image.fromarray(picture()), transparency=tuple(int(v) for v in picture()[2, 3]))
     expected = picture()
     expected[2, 3] = 255
@@ -112,19 +112,19 @@ def test_sixteen_bits_are_scaled_not_clipped(form: str) -> None:
     assert np.array_equal(decode(encoded(Image.fromarray(wide), form), "x")[..., 2], picture()[..., 0])
 
 
-def test_sixteen_bits_grey_equals_sixteen_bits_rgb() -> None:
+def test_sixteen_bits_gray_equals_sixteen_bits_rgb() -> None:
     values = np.linspace(0, 65535, H * W).astype(">u2").reshape(H, W)
 
     def rows(array: np.ndarray) -> bytes:
         return b"".join(b"\0" + row.tobytes() for row in array)
 
-    grey = png(struct.pack(">IIBBBBB", W, H, 16, 0, 0, 0, 0), rows(values))
+    gray = png(struct.pack(">IIBBBBB", W, H, 16, 0, 0, 0, 0), rows(values))
     rgb = png(struct.pack(">IIBBBBB", W, H, 16, 2, 0, 0, 0), rows(np.repeat(values[..., None], 3, 2)))
-    assert np.array_equal(decode(grey, "grey"), decode(rgb, "rgb"))
-    assert decode(grey, "grey")[0, 0, 0] == 0 and decode(grey, "grey")[-1, -1, 0] == 255
+    assert np.array_equal(decode(gray, "gray"), decode(rgb, "rgb"))
+    assert decode(gray, "gray")[0, 0, 0] == 0 and decode(gray, "gray")[-1, -1, 0] == 255
     clear = png(struct.pack(">IIBBBBB", W, H, 16, 0, 0, 0, 0), rows(values), (b"tRNS", values[0, 0].tobytes()))
     assert decode(clear, "clear")[0, 0].tolist() == [255, 255, 255]
-    assert np.array_equal(decode(clear, "clear")[1:], decode(grey, "grey")[1:])
+    assert np.array_equal(decode(clear, "clear")[1:], decode(gray, "gray")[1:])
 
 
 def test_cmyk_and_ycck() -> None:
@@ -236,7 +236,7 @@ def test_canvas_has_one_shape(fit: str, shape: tuple[int, int]) -> None:
     assert (canvas[15:17, 15:17] == 77).any()
 
 
-def test_crop_is_resize_of_the_short_side_and_centre_crop() -> None:
+def test_crop_is_resize_of_the_short_side_and_center_crop() -> None:
     rng = np.random.default_rng(0)
     smooth = Image.fromarray(rng.integers(0, 256, (10, 16, 3), dtype=np.uint8)).resize((160, 100))
     plain = smooth.resize((64, 40), Image.Resampling.BICUBIC).crop((12, 0, 52, 40))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from distill.data.base import UNLABELLED, DataError
+from distill.data.base import UNLABELED, DataError
 from distill.data.folder import Folder
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataSettings, ExperimentData
 
 
 def put(root: Path, *names: str) -> None:
@@ -51,9 +51,9 @@ def test_one_folder_divided_by_hash(tmp_path) -> None:
 def test_a_flat_folder_has_no_labels(tmp_path) -> None:
     put(tmp_path, *[f"{index}.png" for index in range(20)])
     found = source(tmp_path, test_fraction=0.5)
-    assert found.classes == () and set(found.split("test").labels) == {UNLABELLED}
-    module = DataModule(DataSettings(source=Folder.Settings(root=tmp_path), size=8, batch_size=4, workers=0))
-    assert (next(iter(module.train_loader())).labels == UNLABELLED).all()
+    assert found.classes == () and set(found.split("test").labels) == {UNLABELED}
+    module = ExperimentData(DataSettings(source=Folder.Settings(root=tmp_path), size=8, batch_size=4, workers=0))
+    assert (next(iter(module.train_loader())).labels == UNLABELED).all()
 
 
 def test_labels_can_be_left_out(tmp_path) -> None:
@@ -62,11 +62,11 @@ def test_labels_can_be_left_out(tmp_path) -> None:
     assert found.classes == () and found.split("train").ids == ["3.png", "a/1.png", "b/c/2.png"]
 
 
-def test_a_flat_training_folder_beside_labelled_test(tmp_path) -> None:
+def test_a_flat_training_folder_beside_labeled_test(tmp_path) -> None:
     put(tmp_path, "train/1.png", "test/a/2.png", "test/b/3.png")
     found = source(tmp_path)
     assert found.classes == ("a", "b")
-    assert list(found.split("train").labels) == [UNLABELLED] and list(found.split("test").labels) == [0, 1]
+    assert list(found.split("train").labels) == [UNLABELED] and list(found.split("test").labels) == [0, 1]
 
 
 def test_a_class_called_train(tmp_path) -> None:
@@ -108,7 +108,7 @@ def test_a_corrupt_file_is_named_by_its_path(tmp_path) -> None:
 def test_fingerprint_sees_a_changed_file(tmp_path) -> None:
     put(tmp_path, *[f"a/{index}.png" for index in range(4)])
     settings = DataSettings(source=Folder.Settings(root=tmp_path), size=8, workers=0)
-    before = DataModule(settings).fingerprint()
-    assert before == DataModule(settings).fingerprint()
+    before = ExperimentData(settings).fingerprint()
+    assert before == ExperimentData(settings).fingerprint()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a/0.png")
-    assert DataModule(settings).fingerprint() != before
+    assert ExperimentData(settings).fingerprint() != before

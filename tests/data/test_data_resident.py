@@ -10,7 +10,7 @@ from toy_source import ToySamples, toy
 from distill.data import resident
 from distill.data.base import DataError, Sample
 from distill.data.loader import Loader
-from distill.data.module import DataModule
+from distill.data.module import ExperimentData
 from distill.data.reader import Batch
 
 CORRUPT = {"faults": {3: "corrupt", 30: "corrupt"}, "corrupt_budget": 0.1}
@@ -32,7 +32,7 @@ def noise(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return decoded
 
 
-def both(**settings: Any) -> tuple[DataModule, DataModule]:
+def both(**settings: Any) -> tuple[ExperimentData, ExperimentData]:
     return toy(**settings), toy(**settings, on_device=True)
 
 
@@ -40,7 +40,7 @@ def assert_same(ours: Batch, theirs: Batch) -> None:
     for name in ("images", "labels", "ids"):
         one, other = getattr(ours, name), getattr(theirs, name)
         assert one.dtype == other.dtype and one.is_contiguous() and torch.equal(one, other), name
-    assert ours.looks is None and theirs.looks is None
+    assert ours.view_pixels is None and theirs.view_pixels is None
 
 
 def assert_same_pass(ours: Loader, theirs: Loader, batches: int) -> None:
@@ -71,15 +71,15 @@ def test_the_same_batches_every_epoch(settings: dict[str, Any], batches: int) ->
     plain.close()
 
 
-def test_the_other_splits_and_the_labelled_samples() -> None:
+def test_the_other_splits_and_the_labeled_samples() -> None:
     for settings in ({}, HELD_OUT | {"labels_per_class": 2}):
         plain, held = both(samples=44, **settings)
         for split in ("val", "test"):
             assert_same_pass(plain.eval_loader(split), held.eval_loader(split), -(-len(plain.part(split)) // 8))
-        labelled = plain.labelled_loader()
-        assert_same_pass(labelled, held.labelled_loader(), len(labelled))
-        few = plain.train_loader(labelled_only=True)
-        assert_same_pass(few, held.train_loader(labelled_only=True), len(few))
+        labeled = plain.labeled_loader()
+        assert_same_pass(labeled, held.labeled_loader(), len(labeled))
+        few = plain.train_loader(labeled_only=True)
+        assert_same_pass(few, held.train_loader(labeled_only=True), len(few))
 
 
 def test_resumed_in_the_middle() -> None:
@@ -112,7 +112,7 @@ def test_decoded_once_for_all_who_use_it(noise: list[str]) -> None:
     said = loader.reader.prepare()
     assert said.startswith("30 images of the train split at 8 × 8 pixels lie on cpu: 0.0 MB, decoded in ")
     assert len(noise) == 30 and loader.reader.prepare() == ""
-    for again in (loader, module.eval_loader("val"), module.labelled_loader(), module.with_all_labels().train_loader()):
+    for again in (loader, module.eval_loader("val"), module.labeled_loader(), module.with_all_labels().train_loader()):
         list(again)
     assert len(noise) == 30
     assert (next(iter(module.with_all_labels().train_loader())).labels >= 0).all()

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from distill.data.base import UNLABELLED, DataError
+from distill.data.base import UNLABELED, DataError
 from distill.data.digits import Digits
 from distill.data.huggingface import HuggingFace
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataSettings, ExperimentData
 from distill.data.timm import Timm
 from distill.data.torchvision import TorchVision
 
@@ -80,7 +80,7 @@ def test_parquet(parquet: Path) -> None:
 
 def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
     plain, spawned = (
-        list(DataModule(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))
+        list(ExperimentData(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))
         for how in ({"workers": 0}, {"workers": 1, "start_method": "spawn"})
     )
     assert all(
@@ -92,7 +92,7 @@ def test_parquet_splits_by_expression_and_without_labels(parquet: Path) -> None:
     source = HuggingFace(hf(parquet, splits={"train": "train[:4]", "val": "train[4:]"}, labels=False))
     assert source.classes == () and source.has_split == {"train", "val"}
     assert [sample.image[0, 0, 0] for sample in map(source.split("val").__getitem__, range(2))] == [40, 50]
-    assert set(source.split("train").labels) == {UNLABELLED}
+    assert set(source.split("train").labels) == {UNLABELED}
 
 
 def test_plain_columns(tmp_path: Path) -> None:
@@ -103,13 +103,13 @@ def test_plain_columns(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=datasets.Features(kinds)).to_parquet(tmp_path / "train-0.parquet")
     here = {"data_files": {"train": str(tmp_path / "train-*")}}
     names = HuggingFace(hf(tmp_path, **here, label_column="kind"))
-    assert names.classes == ("a", "b") and list(names.split("train").labels) == [1, 0, UNLABELLED]
+    assert names.classes == ("a", "b") and list(names.split("train").labels) == [1, 0, UNLABELED]
     assert names.split("train").ids[0] == "train/000000"
     numbers = HuggingFace(hf(tmp_path, **here, label_column="number"))
     assert numbers.classes == ("0", "1", "2") and list(numbers.split("train").labels) == [2, 0, 1]
     assert HuggingFace(hf(tmp_path, **here)).classes == ()
-    with pytest.raises(DataError, match="no column 'colour'"):
-        HuggingFace(hf(tmp_path, **here, label_column="colour"))
+    with pytest.raises(DataError, match="no column 'color'"):
+        HuggingFace(hf(tmp_path, **here, label_column="color"))
     with pytest.raises(DataError, match="no column 'picture'"):
         HuggingFace(hf(tmp_path, **here, image_column="picture"))
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from toy_source import toy
 
-from distill.data.base import UNLABELLED, DataError
-from distill.data.module import DataModule, DataSettings
+from distill.data.base import UNLABELED, DataError
+from distill.data.module import DataSettings, ExperimentData
 from distill.data.split import by_hash, held_out, label_budget, uniform
 
 IDS = [f"image {index}" for index in range(200)]
-LABELS = np.array([0] * 100 + [1] * 60 + [2] * 37 + [UNLABELLED] * 3)
+LABELS = np.array([0] * 100 + [1] * 60 + [2] * 37 + [UNLABELED] * 3)
 
 
 def test_uniform_is_the_hash_and_even() -> None:
@@ -19,7 +19,7 @@ def test_uniform_is_the_hash_and_even() -> None:
 
 def test_held_out_is_stratified_and_follows_the_id() -> None:
     mask = held_out(IDS, LABELS, 0.1)
-    assert [int(mask[label == LABELS].sum()) for label in (0, 1, 2, UNLABELLED)] == [10, 6, 4, 0]
+    assert [int(mask[label == LABELS].sum()) for label in (0, 1, 2, UNLABELED)] == [10, 6, 4, 0]
     turned = held_out(IDS[::-1], LABELS[::-1], 0.1)
     assert np.array_equal(turned[::-1], mask)
     assert not held_out(["one"], np.array([0]), 0.9).any()
@@ -29,18 +29,18 @@ def test_label_budget_is_nested_and_depends_on_its_seed_alone() -> None:
     few, more, all_of_them = (label_budget(IDS, LABELS, count, 0) for count in (5, 10, 1000))
     assert np.array_equal(all_of_them, LABELS)
     assert [(few == label).sum() for label in (0, 1, 2)] == [5, 5, 5]
-    assert (more[few != UNLABELLED] == few[few != UNLABELLED]).all() and (more != UNLABELLED).sum() == 30
+    assert (more[few != UNLABELED] == few[few != UNLABELED]).all() and (more != UNLABELED).sum() == 30
     assert not np.array_equal(label_budget(IDS, LABELS, 5, 1), few)
-    assert (label_budget(IDS, LABELS, 0, 0) == UNLABELLED).all()
+    assert (label_budget(IDS, LABELS, 0, 0) == UNLABELED).all()
 
 
 def test_by_hash_does_not_depend_on_the_order_given() -> None:
     assert by_hash(range(50), IDS, "s") == by_hash(range(49, -1, -1), IDS, "s") != list(range(50))
 
 
-def folder_without_val() -> DataModule:
+def folder_without_val() -> ExperimentData:
     source = {"type": "torchvision", "name": "FakeData", "arguments": {"size": 50, "image_size": [3, 8, 8]}}
-    return DataModule(DataSettings(source=source, size=8, workers=0), seed=3)
+    return ExperimentData(DataSettings(source=source, size=8, workers=0), seed=3)
 
 
 def test_val_is_held_out_where_the_source_has_none() -> None:
@@ -54,23 +54,23 @@ def test_val_is_held_out_where_the_source_has_none() -> None:
 
 def test_labels_are_hidden_in_training_only() -> None:
     module = toy(labels_per_class=2, samples=40)
-    assert len(module.labelled_loader().reader.part) == 8
-    assert (module.part("train").labels != UNLABELLED).sum() == 8
-    assert (module.part("val").labels != UNLABELLED).all()
+    assert len(module.labeled_loader().reader.part) == 8
+    assert (module.part("train").labels != UNLABELED).sum() == 8
+    assert (module.part("val").labels != UNLABELED).all()
     batch = next(iter(toy(labels_per_class=0).train_loader()))
-    assert (batch.labels == UNLABELLED).all()
-    only = toy(labels_per_class=2, samples=40).train_loader(labelled_only=True)
-    assert all((batch.labels != UNLABELLED).all() for batch in only)
+    assert (batch.labels == UNLABELED).all()
+    only = toy(labels_per_class=2, samples=40).train_loader(labeled_only=True)
+    assert all((batch.labels != UNLABELED).all() for batch in only)
 
 
 def test_no_labels_is_legal_and_a_budget_of_them_is_not() -> None:
-    free = dict.fromkeys(range(40), UNLABELLED)
+    free = dict.fromkeys(range(40), UNLABELED)
     module = toy(class_count=0, labels=free)
-    assert not module.classes and (next(iter(module.train_loader())).labels == UNLABELLED).all()
+    assert not module.classes and (next(iter(module.train_loader())).labels == UNLABELED).all()
     with pytest.raises(DataError, match="has no labels"):
         toy(class_count=0, labels=free, labels_per_class=1)
     with pytest.raises(DataError, match="no training sample has a label"):
-        module.labelled_loader()
+        module.labeled_loader()
 
 
 @pytest.mark.parametrize("label", [4, -2])

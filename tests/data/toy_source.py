@@ -12,13 +12,13 @@ import numpy as np
 from pydantic import Field
 
 from distill.data.base import DataError, Sample, Samples, Source, Split
-from distill.data.module import DataModule, DataSettings
+from distill.data.module import DataSettings, ExperimentData
 
 Fault = Literal["corrupt", "kill", "hang", "bug", "import"]
 
 
 class Toy(Source):
-    """Sample ``i`` is a grey image of value ``i % 256`` with the label ``i % classes``."""
+    """Sample ``i`` is a gray image of value ``i % 256`` with the label ``i % classes``."""
 
     class Settings(Source.Settings):
         type: Literal["toy"] = "toy"
@@ -64,11 +64,11 @@ class ToySamples:
         return Sample(np.full((8, 8, 3), index % 256, np.uint8), self.labels[index], self.ids[index])
 
 
-def toy(seed: int = 0, world_size: int = 1, rank: int = 0, **settings) -> DataModule:
+def toy(seed: int = 0, world_size: int = 1, rank: int = 0, **settings) -> ExperimentData:
     """A data module over ``Toy``; unknown keys go to the source."""
     own = {key: settings.pop(key) for key in list(settings) if key in Toy.Settings.model_fields}
     defaults = {"batch_size": 8, "size": 8, "workers": 0}
-    return DataModule(DataSettings(source=Toy.Settings(**own), **{**defaults, **settings}), seed, world_size, rank)
+    return ExperimentData(DataSettings(source=Toy.Settings(**own), **{**defaults, **settings}), seed, world_size, rank)
 
 
 def indices(batches) -> list[int]:

@@ -6,10 +6,10 @@ import timm
 import torch
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings, WeightDelta
 from distill.deltas.state import delta_state
-from distill.registry import Family
 
 CONVS: dict[str, Callable[[], nn.Module]] = {
     "plain": lambda: nn.Conv2d(6, 8, 3, padding=1),
@@ -32,7 +32,7 @@ SMALL = {"rank": 2, "density": 0.1}
 def weight_deltas() -> dict[str, DeltaSettings]:
     """Settings of every weight delta there is, by type."""
     found = {}
-    for name, settings in Family("distill.deltas", "WeightDelta").known().items():
+    for name, settings in Registry("distill.deltas", "WeightDelta").known().items():
         assert issubclass(settings, DeltaSettings)
         found[name] = settings(**{key: value for key, value in SMALL.items() if key in settings.model_fields})
     return found
@@ -54,7 +54,7 @@ def conv_case(kind: str, settings: DeltaSettings) -> tuple[nn.Sequential, torch.
 
 
 def build(name: str, **arguments: object) -> nn.Module:
-    """A random network whose zero-initialised gains are not zero, so that every layer matters."""
+    """A random network whose zero-initialized gains are not zero, so that every layer matters."""
     torch.manual_seed(0)
     shallow = {"depth": 3} if name == "test_vit" else {}  # a first block, a last one, and one between
     model = timm.create_model(name, num_classes=5, **shallow | arguments).eval()

@@ -18,7 +18,7 @@ def run_apart(function: Callable[..., None], arguments: tuple[Any, ...], count: 
     They are forked from a server that has imported torch and timm once, which is what a fresh interpreter takes its
     time for. The server knows nothing of what the tests have done.
     """
-    forkserver.set_forkserver_preload(["deltas_models", "distill.export.delta_file", "distill.models.network"])
+    forkserver.set_forkserver_preload(["deltas_models", "distill.export.delta.io", "distill.models.network"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{HERE.parents[1]}")  # where it finds its modules
         forkserver.ensure_running()

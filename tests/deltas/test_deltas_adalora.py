@@ -19,12 +19,12 @@ def attached(**settings: object) -> tuple[nn.Module, dict[str, AdaLoRA]]:
 
 
 def train(model: nn.Module, found: dict[str, AdaLoRA], steps: int, stop: int | None = None) -> None:
-    optimiser = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.05)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.05)
     x, labels = images(4), torch.arange(4)
     for step in range(1, (stop or steps) + 1):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()
-        optimiser.step()
+        optimizer.step()
         AdaLoRA.after_step(found, step, steps)
 
 
@@ -119,12 +119,12 @@ def test_settings_and_budgets_that_cannot_be() -> None:
     model.train()
     with pytest.raises(DeltaError, match="a budget of 100 bytes is too small: the smallest takes 512 bytes"):
         train(model, found, 5)
-    for settings, complaint in (
+    for settings, error_at in (
         ({"rank": 4, "target_rank": 5}, "5 is more than rank, 4"),
         ({"target_rank": 5, "budget": "1KB"}, "only one of target_rank and budget"),
         ({"warm_up": 0.5, "settle": 0.5}, "leave no steps"),
     ):
-        with pytest.raises(ValueError, match=complaint):
+        with pytest.raises(ValueError, match=error_at):
             AdaLoRA.Settings.model_validate(settings)
 
 

@@ -12,7 +12,7 @@ from distill.deltas.blocks import Block
 from distill.deltas.output import OutputDelta
 
 
-def randomised(settings: Adapter.Settings, place: Block) -> Bottleneck:
+def randomized(settings: Adapter.Settings, place: Block) -> Bottleneck:
     torch.manual_seed(0)
     adapter = Bottleneck(settings, place).double()
     with torch.no_grad():
@@ -24,7 +24,7 @@ def randomised(settings: Adapter.Settings, place: Block) -> Bottleneck:
 @torch.no_grad()
 @pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
 def test_tokens(act: str) -> None:
-    adapter = randomised(Adapter.Settings(hidden=3, act=act), Block("b", (4, 5), -1))
+    adapter = randomized(Adapter.Settings(hidden=3, act=act), Block("b", (4, 5), -1))
     y = torch.randn(2, 4, 5, dtype=torch.float64)
     inner = getattr(F, act)(y @ adapter.down.weight.T + adapter.down.bias)
     expected = y + adapter.scale * (inner @ adapter.up.weight.T + adapter.up.bias)
@@ -33,7 +33,7 @@ def test_tokens(act: str) -> None:
 
 @torch.no_grad()
 def test_maps() -> None:
-    adapter = randomised(Adapter.Settings(hidden=2, act="relu"), Block("b", (3, 4, 4), 1))
+    adapter = randomized(Adapter.Settings(hidden=2, act="relu"), Block("b", (3, 4, 4), 1))
     y = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     down = torch.einsum("hc,bcij->bhij", adapter.down.weight[:, :, 0, 0], y) + adapter.down.bias.view(-1, 1, 1)
     padded = F.pad(down, (1, 1, 1, 1))
@@ -74,7 +74,7 @@ def test_the_output_delta_is_its_equation() -> None:
         correction.gain.fill_(0.5)
         hidden = F.gelu(f @ correction.into.weight.T + correction.into.bias)
         torch.testing.assert_close(network(x), z + 0.5 * (hidden @ correction.out.weight.T + correction.out.bias))
-        assert site.delta.figures() == {"gain": torch.tensor(0.5)}
+        assert site.delta.metrics() == {"gain": torch.tensor(0.5)}
 
 
 def test_an_output_delta_for_each_of_two_classifiers() -> None:

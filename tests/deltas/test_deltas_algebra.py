@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.algebra import Link, added, compact, scaled
-from distill.deltas.attach import deltas, place_delta
-from distill.deltas.base import DeltaError, Learned, WeightDelta
+from distill.deltas.attach import attach_delta, deltas
+from distill.deltas.base import DeltaError, DeltaTensors, WeightDelta
 from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
-from distill.deltas.sites import Place
-from distill.registry import Family
+from distill.deltas.sites import Target
 
 LAYERS = {
     "linear": lambda: nn.Linear(96, 64),
@@ -22,7 +22,7 @@ LAYERS = {
 }
 METHODS = {
     name: settings
-    for name, settings in Family("distill.deltas", "Delta").known().items()
+    for name, settings in Registry("distill.deltas", "Delta").known().items()
     if issubclass(settings.component, WeightDelta)
 }
 
@@ -40,7 +40,7 @@ def change(layer: nn.Module, chain) -> dict[str, torch.Tensor]:
     holder = nn.Module()
     holder.add_module("layer", layer)
     for link in chain:
-        place_delta(holder, link.learned.settings, Place("layer", "layer"))
+        attach_delta(holder, link.learned.settings, Target("layer", "layer"))
     for site, link in zip(deltas(holder), chain, strict=True):
         site.delta.load_state_dict(link.learned.tensors)
     with torch.no_grad():
@@ -51,14 +51,14 @@ def link(settings, kind: str, seed: int = 1) -> Link:
     """A delta with random numbers in all its floating tensors."""
     holder = nn.Module()
     holder.add_module("layer", layer_of(kind))
-    place_delta(holder, settings, Place("layer", "layer"))
+    attach_delta(holder, settings, Target("layer", "layer"))
     delta = deltas(holder)[0].delta
     generator = torch.Generator().manual_seed(seed)
     tensors = {
         name: torch.randn(t.shape, generator=generator) if t.is_floating_point() else t.clone()
         for name, t in delta.state_dict().items()
     }
-    return Link("layer", Learned(delta.settings, tensors))
+    return Link("layer", DeltaTensors(delta.settings, tensors))
 
 
 def close(a, b, tolerance=2e-5):

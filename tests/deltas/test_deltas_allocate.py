@@ -128,7 +128,7 @@ def test_bytes_are_read_as_people_write_them() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"),
+    ("settings", "error_at"),
     [
         ({}, "give one of budget"),
         ({"budget": "1KB", "alpha": 0.9}, "give one of budget"),
@@ -141,6 +141,6 @@ def test_bytes_are_read_as_people_write_them() -> None:
         ({"budget": 10, "warm_up": 0}, "after 0 epochs nothing has changed"),
     ],
 )
-def test_settings_that_do_not_fit_together(settings: dict, complaint: str) -> None:
-    with pytest.raises(ValueError, match=complaint):
+def test_settings_that_do_not_fit_together(settings: dict, error_at: str) -> None:
+    with pytest.raises(ValueError, match=error_at):
         Allocation.model_validate(settings)

@@ -10,6 +10,7 @@ import torch
 from deltas_models import build, disturb, images, weight_deltas
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta, WeightDelta
 from distill.deltas.bias import Bias
@@ -17,11 +18,10 @@ from distill.deltas.dense import Dense
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 from distill.deltas.state import backbone_state, delta_bytes, delta_state, load_delta_state
-from distill.registry import Family
 
 
 def test_the_family_finds_every_method() -> None:
-    assert {"bias", "dense", "low_rank", "scale_shift"} <= set(Family("distill.deltas", "WeightDelta").known())
+    assert {"bias", "dense", "low_rank", "scale_shift"} <= set(Registry("distill.deltas", "WeightDelta").known())
 
 
 def test_backbone_state_keeps_the_names_and_bytes() -> None:
@@ -97,7 +97,7 @@ def test_load_is_strict_and_changes_nothing_on_failure() -> None:
     assert all(torch.equal(t, before[n]) for n, t in delta_state(fresh).items())
 
 
-def test_initialisation_repeats_under_a_seed() -> None:
+def test_initialization_repeats_under_a_seed() -> None:
     states = []
     for _ in range(2):
         model = build("test_resnet")

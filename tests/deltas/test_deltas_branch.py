@@ -30,8 +30,8 @@ def test_it_is_the_sum_of_parallel_convs(kind: str, form: str) -> None:
     layer = model[0]
     y = F.conv2d(x, layer.parametrizations.weight.original, layer.bias, stride, padding, dilation, groups)
     for branch in delta.branches:
-        centred = [padding - dilation * (kernel - size) // 2 for size in branch.shape[2:]]
-        y = y + F.conv2d(x, branch, None, stride, centred, dilation, groups)
+        centered = [padding - dilation * (kernel - size) // 2 for size in branch.shape[2:]]
+        y = y + F.conv2d(x, branch, None, stride, centered, dilation, groups)
     torch.testing.assert_close(model(x), y)
 
 
@@ -42,8 +42,8 @@ def test_windows_are_cut_to_the_kernel() -> None:
     assert windows("3x3", (1, 3)) == [(1, 3)]
 
 
-def test_a_window_without_a_centre_is_refused_by_name() -> None:
-    with pytest.raises(DeltaError, match=r"branch: '0' has a 4×4 window, in which a branch of 1×3 has no centre"):
+def test_a_window_without_a_center_is_refused_by_name() -> None:
+    with pytest.raises(DeltaError, match=r"branch: '0' has a 4×4 window, in which a branch of 1×3 has no center"):
         attach(nn.Sequential(nn.Conv2d(3, 4, 4, stride=4)), [Branch.Settings()])
     assert attach(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv2d(4, 4, 3)), [Branch.Settings()])[0].name == "1"
 

@@ -13,12 +13,12 @@ from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta_file import load_delta, write_delta
-from distill.models.identity import identify
+from distill.export.delta.io import load_delta, write_delta
+from distill.models.fingerprint import fingerprint
 
 METHODS = weight_deltas()
 MODELS = ["test_efficientnet", "test_resnet", "test_vit", "test_nfnet"]
-REFUSED = {("branch", "test_vit"): "no centre", ("norm_affine", "test_nfnet"): "matches no norm layer"}
+REFUSED = {("branch", "test_vit"): "no center", ("norm_affine", "test_nfnet"): "matches no norm layer"}
 CASES = [(model, name) for model in MODELS for name in METHODS if (name, model) not in REFUSED]
 
 COSTS = ("l1", "l2", "nuclear", "cost", "orthogonality")
@@ -177,7 +177,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     logits = {}
     for name in METHODS:
         network = build("test_efficientnet")
-        backbone = identify(backbone_state(network, ("classifier",)))
+        backbone = fingerprint(backbone_state(network, ("classifier",)))
         attach(network, [METHODS[name]], "classifier")
         network.eval()
         disturb(network)

@@ -66,14 +66,14 @@ def test_figures_are_of_the_last_training_forward() -> None:
     (site,) = attach(model, [DeepDelta.Settings()], "head")
     model.eval()
     model(images(2))
-    assert site.delta.figures() == {}
+    assert site.delta.metrics() == {}
     model.train()
     model(images(2))
-    figures = site.delta.figures()
+    figures = site.delta.metrics()
     assert figures["beta"] == 0 and figures["error"] > 0 and not figures["error"].requires_grad
     disturb(model)
     model(images(2))
-    assert site.delta.figures()["beta"] != 0
+    assert site.delta.metrics()["beta"] != 0
 
 
 def test_sites_name_blocks_and_stages() -> None:

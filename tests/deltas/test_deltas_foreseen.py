@@ -7,14 +7,14 @@ import pytest
 from deltas_models import build
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.attach import attach
 from distill.deltas.base import DeltaError, DeltaSettings
 from distill.deltas.foreseen import check_entry
 from distill.deltas.inventory import inventory
 from distill.deltas.rank_settings import at_rank_one
-from distill.registry import Family
 
-FAMILY = Family("distill.deltas", "Delta")
+FAMILY = Registry("distill.deltas", "Delta")
 
 
 def settled(entry: dict) -> DeltaSettings:

@@ -6,11 +6,11 @@ from deltas_models import build, disturb, images
 from torch import nn
 
 from distill.deltas.attach import attach, deltas
-from distill.deltas.base import DeltaError, Start
+from distill.deltas.base import DeltaError, DeltaInit
 from distill.deltas.halrp import HALRP, pruning_size
 
 
-def finished(model: nn.Module, **settings: float) -> Start:
+def finished(model: nn.Module, **settings: float) -> DeltaInit:
     wish = HALRP.Settings(rank=3, sites=("blocks.0.*",), **settings)  # type: ignore[arg-type]
     attach(model, [wish], "head")
     disturb(model)
@@ -19,7 +19,7 @@ def finished(model: nn.Module, **settings: float) -> Start:
     return start
 
 
-def numbers(start: Start, names: str = "R S K1 K2") -> int:
+def numbers(start: DeltaInit, names: str = "R S K1 K2") -> int:
     kept = [t[name] for t in start.tensors.values() for name in names.split()]
     return sum(int((x != 0).sum()) if len(x.shape) > 1 else x.numel() for x in kept)
 

@@ -177,7 +177,7 @@ def test_a_repeated_view_does_not_run_the_backbone(model: str) -> None:
     assert runs == [4, 1] and ladder.cache.hit_rate == 6 / 11
     network(x).sum().backward()
     assert ladder.up.weight.grad is not None and runs == [4, 1]
-    assert ladder.figures()["cached"] > 0.5 and copy.deepcopy(network).structural_0.cache.used == 0
+    assert ladder.metrics()["cached"] > 0.5 and copy.deepcopy(network).structural_0.cache.used == 0
 
 
 def test_the_cache_is_bounded_and_told_apart_by_every_bit() -> None:

@@ -29,11 +29,11 @@ def test_norm_affine_adds_to_both(norm) -> None:
     model = nn.Sequential(norm(4).eval())
     with torch.no_grad():
         model[0].weight[1] = 0  # can move all the same
-        standardised = model[0](x) - 0
+        standardized = model[0](x) - 0
         delta = attach(model, [NormAffine.Settings()])[0].delta
         delta.scale.copy_(torch.tensor([1.0, 0, -1, 0.5]))
         delta.shift.fill_(2)
-        expected = standardised * torch.tensor([2.0, 1, 0, 1.5]).view(-1, 1, 1) + 2
+        expected = standardized * torch.tensor([2.0, 1, 0, 1.5]).view(-1, 1, 1) + 2
         torch.testing.assert_close(model(x), expected)
         delta.scale[1] = 3
         assert (model(x)[:, 1].std() > 2).item()

@@ -47,8 +47,8 @@ def test_it_starts_from_a_free_training_and_takes_little_room() -> None:
     evidence = Told(model, {"0": nn.Linear(64, 32)})
     evidence.layers["0"].load_state_dict(model[0].state_dict())
     start = Sign.prepare(Sign.Settings(warm_up=2), evidence)
-    assert evidence.asked == [(2, "weights")] and start.go_on is not None
-    D = start.go_on.weights["0"] - evidence.layers["0"].weight.detach()
+    assert evidence.asked == [(2, "weights")] and start.warm_start is not None
+    D = start.warm_start.weights["0"] - evidence.layers["0"].weight.detach()
     attach(model, start.settings)
     delta = deltas(model)[0].delta
     delta.load_state_dict(start.tensors["0"])

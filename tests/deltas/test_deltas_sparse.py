@@ -37,7 +37,7 @@ def test_each_layer_gets_its_largest_scores(by: str) -> None:
     settings = Sparse.Settings(by=by, density=0.1, warm_up=3)
     assert Sparse.prepares(settings)
     start = Sparse.prepare(settings, evidence)
-    assert evidence.asked == [(3, "weights" if by == "difference" else "head")] and start.go_on is None
+    assert evidence.asked == [(3, "weights" if by == "difference" else "head")] and start.warm_start is None
     point = evidence.after(3)
     for site, layer in evidence.layers.items():
         scores = {

@@ -12,19 +12,19 @@ from deltas_models import build, disturb, images, relative
 from deltas_processes import run_apart
 from torch import nn
 
+from augment.base.registry import Registry
 from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings
 from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta_file import load_delta, write_delta
-from distill.export.sealed import ExportError
-from distill.models.identity import identify
-from distill.registry import Family
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import load_delta, write_delta
+from distill.models.fingerprint import fingerprint
 
 METHODS: dict[str, DeltaSettings] = {
     name: settings()  # type: ignore[misc]
-    for name, settings in Family("distill.deltas", "StructuralDelta").known().items()
+    for name, settings in Registry("distill.deltas", "StructuralDelta").known().items()
 }
 VARIANTS: dict[str, DeltaSettings] = METHODS | {
     name: type(METHODS[name.partition(" ")[0]])(**changes)
@@ -88,13 +88,13 @@ def test_identity_names_and_gradients(model: str, name: str) -> None:
 def test_the_first_step_leaves_the_identity(model: str, name: str) -> None:
     """Gradient descent gets away from the start, where most of a delta has no gradient yet."""
     network, x = with_delta(model, name), view(model, 4)
-    optimiser = torch.optim.SGD(deltas(network)[0].delta.parameters(), lr=0.01)
+    optimizer = torch.optim.SGD(deltas(network)[0].delta.parameters(), lr=0.01)
     losses = []
     for _ in range(4):
         loss = nn.functional.cross_entropy(network(x), torch.tensor([0, 1, 2, 3]))
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < losses[0] and not deltas(network)[0].delta.is_identity()
 
@@ -151,7 +151,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     for model in ("test_efficientnet", "test_vit"):
         for name in VARIANTS:
             network = build(model)
-            backbone = identify(backbone_state(network, classifier_names(network)))
+            backbone = fingerprint(backbone_state(network, classifier_names(network)))
             attach(network, [VARIANTS[name]], classifier_names(network))
             network.eval()
             disturb(network)
@@ -188,7 +188,7 @@ def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:
         METHODS["deep_delta"].model_copy(update={"sites": ("layer2.*",)}),
     ]
     network = build("test_resnet")
-    backbone = identify(backbone_state(network, ("fc",)))
+    backbone = fingerprint(backbone_state(network, ("fc",)))
     attach(network, specs, "fc")
     assert [site.delta.settings.type for site in deltas(network)] == ["dense", "deep_delta", "adapter", "deep_delta"]
     network.eval()
@@ -203,7 +203,7 @@ def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:
 @every_method
 def test_what_was_not_learned_is_not_written(name: str, tmp_path: Path) -> None:
     network = build("test_resnet")
-    backbone = identify(backbone_state(network, ("fc",)))
+    backbone = fingerprint(backbone_state(network, ("fc",)))
     attach(network, [METHODS[name]], "fc")
     with pytest.raises(ExportError, match="all 1 deltas leave the backbone as it is"):
         write_delta(tmp_path, network, backbone, origin="random")

@@ -10,8 +10,8 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta_file import write_delta
-from distill.models.identity import identify
+from distill.export.delta.io import write_delta
+from distill.models.fingerprint import fingerprint
 
 
 def write_file(
@@ -26,7 +26,7 @@ def write_file(
     """A delta folder with random numbers; ``head_seed`` makes heads differ."""
     model = make_backbone(architecture, backbone_seed)
     head = classifier_names(model)
-    before = identify(backbone_state(model, head))
+    before = fingerprint(backbone_state(model, head))
     attach(model, specs, head)
     fill(delta_state(model).values(), seed)
     if head_seed is not None:

@@ -10,14 +10,14 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.models.identity import Identity, identify
+from distill.models.fingerprint import Fingerprint, fingerprint
 
 LABELS = ("daisy", "rose", "tulip", "lily", "iris")
 
 
 class Trained(NamedTuple):
     model: nn.Module
-    identity: Identity
+    identity: Fingerprint
 
 
 def make_backbone(architecture: str = "test_efficientnet", seed: int = 0, **arguments) -> nn.Module:
@@ -27,7 +27,7 @@ def make_backbone(architecture: str = "test_efficientnet", seed: int = 0, **argu
 
 def train(model: nn.Module, specs: list[DeltaSettings], moved: bool = False) -> Trained:
     head = classifier_names(model)
-    identity = identify(backbone_state(model, head))
+    identity = fingerprint(backbone_state(model, head))
     attach(model, specs, head)
     torch.manual_seed(9)
     with torch.no_grad():

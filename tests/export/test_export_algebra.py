@@ -15,14 +15,14 @@ from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.algebra import add, compose, interpolate, negate, scale, subtract
-from distill.export.compare import diff, logits_change, seeded_images
-from distill.export.delta_file import load_delta, read_delta, save_delta, write_delta
-from distill.export.opened import open_delta, save_opened
-from distill.export.sealed import ExportError
-from distill.export.timm_folder import write_timm_folder
+from distill.export.checksummed import ExportError
+from distill.export.delta.algebra import add, compose, interpolate, negate, scale, subtract
+from distill.export.delta.compare import diff, logits_change, seeded_images
+from distill.export.delta.io import load_delta, read_delta, save_delta, write_delta
+from distill.export.delta.model import open_delta, save_opened
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.export.verify import verify
-from distill.models.identity import identify
+from distill.models.fingerprint import fingerprint
 
 CONV = "blocks.*.conv_pw*"
 LOW = LowRank.Settings(rank=2, alpha=4, sites=CONV)
@@ -76,9 +76,9 @@ def test_sums_are_sums_of_weights(files, backbone, tmp_path, first, second):
 
 def tensors_of(file):
     return {
-        f"{link.site}.{turn}.{name}": tensor
+        f"{link.site}.{order}.{name}": tensor
         for chain in file.layers.values()
-        for turn, link in enumerate(chain)
+        for order, link in enumerate(chain)
         for name, tensor in link.learned.tensors.items()
     }
 
@@ -202,7 +202,7 @@ def test_results_tell_how_they_were_made_and_carry_no_figures(files, backbone, t
     from distill.export.manifest import Result
 
     model = load_delta(_saved(files["low"], tmp_path / "a"), backbone)
-    identity = identify(backbone_state(model, classifier_names(model)))
+    identity = fingerprint(backbone_state(model, classifier_names(model)))
     write_delta(tmp_path / "r", model, identity, origin="random", results=[Result(name="test/top1", value=0.9)])
     done = scale(open_delta(tmp_path / "r"), 0.5)
     save_opened(tmp_path / "half", done.file, done.made_by)

@@ -11,11 +11,11 @@ from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta_file import read_delta, write_delta
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import read_delta, write_delta
+from distill.export.delta.model import open_delta
 from distill.export.manifest import Preprocessing
-from distill.export.opened import open_delta
-from distill.export.sealed import ExportError
-from distill.models.identity import identify
+from distill.models.fingerprint import fingerprint
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 
@@ -64,13 +64,13 @@ def test_what_is_not_exact_needs_the_backbone_and_says_so(folders, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_truncate_and_quantise_tell_sizes_and_what_was_not_measured(folders, tmp_path):
+def test_truncate_and_quantize_tell_sizes_and_what_was_not_measured(folders, tmp_path):
     said = run("truncate", folders / "a", "--rank", 2, "--to", tmp_path / "t")
     assert "ranks 2 to 2 at" in said and "% of the squared change" in said and "was not measured: its weights" in said
     whole = open_delta(folders / "a").delta_bytes
     said = run("truncate", folders / "a", "--budget", f"{whole // 2}B", "--to", tmp_path / "u")
     assert open_delta(tmp_path / "u").delta_bytes <= whole // 2
-    said = run("quantise", folders / "a", "--as", "int8", "--to", tmp_path / "q")
+    said = run("quantize", folders / "a", "--as", "int8", "--to", tmp_path / "q")
     assert f"before {whole:,}" in said
     with pytest.raises(ExportError, match="--budget: expected bytes such as 200KB"):
         run("truncate", folders / "a", "--budget", "many", "--to", tmp_path / "v")
@@ -80,12 +80,12 @@ def test_the_change_of_the_logits_is_measured_where_the_backbone_is_at_hand(tmp_
     torch.manual_seed(0)
     model = create_network(NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64), 5).model
     head = classifier_names(model)
-    before = identify(backbone_state(model, head))
+    before = fingerprint(backbone_state(model, head))
     attach(model, [LowRank.Settings(rank=4, sites="blocks.6*")], head)
     fill(delta_state(model).values(), 1)
     looks = Preprocessing.of(model, (64, 64))
     write_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=looks)
-    said = run("quantise", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
+    said = run("quantize", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
     change = float(said.split("logits change by at most ")[1].split()[0])
     assert 0 < change < 5e-3 and "top-1 is the same on" in said and "64 images of seeded noise" in said
 

@@ -9,13 +9,13 @@ from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
-from distill.export.compare import diff
-from distill.export.delta_file import TENSORS, load_delta, read_delta
-from distill.export.opened import open_delta, save_opened
-from distill.export.packing import pack, unpack
-from distill.export.quantise import quantise
-from distill.export.sealed import ExportError
-from distill.export.truncate import truncate
+from distill.export.checksummed import ExportError
+from distill.export.delta.compare import diff
+from distill.export.delta.io import TENSORS, load_delta, read_delta
+from distill.export.delta.model import open_delta, save_opened
+from distill.export.delta.packing import pack, unpack
+from distill.export.delta.quantize import quantize
+from distill.export.delta.truncate import truncate
 
 SITES = "blocks.*.conv_pw*"
 
@@ -79,7 +79,7 @@ def test_marks_that_do_not_fit_are_refused(mark):
         unpack(stored, {"x": mark})
 
 
-# --- Quantised files ----------------------------------------------------------------------------------------------
+# --- Quantized files ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -94,8 +94,8 @@ def mixed(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("form", "most"), [("float16", 0.52), ("int8", 0.30), ("sign", 0.10)])
-def test_quantised_files_load_and_are_smaller(mixed, backbone, tmp_path, form, most):
-    manifest = quantise(mixed, tmp_path / "q", form, "float16")
+def test_quantized_files_load_and_are_smaller(mixed, backbone, tmp_path, form, most):
+    manifest = quantize(mixed, tmp_path / "q", form, "float16")
     back = open_delta(tmp_path / "q")
     assert back.manifest == manifest and manifest.results == ()
     # The numbers alone: a file this small is half names.
@@ -115,10 +115,10 @@ def _stored(folder):
     return safetensors.torch.load((folder / TENSORS).read_bytes())
 
 
-def test_quantising_twice_changes_nothing_more(mixed, tmp_path):
-    quantise(mixed, tmp_path / "1", "int8", "int8")
+def test_quantizing_twice_changes_nothing_more(mixed, tmp_path):
+    quantize(mixed, tmp_path / "1", "int8", "int8")
     once = open_delta(tmp_path / "1")
-    quantise(once, tmp_path / "2", "int8", "int8")
+    quantize(once, tmp_path / "2", "int8", "int8")
     a, b = read_delta(tmp_path / "1")[1], read_delta(tmp_path / "2")[1]
     assert all(torch.allclose(a[n], b[n], rtol=1e-6) for n in a)
 

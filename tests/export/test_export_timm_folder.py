@@ -14,9 +14,9 @@ from export_students import LABELS, Trained, make_backbone, train
 
 from distill.deltas.attach import deltas, merge
 from distill.deltas.low_rank import LowRank
+from distill.export.checksummed import ExportError
 from distill.export.manifest import Preprocessing, Result
-from distill.export.sealed import ExportError
-from distill.export.timm_folder import check_timm_folder, write_timm_folder
+from distill.export.targets.timm_folder import check_timm_folder, write_timm_folder
 
 # What a user without this project would run.
 ALONE = """

@@ -8,9 +8,9 @@ import pytest
 import torch
 from export_students import LABELS, Trained, make_backbone
 
-from distill.export.delta_file import write_delta
-from distill.export.sealed import ExportError
-from distill.export.timm_folder import write_timm_folder
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import write_delta
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.export.verify import Report, _compare, _run_fresh, verify
 
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))

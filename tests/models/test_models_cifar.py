@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from distill.export.timm_folder import write_timm_folder
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.cifar import NETWORKS
 from distill.models.network import create_network, extract, timm_with_ours
 from distill.models.settings import NetworkSettings, StudentSettings
@@ -153,7 +153,7 @@ def test_a_checkpoint_file_and_a_students_way_out(name: str, tmp_path: Path) -> 
     network = create_network(settings)
     assert network.architecture == name and network.input.size == (32, 32)
     x = torch.randn(2, 3, 32, 32)
-    student = Student(network, StudentSettings(network=settings, train="whole"))
+    student = Student(network, StudentSettings(network=settings, train="full"))
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(x).logits, published(x), rtol=1e-4, atol=1e-4)
         write_timm_folder(tmp_path / "out", student.model, origin="random")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from distill.export.timm_folder import write_timm_folder
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.ddl import Compress, DeltaResidual, Expand
 from distill.models.network import NetworkError, create_network, extract, timm_with_ours
 from distill.models.settings import NetworkSettings, StudentSettings
@@ -92,13 +92,13 @@ def test_they_keep_timms_contract(name: str, form: dict[str, object]) -> None:
 def test_they_learn(name: str) -> None:
     model = make(name).train()
     x, labels = torch.randn(8, 3, 32, 32), torch.arange(8) % 5
-    optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
         loss = nn.functional.cross_entropy(model(x), labels)
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.5 * losses[0]
 
@@ -109,9 +109,7 @@ def test_a_student_that_is_trained_whole(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = create_network(settings, 5)
     assert network.architecture == name and network.input.size == (64, 64)
-    student = Student(
-        network, StudentSettings(network=settings, train="whole"), frozenset({"logits", "pooled", "maps"})
-    )
+    student = Student(network, StudentSettings(network=settings, train="full"), frozenset({"logits", "pooled", "maps"}))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         logits = student.eval()(x).logits

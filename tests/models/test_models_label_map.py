@@ -7,7 +7,7 @@ import timm
 import torch
 
 from augment.views import InputSpec
-from distill.export.timm_folder import write_timm_folder
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network, create_network

@@ -72,7 +72,7 @@ def test_embedded_weights_land_by_value(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", EMBEDDED)
-def test_embedded_networks_recognise_a_photo(architecture: str) -> None:
+def test_embedded_networks_recognize_a_photo(architecture: str) -> None:
     """scikit-learn ships a photograph of the Summer Palace in Beijing; class 698 of ImageNet is "palace"."""
     photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None].float() / 255
     made = network(model=f"embedded:{architecture}")
@@ -161,9 +161,9 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "list.pth": "holds no state dict of tensors",
         "nothing.pth": "no such file",
     }
-    for file, complaint in expected.items():
+    for file, error_at in expected.items():
         told = refused(model="test_vit", checkpoint=tmp_path / file)
-        assert told.startswith(str(tmp_path / file)) and complaint in told
+        assert told.startswith(str(tmp_path / file)) and error_at in told
     assert not (tmp_path / "it ran").exists()
 
 

@@ -12,11 +12,11 @@ from distill.deltas.attach import attach
 from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, whole_state
-from distill.export.delta_file import load_delta, read_delta, write_delta
-from distill.export.sealed import ExportError
-from distill.export.tasks import Tasks
-from distill.export.timm_folder import write_timm_folder
-from distill.models.identity import identify
+from distill.export.checksummed import ExportError
+from distill.export.delta.bank import DeltaBank
+from distill.export.delta.io import load_delta, read_delta, write_delta
+from distill.export.targets.timm_folder import write_timm_folder
+from distill.models.fingerprint import fingerprint
 from distill.models.network import NetworkError, NetworkSettings, create_network, timm_with_ours
 from distill.models.reused_head import as_map, enlargement, reuse_head, reused
 from distill.models.settings import ReusedHead
@@ -52,7 +52,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def write(model: nn.Module, folder: Path) -> Path:
     plain = network(head=None)
-    write_delta(folder, model, identify(backbone_state(plain, classifier_names(plain))), origin="seed 0")
+    write_delta(folder, model, fingerprint(backbone_state(plain, classifier_names(plain))), origin="seed 0")
     return folder
 
 
@@ -143,7 +143,7 @@ def test_the_delta_file_gives_it_back_on_the_plain_backbone(tmp_path: Path) -> N
 def test_tasks_switch_between_two_of_them(tmp_path: Path) -> None:
     students = {str(seed): trained(seed) for seed in (1, 2)}
     for merged in (False, True):
-        tasks = Tasks(network(head=None), merged=merged)
+        tasks = DeltaBank(network(head=None), merged=merged)
         for name, student in students.items():
             tasks.add(name, write(student, tmp_path / name / str(merged)))
         for name in ("2", "1"):
@@ -164,7 +164,7 @@ def test_a_merged_folder_loads_with_timm_and_can_be_a_backbone_again(name: str, 
 
     again = create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'merged'}"), num_classes=5).model
     assert all(parameter.requires_grad for parameter in again.parameters()), "a new classifier learns"
-    before = identify(backbone_state(again, classifier_names(again)))
+    before = fingerprint(backbone_state(again, classifier_names(again)))
     attach(again, [LowRank.Settings(rank=2)], exclude_head=classifier_names(again))
     with torch.no_grad():
         for parameter in again.parameters():

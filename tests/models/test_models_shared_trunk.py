@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.models.alike import parts_alike
+from distill.models.module_equality import parts_alike
 from distill.models.network import extract
 from distill.models.shared_trunk import SharedTrunk, _Kept
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from augment.views import InputSpec
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state
-from distill.models.identity import identify
+from distill.models.fingerprint import fingerprint
 from distill.models.network import Network, create_network
 from distill.models.settings import NetworkSettings, StudentSettings
 from distill.models.student import Student
@@ -66,7 +66,7 @@ def test_several_networks_each_with_views_of_its_own() -> None:
 
 def test_the_teacher_cannot_leave_eval_mode_or_change() -> None:
     teacher = Teacher([network()])
-    before = identify(teacher.state_dict())
+    before = fingerprint(teacher.state_dict())
     expected = teacher(((images(),),))[0][0].logits
     for disturb in (
         lambda: teacher.train(),
@@ -76,7 +76,7 @@ def test_the_teacher_cannot_leave_eval_mode_or_change() -> None:
     ):
         disturb()
         assert torch.equal(teacher(((images(),),))[0][0].logits, expected)
-    assert identify(teacher.state_dict()) == before, "batch-norm statistics moved"
+    assert fingerprint(teacher.state_dict()) == before, "batch-norm statistics moved"
 
 
 def test_no_gradient_passes_the_teacher() -> None:
@@ -112,15 +112,15 @@ def test_only_what_is_needed_is_reported() -> None:
 def test_deltas_and_head_learn_and_the_backbone_stays_bit_equal() -> None:
     one = student(deltas=[{"type": "low_rank", "rank": 2}])
     backbone, own = one.backbone, {name: t.clone() for name, t in one.own_state().items()}
-    optimiser = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
+    optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
         one.train()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         logits = one(images()).logits
         assert logits is not None
         logits.square().sum().backward()
-        optimiser.step()
-    assert identify(backbone_state(one.model, classifier_names(one.model))) == backbone
+        optimizer.step()
+    assert fingerprint(backbone_state(one.model, classifier_names(one.model))) == backbone
     changed = one.own_state()
     assert set(changed) == set(own)
     assert any("classifier" in name for name in changed) and any("parametrizations" in name for name in changed)
@@ -141,18 +141,18 @@ def test_identity_is_that_of_the_network_before_deltas() -> None:
     plain = network()
     head = classifier_names(plain.model)
     state = {name: t for name, t in plain.model.state_dict().items() if not inside(name, head)}
-    assert student(deltas=[{"type": "low_rank", "rank": 2}]).backbone == identify(state)
-    assert student().backbone == identify(state)
+    assert student(deltas=[{"type": "low_rank", "rank": 2}]).backbone == fingerprint(state)
+    assert student().backbone == fingerprint(state)
 
 
 def test_trained_whole() -> None:
-    one = student(train="whole")
+    one = student(train="full")
     assert all(parameter.requires_grad for parameter in one.parameters())
     assert set(one.own_state()) == set(one.state_dict()) and not one.sites
     mean = one.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
     one.train()(images())
     assert not torch.equal(one.model.bn1.running_mean, mean), "batch norm learns its statistics"  # type: ignore[union-attr]
-    still = student(train="whole", batch_norm="frozen")
+    still = student(train="full", batch_norm="frozen")
     mean = still.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
     still.train()(images())
     assert torch.equal(still.model.bn1.running_mean, mean)  # type: ignore[union-attr]

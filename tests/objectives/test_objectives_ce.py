@@ -5,7 +5,7 @@ import torch
 from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import CrossEntropy, cross_entropy
 
 
@@ -30,25 +30,25 @@ def test_two_samples_on_paper():
 
 @pytest.mark.parametrize("classes", [1, 2, 7])
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
-@pytest.mark.parametrize("unlabelled", [0, 1, 4])
-def test_equals_the_equation(classes, smoothing, unlabelled):
+@pytest.mark.parametrize("unlabeled", [0, 1, 4])
+def test_equals_the_equation(classes, smoothing, unlabeled):
     generator = torch.Generator().manual_seed(classes)
     logits = 3 * torch.randn(5, classes, generator=generator)
     labels = torch.randint(classes, (5,), generator=generator)
-    labels[:unlabelled] = -1
+    labels[:unlabeled] = -1
     assert cross_entropy(logits, labels, smoothing).item() == pytest.approx(
         by_hand(logits, labels, smoothing), abs=1e-6
     )
 
 
-def test_nothing_labelled_is_a_zero_that_can_be_trained_on():
+def test_nothing_labeled_is_a_zero_that_can_be_trained_on():
     logits = torch.randn(4, 3, requires_grad=True)
     loss = cross_entropy(logits, torch.full((4,), -1))
     loss.backward()
     assert loss.item() == 0 and logits.grad.abs().max() == 0
 
 
-def test_unlabelled_samples_get_no_gradient():
+def test_unlabeled_samples_get_no_gradient():
     logits = torch.randn(3, 4, requires_grad=True)
     cross_entropy(logits, tensor([2, -1, 0]), label_smoothing=0.1).backward()
     assert logits.grad[1].abs().max() == 0 and logits.grad[[0, 2]].abs().min() > 0
@@ -56,7 +56,7 @@ def test_unlabelled_samples_get_no_gradient():
 
 def test_needs_no_teacher():
     term = CrossEntropy(CrossEntropy.Settings(), FeatureShapes(classes=2, pooled=1), None)
-    loss = term(Features(logits=torch.zeros(2, 2)), None, Batch(tensor([0, 1])))
+    loss = term(Features(logits=torch.zeros(2, 2)), None, Targets(tensor([0, 1])))
     assert not term.reads_teacher and loss.item() == pytest.approx(math.log(2))
 
 
@@ -69,7 +69,7 @@ def test_labels_of_another_shape_are_refused(labels):
 def test_mixed_images_have_two_classes() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     own, other = tensor([0, 1, 2, -1]), tensor([1, 1, -1, 0])
-    found = cross_entropy(logits, own, 0.1, other, share=0.3)
+    found = cross_entropy(logits, own, 0.1, other, mix_lambda=0.3)
     soft = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]) * 0.9 + 0.1 / 3  # the last two have an unknown half
     by_hand = -(soft * logits[:2].log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(found, by_hand)

@@ -8,14 +8,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
+from augment.base.registry import Registry
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
 from distill.objectives.cc import cc
 from distill.objectives.dist import dist
 from distill.objectives.dkd import dkd
 from distill.objectives.icd import icd
 from distill.objectives.kd import kd
-from distill.objectives.logits import standardise
+from distill.objectives.logits import standardize
 from distill.objectives.mlkd import mlkd
 from distill.objectives.nkd import nkd
 from distill.objectives.pkt import pkt
@@ -23,9 +24,8 @@ from distill.objectives.rkd import rkd
 from distill.objectives.rrd import rrd
 from distill.objectives.simkd import simkd
 from distill.objectives.sp import sp
-from distill.registry import Family
 
-FAMILY = Family("distill.objectives", "Objective")
+FAMILY = Registry("distill.objectives", "Objective")
 STUDENT = FeatureShapes(10, 6, {"stage1": (4, 8, 8), "stage2": (8, 4, 4)}, torch.nn.Linear(6, 10))
 TEACHER = FeatureShapes(10, 9, {"stage1": (6, 8, 8), "stage2": (12, 4, 4)}, torch.nn.Linear(9, 10))
 
@@ -57,8 +57,8 @@ def changed(of: Features, change: Callable[[torch.Tensor], torch.Tensor]) -> Fea
     return Features(change(of.logits), change(of.pooled), maps, change(of.token))
 
 
-def labels(batch: int = 8) -> Batch:
-    return Batch(torch.arange(batch) % 10, torch.arange(batch))
+def labels(batch: int = 8) -> Targets:
+    return Targets(torch.arange(batch) % 10, torch.arange(batch))
 
 
 every_objective = pytest.mark.parametrize("name", sorted(FAMILY.known()))
@@ -106,7 +106,7 @@ def test_a_batch_of_none_is_refused(name):
 
 @every_objective
 def test_a_batch_without_labels_is_a_finite_loss_with_a_graph(name):
-    loss = build(name)(features(STUDENT), features(TEACHER), Batch(torch.full((8,), -1), torch.arange(8)))
+    loss = build(name)(features(STUDENT), features(TEACHER), Targets(torch.full((8,), -1), torch.arange(8)))
     loss.backward()
     assert loss.isfinite()
 
@@ -115,7 +115,7 @@ def test_a_batch_without_labels_is_a_finite_loss_with_a_graph(name):
 @pytest.mark.parametrize("batch", [7, 3])
 def test_all_samples_of_one_class_in_an_odd_batch_are_finite(name, batch):
     student = features(STUDENT, batch)
-    loss = build(name)(student, features(TEACHER, batch), Batch(torch.full((batch,), 4), torch.arange(batch)))
+    loss = build(name)(student, features(TEACHER, batch), Targets(torch.full((batch,), 4), torch.arange(batch)))
     loss.backward()
     assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(student).values() if v.grad is not None)
 
@@ -127,7 +127,7 @@ def test_one_class_is_finite_or_refused_by_name(name):
         student, teacher = (replace(s, classifier=torch.nn.Linear(s.pooled, 1)) for s in (student, teacher))
     settings = FAMILY.settings_of(name)(type=name)
     own = features(student)
-    batch = Batch(torch.zeros(8, dtype=torch.long), torch.arange(8))
+    batch = Targets(torch.zeros(8, dtype=torch.long), torch.arange(8))
     try:
         term = settings.component(settings, student, teacher)
         term.remember(torch.zeros(20, dtype=torch.long))
@@ -139,23 +139,23 @@ def test_one_class_is_finite_or_refused_by_name(name):
     assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(own).values() if v.grad is not None)
 
 
-STANDARDISING = [name for name, settings in FAMILY.known().items() if "standardise" in settings.model_fields]
+STANDARDIZING = [name for name, settings in FAMILY.known().items() if "standardize" in settings.model_fields]
 
 
-def test_every_loss_on_logits_can_standardise_them():
+def test_every_loss_on_logits_can_standardize_them():
     on_logits = {name for name, settings in FAMILY.known().items() if "logits" in settings.component.needs}
-    assert set(STANDARDISING) == on_logits - {"ce"}
+    assert set(STANDARDIZING) == on_logits - {"ce"}
 
 
-@pytest.mark.parametrize("name", STANDARDISING)
-def test_the_option_is_the_loss_of_standardised_rows(name):
+@pytest.mark.parametrize("name", STANDARDIZING)
+def test_the_option_is_the_loss_of_standardized_rows(name):
     own = {"kind": "soft", "alpha": 1.0} if name == "deit" else {}
     settings = FAMILY.settings_of(name)
     plain, option = (
-        settings.component(settings(type=name, **own, standardise=on), STUDENT, TEACHER) for on in (False, True)
+        settings.component(settings(type=name, **own, standardize=on), STUDENT, TEACHER) for on in (False, True)
     )
     student, teacher = features(STUDENT), features(TEACHER)
-    rows = [Features(standardise(of.logits), token=standardise(of.token)) for of in (student, teacher)]
+    rows = [Features(standardize(of.logits), token=standardize(of.token)) for of in (student, teacher)]
     expected = plain(*rows, labels())
     torch.testing.assert_close(option(student, teacher, labels()), expected, rtol=1e-5, atol=1e-6)
     assert plain(student, teacher, labels()).item() != pytest.approx(expected.item(), rel=1e-2)
@@ -176,7 +176,7 @@ def test_the_order_of_samples_does_not_matter(name):
     student, teacher = features(STUDENT), features(TEACHER)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     shuffled = [changed(of, lambda x: x[order]) for of in (student, teacher)]
-    batch = Batch(labels().labels[order], labels().index[order])
+    batch = Targets(labels().labels[order], labels().index[order])
     expected = build(name)(student, teacher, labels()).item()
     assert build(name)(*shuffled, batch).item() == pytest.approx(expected, rel=1e-5)
 
@@ -201,7 +201,7 @@ def test_a_teacher_batch_that_would_broadcast_is_refused(name):
         build(name)(features(STUDENT), features(TEACHER, batch=1), labels())
 
 
-@pytest.mark.parametrize("name", STANDARDISING)
+@pytest.mark.parametrize("name", STANDARDIZING)
 def test_a_teacher_of_other_classes_is_refused_when_built_and_when_called(name):
     settings = FAMILY.settings_of(name)(type=name)
     other = replace(TEACHER, classes=9, classifier=torch.nn.Linear(9, 9))
@@ -266,7 +266,7 @@ def test_a_missing_or_misshapen_student_output_is_named(name):
 
 def test_a_config_names_an_objective_and_its_options():
     adapter = TypeAdapter(Annotated[Objective.Settings, FAMILY])
-    settings = adapter.validate_python({"type": "kd", "temperature": 2, "standardise": True, "weight": 9})
+    settings = adapter.validate_python({"type": "kd", "temperature": 2, "standardize": True, "weight": 9})
     assert (settings.temperature, settings.weight) == (2.0, 9.0)
     assert adapter.validate_python("ce").component.reads_teacher is False
     with pytest.raises(ValidationError, match="did you mean 'temperature'"):

@@ -5,7 +5,7 @@ import torch
 from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.crd import CRD, nce
 
 SHAPES = FeatureShapes(3, 4), FeatureShapes(3, 5)
@@ -34,7 +34,7 @@ def test_equals_the_equation():
     labels = tensor([0, 0, 1, 1, 2, 2, -1, -1])
     made, (student, teacher), index = term(labels), features(), tensor([0, 3, 6, 7])
     banks = made.teacher_bank.clone(), made.student_bank.clone()
-    found = made(student, teacher, Batch(labels[index], index))
+    found = made(student, teacher, Targets(labels[index], index))
 
     from augment.draws import Draws
 
@@ -63,7 +63,7 @@ def test_banks_remember_what_was_seen_and_nothing_else():
     labels = torch.arange(8) % 3
     made, (student, teacher), index = term(labels, momentum=0.25), features(), tensor([1, 2, 5, 7])
     before = made.student_bank.clone()
-    made(student, teacher, Batch(labels[index], index))
+    made(student, teacher, Targets(labels[index], index))
     unit = torch.nn.functional.normalize(made.student_projector(student.pooled))
     expected = torch.nn.functional.normalize(0.25 * before[index] + 0.75 * unit)
     torch.testing.assert_close(made.student_bank[index], expected)
@@ -71,27 +71,27 @@ def test_banks_remember_what_was_seen_and_nothing_else():
     assert made.student_bank[rest].equal(before[rest]) and made.steps == 1
 
 
-def test_the_normaliser_is_set_once():
+def test_the_normalizer_is_set_once():
     labels = torch.arange(8) % 3
     made, index = term(labels), tensor([1, 2, 5, 7])
-    made(*features(), Batch(labels[index], index))
-    first = made.normaliser.clone()
+    made(*features(), Targets(labels[index], index))
+    first = made.normalizer.clone()
     assert (first > 0).all()
-    made(*features(seed=1), Batch(labels[index], index))
-    assert made.normaliser.equal(first)
+    made(*features(seed=1), Targets(labels[index], index))
+    assert made.normalizer.equal(first)
 
 
 def test_a_state_goes_on_where_it_was():
     labels, index = torch.arange(8) % 3, tensor([1, 2, 5, 7])
     made = term(labels)
-    made(*features(), Batch(labels[index], index))
+    made(*features(), Targets(labels[index], index))
     again = CRD(made.settings, *SHAPES)
     again.remember(labels)
     again.load_state_dict(made.state_dict())
-    batch = Batch(labels[index], index)
+    batch = Targets(labels[index], index)
     assert made(*features(seed=1), batch).equal(again(*features(seed=1), batch))
 
 
 def test_a_batch_that_does_not_know_its_samples_is_refused():
     with pytest.raises(ValueError, match="place in the training split"):
-        term(torch.arange(8))(*features(), Batch(torch.arange(4)))
+        term(torch.arange(8))(*features(), Targets(torch.arange(4)))

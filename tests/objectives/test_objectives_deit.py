@@ -7,7 +7,7 @@ import torch
 from augment.views import InputSpec
 from distill.models.features import Features, FeatureShapes
 from distill.models.network import NetworkError, extract, measure_shapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import cross_entropy
 from distill.objectives.deit import DeiT
 from distill.objectives.kd import kd
@@ -25,7 +25,7 @@ def parts(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_equals_the_equation(kind, alpha):
     class_token, token, teacher = parts()
     term = DeiT(DeiT.Settings(kind=kind, alpha=alpha, label_smoothing=0.1), SHAPES, SHAPES)
-    found = term(Features((class_token + token) / 2, token=token), Features(teacher), Batch(LABELS))
+    found = term(Features((class_token + token) / 2, token=token), Features(teacher), Targets(LABELS))
     taught = kd(token, teacher, 3.0) if kind == "soft" else cross_entropy(token, teacher.argmax(1))
     expected = (1 - alpha) * cross_entropy(class_token, LABELS, 0.1) + alpha * taught
     torch.testing.assert_close(found, expected)
@@ -37,7 +37,7 @@ def test_on_paper():
     shapes = FeatureShapes(2, 8)
     term = DeiT(DeiT.Settings(alpha=0.25), shapes, shapes)
     student, teacher = Features((class_token + token) / 2, token=token), Features(torch.tensor([[5.0, -5.0]]))
-    found = term(student, teacher, Batch(torch.tensor([1])))
+    found = term(student, teacher, Targets(torch.tensor([1])))
     assert found.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(2), rel=1e-5)
 
 
@@ -46,7 +46,7 @@ def test_the_soft_part_is_least_where_the_token_says_what_the_teacher_does():
     term = DeiT(DeiT.Settings(kind="soft", alpha=1.0), SHAPES, SHAPES)
 
     def loss(token: torch.Tensor) -> float:
-        return term(Features((class_token + token) / 2, token=token), Features(teacher), Batch(LABELS)).item()
+        return term(Features((class_token + token) / 2, token=token), Features(teacher), Targets(LABELS)).item()
 
     assert loss(teacher) == pytest.approx(0, abs=1e-6)
     assert loss(teacher + 0.1 * token) > 1e-4

@@ -15,7 +15,7 @@ def softmax(values):
 
 
 def by_hand(student, teacher, labels, alpha, beta, temperature):
-    """The equation, one sample at a time; unlabelled ones are left out."""
+    """The equation, one sample at a time; unlabeled ones are left out."""
     losses = []
     for z_s, z_t, y in zip(student.tolist(), teacher.tolist(), labels.tolist()):
         if y < 0:

@@ -5,7 +5,7 @@ import torch
 from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.icd import ICD, icd
 
 
@@ -56,11 +56,11 @@ def test_the_invariance_term_on_paper():
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("width", [2, 16])
 @pytest.mark.parametrize(("scale", "invariance"), [(1.0, 0.5), (10.0, 0.5), (2.7, 0.0)])
-@pytest.mark.parametrize("labelled", [False, True])
-def test_equals_the_equation(batch, width, scale, invariance, labelled):
+@pytest.mark.parametrize("labeled", [False, True])
+def test_equals_the_equation(batch, width, scale, invariance, labeled):
     generator = torch.Generator().manual_seed(batch)
     student, teacher = torch.randn(2, batch, width, generator=generator)
-    labels = tensor([0, 1, 0, -1, 1, -1, 0])[:batch] if labelled else None
+    labels = tensor([0, 1, 0, -1, 1, -1, 0])[:batch] if labeled else None
     expected = by_hand(student, teacher, scale, invariance, labels)
     assert icd(student, teacher, scale, invariance, labels).item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
@@ -109,13 +109,13 @@ def test_scale_starts_at_e_is_learned_and_stops_at_ten():
 def test_projectors_of_both_sides_learn_and_the_setting_reaches_them():
     term = build(dim=4)
     teacher = Features(pooled=torch.randn(5, 9))
-    term(Features(pooled=torch.randn(5, 6)), teacher, Batch(torch.zeros(5, dtype=torch.long))).backward()
+    term(Features(pooled=torch.randn(5, 6)), teacher, Targets(torch.zeros(5, dtype=torch.long))).backward()
     assert term.student_projector.weight.shape == (4, 6) and term.teacher_projector.weight.shape == (4, 9)
     assert all(p.grad.abs().sum() > 0 for name, p in term.named_parameters())
 
 
 def test_mask_same_class_reaches_the_loss():
-    labels = Batch(torch.zeros(5, dtype=torch.long))
+    labels = Targets(torch.zeros(5, dtype=torch.long))
     features = Features(pooled=torch.randn(5, 6)), Features(pooled=torch.randn(5, 9))
     assert build()(*features, labels).item() > 0
     assert build(mask_same_class=True)(*features, labels).item() == 0

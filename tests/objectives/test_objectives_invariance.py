@@ -8,12 +8,12 @@ from torch import nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.adversarial import Adversarial, reversed_gradient
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.dense import dense
 from distill.objectives.vib import VIB, code_length
 
 SHAPES = FeatureShapes(3, 4), FeatureShapes(3, 5)
-BATCH = Batch(torch.zeros(6, dtype=torch.long), torch.arange(6))
+BATCH = Targets(torch.zeros(6, dtype=torch.long), torch.arange(6))
 
 
 def features(seed: int = 0) -> tuple[Features, Features]:
@@ -110,15 +110,15 @@ def gradients(loss: torch.Tensor, module: nn.Module) -> list[torch.Tensor]:
 
 
 def test_an_undecided_discriminator_costs_log_two_each():
-    term = adversarial(regulariser="none")
+    term = adversarial(regularizer="none")
     nn.init.zeros_(term.discriminator[-1].weight), nn.init.zeros_(term.discriminator[-1].bias)
     assert term(*features(), BATCH).item() == pytest.approx(3 * math.log(2))
-    term.settings = Adversarial.Settings(mode="reversed", regulariser="none")
+    term.settings = Adversarial.Settings(mode="reversed", regularizer="none")
     assert term(*features(), BATCH).item() == pytest.approx(2 * math.log(2))
 
 
 def test_alternating_gives_each_side_its_own_gradient():
-    term, (student, teacher) = adversarial(regulariser="none"), features()
+    term, (student, teacher) = adversarial(regularizer="none"), features()
     loss = term(student, teacher, BATCH)
     fake, judge = term.projector(student.pooled), term.discriminator
     of_judge = nn.functional.softplus(-judge(teacher.pooled)).mean() + nn.functional.softplus(judge(fake)).mean()
@@ -128,7 +128,7 @@ def test_alternating_gives_each_side_its_own_gradient():
 
 
 def test_reversed_turns_the_students_gradient_round():
-    term, (student, teacher) = adversarial(mode="reversed", regulariser="none"), features()
+    term, (student, teacher) = adversarial(mode="reversed", regularizer="none"), features()
     loss, judge = term(student, teacher, BATCH), term.discriminator
     plain = term.discriminate(term.projector(student.pooled), teacher.pooled).mean()
     torch.testing.assert_close(gradients(loss, judge), gradients(plain, judge))
@@ -140,11 +140,11 @@ def test_reversed_turns_the_students_gradient_round():
 
 
 def test_r1_is_the_squared_slope_on_the_teachers_features():
-    term, (student, teacher) = adversarial(regulariser="r1", r1=4.0), features()
+    term, (student, teacher) = adversarial(regularizer="r1", r1=4.0), features()
     fake, real = term.projector(student.pooled), teacher.pooled
     found = term.discriminate(fake, real).mean()
     slopes = torch.func.vmap(torch.func.grad(lambda x: term.discriminator(x).squeeze()))(real)
-    term.settings = Adversarial.Settings(regulariser="none")
+    term.settings = Adversarial.Settings(regularizer="none")
     expected = term.discriminate(fake, real).mean() + 4 / 2 * slopes.square().sum(1).mean()
     torch.testing.assert_close(found, expected)
     assert any(g.abs().sum() > 0 for g in gradients(found - expected.detach(), term.discriminator))
@@ -163,13 +163,13 @@ def test_spectral_norm_bounds_the_slope():
 
 def test_the_discriminator_learns_to_tell_them_apart():
     term, (student, teacher) = adversarial(), features()
-    optimiser = torch.optim.Adam(term.discriminator.parameters(), lr=0.02)
+    optimizer = torch.optim.Adam(term.discriminator.parameters(), lr=0.02)
     fake = term.projector(student.pooled).detach() - 2
     losses = []
     for _ in range(60):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = term.discriminate(fake, teacher.pooled).mean()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]

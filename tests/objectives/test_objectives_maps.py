@@ -9,14 +9,14 @@ from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.at import at, attention
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.fitnets import FitNets
 from distill.objectives.nst import nst
 from distill.objectives.reviewkd import Fusion, ReviewKD, hcl
 from distill.objectives.stages import match_stages, mean_square, on_one_grid
 from distill.objectives.vid import VID, vid
 
-LABELS = Batch(torch.zeros(4, dtype=torch.long))
+LABELS = Targets(torch.zeros(4, dtype=torch.long))
 
 
 def shapes(*maps):

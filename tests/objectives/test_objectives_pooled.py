@@ -5,7 +5,7 @@ import torch
 from torch import nn, tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.pooled import PooledFeature, pooled
 
 DISTANCES = ["cosine", "mse", "whitened_mse"]
@@ -51,7 +51,7 @@ def test_equals_the_equation(shape, distance):
 def test_zero_where_the_student_equals_the_teacher(distance):
     term = build(distance=distance, projector="identity")
     feature = torch.randn(4, 6)
-    loss = term(Features(pooled=feature), Features(pooled=feature.clone()), Batch(torch.full((4,), -1)))
+    loss = term(Features(pooled=feature), Features(pooled=feature.clone()), Targets(torch.full((4,), -1)))
     assert loss.item() == pytest.approx(0, abs=1e-6) and not list(term.parameters())
 
 
@@ -64,7 +64,7 @@ def test_the_whitened_target_is_reached_at_zero_and_is_blind_to_the_teacher_s_sc
 
 def test_a_linear_projector_bridges_the_widths():
     term = build(student=6, teacher=9)
-    loss = term(Features(pooled=torch.randn(4, 6)), Features(pooled=torch.randn(4, 9)), Batch(torch.full((4,), -1)))
+    loss = term(Features(pooled=torch.randn(4, 6)), Features(pooled=torch.randn(4, 9)), Targets(torch.full((4,), -1)))
     loss.backward()
     assert term.projector.weight.shape == (9, 6) and term.projector.weight.grad.abs().sum() > 0
 

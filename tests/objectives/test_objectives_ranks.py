@@ -6,25 +6,25 @@ import torch.multiprocessing as mp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from augment.base.registry import Registry
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.icd import ICD
 from distill.objectives.kd import KD
 from distill.objectives.ranks import gather_batch, rank, sum_over_ranks, world_size
-from distill.registry import Family
 
 SHAPES = (
     FeatureShapes(3, 6, {"a": (6, 2, 2), "b": (6, 2, 1)}, nn.Linear(6, 3)),
     FeatureShapes(3, 9, {"a": (9, 2, 2), "b": (9, 2, 1)}, nn.Linear(9, 3)),
 )
-KNOWN = Family("distill.objectives", "Objective").known()
+KNOWN = Registry("distill.objectives", "Objective").known()
 TERMS = {name: settings(type=name, weight=1.0) for name, settings in KNOWN.items()} | {
     "ce_smooth": CrossEntropy.Settings(label_smoothing=0.1),
-    "kd_standardised": KD.Settings(standardise=True, temperature=2.0),
+    "kd_standardized": KD.Settings(standardize=True, temperature=2.0),
     "icd_masked": ICD.Settings(dim=4, mask_same_class=True),
 }
-# Three labelled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
+# Three labeled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
 LABELS = torch.tensor([0, 1, 0, -1, -1, -1, 0, -1])
 WEIGHTS = torch.tensor([0.2, 2.0, 0.5, 1.0, 3.0, 0.1, 0.7, 0.5])
 
@@ -53,7 +53,7 @@ def data(weighed, rows=slice(None)):
     return (
         images[rows],
         Features(logits[rows], pooled[rows], maps),
-        Batch(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows] if weighed else None),
+        Targets(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows] if weighed else None),
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.cc import cc, kernel
 from distill.objectives.pkt import pkt
 from distill.objectives.rkd import angles, distances, lengths, rkd
@@ -209,7 +209,7 @@ def test_the_queue_holds_the_newest_and_goes_round():
     term = RRD(RRD.Settings(dim=4, queue=10), *shapes)
     batches = [torch.randn(4, 4) for _ in range(4)]
     for count, teacher in enumerate(batches, 1):
-        term(Features(pooled=torch.randn(4, 3)), Features(pooled=teacher), Batch(torch.zeros(4, dtype=torch.long)))
+        term(Features(pooled=torch.randn(4, 3)), Features(pooled=teacher), Targets(torch.zeros(4, dtype=torch.long)))
         assert term.pushed == 4 * count
     held = torch.nn.functional.normalize(torch.cat(batches) @ term.projection.T)
     torch.testing.assert_close(term.queue, torch.cat([held[10:], held[6:10]]))
@@ -219,5 +219,5 @@ def test_the_queue_holds_the_newest_and_goes_round():
 def test_a_batch_longer_than_the_queue_leaves_its_end():
     term = RRD(RRD.Settings(dim=4, queue=3), FeatureShapes(2, 3), FeatureShapes(2, 4))
     teacher = torch.randn(5, 4)
-    term(Features(pooled=torch.randn(5, 3)), Features(pooled=teacher), Batch(torch.zeros(5, dtype=torch.long)))
+    term(Features(pooled=torch.randn(5, 3)), Features(pooled=teacher), Targets(torch.zeros(5, dtype=torch.long)))
     torch.testing.assert_close(term.queue, torch.nn.functional.normalize(teacher[2:] @ term.projection.T))

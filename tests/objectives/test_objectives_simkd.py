@@ -4,7 +4,7 @@ from torch import nn, tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.simkd import SimKD, folded, simkd
 
 
@@ -40,10 +40,10 @@ def test_zero_where_the_projected_feature_is_the_teachers_and_no_labels_are_read
     term = build(nn.Linear(4, 3), nn.Linear(6, 3))
     feature = torch.randn(5, 4)
     teacher = term.projector(feature).detach()
-    unlabelled = Batch(torch.full((5,), -1))
-    assert term(Features(pooled=feature), Features(pooled=teacher), unlabelled).item() == pytest.approx(0, abs=1e-12)
+    unlabeled = Targets(torch.full((5,), -1))
+    assert term(Features(pooled=feature), Features(pooled=teacher), unlabeled).item() == pytest.approx(0, abs=1e-12)
     expected = sum(float(((a - b) ** 2).mean()) for a, b in zip(teacher, teacher + 1)) / 5
-    assert term(Features(pooled=feature), Features(pooled=teacher + 1), unlabelled).item() == pytest.approx(expected)
+    assert term(Features(pooled=feature), Features(pooled=teacher + 1), unlabeled).item() == pytest.approx(expected)
 
 
 def test_only_the_projector_is_its_own() -> None:
@@ -63,7 +63,7 @@ def test_conv_asks_for_a_head_of_the_teachers_width_and_fills_it() -> None:
     term.after_step()
     assert given.weight.equal(shapes.classifier.weight) and not list(term.parameters()) and not term.state_dict()
     ours, theirs = torch.randn(2, 5, 6)
-    found = term(Features(pooled=ours), Features(pooled=theirs), Batch(torch.full((5,), -1)))
+    found = term(Features(pooled=ours), Features(pooled=theirs), Targets(torch.full((5,), -1)))
     torch.testing.assert_close(found, (ours - theirs).square().mean())
     with pytest.raises(ValueError, match=r"a frozen head that reads the teacher's 6 features.* own reads 4"):
         SimKD(settings, FeatureShapes(3, 4, {}, nn.Linear(4, 3)), shapes)

@@ -7,7 +7,7 @@ import torch
 from test_objectives_contract import FAMILY, STUDENT, TEACHER, build, changed, features, tensors
 
 from distill.models.features import Features
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import cross_entropy
 from distill.objectives.kd import kd
 from distill.objectives.ranks import mean_where, weighed
@@ -18,14 +18,14 @@ LABELS = torch.tensor([0, 1, 2, -1, 3, 4, -1, 5])
 
 
 def loss(name: str, weights: torch.Tensor | None, student: Features | None = None) -> torch.Tensor:
-    batch = Batch(LABELS, torch.arange(8), weights=weights)
+    batch = Targets(LABELS, torch.arange(8), weights=weights)
     return build(name)(student or features(STUDENT), features(TEACHER), batch)
 
 
 RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist"}
 """They compare samples with each other, and have no losses of single ones."""
 OTHERS_IN_IT = {"icd", "rrd", "crd", "reviewkd"}
-"""A sample's own loss looks at the others: negatives, the queue, the bank's normaliser, a batch norm's statistics."""
+"""A sample's own loss looks at the others: negatives, the queue, the bank's normalizer, a batch norm's statistics."""
 
 
 def test_all_but_the_objectives_on_relations_take_weights() -> None:
@@ -55,24 +55,24 @@ def test_each_weight_falls_on_its_own_sample(name: str) -> None:
     torch.testing.assert_close(alone.sum(), loss(name, None), rtol=1e-4, atol=1e-5)
     if name in OTHERS_IN_IT | {"deit"}:  # deit's two parts are means over different samples
         return
-    counted = 6 if name in {"ce", "dkd", "nkd"} else 8  # samples that are averaged over: the labelled ones, or all
+    counted = 6 if name in {"ce", "dkd", "nkd"} else 8  # samples that are averaged over: the labeled ones, or all
     for row in (0, 5):
         rows = slice(row, row + 1)
         student, teacher = (changed(of, itemgetter(rows)) for of in (features(STUDENT), features(TEACHER)))
-        own = build(name)(student, teacher, Batch(LABELS[rows], torch.tensor([row])))
+        own = build(name)(student, teacher, Targets(LABELS[rows], torch.tensor([row])))
         torch.testing.assert_close(alone[row] * counted, own, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", [name for name in WEIGHING if name not in OTHERS_IN_IT])
 def test_weights_of_zero_and_one_are_the_part_of_the_batch(name: str) -> None:
-    rows = torch.tensor([0, 1, 4, 7])  # all of them with a label, for the means over labelled samples
+    rows = torch.tensor([0, 1, 4, 7])  # all of them with a label, for the means over labeled samples
     weights = torch.zeros(8).index_fill(0, rows, 1.0)
-    labelled = name in {"ce", "dkd", "nkd", "deit"}
+    labeled = name in {"ce", "dkd", "nkd", "deit"}
     labels = LABELS.where(LABELS >= 0, 9) if name == "deit" else LABELS
     student, teacher = (changed(of, itemgetter(rows)) for of in (features(STUDENT), features(TEACHER)))
-    part = build(name)(student, teacher, Batch(labels[rows], rows))
-    whole = build(name)(features(STUDENT), features(TEACHER), Batch(labels, torch.arange(8), weights=weights))
-    counted = 6 if labelled and name != "deit" else 8
+    part = build(name)(student, teacher, Targets(labels[rows], rows))
+    whole = build(name)(features(STUDENT), features(TEACHER), Targets(labels, torch.arange(8), weights=weights))
+    counted = 6 if labeled and name != "deit" else 8
     torch.testing.assert_close(whole * counted / 4, part, rtol=1e-4, atol=1e-5)
 
 

@@ -53,7 +53,7 @@ def test_many_classes_show_the_two_ends(run, classes):
     assert draw(wide).keys() >= {"classes", "confusion"}
 
 
-def test_bars_are_sorted_and_coloured_by_sign(run):
+def test_bars_are_sorted_and_colored_by_sign(run):
     worse = run.model_copy(update={"predictions": {**run.predictions, "student": (1, 1, 1, 1, 2, 2)}})
     bars = figures.classes(worse, LIGHT).axes[0].patches
     assert [round(bar.get_width(), 2) for bar in bars] == [-0.5, 0.5, 0.5]

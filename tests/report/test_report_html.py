@@ -106,10 +106,10 @@ def test_a_bare_run_still_makes_a_page(tmp_path, bare):
 
 def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
     row = Row(name="student", agreement=0.9, bytes=10)
-    unlabelled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
-    found = page(tmp_path, unlabelled)
+    unlabeled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
+    found = page(tmp_path, unlabeled)
     assert "accuracy is not known" in " ".join(found.words) and "Class by class" not in found.headings
-    assert [what for _, what in tiles(unlabelled)] == ["agreement with the teacher", "to store the student"]
+    assert [what for _, what in tiles(unlabeled)] == ["agreement with the teacher", "to store the student"]
 
 
 @pytest.mark.parametrize("missing", ["teacher", "linear probe", "student"])

@@ -18,7 +18,7 @@ def test_the_confusions_that_change_most(run):
     assert {"true": "daisy", "answer": "tulip", "before": 0, "after": 1} in rows and len(rows) == 4
 
 
-def test_unlabelled_images_count_nowhere(run):
+def test_unlabeled_images_count_nowhere(run):
     part = run.model_copy(update={"labels": (-1, -1, -1, 1, -1, -1)})
     found = outcome(part)
     assert found.present_K.tolist() == [False, True, False]

@@ -13,7 +13,7 @@ from distill.commands.runs import preview_views
 from distill.config import Experiment, validate_tree
 from distill.run import previewing
 from distill.run.previewing import draw_preview
-from distill.run.replaying import Scene, augment_of, batch_of_step, data_of
+from distill.run.replaying import ViewBatch, augment_of, batch_of_step, data_of
 from distill.yaml_tree import ConfigError
 
 
@@ -71,11 +71,11 @@ def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> N
 def test_mixed_labels_stand_beside_their_row(sheets: list, tmp_path: Path) -> None:
     settings = experiment(augment={"policy": "identical", "student": [], "mix": {"cutmix": 1.0}})
     data, augment = data_of(settings), augment_of(settings)
-    scene = Scene.of(augment, data.batch_at(0, 0), 0)
-    draw_preview(data, scene, 3)
-    mix = scene.views.mix
+    view_batch = ViewBatch.of(augment, data.batch_at(0, 0), 0)
+    draw_preview(data, view_batch, 3)
+    mix = view_batch.views.mix
     assert mix is not None
-    partners = [data.classes[label] for label in scene.batch.labels[mix.partner[:3]].tolist()]
+    partners = [data.classes[label] for label in view_batch.batch.labels[mix.partner[:3]].tolist()]
     notes = sheets[0]["notes"]
     assert [row[-1] for row in notes] == [f"the rest: {name}" for name in partners]
     student, teacher = f"{mix.student[0]:.2f}", f"{mix.teacher[0][0]:.2f}"
@@ -107,15 +107,15 @@ def test_of_ids_and_of_a_step(sheets: list, tmp_path: Path) -> None:
 
 def test_every_operation_has_one_strip(tmp_path: Path) -> None:
     settings = experiment(augment={"policy": "multicrop", "student": ["RandomResizedCrop", "RandomGrayscale"]})
-    scene = Scene.of(augment_of(settings), data_of(settings).batch_at(0, 0), 0)
-    groups = previewing._strips(scene, scene.batch.images[0])
+    view_batch = ViewBatch.of(augment_of(settings), data_of(settings).batch_at(0, 0), 0)
+    groups = previewing._strips(view_batch, view_batch.batch.images[0])
     assert {name: [strip.name for strip in strips] for name, strips in groups.items()} == {
         "student's operations": ["RandomResizedCrop", "RandomGrayscale"],
         "student's operations for small crops": ["RandomResizedCrop"],
     }
     weak = experiment(augment={"policy": "weak_teacher", "student": ["RandomGrayscale"]})
-    scene = Scene.of(augment_of(weak), data_of(weak).batch_at(0, 0), 0)
-    assert list(previewing._strips(scene, scene.batch.images[0])) == [
+    view_batch = ViewBatch.of(augment_of(weak), data_of(weak).batch_at(0, 0), 0)
+    assert list(previewing._strips(view_batch, view_batch.batch.images[0])) == [
         "student's operations",
         "teacher's operations, its own",
     ]

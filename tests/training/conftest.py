@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from processes import Start
+from processes import DeltaInit
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+def start(tmp_path: Path) -> Iterator[DeltaInit]:
     """Starts runs as processes of their own; what is left of them is killed afterwards."""
-    starting = Start(tmp_path)
+    starting = DeltaInit(tmp_path)
     yield starting
     starting.end()

@@ -10,7 +10,7 @@ from toy_training import FITS_IN_RANKS, PREPARED_IN_RANKS, Made, all_views, expe
 from distill.run.exporting import export_student
 from distill.run.folder import local_rank
 from distill.run.stages import linear_probe
-from distill.run.workshop import Workshop, make_data, predict_student
+from distill.run.workshop import RunContext, make_data, predict_student
 from distill.training.signals import StopSignal
 
 
@@ -25,9 +25,9 @@ def in_ranks(output: Path) -> None:
             [(epoch, ids, all_views(views)) for epoch, ids, views in made], output / name / f"views-{local_rank()}"
         )
     with StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), None, stop)
-        predictions = predict_student(shop, student, "val")
-        probe, _ = linear_probe(shop)
+        context = RunContext(settings, make_data(settings), None, stop)
+        predictions = predict_student(context, student, "val")
+        probe, _ = linear_probe(context)
     if local_rank() == 0:
         torch.save([predictions.ids, predictions.labels, predictions.logits, probe.weight], output / "predictions.pt")
 
@@ -40,8 +40,8 @@ def prepared_in_ranks(output: Path) -> None:
         torch.save(student.own_state(), output / name / f"student-{local_rank()}")
         if local_rank() == 0:
             with StopSignal() as stop:
-                shop = Workshop(settings, make_data(settings), None, stop)
-                export_student(shop, student, output / name / "export", [])
+                context = RunContext(settings, make_data(settings), None, stop)
+                export_student(context, student, output / name / "export", [])
 
 
 def run(output: Path) -> None:

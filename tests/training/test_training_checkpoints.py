@@ -76,11 +76,11 @@ def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Pa
         killed(save_for_ever, path, once=begun, after=draw.uniform(0, 0.05))
         reached.add(is_whole(path))
     assert len(reached) > 1, "every kill came at the same step"
-    litter = list(tmp_path.glob(".best*"))
-    assert litter, "no kill came during a write"
+    stale = list(tmp_path.glob(".best*"))
+    assert stale, "no kill came during a write"
     prune(tmp_path)
-    assert all(left.exists() for left in litter), "another process may be writing them"
-    for left in litter:
+    assert all(left.exists() for left in stale), "another process may be writing them"
+    for left in stale:
         os.utime(left, (0, 0))
     prune(tmp_path)
     assert list(tmp_path.iterdir()) == [path]

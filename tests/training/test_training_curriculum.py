@@ -91,12 +91,12 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
 
 def test_the_control_without_a_teacher_has_none(tmp_path: Path) -> None:
     from distill.run.stages import labels_only
-    from distill.run.workshop import Workshop, make_data
+    from distill.run.workshop import RunContext, make_data
     from distill.training.signals import StopSignal
 
     settings = experiment(
         tmp_path, training={"curriculum": {"epochs": 1}, "epochs": 1}, augment={"ramp": {"epochs": 1}}
     )
     with StopSignal() as stop:
-        _, summary = labels_only(Workshop(settings, make_data(settings), None, stop), STEPS, tmp_path / "control")
+        _, summary = labels_only(RunContext(settings, make_data(settings), None, stop), STEPS, tmp_path / "control")
     assert summary.steps == STEPS

@@ -12,8 +12,8 @@ from toy_training import STEPS, Watched, assert_bit_equal, experiment, student_f
 from distill.training.checkpoints import checkpoint_path, newest_good
 from distill.training.guard import LossGuard, NonFiniteLossError
 from distill.training.module import Distillation
-from distill.training.optimiser import build_optimiser
-from distill.training.settings import OptimiserSettings, SpikeSettings
+from distill.training.optimizer import build_optimizer
+from distill.training.settings import OptimizerSettings, SpikeSettings
 
 
 def poisoned(tmp_path: Path, step: int, training: dict[str, Any] | None = None, **poison: str):
@@ -31,12 +31,12 @@ class Snapshots:
         self.of.append({name: tensor.clone() for name, tensor in module.student.own_state().items()})
 
 
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 @pytest.mark.parametrize("what", ["value", "gradient"])
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
-def test_a_non_finite_loss_stops_before_the_update(bad: str, what: str, optimiser: str, tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_before_the_update(bad: str, what: str, optimizer: str, tmp_path: Path) -> None:
     step, named = STEPS + 2, {"value": "poison", "gradient": "gradient"}[what]
-    settings = poisoned(tmp_path, step, {"optimiser": {"type": optimiser}}, **{what: bad})
+    settings = poisoned(tmp_path, step, {"optimizer": {"type": optimizer}}, **{what: bad})
     before, watched, folder = Snapshots(), Watched(), tmp_path / "fit"
     with pytest.raises(NonFiniteLossError, match=rf"^step {step + 1}: {named} became NaN"):
         student_fit(settings, folder, before, watched)
@@ -51,15 +51,15 @@ def test_the_latch_holds_until_it_is_read(kind: str) -> None:
     """On a GPU, further steps are made before the host looks: none of them may touch the weights."""
     torch.manual_seed(0)
     layer, guard = nn.Linear(3, 2), LossGuard(["ce"], SpikeSettings())
-    optimiser = build_optimiser(layer, [], OptimiserSettings(type=kind))  # type: ignore[arg-type]
+    optimizer = build_optimizer(layer, [], OptimizerSettings(type=kind))  # type: ignore[arg-type]
     good = []
     for step in range(6):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = layer(torch.ones(1, 3)).square().sum() * (float("nan") if step == 3 else 1.0)
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in layer.parameters()])
-        optimiser.found_inf = guard.watch(step, loss.detach(), loss.detach().reshape(1), norm)  # type: ignore
-        optimiser.step()
+        optimizer.found_inf = guard.watch(step, loss.detach(), loss.detach().reshape(1), norm)  # type: ignore
+        optimizer.step()
         good.append([p.detach().clone() for p in layer.parameters()])
     assert not torch.equal(good[1][0], good[2][0])
     for weight, as_it_was in zip(layer.parameters(), good[2]):

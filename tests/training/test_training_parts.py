@@ -18,13 +18,13 @@ from distill.objectives.base import Batch
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.kd import KD
 from distill.objectives.pooled import PooledFeature
-from distill.training.clock import StepClock
 from distill.training.ema import WeightAverage
 from distill.training.evaluate import Predictions, predict
 from distill.training.module import Distillation
 from distill.training.probe import fit_probe
 from distill.training.progress import describe
 from distill.training.terms import build_terms, needs_of
+from distill.training.timer import StepTimer
 
 CPU = torch.device("cpu")
 
@@ -69,7 +69,7 @@ def test_average_in_place_and_back() -> None:
 
 
 def test_clock() -> None:
-    clock = StepClock(CPU)
+    clock = StepTimer(CPU)
     for _ in range(2):
         with clock.span("teacher"):
             time.sleep(0.02)
@@ -103,7 +103,7 @@ def batches(count: int) -> list[LoadedBatch]:
     return [LoadedBatch(images[i : i + 4], labels[i : i + 4], ids[i : i + 4]) for i in range(0, count, 4)]
 
 
-def test_predictions_are_ordered_by_id_and_see_normalised_views() -> None:
+def test_predictions_are_ordered_by_id_and_see_normalized_views() -> None:
     spec = InputSpec((4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
     found = predict(lambda view: view.mean((1, 2, 3))[:, None], batches(10), spec)
     assert found.ids.tolist() == list(range(10))
@@ -135,7 +135,7 @@ def probe_data(classes: int, seed: int) -> Predictions:
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_probe_is_logistic_regression_on_standardised_features(classes: int) -> None:
+def test_probe_is_logistic_regression_on_standardized_features(classes: int) -> None:
     train, held_out = probe_data(classes, 0), probe_data(classes, 1)
     probe = fit_probe(train, held_out, classes)
     x = train.logits.double()
@@ -238,14 +238,14 @@ class NoSync(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "agreement", "learned"])
-@pytest.mark.parametrize("optimiser", ["adamw", "sgd"])
-def test_a_step_never_waits_for_the_device(optimiser: str, weighting: str, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_step_never_waits_for_the_device(optimizer: str, weighting: str, tmp_path: Path, monkeypatch) -> None:
     found: list = []
 
     def keep(module: Distillation) -> None:
         found[:] = [module]
 
-    training = {"epochs": 1, "schedule": {"warmup": 0}, "optimiser": {"type": optimiser}, "spike": {"action": "skip"}}
+    training = {"epochs": 1, "schedule": {"warmup": 0}, "optimizer": {"type": optimizer}, "spike": {"action": "skip"}}
     more: dict = {}
     if weighting != "fixed":
         training["curriculum"] = {"epochs": 1}

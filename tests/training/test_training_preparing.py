@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from distill.run.fit_spec import FitSpec
 from toy_training import STEPS, Fault, Watched, assert_bit_equal, experiment, student_fit, tree
 
 from distill.config import Experiment, validate_tree
@@ -16,15 +17,14 @@ from distill.deltas.halrp import closed_form
 from distill.deltas.inventory import inventory
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state, head_state
-from distill.export.delta_file import load_delta, write_delta
+from distill.export.delta.io import load_delta, write_delta
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.run.evidence import FreeTraining, StudentEvidence, linear_cka
-from distill.run.lesson import Lesson
+from distill.run.evidence import StudentCalibration, WarmUp, linear_cka
 from distill.run.preparing import new_student
 from distill.run.stages import labels_only, prepare_teachers, trained_student
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import Interrupted, StopSignal
 
 SITES = ["conv_stem", "blocks.[0123].*"]
@@ -36,15 +36,15 @@ def with_deltas(output: Path, *deltas: Any, **changes: Any) -> Experiment:
     return experiment(output, student={"deltas": list(deltas)}, **changes)
 
 
-def shop_of(settings: Experiment, stop: StopSignal) -> Workshop:
-    return Workshop(settings, make_data(settings), None, stop)
+def shop_of(settings: Experiment, stop: StopSignal) -> RunContext:
+    return RunContext(settings, make_data(settings), None, stop)
 
 
-def evidence(settings: Experiment, folder: Path, stop: StopSignal) -> StudentEvidence:
-    shop = shop_of(settings, stop)
-    teacher = Teacher(prepare_teachers(shop), [1.0], frozenset({"logits", "pooled"}))
-    lesson = Lesson(shop, teacher, settings.objectives, settings.augment, settings.training)
-    return StudentEvidence(FreeTraining(lesson, folder, "student", frozenset({"logits", "pooled"}), 4), 0)
+def evidence(settings: Experiment, folder: Path, stop: StopSignal) -> StudentCalibration:
+    context = shop_of(settings, stop)
+    teacher = Teacher(prepare_teachers(context), [1.0], frozenset({"logits", "pooled"}))
+    fit_spec = FitSpec(context, teacher, settings.objectives, settings.augment, settings.training)
+    return StudentCalibration(WarmUp(fit_spec, folder, "student", frozenset({"logits", "pooled"}), 4), 0)
 
 
 def ranks(student: Student) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from fits_in_ranks import forked
-from processes import Start, warm
+from processes import DeltaInit, warm
 from toy_training import (
     FITS_IN_RANKS,
     PREPARED_IN_RANKS,
@@ -23,11 +23,11 @@ from toy_training import (
 
 from distill.deltas.attach import merge
 from distill.deltas.inventory import inventory
-from distill.export.delta_file import load_delta
+from distill.export.delta.io import load_delta
 from distill.models.network import create_network
 from distill.run.exporting import structural_types
 from distill.run.stages import linear_probe
-from distill.run.workshop import Workshop, make_data, predict_student
+from distill.run.workshop import RunContext, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
 
@@ -64,13 +64,13 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
                     torch.testing.assert_close(ours, theirs[rows], rtol=0, atol=1e-5)
     ids, labels, logits, probe = torch.load(fitted / "predictions.pt")
     with StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), None, stop)
+        context = RunContext(settings, make_data(settings), None, stop)
         assert alone.student is not None
-        whole = predict_student(shop, alone.student, "val")
+        whole = predict_student(context, alone.student, "val")
         assert len(ids) == len(set(ids.tolist())) == SIZES["val"]
         assert torch.equal(ids, whole.ids) and torch.equal(labels, whole.labels)
         assert torch.allclose(logits, whole.logits, rtol=1e-3, atol=1e-4)
-        assert torch.allclose(probe, linear_probe(shop)[0].weight, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(probe, linear_probe(context)[0].weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PREPARED_IN_RANKS)
@@ -101,7 +101,7 @@ def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: Start) -> None:
+def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: DeltaInit) -> None:
     run = start(fault=f"{STEPS + 2} {rank} 0", training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)
     assert run.wait(60) != 0, "and soon"
@@ -110,7 +110,7 @@ def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: Start) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: Start) -> None:
+def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: DeltaInit) -> None:
     """SIGTERM reaches the first rank alone, Ctrl-C all of them."""
     run = start(fault="-1 0 0", training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)

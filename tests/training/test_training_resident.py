@@ -14,7 +14,7 @@ from toy_training import student_fit as fit
 from distill.config import ConfigError
 from distill.run.replaying import augment_of, batch_of_step, data_of
 from distill.run.stages import prepare_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.signals import Interrupted, StopSignal
 
 FITTED = {
@@ -83,13 +83,13 @@ def test_it_is_told_and_shared_with_the_fit_of_the_teacher(tmp_path: Path, decod
     settings = experiment(tmp_path, **held(FITTED))
     console = Console(width=120, record=True, quiet=False, file=(tmp_path / "said").open("w"))
     with StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), console, stop)
-        prepare_teachers(shop)
-        list(shop.data.train_loader())
+        context = RunContext(settings, make_data(settings), console, stop)
+        prepare_teachers(context)
+        list(context.data.train_loader())
     console.file.close()
     assert "44 images of the train split at 32 × 32 pixels lie on cpu: 0.1 MB" in (tmp_path / "said").read_text()
     assert len([id for id in decoded if id.startswith("train")]) == SIZES["train"]
-    assert shop.data.device == torch.device("cpu")
+    assert context.data.device == torch.device("cpu")
 
 
 @pytest.mark.parametrize("key", ["augment", "fit_teacher.augment"])

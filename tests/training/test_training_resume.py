@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from toy_training import STEPS, Watched, assert_bit_equal, experiment, raising, student_fit, whole
 
-from distill.training.callbacks import Saving
+from distill.training.callbacks import Checkpointing
 from distill.training.checkpoints import checkpoint_path, newest_good, steps_of
 from distill.training.signals import Interrupted
 
@@ -107,8 +107,8 @@ def test_a_finished_fit_is_loaded(tmp_path: Path) -> None:
 def test_saves_by_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At most ``checkpoint_minutes`` of work are lost to a kill -9, also where an epoch takes longer."""
     saved = []
-    save = Saving.save
-    monkeypatch.setattr(Saving, "save", lambda *a: (saved.append(a[1].global_step), save(*a)))
+    save = Checkpointing.save
+    monkeypatch.setattr(Checkpointing, "save", lambda *a: (saved.append(a[1].global_step), save(*a)))
     student_fit(experiment(tmp_path, training={"checkpoint_minutes": 1e-9}), tmp_path / "fit")
     assert saved == list(range(1, 2 * STEPS + 1))
     assert len(steps_of(tmp_path / "fit")) == 2, "the newest and the one before it are kept"

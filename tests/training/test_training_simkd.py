@@ -10,15 +10,15 @@ from rich.console import Console
 from toy_training import Watched, experiment, network, student_fit, whole
 
 from distill.commands.runs import evaluate_run, export_run, verify_run
-from distill.export.delta_file import read_delta
-from distill.export.tasks import Tasks
+from distill.export.delta.bank import DeltaBank
+from distill.export.delta.io import read_delta
 from distill.models.network import create_network
 from distill.run.run import run
 from distill.run.workshop import StageError
 from distill.training.module import Distillation
 
 
-@pytest.mark.parametrize("train", ["deltas", "whole"])
+@pytest.mark.parametrize("train", ["deltas", "full"])
 @pytest.mark.parametrize("objectives", [["simkd"], ["ce", "simkd"]], ids="+".join)
 def test_the_students_head_is_the_folded_one(train: str, objectives: list[str], tmp_path: Path) -> None:
     student = {} if train == "deltas" else whole(tmp_path)
@@ -48,7 +48,7 @@ def test_a_delta_on_the_head_is_in_the_way(tmp_path: Path) -> None:
 CONV = {"objectives": [{"type": "simkd", "projector": "conv"}], "training": {"epochs": 1, "ema": None}}
 
 
-@pytest.mark.parametrize("train", ["deltas", "whole"])
+@pytest.mark.parametrize("train", ["deltas", "full"])
 def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path: Path) -> None:
     student = {} if train == "deltas" else whole(tmp_path)
     modules: list[Distillation] = []
@@ -66,7 +66,7 @@ def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path:
     assert head.weight.equal(reused.weight) and head.bias.equal(reused.bias)
     moved = {name for name, t in fitted.named_parameters() if not t.equal(starts[0][name])}
     assert {f"reused_head.convs.{n}.weight" for n in (0, 1, 3, 4, 6, 7)} <= moved
-    assert ("conv_stem.weight" in moved) is (train == "whole")
+    assert ("conv_stem.weight" in moved) is (train == "full")
     statistics = fitted.reused_head.convs[1].running_mean
     assert statistics.abs().max() > 0, "batch norms of the head see batches, those of a frozen backbone do not"
     again = student_fit(experiment(tmp_path, student=student, **CONV), tmp_path / "fit")
@@ -76,7 +76,7 @@ def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("train", ["deltas", "whole"])
+@pytest.mark.parametrize("train", ["deltas", "full"])
 def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_path: Path) -> None:
     changes = dict(CONV, controls={"linear_probe": False, "labels_only": True})
     changes["student"] = {"deltas": [{"type": "low_rank", "rank": 2}]} if train == "deltas" else whole(tmp_path)
@@ -97,7 +97,7 @@ def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_pa
 
     accuracy = next(row["accuracy"] for row in summary["rows"] if row["name"] == "student")
     assert evaluate_run(folder, "test", Console(quiet=True)).accuracy() == pytest.approx(accuracy)
-    if train == "whole":
+    if train == "full":
         verify_run(folder, Console(quiet=True))
     export_run(folder, folder / "again", Console(quiet=True))
     first, again = (
@@ -108,7 +108,7 @@ def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_pa
         teacher = create_network(settings.teacher.networks[0]).model
         manifest, _ = read_delta(folder / "export" / "delta")
         assert manifest.architecture == "test_efficientnet" and manifest.head.width == teacher.num_features
-        tasks = Tasks(plain)
+        tasks = DeltaBank(plain)
         tasks.add("toy", folder / "export" / "delta")
         x = torch.randn(4, 3, 32, 32)
         torch.testing.assert_close(tasks.switch("toy")(x), merged(x), rtol=1e-4, atol=1e-5)

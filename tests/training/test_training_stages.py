@@ -16,7 +16,7 @@ from distill.deltas.base import DeltaError
 from distill.models.network import Network, NetworkError
 from distill.models.teacher import Teacher
 from distill.run.stages import prepare_teachers
-from distill.run.workshop import StageError, Workshop, logits_of, make_data, predict_teacher
+from distill.run.workshop import RunContext, StageError, logits_of, make_data, predict_teacher
 from distill.training.checkpoints import CheckpointError
 from distill.training.signals import StopSignal
 
@@ -27,7 +27,7 @@ def teachers(settings: Experiment) -> tuple[list[Network], int]:
     """The teacher's networks, and how many steps it took to get them."""
     watched = Watched()
     with watching(None, lambda *step: watched.seen.append(step)), StopSignal() as stop:
-        return prepare_teachers(Workshop(settings, make_data(settings), None, stop)), len(watched.seen)
+        return prepare_teachers(RunContext(settings, make_data(settings), None, stop)), len(watched.seen)
 
 
 def fitted(tmp_path: Path, **changes: Any) -> Experiment:
@@ -72,7 +72,7 @@ def test_a_teacher_of_other_content_is_fitted_anew(tmp_path: Path) -> None:
     variants: list[dict[str, Any]] = [
         {},
         {"seed": 1},
-        {"fit_teacher": {**FIT, "training": {**FIT["training"], "optimiser": {"lr": 0.1}}}},
+        {"fit_teacher": {**FIT, "training": {**FIT["training"], "optimizer": {"lr": 0.1}}}},
         {"augment": {"student": ["RandomVerticalFlip"]}},
         {"data": {"size": 40}},
         {"data": {"batch_size": 11}},
@@ -103,7 +103,7 @@ def test_a_damaged_teacher_is_named(tmp_path: Path) -> None:
 
 def test_a_teacher_needs_labels_to_be_fitted(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="fit_teacher needs labels"):
-        teachers(fitted(tmp_path, data={"source": {"labelled": False}}, objectives=[{"type": "kd"}]))
+        teachers(fitted(tmp_path, data={"source": {"labeled": False}}, objectives=[{"type": "kd"}]))
 
 
 def test_several_teachers_with_weights(tmp_path: Path) -> None:
@@ -118,12 +118,14 @@ def test_several_teachers_with_weights(tmp_path: Path) -> None:
 
     settings = experiment(tmp_path, teacher={"networks": [{**one, "weight": 3.0}, two]})
     with StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), None, stop)
-        made = prepare_teachers(shop)
+        context = RunContext(settings, make_data(settings), None, stop)
+        made = prepare_teachers(context)
         teacher = Teacher(made, [3.0, 1.0])
-        found = predict_teacher(shop, teacher, "val")
+        found = predict_teacher(context, teacher, "val")
         parts = [
-            shop.predict(n.model, lambda view, n=n: logits_of(teacher.look(n.model, view)), n.input, shop.loader("val"))
+            context.predict(
+                n.model, lambda view, n=n: logits_of(teacher.look(n.model, view)), n.input, context.loader("val")
+            )
             for n in made
         ]
     expected = (0.75 * parts[0].logits.softmax(1) + 0.25 * parts[1].logits.softmax(1)).log()
@@ -139,7 +141,7 @@ def test_every_policy_trains(policy: str, tmp_path: Path) -> None:
 
 
 def test_without_labels_and_classes(tmp_path: Path) -> None:
-    changes = {"data": {"source": {"labelled": False}}, "objectives": [{"type": "pooled"}, {"type": "kd"}]}
+    changes = {"data": {"source": {"labeled": False}}, "objectives": [{"type": "pooled"}, {"type": "kd"}]}
     fit = student_fit(experiment(tmp_path, **changes), tmp_path / "fit")
     assert fit.student and fit.student.shapes.classes == 4, "as many as the teacher has"
     assert fit.summary and list(fit.summary.scores) == ["val/agreement"]

@@ -11,8 +11,8 @@ from rich.console import Console
 from toy_training import experiment, network
 
 from distill.commands.runs import evaluate_run, export_run, verify_run
-from distill.export.delta_file import read_delta
-from distill.export.sealed import ExportError
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import read_delta
 from distill.run.run import run
 
 pytestmark = pytest.mark.slow

@@ -172,7 +172,7 @@ def test_another_stream_has_another_cache(tmp_path: Path, looks: list[int]) -> N
         "stream.views.0.recipe": {"augment": {"student": ["RandomHorizontalFlip"]}},
         "stream.views.0.draws": {"augment": {"policy": "shared_geometry"}},
         "stream.data.canvas": {"data": {"size": 40}},
-        "stream.data.source": {"data": {"source": {"type": "toy_training:Blobs", "labelled": False}}},
+        "stream.data.source": {"data": {"source": {"type": "toy_training:Blobs", "labeled": False}}},
         "stream.teacher.0.weights": {"teacher": {"networks": [network(tmp_path, "test_resnet", 1)]}},
         "row": {"teacher": {"cache": {**NEEDED, "logits": 2}}},
     }
@@ -423,7 +423,7 @@ def test_float16_changes_the_loss_by_less_than_a_thousandth() -> None:
 
 
 @pytest.mark.parametrize(
-    ("cache", "objectives", "complaint"),
+    ("cache", "objectives", "error_at"),
     [
         ({}, [{"type": "fitnets"}], r"teacher\.cache: fitnets reads the teacher's maps, which no cache holds"),
         ({}, [{"type": "kd"}, {"type": "pooled"}], r"teacher\.cache\.pooled: pooled reads .* features; say true"),
@@ -433,9 +433,9 @@ def test_float16_changes_the_loss_by_less_than_a_thousandth() -> None:
     ],
 )
 def test_a_cache_that_objectives_cannot_live_on(
-    cache: dict[str, Any], objectives: list[dict[str, Any]], complaint: str, tmp_path: Path
+    cache: dict[str, Any], objectives: list[dict[str, Any]], error_at: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(ConfigError, match=complaint):
+    with pytest.raises(ConfigError, match=error_at):
         experiment(tmp_path, teacher={"cache": cache}, objectives=objectives)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit
 
 from distill.config import ConfigError
-from distill.export.timm_folder import write_timm_folder
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.settings import WeightingSettings
@@ -75,7 +75,7 @@ def test_shares_against_a_loop(type: str) -> None:
 
 def test_agreement_of_a_mixed_image_is_with_both_labels() -> None:
     others = torch.tensor([1, 0, -1, 2, 0])
-    found = weights("agreement")(TEACHERS, Batch(LABELS, mixed_labels=others, share=0.3))
+    found = weights("agreement")(TEACHERS, Batch(LABELS, mixed_labels=others, mix_lambda=0.3))
     p = [views[0].logits.log_softmax(1) for views in TEACHERS]
     q = [math.exp(0.3 * one[0, 0] + 0.7 * one[0, 1]) for one in p]
     assert found[0, 0, 0].item() == pytest.approx(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1]), rel=1e-4)
@@ -204,8 +204,8 @@ def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     seen: list[float] = []
 
     def watch(module: Distillation) -> None:
-        assert module.shares is not None
-        seen.append(module.shares.preference.softmax(0)[1].item())
+        assert module.teacher_weights is not None
+        seen.append(module.teacher_weights.preference.softmax(0)[1].item())
 
     weighting = {**LEARNED, "lr": 20.0}
     settings = experiment(

@@ -11,8 +11,8 @@ from distill.run.workshop import StageError
 from distill.training.callbacks import Validation
 from distill.training.checkpoints import VerifiedCheckpointIO
 
-UNLABELLED = {
-    "data": {"source": {"labelled": False}},
+UNLABELED = {
+    "data": {"source": {"labeled": False}},
     "objectives": [{"type": "kd"}, {"type": "pooled"}],
 }
 
@@ -79,7 +79,7 @@ def test_keep_best(ema: float | None, scored, tmp_path: Path) -> None:
 
 
 def test_without_labels_the_score_is_agreement_with_the_teacher(tmp_path: Path) -> None:
-    fit = student_fit(experiment(tmp_path, **UNLABELLED), tmp_path / "fit")
+    fit = student_fit(experiment(tmp_path, **UNLABELED), tmp_path / "fit")
     assert fit.summary and list(fit.summary.scores) == ["val/agreement"] and fit.summary.best_epoch >= 0
 
 
@@ -88,7 +88,7 @@ def test_a_best_epoch_needs_a_score(wish: dict, tmp_path: Path) -> None:
     settings = experiment(
         tmp_path,
         teacher={"networks": [network(tmp_path, "test_resnet"), {"model": "test_resnet", "pretrained": False}]},
-        data={"source": {"labelled": False}},
+        data={"source": {"labeled": False}},
         objectives=[{"type": "pooled"}],
         training=wish,
     )

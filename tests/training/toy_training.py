@@ -19,13 +19,13 @@ from torch import Tensor
 from augment.dual import DualAugment
 from augment.views import Views
 from distill.config import Experiment, merge_trees, validate_tree
-from distill.data.base import UNLABELLED, Sample, Samples, Source, Split
-from distill.export.timm_folder import write_timm_folder
+from distill.data.base import UNLABELED, Sample, Samples, Source, Split
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features
 from distill.models.student import Student
 from distill.objectives.base import Batch, Objective
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import Workshop, make_data
+from distill.run.workshop import RunContext, make_data
 from distill.training.fit import FitSummary
 from distill.training.module import Distillation
 from distill.training.signals import StopSignal
@@ -36,10 +36,10 @@ STEPS = SIZES["train"] // 8
 
 
 class Blobs(Source):
-    """Noise round one of four grey levels, which is the class; the image follows from the id."""
+    """Noise round one of four gray levels, which is the class; the image follows from the id."""
 
     class Settings(Source.Settings):
-        labelled: bool = True
+        labeled: bool = True
         tested: bool = True
         wrong_label: int = Field(-1, description="sample whose label is out of range")
         pause: float = Field(0.0, description="seconds that a sample takes")
@@ -49,7 +49,7 @@ class Blobs(Source):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self.has_split = frozenset({"train", "val", "test"} if settings.tested else {"train", "val"})
-        self.classes = tuple("abcd") if settings.labelled else ()
+        self.classes = tuple("abcd") if settings.labeled else ()
 
     def split(self, name: Split) -> Samples:
         return BlobSamples(name, self.settings)
@@ -60,7 +60,7 @@ class BlobSamples:
         self.pause = settings.pause
         self.first = {"train": 0, "val": 1000, "test": 2000}[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
-        self.labels = [index % 4 if settings.labelled else UNLABELLED for index in range(SIZES[name])]
+        self.labels = [index % 4 if settings.labeled else UNLABELED for index in range(SIZES[name])]
         if settings.wrong_label >= 0:
             self.labels[settings.wrong_label] = 9
 
@@ -125,7 +125,7 @@ def whole(output: Path) -> dict[str, Any]:
     return {
         "network": network(output, "test_efficientnet", drop_rate=0.2, drop_path_rate=0.2),
         "deltas": [],
-        "train": "whole",
+        "train": "full",
     }
 
 
@@ -144,7 +144,7 @@ def tree(output: Path, **changes: Any) -> dict[str, Any]:
         "objectives": [{"type": "ce"}, {"type": "kd"}, {"type": "icd", "dim": 8}],
         "training": {
             "epochs": 2,
-            "optimiser": {"lr": 0.01},
+            "optimizer": {"lr": 0.01},
             "schedule": {"warmup": 0.5},
             "ema": 0.9,
             "log_every": 2,
@@ -243,9 +243,9 @@ def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, 
             fault(module)
 
     with watching(noted, lambda *step: watched.seen.append(step)), StopSignal() as stop:
-        shop = Workshop(settings, make_data(settings), None, stop)
-        teachers = prepare_teachers(shop) if settings.teacher else []
-        watched.student, _, watched.summary = distil(shop, teachers, folder)
+        context = RunContext(settings, make_data(settings), None, stop)
+        teachers = prepare_teachers(context) if settings.teacher else []
+        watched.student, _, watched.summary = distil(context, teachers, folder)
     return watched
 
 

@@ -1,0 +1,9 @@
+"""Errors that explain themselves."""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """An error whose text says what is wrong and what would work; the command line shows it without a traceback."""
+
+    exit_code = 1

@@ -1,0 +1,127 @@
+"""How a config names a method: the union of known types is collected from a package, there is no list to edit.
+
+A method is a class with its settings nested in it::
+
+    class KD(Objective):
+        class Settings(Objective.Settings):
+            type: Literal["kd"] = "kd"
+            temperature: float = Field(4.0, gt=0)
+
+``Registry("distill.objectives", "Objective")`` annotates a config field: ``{type: kd, temperature: 2}`` becomes a
+``KD.Settings``, and ``settings.component`` is ``KD``. A user's own class is named ``package.module:Class``.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from dataclasses import dataclass
+from types import new_class
+from typing import Any, get_args
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationInfo
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from augment.base.plugins import PluginError, import_class, is_import_path
+from augment.base.settings import Settings, did_you_mean, error_at, is_deferred
+
+
+class Component:
+    """A class that a config can name, linked to its nested ``Settings``. One that writes none has its parent's keys."""
+
+    Settings: type[Settings] = Settings
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "Settings" not in cls.__dict__:
+            # A class of its own, for it names another component; any type, for it goes by another name.
+            named = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Settings"}
+            cls.Settings = new_class(
+                "Settings", (cls.Settings,), exec_body=lambda body: body.update(named, __annotations__={"type": str})
+            )
+        cls.Settings.component = cls
+        if cls.Settings.__doc__ is None:
+            cls.Settings.__doc__ = cls.__doc__  # what an editor shows
+
+
+@dataclass(frozen=True)
+class Registry:
+    """A pydantic annotation for "any settings of this family".
+
+    Args:
+        package: dotted package whose modules hold the family's classes, one file each.
+        base: name of the base class, defined in ``<package>.base``.
+    """
+
+    package: str
+    base: str
+
+    @property
+    def contract(self) -> type[Component]:
+        return getattr(importlib.import_module(f"{self.package}.base"), self.base)
+
+    def known(self) -> dict[str, type[Settings]]:
+        """Type name → settings of every class of this family inside the package."""
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
+            importlib.import_module(module.name)
+        found: dict[str, type[Settings]] = {}
+        pending = self.contract.__subclasses__()
+        while pending:
+            cls = pending.pop()
+            pending += cls.__subclasses__()
+            names = get_args(cls.Settings.model_fields["type"].annotation)
+            if cls.__module__.startswith(f"{self.package}.") and cls.Settings.component is cls and names:
+                found[names[0]] = cls.Settings
+        return dict(sorted(found.items()))
+
+    def settings_of(self, name: str) -> type[Settings]:
+        """The settings class of a type name or import path. Raises ``PluginError`` that names the nearest type."""
+        if is_import_path(name):
+            settings = import_class(name, self.contract).Settings  # type: ignore[attr-defined]
+            fixed = get_args(settings.model_fields["type"].annotation)
+            if fixed:
+                raise PluginError(f"{name!r}: its Settings fix 'type' to {fixed[0]!r}; declare it there as type: str")
+            return settings
+        known = self.known()
+        if name not in known:
+            hint = did_you_mean(name, known)
+            raise PluginError(f"unknown {self.base.lower()} type {name!r}{hint} (or your own as package.module:Class)")
+        return known[name]
+
+    def validate(self, value: Any, info: ValidationInfo) -> Any:
+        kind = self.base.lower()
+        if isinstance(value, Settings):
+            if value.component is None or not issubclass(value.component, self.contract):
+                raise PydanticCustomError("wrong_family", f"{type(value).__qualname__} configures no {kind}")
+            return value
+        if isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+            raise PydanticCustomError("no_type", f"expected a mapping with the key 'type': which {kind}")
+        if is_deferred(info, "classes"):
+            return value
+        try:
+            settings = self.settings_of(value["type"])
+        except PluginError as error:
+            raise error_at("type", str(error)) from error
+        return settings.model_validate(value, context=info.context)
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.with_info_plain_validator_function(
+            self.validate,
+            serialization=core_schema.plain_serializer_function_ser_schema(lambda value: value.model_dump(mode="json")),
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        known = self.known()
+        options = [{**handler(TypeAdapter(known[name]).core_schema), "title": name} for name in known]
+        own = {"type": "string", "pattern": r"^[\w.]+:\w+$", "description": "your own class, as package.module:Class"}
+        return {
+            "anyOf": [
+                *options,
+                {"type": "object", "properties": {"type": own}, "required": ["type"]},
+                {"enum": list(known), "description": "by its name alone: all settings as they are by default"},
+                own,
+            ]
+        }

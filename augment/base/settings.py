@@ -1,0 +1,118 @@
+"""The base of every settings model: closed, immutable, and helpful about a misspelt key."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from typing import Any, ClassVar, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
+
+VALIDATION_PASSES: tuple[frozenset[str], ...] = (
+    frozenset({"classes", "operations"}),
+    frozenset({"operations"}),
+    frozenset(),
+)
+"""What a config's validation takes on trust, look by look: first it opens nothing that a config names, then the classes
+(which need torch), then the operations (which need kornia). So a slip elsewhere is told before those are imported."""
+
+
+def is_deferred(info: ValidationInfo, what: str) -> bool:
+    """Whether this look at a config leaves ``"classes"`` or ``"operations"`` unopened."""
+    return what in (info.context or ())
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """``"; did you mean 'x'?"`` for the closest of ``choices``, else ``"; known: a, b, c"``."""
+    choices = sorted(choices)
+    folded = {choice.lower(): choice for choice in choices}
+    close = get_close_matches(str(name).lower(), folded, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {folded[close[0]]!r}?"
+    return "; known: " + ", ".join(choices) if choices else ""
+
+
+KeyPath = tuple[int | str, ...]
+
+
+def error_at(path: str, text: str) -> ValidationError:
+    """For a validator of a whole model to raise: an error that is reported at the key path inside it."""
+    return _errors([_line(tuple(int(part) if part.isdigit() else part for part in path.split(".")), text)])
+
+
+def _line(path: KeyPath, text: str) -> InitErrorDetails:
+    return InitErrorDetails(type=PydanticCustomError("error_at", "{text}", {"text": text}), loc=path, input=None)
+
+
+def _errors(lines: list[InitErrorDetails]) -> ValidationError:
+    return ValidationError.from_exception_data("Settings", lines)
+
+
+class Settings(BaseModel):
+    """Typed settings of one part of an experiment.
+
+    Unknown keys are errors that name the nearest valid key, values are not coerced across kinds (``"3"`` and ``true``
+    are no integers), and an instance cannot be changed after validation.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, validate_default=True)
+
+    component: ClassVar[type | None] = None
+    """The class that these settings configure; set by the class itself, see :mod:`augment.base.registry`."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _name_the_nearest_key(cls, data: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        try:
+            return handler(data)
+        except ValidationError as error:
+            known = [field.alias or name for name, field in cls.model_fields.items()]
+            raise _errors([_hinted(detail, known) for detail in error.errors()]) from None
+
+    @field_validator("*", mode="wrap")
+    @classmethod
+    def _keep_the_kind(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        result = handler(value)
+        changes = list(_changes_of_kind(value, result))
+        if changes:
+            raise _errors([_line(path, text) for path, text in changes])
+        return result
+
+
+def _hinted(detail: ErrorDetails, known: list[str]) -> InitErrorDetails:
+    """The same error again; an unknown key of this very model also names the nearest key there is."""
+    path = detail["loc"]
+    if detail["type"] == "extra_forbidden" and len(path) == 1:
+        return _line(path, f"unknown key{did_you_mean(str(path[0]), known)}")
+    if "url" not in detail:  # only pydantic's own types of error have one
+        return InitErrorDetails(
+            type=PydanticCustomError(detail["type"], "{text}", {"text": detail["msg"]}), loc=path, input=detail["input"]
+        )
+    return InitErrorDetails(type=detail["type"], loc=path, input=detail["input"], ctx=detail.get("ctx", {}))
+
+
+def _changes_of_kind(given: Any, made: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where a number or truth value was made from a text, or one of the two from the other, and what to say of it.
+
+    pydantic's own strict mode would also refuse what YAML has no word for: tuples and paths.
+    """
+    if isinstance(given, list | tuple) and isinstance(made, list | tuple):
+        for index, (one, other) in enumerate(zip(given, made)):
+            yield from _changes_of_kind(one, other, (*path, index))
+    elif isinstance(given, dict) and isinstance(made, dict):
+        for (key, one), other in zip(given.items(), made.values()):
+            yield from _changes_of_kind(one, other, (*path, str(key)))
+    elif isinstance(made, bool) and not isinstance(given, bool):
+        yield path, f"expected true or false, found {given!r}"
+    elif isinstance(made, int | float) and not isinstance(made, bool) and isinstance(given, str | bool):
+        yield path, f"expected a number, found {str(given).lower() if isinstance(given, bool) else repr(given)}"

@@ -1,0 +1,73 @@
+"""The color pass: pointwise steps one after another, with what they need to know of the whole image.
+
+On a CPU a step costs the samples that it is drawn for: they are gathered, changed and put back. Elsewhere it is
+computed for all and selected, so that the host never waits, and torch.compile makes one kernel of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Params = dict[str, Any]
+
+
+def by_sample(values: Tensor) -> Tensor:
+    """[B, …] → [B, …, 1, …], to broadcast against images [B, C, H, W]."""
+    return values.view(*values.shape, *(1,) * (4 - values.ndim))
+
+
+def by_rows(images: Tensor) -> bool:
+    """Whether the host may look at what is drawn, and leave out the rest."""
+    return images.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+@lru_cache(maxsize=256)
+def _kept(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Kept, because making a tensor on a GPU from numbers waits for the GPU.
+    return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
+
+
+def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
+    """[C, 1, 1] on the device of ``like``."""
+    if torch.compiler.is_compiling():
+        return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1)
+    return _kept(tuple(values), like.device, like.dtype)
+
+
+def colored(user: Any, images: Tensor, params: Params) -> Tensor:
+    """One step, whether drawn or not."""
+    if hasattr(user, "statistics"):
+        params = {**params, **user.statistics(images, params)}
+    return user.color(images, params)
+
+
+def where_drawn(change: Callable[[Tensor, Params], Tensor], images: Tensor, params: Params) -> Tensor:
+    """``change(images, params)`` for the samples of ``params["drawn"]``, the others as they are."""
+    drawn = params.get("drawn")
+    if drawn is None:
+        return change(images, params)
+    if not by_rows(images):
+        return torch.where(by_sample(drawn), change(images, params), images)
+    if not drawn.any():
+        return images
+    if drawn.all():
+        return change(images, params)
+    rows = drawn.nonzero()[:, 0]
+    batch = len(images)
+    these = {name: value[rows] if batch_first(value, batch) else value for name, value in params.items()}
+    return images.index_copy(0, rows, change(images[rows], these))
+
+
+def batch_first(value: Any, batch: int) -> bool:
+    """Whether a parameter has a row per sample."""
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == batch
+
+
+def color(user: Any, images: Tensor, params: Params) -> Tensor:
+    """One operation on the samples that it is drawn for."""
+    return where_drawn(lambda some, theirs: colored(user, some, theirs), images, params)

@@ -1,0 +1,190 @@
+"""Color jitter: four steps in an order drawn for every sample.
+
+kornia draws one order for a whole call; here it belongs to the sample, like every other draw. For any order the result
+is kornia's for that order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from augment.fuse.color import by_rows, by_sample
+from augment.fuse.passes import Instruction, Kind, instruction
+from augment.kornia_ops.base import FusedKorniaOp, ranged
+from augment.kornia_ops.color import gray, hue_turned, saturated
+
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+NAMES = ("brightness", "contrast", "saturation", "hue")
+NEUTRAL = (1.0, 1.0, 1.0, 0.0)
+
+
+class _Jitter(FusedKorniaOp):
+    uniforms = 8
+
+    def __init__(self, module: Any):
+        super().__init__(module)
+        samplers = [getattr(module._param_generator, f"{name}_sampler") for name in NAMES]
+        self.ranges = [(float(sampler.low), float(sampler.high)) for sampler in samplers]
+        self.order: tuple[int, ...] = module._fixed_order or (BRIGHTNESS, CONTRAST, SATURATION, HUE)
+        self.shuffled = module._fixed_order is None
+        self.steps = [step for step in self.order if self.ranges[step] != (NEUTRAL[step],) * 2]
+        self.channels = 3 if self.needs_rgb else None
+
+    @property
+    def needs_rgb(self) -> bool:
+        return HUE in self.steps
+
+    def parameters(self, u: Tensor, shape: torch.Size) -> dict[str, Tensor]:
+        factors = {f"{name}_factor": ranged(u[:, n], *self.ranges[n]) for n, name in enumerate(NAMES)}
+        if self.shuffled:
+            return {**factors, "order": u[:, 4:].argsort(dim=1, stable=True)}
+        order = torch.stack([torch.full_like(u[:, 0], step, dtype=torch.int64) for step in self.order], 1)
+        return {**factors, "order": order}
+
+    def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
+        """One of the four, with ``factor`` [B, 1, 1, 1]."""
+        raise NotImplementedError
+
+    def color(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        images = images.clamp(0, 1)
+        return (self.by_groups if by_rows(images) else self.by_selection)(images, params)
+
+    def by_groups(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Step after step on the samples whose turn it is: nothing is computed in vain, but the host must know."""
+        factors = [by_sample(params[f"{name}_factor"]) for name in NAMES]
+        if len(images) == 1:
+            for which in params["order"][0].tolist():
+                if which in self.steps:
+                    images = self.step(which, images, factors[which])
+            return images
+        for turn in params["order"].unbind(1):
+            for which in self.steps:
+                rows = (turn == which).nonzero()[:, 0]
+                if len(rows):
+                    changed = self.step(which, images.index_select(0, rows), factors[which].index_select(0, rows))
+                    images.index_copy_(0, rows, changed)
+        return images
+
+    def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Every step at every turn, and the right one selected: no wait for a GPU."""
+        for turn in params["order"].unbind(1):
+            before = images
+            for which in self.steps:
+                changed = self.step(which, before, by_sample(params[f"{NAMES[which]}_factor"]))
+                images = torch.where(by_sample(turn == which), changed, images)
+        return images
+
+    def by_kornia(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """kornia takes one order per call, so it is called once for each."""
+        if not len(images):
+            return images
+        result = torch.empty_like(images)
+        for order in params["order"].unique(dim=0).cpu():
+            rows = (params["order"] == order.to(images.device)).all(1).nonzero()[:, 0]
+            these = {name: value[rows] for name, value in params.items()}
+            result[rows] = super().by_kornia(images[rows], {**these, "order": order})
+        return result
+
+
+class ColorJitter(_Jitter):
+    """Brightness x·f, contrast towards the image's mean luma, saturation towards each pixel's luma, and hue: as
+    torchvision defines them. Three of them are ``f·x + (1 - f)·r`` with another r, clamped."""
+
+    wraps = "ColorJitter"
+
+    def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
+        if which == HUE:
+            return hue_turned(images, factor)
+        if which == BRIGHTNESS:
+            return (images * factor).clamp_(0, 1)
+        if which == CONTRAST:
+            return (images * factor).add_(mean_luma(images) * (1 - factor)).clamp_(0, 1)
+        return torch.lerp(luma(images), images, factor).clamp_(0, 1)
+
+    def instruction(self, params: dict[str, Tensor], shape: torch.Size) -> Instruction:
+        order = params["order"]
+        factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
+        if len(self.steps) < len(NAMES):
+            order = torch.where(torch.isin(order, torch.tensor(self.steps)), order, -1)  # a step that is none
+        pairs = torch.stack([order, factors], 2).flatten(1)
+        return instruction(Kind.JITTER, params["drawn"], torch.full_like(order[:, 0], order.shape[1]), pairs)
+
+    def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
+        """Up to three blends before the hue and three after, of which each sample uses three: one hue, not four."""
+        return self._blended(images, params, len(self.order))
+
+    def statistics(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The mean luma that contrast finds: after the steps that come before it."""
+        if CONTRAST not in self.steps or by_rows(images):
+            return {}
+        images = images.clamp(0, 1)
+        if self.steps != [CONTRAST]:
+            images = self._blended(images, params, self._place_of(CONTRAST, params["order"]))
+        return {"mean": mean_luma(images).flatten()}
+
+    def _place_of(self, which: int, order: Tensor) -> Tensor:
+        """[B]: the turn of a step, or one that never comes."""
+        never = order.shape[1]
+        turns = torch.arange(never, device=order.device)
+        return torch.where(order == which, turns, never).amin(1)
+
+    def _blended(self, images: Tensor, params: dict[str, Tensor], end: Tensor | int) -> Tensor:
+        """The steps whose turn is before ``end``; contrast needs ``params["mean"]``."""
+        order = params["order"]
+        last = order.shape[1]
+        factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
+
+        def blend(images: Tensor, turn: int, active: Tensor | bool) -> Tensor:
+            kind = order[:, turn]
+            factor = by_sample(torch.where((kind != HUE) & active & (turn < end), factors[:, turn], 1.0))
+            target = torch.zeros_like(factor)
+            if "mean" in params:
+                target = by_sample(torch.where(kind == CONTRAST, params["mean"], 0.0))
+            if SATURATION in self.steps:
+                target = torch.where(by_sample(kind == SATURATION), luma(images), target)
+            return (factor * images + (1 - factor) * target).clamp(0, 1)
+
+        if HUE not in self.steps:
+            for turn in range(last):
+                images = blend(images, turn, True)
+            return images
+        place = self._place_of(HUE, order)
+        for turn in range(last - 1):
+            images = blend(images, turn, turn < place)
+        images = hue_turned(images, by_sample(torch.where(place < end, params["hue_factor"], 0.0)))
+        for turn in range(1, last):
+            images = blend(images, turn, turn > place)
+        return images
+
+
+class ColorJiggle(_Jitter):
+    """Brightness x + (f - 1), contrast x·f, the saturation of HSV, and hue."""
+
+    wraps = "ColorJiggle"
+
+    @property
+    def needs_rgb(self) -> bool:
+        return HUE in self.steps or SATURATION in self.steps
+
+    def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
+        if which == HUE:
+            return hue_turned(images, factor).clamp_(0, 1)
+        if which == BRIGHTNESS:
+            return (images + (factor - 1)).clamp_(0, 1)
+        if which == CONTRAST:
+            return (images * factor).clamp_(0, 1)
+        return saturated(images, factor)
+
+
+def luma(images: Tensor) -> Tensor:
+    """[B, 1, H, W]; one channel is its own luma."""
+    return gray(images) if images.shape[1] == 3 else images
+
+
+def mean_luma(images: Tensor) -> Tensor:
+    """[B, 1, 1, 1]: the luma is linear, so the mean comes first."""
+    means = images.mean((2, 3), keepdim=True)
+    return gray(means) if images.shape[1] == 3 else means.mean(1, keepdim=True)

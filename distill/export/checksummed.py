@@ -1,0 +1,83 @@
+"""JSON manifests that notice any change to themselves, and the files of a folder that they vouch for.
+
+A seal proves that nothing was damaged, not who wrote it: someone who changes a file on purpose can seal it again.
+Against that, compare ``digest`` with one that you got another way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from augment.base.errors import UserError
+from distill.files import write_atomic
+
+
+class ExportError(UserError, ValueError):
+    """An exported file is damaged, foreign or does not fit; the text names it and what was expected."""
+
+
+class Checksummed(BaseModel):
+    """A manifest. On disk it carries ``seal``, the SHA-256 of its own text without that line."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+M = TypeVar("M", bound=Checksummed)
+
+
+def write_checksummed(path: Path, manifest: Checksummed) -> str:
+    """Write a manifest with its seal; returns the SHA-256 of the file."""
+    return write_atomic(path, _render(manifest.model_dump(mode="json")))
+
+
+def read_checksummed(path: Path, kind: type[M]) -> M:
+    """Read a manifest.
+
+    Raises:
+        ExportError: absent, not exactly as it was written (any bit of it), or not of this kind.
+    """
+    raw = read_inside(path.parent, path.name)
+    try:
+        content = json.loads(raw)
+        content.pop("seal")
+        rendered = _render(content)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise ExportError(f"{path}: damaged, or no sealed manifest") from error
+    if raw != rendered:
+        raise ExportError(f"{path}: damaged, its text does not match its seal")
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        raise ExportError(f"{path}: not a {kind.__name__} that this version reads: {error}") from error
+
+
+def read_inside(folder: Path, name: str) -> bytes:
+    """The bytes of ``folder/name``, which must be a file of that folder itself: no path, and no link out of it."""
+    path = folder / name
+    if Path(name).name != name or path.resolve().parent != folder.resolve():
+        raise ExportError(f"{path}: leads out of its folder")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_checked(folder: Path, name: str, sha256: str) -> bytes:
+    """The bytes of a file whose SHA-256 a manifest gives; nothing has looked into them before they are checked."""
+    data = read_inside(folder, name)
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ExportError(f"{folder / name}: damaged or replaced, its SHA-256 is not the one in the manifest")
+    return data
+
+
+def _render(content: dict[str, Any]) -> bytes:
+    def text(fields: dict[str, Any]) -> str:
+        return json.dumps(fields, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    seal = hashlib.sha256(text(content).encode()).hexdigest()
+    return text({"seal": seal, **content}).encode()

@@ -1,0 +1,274 @@
+"""The delta file: everything that was learned and nothing else, with proof of the backbone that it belongs to.
+
+A folder with ``delta.safetensors`` (``delta/…``, ``head/…``, and ``moved/…``: batch-norm statistics that moved) and
+``delta.json``, a :class:`DeltaManifest`. Reading never unpickles and fails closed: every byte of both files is
+checked before a loader sees it, and the backbone, shapes and names before any tensor is copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from augment.base.plugins import PluginError, is_import_path
+from augment.base.registry import Registry
+from augment.base.settings import Settings
+from distill.deltas.attach import attach_delta, attach_structural, deltas, freeze
+from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
+from distill.deltas.sites import classifier_names, find_target
+from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly
+from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
+from distill.export.delta.packing import Format, pack, unpack
+from distill.export.manifest import Preprocessing, Result, model_arguments
+from distill.files import write_atomic
+from distill.models.fingerprint import Fingerprint, differences, fingerprint
+from distill.models.reused_head import reuse_head, reused
+from distill.models.settings import ReusedHead
+from distill.models.weights import NetworkError
+
+TENSORS, MANIFEST = "delta.safetensors", "delta.json"
+
+
+class DeltaGroup(Settings):
+    """Deltas with equal settings and the same order on their layers; or one structural delta, in a group of its own."""
+
+    order: int
+    settings: dict[str, Any]
+    sites: tuple[str, ...]
+
+
+class DeltaManifest(Checksummed):
+    """What ``delta.json`` says."""
+
+    schema_version: Literal[1] = 1
+    architecture: str
+    """timm's name, e.g. ``tf_efficientnet_lite0``."""
+    model_args: dict[str, Any]
+    num_classes: int
+    origin: str
+    """Where the backbone's weights came from, e.g. ``resnet50.a1_in1k``."""
+    backbone: Fingerprint
+    deltas: tuple[DeltaGroup, ...]
+    sha256: str
+    """Of ``delta.safetensors``."""
+    labels: tuple[str, ...]
+    """Class names in the order of the logits; empty if there are none."""
+    preprocessing: Preprocessing
+    results: tuple[Result, ...] = ()
+    packed: dict[str, str] = Field(default_factory=dict)
+    """Tensors that are stored in fewer bytes, see :mod:`distill.export.delta.packing`."""
+    head: ReusedHead | None = None
+    """The head that takes the place of the architecture's own; its tensors are under ``head/`` as usual."""
+    made_by: str = ""
+    """The operation on other delta files, named by their SHA-256, that made this one; empty if training did."""
+
+
+def write_delta(
+    folder: Path,
+    model: nn.Module,
+    backbone: Fingerprint,
+    *,
+    origin: str,
+    labels: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+    results: Sequence[Result] = (),
+    model_args: dict[str, Any] | None = None,
+) -> DeltaManifest:
+    """Write a trained student's deltas and head.
+
+    Args:
+        model: a timm model with deltas attached; its classifier is the head. Without deltas it is a linear probe.
+        backbone: ``identify(backbone_state(model, classifier_names(model)))`` from before training.
+        origin: the backbone's pretrained tag or file.
+        preprocessing: default: what the model declares.
+        model_args: default: what timm recorded on the model.
+
+    Raises:
+        ExportError: a backbone weight changed although it is frozen, or every delta is still the identity.
+    """
+    folder = Path(folder)
+    head = classifier_names(model)
+    now = backbone_state(model, head)
+    moved = _moved(model, backbone, fingerprint(now))
+    tensors = {f"delta/{name}": tensor for name, tensor in delta_state(model).items()}
+    tensors |= {f"head/{name}": tensor for name, tensor in head_state(model, head).items()}
+    tensors |= {f"moved/{name}": now[name] for name in moved}
+    _check_learned(model, folder)
+    config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    num_classes: int = model.num_classes  # type: ignore[assignment]
+    _check_labels(labels, num_classes)
+    return save_delta(
+        folder,
+        tensors,
+        architecture=config["architecture"],
+        model_args=model_arguments(model, model_args),
+        num_classes=num_classes,
+        origin=origin,
+        backbone=backbone,
+        deltas=_groups(model),
+        labels=tuple(labels),
+        preprocessing=preprocessing or Preprocessing.of(model),
+        results=tuple(results),
+        head=reused(model),
+    )
+
+
+def save_delta(
+    folder: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, Format] | None = None, **about: Any
+) -> DeltaManifest:
+    """Write the two files.
+
+    Args:
+        tensors: by their names in the file.
+        formats: which of them to store in fewer bytes, and how.
+        about: the other fields of the manifest.
+    """
+    stored, packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, formats or {})
+    data = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in stored.items()})
+    manifest = DeltaManifest(sha256=write_atomic(folder / TENSORS, data), packed=packed, **about)
+    write_checksummed(folder / MANIFEST, manifest)
+    return manifest
+
+
+def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
+    """The manifest and the tensors of a delta folder.
+
+    Raises:
+        ExportError: a file is absent, truncated, or differs in any bit from what was written.
+    """
+    folder = Path(folder)
+    manifest = read_checksummed(folder / MANIFEST, DeltaManifest)
+    return manifest, unpack(safetensors.torch.load(read_checked(folder, TENSORS, manifest.sha256)), manifest.packed)
+
+
+def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False) -> nn.Module:
+    """A copy of ``backbone`` in eval mode, frozen, with the deltas and the head of a delta folder.
+
+    Args:
+        backbone: the timm model that the deltas were learned on, with as many classes; its head's values do not matter.
+        allow_plugins: import the user's own delta classes that the manifest names (``package.module:Class``). Importing
+            runs code: allow it only for files that you trust.
+
+    Raises:
+        ExportError: damaged files, another backbone (tensors listed), names or shapes that do not fit, or deltas that
+            change nothing. ``backbone`` itself is never changed.
+    """
+    folder = Path(folder)
+    manifest, tensors = read_delta(folder)
+    parts = parts_of(tensors, folder)
+    check_backbone(manifest, backbone, folder)
+    model = copy.deepcopy(backbone).eval()
+    try:
+        if manifest.head is not None:
+            reuse_head(model, manifest.head)
+        head = classifier_names(model)
+        load_exactly(head_state(model, head), parts["head"], "head")
+        buffers = {name: buffer for name, buffer in model.named_buffers() if name in parts["moved"]}
+        load_exactly(buffers, parts["moved"], "set of moved statistics")
+        freeze(model, head)
+        with torch.random.fork_rng(devices=[]):  # random starts are overwritten; the caller's draws stay what they were
+            for group in manifest.deltas:
+                settings = settings_of(group, allow_plugins)
+                if settings.component is not None and issubclass(settings.component, StructuralDelta):
+                    attach_structural(model, settings)
+                    continue
+                for site in group.sites:
+                    attach_delta(model, settings, find_target(model, site))
+        load_exactly(delta_state(model), parts["delta"], "delta")
+    except (DeltaError, NetworkError, PluginError, ValidationError) as error:
+        raise ExportError(f"{folder}: {error}") from error
+    _check_learned(model, folder)
+    return model
+
+
+def parts_of(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
+    """``delta``, ``head`` and ``moved`` → their tensors."""
+    parts: dict[str, dict[str, Tensor]] = {"delta": {}, "head": {}, "moved": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        if part not in parts:
+            raise ExportError(f"{folder / TENSORS}: unexpected tensor {name!r}")
+        parts[part][rest] = tensor
+    return parts
+
+
+def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
+    """Deltas by order and settings, so that attaching group after group gives every layer its deltas in order.
+
+    Weight deltas come first; a structural delta finds its blocks again by its patterns.
+    """
+    groups: dict[str, DeltaGroup] = {}
+    for site in sorted(deltas(model), key=lambda site: site.index):
+        if isinstance(site.delta, StructuralDelta):
+            settings = site.delta.settings.model_dump(mode="json", exclude={"kinds"})
+            groups[site.name] = DeltaGroup(order=site.index, settings=settings, sites=(site.name,))
+            continue
+        settings = site.delta.settings.model_dump(mode="json", exclude={"sites", "exclude", "kinds"})
+        group = groups.setdefault(f"{site.index} {settings}", DeltaGroup(order=site.index, settings=settings, sites=()))
+        groups[f"{site.index} {settings}"] = group.model_copy(update={"sites": (*group.sites, site.name)})
+    return tuple(groups.values())
+
+
+def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
+    name = str(group.settings.get("type"))
+    if is_import_path(name) and not allow_plugins:
+        raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True if you trust the file and that class")
+    settings = Registry("distill.deltas", "Delta").settings_of(name).model_validate(group.settings)
+    assert isinstance(settings, DeltaSettings)
+    return settings
+
+
+def _moved(model: nn.Module, before: Fingerprint, now: Fingerprint) -> list[str]:
+    """Buffers that differ from the identity. Any other difference is an error."""
+    buffers = {name for name, _ in model.named_buffers()}
+    changed = [name for name in before.tensors if now.tensors.get(name) != before.tensors[name]]
+    foreign = [name for name in changed if name not in buffers] + sorted(now.tensors.keys() - before.tensors.keys())
+    if foreign:
+        names = ", ".join(foreign[:5])
+        raise ExportError(f"the backbone is frozen, yet {len(foreign)} of its tensors are not what they were: {names}")
+    return changed
+
+
+def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -> None:
+    """Raise ``ExportError`` that names the differences unless ``backbone`` is the one that a delta was made for."""
+    config: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
+    if deltas(backbone):
+        raise ExportError(f"{folder}: the given backbone carries deltas already")
+    problems = []
+    if config["architecture"] != manifest.architecture:
+        problems.append(f"architecture is {config['architecture']}, expected {manifest.architecture}")
+    if backbone.num_classes != manifest.num_classes:
+        problems.append(f"{backbone.num_classes} classes, expected {manifest.num_classes}")
+    problems += differences(manifest.backbone, fingerprint(backbone_state(backbone, classifier_names(backbone))))
+    if problems:
+        more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
+        lines = "\n  ".join(problems[:20] + more)
+        raise ExportError(f"{folder}: made for another backbone ({manifest.origin}):\n  {lines}")
+
+
+def _check_learned(model: nn.Module, folder: Path) -> None:
+    """Deltas that change nothing are what is left when a loader forgot to fill them."""
+    found = [site.delta for site in deltas(model)]
+    if found and not any(bool(tensor.any()) for delta in found for tensor in delta.parameters()):
+        raise ExportError(f"{folder}: all-zero delta, nothing was learned")
+    for layer in model.modules():
+        changes: Any = getattr(layer, "parametrizations", {})
+        for name in changes:
+            with torch.no_grad():
+                if not torch.equal(getattr(layer, name), changes[name].original):
+                    return
+    structural = [delta for delta in found if isinstance(delta, StructuralDelta)]
+    if found and all(delta.is_identity() for delta in structural):
+        raise ExportError(f"{folder}: all {len(found)} deltas leave the backbone as it is, nothing was learned")
+
+
+def _check_labels(labels: Sequence[str], num_classes: int) -> None:
+    if labels and len(labels) != num_classes:
+        raise ExportError(f"{len(labels)} labels for {num_classes} classes")

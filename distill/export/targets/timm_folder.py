@@ -1,0 +1,134 @@
+"""A student as a plain timm model: a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads.
+
+``config.json`` and ``model.safetensors`` are timm's; ``manifest.json`` is ours and holds their SHA-256.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+from torch import nn
+
+from distill.deltas.attach import deltas, merge
+from distill.export.card import card
+from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
+from distill.export.manifest import Preprocessing, Result, model_arguments
+from distill.files import write_atomic
+from distill.models.fingerprint import Fingerprint, fingerprint
+from distill.models.network import timm_with_ours
+from distill.models.reused_head import ARCHITECTURE, reused
+
+CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
+_WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}
+
+
+class FolderManifest(Checksummed):
+    """What ``manifest.json`` says."""
+
+    schema_version: Literal[1] = 1
+    config_sha256: str
+    """Of ``config.json``."""
+    weights_sha256: str
+    """Of ``model.safetensors``."""
+    model: Fingerprint
+    origin: str
+    """Where the backbone's weights came from."""
+    results: tuple[Result, ...]
+
+
+def write_timm_folder(
+    folder: Path,
+    model: nn.Module,
+    *,
+    origin: str,
+    labels: Sequence[str] = (),
+    preprocessing: Preprocessing | None = None,
+    results: Sequence[Result] = (),
+    model_args: dict[str, Any] | None = None,
+) -> FolderManifest:
+    """Merge a copy of ``model`` and write it.
+
+    Args:
+        model: a timm model, with or without deltas.
+        origin: the backbone's pretrained tag or file.
+        labels: class names in the order of the logits.
+        preprocessing: default: what the model declares.
+        model_args: default: what timm recorded on the model.
+
+    Raises:
+        DeltaError: the model carries a structural delta.
+        ExportError: labels, but not one per class.
+    """
+    folder = Path(folder)
+    num_classes: int = model.num_classes  # type: ignore[assignment]
+    if labels and len(labels) != num_classes:
+        raise ExportError(f"{len(labels)} labels for {num_classes} classes")
+    if deltas(model):
+        model = copy.deepcopy(model)
+        merge(model)
+    preprocessing = preprocessing or Preprocessing.of(model)
+    config = _config(model, preprocessing, labels, model_arguments(model, model_args))
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+    manifest = FolderManifest(
+        config_sha256=write_atomic(folder / CONFIG, json.dumps(config, indent=2, ensure_ascii=False).encode()),
+        weights_sha256=write_atomic(folder / TENSORS, safetensors.torch.save(tensors, {"format": "pt"})),
+        model=fingerprint(tensors),
+        origin=origin,
+        results=tuple(results),
+    )
+    write_checksummed(folder / MANIFEST, manifest)
+    size = sum(map(_bytes, tensors.values()))
+    home = timm_with_ours().model_entrypoint(config["architecture"]).__module__
+    ours = None if home.startswith("timm.") else home
+    text = card(config["architecture"], origin, preprocessing, labels, results, size, ours)
+    write_atomic(folder / CARD, text.encode())
+    return manifest
+
+
+def check_timm_folder(folder: Path) -> FolderManifest:
+    """Prove that the folder is what was written, before anything loads it.
+
+    Raises:
+        ExportError: a file is absent or differs in any bit, or there are other weights that timm might take instead.
+    """
+    folder = Path(folder)
+    manifest = read_checksummed(folder / MANIFEST, FolderManifest)
+    read_checked(folder, CONFIG, manifest.config_sha256)
+    read_checked(folder, TENSORS, manifest.weights_sha256)
+    for path in sorted(folder.iterdir()):
+        if path.suffix in _WEIGHTS and path.name != TENSORS:
+            raise ExportError(f"{path}: weights that the manifest does not know")
+    return manifest
+
+
+def _config(
+    model: nn.Module, preprocessing: Preprocessing, labels: Sequence[str], model_args: dict[str, Any]
+) -> dict[str, Any]:
+    """timm's ``config.json``: the loader builds the model from it and takes its preprocessing from it."""
+    native: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    kept = ("first_conv", "classifier", "fixed_input_size", "min_input_size", "license", "tag")
+    pretrained_cfg = {name: native[name] for name in kept if name in native}
+    pretrained_cfg |= preprocessing.model_dump(mode="json")
+    # The weights are timm's own names and shapes now, whatever file the backbone once came from.
+    pretrained_cfg |= {"num_classes": model.num_classes, "custom_load": False, "pool_size": None}
+    architecture = native["architecture"]
+    if (head := reused(model)) is not None:
+        model_args = {"body": architecture, **head.model_dump(), **model_args}
+        architecture = ARCHITECTURE
+    config = {
+        "architecture": architecture,
+        "num_classes": model.num_classes,
+        "num_features": model.num_features,
+        "model_args": model_args,
+        "pretrained_cfg": pretrained_cfg,
+    }
+    return config | ({"label_names": list(labels)} if labels else {})
+
+
+def _bytes(tensor: Any) -> int:
+    return tensor.numel() * tensor.element_size()

@@ -1,0 +1,49 @@
+"""Which backbone this is: SHA-256 of every tensor and of the whole, whatever file or layout the tensors came from."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from augment.base.settings import Settings
+
+
+class Fingerprint(Settings):
+    """What a backbone must be, tensor by tensor."""
+
+    sha256: str
+    """Of all names and fingerprints together."""
+    tensors: dict[str, str]
+    """Name → ``dtype[shape] sha256``, sorted by name."""
+
+
+def tensor_fingerprint(tensor: Tensor) -> str:
+    """``dtype[shape] sha256``, the SHA-256 of the values in row-major order, little-endian as torch holds them.
+
+    Memory layout (channels_last), device and whether it is a parameter make no difference; the sign of a zero does.
+    """
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    shape = ",".join(map(str, tensor.shape))
+    digest = hashlib.sha256(flat.view(torch.uint8).numpy().data)
+    return f"{str(tensor.dtype).removeprefix('torch.')}[{shape}] {digest.hexdigest()}"
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
+    """The fingerprint of a state dict; the order of its names makes no difference."""
+    tensors = {name: tensor_fingerprint(state[name]) for name in sorted(state)}
+    lines = "".join(f"{name} {mark}\n" for name, mark in tensors.items())
+    return Fingerprint(sha256=hashlib.sha256(lines.encode()).hexdigest(), tensors=tensors)
+
+
+def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
+    """One line per tensor that is missing, unexpected, or of another shape, dtype or value; empty if equal."""
+    lines = [f"missing {name}" for name in expected.tensors if name not in found.tensors]
+    lines += [f"unexpected {name}" for name in found.tensors if name not in expected.tensors]
+    both = [(n, found.tensors[n], mark) for n, mark in expected.tensors.items() if n in found.tensors]
+    shapes = [(name, got.split()[0], want.split()[0]) for name, got, want in both]
+    lines += [f"{name} is {got}, expected {want}" for name, got, want in shapes if got != want]
+    lines += [f"{n} has other values" for n, got, want in both if got != want and got.split()[0] == want.split()[0]]
+    return lines

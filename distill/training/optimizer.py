@@ -1,0 +1,76 @@
+"""Parameter groups, optimizer and learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from distill.training.settings import OptimizerSettings, ScheduleSettings
+
+
+def exempt_from_decay(root: nn.Module) -> set[int]:
+    """Ids of the parameters that a module declares in ``no_weight_decay``, by their path in it, as timm does."""
+    exempt: set[int] = set()
+    for module in root.modules():
+        declared = getattr(module, "no_weight_decay", ())
+        names = declared() if callable(declared) else declared
+        exempt |= {id(p) for name, p in module.named_parameters() if name in names} if names else set()
+    return exempt
+
+
+def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> list[dict[str, object]]:
+    """The trainable parameters in at most four groups: head or not, decaying or not; each in module order.
+
+    Matrices and kernels decay, vectors if ``settings.decay`` says so; what their modules exempt does not.
+    """
+    head_parameters = {id(p) for module in head for p in module.parameters()}
+    exempt = exempt_from_decay(root)
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in root.parameters():
+        if parameter.requires_grad:
+            decaying = (parameter.ndim > 1 or settings.decay == "all") and id(parameter) not in exempt
+            key = id(parameter) in head_parameters, decaying
+            groups.setdefault(key, []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "weight_decay": settings.weight_decay if decaying else 0.0,
+            "lr": settings.lr * (settings.head_lr_factor if in_head else 1.0),
+        }
+        for (in_head, decaying), parameters in groups.items()
+    ]
+
+
+def build_optimizer(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
+    """AdamW or SGD, fused: the fused kernels take a device-side flag that leaves an update out, see ``guard``."""
+    groups = parameter_groups(root, head, settings)
+    if not groups:
+        raise ValueError("nothing to train: the student has neither deltas nor a head with gradients")
+    if settings.type == "adamw":
+        return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
+    nesterov = settings.nesterov and settings.momentum > 0
+    return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
+
+
+def build_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LambdaLR:
+    """The schedule as a factor on every group's rate, stepped once per batch."""
+    return LambdaLR(optimizer, lambda step: lr_factor(step / steps_per_epoch, epochs, settings))
+
+
+def lr_factor(epoch: float, epochs: int, settings: ScheduleSettings) -> float:
+    """Factor on the peak learning rate at a fractional epoch.
+
+    Warm-up rises linearly from one hundredth of the peak; cosine falls from 1 to ``final`` over the epochs after it.
+    """
+    if epoch < settings.warmup:
+        return max(0.01, epoch / settings.warmup)
+    if settings.type == "constant":
+        return 1.0
+    if settings.type == "steps":
+        return settings.gamma ** sum(epoch >= milestone for milestone in settings.milestones)
+    progress = min(1.0, (epoch - settings.warmup) / (epochs - settings.warmup))
+    return settings.final + (1 - settings.final) * 0.5 * (1 + math.cos(math.pi * progress))

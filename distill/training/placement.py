@@ -1,0 +1,98 @@
+"""Where a fit's views are made: on the device, or by the loader's workers. See :mod:`augment.placement`."""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.console import Console
+
+from augment.dual import DualAugment
+from augment.placement import LoaderViews, to_device
+from distill.data.loader import TrainLoader
+from distill.data.order import SequentialSampler
+from distill.files import write_atomic
+from distill.training.teacher_cache import TeacherCache
+
+PLACEMENT = "placement.json"
+BATCHES = 6
+"""Batches that are timed on either side, after one for each worker to warm up."""
+GAIN = 1.1
+"""How much faster the loader's side has to be: the device's views need no rounding."""
+
+Placement = Literal["device", "loader"]
+
+
+def choose_placement(
+    dual: DualAugment,
+    loader: TrainLoader,
+    folder: Path,
+    device: torch.device,
+    console: Console | None,
+    cache: TeacherCache | None = None,
+) -> Placement:
+    """Have the views made where the settings say; ``auto`` is measured once, and kept in ``folder`` for a resumed fit.
+
+    Workers make no views of the teacher for what is in ``cache``. Call it before the loader's first pass, which starts
+    the workers.
+    """
+    where = dual.settings.placement
+    chosen: Placement = _measured(dual, loader, folder, device, console) if where == "auto" else where
+    if chosen == "loader":
+        loader.reader.views = LoaderViews(dual, cache.has if cache is not None else None)
+    return chosen
+
+
+def read_placement(dual: DualAugment, folder: Path) -> Placement:
+    """Where the views of a fit in ``folder`` are made; the device while ``auto`` is not measured."""
+    where = dual.settings.placement
+    if where != "auto":
+        return where
+    kept = folder / PLACEMENT
+    return json.loads(kept.read_text())["placement"] if kept.is_file() else "device"
+
+
+def seconds_per_batch(dual: DualAugment, loader: TrainLoader, place: Placement, device: torch.device) -> float:
+    """Seconds between two batches of finished views, with the loader's workers at hand and nothing else to do."""
+    reader = copy.copy(loader.reader)
+    reader.views = LoaderViews(dual) if place == "loader" else None
+    warmup = max(1, loader.workers)
+    size = min(loader.sampler.share, len(reader.part))
+    batches = (warmup + BATCHES) * size
+    trial = loader.beside(reader, SequentialSampler(min(batches, len(reader.part) // size * size), size))
+    count, started = 0, time.perf_counter()
+    try:
+        for batch in trial:
+            dual(to_device(batch.pixels, device), batch.ids, 0)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            count += 1
+            if count == warmup:
+                count, warmup, started = 0, 0, time.perf_counter()
+    finally:
+        trial.close()
+    return (time.perf_counter() - started) / max(count, 1)
+
+
+def _measured(
+    dual: DualAugment, loader: TrainLoader, folder: Path, device: torch.device, console: Console | None
+) -> Placement:
+    if (folder / PLACEMENT).is_file():
+        return read_placement(dual, folder)
+    chosen: Placement = "device"
+    seconds: dict[str, float] = {}
+    if loader.workers:
+        for side in ("device", "loader"):
+            seconds[side] = seconds_per_batch(dual.to(device), loader, side, device)  # type: ignore[arg-type]
+        chosen = "loader" if seconds["loader"] * GAIN < seconds["device"] else "device"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / PLACEMENT, json.dumps({"placement": chosen, "seconds_per_batch": seconds}).encode())
+    if console is not None:
+        figures = ", ".join(f"{1e3 * value:.1f} ms on the {side}'s side" for side, value in seconds.items())
+        reason = f"a batch of views takes {figures}" if seconds else "there are no workers"
+        console.print(f"augmentation runs on the {chosen}'s side: {reason}")
+    return chosen

@@ -1,0 +1,155 @@
+"""Parameter groups and schedules."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+
+from distill.deltas.attach import attach
+from distill.deltas.low_rank import LowRank
+from distill.deltas.scale_shift import ScaleShift
+from distill.models.features import FeatureShapes
+from distill.models.student import head_modules
+from distill.objectives.icd import ICD
+from distill.training.optimizer import build_optimizer, build_schedule, lr_factor, parameter_groups
+from distill.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
+
+SETTINGS = OptimizerSettings(lr=0.1, weight_decay=0.3)
+
+
+def decaying(root: nn.Module, settings: OptimizerSettings = SETTINGS) -> dict[str, bool]:
+    """Every trainable parameter's name, and whether it decays."""
+    groups = parameter_groups(root, [], settings)
+    decay = {id(p): group["weight_decay"] > 0 for group in groups for p in group["params"]}  # type: ignore
+    names = {name: decay.pop(id(p)) for name, p in root.named_parameters() if p.requires_grad}
+    assert not decay
+    return names
+
+
+def test_vectors_do_not_decay() -> None:
+    model = timm.create_model("test_efficientnet")
+    found = decaying(model)
+    assert found["conv_stem.weight"] and found["classifier.weight"]
+    assert not any(found[name] for name in found if "bn" in name or name.endswith("bias"))
+
+
+def test_all_may_decay_but_what_is_exempt() -> None:
+    root = nn.ModuleList([nn.BatchNorm1d(4), ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))])
+    found = decaying(root, SETTINGS.model_copy(update={"decay": "all"}))
+    assert not found.pop("1.tau") and all(found.values())
+
+
+def test_momentum_with_and_without_nesterov() -> None:
+    """By hand, lr 0.1, momentum 0.9, a gradient of 1: plain 0.1 + 0.19, Nesterov's 0.19 + 0.271."""
+    for nesterov, expected in ((False, -0.29), (True, -0.461)):
+        layer = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(layer.weight)
+        settings = OptimizerSettings(type="sgd", lr=0.1, weight_decay=0, nesterov=nesterov)
+        optimizer = build_optimizer(layer, [], settings)
+        for _ in range(2):
+            layer.weight.grad = torch.ones(1, 1)
+            optimizer.step()
+        assert layer.weight.item() == pytest.approx(expected)
+
+
+def test_deltas_decay_as_they_declare() -> None:
+    model = timm.create_model("test_efficientnet").requires_grad_(False)
+    attach(model, [LowRank.Settings(rank=2), ScaleShift.Settings(sites=("bn1",))], exclude_head=["classifier"])
+    found = decaying(model)
+    assert {name.rpartition(".")[2]: value for name, value in found.items()} == {
+        "A": True, "B": True, "scale": False, "shift": False,
+    }  # fmt: skip
+
+
+def test_temperatures_do_not_decay() -> None:
+    term = ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))
+    found = decaying(nn.ModuleList([term]))
+    assert not found["0.tau"] and found["0.student_projector.weight"] and not found["0.student_projector.bias"]
+
+
+@pytest.mark.parametrize(
+    ("make", "exempt"),
+    [
+        (lambda: timm.create_model("test_vit"), ["pos_embed", "cls_token"]),
+        (
+            lambda: timm.models.swin_transformer.SwinTransformer(
+                img_size=32, patch_size=2, window_size=4, embed_dim=8, depths=(1,), num_heads=(2,)
+            ),
+            ["layers.0.blocks.0.attn.relative_position_bias_table"],
+        ),
+    ],
+    ids=["vit", "swin"],
+)
+def test_timms_own_exemptions_are_kept(make, exempt: list[str]) -> None:
+    """timm names them on the whole model, by their path in it."""
+    model = make()
+    found = decaying(nn.ModuleList([model]))
+    for name in exempt:
+        assert model.get_parameter(name).ndim > 1 and not found[f"0.{name}"]
+    assert sum(found.values()) > 3
+
+
+def test_head_has_a_rate_of_its_own_and_nothing_comes_twice() -> None:
+    model = timm.create_model("test_efficientnet")
+    settings = OptimizerSettings(lr=0.1, head_lr_factor=10)
+    groups = parameter_groups(model, head_modules(model), settings)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}  # type: ignore
+    assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))  # type: ignore
+    assert rates[id(model.classifier.weight)] == rates[id(model.classifier.bias)] == 1.0
+    assert rates[id(model.conv_stem.weight)] == 0.1
+
+
+def test_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="nothing to train"):
+        build_optimizer(nn.Linear(2, 2).requires_grad_(False), [], SETTINGS)
+
+
+@pytest.mark.parametrize(
+    ("settings", "factors"),
+    [
+        ({"type": "constant"}, {0: 1, 5: 1, 10: 1}),
+        ({"type": "cosine"}, {0: 1, 5: 0.5, 10: 0, 11: 0}),
+        ({"type": "cosine", "final": 0.1}, {0: 1, 5: 0.55, 10: 0.1}),
+        ({"type": "cosine", "warmup": 2}, {0: 0.01, 0.5: 0.25, 1: 0.5, 2: 1, 6: 0.5, 4: 0.5 * (1 + math.sqrt(0.5))}),
+        ({"type": "steps", "milestones": (3, 6)}, {2.99: 1, 3: 0.1, 5.99: 0.1, 6: 0.01}),
+        ({"type": "steps", "milestones": (3,), "gamma": 0.5, "warmup": 4}, {2: 0.5, 4: 0.5}),
+    ],
+)
+def test_schedules_by_hand(settings: dict, factors: dict[float, float]) -> None:
+    for epoch, factor in factors.items():
+        assert lr_factor(epoch, 10, ScheduleSettings(**settings)) == pytest.approx(factor), epoch
+
+
+def test_the_schedule_moves_every_group_by_the_batch() -> None:
+    model = timm.create_model("test_efficientnet")
+    optimizer = build_optimizer(model, head_modules(model), OptimizerSettings(lr=0.1, head_lr_factor=10))
+    schedule = build_schedule(optimizer, ScheduleSettings(warmup=1), epochs=2, steps_per_epoch=4)
+    seen = []
+    for _ in range(6):
+        seen.append({round(group["lr"], 6) for group in optimizer.param_groups})
+        optimizer.step()
+        schedule.step()
+    assert seen[0] == {0.001, 0.01} and seen[2] == {0.05, 0.5} and seen[4] == {0.1, 1.0}
+
+
+def test_schedules_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"schedule\.milestones belongs to schedule\.type: steps"):
+        TrainingSettings(schedule=ScheduleSettings(milestones=(3,)))
+    with pytest.raises(ValueError, match="shorter than epochs"):
+        TrainingSettings(epochs=2, schedule=ScheduleSettings(warmup=2))
+
+
+def test_adamw_is_torchs() -> None:
+    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
+    theirs.load_state_dict(ours.state_dict())
+    mine = build_optimizer(ours, [], SETTINGS)
+    plain = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.3}, {"params": [theirs.bias]}], lr=0.1,
+                              weight_decay=0.0)  # fmt: skip
+    for _ in range(3):
+        for layer, optimizer in ((ours, mine), (theirs, plain)):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 3)).square().sum().backward()
+            optimizer.step()
+    assert torch.allclose(ours.weight, theirs.weight) and torch.allclose(ours.bias, theirs.bias)
