@@ -28,8 +28,8 @@ from rich.console import Console
 from distill.config import Experiment, load_config
 from distill.files import write_atomic
 from distill.report.summary import Machine
+from distill.run.context import RunContext, make_data
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 
 RECIPES = Path(__file__).parents[1] / "configs" / "cifar100"

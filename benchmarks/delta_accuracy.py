@@ -45,8 +45,8 @@ from distill.deltas.base import DeltaError, tensor_bytes
 from distill.deltas.state import delta_bytes
 from distill.models.network import create_network
 from distill.models.student import Student
+from distill.run.context import RunContext, make_data, predict_pooled, predict_student
 from distill.run.stages import distil, linear_probe
-from distill.run.workshop import RunContext, make_data, predict_pooled, predict_student
 from distill.training.signals import StopSignal
 
 MIDDLE = "200KB"

@@ -37,8 +37,8 @@ from distill.config import Experiment
 from distill.data.reader import Batch
 from distill.models.network import Network
 from distill.models.student import Student
+from distill.run.context import RunContext, logits_of, make_data, predict_student, predict_teacher
 from distill.run.stages import distil, make_teacher, prepare_teachers
-from distill.run.workshop import RunContext, logits_of, make_data, predict_student, predict_teacher
 from distill.training.evaluate import Predictions
 from distill.training.signals import StopSignal
 

@@ -14,9 +14,9 @@ import torch
 from distill.config import Experiment, validate_tree
 from distill.data.base import Sample, Samples, Source, Split
 from distill.data.module import ExperimentData
-from distill.run.preparing import new_student
+from distill.run.context import RunContext, make_data
+from distill.run.prepare import new_student
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 from distill.yaml_tree import load_tree, merge_trees
 

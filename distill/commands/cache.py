@@ -15,9 +15,9 @@ from augment.placement import to_device
 from distill.config import ConfigError, Experiment
 from distill.data.order import BatchRequest, EpochSampler
 from distill.models.network import create_network
+from distill.run.context import RunContext, make_data
 from distill.run.fit_spec import open_cache
 from distill.run.stages import make_teacher, prepare_teachers, ready_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 from distill.training.teacher_cache import TeacherCache
 

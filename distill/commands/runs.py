@@ -20,13 +20,13 @@ from distill.export.manifest import Result
 from distill.export.targets.timm_folder import check_timm_folder
 from distill.models.network import NetworkSettings, create_network
 from distill.models.teacher import DTYPES, Teacher
-from distill.run.exporting import export_paths, export_student, structural_types, verify_export
+from distill.run.context import RunContext, make_data
+from distill.run.export import export_paths, export_student, structural_types, verify_export
 from distill.run.folder import read_run
-from distill.run.previewing import draw_preview
-from distill.run.replaying import ViewBatch, augment_of, batch_of_step, data_of
+from distill.run.preview import draw_preview
+from distill.run.replay import ViewBatch, augment_of, batch_of_step, data_of
 from distill.run.run import EXPORT, FITS, RESULTS
 from distill.run.stages import label_maps, ready_teachers, trained_student
-from distill.run.workshop import RunContext, make_data
 from distill.training.evaluate import Predictions
 from distill.training.fit import device_for
 from distill.training.signals import StopSignal

@@ -26,12 +26,12 @@ from distill.models.teacher import Teacher
 from distill.report.html import write_report
 from distill.report.summary import Check, Curves, Machine, Row, RunSummary, SiteBytes, read_curves
 from distill.report.terminal import print_summary
-from distill.run.exporting import export_paths, export_student, structural_types, verify_export
+from distill.run.context import RunContext, make_data, predict_pooled, predict_student, predict_teacher
+from distill.run.export import export_paths, export_student, structural_types, verify_export
 from distill.run.folder import FITS, RunFolder, close_run, is_first_rank, open_run
-from distill.run.previewing import Preview, draw_preview
-from distill.run.replaying import ViewBatch
+from distill.run.preview import Preview, draw_preview
+from distill.run.replay import ViewBatch
 from distill.run.stages import distil, labels_only, linear_probe, prepare_teachers
-from distill.run.workshop import RunContext, make_data, predict_pooled, predict_student, predict_teacher
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted, StopSignal

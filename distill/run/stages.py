@@ -19,10 +19,10 @@ from distill.models.settings import ReusedHead
 from distill.models.student import Student, StudentSettings
 from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.ce import CrossEntropy
+from distill.run.context import RunContext, StageError, predict_pooled
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import RunError, is_first_rank
-from distill.run.preparing import finished, load_prepared, prepare, trial_student
-from distill.run.workshop import RunContext, StageError, predict_pooled
+from distill.run.prepare import finished, load_prepared, prepare, trial_student
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, SUMMARY, FitSummary, load_result, save_result
 from distill.training.probe import LinearProbe, fit_probe

@@ -28,8 +28,8 @@ from distill.config import Experiment, validate_tree
 from distill.data.order import Order
 from distill.models.network import create_network
 from distill.models.teacher import Teacher
+from distill.run.context import RunContext, make_data
 from distill.run.stages import StageError, prepare_teachers, ready_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.signals import StopSignal
 
 CROP = {"type": "RandomResizedCrop", "scale": [0.3, 0.6]}

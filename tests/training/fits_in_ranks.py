@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from toy_training import FITS_IN_RANKS, PREPARED_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
 
-from distill.run.exporting import export_student
+from distill.run.context import RunContext, make_data, predict_student
+from distill.run.export import export_student
 from distill.run.folder import local_rank
 from distill.run.stages import linear_probe
-from distill.run.workshop import RunContext, make_data, predict_student
 from distill.training.signals import StopSignal
 
 

@@ -87,7 +87,7 @@ class Run:
         return VerifiedCheckpointIO().load_checkpoint(self.folder / "fits" / "student" / "result.ckpt")["student"]
 
 
-class DeltaInit:
+class StartRun:
     """Starts ``faulty_run.py`` in a warm process, or ``train.py`` in a fresh interpreter."""
 
     def __init__(self, output: Path):

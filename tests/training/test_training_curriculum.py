@@ -9,7 +9,7 @@ from toy_training import STEPS, experiment, student_fit
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMap, LabelMaps
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.training.curriculum import Curriculum, easy_first, entropy, gap
 from distill.training.module import Distillation
 from distill.training.settings import CurriculumSettings
@@ -53,7 +53,7 @@ def test_against_a_loop(by: str, shared: bool) -> None:
     shares = torch.tensor([0.75, 0.25]) if shared else torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(9))
     some = LabelMap({0: [2], 2: [0]}, 3, 3)
     found = curriculum(LabelMaps([None, some]), by=by)(
-        0.7, students, teachers, pairs, [Batch(torch.zeros(6, dtype=torch.int64))] * 2, shares
+        0.7, students, teachers, pairs, [Targets(torch.zeros(6, dtype=torch.int64))] * 2, shares
     )
     for s, student in enumerate(students):
         difficulty = torch.zeros(6)
@@ -90,8 +90,8 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
 
 
 def test_the_control_without_a_teacher_has_none(tmp_path: Path) -> None:
+    from distill.run.context import RunContext, make_data
     from distill.run.stages import labels_only
-    from distill.run.workshop import RunContext, make_data
     from distill.training.signals import StopSignal
 
     settings = experiment(

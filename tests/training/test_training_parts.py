@@ -14,7 +14,7 @@ from toy_training import experiment, network, student_fit
 from augment.views import InputSpec
 from distill.data.reader import Batch as LoadedBatch
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.kd import KD
 from distill.objectives.pooled import PooledFeature
@@ -174,7 +174,7 @@ def test_terms_are_named_and_weighed_over_pairs_and_teachers() -> None:
     terms = build_terms(settings, SHAPES, [SHAPES, SHAPES])
     assert [term.name for term in terms] == ["ce", "kd", "kd-2"]
     students, teachers = [features(0), features(1)], [[features(2), features(3)], [features(4), features(5)]]
-    pairs, batch = ((0, 0), (1, 0), (1, 1)), Batch(torch.arange(6) % 3)
+    pairs, batch = ((0, 0), (1, 0), (1, 1)), Targets(torch.arange(6) % 3)
     kd = KD(settings[1], SHAPES, SHAPES)
     by_hand = [sum(kd(students[s], views[t], batch) for t, s in pairs) / 3 for views in teachers]
     found = terms[1](students, teachers, pairs, [batch, batch])
@@ -216,7 +216,7 @@ def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Pa
     known = torch.log_softmax(torch.randn(6, 3), 1)
     [term] = build_terms((CrossEntropy.Settings(),), SHAPES, [])
     labels, others = torch.arange(6) % 3, (torch.arange(6) + 1) % 3
-    batches = [Batch(labels, None, others, share) for share in (0.25, 0.75)]
+    batches = [Targets(labels, None, others, share) for share in (0.25, 0.75)]
     own, other = (-known[torch.arange(6), y].mean() for y in (labels, others))
     [found] = term([Features(known)] * 2, [], ((0, 0),), batches)
     torch.testing.assert_close(found, 0.5 * own + 0.5 * other)

@@ -12,7 +12,7 @@ from augment.dual import AugmentSettings, DualAugment
 from augment.placement import LoaderViews
 from augment.views import InputSpec
 from distill.data.base import DataError
-from distill.run.workshop import make_data
+from distill.run.context import make_data
 from distill.training import placement
 from distill.training.placement import PLACEMENT, choose_placement, read_placement
 from distill.training.signals import Interrupted

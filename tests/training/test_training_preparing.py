@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from distill.run.fit_spec import FitSpec
 from toy_training import STEPS, Fault, Watched, assert_bit_equal, experiment, student_fit, tree
 
 from distill.config import Experiment, validate_tree
@@ -21,10 +20,11 @@ from distill.export.delta.io import load_delta, write_delta
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.run.evidence import StudentCalibration, WarmUp, linear_cka
-from distill.run.preparing import new_student
+from distill.run.context import RunContext, make_data
+from distill.run.fit_spec import FitSpec
+from distill.run.prepare import new_student
 from distill.run.stages import labels_only, prepare_teachers, trained_student
-from distill.run.workshop import RunContext, make_data
+from distill.run.warm_up import StudentCalibration, WarmUp, linear_cka
 from distill.training.signals import Interrupted, StopSignal
 
 SITES = ["conv_stem", "blocks.[0123].*"]

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from fits_in_ranks import forked
-from processes import DeltaInit, warm
+from processes import StartRun, warm
 from toy_training import (
     FITS_IN_RANKS,
     PREPARED_IN_RANKS,
@@ -25,9 +25,9 @@ from distill.deltas.attach import merge
 from distill.deltas.inventory import inventory
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network
-from distill.run.exporting import structural_types
+from distill.run.context import RunContext, make_data, predict_student
+from distill.run.export import structural_types
 from distill.run.stages import linear_probe
-from distill.run.workshop import RunContext, make_data, predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
 
@@ -101,7 +101,7 @@ def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: DeltaInit) -> None:
+def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: StartRun) -> None:
     run = start(fault=f"{STEPS + 2} {rank} 0", training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)
     assert run.wait(60) != 0, "and soon"
@@ -110,7 +110,7 @@ def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: DeltaInit) -> No
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: DeltaInit) -> None:
+def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: StartRun) -> None:
     """SIGTERM reaches the first rank alone, Ctrl-C all of them."""
     run = start(fault="-1 0 0", training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)

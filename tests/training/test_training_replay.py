@@ -98,7 +98,7 @@ def test_what_cannot_be_replayed_is_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 def test_any_number_of_workers_gives_the_same_views(tmp_path: Path) -> None:
     """Two epochs read by none and by four workers, whose order of finishing is their own."""
-    from distill.run.replaying import augment_of, data_of
+    from distill.run.replay import augment_of, data_of
 
     settings = experiment(tmp_path, data={"loader_ops": [{"type": "HueSaturationValue", "p": 0.5}], "batch_size": 4})
     augment = augment_of(settings)

@@ -12,9 +12,9 @@ from toy_training import SIZES, STEPS, BlobSamples, Made, all_views, assert_bit_
 from toy_training import student_fit as fit
 
 from distill.config import ConfigError
-from distill.run.replaying import augment_of, batch_of_step, data_of
+from distill.run.context import RunContext, make_data
+from distill.run.replay import augment_of, batch_of_step, data_of
 from distill.run.stages import prepare_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.signals import Interrupted, StopSignal
 
 FITTED = {

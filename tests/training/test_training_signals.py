@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
-from processes import DeltaInit
+from processes import StartRun
 from toy_training import STEPS, assert_bit_equal, experiment, raising, student_fit
 
 from distill.training.checkpoints import newest_good
@@ -23,7 +23,7 @@ def test_every_signal_saves_and_says_which(number: signal.Signals, status: int, 
 
 
 @pytest.mark.slow
-def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: StartRun) -> None:
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
     for turn, (number, status) in enumerate(SIGNALS):
         run = start(*(["--resume"] if turn else []), fault=f"{2 * turn} 0 {int(number)}")
@@ -39,7 +39,7 @@ def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: DeltaIn
 
 
 @pytest.mark.slow
-def test_kill_9_and_resume(tmp_path: Path, start: DeltaInit) -> None:
+def test_kill_9_and_resume(tmp_path: Path, start: StartRun) -> None:
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
     run = start(fault=f"{STEPS + 3} 0 {int(signal.SIGKILL)}")
     assert run.wait() == -signal.SIGKILL and run.ended()
@@ -51,7 +51,7 @@ def test_kill_9_and_resume(tmp_path: Path, start: DeltaInit) -> None:
 
 
 @pytest.mark.slow
-def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: StartRun) -> None:
     """What a scheduler does: SIGTERM to every process of the job, loader workers too."""
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
     slow = {"workers": 1, "source": {"pause": 0.3}}
@@ -67,7 +67,7 @@ def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, star
 
 
 @pytest.mark.slow
-def test_train_py_itself(tmp_path: Path, start: DeltaInit) -> None:
+def test_train_py_itself(tmp_path: Path, start: StartRun) -> None:
     run = start(fresh=True, training={"epochs": 1000})
     run.after_checkpoint()
     run.process.send_signal(signal.SIGTERM)

@@ -13,8 +13,8 @@ from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import read_delta
 from distill.models.network import create_network
+from distill.run.context import StageError
 from distill.run.run import run
-from distill.run.workshop import StageError
 from distill.training.module import Distillation
 
 

@@ -15,8 +15,8 @@ from distill.data.base import DataError
 from distill.deltas.base import DeltaError
 from distill.models.network import Network, NetworkError
 from distill.models.teacher import Teacher
+from distill.run.context import RunContext, StageError, logits_of, make_data, predict_teacher
 from distill.run.stages import prepare_teachers
-from distill.run.workshop import RunContext, StageError, logits_of, make_data, predict_teacher
 from distill.training.checkpoints import CheckpointError
 from distill.training.signals import StopSignal
 

@@ -411,10 +411,10 @@ def test_float16_changes_the_loss_by_less_than_a_thousandth() -> None:
     student, teacher = (Features(logits=4 * torch.randn(64, 100, generator=generator)) for _ in range(2))
     layout = RowLayout([FeatureShapes(100, 3)], 1, CacheSettings())
     [[kept]] = layout.decode(layout.encode([[teacher]]))
-    from distill.objectives.base import Batch
+    from distill.objectives.base import Targets
 
     shapes = FeatureShapes(100, 3)
-    kd, labels = KD(KD.Settings(), shapes, shapes), Batch(torch.zeros(64, dtype=torch.int64))
+    kd, labels = KD(KD.Settings(), shapes, shapes), Targets(torch.zeros(64, dtype=torch.int64))
     exact, rounded = kd(student, teacher, labels), kd(student, kept, labels)
     assert 0 < abs(rounded - exact) < 1e-3 * exact
 

@@ -16,13 +16,13 @@ from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.settings import WeightingSettings
-from distill.objectives.base import Batch
+from distill.objectives.base import Targets
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.deit import DeiT
 from distill.objectives.dkd import DKD
 from distill.objectives.kd import KD, kd
 from distill.objectives.pooled import PooledFeature
-from distill.run.workshop import StageError
+from distill.run.context import StageError
 from distill.training.meta import alignment, moved
 from distill.training.module import Distillation
 from distill.training.teacher_weights import TeacherWeights, by_sample
@@ -61,7 +61,7 @@ def test_by_sample_by_hand() -> None:
 
 @pytest.mark.parametrize("type", ["confidence", "agreement"])
 def test_shares_against_a_loop(type: str) -> None:
-    found = weights(type, temperature=0.5)(TEACHERS, Batch(LABELS))
+    found = weights(type, temperature=0.5)(TEACHERS, Targets(LABELS))
     assert found.shape == (2, 2, 5)
     for view in range(2):
         for row, label in enumerate(LABELS.tolist()):
@@ -75,7 +75,7 @@ def test_shares_against_a_loop(type: str) -> None:
 
 def test_agreement_of_a_mixed_image_is_with_both_labels() -> None:
     others = torch.tensor([1, 0, -1, 2, 0])
-    found = weights("agreement")(TEACHERS, Batch(LABELS, mixed_labels=others, mix_lambda=0.3))
+    found = weights("agreement")(TEACHERS, Targets(LABELS, mixed_labels=others, mix_lambda=0.3))
     p = [views[0].logits.log_softmax(1) for views in TEACHERS]
     q = [math.exp(0.3 * one[0, 0] + 0.7 * one[0, 1]) for one in p]
     assert found[0, 0, 0].item() == pytest.approx(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1]), rel=1e-4)
@@ -85,7 +85,7 @@ def test_agreement_of_a_mixed_image_is_with_both_labels() -> None:
 def test_a_teacher_that_does_not_know_the_label_has_no_say() -> None:
     maps = LabelMaps([None, LabelMap({0: [1], 2: [0]}, 3, 2)])
     teachers = [[features(2)], [features(4, classes=2)]]
-    found = weights("agreement", maps)(teachers, Batch(LABELS))[:, 0]
+    found = weights("agreement", maps)(teachers, Targets(LABELS))[:, 0]
     assert found[:, 1].tolist() == [1, 0]
     q = teachers[0][0].logits[2].softmax(0)[2], teachers[1][0].logits[2].softmax(0)[0]
     assert found[0, 2].item() == pytest.approx(float(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1])), rel=1e-5)
@@ -93,9 +93,9 @@ def test_a_teacher_that_does_not_know_the_label_has_no_say() -> None:
 
 def test_terms_weigh_each_sample_of_each_teacher() -> None:
     [term] = build_terms((KD.Settings(temperature=2.0),), SHAPES, [SHAPES, SHAPES])
-    shares = weights("confidence")(TEACHERS, Batch(LABELS))
+    shares = weights("confidence")(TEACHERS, Targets(LABELS))
     own = torch.rand(5)
-    batches = [Batch(LABELS, weights=own)] * 2
+    batches = [Targets(LABELS, weights=own)] * 2
     total = term.total(term(STUDENTS, TEACHERS, PAIRS, batches, shares), shares)
     by_hand = torch.zeros(())
     for n, views in enumerate(TEACHERS):
@@ -121,19 +121,19 @@ def term_of(settings: Any, maps: list[LabelMap | None]) -> Any:
 def test_kd_compares_the_shared_classes_alone() -> None:
     term = term_of(KD.Settings(), [SOME])
     student = Features(STUDENTS[0].logits.clone().requires_grad_())
-    [found] = term([student], TEACHERS[:1], ((0, 0),), [Batch(LABELS)])
+    [found] = term([student], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
     torch.testing.assert_close(found, kd(student.logits[:, [0, 2]], TEACHERS[0][0].logits[:, [2, 0]]))
     found.backward()
     assert student.logits.grad is not None and student.logits.grad[:, 1].abs().sum() == 0
-    [alike] = term([Features(TEACHERS[0][0].logits[:, [2, 1, 0]])], TEACHERS[:1], ((0, 0),), [Batch(LABELS)])
+    [alike] = term([Features(TEACHERS[0][0].logits[:, [2, 1, 0]])], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
     assert alike.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_labels_become_places_among_the_shared_classes() -> None:
     dkd = DKD(DKD.Settings(), *SOME.shapes(SHAPES, SHAPES))
     narrow = [Features(STUDENTS[0].logits[:, [0, 2]]), Features(TEACHERS[0][0].logits[:, [2, 0]])]
-    expected = dkd(*narrow, Batch(torch.tensor([0, -1, 1, -1, 0])))
-    [found] = term_of(DKD.Settings(), [SOME])(STUDENTS[:1], [TEACHERS[0][:1]], ((0, 0),), [Batch(LABELS)])
+    expected = dkd(*narrow, Targets(torch.tensor([0, -1, 1, -1, 0])))
+    [found] = term_of(DKD.Settings(), [SOME])(STUDENTS[:1], [TEACHERS[0][:1]], ((0, 0),), [Targets(LABELS)])
     torch.testing.assert_close(found, expected)
 
 

@@ -9,8 +9,8 @@ import torch
 from toy_training import STEPS, assert_bit_equal, experiment, raising, student_fit
 
 from distill.report.summary import Row, read_curves
+from distill.run.context import StageError
 from distill.run.run import _with_epochs
-from distill.run.workshop import StageError
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
-from processes import DeltaInit
+from processes import StartRun
 from toy_training import SIZES
 
 pytestmark = pytest.mark.slow
@@ -15,7 +15,7 @@ def files(folder: Path) -> set[str]:
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, start: DeltaInit, monkeypatch) -> None:
+def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, start: StartRun, monkeypatch) -> None:
     """Every stage, with a teacher to fit; home, temporary and working folder are watched."""
     outside = [tmp_path / name for name in ("home", "temporary", "work")]
     for folder in outside:
@@ -40,7 +40,7 @@ def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, start: DeltaIni
     assert all(os.path.exists(run.folder / "fits" / name / "result.ckpt") for name in ("student", "labels-only"))
 
 
-def test_a_run_without_labels(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_run_without_labels(tmp_path: Path, start: StartRun) -> None:
     run = start(
         fault="-1 0 0",
         controls={},
@@ -57,7 +57,7 @@ def test_a_run_without_labels(tmp_path: Path, start: DeltaInit) -> None:
     assert any("no linear probe" in warning for warning in summary["warnings"])
 
 
-def test_a_run_without_a_teacher(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_run_without_a_teacher(tmp_path: Path, start: StartRun) -> None:
     watched = {"data": {"on_device": True}, "training": {"test_every": 1}}
     run = start(fault="-1 0 0", controls={}, teacher=None, objectives=[{"type": "ce"}], **watched)
     assert run.wait() == 0, run.output.read_text()
@@ -70,7 +70,7 @@ def test_a_run_without_a_teacher(tmp_path: Path, start: DeltaInit) -> None:
     assert "Last and best epoch" in (run.folder / "report.html").read_text()
 
 
-def test_a_run_that_fails_says_so_and_can_be_resumed(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_run_that_fails_says_so_and_can_be_resumed(tmp_path: Path, start: StartRun) -> None:
     poison = [{"type": "ce"}, {"type": "kd"}, {"type": "toy_training:Poison", "step": 7, "value": "nan"}]
     run = start(fault="-1 0 0", objectives=poison)
     assert run.wait() == 1 and run.status == "failed"
@@ -80,7 +80,7 @@ def test_a_run_that_fails_says_so_and_can_be_resumed(tmp_path: Path, start: Delt
     assert run.wait() == 0 and run.status == "finished"
 
 
-def test_a_second_start_makes_a_second_folder(tmp_path: Path, start: DeltaInit) -> None:
+def test_a_second_start_makes_a_second_folder(tmp_path: Path, start: StartRun) -> None:
     first = start(fault="0 0 15")
     assert first.wait() == 143
     assert start(fault="0 0 15").wait() == 143

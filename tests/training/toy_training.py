@@ -23,9 +23,9 @@ from distill.data.base import UNLABELED, Sample, Samples, Source, Split
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features
 from distill.models.student import Student
-from distill.objectives.base import Batch, Objective
+from distill.objectives.base import Objective, Targets
+from distill.run.context import RunContext, make_data
 from distill.run.stages import distil, prepare_teachers
-from distill.run.workshop import RunContext, make_data
 from distill.training.fit import FitSummary
 from distill.training.module import Distillation
 from distill.training.signals import StopSignal
@@ -88,7 +88,7 @@ class Poison(Objective):
         super().__init__(*arguments)
         self.steps = 0
 
-    def loss(self, student: Features, teacher: Features | None, batch: Batch) -> Tensor:
+    def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         assert student.logits is not None
         here, self.steps = self.steps == self.settings.step, self.steps + 1
         value, gradient = (self.settings.value, self.settings.gradient) if here else ("0", "0")

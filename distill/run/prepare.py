@@ -22,10 +22,10 @@ from distill.models.network import create_network
 from distill.models.reused_head import reuse_head, reused
 from distill.models.settings import ReusedHead
 from distill.models.student import Student
-from distill.run.evidence import StudentCalibration, WarmUp
+from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
-from distill.run.workshop import RunContext
+from distill.run.warm_up import StudentCalibration, WarmUp
 from distill.training.checkpoints import VerifiedCheckpointIO
 
 PREPARED = "prepared.ckpt"

@@ -11,9 +11,9 @@ from rich.console import Console
 from augment.preview import contact_sheet
 from distill.commands.runs import preview_views
 from distill.config import Experiment, validate_tree
-from distill.run import previewing
-from distill.run.previewing import draw_preview
-from distill.run.replaying import ViewBatch, augment_of, batch_of_step, data_of
+from distill.run import preview
+from distill.run.preview import draw_preview
+from distill.run.replay import ViewBatch, augment_of, batch_of_step, data_of
 from distill.yaml_tree import ConfigError
 
 
@@ -40,7 +40,7 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         asked.append({"count": len(originals), "titles": titles, "notes": notes, "footer": footer})
         return contact_sheet(originals, views, teachers, student, titles, notes, footer)
 
-    monkeypatch.setattr(previewing, "contact_sheet", noted)
+    monkeypatch.setattr(preview, "contact_sheet", noted)
     return asked
 
 
@@ -108,14 +108,14 @@ def test_of_ids_and_of_a_step(sheets: list, tmp_path: Path) -> None:
 def test_every_operation_has_one_strip(tmp_path: Path) -> None:
     settings = experiment(augment={"policy": "multicrop", "student": ["RandomResizedCrop", "RandomGrayscale"]})
     view_batch = ViewBatch.of(augment_of(settings), data_of(settings).batch_at(0, 0), 0)
-    groups = previewing._strips(view_batch, view_batch.batch.images[0])
+    groups = preview._strips(view_batch, view_batch.batch.images[0])
     assert {name: [strip.name for strip in strips] for name, strips in groups.items()} == {
         "student's operations": ["RandomResizedCrop", "RandomGrayscale"],
         "student's operations for small crops": ["RandomResizedCrop"],
     }
     weak = experiment(augment={"policy": "weak_teacher", "student": ["RandomGrayscale"]})
     view_batch = ViewBatch.of(augment_of(weak), data_of(weak).batch_at(0, 0), 0)
-    assert list(previewing._strips(view_batch, view_batch.batch.images[0])) == [
+    assert list(preview._strips(view_batch, view_batch.batch.images[0])) == [
         "student's operations",
         "teacher's operations, its own",
     ]

@@ -17,7 +17,7 @@ from distill.models.settings import ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
-from distill.run.workshop import RunContext, StageError, predict_student, predict_teacher
+from distill.run.context import RunContext, StageError, predict_student, predict_teacher
 from distill.training.cache_key import cache_key_of
 from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions

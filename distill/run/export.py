@@ -22,7 +22,7 @@ from distill.models.network import create_network
 from distill.models.reused_head import enlargement
 from distill.models.student import Student
 from distill.report.summary import Check
-from distill.run.workshop import RunContext
+from distill.run.context import RunContext
 
 
 def export_paths(folder: Path) -> dict[str, Path]:

@@ -18,7 +18,7 @@ from augment.views import InputSpec
 from distill.data.base import UNLABELED
 from distill.data.module import ExperimentData
 from distill.files import write_atomic
-from distill.run.replaying import ViewBatch
+from distill.run.replay import ViewBatch
 
 
 @dataclass(frozen=True)
