@@ -36,7 +36,7 @@ class DualAugment(nn.Module):
         self.settings, self.mix = settings, settings.mix
         plan = plan_views(settings, student)
         _check_sizes(plan, self.teachers, student)
-        self.plan = plan
+        self.view_plan = plan
         _check_domains(self.teachers, student)
         if not self.teachers:
             self.view_plan = ViewPlan((), plan.student, tuple((0, view) for view in range(len(plan.student))))

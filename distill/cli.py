@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -16,6 +16,9 @@ from rich.text import Text
 
 from augment.base.errors import UserError
 from distill.commands.delta import delta
+
+if TYPE_CHECKING:
+    from distill.experiments.distillation import DistillationExperiment
 
 app = typer.Typer(
     help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
@@ -39,6 +42,9 @@ def train(
     config: ConfigFile,
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+    plan: Annotated[
+        bool, typer.Option("--plan", help="Run nothing: show the stages, what each needs, and which are finished.")
+    ] = False,
 ) -> None:
     """Run an experiment: fit the teacher, train, evaluate, export, verify, report.
 
@@ -47,20 +53,23 @@ def train(
     from distill.config import load_config
 
     experiment = load_config(config, overrides or [])
-    from distill.run.run import run
+    if plan:
+        from distill.commands.plan import show_plan
 
-    run(experiment, resume, _console())
+        show_plan(experiment, _console())
+        return
+    from distill.run.runner import run_plan
+
+    run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), resume, _console())
 
 
 @app.command()
 def cache(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Write what the teacher says of its views into a file, for any number of students; go on where it was left.
+    """Write the teacher's outputs for its views into a file, for any number of students; go on where it was left.
 
     Training writes it too, as it goes. The config has teacher.cache; see the README.
     """
-    from distill.config import load_config
-
-    experiment = load_config(config, overrides or [])
+    experiment = _distillation(config, overrides)
     from distill.commands.cache import fill_cache
 
     fill_cache(experiment, _console())
@@ -120,16 +129,9 @@ def preview(
     Of a run folder, it shows again what a past step saw. With --score it is a table instead: which pipeline a student
     may learn best from, as far as the teacher can tell. The teacher is taken from the cache; nothing is trained.
     """
-    from distill.config import load_config
-
-    if config.is_dir():
-        from distill.run.folder import read_run
-
-        if overrides:
-            raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
-        experiment, _ = read_run(config)
-    else:
-        experiment = load_config(config, overrides or [])
+    if config.is_dir() and overrides:
+        raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
+    experiment = _distillation(config, overrides)
     from distill.commands.runs import preview_views, score_views
 
     if score:
@@ -142,9 +144,7 @@ def preview(
 @app.command()
 def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
     """Where a config's deltas go: sites, shapes, ranks, bytes; and what every method would take on this backbone."""
-    from distill.config import load_config
-
-    experiment = load_config(config, overrides or [])
+    experiment = _distillation(config, overrides)
     from distill.commands.deltas import list_deltas
 
     list_deltas(experiment, _console())
@@ -185,9 +185,18 @@ def schema(
         to.write_text(text, encoding="utf-8")
 
 
+def _distillation(config: Path, overrides: list[str] | None) -> DistillationExperiment:
+    """The distillation of a YAML file, or of a run folder."""
+    from distill.config import load_config, read_run
+    from distill.experiments.distillation import as_distillation
+
+    experiment = read_run(config)[0] if config.is_dir() else load_config(config, overrides or [])
+    return as_distillation(experiment, str(config))
+
+
 def _check_run(path: Path) -> None:
     """A folder that is no run is told before the slow imports of what works on one."""
-    from distill.run.folder import read_run
+    from distill.config import read_run
 
     read_run(path)
 

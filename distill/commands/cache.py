@@ -12,14 +12,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from augment.draws import sample_key
 from augment.dual import DualAugment
 from augment.placement import to_device
-from distill.config import ConfigError, Experiment
+from distill.commands.runs import ready_teacher
 from distill.data.order import BatchRequest, EpochSampler
+from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
-from distill.run.context import RunContext, make_data
+from distill.run.context import RunContext, opened
 from distill.run.fit_spec import open_cache
-from distill.run.stages import make_teacher, prepare_teachers, ready_teachers
-from distill.training.signals import StopSignal
+from distill.run.runner import finish
+from distill.run.teacher import make_teacher
+from distill.stages.outputs import TeacherNetworks
 from distill.training.teacher_cache import TeacherCache
+from distill.yaml_tree import ConfigError
 
 
 class MissingBatches:
@@ -53,7 +56,13 @@ class MissingBatches:
                         yield request
 
 
-def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
+def make_teacher_networks(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
+    """The teacher's networks, fitted first if the config says so and they are not fitted yet."""
+    outputs = [finish(stage, context, context.root) for stage in experiment.plan_teacher()]
+    return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
+
+
+def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherCache:
     """Have the teacher look at the batches that the cache lacks. Fits the teacher first, if the config says so.
 
     Raises:
@@ -64,14 +73,14 @@ def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
     settings = experiment.teacher
     if settings is None or settings.cache is None or not settings.cache.write:
         raise ConfigError("nothing to write: the config needs a teacher with teacher.cache, and its key write on")
-    with StopSignal() as stop:
-        context = RunContext(experiment, make_data(experiment), console, stop)
+    with opened(experiment, console) as context:
         # Fitting in several processes would start this command in each of them.
-        networks = prepare_teachers(context) if experiment.training.devices == 1 else ready_teachers(context)
-        teacher = make_teacher(experiment, networks).to(context.device)
+        alone = experiment.training.devices == 1
+        networks = (make_teacher_networks if alone else ready_teacher)(experiment, context).networks
+        teacher = make_teacher(settings, experiment.objectives, networks).to(context.device)
         student = create_network(experiment.student.network).input
         dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(context.device)
-        cache = open_cache(context, teacher, dual, experiment.training.epochs)
+        cache = open_cache(context, teacher, dual, experiment.training.epochs, settings.cache)
         assert cache is not None
         console.print(cache.describe(), highlight=False, soft_wrap=True)
 
@@ -86,7 +95,7 @@ def fill_cache(experiment: Experiment, console: Console) -> TeacherCache:
             with Progress(*columns, TimeRemainingColumn(), console=console, expand=True) as progress:
                 task = progress.add_task("", total=len(missing))
                 for loaded in loader:
-                    stop.raise_if_received()
+                    context.stop.raise_if_received()
                     epoch = missing.epoch_of.popleft()
                     found = cache.find(loaded.ids, epoch)
                     views = dual(to_device(loaded.pixels, context.device), loaded.ids, epoch, student=False)

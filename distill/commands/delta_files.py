@@ -152,8 +152,9 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
 
     if config is not None:
         from distill.config import load_config
+        from distill.experiments.distillation import as_distillation
 
-        experiment = load_config(config)
+        experiment = as_distillation(load_config(config), str(config))
         torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
         model = create_network(experiment.student.network, manifest.num_classes).model
         if fingerprint(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:

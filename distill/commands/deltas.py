@@ -16,7 +16,6 @@ from rich.text import Text
 from torch import nn
 
 from augment.base.registry import Registry
-from distill.config import Experiment
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import (
     Delta,
@@ -32,6 +31,7 @@ from distill.deltas.inventory import Listed, inventory
 from distill.deltas.rank_settings import RankedSettings, at_rank_one
 from distill.deltas.sites import classifier_names, select
 from distill.deltas.state import backbone_state
+from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
 from distill.report.numbers import MISSING, count, percent, size
 
@@ -53,7 +53,7 @@ class Cost:
     refused: str = ""
 
 
-def list_deltas(experiment: Experiment, console: Console) -> None:
+def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
     """Print the tables. Makes the network; reads no image and trains nothing."""
     torch.manual_seed(experiment.seed)
     network = create_network(experiment.student.network)

@@ -1,45 +1,47 @@
-"""What the command line does besides training: each works on a config or on a run folder."""
+"""Commands that work on a config or on a run folder, beside training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 
 from distill.commands.score import candidates, score, score_table, write_scores
-from distill.config import ConfigError, Experiment
+from distill.config import read_run
 from distill.data.base import Split
+from distill.experiments.distillation import DistillationExperiment, as_distillation
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
 from distill.export.manifest import Result
 from distill.export.targets.timm_folder import check_timm_folder
 from distill.models.network import NetworkSettings, create_network
+from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
-from distill.run.context import RunContext, make_data
+from distill.past_views import augment_of, batch_of_step, data_of
+from distill.run.context import RunContext, opened
 from distill.run.export import export_paths, export_student, structural_types, verify_export
-from distill.run.folder import read_run
-from distill.run.preview import draw_preview
-from distill.run.replay import ViewBatch, augment_of, batch_of_step, data_of
-from distill.run.run import EXPORT, FITS, RESULTS
-from distill.run.stages import label_maps, ready_teachers, trained_student
+from distill.run.folder import RunError
+from distill.run.prepare import StudentSpec, load_trained
+from distill.run.preview import ViewBatch, draw_preview
+from distill.run.runner import load_finished
+from distill.run.stage import StageError
+from distill.run.teacher import label_maps
+from distill.stages.outputs import TeacherNetworks
+from distill.stages.report import RESULTS
 from distill.training.evaluate import Predictions
 from distill.training.fit import device_for
-from distill.training.signals import StopSignal
+from distill.yaml_tree import ConfigError
 
-
-@contextmanager
-def _workshop(experiment: Experiment, console: Console | None = None) -> Iterator[RunContext]:
-    with StopSignal() as stop:
-        yield RunContext(experiment, make_data(experiment), console, stop)
+EXPORT = "export"
 
 
 def preview_views(
-    experiment: Experiment,
+    experiment: DistillationExperiment,
     to: Path,
     console: Console,
     *,
@@ -67,20 +69,50 @@ def preview_views(
     _say_written(preview.write(to), console)
 
 
-def score_views(experiment: Experiment, to: Path, console: Console, *, seeds: int, draws: int, images: int) -> None:
+def score_views(
+    experiment: DistillationExperiment, to: Path, console: Console, *, seeds: int, draws: int, images: int
+) -> None:
     """Rank pipelines by T-stddev under the experiment's teacher; trains nothing."""
-    with _workshop(experiment, console) as context:
-        networks = ready_teachers(context)
-        assert experiment.teacher is not None
+    if experiment.teacher is None:
+        raise StageError("there is no teacher in this config; add teacher.networks")
+    with opened(experiment, console) as context:
+        networks = ready_teacher(experiment, context).networks
         weights = [network.weight for network in experiment.teacher.networks]
-        maps = label_maps(context, networks)
-        teacher = Teacher(networks, weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
-        asked = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
+        maps = label_maps(experiment.teacher, networks, context.data.classes)
+        teacher = Teacher(list(networks), weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
+        options = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
         pipelines = candidates(experiment.augment)
-        scores = score(pipelines, context.data, teacher, device=context.device, console=console, **asked)
+        scores = score(pipelines, context.data, teacher, device=context.device, console=console, **options)
     console.print(score_table(scores, draws, images))
     origins = [network.origin for network in networks]
-    _say_written(write_scores(scores, to.with_suffix(""), **asked, teacher=origins), console)
+    _say_written(write_scores(scores, to.with_suffix(""), **options, teacher=origins), console)
+
+
+def ready_teacher(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
+    """The teacher's networks as a run would use them, if that takes no training.
+
+    Args:
+        experiment: its config.
+        context: the experiment's, opened.
+
+    Returns:
+        All networks together.
+
+    Raises:
+        StageError: ``fit_teacher`` would have to train one first.
+    """
+    stages = experiment.plan_teacher()
+    if experiment.fit_teacher is None:
+        outputs = [stage.run(context, context.root) for stage in stages]
+        return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
+    for stage in load_finished(stages, context):
+        looked = stage.store(context, context.digests[stage.name][:16])
+        raise StageError(
+            f"the {stage.name} is not fitted yet, and this command trains nothing: run the config first"
+            f" (distill train), with the same seed, data and fit_teacher; looked for in {looked}"
+        )
+    outputs = [context.get(stage.output) for stage in stages]
+    return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
 
 
 def _say_written(paths: Sequence[Path], console: Console) -> None:
@@ -89,10 +121,19 @@ def _say_written(paths: Sequence[Path], console: Console) -> None:
 
 
 def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
-    """Accuracy of a run's student as exported: backbone and delta file, or the merged folder of one trained whole."""
-    experiment, _ = read_run(path)
+    """Accuracy of a run's student as exported: backbone and delta file, or the merged folder if all of it was trained.
+
+    Args:
+        path: the run folder.
+        split: to predict on.
+        console: shows the accuracy.
+
+    Returns:
+        The predictions.
+    """
+    experiment = as_distillation(read_run(path)[0], str(path))
     paths = export_paths(path / EXPORT)
-    with _workshop(experiment, console) as context:
+    with opened(experiment, console) as context:
         if experiment.student.train == "full":
             check_timm_folder(paths["merged model"])
             network = create_network(NetworkSettings(model=f"local-dir:{paths['merged model']}"))
@@ -103,34 +144,53 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
             network = replace(network, model=load_delta(paths["delta"], network.model))
         predictions = context.predict(network.model, network.model, network.input, context.loader(split))
     accuracy = predictions.accuracy()
-    said = "no labels to compare with" if accuracy is None else f"accuracy {accuracy:.2%}"
-    console.print(f"{path.name}: {said} on {len(predictions.ids)} images of {split}", highlight=False)
+    text = "no labels to compare with" if accuracy is None else f"accuracy {accuracy:.2%}"
+    console.print(f"{path.name}: {text} on {len(predictions.ids)} images of {split}", highlight=False)
     return predictions
 
 
 def export_run(path: Path, to: Path | None, console: Console) -> None:
-    """Write a finished run's exports again, from its trained weights."""
-    experiment, _ = read_run(path)
-    with _workshop(experiment, console) as context:
-        student = trained_student(context, path / FITS / "student")
-        results = [Result.model_validate(result) for result in json.loads((path / RESULTS).read_text())["results"]]
+    """Write a finished run's exports again, from its trained weights.
+
+    Args:
+        path: the run folder.
+        to: where to write; None: where the run has them.
+        console: shows what was written.
+    """
+    experiment = as_distillation(read_run(path)[0], str(path))
+    with opened(experiment, console) as context:
+        student = _trained_student(experiment, context, path)
+        results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
-        for name, size in export_student(context, student, folder, results).items():
+        for name, size in export_student(context, experiment.student, student, folder, results).items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
         console.print(f"wrote {folder}", highlight=False)
 
 
 def verify_run(path: Path, console: Console) -> None:
     """Prove a run's export; raises ``ExportError`` if the proof fails."""
-    experiment, _ = read_run(path)
-    with _workshop(experiment, console) as context:
+    experiment = as_distillation(read_run(path)[0], str(path))
+    with opened(experiment, console) as context:
         # Where only one thing was exported, it is compared with the student that was trained.
-        alone = bool(structural_types(experiment)) or experiment.student.train == "full"
-        student = trained_student(context, path / FITS / "student") if alone else None
-        checks = verify_export(context, path / EXPORT, student)
+        alone = bool(structural_types(experiment.student)) or experiment.student.train == "full"
+        student = _trained_student(experiment, context, path) if alone else None
+        enough = experiment.export.verify_images
+        checks = verify_export(context, experiment.student, path / EXPORT, enough, student)
     for check in checks:
         console.print(
             f"[{'green' if check.passed else 'red'}]{'✓' if check.passed else '✗'}[/] {check.name}: {check.detail}"
         )
     if not all(check.passed for check in checks):
         raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
+
+
+def _trained_student(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:
+    spec = StudentSpec(experiment.student, experiment.seed, len(context.data.classes))
+    return load_trained(spec, path / "student")
+
+
+def _results(path: Path) -> list[dict[str, Any]]:
+    try:
+        return json.loads((path / RESULTS).read_text())["results"]
+    except (OSError, ValueError, KeyError) as error:
+        raise RunError(f"{path / RESULTS} cannot be read: {error}; resume the run first") from error

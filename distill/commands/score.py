@@ -47,7 +47,7 @@ from distill.data.module import ExperimentData
 from distill.data.order import Order
 from distill.files import write_atomic
 from distill.models.teacher import Teacher
-from distill.run.context import StageError
+from distill.run.stage import StageError
 
 PLAIN, CONFIG = "no augmentation", "this config"
 logger = logging.getLogger(__name__)

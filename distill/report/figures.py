@@ -13,9 +13,10 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from distill.report.items import Series
 from distill.report.numbers import SPACE, percent, points, signed
 from distill.report.outcome import Outcome, interval, outcome
-from distill.report.summary import RunSummary, Series, finite
+from distill.report.summary import RunSummary, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
 from distill.report.where import bytes_figure
 

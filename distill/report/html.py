@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import numpy as np
 from distill.files import write_atomic
 from distill.report import numbers
 from distill.report.figures import draw
+from distill.report.items import Row
 from distill.report.outcome import Outcome, outcome
-from distill.report.summary import Row, RunSummary, finite
+from distill.report.summary import RunSummary, finite
 from distill.report.where import blocks
 
 FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
@@ -61,8 +63,9 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         outcome=found,
         confusions=confusions(found) if found else [],
         images=sum(label >= 0 for label in summary.labels),
-        sheet=_embed_file(summary.contact_sheet),
-        operations=_embed_file(summary.operations_sheet),
+        sections=[(title, list(group)) for title, group in groupby(summary.pictures, key=lambda item: item.title)],
+        embed=_embed_file,
+        zip=zip,
         verified=bool(summary.verification) and all(check.passed for check in summary.verification),
     )
 
@@ -108,9 +111,9 @@ def _known(row: Row) -> bool:
     return finite(row.accuracy)
 
 
-def _embed_file(path: Path | None) -> str:
-    """A picture of the run folder; nothing where there is none, so that the page says which is missing."""
-    return _embed(path.read_bytes()) if path is not None and path.is_file() else ""
+def _embed_file(path: Path) -> str:
+    """A picture of the run folder; empty where the file is gone, so that the page can name it."""
+    return _embed(path.read_bytes()) if path.is_file() else ""
 
 
 def _embed(png: bytes) -> str:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from distill.report.items import Matrix
 from distill.report.numbers import SPACE, count, duration, percent, size
 from distill.report.summary import RunSummary, finite
 from distill.report.where import bytes_table
@@ -30,8 +31,9 @@ def closing(summary: RunSummary, width: int) -> RenderableType:
             parts.append(_pairs([(row.name, Text(row.what)) for row in summary.rows if row.what]))
     if summary.sites:
         parts.append(bytes_table(summary.sites))
+    parts += [_matrix_table(matrix) for matrix in summary.matrices]
     parts.append(_pairs(_facts(summary)))
-    parts.append(_pairs([(name, Text(path)) for name, path in summary.paths.items()]))
+    parts.append(_pairs([(name, Text(str(path))) for name, path in summary.paths.items()]))
     shown = [Padding(part, (0, 0, 1, 1)) for part in parts if part.row_count]
     return Group(Text(), Text(f" {summary.title}", style="bold"), Text(), *shown)
 
@@ -50,6 +52,15 @@ def result_table(summary: RunSummary, width: int) -> Table:
         cells = [Text(cell) for cell in (*numbers, duration(row.seconds))]
         style = "bold" if row.name == summary.student else ""
         table.add_row(Text(row.name), *([Text(row.what)] if wide else []), *cells, style=style)
+    return table
+
+
+def _matrix_table(matrix: Matrix) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, title=matrix.title, title_justify="left")
+    for heading in ("", *matrix.columns):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, values in zip(matrix.rows, matrix.values):
+        table.add_row(name, *(percent(value) for value in values))
     return table
 
 

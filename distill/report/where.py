@@ -11,8 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from distill.report.items import LayerBytes
 from distill.report.numbers import percent, size
-from distill.report.summary import RunSummary, SiteBytes
+from distill.report.summary import RunSummary
 from distill.report.theme import Theme
 
 BAR = 24  # columns of the terminal's longest bar
@@ -23,7 +24,7 @@ class Block:
     """Neighboring sites of one block of the network."""
 
     name: str
-    sites: tuple[SiteBytes, ...]
+    sites: tuple[LayerBytes, ...]
 
     @property
     def bytes(self) -> int:
@@ -44,14 +45,14 @@ class Block:
         return self.bytes / layers if layers else None
 
 
-def blocks(sites: tuple[SiteBytes, ...]) -> list[Block]:
+def blocks(sites: tuple[LayerBytes, ...]) -> list[Block]:
     """Sites by block, in the model's order."""
     order = {name: place for place, name in reversed(list(enumerate(site.block for site in sites)))}
     together = sorted(sites, key=lambda site: order[site.block])
     return [Block(name, tuple(group)) for name, group in groupby(together, key=lambda site: site.block)]
 
 
-def bytes_table(sites: tuple[SiteBytes, ...]) -> Table:
+def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
     """One line per block, with a bar for its share of all bytes."""
     found = blocks(sites)
     total, most = sum(block.bytes for block in found), max(block.bytes for block in found)

@@ -1,52 +1,87 @@
-"""What every stage of a run works with: the experiment, its data, and predictions of whatever network."""
+"""What every stage works with: data, device, console, the outputs of earlier stages; predictions of any network."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
-from augment.base.errors import UserError
 from augment.views import InputSpec
-from distill.config import Experiment
 from distill.data.base import Split
 from distill.data.loader import Loader
 from distill.data.module import ExperimentData
 from distill.data.reader import Batch
-from distill.models.features import Features
-from distill.models.network import Network, extract
-from distill.models.student import Student
-from distill.models.teacher import Teacher
-from distill.run.folder import local_rank
+from distill.data.settings import DataSettings
+from distill.report.items import Item
+from distill.run.folder import RunFolder, local_rank
+from distill.run.stage import Ref
 from distill.training.evaluate import Predictions, predict
-from distill.training.fit import FitSummary, device_for
+from distill.training.fit import device_for
+from distill.training.settings import TrainingSettings
 from distill.training.signals import StopSignal
 
+Output = TypeVar("Output")
 
-class StageError(UserError, ValueError):
-    """A stage cannot run on this data or with these networks; the text says what does not fit."""
+
+class RunSettings(Protocol):
+    """What a run of any kind has in its config."""
+
+    @property
+    def output(self) -> Path: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def data(self) -> DataSettings: ...
+    @property
+    def training(self) -> TrainingSettings: ...
 
 
 @dataclass
 class RunContext:
-    """What every stage needs: the experiment, its data, where to show what happens, and who asks it to stop."""
+    """What stages share.
 
-    experiment: Experiment
+    Args:
+        seed: of everything that is random.
+        root: the folder of all run folders, where outputs for all runs are kept too.
+        data: the run's data, opened once.
+        device: where networks compute outside a fit; a fit finds its own.
+        console: where to print; None on further ranks.
+        stop: who asks the run to stop.
+        folder: the run folder; None outside a run.
+    """
+
+    seed: int
+    root: Path
     data: ExperimentData
+    device: torch.device
     console: Console | None
     stop: StopSignal
-    unreadable: dict[str, str] = field(default_factory=dict)
-    """Id → reason of the images that training had to skip."""
-    teacher_fits: list[FitSummary] = field(default_factory=list)
-    """Of the teacher's networks, as far as they were trained by gradient."""
+    folder: RunFolder | None = None
+    outputs: dict[str, Any] = field(default_factory=dict)
+    """Stage → its output, as far as the run has come."""
+    items: dict[str, tuple[Item, ...]] = field(default_factory=dict)
+    """Stage → what it reports."""
+    keys: dict[str, Any] = field(default_factory=dict)
+    """Stage → its key; a key may take a network to make, so it is made once."""
+    digests: dict[str, str] = field(default_factory=dict)
+    """Stage → the digest of its key, and of the keys of all that it depends on."""
 
-    @property
-    def device(self) -> torch.device:
-        return device_for(self.experiment.training)
+    @classmethod
+    def of(cls, settings: RunSettings, stop: StopSignal, console: Console | None = None) -> RunContext:
+        """The context of a run with these settings; opens the data."""
+        data, device = make_data(settings), device_for(settings.training)
+        return cls(settings.seed, settings.output, data, device, console, stop)
+
+    def get(self, ref: Ref[Output]) -> Output:
+        """The output of an earlier stage."""
+        return self.outputs[ref.stage]
 
     @property
     def connected(self) -> bool:
@@ -54,17 +89,27 @@ class RunContext:
         return dist.is_available() and dist.is_initialized()
 
     def loader(self, split: Split) -> Loader:
-        """The split in order: this rank's share of it once the ranks are connected, all of it before."""
+        """The split in order: this rank's part of it once the ranks are connected, all of it before."""
         return self.data.eval_loader(split, self.connected)
 
     def labeled_loader(self) -> Loader:
-        """The training samples whose labels are shown, shared out in the same way."""
+        """The training samples whose labels are shown, divided among the ranks in the same way."""
         return self.data.labeled_loader(self.connected)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]
     ) -> Predictions:
-        """Predictions of a module in eval mode, on the device; afterwards it is where and as it was."""
+        """Predictions of a module in eval mode, on the device; afterwards it is where and as it was.
+
+        Args:
+            module: holds all parameters that ``logits_of`` uses.
+            logits_of: normalized views [B, 3, H, W] → logits [B, K].
+            spec: what the module expects to see.
+            loader: batches of a split.
+
+        Returns:
+            One row for each sample of the split, ordered by id, on the CPU.
+        """
         before, modes = next(module.parameters()).device, [(part, part.training) for part in module.modules()]
         module.to(self.device).eval()
         try:
@@ -74,46 +119,22 @@ class RunContext:
             for part, training in modes:
                 part.training = training
 
-
-def predict_student(context: RunContext, student: Student, split: Split) -> Predictions:
-    return context.predict(student, lambda view: logits_of(student(view)), student.input, context.loader(split))
-
-
-def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
-    """Pooled features in the place of logits."""
-    model = network.model
-
-    def pooled(view: Tensor) -> Tensor:
-        found = extract(model, view, frozenset({"pooled"})).pooled
-        assert found is not None
-        return found
-
-    return context.predict(model, pooled, network.input, loader)
+    def print(self, text: str) -> None:
+        """A line on the console, if there is one."""
+        if self.console is not None:
+            self.console.print(text, highlight=False, soft_wrap=True)
 
 
-def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Predictions:
-    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
-
-    A class counts for the networks that know it.
-    """
-    single: list[Predictions] = []
-    for n, (network, spec) in enumerate(zip(teacher.networks, teacher.inputs, strict=True)):
-
-        def one(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
-            return teacher.probabilities(n, logits_of(teacher.look(network, view)))
-
-        single.append(context.predict(teacher, one, spec, context.loader(split)))
-    mean = teacher.mean([predictions.logits for predictions in single])
-    return Predictions(mean.log(), single[0].labels, single[0].ids)
+@contextmanager
+def opened(settings: RunSettings, console: Console | None = None) -> Iterator[RunContext]:
+    """A context outside a run, for commands; signals are remembered while it is open."""
+    with StopSignal() as stop:
+        yield RunContext.of(settings, stop, console)
 
 
-def logits_of(features: Features) -> Tensor:
-    assert features.logits is not None
-    return features.logits
-
-
-def make_data(experiment: Experiment) -> ExperimentData:
-    device, rank = device_for(experiment.training), local_rank()
+def make_data(settings: RunSettings) -> ExperimentData:
+    """The data as this process's rank has it."""
+    device, rank = device_for(settings.training), local_rank()
     if device.type == "cuda":
         device = torch.device("cuda", rank)  # before the ranks are connected, the current one is the first for all
-    return ExperimentData(experiment.data, experiment.seed, experiment.training.devices, rank, device)
+    return ExperimentData(settings.data, settings.seed, settings.training.devices, rank, device)

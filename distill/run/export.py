@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,6 @@ from torch import Tensor, nn
 
 from augment.chain import eval_view
 from augment.views import InputSpec
-from distill.config import Experiment
 from distill.deltas.base import StructuralDelta
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
@@ -20,8 +20,9 @@ from distill.export.targets.timm_folder import write_timm_folder
 from distill.export.verify import TOLERANCE, verify
 from distill.models.network import create_network
 from distill.models.reused_head import enlargement
+from distill.models.settings import StudentSettings
 from distill.models.student import Student
-from distill.report.summary import Check
+from distill.report.items import Check
 from distill.run.context import RunContext
 
 
@@ -29,23 +30,33 @@ def export_paths(folder: Path) -> dict[str, Path]:
     return {"delta": folder / "delta", "merged model": folder / "merged"}
 
 
-def structural_types(experiment: Experiment) -> list[str]:
+def structural_types(student: StudentSettings) -> list[str]:
     """Types of the student's structural deltas. With any of them there is no merged folder: no weight can hold them."""
-    settings = experiment.student.deltas
+    settings = student.deltas
     return [s.type for s in settings if s.component is not None and issubclass(s.component, StructuralDelta)]
 
 
-def export_student(context: RunContext, student: Student, folder: Path, results: list[Result]) -> dict[str, int]:
+def export_student(
+    context: RunContext, settings: StudentSettings, student: Student, folder: Path, results: Sequence[Result]
+) -> dict[str, int]:
     """Write the delta file (unless every weight was trained) and the merged timm folder (unless a delta is structural).
 
-    Returns sizes in bytes.
+    Args:
+        context: the run's data: labels, canvas.
+        settings: of the student.
+        student: after its training.
+        folder: where to write.
+        results: measured numbers that the files carry.
+
+    Returns:
+        What was written → its bytes.
     """
     paths = export_paths(folder)
     about: dict[str, Any] = {
         "origin": student.network.origin,
         "labels": tuple(context.data.classes),
         "preprocessing": preprocessing(context, student),
-        "results": results,
+        "results": list(results),
     }
     sizes = {}
     if not student.full:
@@ -53,7 +64,7 @@ def export_student(context: RunContext, student: Student, folder: Path, results:
         sizes["delta"] = (paths["delta"] / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
-    if not structural_types(context.experiment):
+    if not structural_types(settings):
         write_timm_folder(paths["merged model"], student.model, **about)
         sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
     if (larger := enlargement(student.model)) is not None:
@@ -68,20 +79,32 @@ def preprocessing(context: RunContext, student: Student) -> Preprocessing:
     return found.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
 
 
-def verify_export(context: RunContext, folder: Path, student: Student | None = None) -> list[Check]:
+def verify_export(
+    context: RunContext, settings: StudentSettings, folder: Path, enough: int, student: Student | None = None
+) -> list[Check]:
     """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory.
 
     A student with structural deltas must be given: nothing is merged, so it is what the delta file is compared with.
+
+    Args:
+        context: the run's data.
+        settings: of the student.
+        folder: that :func:`export_student` wrote.
+        enough: how many images to compare on.
+        student: in memory.
+
+    Returns:
+        A check for each comparison; those that fail are not ``passed``.
     """
-    experiment, paths = context.experiment, export_paths(folder)
-    whole = experiment.student.train == "full"
-    merged = None if structural_types(experiment) else paths["merged model"]
-    network = create_network(experiment.student.network)
-    images = verification_images(context, network.input, experiment.export.verify_images)
+    paths = export_paths(folder)
+    whole = settings.train == "full"
+    merged = None if structural_types(settings) else paths["merged model"]
+    network = create_network(settings.network)
+    images = verification_images(context, network.input, enough)
 
     def backbone() -> nn.Module:
-        torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
-        return create_network(experiment.student.network, read_delta(paths["delta"])[0].num_classes).model
+        torch.manual_seed(context.seed)  # a backbone of random weights is known by its seed
+        return create_network(settings.network, read_delta(paths["delta"])[0].num_classes).model
 
     report = verify(
         merged,
@@ -89,7 +112,7 @@ def verify_export(context: RunContext, folder: Path, student: Student | None = N
         delta=None if whole else paths["delta"],
         make_backbone=None if whole else backbone,
         model=student.model if student is not None else None,
-        enough=min(experiment.export.verify_images, len(images)),
+        enough=min(enough, len(images)),
     )
     hashes = {"merged weights": report.merged_sha256, "delta": report.delta_sha256}
     shown = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in hashes.items() if sha256 is not None)

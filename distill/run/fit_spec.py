@@ -1,4 +1,4 @@
-"""One fit of one student: what it learns from, put together and run. Whatever trains in a run goes through here."""
+"""Everything of one fit but its student: teacher, objectives, views, training. All training goes through here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment
 from distill.data.base import UNLABELED
 from distill.data.loader import TrainLoader
-from distill.models.settings import ReusedHead, WeightingSettings
+from distill.models.settings import CacheSettings, ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective
-from distill.run.context import RunContext, StageError, predict_student, predict_teacher
+from distill.run.context import RunContext
+from distill.run.predict import predict_student, predict_teacher
+from distill.run.stage import StageError
 from distill.training.cache_key import cache_key_of
 from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions
@@ -31,23 +33,34 @@ from distill.training.terms import Term, build_terms
 
 @dataclass(frozen=True)
 class FitSpec:
-    """Everything of a fit but the student."""
+    """Everything of a fit but the student.
+
+    Args:
+        context: the run's.
+        teacher: frozen; None where the student learns from labels alone.
+        objectives: the terms of the loss.
+        augment: how the views are made.
+        training: epochs, optimizer, schedule, guards.
+        cache: keeps the teacher's outputs in a file; None asks the teacher at every step.
+        labeled_only: train on the labeled samples alone.
+    """
 
     context: RunContext
     teacher: Teacher | None
     objectives: tuple[Objective.Settings, ...]
     augment: AugmentSettings
     training: TrainingSettings
+    cache: CacheSettings | None = None
     labeled_only: bool = False
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, its objectives newly made. Raises ``StageError`` where student and teacher do not fit."""
-        teacher, seed = self.teacher, self.context.experiment.seed
+        teacher, seed = self.teacher, self.context.seed
         terms = self._terms(student, name)
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
         part = self.context.data.part("train")
         train = part.ids, torch.from_numpy(part.labels)
-        cache = open_cache(self.context, teacher, dual, self.training.epochs) if teacher else None
+        cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache) if teacher else None
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
@@ -63,7 +76,7 @@ class FitSpec:
             meta_step(self.context, self.teacher.weighting)
 
     def _terms(self, student: Student, name: str) -> list[Term]:
-        torch.manual_seed(self.context.experiment.seed)
+        torch.manual_seed(self.context.seed)
         shapes, maps = (self.teacher.shapes, self.teacher.maps) if self.teacher else ([], None)
         try:
             return build_terms(self.objectives, student.shapes, shapes, maps)
@@ -86,8 +99,8 @@ class FitSpec:
         context, teacher = self.context, self.teacher
         loader = self.loader()
         module = self.module(student, loader, name)
-        if module.cache is not None and context.console is not None:
-            context.console.print(module.cache.describe(), highlight=False, soft_wrap=True)
+        if module.cache is not None:
+            context.print(module.cache.describe())
         has_val, comparable = self._scored(student, name)
         summary = fit(
             module,
@@ -100,7 +113,6 @@ class FitSpec:
             context.console,
             self._test(student, name),
         )
-        context.unreadable |= loader.unreadable
         return summary
 
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
@@ -162,22 +174,37 @@ def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | N
     if len(places) < 2:
         raise StageError("teacher.weighting: learned needs labeled images to learn from, in the validation split")
     keys = torch.tensor([sample_key(context.data.part("val").ids[place]) for place in places])
-    order = Draws(context.experiment.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
+    order = Draws(context.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
     batch = context.data.canvases("val", places[order].tolist())
     return MetaStep(weighting, batch.images, batch.labels)
 
 
-def open_cache(context: RunContext, teacher: Teacher, dual: DualAugment, epochs: int) -> TeacherCache | None:
-    """The cache of what the teacher says in the experiment's epochs, if there is to be one. Raises ``CacheError``."""
-    settings = context.experiment.teacher
-    if settings is None or settings.cache is None:
+def open_cache(
+    context: RunContext, teacher: Teacher, dual: DualAugment, epochs: int, settings: CacheSettings | None
+) -> TeacherCache | None:
+    """The cache of the teacher's outputs, if there is to be one.
+
+    Args:
+        context: the run's; caches of all runs are in its ``root``.
+        teacher: whose outputs are kept.
+        dual: makes the views that the teacher sees.
+        epochs: of the training that reads it.
+        settings: what to keep; None: there is no cache.
+
+    Returns:
+        The open cache, or None.
+
+    Raises:
+        CacheError: it cannot be used for this.
+    """
+    if settings is None:
         return None
     return TeacherCache(
-        context.experiment.output / "teachers",
+        context.root / "teachers",
         cache_key_of(teacher, dual, context.data),
-        RowLayout(teacher.shapes, len(dual.view_plan.teacher), settings.cache),
+        RowLayout(teacher.shapes, len(dual.view_plan.teacher), settings),
         context.data.part("train").ids,
         epochs,
         by_batch=dual.mix is not None,
-        write=settings.cache.write,
+        write=settings.write,
     )

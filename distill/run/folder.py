@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from augment.base.errors import UserError
-from distill.config import ConfigError, Experiment, dump_config, parse_yaml, validate_tree
 from distill.files import write_atomic
-from distill.yaml_tree import differences
+from distill.yaml_tree import ConfigError, differences, dump_yaml, parse_yaml
 
 logger = logging.getLogger(__name__)
 
 CONFIG = "config.yaml"
 RECORD = "run.json"
-FITS = "fits"
-"""The folder of everything that a run trains, one folder each."""
 _FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
 
 
@@ -68,8 +65,16 @@ def is_first_rank() -> bool:
     return local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
-def open_run(experiment: Experiment, resume: bool) -> RunFolder:
+def open_run(output: Path, tree: dict[str, Any], resume: bool) -> RunFolder:
     """A new folder ``output/name`` (``name@2``, … where taken), or with ``resume`` this config's newest unfinished one.
+
+    Args:
+        output: the folder of all run folders.
+        tree: the resolved config as plain values; its key ``name`` names the folder.
+        resume: go on with an earlier run.
+
+    Returns:
+        The open folder, its config and record written.
 
     Raises:
         RunError: nothing to resume, only runs of other settings, or the folder cannot be written.
@@ -77,11 +82,11 @@ def open_run(experiment: Experiment, resume: bool) -> RunFolder:
     if _FOLDER_OF_THE_FIRST_RANK in os.environ:
         return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
     try:
-        run = _resumed(experiment) if resume else RunFolder(_new_folder(experiment.output, experiment.name))
-        write_atomic(run.path / CONFIG, dump_config(experiment).encode())
+        run = resumable(output, tree) if resume else RunFolder(_new_folder(output, tree["name"]))
+        write_atomic(run.path / CONFIG, dump_yaml(tree).encode())
         run.set_status("running")
     except OSError as error:
-        raise RunError(f"{experiment.output / experiment.name}: the run folder cannot be written: {error}") from error
+        raise RunError(f"{output / tree['name']}: the run folder cannot be written: {error}") from error
     # Processes that Lightning starts for further devices run this code too, and must not make folders of their own.
     os.environ[_FOLDER_OF_THE_FIRST_RANK] = str(run.path)
     return run
@@ -91,17 +96,16 @@ def close_run() -> None:
     os.environ.pop(_FOLDER_OF_THE_FIRST_RANK, None)
 
 
-def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
+def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Config, as plain values, and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is no run folder: it holds no {CONFIG}")
     tree = parse_yaml((path / CONFIG).read_text(), str(path / CONFIG))
-    experiment = validate_tree(tree, str(path / CONFIG))
     try:
         record = json.loads((path / RECORD).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{path / RECORD} cannot be read: {error}") from error
-    return experiment, record
+    return tree, record
 
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
@@ -128,20 +132,21 @@ def _new_folder(output: Path, name: str) -> Path:
             return path
 
 
-def _resumed(experiment: Experiment) -> RunFolder:
-    """The newest unfinished run of these very settings."""
-    existing = _numbered(experiment.output, experiment.name)
+def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
+    """The newest unfinished run of these very settings. Raises ``RunError`` if there is none."""
+    name = tree["name"]
+    existing = _numbered(output, name)
     others = []
     for number in sorted(existing, reverse=True):
         try:
-            earlier, record = read_run(existing[number])
+            earlier, record = read_folder(existing[number])
         except (RunError, ConfigError) as error:
             logger.warning("not resumed: %s", error)
             continue
         if record["status"] == "finished":
             continue
-        different = differences(earlier.model_dump(mode="json"), experiment.model_dump(mode="json"))
+        different = differences(earlier, tree)
         if not different:
             return RunFolder(existing[number], record)
         others.append(f"{existing[number]} was started with other settings: {', '.join(different)}")
-    raise RunError(others[0] if others else f"{experiment.output}: no unfinished run {experiment.name!r} to resume")
+    raise RunError(others[0] if others else f"{output}: no unfinished run {name!r} to resume")

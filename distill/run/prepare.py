@@ -1,12 +1,14 @@
 """A student before its training, and after it: what methods choose from the data, and what becomes of their deltas.
 
-Methods that prepare themselves (``Delta.prepares``) are shown an :class:`Calibration`. What they choose is kept as
-``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the same student.
+Methods that choose ranks, masks or initial values before training (``Delta.prepares``) get a :class:`Calibration`. The
+choice is kept as ``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the
+same student.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,125 +22,160 @@ from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
 from distill.models.network import create_network
 from distill.models.reused_head import reuse_head, reused
-from distill.models.settings import ReusedHead
+from distill.models.settings import ReusedHead, StudentSettings
 from distill.models.student import Student
-from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
-from distill.run.folder import is_first_rank
+from distill.run.folder import RunError, is_first_rank
 from distill.run.warm_up import StudentCalibration, WarmUp
 from distill.training.checkpoints import VerifiedCheckpointIO
+from distill.training.fit import RESULT, load_result
 
 PREPARED = "prepared.ckpt"
 LOGITS = frozenset({"logits"})
 
 
-def new_student(
-    context: RunContext,
-    needs: frozenset[str] = LOGITS,
-    classes: int | None = None,
-    starts: Sequence[DeltaInit] | None = None,
-    head: ReusedHead | None = None,
-) -> Student:
-    """The experiment's student as it is before training: the same for every stage, since the seed is.
+@dataclass(frozen=True)
+class StudentSpec:
+    """How a student is made, the same one for every stage and every rank, since the seed is.
 
     Args:
-        head: in the place of its own, if an objective wants that.
+        settings: network and deltas.
+        seed: of everything in it that starts random.
+        classes: of its head.
+        needs: what the objectives read of it, of ``{"logits", "pooled", "maps"}``.
+        head: of the teacher's, in the place of its own, if an objective asks for that.
     """
-    torch.manual_seed(context.experiment.seed)
-    settings = context.experiment.student
-    network = create_network(settings.network, classes or len(context.data.classes))
-    if head is not None:
-        reuse_head(network.model, head)
-    return Student(network, settings, needs, starts)
+
+    settings: StudentSettings
+    seed: int
+    classes: int
+    needs: frozenset[str] = LOGITS
+    head: ReusedHead | None = None
+
+    def build(
+        self, inits: Sequence[DeltaInit] | None = None, deltas: tuple[DeltaSettings, ...] | None = None
+    ) -> Student:
+        """The student before training.
+
+        Args:
+            inits: what each entry of ``student.deltas`` starts with; None: as its settings say.
+            deltas: in the place of the settings' own.
+        """
+        torch.manual_seed(self.seed)
+        settings = self.settings if deltas is None else self.settings.model_copy(update={"deltas": deltas})
+        network = create_network(settings.network, self.classes)
+        if self.head is not None:
+            reuse_head(network.model, self.head)
+        return Student(network, settings, self.needs, inits)
 
 
-def trial_student(context: RunContext, needs: frozenset[str], classes: int, head: ReusedHead | None = None) -> Student:
-    """A student made to be thrown away, for what is wrong with it; deltas that prepare themselves have rank 1.
+def trial_student(spec: StudentSpec) -> Student:
+    """A temporary student, built to find configuration errors early; ranks that are still to be chosen are 1.
 
     Raises:
         NetworkError, DeltaError: as making it for its own training would.
     """
-    entries = context.experiment.student.deltas
-    return _checked(
-        new_student(context, needs, classes, [DeltaInit([at_rank_one(entry)]) for entry in entries], head), entries
-    )
+    entries = spec.settings.deltas
+    return _checked(spec.build([DeltaInit([at_rank_one(entry)]) for entry in entries]), entries)
 
 
-def prepare(fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int) -> Student:
-    """The student with which training starts, its deltas prepared from the lesson's own data and loss."""
-    context = fit_spec.context
-    entries = context.experiment.student.deltas
+def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int) -> Student:
+    """The student with which training starts; ranks, masks and initial values that its methods choose are chosen.
+
+    Args:
+        spec: how it is made.
+        fit_spec: the fit whose data and loss the methods choose by.
+        folder: of the fit; holds the choice, and the warm-ups that it was made by.
+        name: of the fit, for the console.
+        full_epochs: what the methods' numbers of epochs refer to; a shorter fit scales them.
+
+    Returns:
+        The student, the same one on every rank and after a restart.
+    """
+    entries = spec.settings.deltas
     if not any(_method(entry).prepares(entry) for entry in entries):
-        return _checked(new_student(context, needs, classes, head=fit_spec.head), entries)
+        return _checked(spec.build(), entries)
     if not (folder / PREPARED).is_file():
-        trial_student(context, needs, classes, fit_spec.head)
-        content = _chosen(fit_spec, folder, name, needs, classes)
+        trial_student(spec)
+        content = _chosen(spec, WarmUp(spec, fit_spec, folder, name, full_epochs))
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
-        return _begun(context, needs, classes, content, fit_spec.head)
-    return load_prepared(context, folder, needs, classes, fit_spec.head)
+        return _begun(spec, content)
+    return load_prepared(spec, folder)
 
 
-def load_prepared(
-    context: RunContext, folder: Path, needs: frozenset[str], classes: int, head: ReusedHead | None = None
-) -> Student:
+def load_prepared(spec: StudentSpec, folder: Path) -> Student:
     """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
     if not (folder / PREPARED).is_file():
-        return new_student(context, needs, classes, head=head)
-    return _begun(context, needs, classes, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED), head)
+        return spec.build()
+    return _begun(spec, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
 
 
-def finished(context: RunContext, student: Student) -> Student:
+def load_trained(spec: StudentSpec, folder: Path) -> Student:
+    """The student of a finished fit; its classes and head are those of the fit.
+
+    Raises:
+        RunError: the fit is not finished.
+    """
+    if not (folder / RESULT).is_file():
+        raise RunError(f"{folder} holds no finished fit; resume the run first")
+    result = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)
+    head = ReusedHead(**result["head"]) if result["head"] else None
+    spec = replace(spec, classes=result["classes"], head=head)
+    student = load_prepared(spec, folder)
+    load_result(student, folder)
+    return finished(spec, student)
+
+
+def finished(spec: StudentSpec, student: Student) -> Student:
     """The trained student as it is evaluated and exported: a new one if a method makes something else of its deltas."""
-    starts = student.finish()
-    if starts is None:
+    inits = student.finish()
+    if inits is None:
         return student
     head = head_state(student.model, classifier_names(student.model))
-    smaller = new_student(context, student.needs, student.shapes.classes, starts, reused(student.model))
+    smaller = replace(spec, needs=student.needs, classes=student.shapes.classes, head=reused(student.model)).build(
+        inits
+    )
     load_exactly(head_state(smaller.model, classifier_names(smaller.model)), head, "head")
     return smaller
 
 
-def _chosen(fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int) -> dict[str, Any]:
+def _chosen(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
     """What the methods choose, as plain containers and tensors."""
-    context = fit_spec.context
-    entries = context.experiment.student.deltas
-    training = WarmUp(fit_spec, folder, name, needs, classes)
-    starts = []
+    entries = spec.settings.deltas
+    inits = []
     for number, entry in enumerate(entries):
         if _method(entry).prepares(entry):
-            torch.manual_seed(context.experiment.seed)
-            starts.append(_method(entry).prepare(entry, StudentCalibration(training, number)))
+            torch.manual_seed(spec.seed)
+            inits.append(_method(entry).prepare(entry, StudentCalibration(warm_up, number)))
         else:
-            starts.append(DeltaInit([entry]))
+            inits.append(DeltaInit([entry]))
     content: dict[str, Any] = {"head": {}}
-    for start in starts:
-        if start.warm_start is not None:
-            point: Student = start.warm_start.student  # type: ignore[attr-defined]
+    for init in inits:
+        if init.warm_start is not None:
+            point: Student = init.warm_start.student  # type: ignore[attr-defined]
             content["head"] = head_state(point.model, classifier_names(point.model))
-            starts = [
+            inits = [
                 other if _method(entry).prepares(entry) else DeltaInit([entry], point.entry_state(number))
-                for number, (entry, other) in enumerate(zip(entries, starts))
+                for number, (entry, other) in enumerate(zip(entries, inits))
             ]
     content["entries"] = [
         {
-            "settings": [settings.model_dump(mode="json") for settings in start.settings],
-            "tensors": {site: dict(tensors) for site, tensors in start.tensors.items()},
+            "settings": [settings.model_dump(mode="json") for settings in init.settings],
+            "tensors": {site: dict(tensors) for site, tensors in init.tensors.items()},
         }
-        for start in starts
+        for init in inits
     ]
     return content
 
 
-def _begun(
-    context: RunContext, needs: frozenset[str], classes: int, content: dict[str, Any], head: ReusedHead | None
-) -> Student:
-    family = Registry("distill.deltas", "Delta")
-    starts = []
+def _begun(spec: StudentSpec, content: dict[str, Any]) -> Student:
+    deltas = Registry("distill.deltas", "Delta")
+    inits = []
     for entry in content["entries"]:
-        settings = [family.settings_of(each["type"]).model_validate(each) for each in entry["settings"]]
-        starts.append(DeltaInit(settings, entry["tensors"]))  # type: ignore[arg-type]
-    student = new_student(context, needs, classes, starts, head)
+        settings = [deltas.settings_of(each["type"]).model_validate(each) for each in entry["settings"]]
+        inits.append(DeltaInit(settings, entry["tensors"]))  # type: ignore[arg-type]
+    student = spec.build(inits)
     if content["head"]:
         load_exactly(head_state(student.model, classifier_names(student.model)), content["head"], "head")
     return student

@@ -7,18 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from PIL import Image
 from torch import Tensor
 
 from augment.draws import sample_key
+from augment.dual import DualAugment
+from augment.placement import to_device
 from augment.policy import ViewSpec
 from augment.preview import Shared, Strip, contact_sheet, strip_of, strips_sheet, what_views_share
 from augment.recipe import Op
-from augment.views import InputSpec
+from augment.views import InputSpec, Views
 from distill.data.base import UNLABELED
 from distill.data.module import ExperimentData
+from distill.data.reader import Batch
 from distill.files import write_atomic
-from distill.run.replay import ViewBatch
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,22 @@ class Preview:
         for path, content in zip(paths, (self.sheet, self.operations)):
             write_atomic(path, content)
         return paths
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch of an epoch before and after its views were made."""
+
+    epoch: int
+    batch: Batch
+    views: Views
+    augment: DualAugment
+
+    @classmethod
+    def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> ViewBatch:
+        """Make the views of a batch, on ``device``."""
+        views = augment.to(device)(to_device(batch.pixels, device), batch.ids, epoch)
+        return cls(epoch, batch, views, augment)
 
 
 def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Preview:

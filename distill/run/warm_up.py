@@ -8,24 +8,24 @@ norms too; to have that here, list ``bias`` and ``norm_affine`` beside it.)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from distill.data.module import ExperimentData
 from distill.deltas.attach import layer_at
-from distill.deltas.base import DeltaSettings, Gradients, StructuralDelta, WeightDelta
+from distill.deltas.base import DeltaInit, DeltaSettings, Gradients, StructuralDelta, WeightDelta
 from distill.deltas.blocks import eval_mode
 from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names, find_target
 from distill.deltas.state import head_state, load_exactly
-from distill.models.network import create_network, extract
-from distill.models.reused_head import reuse_head
+from distill.models.network import extract
+from distill.models.settings import StudentSettings
 from distill.models.student import Student
 from distill.objectives.ranks import gather_batch, sum_over_ranks, world_size
 from distill.run.fit_spec import FitSpec
@@ -37,50 +37,68 @@ RATE_OF_WEIGHTS = 0.1
 """Default learning rate of free weights over that of deltas, which take larger steps."""
 
 
-class WarmUp:
-    """Free trainings of one lesson; each is run once, in a folder of its own, and resumed like any fit."""
+class StudentMaker(Protocol):
+    """Makes the students of warm-ups: see :class:`distill.run.prepare.StudentSpec`."""
 
-    def __init__(self, fit_spec: FitSpec, folder: Path, name: str, needs: frozenset[str], classes: int):
-        self.fit_spec, self.folder, self.name, self.needs, self.classes = fit_spec, folder, name, needs, classes
-        self.settings = fit_spec.context.experiment.student
+    @property
+    def settings(self) -> StudentSettings: ...
+
+    def build(
+        self, inits: Sequence[DeltaInit] | None = None, deltas: tuple[DeltaSettings, ...] | None = None
+    ) -> Student: ...
+
+
+class WarmUp:
+    """Warm-ups of one fit; each is run once, in a folder of its own, and resumed like any fit.
+
+    Args:
+        spec: makes the student.
+        fit_spec: the fit that is warmed up for.
+        folder: of the fit.
+        name: of the fit, for the console.
+        full_epochs: what numbers of epochs refer to; where the fit has fewer, a warm-up has as many fewer.
+    """
+
+    def __init__(self, spec: StudentMaker, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int):
+        self.spec, self.fit_spec, self.folder, self.name, self.full_epochs = spec, fit_spec, folder, name, full_epochs
         self._points: dict[tuple, WarmUpPoint] = {}
 
     def backbone(self) -> nn.Module:
         """The network before training, the same every time."""
-        return self._student(()).model
+        return self.spec.build(deltas=()).model
 
     def point(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
+        """The student after a warm-up.
+
+        Args:
+            epochs: 0 for none.
+            train: what learns.
+            lr: constant; None: the fit's for the head, a tenth of it for weights.
+        """
         known = epochs, train if epochs else "weights", lr if epochs else None
         if known not in self._points:
             self._points[known] = self._reach(epochs, train, lr)
         return self._points[known]
 
     def _reach(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
-        context, name = self.fit_spec.context, f"{self.name}: warm-up"
-        student = self._student(tuple(_free_form(entry) for entry in self.settings.deltas))
+        name = f"{self.name}: warm-up"
+        student = self.spec.build(deltas=tuple(_free_form(entry) for entry in self.spec.settings.deltas))
         if not epochs:
             return WarmUpPoint(self.fit_spec, student, name, None)
         usual = self.fit_spec.training.optimizer.lr
         rate = lr or (usual if train == "head" else RATE_OF_WEIGHTS * usual)
         # Under another number of epochs, as the control has it, a warm-up is the same part of training.
-        scaled = max(1, round(epochs * self.fit_spec.training.epochs / context.experiment.training.epochs))
+        scaled = max(1, round(epochs * self.fit_spec.training.epochs / self.full_epochs))
         fit_spec = self.fit_spec.free(scaled, rate)
         folder = self.folder / f"warm-up-{train}-{epochs}-{rate:g}"
         if train == "weights":
             fit_spec.fit(student, folder, name)
         else:
-            alone = self._student(())
+            alone = self.spec.build(deltas=())
             fit_spec.fit(alone, folder, name)
             heads = [head_state(model, classifier_names(model)) for model in (student.model, alone.model)]
             load_exactly(heads[0], heads[1], "head")
         return WarmUpPoint(self.fit_spec, student, name, folder)
-
-    def _student(self, deltas: tuple[DeltaSettings, ...]) -> Student:
-        torch.manual_seed(self.fit_spec.context.experiment.seed)
-        network = create_network(self.settings.network, self.classes)
-        if self.fit_spec.head is not None:
-            reuse_head(network.model, self.fit_spec.head)
-        return Student(network, self.settings.model_copy(update={"deltas": deltas}), self.needs)
 
 
 class WarmUpPoint:

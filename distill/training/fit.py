@@ -22,7 +22,7 @@ from distill.models.network import check_fits
 from distill.models.reused_head import reused
 from distill.models.student import Student
 from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
-from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
+from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.evaluate import Predictions
 from distill.training.module import Distillation
 from distill.training.placement import choose_placement
@@ -39,7 +39,7 @@ SUMMARY = "fit.json"
 
 @dataclass
 class FitSummary:
-    """What a finished fit has to say for itself; kept as ``fit.json``, whose presence means that it is finished."""
+    """Summary of a finished fit; kept as ``fit.json``, whose presence means that it is finished."""
 
     epochs: int
     steps: int
@@ -56,6 +56,8 @@ class FitSummary:
     """Counted from 0: those that ``training.test_every`` had tested, rising."""
     test_accuracies: list[float] = field(default_factory=list)
     """Of these epochs."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Id → reason of the images that training had to skip."""
 
     @property
     def best_on_test(self) -> tuple[int, float] | None:
@@ -91,7 +93,7 @@ def fit(
     """
     if (folder / SUMMARY).is_file():
         load_result(module.student, folder)
-        return FitSummary(**json.loads((folder / SUMMARY).read_text()))
+        return load_summary(folder)
 
     settings = module.settings
     choose_placement(module.augment, loader, folder, device_for(settings), console, module.cache)
@@ -153,7 +155,7 @@ def fit(
         load_result(module.student, folder, BEST)
     elif module.average is not None:
         module.average.apply()
-    summary = _summary(trainer, figures, validation, curve, module)
+    summary = _summary(trainer, figures, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
         save_result(module.student, folder)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
@@ -170,6 +172,14 @@ def save_result(student: Student, folder: Path) -> None:
         "head": None if head is None else head.model_dump(),
     }
     VerifiedCheckpointIO().save_checkpoint(content, folder / RESULT)
+
+
+def load_summary(folder: Path) -> FitSummary:
+    """Summary of the finished fit in a folder. Raises ``CheckpointError`` if it cannot be read."""
+    try:
+        return FitSummary(**json.loads((folder / SUMMARY).read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder / SUMMARY} cannot be read: {error}") from error
 
 
 def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
@@ -199,6 +209,7 @@ def _summary(
     validation: Validation | None,
     curve: TestCurve | None,
     module: Distillation,
+    unreadable: dict[str, str],
 ) -> FitSummary:
     wall = max(figures.totals.get("wall", 0.0), 1e-9)
     return FitSummary(
@@ -212,4 +223,5 @@ def _summary(
         scores=validation.scores if validation else {},
         tested_epochs=list(curve.accuracies) if curve else [],
         test_accuracies=list(curve.accuracies.values()) if curve else [],
+        unreadable=dict(unreadable),
     )

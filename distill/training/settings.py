@@ -91,6 +91,22 @@ class TrainingSettings(Settings):
             raise ValueError(f"schedule.warmup ({self.schedule.warmup}) must be shorter than epochs ({self.epochs})")
         return self
 
+    def scaled(self, epochs: int) -> TrainingSettings:
+        """The same training in another number of epochs: warm-up and milestones, and what is done every few epochs,
+        stay at the same parts of it. Without a curriculum."""
+        warmup, milestones = self.schedule.warmup, self.schedule.milestones
+        schedule = self.schedule.model_copy(
+            update={
+                "warmup": warmup * epochs / self.epochs,
+                "milestones": tuple(m * epochs / self.epochs for m in milestones),
+            }
+        )
+        every = {
+            name: value and max(1, value * epochs // self.epochs)
+            for name, value in {"validate_every": self.validate_every, "test_every": self.test_every}.items()
+        }
+        return self.model_copy(update={"epochs": epochs, "schedule": schedule, "curriculum": None, **every})
+
 
 class FitTeacherSettings(Settings):
     """The first stage of a run, for users who have no teacher yet: train it on the labeled data, cached by content."""

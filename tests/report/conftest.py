@@ -4,7 +4,8 @@ import math
 
 import pytest
 
-from distill.report.summary import Check, Machine, Row, RunSummary, Series
+from distill.report.items import Check, Row, Series
+from distill.report.summary import Machine, RunSummary
 
 
 def series(*values):

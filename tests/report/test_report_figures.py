@@ -7,7 +7,7 @@ from PIL import Image
 
 from distill.report import figures
 from distill.report.figures import draw
-from distill.report.summary import Row
+from distill.report.items import Row
 from distill.report.theme import LIGHT
 
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from distill.report.html import tiles, write_report
-from distill.report.summary import Check, Row
+from distill.report.items import Check, Matrix, Picture, Row
 
 VOID = {"meta", "img", "source", "br"}
 
@@ -40,10 +40,14 @@ def page(folder, run):
     return Page(write_report(folder, run).read_text(encoding="utf-8"))
 
 
+def picture(path, **more):
+    return Picture(title="What each network saw", path=path, alt="samples", **more)
+
+
 def test_the_full_page_and_its_figures(tmp_path, run):
     sheet = tmp_path / "sheet.png"
     Image.new("RGB", (8, 8)).save(sheet)
-    found = page(tmp_path / "run", run.model_copy(update={"contact_sheet": sheet}))
+    found = page(tmp_path / "run", run.model_copy(update={"pictures": (picture(sheet),)}))
     text = " ".join(found.words)
     sections = [
         "Results",
@@ -130,8 +134,8 @@ def test_a_failed_verification_says_so(tmp_path, run):
 
 
 def test_a_contact_sheet_that_is_gone_is_reported_on_the_page(tmp_path, run):
-    found = page(tmp_path, run.model_copy(update={"contact_sheet": tmp_path / "gone.png"}))
-    assert "The contact sheet was not found at " in found.words
+    found = page(tmp_path, run.model_copy(update={"pictures": (picture(tmp_path / "gone.png"),)}))
+    assert "The picture was not found at " in found.words
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
@@ -143,12 +147,25 @@ def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
 def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run):
     strips = tmp_path / "strips.png"
     Image.new("RGB", (8, 8)).save(strips)
-    shown = run.model_copy(update={"contact_sheet": strips, "operations_sheet": strips, "shared": "crops overlap 63%"})
+    sheet = picture(strips, caption="Teacher and student: crops overlap 63%.")
+    folded = "Every operation over its range"
+    shown = run.model_copy(update={"pictures": (sheet, picture(strips, folded=folded))})
     text = " ".join(page(tmp_path / "run", shown).words)
     assert "Teacher and student: crops overlap 63%." in text and "Every operation over its range" in text
-    gone = shown.model_copy(update={"operations_sheet": tmp_path / "gone.png"})
+    gone = shown.model_copy(update={"pictures": (sheet, picture(tmp_path / "gone.png", folded=folded))})
     text = " ".join(page(tmp_path / "run", gone).words)
-    assert "The operations' strips were not found at" in text and "Every operation" not in text
+    assert "The picture was not found at" in text and "Every operation" not in text
+
+
+def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, run):
+    values = ((0.91, None), (0.88, 0.75))
+    matrix = Matrix(title="Accuracy after each task", rows=("a", "b"), columns=("on a", "on b"), values=values)
+    shown = run.model_copy(update={"matrices": (matrix,)})
+    found = page(tmp_path, shown)
+    text = " ".join(" ".join(found.words).replace("\u00a0", " ").split())
+    assert "Accuracy after each task" in found.headings and "a 91.0 % – b 88.0 % 75.0 %" in text
+    with pytest.raises(ValueError, match="'t': values must be 2 rows of 2"):
+        Matrix(title="t", rows=("a", "b"), columns=("on a", "on b"), values=((0.5,), (0.5, 0.5)))
 
 
 def test_last_and_best_epoch_are_told_apart(tmp_path, run):

@@ -5,7 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from distill.report.summary import Machine, RunSummary, read_curves
+from distill.report.curves import read_curves
+from distill.report.summary import Machine, RunSummary
 
 
 def write(path, text):

@@ -3,7 +3,7 @@ import math
 import pytest
 from rich.console import Console
 
-from distill.report.summary import Check, Row
+from distill.report.items import Check, Row
 from distill.report.terminal import print_summary
 
 

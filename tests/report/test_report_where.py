@@ -3,17 +3,17 @@
 from rich.console import Console
 
 from distill.report.html import render
-from distill.report.summary import SiteBytes
+from distill.report.items import LayerBytes
 from distill.report.terminal import closing
 from distill.report.theme import LIGHT, png
 from distill.report.where import blocks, bytes_figure, bytes_table
 
 SITES = (
-    SiteBytes(site="conv_stem", block="conv_stem", type="low_rank", rank=2, bytes=400, layer_bytes=4000),
-    SiteBytes(site="blocks.0.a", block="blocks.0", type="low_rank", rank=1, bytes=300, layer_bytes=3000),
-    SiteBytes(site="blocks.0.b", block="blocks.0", type="low_rank", rank=7, bytes=2100, layer_bytes=3000),
-    SiteBytes(site="blocks.0.norm", block="blocks.0", type="bias", bytes=100),
-    SiteBytes(site="conv_stem.late", block="conv_stem", type="bias", bytes=100, layer_bytes=1000),
+    LayerBytes(site="conv_stem", block="conv_stem", type="low_rank", rank=2, bytes=400, layer_bytes=4000),
+    LayerBytes(site="blocks.0.a", block="blocks.0", type="low_rank", rank=1, bytes=300, layer_bytes=3000),
+    LayerBytes(site="blocks.0.b", block="blocks.0", type="low_rank", rank=7, bytes=2100, layer_bytes=3000),
+    LayerBytes(site="blocks.0.norm", block="blocks.0", type="bias", bytes=100),
+    LayerBytes(site="conv_stem.late", block="conv_stem", type="bias", bytes=100, layer_bytes=1000),
 )
 
 

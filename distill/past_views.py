@@ -9,37 +9,21 @@ A view is a function of the config, the sample's id and the epoch, so a run fold
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from augment.dual import DualAugment
-from augment.placement import to_device
 from augment.views import InputSpec, Views
-from distill.config import Experiment
+from distill.config import read_run
 from distill.data.module import ExperimentData
 from distill.data.reader import Batch
+from distill.experiments.distillation import DistillationExperiment, as_distillation
 from distill.models.network import create_network
-from distill.run.folder import FITS, RunError, read_run
+from distill.run.folder import RunError
+from distill.run.preview import ViewBatch
 from distill.training.fit import device_for
 from distill.training.placement import read_placement
-
-
-@dataclass(frozen=True)
-class ViewBatch:
-    """A batch of an epoch before and after its views were made."""
-
-    epoch: int
-    batch: Batch
-    views: Views
-    augment: DualAugment
-
-    @classmethod
-    def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> ViewBatch:
-        """Make the views of a batch, on ``device``."""
-        views = augment.to(device)(to_device(batch.pixels, device), batch.ids, epoch)
-        return cls(epoch, batch, views, augment)
 
 
 def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.device | str | None = None) -> Views:
@@ -59,9 +43,9 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
         RunError: it is no run folder.
         DataError: an id is not among the training samples, or cannot be read any more.
     """
-    experiment, _ = read_run(Path(run))
+    experiment = as_distillation(read_run(Path(run))[0], str(run))
     batch, augment = data_of(experiment).batch_of(ids, epoch), augment_of(experiment)
-    if read_placement(augment, Path(run) / FITS / "student") == "loader":
+    if read_placement(augment, Path(run) / "student") == "loader":
         batch = batch._replace(view_pixels=augment.render(batch.images, batch.ids, epoch))
     return ViewBatch.of(augment, batch, epoch, device or device_for(experiment.training)).views
 
@@ -77,12 +61,12 @@ def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[in
     Raises:
         RunError: the run's training has no such step or rank.
     """
-    experiment, _ = read_run(Path(run))
+    experiment = as_distillation(read_run(Path(run))[0], str(run))
     epoch, batch = batch_of_step(experiment, step, rank)
     return epoch, batch.ids.tolist()
 
 
-def batch_of_step(experiment: Experiment, step: int, rank: int = 0) -> tuple[int, Batch]:
+def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) -> tuple[int, Batch]:
     """Epoch and batch of an update; see :func:`ids_of_step`."""
     devices = experiment.training.devices
     if not 0 <= rank < devices:
@@ -95,17 +79,17 @@ def batch_of_step(experiment: Experiment, step: int, rank: int = 0) -> tuple[int
     return epoch, data.batch_at(epoch, number)
 
 
-def data_of(experiment: Experiment, rank: int = 0) -> ExperimentData:
+def data_of(experiment: DistillationExperiment, rank: int = 0) -> ExperimentData:
     """The experiment's data as the process of a rank has it."""
     return ExperimentData(experiment.data, experiment.seed, experiment.training.devices, rank)
 
 
-def augment_of(experiment: Experiment) -> DualAugment:
+def augment_of(experiment: DistillationExperiment) -> DualAugment:
     """What makes the views in the student's training."""
     return DualAugment(experiment.augment, *inputs_of(experiment), experiment.seed)
 
 
-def inputs_of(experiment: Experiment) -> tuple[list[InputSpec], InputSpec]:
+def inputs_of(experiment: DistillationExperiment) -> tuple[list[InputSpec], InputSpec]:
     """What the teacher's networks and the student expect to see."""
     teachers = [create_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
     return teachers, create_network(experiment.student.network).input

@@ -1,0 +1,69 @@
+"""What every kind of run has: a name, a seed, data, training, and a plan. Importing this costs no torch."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, field_validator
+
+import distill.experiments
+from augment.base.plugins import PluginError, import_class, is_import_path
+from augment.base.settings import Settings, did_you_mean
+from distill.data.settings import DataSettings
+from distill.training.settings import TrainingSettings
+
+if TYPE_CHECKING:  # a stage imports torch
+    from distill.run.stage import Stage
+
+DEFAULT = "distillation"
+
+
+class Experiment(Settings):
+    """One run. A kind of run derives from it, fixes ``kind`` to its name, and makes a plan."""
+
+    kind: str = Field(DEFAULT, description="of run: what the plan of its stages is")
+    name: str = Field(description="the run folder's name")
+    output: Path = Field(Path("runs"), description="folder that holds the run folders and the fitted teachers")
+    seed: int = Field(0, ge=0, lt=2**31)
+    data: DataSettings
+    training: TrainingSettings = TrainingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _stays_in_output(cls, name: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+            raise ValueError("a run name is letters, digits, '.', '_' and '-', and starts with a letter or digit")
+        if name == "teachers":
+            raise ValueError("'teachers' is where fitted teachers are kept; choose another name")
+        return name
+
+    def plan(self) -> list[Stage]:
+        """The stages of the run, each after those that it refers to."""
+        raise NotImplementedError
+
+
+def experiment_kinds() -> dict[str, type[Experiment]]:
+    """Kind → class, of every kind in this package."""
+    kinds = {}
+    for module in pkgutil.iter_modules(distill.experiments.__path__, f"{distill.experiments.__name__}."):
+        for value in vars(importlib.import_module(module.name)).values():
+            own = isinstance(value, type) and issubclass(value, Experiment) and value.__module__ == module.name
+            if own and value is not Experiment:
+                kinds[value.model_fields["kind"].default] = value
+    return kinds
+
+
+def experiment_class(kind: Any) -> type[Experiment]:
+    """The class of a kind, or of the user's own, ``package.module:Class``. Raises ``PluginError``."""
+    if isinstance(kind, str) and is_import_path(kind):
+        return import_class(kind, Experiment)
+    kinds = experiment_kinds()
+    if kind not in kinds:
+        raise PluginError(
+            f"unknown kind {kind!r}{did_you_mean(str(kind), kinds)} (or your own as package.module:Class)"
+        )
+    return kinds[kind]

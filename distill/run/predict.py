@@ -1,0 +1,52 @@
+"""Predictions of students, of teachers, and pooled features of any network."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from distill.data.base import Split
+from distill.data.loader import Loader
+from distill.models.features import Features
+from distill.models.network import Network, extract
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.run.context import RunContext
+from distill.training.evaluate import Predictions
+
+
+def predict_student(context: RunContext, student: Student, split: Split) -> Predictions:
+    """The student's predictions on a split."""
+    return context.predict(student, lambda view: logits_of(student(view)), student.input, context.loader(split))
+
+
+def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
+    """Pooled features in the place of logits."""
+    model = network.model
+
+    def pooled(view: Tensor) -> Tensor:
+        features = extract(model, view, frozenset({"pooled"})).pooled
+        assert features is not None
+        return features
+
+    return context.predict(model, pooled, network.input, loader)
+
+
+def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Predictions:
+    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
+
+    A class counts for the networks that know it.
+    """
+    single: list[Predictions] = []
+    for n, (network, spec) in enumerate(zip(teacher.networks, teacher.inputs, strict=True)):
+
+        def probabilities(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
+            return teacher.probabilities(n, logits_of(teacher.look(network, view)))
+
+        single.append(context.predict(teacher, probabilities, spec, context.loader(split)))
+    mean = teacher.mean([predictions.logits for predictions in single])
+    return Predictions(mean.log(), single[0].labels, single[0].ids)
+
+
+def logits_of(features: Features) -> Tensor:
+    assert features.logits is not None
+    return features.logits

@@ -1,0 +1,236 @@
+"""Runs a plan: references and names first, then all checks, then stage after stage, loaded or run.
+
+Signals, ranks, timing, the console's rules and the records of finished stages live here, and no stage is known by name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from augment.base.errors import UserError
+from augment.base.settings import did_you_mean
+from distill.files import write_atomic
+from distill.report.items import Check
+from distill.run.context import RunContext, RunSettings
+from distill.run.folder import RunError, RunFolder, close_run, is_first_rank, open_run
+from distill.run.stage import Output, Ref, Stage
+from distill.training.signals import Interrupted, StopSignal
+
+RECORD = "stage.json"
+"""Written last into a stage's folder: the stage is finished."""
+
+
+class PlanError(UserError, ValueError):
+    """A plan whose stages do not fit together; the text names the stage."""
+
+
+class ChecksFailedError(UserError, RuntimeError):
+    """A run whose report holds a check that failed."""
+
+
+def check_plan(stages: Sequence[Stage]) -> None:
+    """Raise ``PlanError`` unless names are unique and every reference is to an earlier stage's output of that type."""
+    made: dict[str, type] = {}
+    names = [stage.name for stage in stages]
+    for stage in stages:
+        parts = stage.name.split("/")
+        if not all(part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in parts):
+            raise PlanError(f"stage {stage.name!r}: a name is letters, digits, '-' and '.', with '/' between its parts")
+        if stage.name in made:
+            raise PlanError(f"stage {stage.name!r}: there are two of this name")
+        for ref in stage.refs():
+            _check_ref(stage.name, ref, made, names)
+        made[stage.name] = stage.output_type()
+
+
+def _check_ref(name: str, ref: Ref[Any], made: dict[str, type], names: list[str]) -> None:
+    if ref.stage not in made:
+        if ref.stage in names:
+            raise PlanError(f"stage {name!r} refers to {ref.stage!r}, which is not made before it")
+        raise PlanError(
+            f"stage {name!r} refers to {ref.stage!r}, and there is no such stage{did_you_mean(ref.stage, made)}"
+        )
+    if not issubclass(made[ref.stage], ref.type):
+        there, wanted = made[ref.stage].__qualname__, ref.type.__qualname__
+        raise PlanError(f"stage {name!r} expects {wanted} from {ref.stage!r}, which makes {there}")
+
+
+def run_plan(
+    settings: RunSettings,
+    stages: Sequence[Stage],
+    tree: dict[str, Any],
+    resume: bool = False,
+    console: Console | None = None,
+) -> Path:
+    """Run a plan in a folder of its own.
+
+    Args:
+        settings: the experiment's config.
+        stages: the experiment's plan.
+        tree: the resolved config as plain values, with ``name``; kept in the folder.
+        resume: go on with the newest unfinished run of this very config.
+        console: default: standard output.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        PlanError: stages that do not fit together.
+        UserError: of a stage's check, or of its run; the text says what is wrong.
+        ChecksFailedError: the report holds a check that failed.
+        Interrupted: a signal arrived; ``resume=True`` goes on from there.
+    """
+    check_plan(stages)
+    console = console or Console()
+    folder = open_run(settings.output, tree, resume)
+    try:
+        with StopSignal() as stop:
+            context = RunContext.of(settings, stop, console if is_first_rank() else None)
+            context.folder = folder
+            context.print(_opening(context, folder.path))
+            for stage in stages:
+                if not Progress.of(stage, context).finished:
+                    stage.check(context)
+            for stage in stages:
+                if is_first_rank() or not stage.first_rank:
+                    with _timed(stage.name, context, folder, Progress.of(stage, context).finished):
+                        finish(stage, context, folder.path)
+        checks = [item for items in context.items.values() for item in items if isinstance(item, Check)]
+        if failed := [check.name for check in checks if not check.passed]:
+            raise ChecksFailedError(f"{folder.path}: verification failed: {', '.join(failed)}; see report.html")
+        folder.set_status("finished")
+    except BaseException as error:
+        with suppress(OSError):  # a full disk must not hide what went wrong
+            if isinstance(error, Interrupted):
+                folder.set_status("interrupted")
+                if is_first_rank():
+                    console.print(f"{folder.path} is saved; the same command with --resume goes on", soft_wrap=True)
+            else:
+                folder.fail()
+        raise
+    finally:
+        close_run()
+    return folder.path
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a stage's output belongs, and whether it is there."""
+
+    folder: Path
+    record: dict[str, Any]
+    """What the stage's record says once it is finished."""
+    finished: bool
+
+    @classmethod
+    def of(cls, stage: Stage, context: RunContext) -> Progress:
+        """The progress of a stage. Its digest, and those of the stages that it refers to, become known.
+
+        Raises:
+            RunError: the run folder holds an output of this stage that was made from something else.
+        """
+        if stage.name not in context.keys:
+            context.keys[stage.name] = stage.key(context)
+        key = {
+            "stage": f"{type(stage).__module__}:{type(stage).__qualname__}",
+            "seed": context.seed,
+            "key": context.keys[stage.name],
+            "inputs": {ref.stage: context.digests[ref.stage] for ref in stage.refs()},
+        }
+        key = json.loads(json.dumps(key, sort_keys=True, default=str))
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
+        context.digests[stage.name] = digest
+        if not stage.recorded:
+            return cls(Path(), key, False)
+        stored = stage.store(context, digest[:16])
+        if stored is None and context.folder is None:
+            return cls(Path(), key, False)
+        folder = stored or context.folder.path / stage.name  # type: ignore[union-attr]
+        path = folder / RECORD
+        if not path.is_file():
+            return cls(folder, key, False)
+        try:
+            before = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} cannot be read: {error}; delete it to run the stage again") from error
+        if before != key:
+            parts = [part for part in key if before.get(part) != key[part]]
+            raise RunError(
+                f"{folder} was made from other content ({', '.join(parts)}); start a new run, without --resume"
+            )
+        return cls(folder, key, True)
+
+
+def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
+    """The output of one stage: loaded where it is finished, else made, and recorded last of all.
+
+    Args:
+        stage: what it refers to is in ``context.outputs``.
+        context: its outputs and items are added to.
+        folder: of a stage that keeps no record.
+    """
+    progress = Progress.of(stage, context)
+    if progress.finished:
+        output = stage.load(context, progress.folder)
+    else:
+        output = stage.run(context, progress.folder if stage.recorded else folder)
+    context.outputs[stage.name] = output
+    context.items[stage.name] = items = tuple(stage.report(context, output))
+    if stage.recorded and not progress.finished and is_first_rank() and not any(map(_failed, items)):
+        write_atomic(progress.folder / RECORD, json.dumps(progress.record, indent=2).encode())
+    return output
+
+
+def load_finished(stages: Sequence[Stage], context: RunContext) -> list[Stage]:
+    """Load the outputs of a plan's stages as far as they are finished; trains nothing.
+
+    Args:
+        stages: those that are wanted, in the plan's order, with all that they refer to.
+        context: its ``outputs`` are filled in.
+
+    Returns:
+        The stages that are not finished, or refer to one that is not.
+    """
+    check_plan(stages)
+    missing: list[Stage] = []
+    for stage in stages:
+        progress = Progress.of(stage, context)
+        if not progress.finished or any(ref.stage not in context.outputs for ref in stage.refs()):
+            missing.append(stage)
+        else:
+            context.outputs[stage.name] = stage.load(context, progress.folder)
+    return missing
+
+
+def _failed(item: object) -> bool:
+    return isinstance(item, Check) and not item.passed
+
+
+@contextmanager
+def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> Iterator[None]:
+    context.stop.raise_if_received()
+    begun = time.perf_counter()
+    if context.console is not None:
+        note = " [dim](finished, loaded)[/]" if loaded else ""
+        context.console.rule(f"[bold]{name}[/]{note}", align="left", style="dim")
+    try:
+        yield
+    finally:
+        folder.finish_stage(name, time.perf_counter() - begun)
+
+
+def _opening(context: RunContext, folder: Path) -> str:
+    """The first line of a run: where it writes, what it learns from, and on what."""
+    images, labels = len(context.data.part("train")), context.data.labeled_count
+    labeled = "" if labels == images else f", {labels or 'none'} of them labeled"
+    classes = f", {len(context.data.classes)} classes" if context.data.classes else ""
+    return f"{folder}: {images} training images{labeled}{classes}; on {context.device.type}"

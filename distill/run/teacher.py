@@ -1,0 +1,61 @@
+"""The teacher's networks as a fit sees them: one :class:`Teacher`, with the classes that it shares with the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from distill.models.class_names import label_map
+from distill.models.label_map import LabelMaps
+from distill.models.network import Network
+from distill.models.settings import TeacherSettings
+from distill.models.teacher import DTYPES, Teacher
+from distill.objectives.base import Objective
+from distill.run.stage import StageError
+from distill.training.terms import needs_of
+
+
+def make_teacher(
+    settings: TeacherSettings,
+    objectives: Sequence[Objective.Settings],
+    networks: Sequence[Network],
+    maps: LabelMaps | None = None,
+) -> Teacher:
+    """The teacher with all outputs that objectives read and that the cache keeps.
+
+    Args:
+        settings: weights, dtype, cache.
+        objectives: of the student that learns from it.
+        networks: one for each entry of ``settings.networks``.
+        maps: of the networks' classes to the student's; None where nothing compares the two.
+
+    Returns:
+        The frozen teacher, on the CPU.
+    """
+    _, needs = needs_of(objectives)
+    if settings.cache is not None:
+        needs |= settings.cache.holds
+    weights = [network.weight for network in settings.networks]
+    return Teacher(list(networks), weights, needs, DTYPES[settings.dtype], settings.compile, maps, settings.weighting)
+
+
+def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: Sequence[str]) -> LabelMaps:
+    """Maps of the networks' classes to the student's.
+
+    Args:
+        settings: says with ``networks.N.labels`` which classes are the same.
+        networks: one for each entry of ``settings.networks``.
+        classes: the names of the student's classes.
+
+    Returns:
+        A map for each network.
+
+    Raises:
+        StageError: that names the network whose ``labels`` cannot be followed.
+    """
+    maps = []
+    for n, (own, network) in enumerate(zip(settings.networks, networks, strict=True)):
+        try:
+            maps.append(label_map(own.labels, network, classes))
+        except ValueError as error:
+            raise StageError(f"teacher.networks.{n}.labels: {error}") from error
+    return LabelMaps(maps)

@@ -1,0 +1,111 @@
+"""Predictions of every model on the test split: the result table, and the comparison class by class."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from distill.data.base import Split
+from distill.files import write_atomic
+from distill.report.items import ClassPredictions, Item, Metric, Note, Row
+from distill.run.context import RunContext
+from distill.run.folder import is_first_rank
+from distill.run.stage import Ref, Stage
+from distill.stages.outputs import EvaluatedModel, FrozenTeacher, TrainedStudent
+from distill.training.evaluate import Predictions
+
+TENSORS = "predictions.safetensors"
+SPLIT = "split.json"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured on one split."""
+
+    split: Split
+    predictions: dict[str, Predictions]
+    """Name of a model → its predictions; none of a teacher of other classes."""
+    rows: tuple[Row, ...]
+    metrics: tuple[Metric, ...]
+    """Of the student."""
+
+
+@dataclass(frozen=True)
+class Evaluate(Stage[Evaluation]):
+    """Evaluates models once, on the test split, or on the validation split where the source has no test.
+
+    Args:
+        models: in the order of the table's rows; one that is None was not trained, and is left out.
+        student: the model that the run is about, one of them. Its teacher, if it has one, is the last row, and all
+            predictions are compared with the teacher's.
+    """
+
+    models: tuple[Ref[EvaluatedModel | None], ...]
+    student: Ref[TrainedStudent]
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {"data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]}
+
+    def run(self, context: RunContext, folder: Path) -> Evaluation:
+        split: Split = "test" if context.data.has("test") else "val"
+        models = self._models(context)
+        student = context.get(self.student)
+        predictions = {model.name: model.predict(context, split) for model in models}
+        teacher = student.teacher
+        if teacher is not None and teacher.knows(student.student.shapes.classes):
+            predictions["teacher"] = FrozenTeacher("teacher", "", teacher).predict(context, split)
+        if is_first_rank():
+            tensors = {
+                f"{name}/{part}": getattr(of_model, part).contiguous()
+                for name, of_model in predictions.items()
+                for part in ("logits", "labels", "ids")
+            }
+            write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
+            write_atomic(folder / SPLIT, json.dumps({"split": split, "models": list(predictions)}).encode())
+        return self._evaluation(context, split, predictions)
+
+    def load(self, context: RunContext, folder: Path) -> Evaluation:
+        about = json.loads((folder / SPLIT).read_text())
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
+        predictions = {
+            name: Predictions(*(tensors[f"{name}/{part}"] for part in ("logits", "labels", "ids")))
+            for name in about["models"]
+        }
+        return self._evaluation(context, about["split"], predictions)
+
+    def report(self, context: RunContext, output: Evaluation) -> Iterable[Item]:
+        yield from output.rows
+        yield from output.metrics
+        if output.split == "val":
+            yield Note(text="the source has no test split: the table is of the validation split")
+        if classes := tuple(context.data.classes):
+            labels = next(iter(output.predictions.values())).labels
+            predictions = {name: of_model.classes for name, of_model in output.predictions.items()}
+            yield ClassPredictions(classes=classes, labels=labels, predictions=predictions)  # type: ignore[arg-type]
+
+    def _models(self, context: RunContext) -> list[EvaluatedModel]:
+        return [model for ref in self.models if (model := context.get(ref)) is not None]
+
+    def _evaluation(self, context: RunContext, split: Split, predictions: dict[str, Predictions]) -> Evaluation:
+        models = self._models(context)
+        student = context.get(self.student)
+        if student.teacher is not None:
+            models.append(FrozenTeacher("teacher", " + ".join(student.teacher.origins), student.teacher))
+        of_teacher = predictions.get("teacher")
+        rows = []
+        for model in models:
+            measured: dict[str, float | None] = {}
+            if (own := predictions.get(model.name)) is not None:
+                measured["accuracy"] = own.accuracy()
+                if of_teacher is not None and own is not of_teacher:
+                    measured["agreement"] = own.agreement(of_teacher)
+            rows.append(model.row().model_copy(update=measured))
+        row = next(row for row in rows if row.name == student.name)
+        numbers = {f"{split} accuracy": row.accuracy, f"{split} agreement with the teacher": row.agreement}
+        metrics = [Metric(name=n, value=v, seed=context.seed) for n, v in numbers.items() if v is not None]
+        return Evaluation(split, predictions, tuple(rows), tuple(metrics))

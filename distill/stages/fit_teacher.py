@@ -1,0 +1,101 @@
+"""A teacher's network, first fine-tuned or probed on the labeled data; equal fits are kept for all runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from augment.policy import AugmentSettings
+from distill.data.module import ExperimentData
+from distill.models.network import Network, create_network
+from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.student import Student
+from distill.objectives.ce import CrossEntropy
+from distill.report.items import Item
+from distill.run.context import RunContext
+from distill.run.fit_spec import FitSpec
+from distill.run.folder import is_first_rank
+from distill.run.predict import predict_pooled
+from distill.run.stage import Stage, StageError
+from distill.stages.outputs import TeacherNetworks, fit_notes
+from distill.training.fit import load_result, load_summary, save_result
+from distill.training.probe import fit_probe
+from distill.training.settings import FitTeacherSettings
+
+IGNORED = {"on_device", "workers", "worker_timeout", "start_method"}
+"""Settings of the data that change nothing of a fit's result."""
+
+
+@dataclass(frozen=True)
+class FitTeacher(Stage[TeacherNetworks]):
+    """Trains one network of the teacher.
+
+    Args:
+        network: the network, and the weights that it starts from.
+        fit: method, labels, training.
+        augment: how its views are made.
+    """
+
+    network: NetworkSettings
+    fit: FitTeacherSettings
+    augment: AugmentSettings
+
+    def check(self, context: RunContext) -> None:
+        if not context.data.classes:
+            raise StageError("fit_teacher needs labels, and this source has no classes")
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        data = self._data(context)
+        ignored = IGNORED | ({"label_seed"} if data.settings.labels_per_class is None else set())
+        self.check(context)
+        return {
+            "network": self.network.model_dump(mode="json", exclude={"weight", "labels"}),
+            # A file or folder that the network's name stands for may hold other weights tomorrow.
+            "weights": self._start(context)[0].backbone.sha256,
+            "fit": self.fit.model_dump(mode="json"),
+            "augment": self.augment.model_dump(mode="json"),
+            "data": [data.fingerprint(), data.settings.model_dump(mode="json", exclude=ignored)],
+        }
+
+    def store(self, context: RunContext, digest: str) -> Path:
+        return context.root / "teachers" / digest
+
+    def run(self, context: RunContext, folder: Path) -> TeacherNetworks:
+        own = replace(context, data=self._data(context))
+        student, network = self._start(context)
+        if self.fit.method == "finetune":
+            objectives = (CrossEntropy.Settings(),)
+            fit_spec = FitSpec(own, None, objectives, self.augment, self.fit.training)
+            return TeacherNetworks((network,), (fit_spec.fit(student, folder, self.name),))
+        probe = fit_probe(
+            predict_pooled(own, network, own.labeled_loader()),
+            predict_pooled(own, network, own.loader("val")),
+            len(own.data.classes),
+        )
+        probe.into(network.model.get_classifier())  # type: ignore[operator]
+        if is_first_rank():
+            save_result(student, folder)
+        return TeacherNetworks((network,))
+
+    def load(self, context: RunContext, folder: Path) -> TeacherNetworks:
+        student, network = self._start(context)
+        load_result(student, folder)
+        return TeacherNetworks((network,), (load_summary(folder),) if self.fit.method == "finetune" else ())
+
+    def report(self, context: RunContext, output: TeacherNetworks) -> Iterable[Item]:
+        for fit in output.fits:
+            yield from fit_notes(self.name, fit)
+
+    def _data(self, context: RunContext) -> ExperimentData:
+        return context.data if self.fit.labels == "same" else context.data.with_all_labels()
+
+    def _start(self, context: RunContext) -> tuple[Student, Network]:
+        """The network before its fit, and the student that trains all of it."""
+        torch.manual_seed(context.seed)
+        network = create_network(self.network, num_classes=len(context.data.classes))
+        settings = StudentSettings(network=self.network, train="full", batch_norm=self.fit.batch_norm)
+        return Student(network, settings), network

@@ -1,0 +1,74 @@
+"""A control: the same student with as many updates, which learns from its labeled samples alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from augment.policy import AugmentSettings
+from distill.models.settings import StudentSettings
+from distill.models.student import Student
+from distill.objectives.ce import CrossEntropy
+from distill.report.items import Item
+from distill.run.context import RunContext
+from distill.run.fit_spec import FitSpec
+from distill.run.prepare import StudentSpec, finished, load_trained, prepare
+from distill.run.stage import Ref, Stage
+from distill.stages.outputs import TrainedStudent
+from distill.training.fit import RESULT, FitSummary, load_summary
+from distill.training.settings import TrainingSettings
+
+
+@dataclass(frozen=True)
+class LabelsOnly(Stage[TrainedStudent | None]):
+    """Trains the control; None where no sample has a label.
+
+    Args:
+        student: network, deltas, what is trained.
+        augment: of the experiment; the control sees the student's views.
+        training: of the experiment; its epochs are scaled to as many updates as the student had.
+        like: the student that it is a control of.
+    """
+
+    student: StudentSettings
+    augment: AugmentSettings
+    training: TrainingSettings
+    like: Ref[TrainedStudent]
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        parts = {"student": self.student, "augment": self.augment, "training": self.training}
+        return {name: part.model_dump(mode="json") for name, part in parts.items()}
+
+    def run(self, context: RunContext, folder: Path) -> TrainedStudent | None:
+        if not context.data.labeled_count:
+            return None
+        steps, before = context.get(self.like).fit.steps, self.training
+        per_epoch = len(context.data.train_loader(labeled_only=True))
+        epochs = max(1, -(-steps // per_epoch))
+        objectives = (CrossEntropy.Settings(),)
+        alone = self.augment.alone(epochs / before.epochs)
+        fit_spec = FitSpec(context, None, objectives, alone, before.scaled(epochs), labeled_only=True)
+        spec = self._spec(context)
+        student = prepare(spec, fit_spec, folder, "labels only", before.epochs)
+        fit = fit_spec.fit(student, folder, "labels only")
+        return self._trained(context, spec, finished(spec, student), fit, folder)
+
+    def load(self, context: RunContext, folder: Path) -> TrainedStudent | None:
+        if not (folder / RESULT).is_file():
+            return None
+        spec = self._spec(context)
+        return self._trained(context, spec, load_trained(spec, folder), load_summary(folder), folder)
+
+    def report(self, context: RunContext, output: TrainedStudent | None) -> Iterable[Item]:
+        return () if output is None else output.items()
+
+    def _spec(self, context: RunContext) -> StudentSpec:
+        return StudentSpec(self.student, context.seed, len(context.data.classes))
+
+    def _trained(
+        self, context: RunContext, spec: StudentSpec, student: Student, fit: FitSummary, folder: Path
+    ) -> TrainedStudent:
+        what = f"the same student without a teacher, {context.data.labeled_count} labels"
+        return TrainedStudent("labels only", what, student, None, spec, fit, folder)

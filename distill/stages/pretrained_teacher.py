@@ -1,0 +1,31 @@
+"""A teacher whose networks are used with the weights that they come with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distill.models.settings import TeacherSettings
+from distill.run.context import RunContext
+from distill.run.stage import Stage
+from distill.stages.outputs import TeacherNetworks, pretrained_networks
+
+
+@dataclass(frozen=True)
+class PretrainedTeacher(Stage[TeacherNetworks]):
+    """Loads all networks of ``teacher``."""
+
+    settings: TeacherSettings
+
+    recorded: ClassVar[bool] = False
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {"networks": self.settings.model_dump(mode="json", include={"networks"})}
+
+    def run(self, context: RunContext, folder: Path) -> TeacherNetworks:
+        return TeacherNetworks(pretrained_networks(self.settings.networks, context.seed))
+
+    def load(self, context: RunContext, folder: Path) -> TeacherNetworks:
+        return self.run(context, folder)

@@ -1,0 +1,68 @@
+"""Pictures of what each network saw in the first step of the student's training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from augment.dual import DualAugment
+from augment.policy import AugmentSettings
+from distill.files import write_atomic
+from distill.report.items import Files, Item, Picture
+from distill.run.context import RunContext
+from distill.run.preview import ViewBatch, draw_preview
+from distill.run.stage import Ref, Stage
+from distill.stages.outputs import TrainedStudent
+
+VIEWS, OPERATIONS, SHARED = "views.png", "views-operations.png", "shared.txt"
+IMAGES = 8
+TITLE = "What each network saw"
+
+
+@dataclass(frozen=True)
+class DrawnViews:
+    """Where the pictures are, and a line about what the two networks' views have in common."""
+
+    views: Path
+    operations: Path
+    shared: str
+
+
+@dataclass(frozen=True)
+class PreviewViews(Stage[DrawnViews]):
+    """Draws the views of the first batch, and every operation over its range.
+
+    Args:
+        augment: how the student's training makes views.
+        student: the student and its teacher.
+    """
+
+    augment: AugmentSettings
+    student: Ref[TrainedStudent]
+
+    first_rank: ClassVar[bool] = True
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {"augment": self.augment.model_dump(mode="json"), "data": context.data.fingerprint()}
+
+    def run(self, context: RunContext, folder: Path) -> DrawnViews:
+        trained = context.get(self.student)
+        teachers = trained.teacher.inputs if trained.teacher else ()
+        augment = DualAugment(self.augment, teachers, trained.student.input, context.seed)
+        preview = draw_preview(context.data, ViewBatch.of(augment, context.data.batch_at(0, 0), 0), IMAGES)
+        preview.write(folder / VIEWS)
+        write_atomic(folder / SHARED, preview.shared.encode())
+        return self.load(context, folder)
+
+    def load(self, context: RunContext, folder: Path) -> DrawnViews:
+        return DrawnViews(folder / VIEWS, folder / OPERATIONS, (folder / SHARED).read_text())
+
+    def report(self, context: RunContext, output: DrawnViews) -> Iterable[Item]:
+        caption = f"Teacher and student: {output.shared}." if output.shared else ""
+        alt = "Sample images as the teacher and the student saw them"
+        yield Picture(title=TITLE, path=output.views, alt=alt, caption=caption)
+        alt = "One strip of pictures per operation, from its weakest draw to its strongest"
+        yield Picture(title=TITLE, path=output.operations, alt=alt, folded="Every operation over its range")
+        yield Files(paths={"views": output.views, "operations": output.operations})

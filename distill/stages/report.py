@@ -1,0 +1,60 @@
+"""The run's report: a page, its figures, ``results.json`` for programs, and the table on the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distill.files import write_atomic
+from distill.report.html import write_report
+from distill.report.items import Metric
+from distill.report.summary import Machine, RunSummary
+from distill.report.terminal import print_summary
+from distill.run.context import RunContext
+from distill.run.folder import CONFIG
+from distill.run.stage import Stage
+
+RESULTS = "results.json"
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class WriteReport(Stage[RunSummary]):
+    """Shows the items of all stages before it."""
+
+    first_rank: ClassVar[bool] = True
+    recorded: ClassVar[bool] = False
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {}
+
+    def run(self, context: RunContext, folder: Path) -> RunSummary:
+        assert context.folder is not None
+        path = context.folder.path
+        items = [item for of_stage in context.items.values() for item in of_stage]
+        summary = RunSummary.of(
+            items,
+            title=path.name,
+            seed=context.seed,
+            machine=Machine.here(),
+            config=(path / CONFIG).read_text(),
+            finished=datetime.now().isoformat(" ", "minutes"),
+            seconds=context.folder.record["stages"],
+            paths={"report": path / PAGE, "config": path / CONFIG},
+        )
+        write_report(path, summary)
+        content = {
+            "results": [item.model_dump(mode="json") for item in items if isinstance(item, Metric)],
+            "summary": summary.model_dump(mode="json", exclude={"curves", "config"}),
+        }
+        write_atomic(path / RESULTS, json.dumps(content, indent=2).encode())
+        if context.console is not None:
+            print_summary(summary, context.console)
+        return summary
+
+    def load(self, context: RunContext, folder: Path) -> RunSummary:
+        return self.run(context, folder)

@@ -1,0 +1,108 @@
+"""The student: prepared, trained by its objectives with or without a teacher, and cut to what is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from augment.policy import AugmentSettings
+from distill.models.network import Network
+from distill.models.reused_head import enlargement
+from distill.models.settings import StudentSettings, TeacherSettings
+from distill.objectives.base import Objective
+from distill.report.items import Item, Note
+from distill.run.context import RunContext
+from distill.run.fit_spec import FitSpec
+from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
+from distill.run.stage import Ref, Stage
+from distill.run.teacher import label_maps, make_teacher
+from distill.stages.outputs import TeacherNetworks, TrainedStudent, pretrained_networks
+from distill.training.fit import load_summary
+from distill.training.settings import TrainingSettings
+from distill.training.terms import needs_of
+
+
+@dataclass(frozen=True)
+class TrainStudent(Stage[TrainedStudent]):
+    """Trains the student.
+
+    Args:
+        student: network, deltas, what is trained.
+        objectives: the terms of the loss.
+        augment: how the views are made.
+        training: epochs, optimizer, schedule, guards.
+        teacher: how the teacher's networks are used; None where the student learns from labels alone.
+        networks: the teacher's networks, in the order of ``teacher.networks``.
+        new_heads: whether these have new heads, for the data's classes, from a fit in this run.
+    """
+
+    student: StudentSettings
+    objectives: tuple[Objective.Settings, ...]
+    augment: AugmentSettings
+    training: TrainingSettings
+    teacher: TeacherSettings | None = None
+    networks: tuple[Ref[TeacherNetworks], ...] = ()
+    new_heads: bool = False
+
+    def check(self, context: RunContext) -> None:
+        """Build teacher and student with heads that have learned nothing, for the errors that this raises."""
+        if not context.data.classes:
+            return  # the number of classes is the teacher's own, which the fit itself checks first
+        networks: Sequence[Network] = ()
+        if self.teacher is not None:
+            classes = len(context.data.classes) if self.new_heads else None
+            networks = pretrained_networks(self.teacher.networks, context.seed, classes)
+        fit_spec = self._fit_spec(context, networks)
+        fit_spec.check(trial_student(self._student_spec(context, fit_spec)), self.name)
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        parts = {"student": self.student, "augment": self.augment, "training": self.training, "teacher": self.teacher}
+        return {
+            **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
+            "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
+            "data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")],
+        }
+
+    def run(self, context: RunContext, folder: Path) -> TrainedStudent:
+        fit_spec = self._fit_spec(context, self._networks(context))
+        spec = self._student_spec(context, fit_spec)
+        student = prepare(spec, fit_spec, folder, self.name, self.training.epochs)
+        fit = fit_spec.fit(student, folder, self.name)
+        student = finished(spec, student)
+        if (larger := enlargement(student.model)) is not None:
+            context.print(str(larger))
+        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, folder)
+
+    def load(self, context: RunContext, folder: Path) -> TrainedStudent:
+        fit_spec = self._fit_spec(context, self._networks(context))
+        spec = self._student_spec(context, fit_spec)
+        student, fit = load_trained(spec, folder), load_summary(folder)
+        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, folder)
+
+    def report(self, context: RunContext, output: TrainedStudent) -> Iterable[Item]:
+        yield from output.items()
+        if (larger := enlargement(output.student.model)) is not None:
+            yield Note(text=str(larger))
+
+    def _networks(self, context: RunContext) -> list[Network]:
+        return [network for ref in self.networks for network in context.get(ref).networks]
+
+    def _fit_spec(self, context: RunContext, networks: Sequence[Network]) -> FitSpec:
+        teacher, cache = None, None
+        if self.teacher is not None:
+            maps = label_maps(self.teacher, networks, context.data.classes)
+            teacher, cache = make_teacher(self.teacher, self.objectives, networks, maps), self.teacher.cache
+        return FitSpec(context, teacher, self.objectives, self.augment, self.training, cache)
+
+    def _student_spec(self, context: RunContext, fit_spec: FitSpec) -> StudentSpec:
+        teacher = fit_spec.teacher
+        classes = len(context.data.classes) or (teacher.shapes[0].classes if teacher else 0)
+        needs, _ = needs_of(self.objectives)
+        return StudentSpec(self.student, context.seed, classes, needs, fit_spec.head)
+
+    def _what(self, context: RunContext) -> str:
+        count = context.data.labeled_count
+        labels = f"{count} labels, " if count else ""
+        return f"{labels}{len(context.data.part('train'))} images" + (" and the teacher" if self.teacher else "")

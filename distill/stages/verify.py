@@ -1,0 +1,54 @@
+"""Proof that the exported files are the student that was trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from distill.files import write_atomic
+from distill.models.settings import StudentSettings
+from distill.report.items import Check, Item
+from distill.run.context import RunContext
+from distill.run.export import verify_export
+from distill.run.stage import Ref, Stage
+from distill.stages.export import ExportedStudent
+from distill.stages.outputs import TrainedStudent
+
+CHECKS = "checks.json"
+
+
+@dataclass(frozen=True)
+class VerifyExport(Stage[tuple]):
+    """Runs what was exported in a fresh process, on real images, and compares it with the student in memory.
+
+    Args:
+        settings: of the student.
+        images: how many images to compare on.
+        student: in memory.
+        exported: what was written.
+    """
+
+    settings: StudentSettings
+    images: int
+    student: Ref[TrainedStudent]
+    exported: Ref[ExportedStudent]
+
+    first_rank: ClassVar[bool] = True
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {"images": self.images}
+
+    def run(self, context: RunContext, folder: Path) -> tuple[Check, ...]:
+        student, exported = context.get(self.student).student, context.get(self.exported)
+        checks = verify_export(context, self.settings, exported.folder, self.images, student)
+        write_atomic(folder / CHECKS, json.dumps([check.model_dump() for check in checks], indent=2).encode())
+        return tuple(checks)
+
+    def load(self, context: RunContext, folder: Path) -> tuple[Check, ...]:
+        return tuple(Check.model_validate(check) for check in json.loads((folder / CHECKS).read_text()))
+
+    def report(self, context: RunContext, output: tuple[Check, ...]) -> Iterable[Item]:
+        return output
