@@ -11,6 +11,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distill.experiments.distillation import DistillationExperiment
+from distill.run.context import RunContext
+from distill.run.runner import finish
+from distill.stages.outputs import TeacherNetworks, TrainedStudent
+from distill.stages.train_student import TrainStudent
+
 STUDENT = "embedded:tf_efficientnet_lite0"
 VIEW: tuple[Any, ...] = (
     {"type": "RandomResizedCrop", "scale": [0.35, 1.0]},
@@ -85,3 +91,18 @@ def tell(console: Console, headings: list[str], rows: list[list[str]], markdown:
     if markdown is not None:
         lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
         markdown.write_text("".join(f"| {' | '.join(cells)} |\n" for cells in lines))
+
+
+def fit_teacher(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
+    """The teacher's networks, fitted where they are not yet; they are in the context's outputs too."""
+    outputs = [finish(stage, context, context.root) for stage in experiment.plan_teacher()]
+    return TeacherNetworks(
+        tuple(network for output in outputs for network in output.networks),
+        tuple(fit for output in outputs for fit in output.fits),
+    )
+
+
+def train_student(experiment: DistillationExperiment, context: RunContext, folder: Path) -> TrainedStudent:
+    """The experiment's student, trained in ``folder`` as a run does it; its teacher is in the context's outputs."""
+    [stage] = [stage for stage in experiment.plan() if isinstance(stage, TrainStudent)]
+    return stage.run(context, folder)

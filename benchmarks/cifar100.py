@@ -22,14 +22,14 @@ from statistics import mean, stdev
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
-from accuracy import Notebook, tell
+from accuracy import Notebook, fit_teacher, tell, train_student
 from rich.console import Console
 
-from distill.config import Experiment, load_config
+from distill.config import load_config
+from distill.experiments.distillation import DistillationExperiment, as_distillation
 from distill.files import write_atomic
 from distill.report.summary import Machine
-from distill.run.context import RunContext, make_data
-from distill.run.stages import distil, prepare_teachers
+from distill.run.context import RunContext
 from distill.training.signals import StopSignal
 
 RECIPES = Path(__file__).parents[1] / "configs" / "cifar100"
@@ -105,7 +105,7 @@ def fill(book: Notebook, given: argparse.Namespace, pair: str, seed: int, stop: 
             )
 
 
-def experiment(pair: str, cell: str, seed: int, given: argparse.Namespace) -> Experiment:
+def experiment(pair: str, cell: str, seed: int, given: argparse.Namespace) -> DistillationExperiment:
     teacher, student = PAIRS[pair]
     changes = [f"seed={seed}", f"output={given.out}", f"student.network.model={student}_cifar"]
     if cell != "scratch":
@@ -113,20 +113,22 @@ def experiment(pair: str, cell: str, seed: int, given: argparse.Namespace) -> Ex
     if cell == "dkd" and student == "resnet8x4":
         changes.append("objectives.1.beta=8")  # as its paper has it for this pair
     recipe = "kd" if cell == "teacher" else cell
-    return load_config(RECIPES / f"{recipe}.yaml", [*changes, *given.overrides])
+    path = RECIPES / f"{recipe}.yaml"
+    return as_distillation(load_config(path, [*changes, *given.overrides]), str(path))
 
 
 def measured(
-    made: Experiment, pair: str, cell: str, out: Path, stop: StopSignal, console: Console
+    made: DistillationExperiment, pair: str, cell: str, out: Path, stop: StopSignal, console: Console
 ) -> dict[str, float | int]:
     """Last and best accuracy of a cell's training, the epoch of the best (counted from 1), and seconds."""
     begun = time.perf_counter()
-    context = RunContext(made, make_data(made), console, stop)
-    teachers = prepare_teachers(context) if made.teacher is not None else []
+    context = RunContext.of(made, stop, console)
+    teacher = fit_teacher(made, context)
     if cell == "teacher":
-        (fit,) = context.teacher_fits
+        (fit,) = teacher.fits
     else:
-        _, _, fit = distil(context, teachers, out / "fits" / f"{pair.replace(' → ', ' to ')} {cell} seed {made.seed}")
+        folder = out / "fits" / f"{pair.replace(' → ', ' to ')} {cell} seed {made.seed}"
+        fit = train_student(made, context, folder).fit
     if fit.best_on_test is None:
         raise SystemExit("training.test_every is off: there is neither last nor best epoch to tell")
     epoch, best = fit.best_on_test

@@ -29,24 +29,25 @@ import argparse
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
-from accuracy import STUDENT, VIEW, Notebook, data_of, percent, tell, training
+from accuracy import STUDENT, VIEW, Notebook, data_of, percent, tell, train_student, training
 from delta_arms import Arm, all_arms
 from rich.console import Console
 from torch.nn import functional as F
 
-from distill.config import Experiment
 from distill.deltas.base import DeltaError, tensor_bytes
 from distill.deltas.state import delta_bytes
+from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
 from distill.models.student import Student
-from distill.run.context import RunContext, make_data, predict_pooled, predict_student
-from distill.run.stages import distil, linear_probe
+from distill.run.context import RunContext, make_data
+from distill.run.predict import predict_pooled, predict_student
+from distill.stages.linear_probe import FitLinearProbe
 from distill.training.signals import StopSignal
 
 MIDDLE = "200KB"
@@ -80,11 +81,13 @@ class Lab:
         self.backbone = create_network(self.experiment(0).student.network, self.classes).model
         self.arms: list[Arm] = []
 
-    def experiment(self, seed: int, arm: Arm | None = None, lr: float = 1e-3, epochs: int | None = None) -> Experiment:
+    def experiment(
+        self, seed: int, arm: Arm | None = None, lr: float = 1e-3, epochs: int | None = None
+    ) -> DistillationExperiment:
         given, arm = self.given, arm or Arm("")
         frozen = {"batch_norm": "frozen"} if arm.train == "full" else {}
         network = {"model": STUDENT, "size": given.size}
-        return Experiment.model_validate(
+        return DistillationExperiment.model_validate(
             {
                 "name": "delta-accuracy",
                 "output": str(given.out),
@@ -97,13 +100,15 @@ class Lab:
             }
         )
 
-    def context(self, experiment: Experiment) -> RunContext:
-        return RunContext(experiment, self.data if experiment.seed == 0 else make_data(experiment), None, self.stop)
+    def context(self, experiment: DistillationExperiment) -> RunContext:
+        context = RunContext.of(experiment, self.stop)
+        return replace(context, data=self.data) if experiment.seed == 0 else context
 
     def fit(self, arm: Arm, seed: int, lr: float, epochs: int | None = None) -> tuple[Student, RunContext]:
-        context = self.context(self.experiment(seed, arm, lr, epochs))
+        experiment = self.experiment(seed, arm, lr, epochs)
+        context = self.context(experiment)
         folder = self.given.out / "fits" / f"{arm.name} seed {seed} lr {lr:g} epochs {epochs or self.given.epochs}"
-        return distil(context, [], folder)[0], context
+        return train_student(experiment, context, folder).student, context
 
 
 def main() -> None:
@@ -159,7 +164,8 @@ def main() -> None:
 def outcome_of(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]) -> Outcome:
     begun = time.perf_counter()
     if arm.name in WITHOUT_TRAINING:
-        held_out, accuracy = WITHOUT_TRAINING[arm.name](lab.context(lab.experiment(seed)), lab.classes)
+        experiment = lab.experiment(seed)
+        held_out, accuracy = WITHOUT_TRAINING[arm.name](experiment, lab.context(experiment), lab.classes)
         return Outcome(arm.name, seed, 0, accuracy, held_out, None, time.perf_counter() - begun)
     lr = chosen_rate(lab, book, arm, rates)
     begun = time.perf_counter()
@@ -190,32 +196,31 @@ def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float
     return best
 
 
-def probe(context: RunContext, classes: int) -> tuple[float | None, float]:
-    fitted, network = linear_probe(context)
-    held_out, accuracy = (
-        fitted.predict(predict_pooled(context, network, context.loader(split))).accuracy()  # type: ignore[arg-type]
-        for split in ("val", "test")
-    )
+def probe(experiment: DistillationExperiment, context: RunContext, classes: int) -> tuple[float | None, float]:
+    folder = experiment.output / "fits" / f"linear probe seed {experiment.seed}"
+    fitted = FitLinearProbe("linear-probe", experiment.student.network).run(context, folder)
+    assert fitted is not None
+    held_out, accuracy = (fitted.predict(context, split).accuracy() for split in ("val", "test"))  # type: ignore[arg-type]
     assert accuracy is not None
     return held_out, accuracy
 
 
-def class_means(context: RunContext, classes: int) -> tuple[float | None, float]:
-    torch.manual_seed(context.experiment.seed)
-    network = create_network(context.experiment.student.network)
+def class_means(experiment: DistillationExperiment, context: RunContext, classes: int) -> tuple[float | None, float]:
+    torch.manual_seed(experiment.seed)
+    network = create_network(experiment.student.network)
     train = predict_pooled(context, network, context.labeled_loader())
     features = F.normalize(train.logits, dim=1)
     sums = torch.zeros(classes, features.shape[1]).index_add_(0, torch.as_tensor(train.labels), features)
     means = F.normalize(sums, dim=1)
-    shares = []
+    accuracies = []
     for split in ("val", "test"):
         seen = predict_pooled(context, network, context.loader(split))  # type: ignore[arg-type]
-        did_you_mean = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
-        shares.append(float((did_you_mean == torch.as_tensor(seen.labels)).float().mean()))
-    return shares[0], shares[1]
+        closest = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
+        accuracies.append(float((closest == torch.as_tensor(seen.labels)).float().mean()))
+    return accuracies[0], accuracies[1]
 
 
-WITHOUT_TRAINING: dict[str, Callable[[RunContext, int], tuple[float | None, float]]] = {
+WITHOUT_TRAINING: dict[str, Callable[[DistillationExperiment, RunContext, int], tuple[float | None, float]]] = {
     "linear probe": probe,
     "nearest class mean": class_means,
 }

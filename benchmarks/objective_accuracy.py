@@ -27,18 +27,19 @@ from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
-from accuracy import STUDENT, VIEW, Notebook, data_of, percent, tell, training
+from accuracy import STUDENT, VIEW, Notebook, data_of, fit_teacher, percent, tell, train_student, training
 from rich.console import Console
 
 from augment.chain import Chain
 from augment.draws import Draws
 from augment.recipe import Op
-from distill.config import Experiment
 from distill.data.reader import Batch
-from distill.models.network import Network
+from distill.experiments.distillation import DistillationExperiment
 from distill.models.student import Student
-from distill.run.context import RunContext, logits_of, make_data, predict_student, predict_teacher
-from distill.run.stages import distil, make_teacher, prepare_teachers
+from distill.run.context import RunContext
+from distill.run.predict import logits_of, predict_student, predict_teacher
+from distill.run.teacher import make_teacher
+from distill.stages.outputs import TeacherNetworks
 from distill.training.evaluate import Predictions
 from distill.training.signals import StopSignal
 
@@ -67,10 +68,10 @@ CORRUPTIONS: dict[str, Op] = {
 }
 
 
-def experiment(given: argparse.Namespace, seed: int, cell: str = ALONE) -> Experiment:
+def experiment(given: argparse.Namespace, seed: int, cell: str = ALONE) -> DistillationExperiment:
     objective, _, policy = cell.partition("/")
     alone = cell == ALONE
-    return Experiment.model_validate(
+    return DistillationExperiment.model_validate(
         {
             "name": "objective-accuracy",
             "output": str(given.out),
@@ -118,29 +119,30 @@ class Lab:
 
     def __init__(self, given: argparse.Namespace, stop: StopSignal):
         self.given, self.stop = given, stop
-        self._teachers: list[Network] = []
-        self._said: Predictions | None = None
+        self._teacher: tuple[TeacherNetworks, Predictions] | None = None
         self.teacher_accuracy: dict[str, Any] = {}
 
-    def context(self, seed: int, cell: str) -> RunContext:
-        made = experiment(self.given, seed, cell)
-        return RunContext(made, make_data(made), None, self.stop)
-
-    def teacher(self) -> tuple[list[Network], Predictions]:
-        """One teacher for every seed of the student, and what it says of the test split."""
-        if self._said is None:
-            context = self.context(0, "kd/identical")
-            self._teachers = prepare_teachers(context)
-            self._said = predict_teacher(context, make_teacher(context.experiment, self._teachers), "test")
-        return self._teachers, self._said
+    def teacher(self) -> tuple[TeacherNetworks, Predictions]:
+        """One teacher for every seed of the student, and its predictions on the test split."""
+        if self._teacher is None:
+            made = experiment(self.given, 0, "kd/identical")
+            context = RunContext.of(made, self.stop)
+            teacher = fit_teacher(made, context)
+            assert made.teacher is not None
+            networks = make_teacher(made.teacher, made.objectives, teacher.networks)
+            self._teacher = teacher, predict_teacher(context, networks, "test")
+        return self._teacher
 
     def measure(self, cell: str, seed: int) -> dict[str, Any]:
-        teachers, said = ([], None) if cell == ALONE else self.teacher()
-        begun, context = time.perf_counter(), self.context(seed, cell)
+        made = experiment(self.given, seed, cell)
+        teacher, predictions = (None, None) if cell == ALONE else self.teacher()
+        begun, context = time.perf_counter(), RunContext.of(made, self.stop)
+        if teacher is not None:
+            context.outputs["teacher"] = teacher
         name = f"{cell.replace('/', ' ')} seed {seed}"
-        student, _, _ = distil(context, teachers, self.given.out / "fits" / name)
+        student = train_student(made, context, self.given.out / "fits" / name).student
         seconds = time.perf_counter() - begun
-        return {"cell": cell, "seed": seed, "seconds": seconds, **test(context, student, said)}
+        return {"cell": cell, "seed": seed, "seconds": seconds, **test(context, student, predictions)}
 
 
 def main() -> None:

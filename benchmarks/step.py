@@ -202,7 +202,7 @@ def bare_parts(teacher: Network, student: Network, batch: int, device: torch.dev
 def distillation(
     teacher: Network, student: Network, train: str, accelerator: str, sites: tuple[str, ...] = ("*",)
 ) -> Distillation:
-    """The module of a run with CE + KD, as ``distill.run.stages`` makes it."""
+    """The module of a run with CE + KD, as the stage ``TrainStudent`` makes it."""
     deltas = (LowRank.Settings(rank=8, sites=sites),) if train == "deltas" else ()
     settings = StudentSettings(network=NetworkSettings(model=student.origin), train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)

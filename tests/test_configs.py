@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from distill.config import Experiment, validate_tree
+from distill.config import validate_tree
 from distill.data.base import Sample, Samples, Source, Split
-from distill.data.module import ExperimentData
-from distill.run.context import RunContext, make_data
-from distill.run.prepare import new_student
-from distill.run.stages import distil, prepare_teachers
+from distill.experiments.distillation import DistillationExperiment as Experiment
+from distill.run.context import RunContext
+from distill.run.prepare import StudentSpec
+from distill.run.runner import finish
 from distill.training.signals import StopSignal
 from distill.yaml_tree import load_tree, merge_trees
 
@@ -84,12 +84,16 @@ def test_there_are_configs() -> None:
 def test_a_step_of_every_config(path: Path, tmp_path: Path) -> None:
     experiment = small(load_tree(path), tmp_path)
     with StopSignal() as stop:
-        data: ExperimentData = make_data(experiment)
-        context = RunContext(experiment, data, None, stop)
-        teachers = prepare_teachers(context) if experiment.teacher is not None else []
-        student, teacher, summary = distil(context, teachers, tmp_path / "student")
-    assert summary.steps == 1
-    before, after = new_student(context, student.needs).own_state(), student.own_state()
+        context = RunContext.of(experiment, stop)
+        for stage in experiment.plan_teacher():
+            finish(stage, context, tmp_path)
+        trained = next(stage for stage in experiment.plan() if stage.name == "student").run(
+            context, tmp_path / "student"
+        )
+    student, teacher = trained.student, trained.teacher
+    assert trained.fit.steps == 1
+    fresh = StudentSpec(experiment.student, experiment.seed, len(context.data.classes), student.needs).build()
+    before, after = fresh.own_state(), student.own_state()
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert not all(torch.equal(before[name], after[name]) for name in before), "the step changed nothing"
     assert (teacher is None) == (experiment.teacher is None)

@@ -31,6 +31,7 @@ from distill.run.preview import ViewBatch, draw_preview
 from distill.run.runner import load_finished
 from distill.run.stage import StageError
 from distill.run.teacher import label_maps
+from distill.stages.fit_teacher import FitTeacher
 from distill.stages.outputs import TeacherNetworks
 from distill.stages.report import RESULTS
 from distill.training.evaluate import Predictions
@@ -106,10 +107,11 @@ def ready_teacher(experiment: DistillationExperiment, context: RunContext) -> Te
         outputs = [stage.run(context, context.root) for stage in stages]
         return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
     for stage in load_finished(stages, context):
+        assert isinstance(stage, FitTeacher)
         looked = stage.store(context, context.digests[stage.name][:16])
         raise StageError(
-            f"the {stage.name} is not fitted yet, and this command trains nothing: run the config first"
-            f" (distill train), with the same seed, data and fit_teacher; looked for in {looked}"
+            f"the teacher {stage.network.model} is not fitted yet, and this command trains nothing: run the config "
+            f"first (distill train), with the same seed, data and fit_teacher; looked for in {looked}"
         )
     outputs = [context.get(stage.output) for stage in stages]
     return TeacherNetworks(tuple(network for output in outputs for network in output.networks))

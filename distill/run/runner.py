@@ -97,9 +97,7 @@ def run_plan(
             context = RunContext.of(settings, stop, console if is_first_rank() else None)
             context.folder = folder
             context.print(_opening(context, folder.path))
-            for stage in stages:
-                if not Progress.of(stage, context).finished:
-                    stage.check(context)
+            check_stages(stages, context)
             for stage in stages:
                 if is_first_rank() or not stage.first_rank:
                     with _timed(stage.name, context, folder, Progress.of(stage, context).finished):
@@ -120,6 +118,13 @@ def run_plan(
     finally:
         close_run()
     return folder.path
+
+
+def check_stages(stages: Sequence[Stage], context: RunContext) -> None:
+    """Check all stages that are not finished, before any of them runs. Raises ``UserError``."""
+    for stage in stages:
+        if not Progress.of(stage, context).finished:
+            stage.check(context)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from rich.console import Console
 
 from augment.chain import eval_view
 from augment.dual import DualAugment
+from distill.commands.cache import make_teacher_networks
+from distill.commands.runs import ready_teacher, score_views
 from distill.commands.score import (
     CONFIG,
     PLAIN,
@@ -24,12 +26,13 @@ from distill.commands.score import (
     t_stddev,
     write_scores,
 )
-from distill.config import Experiment, validate_tree
+from distill.config import validate_tree
 from distill.data.order import Order
+from distill.experiments.distillation import DistillationExperiment as Experiment
 from distill.models.network import create_network
 from distill.models.teacher import Teacher
 from distill.run.context import RunContext, make_data
-from distill.run.stages import StageError, prepare_teachers, ready_teachers
+from distill.run.stage import StageError
 from distill.training.signals import StopSignal
 
 CROP = {"type": "RandomResizedCrop", "scale": [0.3, 0.6]}
@@ -149,19 +152,19 @@ def test_the_teacher_is_never_trained_here(tmp_path: Path) -> None:
     fit = {"method": "probe"}
     settings = experiment(tmp_path, fit_teacher=fit)
     with StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), None, stop)
+        context = RunContext.of(settings, stop)
         with pytest.raises(
             StageError, match="the teacher test_efficientnet is not fitted yet, and this command trains"
         ):
-            ready_teachers(context)
+            ready_teacher(settings, context)
         assert not list(tmp_path.rglob("*")), "nothing was written either"
-        fitted = prepare_teachers(context)
-        found = ready_teachers(context)
-        for ours, theirs in zip(found, fitted, strict=True):
-            assert all(map(torch.equal, ours.model.state_dict().values(), theirs.model.state_dict().values()))
+        fitted = make_teacher_networks(settings, context).networks
+        again = ready_teacher(settings, RunContext.of(settings, stop)).networks
+        for first, second in zip(fitted, again, strict=True):
+            assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
         alone = experiment(tmp_path, teacher=None, objectives=[{"type": "ce"}])
         with pytest.raises(StageError, match="there is no teacher in this config"):
-            ready_teachers(RunContext(alone, context.data, None, stop))
+            score_views(alone, tmp_path / "scores", Console(quiet=True), seeds=1, draws=2, images=4)
 
 
 def test_the_table_and_the_files(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from distill.config import ConfigError, Experiment, validate_tree
+from distill.config import ConfigError, Experiment, read_run, validate_tree
 from distill.files import write_atomic
-from distill.run.folder import RunError, RunFolder, close_run, local_rank, open_run, read_run
+from distill.run.folder import RunError, RunFolder, close_run, local_rank, open_run
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,7 @@ def experiment(output: Path, name: str = "trial", seed: int = 0) -> Experiment:
 
 def opened(settings: Experiment, resume: bool = False) -> RunFolder:
     close_run()  # as a new process
-    return open_run(settings, resume)
+    return open_run(settings.output, settings.model_dump(mode="json"), resume)
 
 
 def test_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_a_failed_run_leaves_a_folder_only_if_it_trained_something(tmp_path: Pat
     opened(experiment(tmp_path)).fail()
     assert not list(tmp_path.iterdir())
     run = opened(experiment(tmp_path))
-    (run.path / "fits").mkdir()
+    (run.path / "student").mkdir()
     run.fail()
     assert read_run(tmp_path / "trial")[1]["status"] == "failed"
 
@@ -128,7 +128,9 @@ def test_further_ranks_use_the_folder_of_the_first(tmp_path: Path, monkeypatch) 
     first = opened(experiment(tmp_path))
     record = (first.path / "run.json").read_text()
     monkeypatch.setenv("LOCAL_RANK", "1")
-    second = open_run(experiment(tmp_path), resume=False)  # the environment says where
+    second = open_run(
+        tmp_path, experiment(tmp_path).model_dump(mode="json"), resume=False
+    )  # the environment says where
     assert local_rank() == 1 and second.path == first.path
     second.set_status("failed")
     assert (first.path / "run.json").read_text() == record, "only the first rank writes"

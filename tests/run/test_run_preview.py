@@ -10,10 +10,11 @@ from rich.console import Console
 
 from augment.preview import contact_sheet
 from distill.commands.runs import preview_views
-from distill.config import Experiment, validate_tree
+from distill.config import validate_tree
+from distill.experiments.distillation import DistillationExperiment as Experiment
+from distill.past_views import augment_of, batch_of_step, data_of
 from distill.run import preview
-from distill.run.preview import draw_preview
-from distill.run.replay import ViewBatch, augment_of, batch_of_step, data_of
+from distill.run.preview import ViewBatch, draw_preview
 from distill.yaml_tree import ConfigError
 
 

@@ -10,7 +10,7 @@ import sys
 
 from toy_training import watching
 
-import distill.run.run
+import distill.stages.verify
 from distill.cli import main
 from distill.run.folder import local_rank
 from distill.training.module import Distillation
@@ -30,7 +30,7 @@ def trace(epoch: int, ids: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
-    distill.run.run.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own, and takes longest
+    distill.stages.verify.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own
     with watching(fault, trace):
         main(["train", *arguments])
 

@@ -5,12 +5,21 @@ import warnings
 from pathlib import Path
 
 import torch
-from toy_training import FITS_IN_RANKS, PREPARED_IN_RANKS, Made, all_views, experiment, noting_views, student_fit
+from toy_training import (
+    FITS_IN_RANKS,
+    PREPARED_IN_RANKS,
+    Made,
+    all_views,
+    experiment,
+    noting_views,
+    probe_fit,
+    student_fit,
+)
 
-from distill.run.context import RunContext, make_data, predict_student
+from distill.run.context import RunContext
 from distill.run.export import export_student
 from distill.run.folder import local_rank
-from distill.run.stages import linear_probe
+from distill.run.predict import predict_student
 from distill.training.signals import StopSignal
 
 
@@ -25,9 +34,9 @@ def in_ranks(output: Path) -> None:
             [(epoch, ids, all_views(views)) for epoch, ids, views in made], output / name / f"views-{local_rank()}"
         )
     with StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), None, stop)
+        context = RunContext.of(settings, stop)
         predictions = predict_student(context, student, "val")
-        probe, _ = linear_probe(context)
+        probe = probe_fit(settings, context, output / "probe").probe
     if local_rank() == 0:
         torch.save([predictions.ids, predictions.labels, predictions.logits, probe.weight], output / "predictions.pt")
 
@@ -40,8 +49,8 @@ def prepared_in_ranks(output: Path) -> None:
         torch.save(student.own_state(), output / name / f"student-{local_rank()}")
         if local_rank() == 0:
             with StopSignal() as stop:
-                context = RunContext(settings, make_data(settings), None, stop)
-                export_student(context, student, output / name / "export", [])
+                context = RunContext.of(settings, stop)
+                export_student(context, settings.student, student, output / name / "export", [])
 
 
 def run(output: Path) -> None:

@@ -63,7 +63,7 @@ class Run:
         self._until(lambda: len(self.trace()) >= count or self._status() is not None, 120)
 
     def after_checkpoint(self) -> None:
-        self._until(lambda: steps_of(self.folder / "fits" / "student") or self._status() is not None, 120)
+        self._until(lambda: steps_of(self.folder / "student") or self._status() is not None, 120)
 
     def _until(self, condition: Callable[[], Any], seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -84,7 +84,7 @@ class Run:
         return [(epoch, ids) for at, epoch, ids in lines if at == rank]
 
     def student(self) -> dict[str, torch.Tensor]:
-        return VerifiedCheckpointIO().load_checkpoint(self.folder / "fits" / "student" / "result.ckpt")["student"]
+        return VerifiedCheckpointIO().load_checkpoint(self.folder / "student" / "result.ckpt")["student"]
 
 
 class StartRun:

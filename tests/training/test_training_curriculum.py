@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import STEPS, experiment, student_fit
+from toy_training import STEPS, control_fit, experiment, student_fit
 
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMap, LabelMaps
@@ -90,13 +90,12 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
 
 
 def test_the_control_without_a_teacher_has_none(tmp_path: Path) -> None:
-    from distill.run.context import RunContext, make_data
-    from distill.run.stages import labels_only
+    from distill.run.context import RunContext
     from distill.training.signals import StopSignal
 
     settings = experiment(
         tmp_path, training={"curriculum": {"epochs": 1}, "epochs": 1}, augment={"ramp": {"epochs": 1}}
     )
     with StopSignal() as stop:
-        _, summary = labels_only(RunContext(settings, make_data(settings), None, stop), STEPS, tmp_path / "control")
+        summary = control_fit(settings, RunContext.of(settings, stop), STEPS, tmp_path / "control").fit
     assert summary.steps == STEPS

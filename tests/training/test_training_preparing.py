@@ -8,7 +8,18 @@ from typing import Any
 
 import pytest
 import torch
-from toy_training import STEPS, Fault, Watched, assert_bit_equal, experiment, student_fit, tree
+from toy_training import (
+    STEPS,
+    Fault,
+    Watched,
+    assert_bit_equal,
+    control_fit,
+    experiment,
+    fit_teachers,
+    student_fit,
+    student_spec,
+    tree,
+)
 
 from distill.config import Experiment, validate_tree
 from distill.deltas.base import DeltaError
@@ -20,10 +31,9 @@ from distill.export.delta.io import load_delta, write_delta
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.run.context import RunContext, make_data
+from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
-from distill.run.prepare import new_student
-from distill.run.stages import labels_only, prepare_teachers, trained_student
+from distill.run.prepare import StudentSpec, load_trained
 from distill.run.warm_up import StudentCalibration, WarmUp, linear_cka
 from distill.training.signals import Interrupted, StopSignal
 
@@ -36,15 +46,12 @@ def with_deltas(output: Path, *deltas: Any, **changes: Any) -> Experiment:
     return experiment(output, student={"deltas": list(deltas)}, **changes)
 
 
-def shop_of(settings: Experiment, stop: StopSignal) -> RunContext:
-    return RunContext(settings, make_data(settings), None, stop)
-
-
 def evidence(settings: Experiment, folder: Path, stop: StopSignal) -> StudentCalibration:
-    context = shop_of(settings, stop)
-    teacher = Teacher(prepare_teachers(context), [1.0], frozenset({"logits", "pooled"}))
+    context = RunContext.of(settings, stop)
+    teacher = Teacher(fit_teachers(settings, context), [1.0], frozenset({"logits", "pooled"}))
     fit_spec = FitSpec(context, teacher, settings.objectives, settings.augment, settings.training)
-    return StudentCalibration(WarmUp(fit_spec, folder, "student", frozenset({"logits", "pooled"}), 4), 0)
+    spec = StudentSpec(settings.student, settings.seed, 4, frozenset({"logits", "pooled"}))
+    return StudentCalibration(WarmUp(spec, fit_spec, folder, "student", settings.training.epochs), 0)
 
 
 def ranks(student: Student) -> dict[str, int]:
@@ -83,7 +90,7 @@ def test_killed_it_goes_on_to_the_same_student(call: int, deltas: list, tmp_path
     assert_bit_equal(resumed.weights, whole.weights)
 
     with StopSignal() as stop:
-        again = trained_student(shop_of(settings, stop), tmp_path / "whole")
+        again = load_trained(student_spec(settings, RunContext.of(settings, stop)), tmp_path / "whole")
     assert_bit_equal(again.own_state(), whole.weights)
     _check_export(settings, whole.student, tmp_path / "export")
 
@@ -205,15 +212,15 @@ def test_halrp_starts_from_the_closed_forms_of_its_warm_up(tmp_path: Path) -> No
 def new_student_state(settings: Experiment) -> dict[str, torch.Tensor]:
     plain = settings.model_copy(update={"student": settings.student.model_copy(update={"deltas": ()})})
     with StopSignal() as stop:
-        model = new_student(shop_of(plain, stop)).model
+        model = student_spec(plain, RunContext.of(plain, stop)).build().model
     return backbone_state(model, classifier_names(model))
 
 
 def test_the_control_prepares_itself_without_the_teacher(tmp_path: Path) -> None:
     settings = with_deltas(tmp_path, BUDGET, data={"labels_per_class": 4}, teacher=None, objectives=[{"type": "ce"}])
     with StopSignal() as stop:
-        student, summary = labels_only(shop_of(settings, stop), 4, tmp_path / "control")
-    assert summary.steps >= 4 and sum(one.bytes for one in inventory(student.model)) <= 6000
+        trained = control_fit(settings, RunContext.of(settings, stop), 4, tmp_path / "control")
+    assert trained.fit.steps >= 4 and sum(delta.bytes for delta in inventory(trained.student.model)) <= 6000
     assert (tmp_path / "control" / "prepared.ckpt").is_file()
 
 
@@ -231,6 +238,6 @@ def test_linear_cka_by_hand_and_its_invariances() -> None:
 def test_ranks_are_refused_where_nothing_was_trained(tmp_path: Path) -> None:
     settings = with_deltas(tmp_path, BUDGET)
     with StopSignal() as stop, pytest.raises(DeltaError, match="has no rank yet: ranks are chosen by training"):
-        new_student(shop_of(settings, stop))
+        student_spec(settings, RunContext.of(settings, stop)).build()
     with pytest.raises(ValueError, match=r"student.deltas.0.rank: ranks chooses the rank of every layer"):
         validate_tree(tree(tmp_path, student={"deltas": [{**BUDGET, "rank": 3}]}), "toy")

@@ -18,6 +18,7 @@ from toy_training import (
     assert_bit_equal,
     experiment,
     noting_views,
+    probe_fit,
     student_fit,
 )
 
@@ -25,9 +26,9 @@ from distill.deltas.attach import merge
 from distill.deltas.inventory import inventory
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network
-from distill.run.context import RunContext, make_data, predict_student
+from distill.run.context import RunContext
 from distill.run.export import structural_types
-from distill.run.stages import linear_probe
+from distill.run.predict import predict_student
 from distill.training.checkpoints import VerifiedCheckpointIO, newest_good
 from distill.training.signals import StopSignal
 
@@ -64,13 +65,13 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
                     torch.testing.assert_close(ours, theirs[rows], rtol=0, atol=1e-5)
     ids, labels, logits, probe = torch.load(fitted / "predictions.pt")
     with StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), None, stop)
+        context = RunContext.of(settings, stop)
         assert alone.student is not None
         whole = predict_student(context, alone.student, "val")
         assert len(ids) == len(set(ids.tolist())) == SIZES["val"]
         assert torch.equal(ids, whole.ids) and torch.equal(labels, whole.labels)
         assert torch.allclose(logits, whole.logits, rtol=1e-3, atol=1e-4)
-        assert torch.allclose(probe, linear_probe(context)[0].weight, rtol=1e-3, atol=1e-4)
+        assert torch.allclose(probe, probe_fit(settings, context, fitted / "alone").probe.weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PREPARED_IN_RANKS)
@@ -91,7 +92,7 @@ def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp
     with torch.no_grad():
         expected = alone.model.eval()(x)
         assert float((loaded(x) - expected).abs().max() / expected.abs().max()) < 1e-4
-        if structural_types(settings):
+        if structural_types(settings.student):
             return
         merged = timm.create_model(f"local-dir:{fitted / name / 'export' / 'merged'}", pretrained=True).eval()
         assert float((merged(x) - loaded(x)).abs().max() / expected.abs().max()) < 1e-5
@@ -106,7 +107,7 @@ def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: StartRun) -> Non
     run.after_steps(STEPS + 2)
     assert run.wait(60) != 0, "and soon"
     assert run.ended(), "every process of the run is gone"
-    assert newest_good(run.folder / "fits" / "student") is not None
+    assert newest_good(run.folder / "student") is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -121,5 +122,5 @@ def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_p
     assert run.wait() == 128 + number, run.output.read_text()
     assert run.ended() and run.status == "interrupted"
     assert len(run.trace(0)) == len(run.trace(1)), "both made the same steps"
-    checkpoint = newest_good(run.folder / "fits" / "student")
+    checkpoint = newest_good(run.folder / "student")
     assert checkpoint is not None and int(checkpoint.stem.removeprefix("step-")) == len(run.trace(0))

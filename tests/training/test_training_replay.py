@@ -28,7 +28,7 @@ def run_of(output: Path, **changes) -> tuple[Path, object]:
     """A run folder that was started, and its settings."""
     settings = experiment(output, **changes)
     try:
-        return open_run(settings, resume=False).path, settings
+        return open_run(settings.output, settings.model_dump(mode="json"), resume=False).path, settings
     finally:
         close_run()
 
@@ -48,9 +48,9 @@ def test_every_step_of_a_run_stopped_and_resumed(name: str, tmp_path: Path) -> N
     steps: list[Made] = []
     with noting_views(steps):
         with pytest.raises(Interrupted):
-            student_fit(settings, run / "fits" / "student", raising(signal.SIGTERM, STEPS + 1), Watched())
+            student_fit(settings, run / "student", raising(signal.SIGTERM, STEPS + 1), Watched())
         assert len(steps) == STEPS + 2
-        student_fit(settings, run / "fits" / "student")
+        student_fit(settings, run / "student")
     assert len(steps) == 2 * STEPS
     for step in (0, STEPS + 1, STEPS + 2, 2 * STEPS - 1):
         epoch, ids, views = steps[step]
@@ -98,7 +98,7 @@ def test_what_cannot_be_replayed_is_named(tmp_path: Path) -> None:
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker processes:UserWarning")
 def test_any_number_of_workers_gives_the_same_views(tmp_path: Path) -> None:
     """Two epochs read by none and by four workers, whose order of finishing is their own."""
-    from distill.run.replay import augment_of, data_of
+    from distill.past_views import augment_of, data_of
 
     settings = experiment(tmp_path, data={"loader_ops": [{"type": "HueSaturationValue", "p": 0.5}], "batch_size": 4})
     augment = augment_of(settings)

@@ -8,13 +8,23 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from toy_training import SIZES, STEPS, BlobSamples, Made, all_views, assert_bit_equal, experiment, noting_views, raising
+from toy_training import (
+    SIZES,
+    STEPS,
+    BlobSamples,
+    Made,
+    all_views,
+    assert_bit_equal,
+    experiment,
+    fit_teachers,
+    noting_views,
+    raising,
+)
 from toy_training import student_fit as fit
 
 from distill.config import ConfigError
-from distill.run.context import RunContext, make_data
-from distill.run.replay import augment_of, batch_of_step, data_of
-from distill.run.stages import prepare_teachers
+from distill.past_views import augment_of, batch_of_step, data_of
+from distill.run.context import RunContext
 from distill.training.signals import Interrupted, StopSignal
 
 FITTED = {
@@ -83,8 +93,8 @@ def test_it_is_told_and_shared_with_the_fit_of_the_teacher(tmp_path: Path, decod
     settings = experiment(tmp_path, **held(FITTED))
     console = Console(width=120, record=True, quiet=False, file=(tmp_path / "said").open("w"))
     with StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), console, stop)
-        prepare_teachers(context)
+        context = RunContext.of(settings, stop, console)
+        fit_teachers(settings, context)
         list(context.data.train_loader())
     console.file.close()
     assert "44 images of the train split at 32 × 32 pixels lie on cpu: 0.1 MB" in (tmp_path / "said").read_text()

@@ -61,7 +61,7 @@ def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, star
     run.signal_all(signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()
     assert run.status == "interrupted" and run.ended()
-    resumed = student_fit(experiment(tmp_path), run.folder / "fits" / "student")
+    resumed = student_fit(experiment(tmp_path), run.folder / "student")
     assert run.trace() + resumed.seen == straight.seen
     assert_bit_equal(resumed.weights, straight.weights)
 
@@ -73,4 +73,4 @@ def test_train_py_itself(tmp_path: Path, start: StartRun) -> None:
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()
     assert run.status == "interrupted" and run.ended()
-    assert newest_good(run.folder / "fits" / "student") is not None
+    assert newest_good(run.folder / "student") is not None

@@ -7,14 +7,13 @@ import pytest
 import timm
 import torch
 from rich.console import Console
-from toy_training import Watched, experiment, network, student_fit, whole
+from toy_training import Watched, experiment, network, run, student_fit, whole
 
 from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import read_delta
 from distill.models.network import create_network
-from distill.run.context import StageError
-from distill.run.run import run
+from distill.run.stage import StageError
 from distill.training.module import Distillation
 
 

@@ -7,16 +7,18 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from toy_training import Watched, assert_bit_equal, experiment, network, student_fit, watching
+from toy_training import Watched, assert_bit_equal, experiment, fit_teachers, network, student_fit, watching
 
 from augment.dual import AugmentSettings
-from distill.config import Experiment
 from distill.data.base import DataError
 from distill.deltas.base import DeltaError
+from distill.experiments.distillation import DistillationExperiment as Experiment
 from distill.models.network import Network, NetworkError
 from distill.models.teacher import Teacher
-from distill.run.context import RunContext, StageError, logits_of, make_data, predict_teacher
-from distill.run.stages import prepare_teachers
+from distill.run.context import RunContext
+from distill.run.predict import logits_of, predict_teacher
+from distill.run.runner import check_stages
+from distill.run.stage import StageError
 from distill.training.checkpoints import CheckpointError
 from distill.training.signals import StopSignal
 
@@ -27,7 +29,9 @@ def teachers(settings: Experiment) -> tuple[list[Network], int]:
     """The teacher's networks, and how many steps it took to get them."""
     watched = Watched()
     with watching(None, lambda *step: watched.seen.append(step)), StopSignal() as stop:
-        return prepare_teachers(RunContext(settings, make_data(settings), None, stop)), len(watched.seen)
+        context = RunContext.of(settings, stop)
+        check_stages(settings.plan(), context)
+        return fit_teachers(settings, context), len(watched.seen)
 
 
 def fitted(tmp_path: Path, **changes: Any) -> Experiment:
@@ -60,7 +64,7 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
         ({"training": {"test_every": 1}, "data": {"source": {"tested": False}}}, "test_every needs a test split"),
     ],
 )
-def test_a_mistake_in_the_student_s_lesson_is_said_before_its_teacher_is_trained(
+def test_a_mistake_in_the_student_is_an_error_before_its_teacher_is_trained(
     changes: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     with pytest.raises((NetworkError, DeltaError, StageError), match=re.escape(said)):
@@ -118,8 +122,8 @@ def test_several_teachers_with_weights(tmp_path: Path) -> None:
 
     settings = experiment(tmp_path, teacher={"networks": [{**one, "weight": 3.0}, two]})
     with StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), None, stop)
-        made = prepare_teachers(context)
+        context = RunContext.of(settings, stop)
+        made = fit_teachers(settings, context)
         teacher = Teacher(made, [3.0, 1.0])
         found = predict_teacher(context, teacher, "val")
         parts = [

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from toy_training import experiment, network
+from toy_training import experiment, network, run
 
 from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta
-from distill.run.run import run
 
 pytestmark = pytest.mark.slow
 
@@ -41,12 +40,12 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     assert f"no merged folder: {name} cannot be merged; see export/delta" in summary["warnings"]
     manifest, tensors = read_delta(folder / "export" / "delta")
     assert [group.settings["type"] for group in manifest.deltas] == [name]
-    with (folder / "fits" / "student" / "log.csv").open() as file:
+    with (folder / "student" / "log.csv").open() as file:
         logged = {row["name"] for row in csv.DictReader(file)}
     expected = {"deep_delta": {"beta", "error"}, "ladder": {"gate", "cached"}, "adapter": set()}[name]
     assert {key for key in logged if key.startswith("delta/")} == {f"delta/{name}/{key}" for key in expected}
     if name == "ladder":
-        assert (folder / "fits" / "student" / "prepared.ckpt").is_file()
+        assert (folder / "student" / "prepared.ckpt").is_file()
 
     predictions = evaluate_run(folder, "test", console())
     accuracy = next(row["accuracy"] for row in summary["rows"] if row["name"] == "student")

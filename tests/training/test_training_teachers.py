@@ -22,7 +22,7 @@ from distill.objectives.deit import DeiT
 from distill.objectives.dkd import DKD
 from distill.objectives.kd import KD, kd
 from distill.objectives.pooled import PooledFeature
-from distill.run.context import StageError
+from distill.run.stage import StageError
 from distill.training.meta import alignment, moved
 from distill.training.module import Distillation
 from distill.training.teacher_weights import TeacherWeights, by_sample

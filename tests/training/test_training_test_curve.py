@@ -2,15 +2,17 @@
 
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from toy_training import STEPS, assert_bit_equal, experiment, raising, student_fit
 
-from distill.report.summary import Row, read_curves
-from distill.run.context import StageError
-from distill.run.run import _with_epochs
+from distill.report.curves import read_curves
+from distill.report.items import Row
+from distill.run.stage import StageError
+from distill.stages.outputs import TrainedStudent
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.signals import Interrupted
@@ -63,9 +65,8 @@ def test_every_so_many_epochs_and_the_last(given, tmp_path: Path) -> None:
     summary = fit(tmp_path / "fit", epochs=5, test_every=2).summary
     assert summary and summary.tested_epochs == [1, 3, 4] and summary.test_accuracies == pytest.approx([0.2, 0.6, 0.5])
     assert summary.best_on_test == (3, pytest.approx(0.6))
-    row = _with_epochs(Row(name="student", accuracy=0.5), {"student": summary})
+    row = row_of(summary)
     assert (row.last_epoch, row.best_epoch, row.best_at) == (pytest.approx(0.5), pytest.approx(0.6), 4)
-    assert row.accuracy == 0.5
     again = fit(tmp_path / "fit", epochs=5, test_every=2)
     assert again.seen == [] and again.summary == summary
 
@@ -83,8 +84,14 @@ def test_resumed(given, tmp_path: Path) -> None:
 def test_the_first_of_equals_is_the_best() -> None:
     summary = FitSummary(3, 3, 1.0, 1.0, {}, 0, -1, {}, [0, 1, 2], [0.4, 0.5, 0.5])
     assert summary.best_on_test == (1, 0.5)
-    bare = Row(name="teacher", accuracy=0.5)
-    assert _with_epochs(bare, {"student": summary}) == bare
+    untested = row_of(FitSummary(3, 3, 1.0, 1.0, {}, 0, -1))
+    assert (untested.last_epoch, untested.best_epoch, untested.best_at) == (None, None, None)
+
+
+def row_of(summary: FitSummary) -> Row:
+    """Of a student with such a fit."""
+    student = SimpleNamespace(parameters=list, own_state=dict)
+    return TrainedStudent("student", "", student, None, None, summary, Path()).row()  # type: ignore[arg-type]
 
 
 def test_without_test_labels(tmp_path: Path) -> None:

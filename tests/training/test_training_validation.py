@@ -7,7 +7,7 @@ import torch
 from test_training_resume import interrupted
 from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit
 
-from distill.run.context import StageError
+from distill.run.stage import StageError
 from distill.training.callbacks import Validation
 from distill.training.checkpoints import VerifiedCheckpointIO
 

@@ -33,11 +33,11 @@ def test_a_run_writes_nothing_outside_its_folder(tmp_path: Path, start: StartRun
     new = files(tmp_path) - before
     strays = {name for name in new if not name.startswith(("toy/", "teachers/"))} - {run.output.name}
     assert not {name for name in strays if not name.startswith("home/.cache/matplotlib/")}, "but its list of fonts"
-    assert {"toy/report.html", "toy/config.yaml", "toy/run.json", "toy/results.json", "toy/views.png"} <= new
+    assert {"toy/report.html", "toy/config.yaml", "toy/run.json", "toy/results.json", "toy/preview/views.png"} <= new
     assert not [name for name in new if name.endswith(".tmp")]
     rows = {row["name"]: row for row in json.loads((run.folder / "results.json").read_text())["summary"]["rows"]}
     assert list(rows) == ["linear probe", "labels only", "student", "teacher"]
-    assert all(os.path.exists(run.folder / "fits" / name / "result.ckpt") for name in ("student", "labels-only"))
+    assert all(os.path.exists(run.folder / name / "result.ckpt") for name in ("student", "labels-only"))
 
 
 def test_a_run_without_labels(tmp_path: Path, start: StartRun) -> None:

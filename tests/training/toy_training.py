@@ -9,23 +9,32 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import Field
+from rich.console import Console
 from torch import Tensor
 
 from augment.dual import DualAugment
 from augment.views import Views
-from distill.config import Experiment, merge_trees, validate_tree
+from distill.config import merge_trees, validate_tree
 from distill.data.base import UNLABELED, Sample, Samples, Source, Split
+from distill.experiments.distillation import DistillationExperiment as Experiment
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features
+from distill.models.network import Network
 from distill.models.student import Student
 from distill.objectives.base import Objective, Targets
-from distill.run.context import RunContext, make_data
-from distill.run.stages import distil, prepare_teachers
+from distill.run.context import RunContext
+from distill.run.prepare import StudentSpec
+from distill.run.runner import finish, run_plan
+from distill.run.stage import Ref
+from distill.stages.labels_only import LabelsOnly
+from distill.stages.linear_probe import FitLinearProbe
+from distill.stages.outputs import TrainedProbe, TrainedStudent
 from distill.training.fit import FitSummary
 from distill.training.module import Distillation
 from distill.training.signals import StopSignal
@@ -156,7 +165,9 @@ def tree(output: Path, **changes: Any) -> dict[str, Any]:
 
 
 def experiment(output: Path, **changes: Any) -> Experiment:
-    return validate_tree(tree(output, **changes), "toy")
+    settings = validate_tree(tree(output, **changes), "toy")
+    assert isinstance(settings, Experiment)
+    return settings
 
 
 @dataclass
@@ -243,10 +254,44 @@ def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, 
             fault(module)
 
     with watching(noted, lambda *step: watched.seen.append(step)), StopSignal() as stop:
-        context = RunContext(settings, make_data(settings), None, stop)
-        teachers = prepare_teachers(context) if settings.teacher else []
-        watched.student, _, watched.summary = distil(context, teachers, folder)
+        context = RunContext.of(settings, stop)
+        fit_teachers(settings, context)
+        stage = next(stage for stage in settings.plan() if stage.name == "student")
+        trained = stage.run(context, folder)
+        watched.student, watched.summary = trained.student, trained.fit
     return watched
+
+
+def fit_teachers(settings: Experiment, context: RunContext) -> list[Network]:
+    """The teacher's networks, as a run makes them: fitted if the settings say so and they are not fitted yet."""
+    outputs = [finish(stage, context, context.root) for stage in settings.plan_teacher()]
+    return [network for output in outputs for network in output.networks]
+
+
+def control_fit(settings: Experiment, context: RunContext, steps: int, folder: Path) -> TrainedStudent:
+    """The control "labels only" of a student that took so many steps."""
+    context.outputs["student"] = SimpleNamespace(fit=SimpleNamespace(steps=steps))
+    like = Ref("student", TrainedStudent)
+    trained = LabelsOnly("labels-only", settings.student, settings.augment, settings.training, like).run(
+        context, folder
+    )
+    assert trained is not None
+    return trained
+
+
+def probe_fit(settings: Experiment, context: RunContext, folder: Path) -> TrainedProbe:
+    trained = FitLinearProbe("linear-probe", settings.student.network).run(context, folder)
+    assert trained is not None
+    return trained
+
+
+def run(settings: Experiment, console: Console | None = None) -> Path:
+    """The whole run; returns its folder."""
+    return run_plan(settings, settings.plan(), settings.model_dump(mode="json"), console=console)
+
+
+def student_spec(settings: Experiment, context: RunContext) -> StudentSpec:
+    return StudentSpec(settings.student, settings.seed, len(context.data.classes))
 
 
 def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
