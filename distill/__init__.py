@@ -1,19 +1,98 @@
-"""Delta Distill: a large frozen teacher into a small student, a frozen backbone plus learned deltas."""
+"""Delta Distill: a large frozen teacher into a small student, a frozen backbone plus learned deltas.
+
+    >>> import distill
+    >>> student = distill.create_student("embedded:tf_efficientnet_lite0", ["low_rank"], num_classes=10, size=32)
+    >>> teacher = distill.create_teacher("embedded:tf_efficientnet_lite1", num_classes=10, size=32)
+    >>> kd = distill.create_objective("kd", student=student, teacher=teacher, temperature=4)
+
+Names are loaded when they are asked for: loader workers import this package, and must not pay for networks.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from augment.views import InputSpec, Views
+    from distill.api.deltas import attach, list_deltas, load_delta, save_delta
+    from distill.api.models import create_student, create_teacher
+    from distill.api.objectives import create_objective, list_objectives
+    from distill.api.views import create_augment, list_operations
+    from distill.deltas.attach import merge
+    from distill.export.delta.bank import DeltaBank
+    from distill.models.features import Features
+    from distill.models.student import Student
+    from distill.models.teacher import Teacher
+    from distill.objectives.base import Objective, Targets
     from distill.past_views import ids_of_step, replay
 
-__all__ = ["ids_of_step", "replay"]
+    __version__: str
+
+_HOMES = {
+    "DeltaBank": "distill.export.delta.bank",
+    "Features": "distill.models.features",
+    "InputSpec": "augment.views",
+    "Objective": "distill.objectives.base",
+    "Student": "distill.models.student",
+    "Targets": "distill.objectives.base",
+    "Teacher": "distill.models.teacher",
+    "Views": "augment.views",
+    "attach": "distill.api.deltas",
+    "create_augment": "distill.api.views",
+    "create_objective": "distill.api.objectives",
+    "create_student": "distill.api.models",
+    "create_teacher": "distill.api.models",
+    "ids_of_step": "distill.past_views",
+    "list_deltas": "distill.api.deltas",
+    "list_objectives": "distill.api.objectives",
+    "list_operations": "distill.api.views",
+    "load_delta": "distill.api.deltas",
+    "merge": "distill.deltas.attach",
+    "replay": "distill.past_views",
+    "save_delta": "distill.api.deltas",
+}
+"""Name → the module that defines it."""
+
+__all__ = [
+    "DeltaBank",
+    "Features",
+    "InputSpec",
+    "Objective",
+    "Student",
+    "Targets",
+    "Teacher",
+    "Views",
+    "__version__",
+    "attach",
+    "create_augment",
+    "create_objective",
+    "create_student",
+    "create_teacher",
+    "ids_of_step",
+    "list_deltas",
+    "list_objectives",
+    "list_operations",
+    "load_delta",
+    "merge",
+    "replay",
+    "save_delta",
+]
 
 
 def __getattr__(name: str) -> Any:
-    # Loaded when asked for: loader workers import this package, and must not pay for networks.
-    if name in __all__:
-        from distill import past_views as module
+    if name == "__version__":
+        from importlib.metadata import version
 
-        return getattr(module, name)
-    raise AttributeError(f"module 'distill' has no attribute {name!r}")
+        return version("delta-distill")
+    if name in _HOMES:
+        value = getattr(import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    from augment.base.settings import did_you_mean
+
+    raise AttributeError(f"module 'distill' has no attribute {name!r}{did_you_mean(name, __all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

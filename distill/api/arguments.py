@@ -1,0 +1,72 @@
+"""Arguments that name their nearest neighbor when they are misspelt, and the choices that names stand for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from fnmatch import fnmatchcase
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from augment.base.registry import Registry
+from augment.base.settings import Settings, did_you_mean
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+OBJECTIVES = Registry("distill.objectives", "Objective")
+DELTAS = Registry("distill.deltas", "Delta")
+
+
+def checks_names(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorate a function without ``**kwargs``: an unknown keyword is a ``TypeError`` that names the nearest one."""
+    names = list(inspect.signature(function).parameters)
+
+    @wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        refuse_unknown(f"{function.__name__}()", kwargs, names)
+        return function(*args, **kwargs)
+
+    return call
+
+
+def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ``TypeError`` for the first of ``given`` that is not among ``known``."""
+    known = list(known)
+    for name in given:
+        if name not in known:
+            raise TypeError(f"{caller} got an unexpected argument {name!r}{did_you_mean(name, known)}")
+
+
+def check_method(registry: Registry, value: object, caller: str, more: Iterable[str] = ()) -> type[Settings]:
+    """The settings class of a method given as a name, a mapping with ``type``, or settings; every key is known to it.
+
+    Args:
+        registry: the methods that there are.
+        value: which one, and perhaps its settings.
+        caller: how errors call what was given ``value``.
+        more: names of settings beside ``value``.
+
+    Returns:
+        The class that validates them.
+
+    Raises:
+        TypeError: ``value`` is of another kind, or a setting has no such name.
+        PluginError: there is no such method.
+    """
+    if isinstance(value, Settings):
+        if value.component is None or not issubclass(value.component, registry.contract):
+            raise TypeError(f"{caller} {type(value).__qualname__} configures no {registry.base.lower()}")
+        refuse_unknown(caller, more, type(value).model_fields)
+        return type(value)
+    tree = {"type": value} if isinstance(value, str) else value
+    if not isinstance(tree, Mapping) or not isinstance(tree.get("type"), str):
+        raise TypeError(f"{caller} expected a name, a mapping with 'type', or settings, but got {value!r}")
+    settings = registry.settings_of(tree["type"])
+    refuse_unknown(f"{caller} {tree['type']!r},", [*map(str, tree), *more], settings.model_fields)
+    return settings
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that an fnmatch pattern finds, sorted; all of them where it is empty."""
+    return sorted(name for name in names if not pattern or fnmatchcase(name.lower(), pattern.lower()))

@@ -1,0 +1,207 @@
+"""Students and teachers from names or from timm models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from augment.base.settings import Settings, did_you_mean
+from augment.views import InputSpec
+from distill.api.arguments import DELTAS, check_method, checks_names
+from distill.deltas.base import DeltaSettings
+from distill.models.network import Network, NetworkError, create_network
+from distill.models.settings import AnyDelta, NetworkSettings, StudentSettings
+from distill.models.student import Student
+from distill.models.teacher import DTYPES, Teacher
+
+DeltaLike = str | Mapping[str, Any] | DeltaSettings
+"""``"low_rank"``, ``{"type": "low_rank", "rank": 4}``, or settings."""
+FIELDS = ("logits", "pooled", "maps", "token")
+
+
+@checks_names
+def create_student(
+    model: str | nn.Module,
+    deltas: DeltaLike | Iterable[DeltaLike] = (),
+    *,
+    num_classes: int | None = None,
+    size: int | None = None,
+    train: Literal["deltas", "full"] = "deltas",
+    pretrained: bool = True,
+    checkpoint: Path | str | None = None,
+    batch_norm: Literal["train", "frozen"] = "train",
+    needs: str | Iterable[str] = ("logits",),
+    compile: bool = False,
+) -> Student:
+    """A frozen backbone with deltas on its layers and a trainable head: ``student(view [B, 3, H, W]) → Features``.
+
+    ``student.model`` is the timm model under timm's own names; a parameter learns if it requires a gradient.
+
+    Args:
+        model: a name (``"resnet50.a1_in1k"``, ``"embedded:tf_efficientnet_lite0"``, ``"hf-hub:OWNER/NAME"``,
+            ``"local-dir:FOLDER"``), or a timm model, which is frozen and given its deltas in place.
+        deltas: names (see :func:`list_deltas`), mappings with ``type`` and settings, or settings; several on one layer
+            compose in this order. None at all: only the head learns.
+        num_classes: width of a new, freshly initialized classifier; None keeps the model's own.
+        size: height and width of the input in pixels; None: the model's own.
+        train: ``"deltas"`` freezes the backbone, ``"full"`` trains every weight and takes no deltas.
+        pretrained: whether to load the weights that the name stands for.
+        checkpoint: a ``.safetensors`` or weights-only ``.pth`` file to load instead.
+        batch_norm: with ``train="full"``: ``"frozen"`` keeps the running statistics.
+        needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``, ``"token"``.
+        compile: whether to run the model through ``torch.compile``.
+
+    Returns:
+        The student, in fp32, on the CPU or where the given model is.
+
+    Raises:
+        TypeError: an argument, or a delta's setting, has no such name; the text names the nearest one.
+        UserError: unknown model or delta, weights that cannot be had, a delta that fits no layer.
+        ValueError: a value is out of range; the text names the key.
+
+    Example:
+        >>> import distill
+        >>> student = distill.create_student(
+        ...     "embedded:tf_efficientnet_lite0", [{"type": "low_rank", "rank": 2, "sites": "blocks.6.*"}],
+        ...     num_classes=10, size=32,
+        ... )
+        >>> [site.name for site in student.sites]
+        ['blocks.6.0.conv_pw', 'blocks.6.0.conv_pwl']
+    """
+    network = _network(model, num_classes, size, pretrained, checkpoint)
+    settings = StudentSettings(
+        network=_settings(model if isinstance(model, str) else network.architecture, size, pretrained, checkpoint),
+        train=train,
+        deltas=delta_settings(deltas, "create_student()"),
+        batch_norm=batch_norm,
+        compile=compile,
+    )
+    return Student(network, settings, fields(needs))
+
+
+@checks_names
+def create_teacher(
+    models: str | nn.Module | Sequence[str | nn.Module],
+    *,
+    num_classes: int | None = None,
+    size: int | None = None,
+    weights: Sequence[float] | None = None,
+    pretrained: bool = True,
+    needs: str | Iterable[str] = ("logits",),
+    dtype: torch.dtype | Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+) -> Teacher:
+    """One or several frozen networks in eval mode: ``teacher(views.teacher) → features[network][view]``, in fp32.
+
+    Args:
+        models: a name or a timm model, or a sequence of them, as in :func:`create_student`. A given model is frozen in
+            place: its parameters stop requiring gradients.
+        num_classes: width of a new classifier, for features alone or for weights loaded later; None keeps the models'.
+        size: height and width of the input in pixels; None: each model's own.
+        weights: how much each network counts, normalized to sum 1; None: equally.
+        pretrained: whether to load the weights that the names stand for.
+        needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``.
+        dtype: what the networks compute in, whatever autocast says.
+        compile: whether to run the models through ``torch.compile``.
+
+    Returns:
+        The teacher; ``teacher.inputs`` are the input sizes and normalizations that its networks expect.
+
+    Raises:
+        TypeError: an argument has no such name; the text names the nearest one.
+        UserError: an unknown model, or weights that cannot be had.
+        ValueError: a value is out of range, or there is not one weight for each network.
+
+    Example:
+        >>> import distill
+        >>> teacher = distill.create_teacher("embedded:tf_efficientnet_lite1", size=32, needs="pooled")
+        >>> teacher.shapes[0].pooled, any(p.requires_grad for p in teacher.parameters())
+        (1280, False)
+    """
+    given = [models] if isinstance(models, str | nn.Module) else list(models)
+    if not given:
+        raise ValueError("create_teacher() needs one network at least")
+    if weights is not None and (len(weights) != len(given) or min(weights) <= 0):
+        raise ValueError(f"weights must be {len(given)} positive numbers, one for each network, not {list(weights)}")
+    if isinstance(dtype, str) and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
+    return Teacher(
+        [_network(model, num_classes, size, pretrained, None) for model in given],
+        weights=None if weights is None else list(weights),
+        needs=fields(needs),
+        dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
+        compile=compile,
+    )
+
+
+class _Deltas(Settings):
+    """For errors that begin with the key of a delta: ``deltas.0.rank``."""
+
+    deltas: tuple[AnyDelta, ...]
+
+
+def delta_settings(deltas: DeltaLike | Iterable[DeltaLike], caller: str) -> tuple[DeltaSettings, ...]:
+    """Settings of every delta; one alone needs no list around it."""
+    if not isinstance(deltas, Iterable):
+        raise TypeError(f"{caller}: deltas are names, mappings with 'type', or settings, not {deltas!r}")
+    given = [deltas] if isinstance(deltas, str | Mapping | DeltaSettings) else list(deltas)
+    for number, delta in enumerate(given):
+        check_method(DELTAS, delta, f"{caller}, deltas.{number},")
+    return _Deltas(deltas=tuple(given)).deltas  # type: ignore[arg-type]  # names and mappings become settings
+
+
+def fields(needs: str | Iterable[str]) -> frozenset[str]:
+    """Names of fields of ``Features``, checked."""
+    chosen = frozenset([needs] if isinstance(needs, str) else needs)
+    for need in sorted(chosen.difference(FIELDS)):
+        raise ValueError(f"networks give no {need!r}{did_you_mean(need, FIELDS)}")
+    return chosen
+
+
+def _settings(model: str, size: int | None, pretrained: bool, checkpoint: Path | str | None) -> NetworkSettings:
+    path = None if checkpoint is None else Path(checkpoint)
+    return NetworkSettings(model=model, size=size, pretrained=pretrained, checkpoint=path)
+
+
+def _network(
+    model: str | nn.Module, num_classes: int | None, size: int | None, pretrained: bool, checkpoint: Path | str | None
+) -> Network:
+    if isinstance(model, str):
+        return create_network(_settings(model, size, pretrained, checkpoint), num_classes)
+    if checkpoint is not None:
+        raise TypeError("checkpoint belongs to a model's name; load it into the given model yourself")
+    return _taken(model, num_classes, size)
+
+
+def _taken(model: nn.Module, num_classes: int | None, size: int | None) -> Network:
+    """A timm model as it is, but for a new classifier and another input size where they are asked for."""
+    config: Any = getattr(model, "pretrained_cfg", None)
+    if config is None or not hasattr(model, "forward_head"):
+        raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    if size is not None and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)  # type: ignore[operator]
+    height, width = (size, size) if size is not None else _size(model)
+    tag = config.get("tag")
+    return Network(
+        model=model.eval(),
+        architecture=config["architecture"],
+        origin=f"{config['architecture']}.{tag}" if tag else config["architecture"],
+        input=InputSpec((height, width), tuple(config["mean"]), tuple(config["std"])),
+    )
+
+
+def _size(model: nn.Module) -> tuple[int, int]:
+    """A ViT's own grid, else the size that timm's configuration names."""
+    made = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = made or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
+    return height, width
+
+
+def _kind(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"

@@ -1,0 +1,151 @@
+"""Objectives by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from augment.base.errors import UserError
+from distill.api.arguments import OBJECTIVES, check_method, matching
+from distill.models.features import Features, FeatureShapes
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.objectives.base import Objective, Targets
+
+
+class UnboundObjective(nn.Module):
+    """An objective that learns the networks' shapes from the first features that it is given.
+
+    For objectives without parameters of their own. Those with projectors or banks must be built before the optimizer
+    is, so they need ``student`` and ``teacher`` in :func:`create_objective`.
+
+    Shapes: B batch, K classes. Returns a scalar with a graph.
+    """
+
+    def __init__(self, settings: Objective.Settings):
+        super().__init__()
+        self.settings = settings
+        self.objective: Objective | None = None
+
+    def extra_repr(self) -> str:
+        return "" if self.objective else f"type={self.settings.type!r}, unbound"
+
+    def forward(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
+        """The unweighted term; see :meth:`distill.objectives.base.Objective.loss`.
+
+        Args:
+            student: outputs for the student's view.
+            teacher: outputs for the teacher's view of the same samples; None for an objective that reads no teacher.
+            batch: labels [B] and what else is known of the samples.
+
+        Returns:
+            A scalar with a graph.
+
+        Raises:
+            UserError: the objective has parameters of its own, which no optimizer would know.
+        """
+        if self.objective is None:
+            shapes = None if teacher is None else _shapes(teacher)
+            objective = _component(self.settings)(self.settings, _shapes(student), shapes)
+            if any(True for _ in objective.parameters()) or objective.needs_index:
+                raise UserError(
+                    f"{self.settings.type} has parameters or a memory bank of its own, so it must be built before the "
+                    f"optimizer: create_objective({self.settings.type!r}, student=student, teacher=teacher)"
+                )
+            self.objective = objective.to(batch.labels.device)
+        loss: Tensor = self.objective(student, teacher, batch)
+        return loss
+
+
+def create_objective(
+    type: str | Mapping[str, Any] | Objective.Settings,
+    *,
+    student: Student | FeatureShapes | None = None,
+    teacher: Teacher | FeatureShapes | None = None,
+    **settings: Any,
+) -> Objective | UnboundObjective:
+    """One term of the loss: ``objective(student_features, teacher_features, targets) → scalar``.
+
+    What it returns is not weighted: ``objective.settings.weight`` is the factor that its paper gives it.
+
+    Args:
+        type: a name of :func:`list_objectives`, ``package.module:Class``, a mapping with ``type``, or settings.
+        student: the student, or its ``shapes``; None: taken from the first batch, for objectives that have no
+            projectors of their own.
+        teacher: the teacher, of one network, or its ``shapes``. Needed together with ``student`` by objectives that
+            read a teacher.
+        settings: the objective's own settings, such as ``temperature``; ``distill objectives`` lists them.
+
+    Returns:
+        A module; its parameters, where it has any, are trained together with the student and are not exported.
+
+    Raises:
+        TypeError: a setting has no such name; the text names the nearest one.
+        UserError: there is no such objective, or the networks do not report what it reads.
+        ValueError: a setting is out of range, or the two networks cannot be compared.
+
+    Example:
+        >>> import torch, distill
+        >>> kd = distill.create_objective("kd", temperature=4)
+        >>> logits = torch.tensor([[2.0, 0.0, -1.0]])
+        >>> batch = distill.Targets(labels=torch.tensor([0]))
+        >>> float(kd(distill.Features(logits=logits), distill.Features(logits=logits), batch))
+        0.0
+    """
+    cls_settings = check_method(OBJECTIVES, type, "create_objective()", settings)
+    given = {"type": type} if isinstance(type, str) else dict(type)
+    own = type if isinstance(type, Objective.Settings) and not settings else cls_settings(**{**given, **settings})
+    assert isinstance(own, Objective.Settings)
+    cls = _component(own)
+    if student is None:
+        if teacher is not None:
+            raise TypeError("create_objective() got a teacher without a student; give both, or neither")
+        return UnboundObjective(own)
+    if isinstance(teacher, Teacher) and len(teacher.shapes) != 1:
+        raise UserError(f"{own.type} compares with one network; build one for each: teacher=teacher.shapes[n]")
+    for name, network in (("student", student), ("teacher", teacher if cls.reads_teacher else None)):
+        _check_needs(name, own.type, network, cls.needs - ({"token"} if name == "teacher" else set()))
+    teacher_shapes = teacher.shapes[0] if isinstance(teacher, Teacher) else teacher
+    return cls(
+        own,
+        student.shapes if isinstance(student, Student) else student,
+        teacher_shapes if cls.reads_teacher else None,
+    )
+
+
+def list_objectives(pattern: str = "") -> list[str]:
+    """Names of the objectives, sorted.
+
+    Example:
+        >>> import distill
+        >>> distill.list_objectives("*kd")
+        ['dkd', 'kd', 'mlkd', 'nkd', 'reviewkd', 'rkd', 'simkd']
+    """
+    return matching(OBJECTIVES.known(), pattern)
+
+
+def _component(settings: Objective.Settings) -> type[Objective]:
+    cls = settings.component
+    assert cls is not None and issubclass(cls, Objective)
+    return cls
+
+
+def _check_needs(name: str, kind: str, network: object, needs: frozenset[str] | set[str]) -> None:
+    """A network computes only what it was asked for: say which field is missing before a batch lacks it."""
+    if isinstance(network, Student | Teacher) and (missing := needs - network.needs):
+        wanted = ", ".join(repr(need) for need in sorted({*network.needs, *needs}))
+        raise UserError(
+            f"{kind} reads {' and '.join(sorted(missing))}, which the {name} does not compute; "
+            f"make it with needs=({wanted},)"
+        )
+
+
+def _shapes(features: Features) -> FeatureShapes:
+    logits, pooled = features.logits, features.pooled
+    return FeatureShapes(
+        classes=0 if logits is None else logits.shape[1],
+        pooled=0 if pooled is None else pooled.shape[1],
+        maps={name: (m.shape[1], m.shape[2], m.shape[3]) for name, m in features.maps.items()},
+    )
