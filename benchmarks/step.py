@@ -54,8 +54,8 @@ from torch.nn import functional as F
 
 from augment.dual import AugmentSettings, DualAugment
 from augment.recipe import Op
+from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.loader import TrainLoader
-from distill.data.module import DataSettings, ExperimentData
 from distill.data.reader import Batch
 from distill.deltas.low_rank import LowRank
 from distill.models.network import Network, NetworkSettings, create_network

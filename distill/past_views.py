@@ -16,7 +16,7 @@ import torch
 from augment.dual import DualAugment
 from augment.views import InputSpec, Views
 from distill.config import read_run
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.data.reader import Batch
 from distill.experiments.distillation import DistillationExperiment, as_distillation
 from distill.models.network import create_network
@@ -44,7 +44,7 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
         DataError: an id is not among the training samples, or cannot be read any more.
     """
     experiment = as_distillation(read_run(Path(run))[0], str(run))
-    batch, augment = data_of(experiment).batch_of(ids, epoch), augment_of(experiment)
+    batch, augment = data_of(experiment).batch_of_ids(ids, epoch), augment_of(experiment)
     if read_placement(augment, Path(run) / "student") == "loader":
         batch = batch._replace(view_pixels=augment.render(batch.images, batch.ids, epoch))
     return ViewBatch.of(augment, batch, epoch, device or device_for(experiment.training)).views
@@ -76,7 +76,7 @@ def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) 
     epoch, number = divmod(step, per_epoch)
     if not 0 <= epoch < experiment.training.epochs:
         raise RunError(f"there is no step {step}: {experiment.training.epochs} epochs have {per_epoch} steps each")
-    return epoch, data.batch_at(epoch, number)
+    return epoch, data.train_batch(epoch, number)
 
 
 def data_of(experiment: DistillationExperiment, rank: int = 0) -> ExperimentData:

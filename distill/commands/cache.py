@@ -49,7 +49,7 @@ class MissingBatches:
             for number in range(len(self.ranks[0])):
                 for rank in self.ranks:
                     request = rank.request(epoch, number)
-                    samples = rank.order(epoch)[list(request.places)]
+                    samples = rank.order(epoch)[list(request.positions)]
                     self.passed += 1
                     if not self.cache.find(self._keys[samples], epoch).complete:
                         self.epoch_of.append(epoch)
@@ -87,7 +87,7 @@ def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherC
         whole = context.data.train_loader()
         order, batch, world = whole.sampler.order, whole.sampler.batch, context.data.world_size
         ranks = [EpochSampler(order, batch, rank, world) for rank in range(world)]
-        missing = MissingBatches(cache, ranks, context.data.part("train").ids, experiment.training.epochs)
+        missing = MissingBatches(cache, ranks, context.data.subset("train").ids, experiment.training.epochs)
         loader = whole.beside(whole.reader, missing)
         columns = TextColumn("teacher cache"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches")
         written = 0

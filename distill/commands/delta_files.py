@@ -179,11 +179,11 @@ def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
     from augment.chain import eval_view
     from augment.views import InputSpec
     from distill.config import load_config
-    from distill.data.module import ExperimentData
+    from distill.data.experiment_data import ExperimentData
 
     experiment = load_config(config)
     data = ExperimentData(experiment.data, experiment.seed)
-    split = "val" if data.has("val") else "test"
+    split = "val" if data.has_split("val") else "test"
     about = manifest.preprocessing
     height, width = about.input_size[1:]
     spec = InputSpec((height, width), about.mean, about.std)  # type: ignore[arg-type]

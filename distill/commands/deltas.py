@@ -1,4 +1,4 @@
-"""``distill deltas CONFIG``: where a config's deltas go and what they take, and what every other method would take."""
+"""``distill deltas CONFIG``: sites, ranks and bytes of its deltas, and the cost of every method on its backbone."""
 
 from __future__ import annotations
 
@@ -35,26 +35,26 @@ from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
 from distill.report.numbers import MISSING, count, percent, size
 
-WIDE = 100  # columns from which layers' kinds have room
-SHOWN = 3  # layers that stand for those which are passed over
+WIDE = 100  # terminal columns from which the column of layer kinds is shown
+SHOWN = 3  # layers that cannot carry a delta named before "and N more"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a method takes on a whole backbone, with its defaults; ``refused`` says why it cannot go there."""
+    """Size of a method's deltas on a whole backbone, with default settings; ``refused``: why it has none there."""
 
     type: str
-    places: int = 0
-    numbers: int = 0
+    sites: int = 0
+    parameters: int = 0
     bytes: int = 0
     mergeable: bool = True
     shrinks: bool = False
-    """Whether training leaves less of it than it starts with."""
+    """Whether training removes part of it."""
     refused: str = ""
 
 
 def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
-    """Print the tables. Makes the network; reads no image and trains nothing."""
+    """Print both tables. Builds the network; reads no image and trains nothing."""
     torch.manual_seed(experiment.seed)
     network = create_network(experiment.student.network)
     head = classifier_names(network.model)
@@ -65,10 +65,10 @@ def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
         if experiment.student.deltas:
             _print_configured(network.model, experiment.student.deltas, head, console)
         else:
-            console.print("this config trains the head alone, or the whole network: it has no deltas\n")
-        found = costs(network.model, head)
-        console.print(costs_table([cost for cost in found if not cost.refused], backbone))
-        for cost in found:
+            console.print("this config has no deltas: it trains the head alone, or the whole network\n")
+        all_costs = costs(network.model, head)
+        console.print(costs_table([cost for cost in all_costs if not cost.refused], backbone))
+        for cost in all_costs:
             if cost.refused:
                 console.print(f"{cost.type} cannot go here: {escape(cost.refused)}", highlight=False)
     finally:
@@ -76,17 +76,21 @@ def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
 
 
 def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
-    """Every known method with its default settings on a copy of the model; the smallest first, the refused last."""
-    found = []
+    """Cost of every known method, attached with its default settings to a copy of the model.
+
+    Returns:
+        one cost per method, the smallest first, those that the model refuses last.
+    """
+    all_costs = []
     for name, settings in Registry("distill.deltas", "Delta").known().items():
         whole = copy.deepcopy(model)
         try:
             attach(whole, [settings()], exclude_head=head)  # type: ignore[list-item]
         except DeltaError as error:
-            found.append(Cost(name, refused=str(error)))
+            all_costs.append(Cost(name, refused=str(error)))
             continue
         sites = deltas(whole)
-        found.append(
+        all_costs.append(
             Cost(
                 name,
                 len(sites),
@@ -96,15 +100,21 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
                 any(type(site.delta).finish.__func__ is not Delta.finish.__func__ for site in sites),  # type: ignore
             )
         )
-    return sorted(found, key=lambda cost: (bool(cost.refused), cost.bytes))
+    return sorted(all_costs, key=lambda cost: (bool(cost.refused), cost.bytes))
 
 
 def configured(
     model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]
 ) -> tuple[list[Listed], list[list[str]]]:
-    """The deltas of a config on a copy of the model, and for every entry the layers that it finds but passes over.
+    """The deltas of a config, attached to a copy of the model. Deltas whose ranks come from the data have rank 1.
 
-    Deltas whose ranks the data will choose are listed at rank 1.
+    Args:
+        model: the backbone with its head.
+        entries: the config's deltas.
+        head: names of the head's layers, which get no delta.
+
+    Returns:
+        the deltas, one row per site, and for every entry the layers that its pattern matches but that cannot carry it.
     """
     whole, passed_over = copy.deepcopy(model), []
     for number, entry in enumerate(entries):
@@ -112,10 +122,10 @@ def configured(
             sites = attach(whole, [at_rank_one(entry)], exclude_head=head)
             carrying = {site.name: site.delta for site in sites}
             check_entry(whole, entry, carrying)
-        found = []
+        targets = []
         if entry.component is not None and issubclass(entry.component, WeightDelta):
-            found = [place.name for places in select(model, entry, head).values() for place in places]
-        passed_over.append([name for name in found if name not in carrying])
+            targets = [target.name for group in select(model, entry, head).values() for target in group]
+        passed_over.append([name for name in targets if name not in carrying])
     return inventory(whole), passed_over
 
 
@@ -123,7 +133,12 @@ def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = f
     """One line per site.
 
     Args:
-        chosen: types whose ranks are chosen from the data: their bytes are those of one rank.
+        listed: rows of the table.
+        width: of the terminal, in columns.
+        chosen: delta types whose ranks are chosen from the data: their bytes are those of rank 1.
+
+    Returns:
+        the table, with sums in its footer.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
     table.add_column("site", footer=f"{len(listed)} sites", overflow="fold")
@@ -132,19 +147,19 @@ def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = f
     table.add_column("weight", no_wrap=True)
     table.add_column("delta", no_wrap=True)
     table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("bytes", footer=size(sum(one.bytes for one in listed)), justify="right", no_wrap=True)
+    table.add_column("bytes", footer=size(sum(row.bytes for row in listed)), justify="right", no_wrap=True)
     table.add_column("of layer", justify="right", no_wrap=True)
-    for one in listed:
-        rank = "data" if one.type in chosen else MISSING if one.rank is None else str(one.rank)
-        share = percent(one.bytes / one.layer_bytes) if one.layer_bytes else MISSING
-        kind = [one.kind] if width >= WIDE else []
-        shape = "×".join(map(str, one.shape)) or MISSING
-        table.add_row(Text(one.site), *kind, shape, one.type, rank, size(one.bytes), share)
+    for row in listed:
+        rank = "data" if row.type in chosen else MISSING if row.rank is None else str(row.rank)
+        fraction = percent(row.bytes / row.layer_bytes) if row.layer_bytes else MISSING
+        kind = [row.kind] if width >= WIDE else []
+        shape = "×".join(map(str, row.shape)) or MISSING
+        table.add_row(Text(row.site), *kind, shape, row.type, rank, size(row.bytes), fraction)
     return table
 
 
-def costs_table(found: Sequence[Cost], backbone: int) -> Table:
-    """One line per method."""
+def costs_table(all_costs: Sequence[Cost], backbone: int) -> Table:
+    """One line per method; ``backbone`` is its size in bytes."""
     table = Table(
         box=box.SIMPLE_HEAD,
         pad_edge=False,
@@ -154,11 +169,11 @@ def costs_table(found: Sequence[Cost], backbone: int) -> Table:
         title_style="bold",
     )
     table.add_column("method", no_wrap=True)
-    for heading in ("places", "trained\nnumbers", "bytes", "of the\nbackbone", "merges"):
+    for heading in ("sites", "trained\nparameters", "bytes", "of the\nbackbone", "merges"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for cost in found:
+    for cost in all_costs:
         bytes_ = ("≤ " if cost.shrinks else "") + size(cost.bytes)
-        numbers = (str(cost.places), count(cost.numbers), bytes_, percent(cost.bytes / backbone))
+        numbers = (str(cost.sites), count(cost.parameters), bytes_, percent(cost.bytes / backbone))
         table.add_row(cost.type, *numbers, "yes" if cost.mergeable else "no")
     return table
 
@@ -176,7 +191,7 @@ def _print_configured(
             more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
             advice = "; oversized: dense learns such layers whole" if isinstance(entry, SizedSettings) else ""
             console.print(
-                f"{escape(entry.type)} passes over {len(left_out)} layers that it finds, which cannot carry it: "
+                f"{escape(entry.type)} leaves out {len(left_out)} matching layers that cannot carry it: "
                 f"{escape(', '.join(left_out[:SHOWN]))}{more}{advice}",
                 highlight=False,
             )
@@ -186,9 +201,9 @@ def _print_configured(
             f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"
         )
         console.print(
-            f"{escape(entry.type)}: training will choose the rank of every layer "
+            f"{escape(entry.type)}: training chooses the rank of every layer "
             f"({allocation}, {entry.ranks.importance}); "
-            "shown are the bytes of rank 1",
+            "the bytes shown are those of rank 1",
             highlight=False,
         )
     console.print()

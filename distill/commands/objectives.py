@@ -1,4 +1,4 @@
-"""``distill objectives``: every objective with a line on what it does, its defaults and its paper."""
+"""``distill objectives``: a table of all objectives: purpose, defaults, paper, and what each reads."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from distill.objectives.base import Objective
 
 
 def list_objectives(console: Console) -> None:
+    """Print the table."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
     table.add_column("type", style="bold", no_wrap=True)
     table.add_column("what it does")
@@ -26,28 +27,29 @@ def list_objectives(console: Console) -> None:
         about = Group(purpose(cls), Text(defaults(settings), style="cyan"), Text(cls.paper, style="dim"))
         table.add_row(name, about, "\n".join(reads(cls)))
     console.print(table)
-    console.print("\nEach also has a weight and a schedule: {start, warmup, final, until}, in epochs.", style="dim")
+    console.print("\nEach also has a weight, and a schedule {start, warmup, final, until} in epochs.", style="dim")
 
 
 def purpose(cls: type[Objective]) -> str:
-    """The first line of its file, where each says what it is about."""
+    """The first line of the objective's module docstring."""
     return (sys.modules[cls.__module__].__doc__ or "").partition("\n")[0]
 
 
 def defaults(settings: type[Settings]) -> str:
-    """``key: value`` of what is its own, and the weight if it is not 1."""
+    """The defaults of an objective's own settings as ``key: value``, and of its weight if that is not 1."""
     common = set(Objective.Settings.model_fields) - {"weight"}
-    found = {
+    values = {
         key: field.default
         for key, field in settings.model_fields.items()
         if key not in common and field.default is not PydanticUndefined
     }
-    if found.get("weight") == 1:
-        del found["weight"]
-    return ", ".join(f"{key}: {_plain(value)}" for key, value in found.items())
+    if values.get("weight") == 1:
+        del values["weight"]
+    return ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
 
 
 def reads(cls: type[Objective]) -> list[str]:
+    """The features that an objective needs, and whether it does without a teacher."""
     return sorted(cls.needs) + ([] if cls.reads_teacher else ["no teacher"])
 
 

@@ -62,7 +62,7 @@ def preview_views(
     if step is not None:
         at, batch = batch_of_step(experiment, step)
     else:
-        batch = data.batch_of(ids, at) if ids else data.batch_at(at, 0)
+        batch = data.batch_of_ids(ids, at) if ids else data.train_batch(at, 0)
     view_batch = ViewBatch.of(augment_of(experiment), batch, at, device_for(experiment.training))
     preview = draw_preview(data, view_batch, len(ids) or images)
     if preview.shared:

@@ -43,7 +43,7 @@ from augment.chain import eval_view
 from augment.dual import AugmentSettings, DualAugment
 from augment.policy import MixSettings
 from augment.presets import PRESETS
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.data.order import Order
 from distill.files import write_atomic
 from distill.models.teacher import Teacher
@@ -125,7 +125,7 @@ def score(
         device: where views are made and the teacher runs.
     """
     teacher.to(device)
-    ids, batch = np.array(data.part("train").ids), data.settings.batch_size
+    ids, batch = np.array(data.subset("train").ids), data.settings.batch_size
     if 4 * images > len(ids):
         raise StageError(
             f"--draw-images {images}: a draw is a sample of the training images, of which there are only {len(ids)};"
@@ -146,7 +146,7 @@ def score(
                 rows = order(draw)[:images]
                 total: dict[str, Tensor] = {}
                 for first in range(0, images, batch):
-                    loaded = data.batch_of(ids[rows[first : first + batch]].tolist(), draw)
+                    loaded = data.batch_of_ids(ids[rows[first : first + batch]].tolist(), draw)
                     canvas = loaded.images.to(device)
                     plain = _probabilities(teacher, tuple((eval_view(canvas, spec),) for spec in teacher.inputs))
                     for name, maker in makers.items():
@@ -169,7 +169,7 @@ def _that_fit(
     pipelines: Mapping[str, AugmentSettings | None], data: ExperimentData, teacher: Teacher, device: torch.device | str
 ) -> dict[str, AugmentSettings | None]:
     """All but the presets that cannot be used on images or networks of these sizes, which are named."""
-    batch = data.batch_of(data.part("train").ids[:1], 0)
+    batch = data.batch_of_ids(data.subset("train").ids[:1], 0)
     found: dict[str, AugmentSettings | None] = {}
     for name, settings in pipelines.items():
         try:

@@ -73,43 +73,43 @@ class Folder(Source):
     def _split_folders(self) -> dict[Split, Path]:
         """The folders that are splits; none if the root itself holds the classes."""
         present = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-        found: dict[Split, Path] = {}
+        folders: dict[Split, Path] = {}
         for split, names in SPLIT_FOLDERS.items():
             if here := [name for name in names if name in present]:
-                found[split] = self.root / here[0]
-        return found if "train" in found and (len(found) > 1 or len(present) == 1) else {}
+                folders[split] = self.root / here[0]
+        return folders if "train" in folders and (len(folders) > 1 or len(present) == 1) else {}
 
     def _list(self, folder: Path) -> list[tuple[str, str | None]]:
         """(id, class name or None) of the images of one split, sorted."""
         children = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
         classes = [child for child in children if child.is_dir()] if self.settings.labels else []
         if not classes:
-            found: list[tuple[str, str | None]] = [(id, None) for id in self._images(folder)]
-            if not found:
+            unlabeled: list[tuple[str, str | None]] = [(id, None) for id in self._images(folder)]
+            if not unlabeled:
                 raise DataError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
-            return found
+            return unlabeled
         stray = [child for child in children if child.is_file() and child.suffix.lower() in EXTENSIONS]
         if stray:
             raise DataError(f"{stray[0]} lies beside class folders ({classes[0].name}, …): which class is it?")
-        found = []
+        labeled: list[tuple[str, str | None]] = []
         for child in classes:
             images = self._images(child)
             if not images:
                 raise DataError(f"class folder {child} holds no images ({', '.join(sorted(EXTENSIONS))})")
-            found += [(id, child.name) for id in images]
-        return found
+            labeled += [(id, child.name) for id in images]
+        return labeled
 
     def _images(self, folder: Path) -> list[str]:
-        found = []
+        ids: list[str] = []
         for where, folders, files in os.walk(folder, followlinks=True):
             folders[:] = [name for name in folders if not name.startswith(".")]
             inside = Path(where).relative_to(self.root)
-            found += [
+            ids += [
                 (inside / name).as_posix()
                 for name in files
                 if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
             ]
-        return sorted(found)
+        return sorted(ids)
 
     def _divide(self, files: list[tuple[str, str | None]]) -> None:
         test, val = self.settings.test_fraction, self.settings.val_fraction
@@ -132,15 +132,17 @@ class Folder(Source):
             if missing:
                 raise DataError(f"{self.root}: the fractions leave no training image of class {missing[0]!r}")
             return tuple(sorted(everything))
-        labeled = {name: found for name, found in by_split.items() if found}
+        labeled = {name: labels for name, labels in by_split.items() if labels}
         if not labeled:
             return ()
         first, *others = labeled
         for other in others:
-            for one, two in ((first, other), (other, first)):
-                only = sorted(labeled[one] - labeled[two])
+            for split, counterpart in ((first, other), (other, first)):
+                only = sorted(labeled[split] - labeled[counterpart])
                 if only:
-                    raise DataError(f"{self.root}: class {only[0]!r} is in {one} but not in {two} ({len(only)} such)")
+                    raise DataError(
+                        f"{self.root}: class {only[0]!r} is in {split} but not in {counterpart} ({len(only)} such)"
+                    )
         return tuple(sorted(labeled[first]))
 
 

@@ -1,11 +1,11 @@
 """Hugging Face datasets: by their name on the Hub, or local Parquet files.
 
-The ``datasets`` library memory-maps what it reads from an Arrow copy. That copy, and downloads, go to its own cache
+The ``datasets`` library memory-maps an Arrow copy of what it reads. That copy, and downloads, go to its own cache
 (``~/.cache/huggingface``, moved by ``HF_HOME`` or by ``cache_dir`` here); nothing else is written. Images stay encoded
-until a worker asks for them and our own decoder opens them.
+until a worker decodes them with the decoder of this package.
 
-Without a network the library retries for 23 s (measured, datasets 5.2). Here one question is put to the Hub first; if
-it does not answer, the cache is used, and what is not in it is an error at once.
+Without a network the library retries for 23 s (measured, datasets 5.2). Here one request goes to the Hub first;
+without an answer the cache is used, and a data set that is not in it is an error at once.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class HuggingFace(Source):
         data_files: dict[Split, str] | None = Field(None, description="split → glob of local Parquet files")
         config: str | None = Field(None, description="the dataset's configuration, if it has several")
         revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-        splits: dict[Split, str] = Field({}, description="our split → theirs, such as 'train[:80%]'; default by name")
+        splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default by name")
         image_column: str | None = Field(None, description="default: the only column of images")
         label_column: str | None = Field(None, description="default: the only class column, or 'label'")
         labels: bool = Field(True, description="false: leave labels out")
@@ -53,7 +53,7 @@ class HuggingFace(Source):
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
         @model_validator(mode="after")
-        def _one_place(self) -> HuggingFace.Settings:
+        def _one_origin(self) -> HuggingFace.Settings:
             if (self.name is None) == (self.data_files is None):
                 raise ValueError("give either name (on the Hub) or data_files (local Parquet)")
             return self
@@ -93,10 +93,10 @@ class HuggingFace(Source):
             with _offline_unless_reachable(local), _quiet(local):
                 if self.settings.splits:
                     return {
-                        ours: datasets.load_dataset(split=theirs, **options)
-                        for ours, theirs in self.settings.splits.items()
+                        split: datasets.load_dataset(split=expression, **options)
+                        for split, expression in self.settings.splits.items()
                     }
-                found = datasets.load_dataset(**options)
+                tables = datasets.load_dataset(**options)
         except ConnectionError as error:
             raise DataError(
                 f"{self._where}: the Hugging Face Hub cannot be reached, and the dataset is not in the cache. Load it"
@@ -105,8 +105,10 @@ class HuggingFace(Source):
             ) from error
         except Exception as error:  # the library raises whatever its readers raise
             raise DataError(f"{self._where}: {type(error).__name__}: {error}") from error
-        known = {ours: next((name for name in names if name in found), None) for ours, names in ALIASES.items()}
-        return {ours: found[theirs] for ours, theirs in known.items() if theirs is not None}
+        names = {
+            split: next((alias for alias in aliases if alias in tables), None) for split, aliases in ALIASES.items()
+        }
+        return {split: tables[name] for split, name in names.items() if name is not None}
 
     def _image_column(self) -> str:
         import datasets

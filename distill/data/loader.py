@@ -1,7 +1,7 @@
 """Loaders: torch's ``DataLoader`` with an order that can be resumed, and errors that name the sample.
 
-A batch is asked for as a whole (epoch and places), so what a worker makes depends on neither its number nor its past.
-Measured in the main process: the seconds spent waiting for data.
+A worker gets a whole batch to read (epoch and positions), so its output depends on neither its number nor its past.
+The main process measures the seconds spent waiting for data.
 """
 
 from __future__ import annotations
@@ -88,11 +88,11 @@ class Loader:
             yield batch
 
     def beside(self, reader: BatchReader, sampler: BatchRequests) -> Loader:
-        """Another loader with as many workers, of the same kind."""
+        """Another loader with the same number and kind of workers."""
         return Loader(reader, sampler, workers=self.workers, timeout=self.timeout, start_method=self.start_method)
 
     def only(self, request: BatchRequest) -> Batch:
-        """One batch, read here and now; no pass is started or moved."""
+        """One batch, read at once; no pass is started or moved."""
         return self._accept(self.reader[request])
 
     def read_wait_seconds(self) -> float:
@@ -141,40 +141,44 @@ class Loader:
     def _in_work(self) -> str:
         reading = [(worker, index) for worker, index in enumerate(self.reader.reading.tolist()) if index >= 0]
         return (
-            ", ".join(f"{self.reader.part.ids[index]!r} (worker {worker})" for worker, index in reading) or "no sample"
+            ", ".join(f"{self.reader.subset.ids[index]!r} (worker {worker})" for worker, index in reading)
+            or "no sample"
         )
 
-    def _accept(self, fetched: BatchResult) -> Batch:
-        if fetched.error:
-            raise DataError(fetched.error)
-        for id, reason in fetched.unreadable:
+    def _accept(self, result: BatchResult) -> Batch:
+        if result.error:
+            raise DataError(result.error)
+        for id, reason in result.unreadable:
             if id not in self.unreadable:
                 self.unreadable[id] = reason
                 logger.warning("skipped an unreadable image: %s", reason)
-        if fetched.batch is None or len(self.unreadable) > self.reader.tolerated:
+        if result.batch is None or len(self.unreadable) > self.reader.tolerated:
             reasons = "\n".join(f"  {reason}" for reason in self.unreadable.values())
             raise DataError(
                 f"{len(self.unreadable)} unreadable image(s), {self.reader.tolerated} allowed here"
                 f" (data.corrupt_budget; none in evaluation):\n{reasons}"
             )
-        return fetched.batch
+        return result.batch
 
 
 class TrainLoader(Loader):
     """Shuffled batches, one epoch per ``iter``: the next epoch after a finished one, ``set_epoch`` or not.
 
     Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders). A
-    part smaller than one batch makes one smaller batch. See :class:`distill.data.order.EpochSampler`.
+    subset smaller than one batch makes one smaller batch. See :class:`distill.data.order.EpochSampler`.
 
     Args:
+        reader: what the workers run.
         batch: samples in a batch over all ranks, a multiple of ``world``.
-        rank, world: this process's place among those that share every batch.
+        rank: index of this process among those that share every batch.
+        world: number of those processes.
+        options: further ones of :class:`Loader`.
     """
 
     sampler: EpochSampler
 
     def __init__(self, reader: BatchReader, batch: int, *, rank: int = 0, world: int = 1, **options: Any):
-        samples = len(reader.part)
+        samples = len(reader.subset)
         if samples < world:
             raise DataError(f"{samples} training sample(s) for {world} ranks")
         if samples < batch:
@@ -199,5 +203,5 @@ class TrainLoader(Loader):
         self.sampler.load_state_dict(state)
 
 
-def _as_it_is(fetched: BatchResult) -> BatchResult:
-    return fetched
+def _as_it_is(result: BatchResult) -> BatchResult:
+    return result

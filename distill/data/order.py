@@ -1,4 +1,4 @@
-"""Which samples come when: the order of an epoch, its batches, and each rank's share of them."""
+"""The order of samples in an epoch, its batches, and each rank's share of them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from distill.data.base import DataError
 
 
 class BatchRequest(NamedTuple):
-    """A batch that a worker is asked for: places in the epoch's order."""
+    """A batch for a worker to read: positions in the epoch's order."""
 
     epoch: int
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 class BatchRequests(Protocol):
@@ -33,39 +33,48 @@ class Order:
         self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """int64 [length]: the sample at each place."""
+        """int64 [length]: index of the sample at each position."""
         if self.seed is not None and self._latest[0] != epoch:
             self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
         return self._latest[1]
 
 
 class SequentialSampler:
-    """Every ``world``-th place from ``rank`` on, ``batch`` at a time. Nothing is padded or dropped."""
+    """Every ``world``-th position from ``rank`` on, ``batch`` at a time. Nothing is padded or dropped.
+
+    Args:
+        samples: number of samples over all ranks.
+        batch: samples in a batch of this rank.
+        rank: index of this process.
+        world: number of processes.
+    """
 
     def __init__(self, samples: int, batch: int, rank: int = 0, world: int = 1):
-        self.places, self.batch = range(rank, samples, world), batch
+        self.positions, self.batch = range(rank, samples, world), batch
 
     def __len__(self) -> int:
-        return -(-len(self.places) // self.batch)
+        return -(-len(self.positions) // self.batch)
 
     def __iter__(self) -> Iterator[BatchRequest]:
-        for first in range(0, len(self.places), self.batch):
-            yield BatchRequest(0, self.places[first : first + self.batch])
+        for first in range(0, len(self.positions), self.batch):
+            yield BatchRequest(0, self.positions[first : first + self.batch])
 
 
 class EpochSampler:
     """The batches of training: epoch after epoch, resumable between any two batches.
 
-    Global batch ``k`` is places ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of
+    Global batch ``k`` is positions ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of
     ``B / world`` of them, so all ranks together see what one process would. The incomplete last batch is dropped.
 
     Args:
         order: the samples' order in each epoch.
         batch: samples in a batch over all ranks, a multiple of ``world``.
+        rank: index of this process.
+        world: number of processes.
     """
 
     def __init__(self, order: Order, batch: int, rank: int = 0, world: int = 1):
-        self.order, self.batch, self.rank, self.share = order, batch, rank, batch // world
+        self.order, self.batch, self.rank, self.per_rank = order, batch, rank, batch // world
         self.epoch = 0
         self.consumed = 0
         """Batches of the epoch that were handed out; the owner counts them, for workers read ahead."""
@@ -93,8 +102,8 @@ class EpochSampler:
 
     def request(self, epoch: int, number: int) -> BatchRequest:
         """This rank's share of batch ``number`` of an epoch."""
-        first = number * self.batch + self.rank * self.share
-        return BatchRequest(epoch, range(first, first + self.share))
+        first = number * self.batch + self.rank * self.per_rank
+        return BatchRequest(epoch, range(first, first + self.per_rank))
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch, batches handed out, and what they are counted in."""
@@ -104,7 +113,7 @@ class EpochSampler:
         """Continue after the last batch that was handed out.
 
         Raises:
-            DataError: in the middle of an epoch of other data, another seed or batch size: places would not match.
+            DataError: in the middle of an epoch of other data, another seed or batch size: positions would not match.
         """
         if 0 < state["batches"] < state["samples"] // state["batch"]:
             for key, value in self._units().items():

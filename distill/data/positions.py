@@ -1,4 +1,4 @@
-"""Where in the training split a sample lies: what a memory bank is indexed by."""
+"""Position of a sample in the training split: the row of a memory bank that belongs to it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ from augment.draws import sample_key
 
 
 class Positions:
-    """The place of each sample by its id, found without a loop over the batch."""
+    """Looks up the position of each sample by its id, without a loop over the batch.
+
+    Args:
+        ids: names of the training samples, in order.
+    """
 
     def __init__(self, ids: Sequence[str]):
-        self._keys, self._places = torch.tensor([sample_key(id) for id in ids]).sort()
+        self._keys, self._positions = torch.tensor([sample_key(id) for id in ids]).sort()
 
     def __call__(self, ids: Tensor) -> Tensor:
-        """[B] int64 ids on the CPU, as batches carry them → [B] int64 places.
+        """[B] int64 ids on the CPU, as batches carry them → [B] int64 positions.
 
         Raises:
             ValueError: an id that is not of the split.
@@ -26,4 +30,4 @@ class Positions:
         if not torch.equal(self._keys[at], ids):
             strange = ids[self._keys[at] != ids]
             raise ValueError(f"{len(strange)} of {len(ids)} samples are not of the training split, e.g. {strange[0]}")
-        return self._places[at]
+        return self._positions[at]

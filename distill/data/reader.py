@@ -22,7 +22,7 @@ from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Fit, to_canvas
 from distill.data.order import BatchRequest, Order
-from distill.data.split import Part
+from distill.data.split import Subset
 
 if TYPE_CHECKING:  # the evaluation's workers need no operations
     from augment.placement import LoaderViews
@@ -59,49 +59,50 @@ class BatchReader(Dataset[BatchResult]):
     """``reader[request]`` is the batch of that request; runs in the workers, or in the main process without any.
 
     Args:
-        part: the samples.
+        subset: the samples.
         order: their order in an epoch.
-        size, fit: the canvas, see :func:`distill.data.canvas.to_canvas`.
+        size: side of the canvas in pixels.
+        fit: how an image comes onto it, see :func:`distill.data.canvas.to_canvas`.
         ops: loader-side augmentation, or None.
         tolerated: how many unreadable samples one batch may replace; 0 makes the first an error.
         workers: number of worker processes.
     """
 
     def __init__(
-        self, part: Part, order: Order, size: int, fit: Fit, ops: LoaderOps | None, tolerated: int, workers: int
+        self, subset: Subset, order: Order, size: int, fit: Fit, ops: LoaderOps | None, tolerated: int, workers: int
     ):
-        self.part, self.order, self.size, self.fit, self.ops = part, order, size, fit, ops
+        self.subset, self.order, self.size, self.fit, self.ops = subset, order, size, fit, ops
         self.tolerated = tolerated
         self.device = torch.device("cpu")
         """Where its batches lie, but for ids, which stay on the CPU."""
         self.views: LoaderViews | None = None
         """Makes the views in the worker; set before the first pass."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
-        """[workers] index of the sample that each worker is reading, -1 between batches: for the obituary."""
+        """[workers] index of the sample that each worker is reading, -1 between batches: named when the worker dies."""
 
     def prepare(self) -> str:
-        """Do what the first batch would have to wait for; says what was done."""
+        """Do in advance what the first batch would wait for; returns a line on what was done, or an empty one."""
         return ""
 
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         worker = get_worker_info()
         slot = worker.id if worker else 0
-        images = np.empty((len(request.places), 3, self.size, self.size), dtype=np.uint8)
-        labels = np.empty(len(request.places), dtype=np.int64)
-        keys = np.empty(len(request.places), dtype=np.int64)
+        images = np.empty((len(request.positions), 3, self.size, self.size), dtype=np.uint8)
+        labels = np.empty(len(request.positions), dtype=np.int64)
+        keys = np.empty(len(request.positions), dtype=np.int64)
         unreadable: dict[str, str] = {}
-        for row, place in enumerate(request.places):
-            for index in self._candidates(request.epoch, place):
+        for row, position in enumerate(request.positions):
+            for index in self._candidates(request.epoch, position):
                 self.reading[slot] = index
                 try:
-                    sample = self.part[index]
+                    sample = self.subset[index]
                 except DataError as error:
-                    unreadable[self.part.ids[index]] = str(error)
+                    unreadable[self.subset.ids[index]] = str(error)
                     if len(unreadable) > self.tolerated:
                         return BatchResult(None, tuple(unreadable.items()))
                     continue
                 except Exception:  # a bug in a source, not a bad file: never skipped
-                    return BatchResult(None, error=f"{self.part.ids[index]}: {traceback.format_exc()}")
+                    return BatchResult(None, error=f"{self.subset.ids[index]}: {traceback.format_exc()}")
                 try:
                     images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
                 except Exception as error:
@@ -121,12 +122,12 @@ class BatchReader(Dataset[BatchResult]):
         self.reading[slot] = -1
         return BatchResult(batch, tuple(unreadable.items()))
 
-    def _candidates(self, epoch: int, place: int) -> Iterator[int]:
-        """The sample at a place, then its replacements: from half an epoch away, so that no batch has one twice."""
-        order, half = self.order(epoch), len(self.part) // 2
-        yield int(order[place])
+    def _candidates(self, epoch: int, position: int) -> Iterator[int]:
+        """The sample at a position, then its replacements: from half an epoch away, so that no batch has one twice."""
+        order, half = self.order(epoch), len(self.subset) // 2
+        yield int(order[position])
         for step in range(len(order)):
-            yield int(order[(place + half + step) % len(order)])
+            yield int(order[(position + half + step) % len(order)])
 
     def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
         if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != 3:

@@ -21,7 +21,7 @@ from distill.data.loader import Loader
 from distill.data.order import BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader, BatchResult
 from distill.data.settings import DataSettings
-from distill.data.split import Part
+from distill.data.split import Subset
 from distill.machine import free_memory
 
 DECODED_TOGETHER = 256
@@ -41,9 +41,9 @@ class Resident:
     def __init__(self, samples: Samples, name: Split, settings: DataSettings, device: torch.device):
         self.samples, self.name, self.settings, self.device = samples, name, settings, device
         self.unreadable: dict[int, str] = {}
-        """Index in the split → reason of the images that could not be read; whoever uses them judges."""
+        """Index in the split → reason, of the images that could not be read."""
         self.seconds = 0.0
-        """That decoding took."""
+        """How long decoding took."""
 
     @cached_property
     def images(self) -> Tensor:
@@ -56,7 +56,7 @@ class Resident:
         begun = time.perf_counter()
         count, size, settings = len(self.samples), self.settings.size, self.settings
         self._check_memory(3 * count * size**2)
-        everything = Part(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
+        everything = Subset(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
         order = Order(count, None)
         reader = BatchReader(everything, order, size, settings.fit, None, count - 1, settings.workers)
         loader = _Decoding(reader, SequentialSampler(count, DECODED_TOGETHER), **settings.processes)
@@ -67,8 +67,8 @@ class Resident:
                 filled += len(batch.images)
         finally:
             loader.close()
-        index = {id: place for place, id in enumerate(self.samples.ids)} if loader.unreadable else {}
-        self.unreadable = {index[id]: reason for id, reason in loader.unreadable.items()}
+        index_of = {id: index for index, id in enumerate(self.samples.ids)} if loader.unreadable else {}
+        self.unreadable = {index_of[id]: reason for id, reason in loader.unreadable.items()}
         self.seconds = time.perf_counter() - begun
         return images
 
@@ -82,11 +82,11 @@ class Resident:
         what = f"{count:,} images of the {self.name} split at {size} × {size} pixels"
         return f"{what} lie on {self.device}: {self.images.nbytes / 1e6:,.1f} MB, decoded in {self.seconds:.1f} s"
 
-    def _check_memory(self, needed: int) -> None:
+    def _check_memory(self, required: int) -> None:
         free = free_bytes(self.device)
-        if free is not None and needed > free:
+        if free is not None and required > free:
             raise DataError(
-                f"data.on_device: the {len(self.samples):,} images of the {self.name} split take {needed:,} bytes at"
+                f"data.on_device: the {len(self.samples):,} images of the {self.name} split take {required:,} bytes at"
                 f" {self.settings.size} × {self.settings.size} pixels, and {self.device} has {free:,} bytes free;"
                 " a smaller data.size would do, or on_device: false"
             )
@@ -98,46 +98,47 @@ class ResidentReader(BatchReader):
     Per epoch its order goes to the device; per batch only ids leave the host, for the draws.
 
     Args:
-        part: whose samples are those of ``resident``.
+        subset: samples of the split that ``resident`` holds.
         order: their order in an epoch.
-        tolerated: how many unreadable samples the part may have; others take their places, as in :class:`BatchReader`.
+        resident: the images.
+        tolerated: how many unreadable samples the subset may have; others replace them, as in :class:`BatchReader`.
     """
 
-    def __init__(self, part: Part, order: Order, resident: Resident, tolerated: int):
-        super().__init__(part, order, resident.settings.size, resident.settings.fit, None, tolerated, workers=0)
+    def __init__(self, subset: Subset, order: Order, resident: Resident, tolerated: int):
+        super().__init__(subset, order, resident.settings.size, resident.settings.fit, None, tolerated, workers=0)
         self.resident, self.device = resident, resident.device
         self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
 
     def prepare(self) -> str:
         known = "images" in vars(self.resident)
-        said = str(self.resident)
-        return "" if known else said
+        summary = str(self.resident)
+        return "" if known else summary
 
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         images, unreadable = self.resident.images, self._unreadable
-        told = tuple((self.part.ids[index], reason) for index, reason in unreadable.items())
+        told = tuple((self.subset.ids[index], reason) for index, reason in unreadable.items())
         if len(unreadable) > self.tolerated:
             return BatchResult(None, told)
         rows, labels, ids = self._arranged(request.epoch)
-        places = request.places
-        at = slice(places.start, places.stop, places.step) if isinstance(places, range) else list(places)
+        positions = request.positions
+        at = slice(positions.start, positions.stop, positions.step) if isinstance(positions, range) else list(positions)
         return BatchResult(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), told)
 
     @cached_property
     def _unreadable(self) -> dict[int, str]:
-        """By index in the part."""
-        found = self.resident.unreadable
-        return {place: found[row] for place, row in enumerate(self.part.indices.tolist()) if row in found}
+        """Index in the subset → reason."""
+        reasons = self.resident.unreadable
+        return {index: reasons[row] for index, row in enumerate(self.subset.indices.tolist()) if row in reasons}
 
     def _arranged(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What lies at each place of an epoch: rows of the resident images and labels there, ids here; each [M]."""
+        """What lies at each position of an epoch: rows of the resident images and labels there, ids here; each [M]."""
         if self._epoch is None or self._epoch[0] != epoch:
             chosen = self.order(epoch)
             if self._unreadable:
                 chosen = chosen.copy()
-                for place in np.flatnonzero(np.isin(chosen, list(self._unreadable))).tolist():
-                    chosen[place] = next(i for i in self._candidates(epoch, place) if i not in self._unreadable)
-            rows, labels = torch.from_numpy(self.part.indices[chosen]), torch.from_numpy(self.part.labels[chosen])
+                for position in np.flatnonzero(np.isin(chosen, list(self._unreadable))).tolist():
+                    chosen[position] = next(i for i in self._candidates(epoch, position) if i not in self._unreadable)
+            rows, labels = torch.from_numpy(self.subset.indices[chosen]), torch.from_numpy(self.subset.labels[chosen])
             ids = self.resident.keys[rows]
             if self.device.type == "cuda":
                 ids = ids.pin_memory()  # as the loader does: nothing waits for their way to the draws
@@ -148,11 +149,11 @@ class ResidentReader(BatchReader):
 class _Decoding(Loader):
     """Notes what cannot be read, and goes on."""
 
-    def _accept(self, fetched: BatchResult) -> Batch:
-        if fetched.error or fetched.batch is None:
-            return super()._accept(fetched)
-        self.unreadable |= fetched.unreadable
-        return fetched.batch
+    def _accept(self, result: BatchResult) -> Batch:
+        if result.error or result.batch is None:
+            return super()._accept(result)
+        self.unreadable |= result.unreadable
+        return result.batch
 
 
 def free_bytes(device: torch.device) -> int | None:

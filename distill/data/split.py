@@ -1,7 +1,7 @@
-"""Dividing samples by the hash of their ids: what is held out, and whose label is shown.
+"""Dividing samples by the hash of their ids: which are held out, and which labels are visible.
 
-No random generator takes part. A sample's place follows from its id alone, so it is the same on every machine and
-for every training seed, and hyper-parameters chosen on one held-out part can be compared.
+No random generator is used. A sample's assignment depends on its id alone, so it is the same on every machine and for
+every training seed, and hyper-parameters chosen on the same held-out samples can be compared.
 """
 
 from __future__ import annotations
@@ -16,12 +16,21 @@ from distill.data.base import UNLABELED, DataError, Sample, Samples
 
 
 def uniform(id: str, salt: str) -> float:
-    """A number in [0, 1) that the id and the salt determine."""
+    """A number in [0, 1), a function of id and salt."""
     return int.from_bytes(sha256(f"{salt}/{id}".encode()).digest()[:8], "big") / 2**64
 
 
 def by_hash(indices: Iterable[int], ids: Sequence[str], salt: str) -> list[int]:
-    """The indices in the order of their ids' hash."""
+    """Indices sorted by the hash of their ids.
+
+    Args:
+        indices: into ``ids``.
+        ids: sample ids.
+        salt: gives an order independent of that of any other salt.
+
+    Returns:
+        the indices, in that order.
+    """
     return sorted(map(int, indices), key=lambda index: (uniform(ids[index], salt), ids[index]))
 
 
@@ -31,10 +40,10 @@ def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndar
     Args:
         ids: N sample ids.
         labels: [N] class indices; the samples without a label count as one class.
-        fraction: share in [0, 1).
+        fraction: of every class, in [0, 1).
 
     Returns:
-        bool [N].
+        bool [N], true where held out.
     """
     mask = np.zeros(len(ids), dtype=bool)
     for label in np.unique(labels):
@@ -47,8 +56,14 @@ def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndar
 def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
     """The labels with all but ``per_class`` of every class hidden.
 
-    Nested: with the same seed, whoever keeps its label at 5 per class keeps it at 10. A class with fewer samples keeps
-    them all.
+    Nested: with the same seed, a sample that keeps its label at 5 per class keeps it at 10. A class with fewer samples
+    keeps them all.
+
+    Args:
+        ids: N sample ids.
+        labels: int64 [N] class indices, ``UNLABELED`` where a sample has none.
+        per_class: labels to keep in each class.
+        seed: chooses other samples; independent of the training seed.
 
     Returns:
         int64 [N], ``UNLABELED`` where hidden.
@@ -60,11 +75,16 @@ def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: i
     return shown
 
 
-class Part:
-    """Some samples of a split, with the labels that training may see."""
+class Subset:
+    """Some samples of a split, with the labels that training may see.
+
+    Args:
+        samples: the whole split.
+        indices: int64 [M] into ``samples``.
+        labels: int64 [M] class indices, ``UNLABELED`` where a label is absent or hidden.
+    """
 
     def __init__(self, samples: Samples, indices: np.ndarray, labels: np.ndarray):
-        """``indices`` int64 [M] into ``samples``; ``labels`` int64 [M]."""
         self.samples, self.indices, self.labels = samples, indices, labels
 
     def __len__(self) -> int:
@@ -78,12 +98,21 @@ class Part:
         ids = self.samples.ids
         return [ids[index] for index in self.indices]
 
-    def where(self, mask: np.ndarray) -> Part:
-        return Part(self.samples, self.indices[mask], self.labels[mask])
+    def where(self, mask: np.ndarray) -> Subset:
+        """The samples at which ``mask``, bool [M], is true."""
+        return Subset(self.samples, self.indices[mask], self.labels[mask])
 
 
-def whole(samples: Samples, classes: Sequence[str], name: str) -> Part:
-    """All samples of the split ``name``.
+def full_split(samples: Samples, classes: Sequence[str], name: str) -> Subset:
+    """All samples of a split, checked.
+
+    Args:
+        samples: of the split.
+        classes: class names; labels are indices into them.
+        name: what errors call the split.
+
+    Returns:
+        the subset of all of them, with their labels.
 
     Raises:
         DataError: there are none, two share an id, or a label is neither a class index nor ``UNLABELED``.
@@ -101,4 +130,4 @@ def whole(samples: Samples, classes: Sequence[str], name: str) -> Part:
             f"{ids[wrong[0]]}: label {labels[wrong[0]]} is out of range: the source has {len(classes)} classes"
             + (f" (and {len(wrong) - 1} more in the {name} split)" if len(wrong) > 1 else "")
         )
-    return Part(samples, np.arange(len(ids)), labels)
+    return Subset(samples, np.arange(len(ids)), labels)

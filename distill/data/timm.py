@@ -23,7 +23,7 @@ class Timm(Source):
         type: Literal["timm"] = "timm"
         name: str = Field("", description="as in timm: empty for a folder or tar, or hfds/<name>")
         root: Path | None = Field(None, description="folder or tar, relative to the current folder")
-        splits: dict[Split, str] = Field({"train": "train"}, description="our split → timm's name of it")
+        splits: dict[Split, str] = Field({"train": "train"}, description="split here → timm's name of it")
         arguments: dict[str, Any] = Field({}, description="further arguments of create_dataset, such as class_map")
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
@@ -35,7 +35,7 @@ class Timm(Source):
             raise DataError("data.source.splits of a timm data set must name train")
         if settings.root is not None and not settings.root.exists():
             raise DataError(f"data.source.root: no file or folder {settings.root} (looked in {Path.cwd()})")
-        self._readers = {split: self._open(theirs) for split, theirs in settings.splits.items()}
+        self._readers = {split: self._open(name) for split, name in settings.splits.items()}
         self.has_split = frozenset(self._readers)
         self._names = {split: _file_names(reader) for split, reader in self._readers.items()}
         self._refuse_the_same_files()
@@ -52,10 +52,10 @@ class Timm(Source):
 
         root = None if self.settings.root is None else str(self.settings.root)
         try:
-            found = create_dataset(self.settings.name, root=root, split=split, **self.settings.arguments)
+            dataset = create_dataset(self.settings.name, root=root, split=split, **self.settings.arguments)
         except Exception as error:  # each reader has its own way to fail
             raise DataError(f"timm data set {self.settings.name or root}, split {split!r}: {error}") from error
-        reader = getattr(found, "reader", None)
+        reader = getattr(dataset, "reader", None)
         if reader is None or not hasattr(reader, "__getitem__"):
             other = "torchvision" if self.settings.name.lower().startswith("torch/") else "huggingface or folder"
             raise DataError(f"timm data set {self.settings.name!r} cannot be indexed; use the source {other}")

@@ -50,20 +50,20 @@ class TorchVision(Source):
             raise DataError(f"torchvision.datasets has no class {settings.name!r}{did_you_mean(settings.name, known)}")
         self._class = known[settings.name]
         self._parameters = set(inspect.signature(self._class.__init__).parameters) - {"self"}
-        self._found: dict[Split, Any] = {}
+        self._datasets: dict[Split, Any] = {}
         for split, choice in self._choices().items():
             self._check_arguments(choice)
-            found = self._open(choice, optional=split != "train" and not settings.splits)
-            if found is not None:
-                self._found[split] = found
-        if "train" not in self._found:
+            dataset = self._open(choice, optional=split != "train" and not settings.splits)
+            if dataset is not None:
+                self._datasets[split] = dataset
+        if "train" not in self._datasets:
             raise DataError(f"data.source.splits of {settings.name} must name train")
-        self.has_split = frozenset(self._found)
-        self._labels = {split: self._labels_of(found) for split, found in self._found.items()}
+        self.has_split = frozenset(self._datasets)
+        self._labels = {split: self._labels_of(dataset) for split, dataset in self._datasets.items()}
         self.classes = self._classes()
 
     def split(self, name: Split) -> Samples:
-        return IndexedSamples(self._found[name], self._labels[name], f"{self.settings.name}/{name}")
+        return IndexedSamples(self._datasets[name], self._labels[name], f"{self.settings.name}/{name}")
 
     def _choices(self) -> dict[Split, dict[str, Any]]:
         free = self._parameters - set(self.settings.arguments)
@@ -94,20 +94,20 @@ class TorchVision(Source):
                 why += " (data.source.download is false)"
             raise DataError(f"torchvision's {self.settings.name} in {self.settings.root}: {why}") from error
 
-    def _labels_of(self, found: Any) -> list[int]:
+    def _labels_of(self, dataset: Any) -> list[int]:
         for attribute in _LABEL_ATTRIBUTES:
-            labels = getattr(found, attribute, None)
-            if labels is not None and len(labels) == len(found):
+            labels = getattr(dataset, attribute, None)
+            if labels is not None and len(labels) == len(dataset):
                 break
         else:  # FakeData and a few others: the only way is to look at every sample
-            labels = [found[index][1] for index in range(len(found))]
+            labels = [dataset[index][1] for index in range(len(dataset))]
         try:
             return [UNLABELED if label is None else int(label) for label in labels]
         except (TypeError, ValueError) as error:
             raise DataError(f"torchvision's {self.settings.name}: targets are no class numbers ({error})") from error
 
     def _classes(self) -> tuple[str, ...]:
-        train = self._found["train"]
+        train = self._datasets["train"]
         names = getattr(train, "classes", None)
         if names:
             return tuple(" / ".join(name) if isinstance(name, tuple) else str(name) for name in names)
@@ -118,8 +118,8 @@ class TorchVision(Source):
 class IndexedSamples:
     """A data set that gives a PIL image, or a uint8 array, first."""
 
-    def __init__(self, found: Any, labels: Sequence[int], prefix: str):
-        self.found, self.labels = found, labels
+    def __init__(self, dataset: Any, labels: Sequence[int], prefix: str):
+        self.dataset, self.labels = dataset, labels
         self.ids = [f"{prefix}/{index:06d}" for index in range(len(labels))]
 
     def __len__(self) -> int:
@@ -127,7 +127,7 @@ class IndexedSamples:
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            image = self.found[index][0]
+            image = self.dataset[index][0]
         except (OSError, SyntaxError) as error:  # what Pillow raises for a bad file
             raise DataError(f"{self.ids[index]}: cannot be decoded: {error}") from error
         return Sample(decode(image, self.ids[index]), self.labels[index], self.ids[index])

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from augment.views import InputSpec
 from distill.data.base import Split
+from distill.data.experiment_data import ExperimentData
 from distill.data.loader import Loader
-from distill.data.module import ExperimentData
 from distill.data.reader import Batch
 from distill.data.settings import DataSettings
 from distill.report.items import Item

@@ -134,7 +134,7 @@ def verification_images(context: RunContext, spec: InputSpec, count: int) -> Ten
     """At least ``count`` real images as the student sees them, [N, 3, H, W]; all there are if the data has fewer."""
     views: list[Tensor] = []
     for split in ("test", "val", "train"):
-        if context.data.has(split):  # type: ignore[arg-type]
+        if context.data.has_split(split):  # type: ignore[arg-type]
             for batch in context.data.eval_loader(split, shared=False):  # type: ignore[arg-type]
                 views.append(eval_view(batch.images, spec))
                 if sum(len(view) for view in views) >= count:

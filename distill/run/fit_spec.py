@@ -58,7 +58,7 @@ class FitSpec:
         teacher, seed = self.teacher, self.context.seed
         terms = self._terms(student, name)
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
-        part = self.context.data.part("train")
+        part = self.context.data.subset("train")
         train = part.ids, torch.from_numpy(part.labels)
         cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache) if teacher else None
         meta = meta_step(self.context, teacher.weighting) if teacher else None
@@ -117,9 +117,9 @@ class FitSpec:
 
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
         """Whether there are validation images, and whether the teacher's answer to them compares with the student's."""
-        has_val = self.context.data.has("val")
+        has_val = self.context.data.has_split("val")
         comparable = self.teacher is not None and self.teacher.knows(student.shapes.classes)
-        scored = has_val and (comparable or bool((self.context.data.part("val").labels != UNLABELED).any()))
+        scored = has_val and (comparable or bool((self.context.data.subset("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):
             allocation = "training.early_stop" if self.training.early_stop else "training.keep: best"
             raise StageError(
@@ -132,7 +132,7 @@ class FitSpec:
         if self.training.test_every is None:
             return None
         data = self.context.data
-        if not data.has("test") or not (data.part("test").labels != UNLABELED).any():
+        if not data.has_split("test") or not (data.subset("test").labels != UNLABELED).any():
             raise StageError(f"{name}: training.test_every needs a test split with labels")
         return lambda: predict_student(self.context, student, "test")
 
@@ -169,13 +169,13 @@ def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | N
         raise StageError("teacher.weighting: agreement is with labels, and no training sample has one")
     if weighting.type != "learned":
         return None
-    labels = context.data.part("val").labels if context.data.has("val") else np.empty(0)
+    labels = context.data.subset("val").labels if context.data.has_split("val") else np.empty(0)
     places = np.flatnonzero(labels != UNLABELED)
     if len(places) < 2:
         raise StageError("teacher.weighting: learned needs labeled images to learn from, in the validation split")
-    keys = torch.tensor([sample_key(context.data.part("val").ids[place]) for place in places])
+    keys = torch.tensor([sample_key(context.data.subset("val").ids[place]) for place in places])
     order = Draws(context.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
-    batch = context.data.canvases("val", places[order].tolist())
+    batch = context.data.eval_batch("val", places[order].tolist())
     return MetaStep(weighting, batch.images, batch.labels)
 
 
@@ -203,7 +203,7 @@ def open_cache(
         context.root / "teachers",
         cache_key_of(teacher, dual, context.data),
         RowLayout(teacher.shapes, len(dual.view_plan.teacher), settings),
-        context.data.part("train").ids,
+        context.data.subset("train").ids,
         epochs,
         by_batch=dual.mix is not None,
         write=settings.write,

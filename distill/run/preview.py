@@ -19,7 +19,7 @@ from augment.preview import Shared, Strip, contact_sheet, strip_of, strips_sheet
 from augment.recipe import Op
 from augment.views import InputSpec, Views
 from distill.data.base import UNLABELED
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.data.reader import Batch
 from distill.files import write_atomic
 
@@ -113,7 +113,7 @@ def _shares(student: Sequence[float], teacher: Sequence[float]) -> str:
 def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     """The names that int64 keys stand for."""
     wanted = set(ids.tolist())
-    found = {key: name for name in data.part("train").ids if (key := sample_key(name)) in wanted}
+    found = {key: name for name in data.subset("train").ids if (key := sample_key(name)) in wanted}
     return [found.get(key, "") for key in ids.tolist()]
 
 

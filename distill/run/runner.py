@@ -235,7 +235,7 @@ def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> I
 
 def _opening(context: RunContext, folder: Path) -> str:
     """The first line of a run: where it writes, what it learns from, and on what."""
-    images, labels = len(context.data.part("train")), context.data.labeled_count
+    images, labels = len(context.data.subset("train")), context.data.labeled_count
     labeled = "" if labels == images else f", {labels or 'none'} of them labeled"
     classes = f", {len(context.data.classes)} classes" if context.data.classes else ""
     return f"{folder}: {images} training images{labeled}{classes}; on {context.device.type}"

@@ -11,7 +11,7 @@ frozen dataclass: its fields are settings and references to outputs of earlier s
             return {"data": context.data.fingerprint(), "split": self.split}
 
         def run(self, context, folder):
-            count = len(context.data.part(self.split))
+            count = len(context.data.subset(self.split))
             write_atomic(folder / "count.txt", str(count).encode())
             return count
 

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.deltas.attach import layer_at
 from distill.deltas.base import DeltaInit, DeltaSettings, Gradients, StructuralDelta, WeightDelta
 from distill.deltas.blocks import eval_mode

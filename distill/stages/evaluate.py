@@ -52,7 +52,7 @@ class Evaluate(Stage[Evaluation]):
         return {"data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]}
 
     def run(self, context: RunContext, folder: Path) -> Evaluation:
-        split: Split = "test" if context.data.has("test") else "val"
+        split: Split = "test" if context.data.has_split("test") else "val"
         models = self._models(context)
         student = context.get(self.student)
         predictions = {model.name: model.predict(context, split) for model in models}

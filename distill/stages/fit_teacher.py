@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from augment.policy import AugmentSettings
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.models.network import Network, create_network
 from distill.models.settings import NetworkSettings, StudentSettings
 from distill.models.student import Student

@@ -40,7 +40,7 @@ class FitLinearProbe(Stage[TrainedProbe | None]):
         return {"network": self.network.model_dump(mode="json"), "data": data}
 
     def run(self, context: RunContext, folder: Path) -> TrainedProbe | None:
-        if not context.data.labeled_count or not context.data.has("val"):
+        if not context.data.labeled_count or not context.data.has_split("val"):
             return None
         begun = time.perf_counter()
         network = self._network(context)

@@ -51,7 +51,7 @@ class PreviewViews(Stage[DrawnViews]):
         trained = context.get(self.student)
         teachers = trained.teacher.inputs if trained.teacher else ()
         augment = DualAugment(self.augment, teachers, trained.student.input, context.seed)
-        preview = draw_preview(context.data, ViewBatch.of(augment, context.data.batch_at(0, 0), 0), IMAGES)
+        preview = draw_preview(context.data, ViewBatch.of(augment, context.data.train_batch(0, 0), 0), IMAGES)
         preview.write(folder / VIEWS)
         write_atomic(folder / SHARED, preview.shared.encode())
         return self.load(context, folder)

@@ -105,4 +105,4 @@ class TrainStudent(Stage[TrainedStudent]):
     def _what(self, context: RunContext) -> str:
         count = context.data.labeled_count
         labels = f"{count} labels, " if count else ""
-        return f"{labels}{len(context.data.part('train'))} images" + (" and the teacher" if self.teacher else "")
+        return f"{labels}{len(context.data.subset('train'))} images" + (" and the teacher" if self.teacher else "")

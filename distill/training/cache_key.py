@@ -16,7 +16,7 @@ from augment.dual import DualAugment
 from augment.names import find_class
 from augment.policy import ViewSpec
 from distill.data.base import DataError
-from distill.data.module import ExperimentData
+from distill.data.experiment_data import ExperimentData
 from distill.models.fingerprint import fingerprint
 from distill.models.teacher import Teacher
 
@@ -63,7 +63,7 @@ def _source_of(cls: type) -> str:
 
 
 def _data(data: ExperimentData) -> dict[str, Any]:
-    settings, part = data.settings, data.part("train")
+    settings, part = data.settings, data.subset("train")
     pixels = hashlib.sha256()
     for index in range(0, len(part), max(1, len(part) // PROBES)):
         try:

@@ -61,9 +61,9 @@ def seconds_per_batch(dual: DualAugment, loader: TrainLoader, place: Placement, 
     reader = copy.copy(loader.reader)
     reader.views = LoaderViews(dual) if place == "loader" else None
     warmup = max(1, loader.workers)
-    size = min(loader.sampler.share, len(reader.part))
+    size = min(loader.sampler.per_rank, len(reader.subset))
     batches = (warmup + BATCHES) * size
-    trial = loader.beside(reader, SequentialSampler(min(batches, len(reader.part) // size * size), size))
+    trial = loader.beside(reader, SequentialSampler(min(batches, len(reader.subset) // size * size), size))
     count, started = 0, time.perf_counter()
     try:
         for batch in trial:

@@ -11,7 +11,7 @@ import yaml
 from augment import __main__ as command
 from augment.dual import AugmentSettings, DualAugment
 from augment.views import InputSpec
-from distill.data.module import DataSettings, ExperimentData
+from distill.data.experiment_data import DataSettings, ExperimentData
 
 README = Path(__file__).parents[2] / "augment/README.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README.read_text(), flags=re.DOTALL)

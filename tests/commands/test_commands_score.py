@@ -82,10 +82,10 @@ def test_as_the_definition_says(tmp_path: Path) -> None:
         augment = DualAugment(own, teacher.inputs, teacher.inputs[0], seed)
         mixed, plain = [], []
         for draw in range(3):
-            names = [data.part("train").ids[place] for place in Order(len(data.part("train")), seed)(draw)[:20]]
+            names = [data.subset("train").ids[index] for index in Order(len(data.subset("train")), seed)(draw)[:20]]
             halves: dict[str, list[np.ndarray]] = {"plain": [], "own": []}
             for name in names:
-                batch = data.batch_of([name], draw)
+                batch = data.batch_of_ids([name], draw)
                 views = augment(batch.images, batch.ids, draw).teacher
                 for half in ("plain", "own"):
                     mean = np.zeros(10)

@@ -40,8 +40,8 @@ def png(header: bytes, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + body
 
 
-def stored(array: np.ndarray, turn: int) -> np.ndarray:
-    """How a camera that tags orientation ``turn`` stores ``array``: the inverse of what EXIF 2.3 says to do."""
+def stored(array: np.ndarray, orientation: int) -> np.ndarray:
+    """How a camera that tags orientation ``orientation`` stores ``array``: the inverse of what EXIF 2.3 says to do."""
     return {
         1: lambda a: a,
         2: lambda a: a[:, ::-1],
@@ -51,15 +51,15 @@ def stored(array: np.ndarray, turn: int) -> np.ndarray:
         6: lambda a: np.rot90(a, 1),
         7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
         8: lambda a: np.rot90(a, -1),
-    }[turn](array)
+    }[orientation](array)
 
 
 @pytest.mark.parametrize("form", ["PNG", "TIFF", "WEBP"])
-@pytest.mark.parametrize("turn", range(1, 9))
-def test_exif_orientation(turn: int, form: str) -> None:
-    image = Image.fromarray(np.ascontiguousarray(stored(picture(), turn)))
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation(orientation: int, form: str) -> None:
+    image = Image.fromarray(np.ascontiguousarray(stored(picture(), orientation)))
     exif = Image.Exif()
-    exif[0x0112] = turn
+    exif[0x0112] = orientation
     options = {"lossless": True} if form == "WEBP" else {}
     assert np.array_equal(decode(encoded(image, form, exif=exif, **options), "x"), picture())
 
@@ -230,7 +230,7 @@ def test_canvas_keeps_what_fits() -> None:
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("shape", [(1, 300), (300, 1), (37, 53), (500, 400)])
-def test_canvas_has_one_shape(fit: str, shape: tuple[int, int]) -> None:
+def test_canvas_has_a_fixed_shape(fit: str, shape: tuple[int, int]) -> None:
     canvas = to_canvas(np.full((*shape, 3), 77, np.uint8), 32, fit)  # type: ignore[arg-type]
     assert canvas.shape == (32, 32, 3) and canvas.dtype == np.uint8
     assert (canvas[15:17, 15:17] == 77).any()

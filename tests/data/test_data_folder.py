@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from distill.data.base import UNLABELED, DataError
+from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.folder import Folder
-from distill.data.module import DataSettings, ExperimentData
 
 
 def put(root: Path, *names: str) -> None:
@@ -27,19 +27,19 @@ def test_split_folders(tmp_path, monkeypatch) -> None:
     put(tmp_path, "set/test/a/5.png", "set/test/b/6.png", "set/train/.ipynb_checkpoints/1.png", "set/train/a/._2.jpg")
     (tmp_path / "set/train/README.md").write_text("not an image")
     monkeypatch.chdir(tmp_path)
-    found = source(Path("set"))
-    assert found.classes == ("a", "b") and found.has_split == {"train", "val", "test"}
-    train = found.split("train")
+    folder = source(Path("set"))
+    assert folder.classes == ("a", "b") and folder.has_split == {"train", "val", "test"}
+    train = folder.split("train")
     assert list(train.ids) == ["train/a/x/2.JPG", "train/b/1.png"] and list(train.labels) == [0, 1]
-    assert list(found.split("val").ids) == ["validation/a/3.png", "validation/b/4.png"]
+    assert list(folder.split("val").ids) == ["validation/a/3.png", "validation/b/4.png"]
     assert train[1].image.shape == (8, 8, 3) and train[1].label == 1 and train[1].id == "train/b/1.png"
     assert source(tmp_path / "set").split("train").ids == train.ids
 
 
 def test_one_folder_divided_by_hash(tmp_path) -> None:
     put(tmp_path, *[f"{label}/{index}.png" for label in "ab" for index in range(100)])
-    found = source(tmp_path, test_fraction=0.2, val_fraction=0.1)
-    parts = {name: set(found.split(name).ids) for name in ("train", "val", "test")}
+    folder = source(tmp_path, test_fraction=0.2, val_fraction=0.1)
+    parts = {name: set(folder.split(name).ids) for name in ("train", "val", "test")}
     assert sum(map(len, parts.values())) == 200 and len(set.union(*parts.values())) == 200
     assert 25 <= len(parts["test"]) <= 55 and 8 <= len(parts["val"]) <= 32
     put(tmp_path, "a/new.png", "b/0000.png")
@@ -50,23 +50,23 @@ def test_one_folder_divided_by_hash(tmp_path) -> None:
 
 def test_a_flat_folder_has_no_labels(tmp_path) -> None:
     put(tmp_path, *[f"{index}.png" for index in range(20)])
-    found = source(tmp_path, test_fraction=0.5)
-    assert found.classes == () and set(found.split("test").labels) == {UNLABELED}
+    folder = source(tmp_path, test_fraction=0.5)
+    assert folder.classes == () and set(folder.split("test").labels) == {UNLABELED}
     module = ExperimentData(DataSettings(source=Folder.Settings(root=tmp_path), size=8, batch_size=4, workers=0))
     assert (next(iter(module.train_loader())).labels == UNLABELED).all()
 
 
 def test_labels_can_be_left_out(tmp_path) -> None:
     put(tmp_path, "a/1.png", "b/c/2.png", "3.png")
-    found = source(tmp_path, labels=False)
-    assert found.classes == () and found.split("train").ids == ["3.png", "a/1.png", "b/c/2.png"]
+    folder = source(tmp_path, labels=False)
+    assert folder.classes == () and folder.split("train").ids == ["3.png", "a/1.png", "b/c/2.png"]
 
 
 def test_a_flat_training_folder_beside_labeled_test(tmp_path) -> None:
     put(tmp_path, "train/1.png", "test/a/2.png", "test/b/3.png")
-    found = source(tmp_path)
-    assert found.classes == ("a", "b")
-    assert list(found.split("train").labels) == [UNLABELED] and list(found.split("test").labels) == [0, 1]
+    folder = source(tmp_path)
+    assert folder.classes == ("a", "b")
+    assert list(folder.split("train").labels) == [UNLABELED] and list(folder.split("test").labels) == [0, 1]
 
 
 def test_a_class_called_train(tmp_path) -> None:

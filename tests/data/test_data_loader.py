@@ -110,10 +110,10 @@ def test_resume_inside_an_epoch_of_something_else_is_refused(changed: dict) -> N
 
 
 def test_two_ranks_see_what_one_sees() -> None:
-    one = toy(samples=42).train_loader()
+    single = toy(samples=42).train_loader()
     ranks = [toy(samples=42, world_size=2, rank=rank).train_loader() for rank in range(2)]
     for _ in range(2):
-        for whole, left, right in zip(one, *ranks, strict=True):
+        for whole, left, right in zip(single, *ranks, strict=True):
             assert torch.equal(whole.ids, torch.cat([left.ids, right.ids]))
     with pytest.raises(DataError, match="batch_size 7 cannot be shared out over 2 ranks"):
         toy(batch_size=7, world_size=2)
@@ -121,10 +121,10 @@ def test_two_ranks_see_what_one_sees() -> None:
 
 @pytest.mark.parametrize("world", [1, 2, 3])
 def test_evaluation_counts_each_sample_once(world: int) -> None:
-    shares = [toy(samples=41, batch_size=6, world_size=world, rank=rank).eval_loader("test") for rank in range(world)]
-    for share in shares:
-        assert len(list(share)) == len(share)
-    assert sorted(index for share in shares for index in indices(share)) == list(range(41))
+    loaders = [toy(samples=41, batch_size=6, world_size=world, rank=rank).eval_loader("test") for rank in range(world)]
+    for loader in loaders:
+        assert len(list(loader)) == len(loader)
+    assert sorted(index for loader in loaders for index in indices(loader)) == list(range(41))
 
 
 def test_global_generators_are_left_alone() -> None:

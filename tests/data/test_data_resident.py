@@ -9,8 +9,8 @@ from toy_source import ToySamples, toy
 
 from distill.data import resident
 from distill.data.base import DataError, Sample
+from distill.data.experiment_data import ExperimentData
 from distill.data.loader import Loader
-from distill.data.module import ExperimentData
 from distill.data.reader import Batch
 
 CORRUPT = {"faults": {3: "corrupt", 30: "corrupt"}, "corrupt_budget": 0.1}
@@ -36,17 +36,17 @@ def both(**settings: Any) -> tuple[ExperimentData, ExperimentData]:
     return toy(**settings), toy(**settings, on_device=True)
 
 
-def assert_same(ours: Batch, theirs: Batch) -> None:
+def assert_same(streamed: Batch, resident: Batch) -> None:
     for name in ("images", "labels", "ids"):
-        one, other = getattr(ours, name), getattr(theirs, name)
-        assert one.dtype == other.dtype and one.is_contiguous() and torch.equal(one, other), name
-    assert ours.view_pixels is None and theirs.view_pixels is None
+        expected, actual = getattr(streamed, name), getattr(resident, name)
+        assert expected.dtype == actual.dtype and expected.is_contiguous() and torch.equal(actual, expected), name
+    assert streamed.view_pixels is None and resident.view_pixels is None
 
 
-def assert_same_pass(ours: Loader, theirs: Loader, batches: int) -> None:
-    found = list(ours), list(theirs)
-    assert len(found[0]) == len(found[1]) == batches
-    for pair in zip(*found):
+def assert_same_pass(streamed: Loader, resident: Loader, batches: int) -> None:
+    passes = list(streamed), list(resident)
+    assert len(passes[0]) == len(passes[1]) == batches
+    for pair in zip(*passes):
         assert_same(*pair)
 
 
@@ -75,7 +75,7 @@ def test_the_other_splits_and_the_labeled_samples() -> None:
     for settings in ({}, HELD_OUT | {"labels_per_class": 2}):
         plain, held = both(samples=44, **settings)
         for split in ("val", "test"):
-            assert_same_pass(plain.eval_loader(split), held.eval_loader(split), -(-len(plain.part(split)) // 8))
+            assert_same_pass(plain.eval_loader(split), held.eval_loader(split), -(-len(plain.subset(split)) // 8))
         labeled = plain.labeled_loader()
         assert_same_pass(labeled, held.labeled_loader(), len(labeled))
         few = plain.train_loader(labeled_only=True)
@@ -101,16 +101,16 @@ def test_shared_out_over_ranks() -> None:
         plain, held = both(samples=42, world_size=2, rank=rank)
         assert_same_pass(plain.train_loader(), held.train_loader(), 5)
         assert_same_pass(plain.eval_loader("test"), held.eval_loader("test"), 6)
-        for batch, share in zip(whole, held.train_loader()):
-            assert torch.equal(batch.images[4 * rank : 4 * rank + 4], share.images)
+        for batch, rank_batch in zip(whole, held.train_loader()):
+            assert torch.equal(batch.images[4 * rank : 4 * rank + 4], rank_batch.images)
 
 
 def test_decoded_once_for_all_who_use_it(noise: list[str]) -> None:
     module = toy(samples=30, splits=("train", "test"), val_fraction=0.2, labels_per_class=1, on_device=True)
     loader = module.train_loader()
-    assert noise == [], "not before it is used: a length or a place in the order needs no image"
-    said = loader.reader.prepare()
-    assert said.startswith("30 images of the train split at 8 × 8 pixels lie on cpu: 0.0 MB, decoded in ")
+    assert noise == [], "not before it is used: a length or a position in the order needs no image"
+    summary = loader.reader.prepare()
+    assert summary.startswith("30 images of the train split at 8 × 8 pixels lie on cpu: 0.0 MB, decoded in ")
     assert len(noise) == 30 and loader.reader.prepare() == ""
     for again in (loader, module.eval_loader("val"), module.labeled_loader(), module.with_all_labels().train_loader()):
         list(again)
@@ -122,14 +122,14 @@ def test_decoded_once_for_all_who_use_it(noise: list[str]) -> None:
 
 def test_single_batches_decode_no_split(noise: list[str]) -> None:
     plain, held = both(**HELD_OUT)
-    batch = plain.batch_at(2, 1)
+    batch = plain.train_batch(2, 1)
     noise.clear()
-    assert_same(batch, held.batch_at(2, 1))
-    assert_same(batch, held.batch_of(batch.ids.tolist(), 2))
-    assert_same(plain.canvases("val", [3, 1]), held.canvases("val", [3, 1]))
+    assert_same(batch, held.train_batch(2, 1))
+    assert_same(batch, held.batch_of_ids(batch.ids.tolist(), 2))
+    assert_same(plain.eval_batch("val", [3, 1]), held.eval_batch("val", [3, 1]))
     assert len(noise) == 8 + 8 + 2 + 2
     list(held.train_loader())
-    assert_same(list(held.train_loader())[1], held.batch_at(0, 1))
+    assert_same(list(held.train_loader())[1], held.train_batch(0, 1))
 
 
 def test_the_budget_of_unreadable_images() -> None:
@@ -148,13 +148,13 @@ def test_the_budget_of_unreadable_images() -> None:
 def test_too_little_memory_is_told_before_anything_is_decoded(
     noise: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    needed = 40 * 3 * 8 * 8
-    monkeypatch.setattr(resident, "free_bytes", lambda device: needed - 1)
+    required = 40 * 3 * 8 * 8
+    monkeypatch.setattr(resident, "free_bytes", lambda device: required - 1)
     words = r"data\.on_device: the 40 images of the train split take 7,680 bytes at 8 × 8 pixels, and cpu has 7,679"
     with pytest.raises(DataError, match=words):
         toy(on_device=True).train_loader().reader.prepare()
     assert noise == []
-    for free in (needed, None):
+    for free in (required, None):
         monkeypatch.setattr(resident, "free_bytes", lambda device, free=free: free)
         toy(on_device=True).train_loader().reader.prepare()
 

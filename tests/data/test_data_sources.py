@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from distill.data.base import UNLABELED, DataError
 from distill.data.digits import Digits
+from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.huggingface import HuggingFace
-from distill.data.module import DataSettings, ExperimentData
 from distill.data.timm import Timm
 from distill.data.torchvision import TorchVision
 
@@ -28,7 +28,7 @@ def png(value: int) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_source_is_found_by_its_name() -> None:
+def test_every_source_has_a_name() -> None:
     with pytest.raises(ValidationError, match="did you mean 'digits'"):
         DataSettings(source="digit")
     with pytest.raises(ValidationError, match="did you mean 'root'"):
@@ -84,7 +84,7 @@ def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
         for how in ({"workers": 0}, {"workers": 1, "start_method": "spawn"})
     )
     assert all(
-        (one.images == other.images).all() and (one.ids == other.ids).all() for one, other in zip(plain, spawned)
+        (batch.images == other.images).all() and (batch.ids == other.ids).all() for batch, other in zip(plain, spawned)
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 from toy_source import toy
 
 from distill.data.base import UNLABELED, DataError
-from distill.data.module import DataSettings, ExperimentData
+from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.split import by_hash, held_out, label_budget, uniform
 
 IDS = [f"image {index}" for index in range(200)]
@@ -45,18 +45,18 @@ def folder_without_val() -> ExperimentData:
 
 def test_val_is_held_out_where_the_source_has_none() -> None:
     module, other = folder_without_val(), folder_without_val()
-    train, val = set(module.part("train").ids), set(module.part("val").ids)
+    train, val = set(module.subset("train").ids), set(module.subset("val").ids)
     assert len(train) + len(val) == 50 and not train & val and val
-    assert val == set(other.part("val").ids)
+    assert val == set(other.subset("val").ids)
     with pytest.raises(DataError, match="source 'torchvision' has no test split, only train"):
         module.eval_loader("test")
 
 
 def test_labels_are_hidden_in_training_only() -> None:
     module = toy(labels_per_class=2, samples=40)
-    assert len(module.labeled_loader().reader.part) == 8
-    assert (module.part("train").labels != UNLABELED).sum() == 8
-    assert (module.part("val").labels != UNLABELED).all()
+    assert len(module.labeled_loader().reader.subset) == 8
+    assert (module.subset("train").labels != UNLABELED).sum() == 8
+    assert (module.subset("val").labels != UNLABELED).all()
     batch = next(iter(toy(labels_per_class=0).train_loader()))
     assert (batch.labels == UNLABELED).all()
     only = toy(labels_per_class=2, samples=40).train_loader(labeled_only=True)

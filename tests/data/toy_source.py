@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import Field
 
 from distill.data.base import DataError, Sample, Samples, Source, Split
-from distill.data.module import DataSettings, ExperimentData
+from distill.data.experiment_data import DataSettings, ExperimentData
 
 Fault = Literal["corrupt", "kill", "hang", "bug", "import"]
 

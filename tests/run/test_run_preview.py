@@ -55,11 +55,11 @@ def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> N
     settings = experiment()
     said = look(settings, tmp_path / "a.png")
     data = data_of(settings)
-    batch = data.batch_at(0, 0)
+    batch = data.train_batch(0, 0)
     sheet = sheets[0]
     assert sheet["count"] == 3 and sheet["titles"] == [data.classes[label] for label in batch.labels[:3].tolist()]
     for row, notes in enumerate(sheet["notes"]):
-        assert data.batch_of([notes[0]], 0).ids.tolist() == batch.ids[row : row + 1].tolist()
+        assert data.batch_of_ids([notes[0]], 0).ids.tolist() == batch.ids[row : row + 1].tolist()
         assert notes[1].startswith("overlap 100% · ΔE ") and len(notes) == 2
     assert sheet["footer"][0].startswith("teacher and student: crops overlap 100%")
     assert sheet["footer"][0] in said
@@ -72,7 +72,7 @@ def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> N
 def test_mixed_labels_stand_beside_their_row(sheets: list, tmp_path: Path) -> None:
     settings = experiment(augment={"policy": "identical", "student": [], "mix": {"cutmix": 1.0}})
     data, augment = data_of(settings), augment_of(settings)
-    view_batch = ViewBatch.of(augment, data.batch_at(0, 0), 0)
+    view_batch = ViewBatch.of(augment, data.train_batch(0, 0), 0)
     draw_preview(data, view_batch, 3)
     mix = view_batch.views.mix
     assert mix is not None
@@ -93,7 +93,7 @@ def test_hidden_labels_stay_hidden_and_nothing_is_shared_without_a_teacher(sheet
 
 def test_of_ids_and_of_a_step(sheets: list, tmp_path: Path) -> None:
     settings = experiment()
-    names = [data_of(settings).part("train").ids[place] for place in (4, 9)]
+    names = [data_of(settings).subset("train").ids[index] for index in (4, 9)]
     look(settings, tmp_path / "a.png", ids=names, epoch=2)
     assert [notes[0] for notes in sheets[0]["notes"]] == names
     look(settings, tmp_path / "a.png", step=300)
@@ -101,21 +101,21 @@ def test_of_ids_and_of_a_step(sheets: list, tmp_path: Path) -> None:
     data = data_of(settings)
     assert epoch == 300 // len(data.train_loader())
     shown = [notes[0] for notes in sheets[1]["notes"]]
-    assert data.batch_of(shown, epoch).ids.tolist() == batch.ids[:3].tolist()
+    assert data.batch_of_ids(shown, epoch).ids.tolist() == batch.ids[:3].tolist()
     with pytest.raises(ConfigError, match="leave out --epoch and --ids"):
         look(settings, tmp_path / "a.png", step=3, epoch=1)
 
 
 def test_every_operation_has_one_strip(tmp_path: Path) -> None:
     settings = experiment(augment={"policy": "multicrop", "student": ["RandomResizedCrop", "RandomGrayscale"]})
-    view_batch = ViewBatch.of(augment_of(settings), data_of(settings).batch_at(0, 0), 0)
+    view_batch = ViewBatch.of(augment_of(settings), data_of(settings).train_batch(0, 0), 0)
     groups = preview._strips(view_batch, view_batch.batch.images[0])
     assert {name: [strip.name for strip in strips] for name, strips in groups.items()} == {
         "student's operations": ["RandomResizedCrop", "RandomGrayscale"],
         "student's operations for small crops": ["RandomResizedCrop"],
     }
     weak = experiment(augment={"policy": "weak_teacher", "student": ["RandomGrayscale"]})
-    view_batch = ViewBatch.of(augment_of(weak), data_of(weak).batch_at(0, 0), 0)
+    view_batch = ViewBatch.of(augment_of(weak), data_of(weak).train_batch(0, 0), 0)
     assert list(preview._strips(view_batch, view_batch.batch.images[0])) == [
         "student's operations",
         "teacher's operations, its own",

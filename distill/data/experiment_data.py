@@ -1,4 +1,4 @@
-"""From settings to loaders: which samples train, which validate, which test, and whose labels are shown."""
+"""From settings to loaders: the training, validation and test samples, and which labels training may see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from distill.data.order import BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader
 from distill.data.resident import Resident, ResidentReader
 from distill.data.settings import DataSettings
-from distill.data.split import Part, held_out, label_budget, whole
+from distill.data.split import Subset, full_split, held_out, label_budget
 
 __all__ = ["DataSettings", "ExperimentData"]
 
@@ -36,7 +36,8 @@ class ExperimentData:
     Args:
         settings: see :class:`DataSettings`.
         seed: order of the training samples and loader-side augmentation; nothing else.
-        world_size, rank: processes that share every batch.
+        world_size: number of processes that share every batch.
+        rank: index of this one.
         device: where ``on_device`` holds the images.
 
     Raises:
@@ -59,93 +60,93 @@ class ExperimentData:
         self.source: Source = settings.source.component(settings.source)
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[Split, Resident] = {}
-        self._parts: dict[Split, Part] = {}
-        self.part("train")
+        self._subsets: dict[Split, Subset] = {}
+        self.subset("train")
 
     @property
     def classes(self) -> Sequence[str]:
         """Class names; empty when the source has no labels."""
         return self.source.classes
 
-    def part(self, name: Split) -> Part:
+    def subset(self, name: Split) -> Subset:
         """The samples of a split, with the labels that training may see."""
-        if name not in self._parts:
+        if name not in self._subsets:
             self._divide(name)
-        return self._parts[name]
+        return self._subsets[name]
 
     def train_loader(self, labeled_only: bool = False) -> TrainLoader:
         """Shuffled, resumable batches of this rank; ``labeled_only`` leaves out the samples whose label is hidden."""
-        part = self._labeled() if labeled_only else self.part("train")
-        tolerated = int(self.settings.corrupt_budget * len(part))
-        reader = self._reader(part, Order(len(part), self.seed), tolerated, training=True)
+        subset = self._labeled() if labeled_only else self.subset("train")
+        tolerated = int(self.settings.corrupt_budget * len(subset))
+        reader = self._reader(subset, Order(len(subset), self.seed), tolerated, training=True)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
         if labeled_only:  # fewer labels than a batch are meant so, no reason to warn
-            batch = min(batch, max(world, len(part) // world * world))
+            batch = min(batch, max(world, len(subset) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
 
-    def batch_at(self, epoch: int, number: int) -> Batch:
-        """This rank's batch of an epoch, as the training step received it; ``number`` is counted from 0."""
+    def train_batch(self, epoch: int, number: int) -> Batch:
+        """This rank's training batch ``number`` (from 0) of an epoch, as the training step receives it."""
         loader = self.train_loader()
-        reader = self._decoder(self.part("train"), loader.sampler.order, loader.reader.tolerated, training=True)
+        reader = self._decoder(self.subset("train"), loader.sampler.order, loader.reader.tolerated, training=True)
         return _once(reader, loader.sampler.request(epoch, number))
 
-    def batch_of(self, ids: Sequence[str | int], epoch: int) -> Batch:
+    def batch_of_ids(self, ids: Sequence[str | int], epoch: int) -> Batch:
         """Training samples as a step of ``epoch`` receives them, in the order of their names or int64 keys.
 
         Raises:
             DataError: an id is not among the training samples, or its image cannot be read.
         """
-        part = self.part("train")
-        names = {name: index for index, name in enumerate(part.ids)}
+        subset = self.subset("train")
+        names = {name: index for index, name in enumerate(subset.ids)}
         keys = {sample_key(name): index for name, index in names.items()}
-        places = []
+        indices = []
         for id in ids:
             known: Mapping[Any, int] = names if isinstance(id, str) else keys
             if id not in known:
-                raise DataError(f"no training sample has the id {id!r}; the first is {part.ids[0]!r}")
-            places.append(known[id])
-        reader = self._decoder(part, Order(len(part), None), tolerated=0, training=True)
-        return _once(reader, BatchRequest(epoch, places))
+                raise DataError(f"no training sample has the id {id!r}; the first is {subset.ids[0]!r}")
+            indices.append(known[id])
+        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=True)
+        return _once(reader, BatchRequest(epoch, indices))
 
-    def canvases(self, name: Split, places: Sequence[int]) -> Batch:
-        """Samples of a split by their places in it, as evaluation reads them, in one batch."""
-        part = self.part(name)
-        reader = self._decoder(part, Order(len(part), None), tolerated=0, training=False)
-        return _once(reader, BatchRequest(0, places))
+    def eval_batch(self, name: Split, indices: Sequence[int]) -> Batch:
+        """Samples of a split by their indices in it, as evaluation reads them, in one batch."""
+        subset = self.subset(name)
+        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=False)
+        return _once(reader, BatchRequest(0, indices))
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
-        """A split in order, each sample once, unreadable ones an error: this rank's share, or all of it."""
-        return self._in_order(self.part(name), shared)
+        """A split in order, each sample once; an unreadable one is an error. ``shared``: only this rank's samples."""
+        return self._in_order(self.subset(name), shared)
 
     def labeled_loader(self, shared: bool = False) -> Loader:
-        """The training samples whose labels are shown, in order: what a probe is fitted to."""
+        """The training samples with a visible label, in order, as a linear probe reads them; ``shared``: as above."""
         return self._in_order(self._labeled(), shared)
 
-    def has(self, name: Split) -> bool:
+    def has_split(self, name: Split) -> bool:
         """Whether there are samples of this split."""
         if name == "val":
-            self.part("train")  # holds out val
-            return name in self._parts or name in self.source.has_split
+            self.subset("train")  # holds out val
+            return name in self._subsets or name in self.source.has_split
         return name in self.source.has_split
 
     @property
     def labeled_count(self) -> int:
-        """Training samples whose label is shown."""
-        return int((self.part("train").labels != UNLABELED).sum())
+        """Number of training samples with a visible label."""
+        return int((self.subset("train").labels != UNLABELED).sum())
 
     def with_all_labels(self) -> ExperimentData:
-        """The same data, read and held once, without a label budget."""
+        """The same data without a label budget; images already held on the device are shared."""
         if self.settings.labels_per_class is None:
             return self
         other = copy.copy(self)
         other.settings = self.settings.model_copy(update={"labels_per_class": None})
-        other._parts = {}
+        other._subsets = {}
         return other
 
     def fingerprint(self) -> str:
         """SHA-256 over the source's settings and every split's ids, labels and, where it knows them, file sizes.
 
-        It names the data, not the protocol: held-out fraction, label budget and canvas do not change it.
+        It identifies the data, not the protocol: held-out fraction, label budget and canvas do not change it.
         """
         digest = sha256(self.settings.source.model_dump_json().encode())
         for name in SPLITS:
@@ -162,19 +163,21 @@ class ExperimentData:
         return self._samples[name]
 
     def _divide(self, name: Split) -> None:
-        """Fill in ``_parts[name]``; train and a held-out val come together."""
-        has = self.source.has_split
-        if name in has and name != "train":
-            self._parts[name] = whole(self._split(name), self.classes, name)
+        """Fill in ``_subsets[name]``; train and a held-out val come together."""
+        splits = self.source.has_split
+        if name in splits and name != "train":
+            self._subsets[name] = full_split(self._split(name), self.classes, name)
             return
         kind = self.settings.source.type
         if name == "test":
-            raise DataError(f"the source {kind!r} has no test split, only {', '.join(sorted(has))}; declare one in it")
-        train = whole(self._split("train"), self.classes, "train")
-        if "val" not in has:
+            raise DataError(
+                f"the source {kind!r} has no test split, only {', '.join(sorted(splits))}; declare one in it"
+            )
+        train = full_split(self._split("train"), self.classes, "train")
+        if "val" not in splits:
             mask = held_out(train.ids, train.labels, self.settings.val_fraction)
             if mask.any():
-                self._parts["val"] = train.where(mask)
+                self._subsets["val"] = train.where(mask)
                 train = train.where(~mask)
             elif name == "val":
                 raise DataError(
@@ -185,11 +188,11 @@ class ExperimentData:
             if not self.classes:
                 raise DataError(f"data.labels_per_class is set, but the source {kind!r} has no labels")
             budget = self.settings.labels_per_class, self.settings.label_seed
-            train = Part(train.samples, train.indices, label_budget(train.ids, train.labels, *budget))
-        self._parts["train"] = train
+            train = Subset(train.samples, train.indices, label_budget(train.ids, train.labels, *budget))
+        self._subsets["train"] = train
 
-    def _labeled(self) -> Part:
-        train = self.part("train")
+    def _labeled(self) -> Subset:
+        train = self.subset("train")
         labeled = train.where(train.labels != UNLABELED)
         if not len(labeled):
             raise DataError(
@@ -198,31 +201,31 @@ class ExperimentData:
             )
         return labeled
 
-    def _in_order(self, part: Part, shared: bool) -> Loader:
-        reader = self._reader(part, Order(len(part), None), tolerated=0, training=False)
+    def _in_order(self, subset: Subset, shared: bool) -> Loader:
+        reader = self._reader(subset, Order(len(subset), None), tolerated=0, training=False)
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
-        return Loader(reader, SequentialSampler(len(part), batch, rank, world), **self._options(reader))
+        return Loader(reader, SequentialSampler(len(subset), batch, rank, world), **self._options(reader))
 
-    def _reader(self, part: Part, order: Order, tolerated: int, training: bool) -> BatchReader:
-        """What passes over a part read: files, or images on the device; ``training`` has the loader's operations."""
+    def _reader(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
+        """The reader of a subset: of files, or of images on the device; ``training`` adds the loader's operations."""
         if not self.settings.on_device:
-            return self._decoder(part, order, tolerated, training)
-        name = next(name for name, samples in self._samples.items() if samples is part.samples)
+            return self._decoder(subset, order, tolerated, training)
+        name = next(name for name, samples in self._samples.items() if samples is subset.samples)
         if name not in self._resident:
-            self._resident[name] = Resident(part.samples, name, self.settings, self.device)
-        return ResidentReader(part, order, self._resident[name], tolerated)
+            self._resident[name] = Resident(subset.samples, name, self.settings, self.device)
+        return ResidentReader(subset, order, self._resident[name], tolerated)
 
-    def _decoder(self, part: Part, order: Order, tolerated: int, training: bool) -> BatchReader:
+    def _decoder(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
         settings = self.settings
         ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
-        return BatchReader(part, order, settings.size, settings.fit, ops, tolerated, settings.workers)
+        return BatchReader(subset, order, settings.size, settings.fit, ops, tolerated, settings.workers)
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
-        """Of a loader. What lies on the device needs no workers, and could not be handed to any."""
+        """A loader's worker options. Images on the device need no workers, and could not be sent to any."""
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
 
 
 def _once(reader: BatchReader, request: BatchRequest) -> Batch:
-    """One batch, read here and now: no pass is started, and no split decoded for it."""
-    return Loader(reader, SequentialSampler(len(reader.part), 1)).only(request)
+    """One batch, read at once: starts no pass, and decodes no split."""
+    return Loader(reader, SequentialSampler(len(reader.subset), 1)).only(request)
