@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from augment.base.errors import UserError
+from augment.base import UserError
 
 app = typer.Typer(
     help="Operations on batches of images, drawn by sample.",

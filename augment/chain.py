@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from augment.draws import Draws
 from augment.fuse.compiler import Compile, missing_compiler
 from augment.fuse.planner import Barrier, PlannedOp, Segment, plan

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from augment.draws import Draws
 from augment.operation import BarrierOp, Operation, SampledOp
 

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from augment.draws import Draws
 
 

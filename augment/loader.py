@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from augment.names import OperationError
 from augment.recipe import NamedCall
 

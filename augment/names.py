@@ -20,9 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from augment.base.errors import UserError
-from augment.base.plugins import PluginError, import_class, is_import_path
-from augment.base.settings import did_you_mean
+from augment.base import PluginError, UserError, did_you_mean, import_class, is_import_path
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation

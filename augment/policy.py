@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from augment.base.settings import Settings, error_at, is_deferred
+from augment.base import Settings, error_at, is_deferred
 from augment.presets import Recipe, strong, weak
 from augment.recipe import Op
 from augment.views import InputSpec

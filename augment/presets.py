@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from augment.base.settings import did_you_mean, error_at
+from augment.base import did_you_mean, error_at
 from augment.recipe import Op
 
 

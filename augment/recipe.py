@@ -28,7 +28,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, PydanticCustomError
 
-from augment.base.settings import Settings, did_you_mean, error_at, is_deferred
+from augment.base import Settings, did_you_mean, error_at, is_deferred
 from augment.names import OperationError, find_class, name_of, wrapper_of
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds

@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import attach, deltas
 from distill.deltas.base import DeltaError, WeightDelta, tensor_bytes
 from distill.deltas.rank_settings import RankedSettings, parse_bytes

@@ -58,7 +58,7 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import merge
 from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.deltas.low_rank import LowRank

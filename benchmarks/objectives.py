@@ -44,7 +44,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
 from distill.objectives.crd import CRD

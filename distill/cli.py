@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.commands.delta import delta
 
 if TYPE_CHECKING:

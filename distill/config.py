@@ -12,10 +12,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from augment.base.plugins import PluginError
-from augment.base.settings import VALIDATION_PASSES, did_you_mean
+from augment.base import VALIDATION_PASSES, PluginError, did_you_mean
 from distill.experiments.base import DEFAULT, Experiment, experiment_class, experiment_kinds
-from distill.run.folder import CONFIG, read_folder
+from distill.run.folder import CONFIG, read_record, read_tree
 from distill.yaml_tree import ConfigError, dump_yaml, load_tree, merge_trees, parse_yaml
 
 __all__ = [
@@ -60,8 +59,7 @@ def dump_config(experiment: Experiment) -> str:
 
 def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
     """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
-    tree, record = read_folder(path)
-    return validate_tree(tree, str(path / CONFIG)), record
+    return validate_tree(read_tree(path), str(path / CONFIG)), read_record(path)
 
 
 def editor_schema() -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from augment.base.errors import UserError
+from augment.base import UserError
 
 
 class ConfigError(UserError, ValueError):

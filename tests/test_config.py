@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from augment.base.registry import Registry
-from distill.config import Experiment, dump_config, editor_schema, load_config, merge_trees, validate_tree
+from augment.base import Registry
+from distill.config import dump_config, editor_schema, load_config, merge_trees, validate_tree
+from distill.experiments.distillation import DistillationExperiment
 from distill.yaml_tree import ConfigError, apply_override, dump_yaml, parse_yaml, read_tree
 
 ROOT = Path(__file__).parents[1]
@@ -335,7 +336,7 @@ def test_users_own_classes(tree: dict[str, Any], tmp_path: Path, monkeypatch: py
 
 def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
     schema = editor_schema()
-    assert {"base", *Experiment.model_fields} == set(schema["properties"])
+    assert {"base", *DistillationExperiment.model_fields} == set(schema["properties"])
     places = {
         ("distill.objectives", "Objective"): schema["properties"]["objectives"]["items"],
         ("distill.deltas", "Delta"): schema["$defs"]["StudentSettings"]["properties"]["deltas"]["items"],

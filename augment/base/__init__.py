@@ -1,0 +1,20 @@
+"""What every package leans on: settings, errors that users read, and how a config names a class. Imports no torch."""
+
+from augment.base.errors import UserError
+from augment.base.plugins import PluginError, import_class, is_import_path
+from augment.base.registry import Component, Registry
+from augment.base.settings import VALIDATION_PASSES, Settings, did_you_mean, error_at, is_deferred
+
+__all__ = [
+    "VALIDATION_PASSES",
+    "Component",
+    "PluginError",
+    "Registry",
+    "Settings",
+    "UserError",
+    "did_you_mean",
+    "error_at",
+    "import_class",
+    "is_deferred",
+    "is_import_path",
+]

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from augment.fuse.geometry import axis_map, inverse
 from augment.kornia_ops.base import FusedKorniaOp, limits, ranged
 

@@ -10,8 +10,7 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from augment.base.registry import Registry
-from augment.base.settings import Settings
+from augment.base import Registry, Settings
 from distill.objectives.base import Objective
 
 

@@ -11,9 +11,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 
-import augment.base.settings
-from augment.base.errors import UserError
-from augment.base.registry import Component
+import augment.base
+from augment.base import Component, UserError
 
 Split = Literal["train", "val", "test"]
 UNLABELED = -1
@@ -50,7 +49,7 @@ class Samples(Protocol):
 class Source(Component):
     """Where images come from. ``classes`` is empty when the source has no labels."""
 
-    class Settings(augment.base.settings.Settings):
+    class Settings(augment.base.Settings):
         type: str
 
     has_split: frozenset[str] = frozenset({"train"})

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from augment.draws import sample_key
 from augment.loader import LoaderOps
 from augment.views import ViewPixels

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from augment.base.registry import Registry
-from augment.base.settings import Settings
+from augment.base import Registry, Settings
 from augment.loader import LoaderOp
 from distill.data.base import Source
 from distill.data.canvas import Fit

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import decode
 

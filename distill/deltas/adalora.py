@@ -30,7 +30,7 @@ import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from augment.base.settings import error_at
+from augment.base import error_at
 from distill.deltas.base import DeltaError, DeltaInit, DeltaSettings, SizedSettings, WeightDelta, frozen_weight
 from distill.deltas.low_rank import LowRank
 from distill.deltas.projected import plus_product, projected

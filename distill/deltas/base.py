@@ -11,9 +11,7 @@ import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from augment.base.errors import UserError
-from augment.base.registry import Component
-from augment.base.settings import Settings
+from augment.base import Component, Settings, UserError
 
 LayerKind = Literal["linear", "conv", "depthwise", "norm"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from distill.deltas.base import DeltaError, DeltaSettings
 
 Level = Literal["blocks", "stages"]

@@ -22,7 +22,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from augment.base.settings import error_at
+from augment.base import error_at
 from distill.deltas.base import DeltaTensors, frozen_weight
 from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from augment.base.settings import Settings, error_at
+from augment.base import Settings, error_at
 from distill.deltas.base import DeltaSettings, SizedSettings
 
 UNITS = {"": 1, "B": 1, "KB": 1000, "KIB": 1024, "MB": 1000**2, "MIB": 1024**2, "GB": 1000**3, "GIB": 1024**3}

@@ -12,7 +12,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from distill.deltas.base import LAYER_KINDS, DeltaError, DeltaSettings, LayerKind, StructuralDelta, WeightDelta
 
 _PART = re.compile(r"^(?P<name>.+)\[(?P<parts>[qkv]+)\]$")

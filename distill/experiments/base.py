@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 import distill.experiments
-from augment.base.plugins import PluginError, import_class, is_import_path
-from augment.base.settings import Settings, did_you_mean
+from augment.base import PluginError, Settings, did_you_mean, import_class, is_import_path
 from distill.data.settings import DataSettings
 from distill.training.settings import TrainingSettings
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from augment.base.registry import Registry
-from augment.base.settings import Settings, error_at, is_deferred
+from augment.base import Registry, Settings, error_at, is_deferred
 from augment.policy import AugmentSettings
 from distill.experiments.base import Experiment
 from distill.models.settings import StudentSettings, TeacherSettings

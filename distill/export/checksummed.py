@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.files import write_atomic
 
 

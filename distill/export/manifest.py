@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field
 from torch import nn
 
-from augment.base.settings import Settings
+from augment.base import Settings
 
 
 class Preprocessing(Settings):

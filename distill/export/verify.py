@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from augment.base.settings import Settings
+from augment.base import Settings
 from distill.deltas.state import whole_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import check_backbone, load_delta, read_delta

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from distill.models.label_map import LabelMap
 from distill.models.network import Network
 from distill.models.settings import Labels

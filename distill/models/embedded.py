@@ -10,7 +10,7 @@ import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.files import sha256_of
 
 if TYPE_CHECKING:  # a config is read before torch is imported

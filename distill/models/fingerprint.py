@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from augment.base.settings import Settings
+from augment.base import Settings
 
 
 class Fingerprint(Settings):

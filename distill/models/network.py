@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from augment.views import InputSpec
 from distill.deltas.sites import classifier_names
 from distill.models.embedded import load_embedded

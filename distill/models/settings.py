@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from augment.base.registry import Registry
-from augment.base.settings import Settings, did_you_mean, error_at
+from augment.base import Registry, Settings, did_you_mean, error_at
 from distill.models.embedded import EMBEDDED
 
 if TYPE_CHECKING:  # the base class of deltas imports torch

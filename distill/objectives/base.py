@@ -9,9 +9,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-import augment.base.settings
-from augment.base.registry import Component
-from augment.base.settings import error_at
+import augment.base
+from augment.base import Component, error_at
 from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
@@ -42,7 +41,7 @@ class Targets:
         return self.index
 
 
-class Schedule(augment.base.settings.Settings):
+class Schedule(augment.base.Settings):
     """When a term counts: a factor of its weight over training, in epochs (fractions allowed).
 
     0 before ``start``; then a linear rise to 1 over ``warmup``; then a linear way to ``final``, reached at the end;
@@ -105,7 +104,7 @@ class Objective(nn.Module, Component):
             excluded anyway.
     """
 
-    class Settings(augment.base.settings.Settings):
+    class Settings(augment.base.Settings):
         type: str
         weight: float = Field(1.0, ge=0, description="factor of this term in the sum")
         schedule: Schedule = Field(Schedule(), description="how that factor changes over training")

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from augment.base.settings import did_you_mean
+from augment.base import did_you_mean
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import needed, shape

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.files import write_atomic
 from distill.yaml_tree import ConfigError, differences, dump_yaml, parse_yaml
 
@@ -96,16 +96,19 @@ def close_run() -> None:
     os.environ.pop(_FOLDER_OF_THE_FIRST_RANK, None)
 
 
-def read_folder(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Config, as plain values, and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
+def read_tree(path: Path) -> dict[str, Any]:
+    """The config of an existing run folder as plain values. Raises ``RunError`` or ``ConfigError``."""
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is no run folder: it holds no {CONFIG}")
-    tree = parse_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+    return parse_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record of an existing run folder. Raises ``RunError``."""
     try:
-        record = json.loads((path / RECORD).read_text())
+        return json.loads((path / RECORD).read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise RunError(f"{path / RECORD} cannot be read: {error}") from error
-    return tree, record
 
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
@@ -139,7 +142,7 @@ def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
     others = []
     for number in sorted(existing, reverse=True):
         try:
-            earlier, record = read_folder(existing[number])
+            earlier, record = read_tree(existing[number]), read_record(existing[number])
         except (RunError, ConfigError) as error:
             logger.warning("not resumed: %s", error)
             continue

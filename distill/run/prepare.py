@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.base import Delta, DeltaInit, DeltaSettings, entry_named
 from distill.deltas.foreseen import check_entry
 from distill.deltas.rank_settings import at_rank_one

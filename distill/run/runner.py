@@ -16,8 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from augment.base.errors import UserError
-from augment.base.settings import did_you_mean
+from augment.base import UserError, did_you_mean
 from distill.files import write_atomic
 from distill.report.items import Check
 from distill.run.context import RunContext, RunSettings

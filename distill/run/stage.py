@@ -30,7 +30,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar, get_args, get_origin
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.report.items import Item
 
 if TYPE_CHECKING:

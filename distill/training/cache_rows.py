@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import CacheSettings
 

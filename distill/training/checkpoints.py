@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.files import write_atomic
 
 logger = logging.getLogger(__name__)

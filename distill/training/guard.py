@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from augment.base.errors import UserError
+from augment.base import UserError
 from distill.training.settings import SpikeSettings
 
 _WARMUP_STEPS = 20

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from augment.base.settings import Settings
+from augment.base import Settings
 from augment.policy import AugmentSettings
 
 

@@ -7,9 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import Field, ValidationError
 
-from augment.base.plugins import PluginError, import_class
-from augment.base.registry import Registry
-from augment.base.settings import Settings
+from augment.base import PluginError, Registry, Settings, import_class
 from distill.deltas.base import Delta, DeltaSettings, StructuralDelta, WeightDelta
 from distill.models.settings import StudentSettings
 from distill.objectives.base import Objective

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.commands.objectives import list_objectives
 from distill.objectives.base import Objective
 

@@ -6,7 +6,7 @@ import timm
 import torch
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings, WeightDelta
 from distill.deltas.state import delta_state

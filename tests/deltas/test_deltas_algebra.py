@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.algebra import Link, added, compact, scaled
 from distill.deltas.attach import attach_delta, deltas
 from distill.deltas.base import DeltaError, DeltaTensors, WeightDelta

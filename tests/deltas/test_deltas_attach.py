@@ -10,7 +10,7 @@ import torch
 from deltas_models import build, disturb, images, weight_deltas
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta, WeightDelta
 from distill.deltas.bias import Bias

@@ -7,7 +7,7 @@ import pytest
 from deltas_models import build
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import attach
 from distill.deltas.base import DeltaError, DeltaSettings
 from distill.deltas.foreseen import check_entry

@@ -12,7 +12,7 @@ from deltas_models import build, disturb, images, relative
 from deltas_processes import run_apart
 from torch import nn
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings
 from distill.deltas.dense import Dense

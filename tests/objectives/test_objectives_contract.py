@@ -8,7 +8,7 @@ import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
 from distill.objectives.cc import cc

@@ -6,7 +6,7 @@ import torch.multiprocessing as mp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from augment.base.registry import Registry
+from augment.base import Registry
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Targets
 from distill.objectives.ce import CrossEntropy

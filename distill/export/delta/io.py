@@ -17,9 +17,7 @@ import torch
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
-from augment.base.plugins import PluginError, is_import_path
-from augment.base.registry import Registry
-from augment.base.settings import Settings
+from augment.base import PluginError, Registry, Settings, is_import_path
 from distill.deltas.attach import attach_delta, attach_structural, deltas, freeze
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.sites import classifier_names, find_target

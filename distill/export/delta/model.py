@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from augment.base.plugins import PluginError
+from augment.base import PluginError
 from distill.deltas.algebra import Chain, Link
 from distill.deltas.attach import attach_delta, deltas
 from distill.deltas.base import DeltaError, DeltaTensors, WeightDelta
