@@ -30,7 +30,7 @@ the images where the operation stands in the chain, [B, C, H, W].
                                "bicubic") and ``padding`` ("zeros", "border", "reflection") say how pixels are read;
                                default bilinear and zeros. A flip has ``mirror``, the dimension that it turns round
                                (2 or 3): flips are put ahead of colors and blurs.
-``color(images, params)``     images → images, each pixel by itself. What it must know of the whole image comes from
+``color(images, params)``      images → images, each pixel by itself. What it must know of the whole image comes from
                                ``statistics(images, params) → {name: [B, …]}``, called with the images just before
                                the step; its result is added to ``params``. (The mean for contrast, say.)
 ``kernel(params, shape)``      (vertical [B, k], horizontal [B, k]), k odd: a separable filter, reflected at the border.
