@@ -13,6 +13,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from distill.machine import set_openmp_defaults
+
 if TYPE_CHECKING:
     from augment.views import InputSpec, Views
     from distill.api.deltas import attach, list_deltas, load_delta, save_delta
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from distill.past_views import ids_of_step, replay
 
     __version__: str
+
+set_openmp_defaults()  # torch, which reads them when it is loaded, comes after this
 
 _HOMES = {
     "DeltaBank": "distill.export.delta.bank",

