@@ -1,6 +1,21 @@
-"""Tests that run beside each other (``pytest -n``) take one thread each: threads that wait for a core cost far more."""
+"""What must be in the environment before torch is imported, and the order in which files run."""
+
+from __future__ import annotations
 
 import os
 
+import pytest
+
+# Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core is threads enough
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files that hold slow tests come first: what is left for the end is short, so that no worker waits for another.
+
+    The order within a file stays, since its tests share fixtures.
+    """
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import io
+import json
 import logging
 import os
 import pickle
@@ -11,7 +12,6 @@ import resource
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from deadly_saves import save, save_and_die, save_for_ever
+from deadly_saves import kill_savers, save, save_and_die, step_of
 from processes import warm
 from test_training_resume import interrupted
 from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit, whole
@@ -30,68 +30,44 @@ from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, 
 IO = VerifiedCheckpointIO()
 
 
-def killed(
-    action: Callable[..., object], *arguments: Any, once: Callable[[], bool] | None = None, after: float = 0
-) -> None:
-    """Run ``action`` in a process of its own, which is killed ``after`` seconds from when ``once`` holds.
+def apart(action: Callable[..., object], *arguments: Any) -> int | None:
+    """The exit status of ``action`` in a process of its own, which kills itself or ends.
 
-    Without ``once`` it sees to it by itself. The process comes from one without threads: a fork of this one could wait
-    for ever for a lock that a thread of this one held.
+    The process comes from one without threads: a fork of this one could wait for ever for a lock that a thread of this
+    one held.
     """
     child = warm().Process(target=action, args=arguments)
     child.start()
+    child.join(120)
     try:
-        _wait(lambda: child.exitcode is not None or (once is not None and once()))
-        time.sleep(after)
+        return child.exitcode
     finally:
-        if once is not None:
-            child.kill()
-        child.join(60)
-    assert child.exitcode == -signal.SIGKILL
-
-
-def _wait(condition: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"nothing came of it in {seconds} s"
-        time.sleep(0.001)
-
-
-def is_whole(path: Path) -> int:
-    """The step of a checkpoint that must be good."""
-    checkpoint = IO.load_checkpoint(path)
-    assert (checkpoint["weights"] == checkpoint["step"]).all()
-    return checkpoint["step"]
+        child.kill()
 
 
 def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
-    path, draw = save(tmp_path / "best.ckpt"), random.Random(0)
-    reached = set()
-    for _ in range(40):
-        replaced = path.stat().st_ino
-
-        def begun(before: int = replaced) -> bool:  # on a busy machine the process may take its time
-            return path.stat().st_ino != before
-
-        killed(save_for_ever, path, once=begun, after=draw.uniform(0, 0.05))
-        reached.add(is_whole(path))
-    assert len(reached) > 1, "every kill came at the same step"
-    stale = list(tmp_path.glob(".best*"))
+    (tmp_path / "saves").mkdir()
+    path, report = save(tmp_path / "saves" / "best.ckpt"), tmp_path / "steps.json"
+    assert apart(kill_savers, path, 40, 0, report) == 0
+    reached = json.loads(report.read_text())
+    assert len(reached) == 40 and step_of(path) == reached[-1]
+    assert len(set(reached)) > 1, "every kill came at the same step"
+    stale = list(path.parent.glob(".best*"))
     assert stale, "no kill came during a write"
-    prune(tmp_path)
+    prune(path.parent)
     assert all(left.exists() for left in stale), "another process may be writing them"
     for left in stale:
         os.utime(left, (0, 0))
-    prune(tmp_path)
-    assert list(tmp_path.iterdir()) == [path]
+    prune(path.parent)
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_kill_9_round_every_call_that_matters(call: str, when: str, tmp_path: Path) -> None:
     path = save(tmp_path / "best.ckpt")
-    killed(save_and_die, path, call, when)
-    assert is_whole(path) == (2 if (call, when) == ("replace", "after") else 1)
+    assert apart(save_and_die, path, call, when) == -signal.SIGKILL
+    assert step_of(path) == (2 if (call, when) == ("replace", "after") else 1)
 
 
 @contextmanager
@@ -164,7 +140,7 @@ def test_every_single_bit_flip_is_found(tmp_path: Path) -> None:
     assert IO.load_checkpoint(path)["step"] == 1
 
 
-def sealed(content: bytes) -> bytes:
+def checksummed(content: bytes) -> bytes:
     """What somebody writes who knows the format."""
     return content + hashlib.sha256(content).digest()
 
@@ -191,7 +167,7 @@ def test_foreign_files_are_refused_and_run_nothing(content: bytes, tmp_path: Pat
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=r"step-1\.ckpt: damaged, or no checkpoint"):
         IO.load_checkpoint(path)
-    path.write_bytes(sealed(content))
+    path.write_bytes(checksummed(content))
     with pytest.raises(CheckpointError, match=r"step-1\.ckpt: refused, it is no file of plain tensors"):
         IO.load_checkpoint(path)
     assert not Path("planted").exists()
