@@ -1,19 +1,19 @@
-"""Which augmentation would help a student most, asked of the teacher alone: T-stddev.
+"""``preview --score``: ranks augmentation pipelines by the teacher's outputs alone (T-stddev); trains nothing.
 
 Wang, Lohit, Jones and Fu, "What makes a 'good' data augmentation in knowledge distillation", NeurIPS 2022 (arXiv
-2012.02909). The loss of a student is a mean over the images of an epoch. The more alike these are, the less the mean
-says, so a good augmentation makes them less alike as the teacher sees them. The paper measures this on the mean of the
-teacher's probabilities over a set of images::
+2012.02909). A student's loss is a mean over the images of an epoch. The more correlated these are, the higher the
+variance of that mean, so a good augmentation decorrelates them as the teacher sees them. The paper measures this on the
+mean of the teacher's probabilities over a set of images::
 
     p̄_d = mean over the 2N images of draw d of softmax(teacher)        [K]
     T-stddev = mean over classes k of std over draws d of p̄_dk          unbiased, temperature 1
 
 The 2N images of a draw are N training images, drawn anew, each one twice: without and with the augmentation, as the
-paper trains. *Lower is better.* Without augmentation both halves are the same, which is the worst that they can be.
+paper trains. *Lower is better.* Without augmentation both halves are equal, which is the worst case.
 
 Caveats. It ranks pipelines for one teacher and one N (it shrinks with √N), and says nothing of how much is gained.
-In the paper it goes with the student's test loss (Pearson's r 0.96 for wrn_40_2 and wrn_16_2 on CIFAR-100, over nine
-augmentations), which is no promise for other data; a pipeline that destroys what the classes are can score well too.
+In the paper it correlates with the student's test loss (Pearson's r 0.96 for wrn_40_2 and wrn_16_2 on CIFAR-100, over
+nine augmentations), which need not hold for other data; a pipeline that destroys the classes can score well too.
 Where we deviate: the paper's first half is randomly cropped and flipped, ours is plain; the paper has N = 320 and draws
 from ten epochs, we have options, and a draw is an epoch's first N; all pipelines see the same images, and they are
 compared seed by seed.
@@ -52,7 +52,7 @@ from distill.run.stage import StageError
 PLAIN, CONFIG = "no augmentation", "this config"
 logger = logging.getLogger(__name__)
 VIEW_PRESETS = ("weak", "strong", "cifar", "simclr", "mocov2", "dino", "deit3")
-"""Presets of a whole view. The others are further views of the same paper."""
+"""Presets of one whole view; the others are further views of the same papers."""
 
 
 def t_stddev(mean_probabilities: Tensor) -> Tensor:
@@ -60,6 +60,9 @@ def t_stddev(mean_probabilities: Tensor) -> Tensor:
 
     Args:
         mean_probabilities: [D, K], the teacher's mean probability of K classes in each of D ≥ 2 draws.
+
+    Returns:
+        a scalar; 0 where all draws have the same mean.
     """
     if mean_probabilities.ndim != 2 or len(mean_probabilities) < 2:
         raise ValueError(f"mean probabilities must be [D, K] with D ≥ 2, not {list(mean_probabilities.shape)}")
@@ -81,23 +84,23 @@ def candidates(settings: AugmentSettings) -> dict[str, AugmentSettings | None]:
     Each is a chain that teacher and student would both see; None is no augmentation.
     """
     own = settings.alone()
-    found: dict[str, AugmentSettings | None] = {PLAIN: None, CONFIG: own}
+    pipelines: dict[str, AugmentSettings | None] = {PLAIN: None, CONFIG: own}
     for n, op in enumerate(own.student):
         again = sum(other.type == op.type for other in own.student[:n])
         name = f"without {op.type}" + (f" (number {again + 1})" if again else "")
-        found[name] = own.model_copy(update={"student": own.student[:n] + own.student[n + 1 :]})
+        pipelines[name] = own.model_copy(update={"student": own.student[:n] + own.student[n + 1 :]})
     if settings.policy != "identical" and settings.teacher_recipe() != own.student:
-        found["the teacher's chain"] = own.model_copy(update={"student": settings.teacher_recipe()})
+        pipelines["the teacher's chain"] = own.model_copy(update={"student": settings.teacher_recipe()})
     if own.mix is not None:
-        found["without mixing"] = own.model_copy(update={"mix": None})
+        pipelines["without mixing"] = own.model_copy(update={"mix": None})
     for kind in ("mixup", "cutmix"):
         mix = MixSettings.model_validate({kind: 1.0})
         if own.mix is None:
-            found[f"with {kind} of α 1"] = own.model_copy(update={"mix": mix})
+            pipelines[f"with {kind} of α 1"] = own.model_copy(update={"mix": mix})
     for name in VIEW_PRESETS:
         if (recipe := PRESETS[name]()) != own.student:
-            found[f"preset {name}"] = own.model_copy(update={"student": recipe})
-    return found
+            pipelines[f"preset {name}"] = own.model_copy(update={"student": recipe})
+    return pipelines
 
 
 @torch.no_grad()
@@ -113,16 +116,24 @@ def score(
     device: torch.device | str = "cpu",
     console: Console | None = None,
 ) -> list[Score]:
-    """T-stddev of every pipeline, best first; ``this config`` must be one of them.
+    """T-stddev of every pipeline; ``this config`` must be one of them.
 
     Args:
         pipelines: name → settings under the policy ``identical``, or None for the images as they are.
         data: its training images are drawn from.
-        teacher: in eval mode, as it would teach.
-        seed, seeds: seeds ``seed`` to ``seed + seeds - 1``, each with its own images and draws.
+        teacher: one or several networks in eval mode.
+        seed: the first seed.
+        seeds: number of seeds, ``seed`` to ``seed + seeds - 1``, each with its own images and draws.
         draws: D, at least 2.
-        images: N of a draw, the first of that epoch's order, in batches of ``data.batch_size`` (what mixing mixes).
+        images: N of a draw, the first of that epoch's order, in batches of ``data.batch_size`` (mixing stays within).
         device: where views are made and the teacher runs.
+        console: shows progress; None for none.
+
+    Returns:
+        a score per pipeline, the best (lowest) first.
+
+    Raises:
+        StageError: more images in a draw than a quarter of the training images.
     """
     teacher.to(device)
     ids, batch = np.array(data.subset("train").ids), data.settings.batch_size
@@ -131,7 +142,7 @@ def score(
             f"--draw-images {images}: a draw is a sample of the training images, of which there are only {len(ids)};"
             f" at most a quarter of them, {len(ids) // 4}, or they would be much the same in every draw"
         )
-    pipelines = _that_fit(pipelines, data, teacher, device)
+    pipelines = _usable(pipelines, data, teacher, device)
     values: dict[str, list[float]] = {name: [] for name in pipelines}
     with Progress(console=console, transient=True, disable=console is None) as progress:
         task = progress.add_task("scoring", total=seeds * draws)
@@ -155,22 +166,22 @@ def score(
                 for name, summed in total.items():
                     sums[name].append((summed / (2 * images)).cpu())
                 progress.advance(task)
-            for name, found in sums.items():
-                values[name].append(float(t_stddev(torch.stack(found))))
+            for name, means in sums.items():
+                values[name].append(float(t_stddev(torch.stack(means))))
     own_values = values[CONFIG]
     scores = [
-        Score(name, tuple(each), tuple(one / other for one, other in zip(each, own_values)))
-        for name, each in values.items()
+        Score(name, tuple(by_seed), tuple(value / own for value, own in zip(by_seed, own_values)))
+        for name, by_seed in values.items()
     ]
-    return sorted(scores, key=lambda found: sum(found.values))
+    return sorted(scores, key=lambda entry: sum(entry.values))
 
 
-def _that_fit(
+def _usable(
     pipelines: Mapping[str, AugmentSettings | None], data: ExperimentData, teacher: Teacher, device: torch.device | str
 ) -> dict[str, AugmentSettings | None]:
-    """All but the presets that cannot be used on images or networks of these sizes, which are named."""
+    """The pipelines without the presets that cannot be used at these image sizes; a warning names those."""
     batch = data.batch_of_ids(data.subset("train").ids[:1], 0)
-    found: dict[str, AugmentSettings | None] = {}
+    usable: dict[str, AugmentSettings | None] = {}
     for name, settings in pipelines.items():
         try:
             if settings is not None:
@@ -181,31 +192,40 @@ def _that_fit(
                 raise
             logger.warning("%s is left out: %s", name, error)
         else:
-            found[name] = settings
-    return found
+            usable[name] = settings
+    return usable
 
 
 def _probabilities(teacher: Teacher, views: tuple[tuple[Tensor, ...], ...]) -> Tensor:
     """[K] sum over the batch of the networks' weighted mean probability."""
-    found: list[Tensor] = []
+    probabilities: list[Tensor] = []
     for n, (features,) in enumerate(teacher(views)):
         assert features.logits is not None
-        found.append(teacher.probabilities(n, features.logits.double()))
-    return teacher.mean(found).sum(0)
+        probabilities.append(teacher.probabilities(n, features.logits.double()))
+    return teacher.mean(probabilities).sum(0)
 
 
 def score_table(scores: list[Score], draws: int, images: int) -> RenderableType:
-    """The scores as a table, mean over seeds ± the standard deviation between them, and how to read it."""
+    """The scores as a table with a note on how to read it: mean over seeds ± standard deviation between seeds.
+
+    Args:
+        scores: best first.
+        draws: D of each score.
+        images: N of a draw.
+
+    Returns:
+        the table and the note.
+    """
     table = Table(box=box.SIMPLE_HEAD, title="T-stddev of pipelines, lower is better", title_justify="left")
     table.add_column("pipeline", overflow="fold")
     table.add_column("T-stddev × 10⁻³", justify="right", no_wrap=True)
     table.add_column("of this config's", justify="right", no_wrap=True)
-    for found in scores:
-        style = "bold" if found.name == CONFIG else "dim" if found.name == PLAIN else ""
-        table.add_row(Text(found.name), _spread(found.values, 1e3, 3), _spread(found.ratios, 1, 2), style=style)
+    for entry in scores:
+        style = "bold" if entry.name == CONFIG else "dim" if entry.name == PLAIN else ""
+        table.add_row(Text(entry.name), _spread(entry.values, 1e3, 3), _spread(entry.ratios, 1, 2), style=style)
     note = (
-        f"mean ± sd of {len(scores[0].values)} seed(s), {draws} draws of 2 · {images} images each. It ranks, for this"
-        " teacher and these images; it is no promise (arXiv 2012.02909)."
+        f"mean ± sd of {len(scores[0].values)} seed(s), {draws} draws of 2 · {images} images each. It ranks pipelines"
+        " for this teacher and these images, and does not predict a gain (arXiv 2012.02909)."
     )
     return Group(table, Text(note, style="dim"))
 
@@ -217,18 +237,27 @@ def _spread(values: tuple[float, ...], factor: float, digits: int) -> str:
 
 
 def write_scores(scores: list[Score], stem: Path, **settings: Any) -> list[Path]:
-    """``STEM-score.csv`` (pipeline, seed, value, ratio) and ``.json`` (rows as benchmarks write them); their paths."""
+    """Write ``STEM-score.csv`` (pipeline, seed, value, ratio) and ``STEM-score.json`` (rows as benchmarks write them).
+
+    Args:
+        scores: of all pipelines.
+        stem: path without suffix.
+        settings: kept in the JSON file; ``seed`` is the first seed.
+
+    Returns:
+        the paths of both files.
+    """
     text = io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(["pipeline", "seed", "t_stddev", "ratio_to_this_config"])
     rows = []
-    for found in scores:
-        for number, (value, ratio) in enumerate(zip(found.values, found.ratios)):
-            table.writerow([found.name, settings["seed"] + number, repr(value), repr(ratio)])
-        for what, values in (("t_stddev", found.values), ("t_stddev_ratio", found.ratios)):
+    for entry in scores:
+        for number, (value, ratio) in enumerate(zip(entry.values, entry.ratios)):
+            table.writerow([entry.name, settings["seed"] + number, repr(value), repr(ratio)])
+        for what, values in (("t_stddev", entry.values), ("t_stddev_ratio", entry.ratios)):
             rows.append(
                 {
-                    "name": f"{what}: {found.name}",
+                    "name": f"{what}: {entry.name}",
                     "value": float(np.mean(values)),
                     "unit": "probability" if what == "t_stddev" else "of this config's",
                     "low": min(values),

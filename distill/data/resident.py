@@ -116,13 +116,13 @@ class ResidentReader(BatchReader):
 
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         images, unreadable = self.resident.images, self._unreadable
-        told = tuple((self.subset.ids[index], reason) for index, reason in unreadable.items())
+        reasons = tuple((self.subset.ids[index], reason) for index, reason in unreadable.items())
         if len(unreadable) > self.tolerated:
-            return BatchResult(None, told)
+            return BatchResult(None, reasons)
         rows, labels, ids = self._arranged(request.epoch)
         positions = request.positions
         at = slice(positions.start, positions.stop, positions.step) if isinstance(positions, range) else list(positions)
-        return BatchResult(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), told)
+        return BatchResult(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), reasons)
 
     @cached_property
     def _unreadable(self) -> dict[int, str]:

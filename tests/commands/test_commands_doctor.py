@@ -24,10 +24,10 @@ def test_a_sound_machine(tmp_path: Path) -> None:
     begun = time.perf_counter()
     assert doctor.examine(console, tmp_path / "not" / "yet")
     assert time.perf_counter() - begun < 30
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "A run would work here." in told and "✗" not in told
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "A run would work here." in text and "✗" not in text
     for name in ("python", "torch", "timm", "kornia", "lightning", "memory", "embedded weights", "training step"):
-        assert name in told
+        assert name in text
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
@@ -64,8 +64,8 @@ def test_a_check_that_fails_is_a_cross_and_the_others_still_run(
         monkeypatch.setattr(doctor, name, broken)
     console = Console(file=io.StringIO(), width=100)
     assert not doctor.examine(console, tmp_path)
-    told = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "A run would not work here" in told and told.count("✗") == 3 and "output folder" in told
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "A run would not work here" in text and text.count("✗") == 3 and "output folder" in text
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and sys.platform != "linux", reason="root may write anywhere")

@@ -77,7 +77,7 @@ def test_as_the_definition_says(tmp_path: Path) -> None:
     settings = experiment(tmp_path)
     data, teacher = make_data(settings), teacher_of(settings)
     own = settings.augment.alone()
-    found = score({CONFIG: own, PLAIN: None}, data, teacher, seed=5, seeds=2, draws=3, images=20)
+    scores = score({CONFIG: own, PLAIN: None}, data, teacher, seed=5, seeds=2, draws=3, images=20)
     for number, seed in enumerate((5, 6)):
         augment = DualAugment(own, teacher.inputs, teacher.inputs[0], seed)
         mixed, plain = [], []
@@ -95,18 +95,18 @@ def test_as_the_definition_says(tmp_path: Path) -> None:
                     halves[half].append(mean)
             mixed.append(np.mean(halves["plain"] + halves["own"], axis=0))
             plain.append(np.mean(halves["plain"], axis=0))
-        by_name = {each.name: each for each in found}
+        by_name = {each.name: each for each in scores}
         assert by_name[CONFIG].values[number] == pytest.approx(np.std(mixed, axis=0, ddof=1).mean(), rel=1e-4)
         assert by_name[PLAIN].values[number] == pytest.approx(np.std(plain, axis=0, ddof=1).mean(), rel=1e-4)
         assert by_name[CONFIG].ratios[number] == 1
-    assert [sum(each.values) for each in found] == sorted(sum(each.values) for each in found), "best first"
+    assert [sum(each.values) for each in scores] == sorted(sum(each.values) for each in scores), "best first"
 
 
 def test_a_chain_that_does_nothing_is_no_augmentation(tmp_path: Path) -> None:
     settings = experiment(tmp_path)
     nothing = settings.augment.alone().model_copy(update={"student": []})
-    found = score({CONFIG: nothing, PLAIN: None}, make_data(settings), teacher_of(settings), seed=0, draws=3, images=8)
-    assert found[0].values == found[1].values and set(found[1].ratios) == {1.0} and min(found[0].values) > 0
+    scores = score({CONFIG: nothing, PLAIN: None}, make_data(settings), teacher_of(settings), seed=0, draws=3, images=8)
+    assert scores[0].values == scores[1].values and set(scores[1].ratios) == {1.0} and min(scores[0].values) > 0
 
 
 def test_what_is_compared(tmp_path: Path) -> None:
@@ -135,8 +135,8 @@ def test_a_preset_that_does_not_fit_is_left_out_and_named(tmp_path: Path, caplog
     settings = experiment(tmp_path)
     pipelines = candidates(settings.augment)
     few = {name: pipelines[name] for name in (CONFIG, "preset weak", "preset cifar")}
-    found = score(few, make_data(settings), teacher_of(settings), seed=0, seeds=1, draws=2, images=4)
-    assert {each.name for each in found} == {CONFIG, "preset weak"}
+    scores = score(few, make_data(settings), teacher_of(settings), seed=0, seeds=1, draws=2, images=4)
+    assert {each.name for each in scores} == {CONFIG, "preset weak"}
     assert "preset cifar is left out: PadCrop" in caplog.text
     with pytest.raises(ValueError, match="PadCrop"):
         score({CONFIG: pipelines["preset cifar"]}, make_data(settings), teacher_of(settings), seed=0, images=4)
