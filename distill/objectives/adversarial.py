@@ -15,7 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, two
+from distill.objectives.compare import matched_fields, require_teacher
 from distill.objectives.ranks import weighed
 
 
@@ -68,7 +68,7 @@ class Adversarial(Objective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        width = needed(teacher).pooled
+        width = require_teacher(teacher).pooled
         hidden = settings.hidden
         layers: list[nn.Module] = [nn.Linear(width, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, 1)]
         if settings.regularizer == "spectral":
@@ -78,7 +78,7 @@ class Adversarial(Objective):
         self.projector = nn.Linear(student.pooled, width)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         fake_BD = self.projector(student_BD)
         if self.settings.mode == "reversed":
             losses_B = self.discriminate(reversed_gradient(fake_BD), teacher_BD)

@@ -14,7 +14,7 @@ from augment.base import Component, error_at
 from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
-from distill.objectives.compare import needed
+from distill.objectives.compare import require_teacher
 
 __all__ = ["UNLABELED", "Objective", "Schedule", "Targets"]
 
@@ -134,7 +134,7 @@ class Objective(nn.Module, Component):
         """
         super().__init__()
         if self.reads_teacher:
-            needed(teacher)
+            require_teacher(teacher)
         self.settings = settings
 
     def remember(self, labels: Tensor) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, two
+from distill.objectives.compare import matched_fields, require_teacher
 from distill.objectives.ranks import gather_batch
 
 
@@ -61,9 +61,9 @@ class CC(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.student_embedding = nn.Linear(student.pooled, settings.dim)
-        self.teacher_embedding = nn.Linear(needed(teacher).pooled, settings.dim)
+        self.teacher_embedding = nn.Linear(require_teacher(teacher).pooled, settings.dim)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         rows = self.student_embedding(student_BD), self.teacher_embedding(teacher_BD)
         return cc(*rows, self.settings.gamma, self.settings.order)

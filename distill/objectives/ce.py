@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.models.features import Features
 from distill.objectives.base import UNLABELED, Objective, Targets
-from distill.objectives.compare import one, shape
+from distill.objectives.compare import field_of, shape
 from distill.objectives.ranks import mean_where
 
 
@@ -69,6 +69,6 @@ class CrossEntropy(Objective):
     settings: Settings
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        logits_BK = one("student", student, "logits")
+        logits_BK = field_of("student", student, "logits")
         smoothing = self.settings.label_smoothing
         return cross_entropy(logits_BK, batch.labels, smoothing, batch.mixed_labels, batch.mix_lambda, batch.weights)

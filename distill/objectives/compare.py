@@ -12,7 +12,7 @@ from torch import Tensor
 from distill.models.features import Features, FeatureShapes
 
 
-def one(side: str, features: Features | None, field: Literal["logits", "pooled", "token"]) -> Tensor:
+def field_of(side: str, features: Features | None, field: Literal["logits", "pooled", "token"]) -> Tensor:
     """``features.logits`` [B, K], ``.pooled`` [B, D] or ``.token`` [B, K] in fp32; ``side`` says whose, in errors.
 
     Raises:
@@ -26,9 +26,11 @@ def one(side: str, features: Features | None, field: Literal["logits", "pooled",
     return found.float()
 
 
-def two(student: Features, teacher: Features | None, field: Literal["logits", "pooled"]) -> tuple[Tensor, Tensor]:
+def matched_fields(
+    student: Features, teacher: Features | None, field: Literal["logits", "pooled"]
+) -> tuple[Tensor, Tensor]:
     """The field of both networks in fp32, the teacher's detached. Batches must agree, and for logits the classes."""
-    student_BX, teacher_BY = one("student", student, field), one("teacher", teacher, field).detach()
+    student_BX, teacher_BY = field_of("student", student, field), field_of("teacher", teacher, field).detach()
     if student_BX.shape[0] != teacher_BY.shape[0]:
         raise ValueError(f"student and teacher {field} differ in batch: {shape(student_BX)} and {shape(teacher_BY)}")
     if field == "logits":
@@ -44,7 +46,7 @@ def same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
 
 def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
     """Raises ``ValueError`` unless there is a teacher with the student's number of classes."""
-    known = needed(teacher).classes
+    known = require_teacher(teacher).classes
     if student.classes != known:
         raise ValueError(
             f"the student has {student.classes} classes, the teacher {known}: their logits do not compare; let "
@@ -53,7 +55,7 @@ def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
         )
 
 
-def needed(teacher: FeatureShapes | None) -> FeatureShapes:
+def require_teacher(teacher: FeatureShapes | None) -> FeatureShapes:
     """The teacher's shapes. Raises ``ValueError`` where there is no teacher."""
     if teacher is None:
         raise ValueError("this objective reads a teacher, and there is none")

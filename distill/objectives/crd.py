@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from augment.draws import Draws
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELED, Objective, Targets
-from distill.objectives.compare import needed, two
+from distill.objectives.compare import matched_fields, require_teacher
 from distill.objectives.ranks import gather_batch, sum_over_ranks, weighed, world_size
 
 _UNSET = -1.0
@@ -88,7 +88,7 @@ class CRD(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.student_projector = nn.Linear(student.pooled, settings.dim)
-        self.teacher_projector = nn.Linear(needed(teacher).pooled, settings.dim)
+        self.teacher_projector = nn.Linear(require_teacher(teacher).pooled, settings.dim)
         self.register_buffer("normalizer", torch.full((2,), _UNSET))
         self._scaled = [False, False]
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
@@ -100,7 +100,7 @@ class CRD(Objective):
         self.register_buffer("labels", labels.clone(), persistent=False)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         index_B, samples = batch.indices(), len(self.labels)
         places_K = Draws(0, 0, "crd", self.steps).integers(0, 0, samples, (self.settings.negatives,))[0]
         ours_B, theirs_K = self.labels[index_B][:, None], self.labels[places_K]

@@ -13,7 +13,7 @@ from torch import Tensor
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
 from distill.objectives.ce import cross_entropy
-from distill.objectives.compare import one, same_classes, same_shape, two
+from distill.objectives.compare import field_of, matched_fields, same_classes, same_shape
 from distill.objectives.kd import kd
 
 
@@ -50,8 +50,8 @@ class DeiT(Objective):
         same_classes(student, teacher)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BK, teacher_BK = two(student, teacher, "logits")
-        token_BK = one("student", student, "token")
+        student_BK, teacher_BK = matched_fields(student, teacher, "logits")
+        token_BK = field_of("student", student, "token")
         same_shape("logits", token_BK, teacher_BK)
         class_BK = 2 * student_BK - token_BK  # logits are the mean of the two heads
         s = self.settings

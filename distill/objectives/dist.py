@@ -12,7 +12,7 @@ from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import same_classes, same_shape, two
+from distill.objectives.compare import matched_fields, same_classes, same_shape
 from distill.objectives.logits import LogitSettings
 from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import gather_batch
@@ -85,6 +85,6 @@ class DIST(Objective):
         same_classes(student, teacher)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BK, teacher_BK = two(student, teacher, "logits")
+        student_BK, teacher_BK = matched_fields(student, teacher, "logits")
         s = self.settings
         return dist(student_BK, teacher_BK, s.beta, s.gamma, s.temperature, s.standardize)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELED, Objective, Targets
-from distill.objectives.compare import same_classes, same_shape, two
+from distill.objectives.compare import matched_fields, same_classes, same_shape
 from distill.objectives.logits import LogitSettings, log_others, two_classes
 from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import mean_where
@@ -98,6 +98,6 @@ class DKD(Objective):
         same_classes(student, teacher)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BK, teacher_BK = two(student, teacher, "logits")
+        student_BK, teacher_BK = matched_fields(student, teacher, "logits")
         s, labels_B = self.settings, batch.labels
         return dkd(student_BK, teacher_BK, labels_B, s.alpha, s.beta, s.temperature, s.standardize, batch.weights)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELED, Objective, Targets
-from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.compare import matched_fields, require_teacher, same_shape
 from distill.objectives.ranks import gather_batch, rank, weighed
 
 
@@ -104,7 +104,7 @@ class ICD(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.student_projector = nn.Linear(student.pooled, settings.dim)
-        self.teacher_projector = nn.Linear(needed(teacher).pooled, settings.dim)
+        self.teacher_projector = nn.Linear(require_teacher(teacher).pooled, settings.dim)
         self.tau = nn.Parameter(torch.ones(()))
 
     @property
@@ -112,7 +112,7 @@ class ICD(Objective):
         return self.tau.exp().clamp(max=10)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         return icd(
             self.student_projector(student_BD),
             self.teacher_projector(teacher_BD),

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import same_classes, same_shape, two
+from distill.objectives.compare import matched_fields, same_classes, same_shape
 from distill.objectives.logits import LogitSettings, divergence
 from distill.objectives.logits import standardize as standardized
 
@@ -64,5 +64,5 @@ class KD(Objective):
         same_classes(student, teacher)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BK, teacher_BK = two(student, teacher, "logits")
+        student_BK, teacher_BK = matched_fields(student, teacher, "logits")
         return kd(student_BK, teacher_BK, self.settings.temperature, self.settings.standardize, batch.weights)

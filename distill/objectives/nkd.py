@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import UNLABELED, Objective, Targets
-from distill.objectives.compare import same_classes, same_shape, two
+from distill.objectives.compare import matched_fields, same_classes, same_shape
 from distill.objectives.logits import LogitSettings, log_others, two_classes
 from distill.objectives.logits import standardize as standardized
 from distill.objectives.ranks import mean_where
@@ -87,6 +87,6 @@ class NKD(Objective):
         same_classes(student, teacher)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BK, teacher_BK = two(student, teacher, "logits")
+        student_BK, teacher_BK = matched_fields(student, teacher, "logits")
         s = self.settings
         return nkd(student_BK, teacher_BK, batch.labels, s.gamma, s.temperature, s.standardize, batch.weights)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from distill.models.features import Features
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import two
+from distill.objectives.compare import matched_fields
 from distill.objectives.ranks import gather_batch
 
 
@@ -51,4 +51,4 @@ class PKT(Objective):
     settings: Settings
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        return pkt(*two(student, teacher, "pooled"))
+        return pkt(*matched_fields(student, teacher, "pooled"))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.compare import matched_fields, require_teacher, same_shape
 from distill.objectives.ranks import weighed
 
 Distance = Literal["cosine", "mse", "whitened_mse"]
@@ -72,7 +72,7 @@ class PooledFeature(Objective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        width = needed(teacher).pooled
+        width = require_teacher(teacher).pooled
         if settings.projector == "identity" and student.pooled != width:
             raise ValueError(
                 f"projector identity: the student's pooled width {student.pooled} differs from the teacher's {width}; "
@@ -81,5 +81,5 @@ class PooledFeature(Objective):
         self.projector = nn.Linear(student.pooled, width) if settings.projector == "linear" else nn.Identity()
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         return pooled(self.projector(student_BD), teacher_BD, self.settings.distance, batch.weights)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from distill.models.features import Features
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import two
+from distill.objectives.compare import matched_fields
 from distill.objectives.ranks import gather_batch
 
 
@@ -76,4 +76,4 @@ class RKD(Objective):
     settings: Settings
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        return rkd(*two(student, teacher, "pooled"), self.settings.distance, self.settings.angle)
+        return rkd(*matched_fields(student, teacher, "pooled"), self.settings.distance, self.settings.angle)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, same_shape, two
+from distill.objectives.compare import matched_fields, require_teacher, same_shape
 from distill.objectives.ranks import gather_batch, weighed
 
 
@@ -86,7 +86,7 @@ class RRD(Objective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        width = needed(teacher).pooled
+        width = require_teacher(teacher).pooled
         dim = min(settings.dim, width)
         self.student_projector = nn.Linear(student.pooled, dim)
         self.register_buffer("projection", nn.init.orthogonal_(torch.empty(dim, width)))
@@ -94,7 +94,7 @@ class RRD(Objective):
         self.register_buffer("pushed", torch.zeros((), dtype=torch.int64))
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         teacher_BP = F.normalize(teacher_BD @ self.projection.T)
         self._push(gather_batch(teacher_BP))
         s = self.settings

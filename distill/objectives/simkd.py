@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, same_classes, same_shape, two
+from distill.objectives.compare import matched_fields, require_teacher, same_classes, same_shape
 from distill.objectives.ranks import weighed
 
 
@@ -86,7 +86,7 @@ class SimKD(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         same_classes(student, teacher)
-        head, classifier = _linear("student", student), _linear("teacher", needed(teacher))
+        head, classifier = _linear("student", student), _linear("teacher", require_teacher(teacher))
         if parametrize.is_parametrized(head):
             raise ValueError("simkd writes the student's head, but a delta changes that layer; exclude it from sites")
         # In a tuple, because it is the student's: neither trained here nor kept twice in checkpoints.
@@ -96,14 +96,14 @@ class SimKD(Objective):
             self.projector = nn.Identity()
             _copy(classifier, head)
             return
-        self.projector = nn.Linear(student.pooled, needed(teacher).pooled)
+        self.projector = nn.Linear(student.pooled, require_teacher(teacher).pooled)
         own = classifier.weight.detach().float().clone()
         self.register_buffer("weight", own, persistent=False)
         bias = None if classifier.bias is None else classifier.bias.detach().float().clone()
         self.register_buffer("bias", bias, persistent=False)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BS, teacher_BT = two(student, teacher, "pooled")
+        student_BS, teacher_BT = matched_fields(student, teacher, "pooled")
         return simkd(self.projector(student_BS), teacher_BT, batch.weights)
 
     @torch.no_grad()

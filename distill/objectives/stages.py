@@ -19,7 +19,7 @@ from torch import Tensor
 from augment.base import did_you_mean
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, shape
+from distill.objectives.compare import require_teacher, shape
 from distill.objectives.ranks import weighed
 
 Pairs = list[tuple[str, str]]
@@ -56,7 +56,7 @@ class MapObjective(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.pairs = match_stages(settings.stages, student, teacher)
-        self.widths = [(student.maps[ours][0], needed(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
+        self.widths = [(student.maps[ours][0], require_teacher(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
 
     def maps(self, student: Features, teacher: Features | None) -> list[tuple[Tensor, Tensor]]:
         """See :func:`map_pairs`."""
@@ -79,7 +79,7 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
     Raises:
         ValueError: a stage that a network does not have; the text names those it has.
     """
-    ours, theirs = list(student.maps), list(needed(teacher).maps)
+    ours, theirs = list(student.maps), list(require_teacher(teacher).maps)
     if isinstance(stages, dict):
         for side, wanted, known in (("student", list(stages), ours), ("teacher", list(stages.values()), theirs)):
             for name in wanted:

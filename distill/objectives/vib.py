@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from augment.draws import Draws
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
-from distill.objectives.compare import needed, two
+from distill.objectives.compare import matched_fields, require_teacher
 from distill.objectives.pooled import Distance, pooled
 from distill.objectives.ranks import weighed
 
@@ -61,11 +61,11 @@ class VIB(Objective):
         super().__init__(settings, student, teacher)
         self.mean = nn.Linear(student.pooled, settings.dim)
         self.spread = nn.Linear(student.pooled, settings.dim)
-        self.decoder = nn.Linear(settings.dim, needed(teacher).pooled)
+        self.decoder = nn.Linear(settings.dim, require_teacher(teacher).pooled)
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        student_BD, teacher_BD = two(student, teacher, "pooled")
+        student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         mean_BZ = self.mean(student_BD)
         # As in the paper: σ = 1/e or so at first, away from 0, where its logarithm has no bound.
         spread_BZ = F.softplus(self.spread(student_BD) - 1) + 1e-6

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
 from distill.objectives.base import Targets
-from distill.objectives.compare import one, same_classes
+from distill.objectives.compare import field_of, same_classes
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.settings import CurriculumSettings
 
@@ -106,7 +106,9 @@ class Curriculum(nn.Module):
     def _difficulty(self, n: int, student: Features, teacher: Features) -> Tensor:
         if (map_ := self.maps[n]) is not None:
             student, teacher = map_.features(student, teacher)
-        teacher_BK = one("teacher", teacher, "logits")
+        teacher_BK = field_of("teacher", teacher, "logits")
         return (
-            entropy(teacher_BK) if self.settings.by == "entropy" else gap(one("student", student, "logits"), teacher_BK)
+            entropy(teacher_BK)
+            if self.settings.by == "entropy"
+            else gap(field_of("student", student, "logits"), teacher_BK)
         )

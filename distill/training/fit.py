@@ -46,7 +46,7 @@ class FitSummary:
     seconds: float
     """Of steps, without validation and saving."""
     images_per_second: float
-    shares: dict[str, float]
+    time_fractions: dict[str, float]
     """Part of the step's time by span: data, augment, teacher, student."""
     spikes: int
     best_epoch: int
@@ -217,7 +217,7 @@ def _summary(
         steps=trainer.global_step,
         seconds=wall,
         images_per_second=figures.totals.get("images", 0.0) / wall,
-        shares={span: figures.totals.get(span, 0.0) / wall for span in SPANS},
+        time_fractions={span: figures.totals.get(span, 0.0) / wall for span in SPANS},
         spikes=int(module.guard.spikes),
         best_epoch=validation.best_epoch if validation else -1,
         scores=validation.scores if validation else {},

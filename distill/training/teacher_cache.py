@@ -43,7 +43,7 @@ _DIGEST = 8
 
 
 @dataclass(frozen=True)
-class Found:
+class CachedRows:
     """The rows of a batch, as far as the cache has them."""
 
     numbers: np.ndarray
@@ -93,7 +93,7 @@ class TeacherCache:
         self.layout, self.epochs, self.by_batch, self.write = layout, epochs, by_batch, write
         self._positions, self._samples = Positions(ids), len(ids)
         self._row = np.dtype([("content", layout.dtype), ("digest", f"V{_DIGEST}")])
-        self._pending: deque[tuple[Found, dict[str, Tensor], torch.cuda.Event]] = deque()
+        self._pending: deque[tuple[CachedRows, dict[str, Tensor], torch.cuda.Event]] = deque()
         self.failure: CacheError | None = None
         """Why rows are no longer added, if they are not."""
         self.is_new = not (self.folder / MANIFEST).is_file()
@@ -111,7 +111,7 @@ class TeacherCache:
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
-    def find(self, ids: Tensor, epoch: int) -> Found:
+    def find(self, ids: Tensor, epoch: int) -> CachedRows:
         """The rows of a batch: ids [B] int64 on the CPU."""
         self._flush(wait=False)
         context = hashlib.blake2b(ids.sort()[0].numpy().tobytes(), digest_size=16).digest() if self.by_batch else b""
@@ -121,19 +121,19 @@ class TeacherCache:
         rows[within] = self._mapped[numbers[within]]
         digests = self._digests(rows["content"], numbers, context)
         there = np.fromiter((have == want for have, want in zip(rows["digest"].tolist(), digests)), bool, len(ids))
-        return Found(numbers, rows["content"], there, context)
+        return CachedRows(numbers, rows["content"], there, context)
 
     def has(self, ids: Tensor, epoch: int) -> bool:
         """Whether all rows of a batch are there."""
         return self.find(ids, epoch).complete
 
-    def features(self, found: Found, device: torch.device) -> list[list[Features]]:
+    def features(self, found: CachedRows, device: torch.device) -> list[list[Features]]:
         """``features[n][v]`` of rows that are all there, in fp32 on the device."""
         return self.layout.decode(self.layout.unpack(found.rows, device))
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
-    def keep(self, found: Found, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
+    def keep(self, found: CachedRows, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
         """Add the rows that were not found, and hand back the batch as the cache will give it from now on.
 
         So a run that writes the cache, one that was interrupted, and one that reads it learn from the same numbers.
@@ -168,7 +168,7 @@ class TeacherCache:
             if self.write:
                 self._add(found, fields)
 
-    def _add(self, found: Found, fields: dict[str, Tensor]) -> None:
+    def _add(self, found: CachedRows, fields: dict[str, Tensor]) -> None:
         new = np.flatnonzero(~found.there)
         for name, values in fields.items():
             bad = ~values[new].isfinite().all(1)

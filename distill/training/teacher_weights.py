@@ -16,7 +16,7 @@ from distill.models.features import Features
 from distill.models.label_map import LabelMaps
 from distill.models.settings import WeightingSettings
 from distill.objectives.base import Targets
-from distill.objectives.compare import one
+from distill.objectives.compare import field_of
 
 
 def by_sample(log_q_NB: Tensor, prior_N: Tensor, temperature: float) -> Tensor:
@@ -106,7 +106,7 @@ class TeacherWeights(nn.Module):
         return {f"teacher_weight/{n}": weight for n, weight in enumerate(self._last)}
 
     def _log_q(self, n: int, features: Features, batch: Targets) -> Tensor:
-        logits_BK, labels_B, mixed_B = one("teacher", features, "logits"), batch.labels, batch.mixed_labels
+        logits_BK, labels_B, mixed_B = field_of("teacher", features, "logits"), batch.labels, batch.mixed_labels
         if (map_ := self.maps[n]) is not None:
             logits_BK, labels_B = map_.of_teacher(logits_BK), map_.labels(labels_B)
             mixed_B = None if mixed_B is None else map_.labels(mixed_B)

@@ -22,6 +22,8 @@ class TestCurve(Callback):
     report shows it beside the last epoch and says so.
     """
 
+    __test__ = False  # pytest takes a class for tests by its name
+
     def __init__(self, predict: Callable[[], Predictions], figures: MetricsReader, every: int):
         self.predict, self.figures, self.every = predict, figures, every
         self.accuracies: dict[int, float] = {}

@@ -82,7 +82,11 @@ def test_clock() -> None:
 
 def test_shares_of_a_fit_add_up(tmp_path: Path) -> None:
     summary = student_fit(experiment(tmp_path), tmp_path / "fit").summary
-    assert summary and all(share > 0 for share in summary.shares.values()) and sum(summary.shares.values()) <= 1
+    assert (
+        summary
+        and all(share > 0 for share in summary.time_fractions.values())
+        and sum(summary.time_fractions.values()) <= 1
+    )
     assert summary.images_per_second * summary.seconds == pytest.approx(80)
 
 

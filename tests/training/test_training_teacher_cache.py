@@ -32,7 +32,7 @@ from distill.models.teacher import Teacher
 from distill.objectives.kd import KD
 from distill.training.cache_rows import CacheError, RowLayout, from_top, top_logits
 from distill.training.signals import Interrupted
-from distill.training.teacher_cache import Found, TeacherCache
+from distill.training.teacher_cache import CachedRows, TeacherCache
 from distill.yaml_tree import ConfigError
 
 EXACT = {"logits": "full", "pooled": True, "dtype": "float32"}
@@ -66,7 +66,7 @@ def fits(output: Path, cache: dict[str, Any], looks: list[int], **changes: Any) 
     assert len(looks) == 4 * STEPS
     looks.clear()
     second = student_fit(experiment(output, **cached), output / "second")
-    assert looks == [] and second.summary and second.summary.shares["teacher"] < 0.05
+    assert looks == [] and second.summary and second.summary.time_fractions["teacher"] < 0.05
     return live, first, second
 
 
@@ -280,7 +280,7 @@ def _hammer(output: Path, order: list[int]) -> None:
     cache = opened(output)
     for _ in range(40):
         for number in order:
-            every = Found(**{**vars(cache.find(batch(number), 1)), "there": np.array([False])})
+            every = CachedRows(**{**vars(cache.find(batch(number), 1)), "there": np.array([False])})
             cache.keep(every, said(number))
 
 
