@@ -18,12 +18,12 @@ def field_of(side: str, features: Features | None, field: Literal["logits", "poo
     Raises:
         ValueError: it was not computed, has no batch axis, or holds no sample.
     """
-    found = None if features is None else getattr(features, field)
-    if found is None:
+    values = None if features is None else getattr(features, field)
+    if values is None:
         raise ValueError(f"the {side} handed over no {field}")
-    if found.ndim != 2 or found.shape[0] == 0:
-        raise ValueError(f"{side} {field}: expected shape (batch, width) with at least one sample, got {shape(found)}")
-    return found.float()
+    if values.ndim != 2 or values.shape[0] == 0:
+        raise ValueError(f"{side} {field}: expected shape (batch, width) with at least one sample, got {shape(values)}")
+    return values.float()
 
 
 def matched_fields(

@@ -51,11 +51,13 @@ class DenseFeature(MapObjective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.projectors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
+        self.projectors = nn.ModuleList(
+            nn.Conv2d(student_width, teacher_width, 1) for student_width, teacher_width in self.widths
+        )
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         stages = [
-            dense(projector(ours), theirs, self.settings.distance)
-            for projector, (ours, theirs) in zip(self.projectors, maps)
+            dense(projector(student_map), teacher_map, self.settings.distance)
+            for projector, (student_map, teacher_map) in zip(self.projectors, maps)
         ]
         return torch.stack(stages).mean(0)

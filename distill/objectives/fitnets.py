@@ -41,11 +41,13 @@ class FitNets(MapObjective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.regressors = nn.ModuleList(nn.Conv2d(ours, theirs, 1) for ours, theirs in self.widths)
+        self.regressors = nn.ModuleList(
+            nn.Conv2d(student_width, teacher_width, 1) for student_width, teacher_width in self.widths
+        )
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         stages = []
-        for regressor, (ours, theirs) in zip(self.regressors, maps):
-            ours, theirs = on_one_grid(regressor(ours), theirs)
-            stages.append(mean_square(ours - theirs))
+        for regressor, (student_map, teacher_map) in zip(self.regressors, maps):
+            student_map, teacher_map = on_one_grid(regressor(student_map), teacher_map)
+            stages.append(mean_square(student_map - teacher_map))
         return torch.stack(stages).mean(0)

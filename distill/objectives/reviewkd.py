@@ -27,10 +27,12 @@ class Fusion(nn.Module):
     Returns the fused x for the next shallower stage, and ``BN(conv3×3(x))`` with the teacher's channels.
     """
 
-    def __init__(self, ours: int, middle: int, theirs: int, has_deeper: bool):
+    def __init__(self, student_width: int, middle: int, teacher_width: int, has_deeper: bool):
         super().__init__()
-        self.reduce = nn.Sequential(nn.Conv2d(ours, middle, 1, bias=False), RankBatchNorm(middle))
-        self.expand = nn.Sequential(nn.Conv2d(middle, theirs, 3, padding=1, bias=False), RankBatchNorm(theirs))
+        self.reduce = nn.Sequential(nn.Conv2d(student_width, middle, 1, bias=False), RankBatchNorm(middle))
+        self.expand = nn.Sequential(
+            nn.Conv2d(middle, teacher_width, 3, padding=1, bias=False), RankBatchNorm(teacher_width)
+        )
         self.attend = nn.Conv2d(2 * middle, 2, 1) if has_deeper else None
 
     def forward(self, map_BCHW: Tensor, deeper_BCHW: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -82,14 +84,14 @@ class ReviewKD(MapObjective):
         super().__init__(settings, student, teacher)
         last = len(self.pairs) - 1
         self.fusions = nn.ModuleList(
-            Fusion(ours, settings.width, theirs, has_deeper=index < last)
-            for index, (ours, theirs) in enumerate(self.widths)
+            Fusion(student_width, settings.width, teacher_width, has_deeper=index < last)
+            for index, (student_width, teacher_width) in enumerate(self.widths)
         )
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         deeper: Tensor | None = None
         stages = []
-        for fusion, (ours, theirs) in reversed(list(zip(self.fusions, maps))):
-            deeper, fused = fusion(ours, deeper)
-            stages.append(hcl(*on_one_grid(fused, theirs)))
+        for fusion, (student_map, teacher_map) in reversed(list(zip(self.fusions, maps))):
+            deeper, fused = fusion(student_map, deeper)
+            stages.append(hcl(*on_one_grid(fused, teacher_map)))
         return sum(stages)  # type: ignore[return-value]

@@ -22,8 +22,8 @@ def sp(student_BX: Tensor, teacher_BY: Tensor) -> Tensor:
 
     Rows S [G, X] and T [G, Y] are flattened activations of any widths. Zero where they are equal, and for one sample.
     """
-    ours, theirs = (gather_batch(rows.float().flatten(1)) for rows in (student_BX, teacher_BY.detach()))
-    return F.mse_loss(F.normalize(ours @ ours.T), F.normalize(theirs @ theirs.T))
+    student_GX, teacher_GY = (gather_batch(rows.float().flatten(1)) for rows in (student_BX, teacher_BY.detach()))
+    return F.mse_loss(F.normalize(student_GX @ student_GX.T), F.normalize(teacher_GY @ teacher_GY.T))
 
 
 class SP(MapObjective):

@@ -56,7 +56,9 @@ class MapObjective(Objective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.pairs = match_stages(settings.stages, student, teacher)
-        self.widths = [(student.maps[ours][0], require_teacher(teacher).maps[theirs][0]) for ours, theirs in self.pairs]
+        self.widths = [
+            (student.maps[stage_s][0], require_teacher(teacher).maps[stage_t][0]) for stage_s, stage_t in self.pairs
+        ]
 
     def maps(self, student: Features, teacher: Features | None) -> list[tuple[Tensor, Tensor]]:
         """See :func:`map_pairs`."""
@@ -79,26 +81,36 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
     Raises:
         ValueError: a stage that a network does not have; the text names those it has.
     """
-    ours, theirs = list(student.maps), list(require_teacher(teacher).maps)
+    student_stages, teacher_stages = list(student.maps), list(require_teacher(teacher).maps)
     if isinstance(stages, dict):
-        for side, wanted, known in (("student", list(stages), ours), ("teacher", list(stages.values()), theirs)):
+        for side, wanted, known in (
+            ("student", list(stages), student_stages),
+            ("teacher", list(stages.values()), teacher_stages),
+        ):
             for name in wanted:
                 if name not in known:
                     raise ValueError(
                         f"stages: the {side} has no stage {name!r}{did_you_mean(name, known)}; "
                         f"it has {', '.join(known)}"
                     )
-        return sorted(stages.items(), key=lambda pair: ours.index(pair[0]))
-    if not ours or not theirs:
-        raise ValueError(f"the {'teacher' if ours else 'student'} reports no maps")
+        return sorted(stages.items(), key=lambda pair: student_stages.index(pair[0]))
+    if not student_stages or not teacher_stages:
+        raise ValueError(f"the {'teacher' if student_stages else 'student'} reports no maps")
 
     def partner(index: int) -> str:
-        depth = (index + 1) / len(ours)
+        depth = (index + 1) / len(student_stages)
         # Rounded, for 1/3 and 2/6 must tie with what lies at the same depth.
-        return min(reversed(theirs), key=lambda name: round(abs((theirs.index(name) + 1) / len(theirs) - depth), 9))
+        return min(
+            reversed(teacher_stages),
+            key=lambda name: round(abs((teacher_stages.index(name) + 1) / len(teacher_stages) - depth), 9),
+        )
 
-    chosen = {"all": range(len(ours)), "middle": [len(ours) // 2], "last": [len(ours) - 1]}[stages]
-    return [(ours[index], partner(index)) for index in chosen]
+    chosen = {
+        "all": range(len(student_stages)),
+        "middle": [len(student_stages) // 2],
+        "last": [len(student_stages) - 1],
+    }[stages]
+    return [(student_stages[index], partner(index)) for index in chosen]
 
 
 def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
@@ -107,7 +119,7 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
     Raises:
         ValueError: a map that was not computed, or has no batch, or batches that differ.
     """
-    found = []
+    matched = []
     for name_s, name_t in pairs:
         maps = []
         for side, features, name in (("student", student, name_s), ("teacher", teacher, name_t)):
@@ -119,8 +131,8 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
             maps.append(map_.float())
         if maps[0].shape[0] != maps[1].shape[0]:
             raise ValueError(f"student and teacher maps differ in batch: {shape(maps[0])} and {shape(maps[1])}")
-        found.append((maps[0], maps[1].detach()))
-    return found
+        matched.append((maps[0], maps[1].detach()))
+    return matched
 
 
 def mean_square(error_BCHW: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:

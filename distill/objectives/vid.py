@@ -48,22 +48,22 @@ class VID(MapObjective):
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
-        self.means = nn.ModuleList(_mean(ours, theirs) for ours, theirs in self.widths)
+        self.means = nn.ModuleList(_mean(student_width, teacher_width) for student_width, teacher_width in self.widths)
         start = math.log(math.expm1(_FIRST_VARIANCE - _LEAST_VARIANCE))
-        self.alpha = nn.ParameterList(torch.full((theirs,), start) for _, theirs in self.widths)
+        self.alpha = nn.ParameterList(torch.full((teacher_width,), start) for _, teacher_width in self.widths)
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         stages = []
-        for mean, alpha, (ours, theirs) in zip(self.means, self.alpha, maps):
-            stages.append(vid(*on_one_grid(mean(ours), theirs), F.softplus(alpha) + _LEAST_VARIANCE))
+        for mean, alpha, (student_map, teacher_map) in zip(self.means, self.alpha, maps):
+            stages.append(vid(*on_one_grid(mean(student_map), teacher_map), F.softplus(alpha) + _LEAST_VARIANCE))
         return torch.stack(stages).mean(0)
 
 
-def _mean(ours: int, theirs: int) -> nn.Sequential:
+def _mean(student_width: int, teacher_width: int) -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv2d(ours, theirs, 1, bias=False),
+        nn.Conv2d(student_width, teacher_width, 1, bias=False),
         nn.ReLU(),
-        nn.Conv2d(theirs, theirs, 1, bias=False),
+        nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
         nn.ReLU(),
-        nn.Conv2d(theirs, theirs, 1, bias=False),
+        nn.Conv2d(teacher_width, teacher_width, 1, bias=False),
     )

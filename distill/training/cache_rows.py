@@ -79,20 +79,20 @@ class RowLayout:
 
     def encode(self, features: Sequence[Sequence[Features]]) -> dict[str, Tensor]:
         """Field → [B, width], on the device of ``features[n][v]``."""
-        found: dict[str, Tensor] = {}
+        fields: dict[str, Tensor] = {}
         for n, of_network in enumerate(features):
             for v, seen in enumerate(of_network):
                 if isinstance(self.settings.logits, int):
                     assert seen.logits is not None
                     values, classes = top_logits(seen.logits, self.settings.logits)
-                    found[f"logits.{n}.{v}"], found[f"classes.{n}.{v}"] = values, classes
+                    fields[f"logits.{n}.{v}"], fields[f"classes.{n}.{v}"] = values, classes
                 elif self.settings.logits == "full":
                     assert seen.logits is not None
-                    found[f"logits.{n}.{v}"] = seen.logits
+                    fields[f"logits.{n}.{v}"] = seen.logits
                 if self.settings.pooled:
                     assert seen.pooled is not None
-                    found[f"pooled.{n}.{v}"] = seen.pooled
-        return {name: found[name].to(kind) for name, (kind, _) in self.fields.items()}
+                    fields[f"pooled.{n}.{v}"] = seen.pooled
+        return {name: fields[name].to(kind) for name, (kind, _) in self.fields.items()}
 
     def decode(self, fields: Mapping[str, Tensor]) -> list[list[Features]]:
         """``features[n][v]`` in fp32 of what :meth:`encode` made."""

@@ -63,8 +63,8 @@ class MetricsReader(Callback):
     def read(self, trainer: Trainer, module: Distillation) -> None:
         """Read, check, log and show the figures since the last reading."""
         module.guard.check()
-        figures = module.read_metrics()
-        if not figures:
+        metrics = module.read_metrics()
+        if not metrics:
             return
         module.clock.add("data", self.loader.read_wait_seconds())
         now = time.perf_counter()
@@ -72,18 +72,18 @@ class MetricsReader(Callback):
         spans = module.clock.read()
         for span, seconds in {**spans, "wall": elapsed, "images": float(self._images)}.items():
             self.totals[span] = self.totals.get(span, 0.0) + seconds
-        figures["images_per_second"] = self._images / elapsed
-        figures |= {f"share/{span}": seconds / elapsed for span, seconds in spans.items()}
-        figures["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
-        figures["spikes"] = spikes = int(module.guard.spikes)
+        metrics["images_per_second"] = self._images / elapsed
+        metrics |= {f"share/{span}": seconds / elapsed for span, seconds in spans.items()}
+        metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        metrics["spikes"] = spikes = int(module.guard.spikes)
         if spikes > self._spikes:
             done = "left out" if module.settings.spike.action == "skip" else "made"
             logger.warning("%d loss spike(s) by step %d; their updates were %s", spikes, trainer.global_step, done)
         self._spikes = spikes
         self._images = 0
-        self.progress.figures(trainer.global_step, figures)
+        self.progress.metrics(trainer.global_step, metrics)
         if trainer.logger is not None:
-            trainer.logger.log_metrics({**figures, "epoch": trainer.current_epoch}, trainer.global_step)
+            trainer.logger.log_metrics({**metrics, "epoch": trainer.current_epoch}, trainer.global_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"totals": self.totals}
@@ -110,14 +110,14 @@ class Validation(Callback):
         self,
         validate: Callable[[], Predictions],
         teacher: Callable[[], Predictions] | None,
-        figures: MetricsReader,
+        metrics: MetricsReader,
         every: int,
         patience: int | None,
         best: Path | None,
     ):
         self.validate = validate
         self.teacher = teacher
-        self.figures = figures
+        self.metrics = metrics
         self.every = every
         self.patience = patience
         self.best = best
@@ -145,8 +145,8 @@ class Validation(Callback):
         module.train()
         if trainer.logger is not None:
             trainer.logger.log_metrics({**self.scores, "epoch": epoch}, trainer.global_step)
-        self.figures.progress.epoch_end(epoch, self.scores)
-        self.figures.shift(time.perf_counter() - begun)
+        self.metrics.progress.epoch_end(epoch, self.scores)
+        self.metrics.shift(time.perf_counter() - begun)
 
     def _score(self, student: Predictions) -> dict[str, float]:
         scores = {}
@@ -173,11 +173,11 @@ class Validation(Callback):
 class Checkpointing(Callback):
     """Saves at every epoch's end, every few minutes within one, and when a signal asks the run to end."""
 
-    def __init__(self, folder: Path, minutes: float, stop: StopSignal, figures: MetricsReader):
+    def __init__(self, folder: Path, minutes: float, stop: StopSignal, metrics: MetricsReader):
         self.folder = folder
         self.seconds = 60 * minutes
         self.stop = stop
-        self.figures = figures
+        self.metrics = metrics
         self._saved = time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
@@ -208,10 +208,10 @@ class Checkpointing(Callback):
 
     def save(self, trainer: Trainer, module: Distillation) -> None:
         # A checkpoint of weights that a NaN has stopped would be resumed from; the latch is read first.
-        self.figures.read(trainer, module)
+        self.metrics.read(trainer, module)
         begun = time.perf_counter()
         trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step))
         if trainer.is_global_zero:
             prune(self.folder)
         self._saved = time.monotonic()
-        self.figures.shift(time.perf_counter() - begun)
+        self.metrics.shift(time.perf_counter() - begun)

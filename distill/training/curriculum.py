@@ -88,19 +88,20 @@ class Curriculum(nn.Module):
         teachers: Sequence[Sequence[Features]],
         pairs: Sequence[tuple[int, int]],
         batches: Sequence[Targets],
-        shares: Tensor,
+        teacher_weights: Tensor,
     ) -> list[Targets]:
         """The batches of the student's views with weights; arguments as of ``Term.forward``."""
         weighed = []
         for s, batch in enumerate(batches):
-            found = [
-                (shares[n] if shares.ndim == 1 else shares[n, t]) * self._difficulty(n, students[s], views[t])
+            difficulties = [
+                (teacher_weights[n] if teacher_weights.ndim == 1 else teacher_weights[n, t])
+                * self._difficulty(n, students[s], views[t])
                 for n, views in enumerate(teachers)
                 for t, other in pairs
                 if other == s
             ]
             # A sum over views in the place of their mean: easy_first takes any unit.
-            weighed.append(replace(batch, weights=easy_first(torch.stack(found).sum(0), strength)))
+            weighed.append(replace(batch, weights=easy_first(torch.stack(difficulties).sum(0), strength)))
         return weighed
 
     def _difficulty(self, n: int, student: Features, teacher: Features) -> Tensor:

@@ -62,8 +62,8 @@ def predict(
             ids.append(batch.ids)
     parts = (torch.cat(logits).cpu(), torch.cat(labels).cpu(), torch.cat(ids))
     if dist.is_available() and dist.is_initialized():
-        shares: list = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, parts)
-        parts = tuple(torch.cat(column) for column in zip(*shares))  # type: ignore[assignment]
+        of_ranks: list = [None] * dist.get_world_size()
+        dist.all_gather_object(of_ranks, parts)
+        parts = tuple(torch.cat(column) for column in zip(*of_ranks))  # type: ignore[assignment]
     order = parts[2].argsort()
     return Predictions(*(part[order] for part in parts))

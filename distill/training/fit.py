@@ -97,25 +97,25 @@ def fit(
 
     settings = module.settings
     choose_placement(module.augment, loader, folder, device_for(settings), console, module.cache)
-    said = loader.reader.prepare()
-    if said and console is not None:
-        console.print(said, highlight=False, soft_wrap=True)
+    message = loader.reader.prepare()
+    if message and console is not None:
+        console.print(message, highlight=False, soft_wrap=True)
     checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
     progress = FitProgress(name, console)
-    figures = MetricsReader(loader, progress, settings.log_every)
-    callbacks = [figures]
+    metrics = MetricsReader(loader, progress, settings.log_every)
+    callbacks = [metrics]
     validation = None
     if validate is not None:
         patience = settings.early_stop.patience if settings.early_stop else None
         best = folder / BEST if settings.keep == "best" else None
-        validation = Validation(validate, teacher, figures, settings.validate_every, patience, best)
+        validation = Validation(validate, teacher, metrics, settings.validate_every, patience, best)
         callbacks.append(validation)  # type: ignore[arg-type]
     curve = None
     if test is not None and settings.test_every is not None:
-        curve = TestCurve(test, figures, settings.test_every)
+        curve = TestCurve(test, metrics, settings.test_every)
         callbacks.append(curve)  # type: ignore[arg-type]
-    callbacks.append(Checkpointing(folder, settings.checkpoint_minutes, stop, figures))  # type: ignore[arg-type]
+    callbacks.append(Checkpointing(folder, settings.checkpoint_minutes, stop, metrics))  # type: ignore[arg-type]
     for part in ("pytorch", "fabric"):
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     try:
@@ -155,7 +155,7 @@ def fit(
         load_result(module.student, folder, BEST)
     elif module.average is not None:
         module.average.apply()
-    summary = _summary(trainer, figures, validation, curve, module, loader.unreadable)
+    summary = _summary(trainer, metrics, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
         save_result(module.student, folder)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
@@ -205,19 +205,19 @@ def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
 
 def _summary(
     trainer: Trainer,
-    figures: MetricsReader,
+    metrics: MetricsReader,
     validation: Validation | None,
     curve: TestCurve | None,
     module: Distillation,
     unreadable: dict[str, str],
 ) -> FitSummary:
-    wall = max(figures.totals.get("wall", 0.0), 1e-9)
+    wall = max(metrics.totals.get("wall", 0.0), 1e-9)
     return FitSummary(
         epochs=trainer.current_epoch,
         steps=trainer.global_step,
         seconds=wall,
-        images_per_second=figures.totals.get("images", 0.0) / wall,
-        time_fractions={span: figures.totals.get(span, 0.0) / wall for span in SPANS},
+        images_per_second=metrics.totals.get("images", 0.0) / wall,
+        time_fractions={span: metrics.totals.get(span, 0.0) / wall for span in SPANS},
         spikes=int(module.guard.spikes),
         best_epoch=validation.best_epoch if validation else -1,
         scores=validation.scores if validation else {},

@@ -45,7 +45,7 @@ class LossGuard(nn.Module):
 
     @torch.no_grad()
     def watch(self, step: int, loss: Tensor, terms: Tensor, gradient_norm: Tensor) -> Tensor:
-        """Take in one step's figures; returns the optimizer's ``found_inf``: 1.0 where the update must be left out."""
+        """Take in one step's metrics; returns the optimizer's ``found_inf``: 1.0 where the update must be left out."""
         bad = ~torch.isfinite(torch.cat([terms, gradient_norm.reshape(1)]))
         fresh = bad.any() & (self.bad_step < 0)
         self.bad.copy_(torch.where(fresh, bad, self.bad))

@@ -31,7 +31,7 @@ def alignment(held_out_P: Tensor, of_network_NP: Tensor) -> Tensor:
     return of_network_NP @ held_out_P / (held_out_P.norm() * longest).clamp_min(_TINY)
 
 
-def moved(preference_N: Tensor, alignment_N: Tensor, lr: float) -> Tensor:
+def updated_preference(preference_N: Tensor, alignment_N: Tensor, lr: float) -> Tensor:
     """[N] ``a_n + lr · w_n (c_n − Σ_m w_m c_m)``: a gradient step through ``w = softmax(a)``."""
     weights_N = preference_N.softmax(0)
     return preference_N + lr * weights_N * (alignment_N - weights_N @ alignment_N)
@@ -76,7 +76,7 @@ class MetaStep(nn.Module):
         of_network_NP = torch.stack([_gradient(loss, parameters) for loss in of_network.unbind()])
         of_network_NP = sum_over_ranks(of_network_NP) / world_size()
         with torch.autocast(held_out_P.device.type, enabled=False):
-            return moved(preference_N, alignment(held_out_P, of_network_NP), self.settings.lr)
+            return updated_preference(preference_N, alignment(held_out_P, of_network_NP), self.settings.lr)
 
     def _loss(self, step: int, student: Student) -> Tensor:
         size = min(self.settings.batch_size, len(self.images))
@@ -92,5 +92,5 @@ class MetaStep(nn.Module):
 
 def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     """[P], zero where the loss does not depend on a parameter; the graph is kept, for the step's own backward pass."""
-    found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
-    return torch.cat([gradient.float().flatten() for gradient in found])
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
+    return torch.cat([gradient.float().flatten() for gradient in gradients])

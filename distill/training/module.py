@@ -99,7 +99,7 @@ class Distillation(LightningModule):
         # loss, gradient norm, then one per term: sums over the steps since the last reading.
         self.register_buffer("_sums", torch.zeros(2 + len(terms) + penalized), persistent=False)
         self._steps_summed = 0
-        self._figures: tuple[Tensor, Tensor] | None = None
+        self._step_metrics: tuple[Tensor, Tensor] | None = None
 
     def on_fit_start(self) -> None:
         self.clock = StepTimer(self.device)
@@ -116,7 +116,7 @@ class Distillation(LightningModule):
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         with self.trunk:
-            views, teachers = self._looked(batch)
+            views, teachers = self._views_and_outputs(batch)
             self.clock.start("student")
             students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
@@ -126,46 +126,46 @@ class Distillation(LightningModule):
         batches = [targets] * len(students)
         if (mix := views.mix) is not None:
             mixed = replace(targets, mixed_labels=batch.labels[mix.partner])
-            batches = [replace(mixed, mix_lambda=share) for share in mix.student]
+            batches = [replace(mixed, mix_lambda=mix_lambda) for mix_lambda in mix.student]
         teacher_weights = self.teacher_weights(teachers, batches[0]) if self.teacher_weights is not None else None
         if self.curriculum is not None and teacher_weights is not None:
             strength = self.curriculum.strength(self.global_step, self.steps_per_epoch)
             if strength > 0:
                 batches = self.curriculum(strength, students, teachers, views.pairs, batches, teacher_weights)
         by_teacher = [term(students, teachers, views.pairs, batches, teacher_weights) for term in self.terms]
-        values = [term.total(found, teacher_weights) for term, found in zip(self.terms, by_teacher, strict=True)]
+        values = [term.total(losses, teacher_weights) for term, losses in zip(self.terms, by_teacher, strict=True)]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
         weights = [term.weight(*self._now()) for term in self.terms] + [1.0] * (extra is not None)
         if self.meta is not None and self.teacher_weights is not None and self.meta.due(self.global_step):
-            read = [w * found for w, found, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
+            read = [w * losses for w, losses, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
             losses = torch.stack(read).sum(0)
             self.teacher_weights.learn(
                 self.meta(self.global_step, self.student, losses, self.teacher_weights.preference)
             )
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
-        self._figures = loss.detach(), torch.stack(values).detach()
+        self._step_metrics = loss.detach(), torch.stack(values).detach()
         return loss
 
-    def _looked(self, batch: Batch) -> tuple[Views, list[list[Features]]]:
+    def _views_and_outputs(self, batch: Batch) -> tuple[Views, list[list[Features]]]:
         """The views of a batch, and what the teacher says of its own, unless the cache knows that already."""
-        found = None
+        cached = None
         if self.cache is not None:
             with self.clock.span("teacher"):
-                found = self.cache.find(batch.ids, self.current_epoch)
-        known = found is not None and found.complete
+                cached = self.cache.find(batch.ids, self.current_epoch)
+        known = cached is not None and cached.complete
         with self.clock.span("augment"):
             views = self.augment(batch.pixels, batch.ids, self.current_epoch, teacher=not known)
         if self.teacher is None:
             return views, []
-        if self.cache is not None and found is not None and known:
+        if self.cache is not None and cached is not None and known:
             with self.clock.span("teacher"):
-                return views, self.cache.features(found, batch.labels.device)
+                return views, self.cache.features(cached, batch.labels.device)
         with self.side.beside([*chain(*views.teacher)]), self.clock.span("teacher"):
-            said = self.teacher(views.teacher)
-            if self.cache is not None and found is not None:
-                said = self.cache.keep(found, said)
-        return views, said
+            outputs = self.teacher(views.teacher)
+            if self.cache is not None and cached is not None:
+                outputs = self.cache.keep(cached, outputs)
+        return views, outputs
 
     def on_train_epoch_end(self) -> None:
         if self.cache is not None:
@@ -187,11 +187,11 @@ class Distillation(LightningModule):
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.settings.clip_norm, norm)
-        assert self._figures is not None
-        figures = torch.cat([self._figures[0].reshape(1), self._figures[1]])
+        assert self._step_metrics is not None
+        metrics = torch.cat([self._step_metrics[0].reshape(1), self._step_metrics[1]])
         if world_size() > 1:
-            figures = sum_over_ranks(figures) / world_size()
-        loss, terms = figures[0], figures[1:]
+            metrics = sum_over_ranks(metrics) / world_size()
+        loss, terms = metrics[0], metrics[1:]
         found_inf = self.guard.watch(self.global_step, loss, terms, norm)
         # The wrapped torch optimizer is the one whose kernels look for the flag.
         getattr(optimizer, "optimizer", optimizer).found_inf = found_inf
@@ -212,8 +212,8 @@ class Distillation(LightningModule):
         self._steps_summed = 0
         names = ["loss", "gradient_norm", *(f"loss/{name}" for name in self.guard.terms[:-1])]
         teacher_weights = self.teacher_weights.metrics() if self.teacher_weights is not None else {}
-        found = {name: float(share) for name, share in teacher_weights.items()}
-        return dict(zip(names, means)) | self._scheduled_weights() | found | self._delta_metrics()
+        weights_now = {name: float(weight) for name, weight in teacher_weights.items()}
+        return dict(zip(names, means)) | self._scheduled_weights() | weights_now | self._delta_metrics()
 
     def _scheduled_weights(self) -> dict[str, float]:
         return {
@@ -223,11 +223,11 @@ class Distillation(LightningModule):
         }
 
     def _delta_metrics(self) -> dict[str, float]:
-        found: dict[str, list[Tensor]] = {}
+        by_name: dict[str, list[Tensor]] = {}
         for site in self.student.sites:
             for name, value in site.delta.metrics().items():
-                found.setdefault(f"delta/{site.delta.settings.type}/{name}", []).append(value)
-        return {name: float(torch.stack(values).mean()) for name, values in found.items()}
+                by_name.setdefault(f"delta/{site.delta.settings.type}/{name}", []).append(value)
+        return {name: float(torch.stack(values).mean()) for name, values in by_name.items()}
 
     def configure_optimizers(self) -> Any:
         root = nn.ModuleList([self.student, self.terms])  # type: ignore[list-item]

@@ -92,7 +92,7 @@ def _measured(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / PLACEMENT, json.dumps({"placement": chosen, "seconds_per_batch": seconds}).encode())
     if console is not None:
-        figures = ", ".join(f"{1e3 * value:.1f} ms on the {side}'s side" for side, value in seconds.items())
-        reason = f"a batch of views takes {figures}" if seconds else "there are no workers"
+        durations = ", ".join(f"{1e3 * value:.1f} ms on the {side}'s side" for side, value in seconds.items())
+        reason = f"a batch of views takes {durations}" if seconds else "there are no workers"
         console.print(f"augmentation runs on the {chosen}'s side: {reason}")
     return chosen

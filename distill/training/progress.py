@@ -35,7 +35,7 @@ class FitProgress:
         )
         self._task = self._progress.add_task(name, total=None)
         self._live: Live | None = None
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._epochs = 0
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
@@ -53,8 +53,8 @@ class FitProgress:
     def step(self, step: int) -> None:
         self._progress.update(self._task, completed=step)
 
-    def figures(self, step: int, figures: dict[str, float]) -> None:
-        self._figures = figures
+    def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        self._metrics = metrics
         self.step(step)
         if self._live is not None:
             self._live.update(Group(self._progress, self._described()))
@@ -70,7 +70,7 @@ class FitProgress:
     def _described(self) -> Padding:
         """The last figures, indented by two columns."""
         assert self.console is not None
-        return Padding(Text(describe(self._figures, self.console.width - 2), style="dim"), (0, 0, 0, 2))
+        return Padding(Text(describe(self._metrics, self.console.width - 2), style="dim"), (0, 0, 0, 2))
 
     def close(self) -> None:
         if self._live is not None:
@@ -78,13 +78,13 @@ class FitProgress:
             self._live = None
 
 
-def describe(figures: dict[str, float], width: int) -> str:
+def describe(metrics: dict[str, float], width: int) -> str:
     """Speed, the loss and its terms (without their weights), and each span's share of the step: a line, or two."""
-    if not figures:
+    if not metrics:
         return ""
-    terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in figures.items() if n.startswith("loss/"))
-    percents = {span: f"{figures.get(f'share/{span}', 0):.0%}" for span in SPANS}
-    shares = " ".join(f"{span} {percent}" for span, percent in percents.items() if percent != "0%")
-    parts = f"{figures['images_per_second']:.0f} img/s  loss {figures['loss']:.3g} ({terms})", shares
+    terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in metrics.items() if n.startswith("loss/"))
+    percents = {span: f"{metrics.get(f'share/{span}', 0):.0%}" for span in SPANS}
+    fractions = " ".join(f"{span} {percent}" for span, percent in percents.items() if percent != "0%")
+    parts = f"{metrics['images_per_second']:.0f} img/s  loss {metrics['loss']:.3g} ({terms})", fractions
     line = "  ".join(parts)
     return line if len(line) <= width else "\n".join(parts)

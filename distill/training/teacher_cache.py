@@ -127,13 +127,13 @@ class TeacherCache:
         """Whether all rows of a batch are there."""
         return self.find(ids, epoch).complete
 
-    def features(self, found: CachedRows, device: torch.device) -> list[list[Features]]:
+    def features(self, cached: CachedRows, device: torch.device) -> list[list[Features]]:
         """``features[n][v]`` of rows that are all there, in fp32 on the device."""
-        return self.layout.decode(self.layout.unpack(found.rows, device))
+        return self.layout.decode(self.layout.unpack(cached.rows, device))
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
-    def keep(self, found: CachedRows, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
+    def keep(self, cached: CachedRows, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
         """Add the rows that were not found, and hand back the batch as the cache will give it from now on.
 
         So a run that writes the cache, one that was interrupted, and one that reads it learn from the same numbers.
@@ -143,8 +143,8 @@ class TeacherCache:
         """
         fields = self.layout.encode(live)
         device = next(iter(fields.values())).device
-        if found.there.any():
-            stored, there = self.layout.unpack(found.rows, device), torch.from_numpy(found.there)[:, None]
+        if cached.there.any():
+            stored, there = self.layout.unpack(cached.rows, device), torch.from_numpy(cached.there)[:, None]
             there = there.to(device, non_blocking=True)
             fields = {name: torch.where(there, stored[name], values) for name, values in fields.items()}
         if self.write:
@@ -152,9 +152,9 @@ class TeacherCache:
                 copies = {name: values.to("cpu", non_blocking=True) for name, values in fields.items()}
                 arrived = torch.cuda.Event()
                 arrived.record()
-                self._pending.append((found, copies, arrived))
+                self._pending.append((cached, copies, arrived))
             else:
-                self._add(found, fields)
+                self._add(cached, fields)
         return self.layout.decode(fields)
 
     def flush(self) -> None:
@@ -163,13 +163,13 @@ class TeacherCache:
 
     def _flush(self, wait: bool) -> None:
         while self._pending and (wait or self._pending[0][2].query()):
-            found, fields, arrived = self._pending.popleft()
+            cached, fields, arrived = self._pending.popleft()
             arrived.synchronize()
             if self.write:
-                self._add(found, fields)
+                self._add(cached, fields)
 
-    def _add(self, found: CachedRows, fields: dict[str, Tensor]) -> None:
-        new = np.flatnonzero(~found.there)
+    def _add(self, cached: CachedRows, fields: dict[str, Tensor]) -> None:
+        new = np.flatnonzero(~cached.there)
         for name, values in fields.items():
             bad = ~values[new].isfinite().all(1)
             if bad.any():
@@ -179,10 +179,10 @@ class TeacherCache:
                 )
         rows = np.empty(len(new), self._row)
         rows["content"] = self.layout.pack(fields)[new]
-        rows["digest"] = self._digests(rows["content"], found.numbers[new], found.context)
+        rows["digest"] = self._digests(rows["content"], cached.numbers[new], cached.context)
         try:
             with (self.folder / ROWS).open("r+b", buffering=0) as file:
-                for number, row in zip(found.numbers[new].tolist(), rows):
+                for number, row in zip(cached.numbers[new].tolist(), rows):
                     if number < len(self._mapped):
                         os.pwrite(file.fileno(), row.tobytes(), number * self._row.itemsize)
         except OSError as error:

@@ -45,10 +45,12 @@ class Term(nn.Module):
                 (student, shapes) if (map_ := self.maps[n]) is None else map_.shapes(student, shapes)
                 for n, shapes in enumerate(teachers)
             ]
-            if "token" in cls.needs and any(ours.classes < student.classes for ours, _ in seen):
+            if "token" in cls.needs and any(student_shapes.classes < student.classes for student_shapes, _ in seen):
                 text = "teaches the student the labels too, so the teacher must know all of the student's classes"
                 raise ValueError(f"{name} {text}")
-        self.objectives = nn.ModuleList(cls(settings, ours, theirs) for ours, theirs in seen)
+        self.objectives = nn.ModuleList(
+            cls(settings, student_shapes, teacher_shapes) for student_shapes, teacher_shapes in seen
+        )
 
     def weight(self, step: int, steps_per_epoch: int, epochs: int) -> float:
         """Its factor in the sum at a step."""

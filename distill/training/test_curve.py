@@ -24,8 +24,8 @@ class TestCurve(Callback):
 
     __test__ = False  # pytest takes a class for tests by its name
 
-    def __init__(self, predict: Callable[[], Predictions], figures: MetricsReader, every: int):
-        self.predict, self.figures, self.every = predict, figures, every
+    def __init__(self, predict: Callable[[], Predictions], metrics: MetricsReader, every: int):
+        self.predict, self.metrics, self.every = predict, metrics, every
         self.accuracies: dict[int, float] = {}
         """By epoch, counted from 0."""
 
@@ -42,8 +42,8 @@ class TestCurve(Callback):
         module.train()
         if trainer.logger is not None:
             trainer.logger.log_metrics({"test/accuracy": accuracy, "epoch": epoch}, trainer.global_step)
-        self.figures.progress.epoch_end(epoch, {"test/accuracy": accuracy})
-        self.figures.shift(time.perf_counter() - begun)
+        self.metrics.progress.epoch_end(epoch, {"test/accuracy": accuracy})
+        self.metrics.shift(time.perf_counter() - begun)
 
     def state_dict(self) -> dict[str, Any]:
         return {"accuracies": self.accuracies}

@@ -40,14 +40,14 @@ def share_trunk(
     device = next(student.parameters()).device
     views = {spec: _noise(spec).to(device) for spec in (*teacher.inputs, student.input)}
 
-    def look() -> None:
+    def run_networks() -> None:
         teacher(tuple((views[spec],) for spec in teacher.inputs))
         if together:
             with eval_mode(student):
                 student(views[student.input])
 
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        trunk.try_out(look)
+        trunk.try_out(run_networks)
     lines = []
     for n, network in enumerate([*networks, student.model] if together else networks):
         shared = {layer for module in trunk.taken(n) for layer in _layers(module)}
@@ -81,5 +81,5 @@ def _layers(network: nn.Module) -> list[nn.Module]:
     return [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
 
 
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
-    return ours.shape == theirs.shape and torch.equal(ours.to(theirs.dtype), theirs)
+def _equal(first: Tensor, second: Tensor) -> bool:
+    return first.shape == second.shape and torch.equal(first.to(second.dtype), second)

@@ -84,7 +84,7 @@ def test_shares_of_a_fit_add_up(tmp_path: Path) -> None:
     summary = student_fit(experiment(tmp_path), tmp_path / "fit").summary
     assert (
         summary
-        and all(share > 0 for share in summary.time_fractions.values())
+        and all(fraction > 0 for fraction in summary.time_fractions.values())
         and sum(summary.time_fractions.values()) <= 1
     )
     assert summary.images_per_second * summary.seconds == pytest.approx(80)
@@ -211,7 +211,7 @@ def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Pa
     seen: list = []
 
     def keep(module: Distillation) -> None:
-        seen.append(module._figures[1][0].item())
+        seen.append(module._step_metrics[1][0].item())
 
     watched = student_fit(
         experiment(tmp_path, augment=augment, objectives=[{"type": "ce"}, {"type": "kd"}]), tmp_path / "fit", keep
@@ -220,7 +220,7 @@ def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Pa
     known = torch.log_softmax(torch.randn(6, 3), 1)
     [term] = build_terms((CrossEntropy.Settings(),), SHAPES, [])
     labels, others = torch.arange(6) % 3, (torch.arange(6) + 1) % 3
-    batches = [Targets(labels, None, others, share) for share in (0.25, 0.75)]
+    batches = [Targets(labels, None, others, fraction) for fraction in (0.25, 0.75)]
     own, other = (-known[torch.arange(6), y].mean() for y in (labels, others))
     [found] = term([Features(known)] * 2, [], ((0, 0),), batches)
     torch.testing.assert_close(found, 0.5 * own + 0.5 * other)

@@ -23,7 +23,7 @@ from distill.objectives.dkd import DKD
 from distill.objectives.kd import KD, kd
 from distill.objectives.pooled import PooledFeature
 from distill.run.stage import StageError
-from distill.training.meta import alignment, moved
+from distill.training.meta import alignment, updated_preference
 from distill.training.module import Distillation
 from distill.training.teacher_weights import TeacherWeights, by_sample
 from distill.training.terms import build_terms
@@ -156,7 +156,7 @@ def test_alignment_and_step_by_hand() -> None:
     torch.testing.assert_close(alignment(v, g), torch.tensor([8 / 50, -1.0, 0.0]))
     assert not alignment(v, torch.zeros(2, 2)).any() and not alignment(0 * v, g).any()
     a, c = torch.tensor([0.0, math.log(3.0)]), torch.tensor([1.0, -1.0])
-    torch.testing.assert_close(moved(a, c, 2.0), a + 2 * torch.tensor([0.25 * 1.5, 0.75 * -0.5]))
+    torch.testing.assert_close(updated_preference(a, c, 2.0), a + 2 * torch.tensor([0.25 * 1.5, 0.75 * -0.5]))
 
 
 def test_the_step_goes_down_the_held_out_loss() -> None:
@@ -180,7 +180,9 @@ def test_the_step_goes_down_the_held_out_loss() -> None:
         return torch.cat([gradient.flatten() for gradient in found])
 
     v = flat(nn.functional.cross_entropy(layer(held_x), y))
-    step = moved(preference, alignment(v, torch.stack([flat(loss) for loss in losses()])), 1.0) - preference
+    step = (
+        updated_preference(preference, alignment(v, torch.stack([flat(loss) for loss in losses()])), 1.0) - preference
+    )
     slope = torch.tensor(
         [(held_out_after(preference + e) - held_out_after(preference - e)) / 2e-2 for e in 1e-2 * torch.eye(3).double()]
     )
