@@ -147,7 +147,14 @@ class Folder(Source):
 
 
 class FileSamples:
-    """Image files below a root; ids are their relative paths."""
+    """Image files below a root.
+
+    Args:
+        root: folder.
+        ids: paths relative to ``root``, with forward slashes.
+        labels: class indices, ``UNLABELED`` where a sample has none.
+        pixel_limit: largest width × height.
+    """
 
     def __init__(self, root: Path, ids: Sequence[str], labels: Sequence[int], pixel_limit: int):
         self.root, self.ids, self.labels, self.pixel_limit = root, ids, labels, pixel_limit

@@ -159,7 +159,15 @@ class HuggingFace(Source):
 
 
 class RowSamples:
-    """Rows of a memory-mapped table. Pickles as the names of its Arrow files."""
+    """Rows of a memory-mapped table. Pickles as the names of its Arrow files.
+
+    Args:
+        table: of the split.
+        column: of the images.
+        labels: class indices, ``UNLABELED`` where a sample has none.
+        split: its name, the first part of the ids.
+        pixel_limit: largest width × height.
+    """
 
     def __init__(self, table: Dataset, column: str, labels: Sequence[int], split: Split, pixel_limit: int):
         import datasets

@@ -84,7 +84,14 @@ class Timm(Source):
 
 
 class ReaderSamples:
-    """A timm reader: ``reader[index]`` is an open file and its target."""
+    """Samples of a timm reader.
+
+    Args:
+        reader: ``reader[index]`` is an open file and its target.
+        ids: sample ids.
+        labels: class indices, ``UNLABELED`` where a sample has none.
+        pixel_limit: largest width × height.
+    """
 
     def __init__(self, reader: Any, ids: Sequence[str], labels: Sequence[int], pixel_limit: int):
         self.reader, self.ids, self.labels, self.pixel_limit = reader, ids, labels, pixel_limit

@@ -116,7 +116,13 @@ class TorchVision(Source):
 
 
 class IndexedSamples:
-    """A data set that gives a PIL image, or a uint8 array, first."""
+    """Samples of a torchvision data set.
+
+    Args:
+        dataset: ``dataset[index]`` is a tuple; its first item is a PIL image or a uint8 array.
+        labels: class indices, ``UNLABELED`` where a sample has none.
+        prefix: first part of the ids.
+    """
 
     def __init__(self, dataset: Any, labels: Sequence[int], prefix: str):
         self.dataset, self.labels = dataset, labels
