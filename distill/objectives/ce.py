@@ -61,7 +61,7 @@ class CrossEntropy(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["ce"] = "ce"
-        label_smoothing: float = Field(0.0, ge=0, lt=1, description="mix_lambda of the target spread over all classes")
+        label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over all classes")
 
     reads_teacher: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = True
