@@ -155,7 +155,7 @@ class Draws:
 
 def counters(draws: Sequence[Draws], counts: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
     """What :func:`uniforms` needs beside the ids, on ``device``. It changes with the epoch only, and is kept."""
-    return _counters(tuple(one._key for one in draws), tuple(counts), device)
+    return _counters(tuple(stream._key for stream in draws), tuple(counts), device)
 
 
 @lru_cache(maxsize=64)

@@ -118,13 +118,13 @@ class DualAugment(nn.Module):
 
         # Autocast would warp on a bf16 grid.
         with torch.autocast(batch.device.type, enabled=False):
-            theirs = [
+            teacher_views = [
                 tuple(view(view_spec, spec) for view_spec in self.view_plan.teacher)
                 for spec in self.teachers
                 if teacher
             ]
-            ours = [view(view_spec, self.student) for view_spec in self.view_plan.student if student]
-        views = Views(tuple(theirs), tuple(ours), self.view_plan.pairs)
+            student_views = [view(view_spec, self.student) for view_spec in self.view_plan.student if student]
+        views = Views(tuple(teacher_views), tuple(student_views), self.view_plan.pairs)
         return mixed(views, self.mix, self.seed, epoch, ids.cpu()) if self.mix else views
 
 

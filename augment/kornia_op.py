@@ -46,8 +46,8 @@ def moves_pixels(cls: type[K.AugmentationBase2D]) -> bool:
 
 def kornia_operation(module: K.AugmentationBase2D, name: str) -> Operation:
     """A kornia augmentation as an operation: declared, if it can be."""
-    ours = fused_kornia_op(module)
-    return KorniaOp(module, name, ours) if isinstance(ours, str) else SampledOp(ours, name)
+    operation = fused_kornia_op(module)
+    return KorniaOp(module, name, operation) if isinstance(operation, str) else SampledOp(operation, name)
 
 
 class KorniaOp(Operation):

@@ -109,8 +109,8 @@ class InSteps(Sampled):
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         images = images.clone()
-        for turn in range(params["step"].shape[1]):
-            self.turn_(images, params["step"][:, turn], params["magnitude"][:, turn])
+        for position in range(params["step"].shape[1]):
+            self.turn_(images, params["step"][:, position], params["magnitude"][:, position])
         return images
 
     def turn_(self, images: Tensor, step: Tensor, magnitude: Tensor) -> None:

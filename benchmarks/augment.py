@@ -362,8 +362,8 @@ def share_of_step(rounds: int) -> Row:
 
     calls = iter(range(10**9))
     seconds = turns({"views": lambda: views(images, ids, next(calls)), "step": step}, rounds)
-    shares = [v / (v + s) for v, s in zip(seconds["views"], seconds["step"])]
-    return row("two_views_share_of_step", shares, "of the step")
+    fractions = [v / (v + s) for v, s in zip(seconds["views"], seconds["step"])]
+    return row("two_views_share_of_step", fractions, "of the step")
 
 
 def resnet(blocks: int) -> nn.Module:
@@ -435,12 +435,12 @@ def table(console: Console, rows: list[Row]) -> None:
     shown.add_column("figure", no_wrap=True)
     for heading in ("median", "quartiles", "unit", "target"):
         shown.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
-    for one in rows:
-        least, most = AT_LEAST.get(one.name, -math.inf), AT_MOST.get(one.name, math.inf)
-        limit = f"≥ {least:g}" if one.name in AT_LEAST else f"≤ {most:g}" if one.name in AT_MOST else ""
-        color = "green" if least <= one.value <= most else "red"
-        spread = f"{one.low:.3g} … {one.high:.3g}"
-        shown.add_row(one.name, f"{one.value:.4g}", spread, one.unit, f"[{color}]{limit}[/]" if limit else "")
+    for image in rows:
+        least, most = AT_LEAST.get(image.name, -math.inf), AT_MOST.get(image.name, math.inf)
+        limit = f"≥ {least:g}" if image.name in AT_LEAST else f"≤ {most:g}" if image.name in AT_MOST else ""
+        color = "green" if least <= image.value <= most else "red"
+        spread = f"{image.low:.3g} … {image.high:.3g}"
+        shown.add_row(image.name, f"{image.value:.4g}", spread, image.unit, f"[{color}]{limit}[/]" if limit else "")
     console.print(shown)
 
 

@@ -156,7 +156,7 @@ def changes(size: int, folder: Path, batches: int) -> list[Row]:
     layouts = {name: RowLayout([FeatureShapes(1000, 1280)], 1, settings) for name, settings in kept.items()}
     shapes = FeatureShapes(1000, 1280)
     losses = {f"t{t}": KD(KD.Settings(temperature=t), shapes, shapes) for t in (1, 4)}
-    found: dict[str, list[float]] = {f"{name}_{at}": [] for at in losses for name in kept}
+    changes: dict[str, list[float]] = {f"{name}_{at}": [] for at in losses for name in kept}
     for start in range(0, len(pictures), 16):
         images = np.stack([np.asarray(Image.open(path).resize((size, size))) for path in pictures[start : start + 16]])
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -166,10 +166,10 @@ def changes(size: int, folder: Path, batches: int) -> list[Row]:
             [[again]] = layout.decode(layout.encode([[teacher]]))
             for at, kd in losses.items():
                 exact = kd(student, teacher, labels)
-                found[f"{name}_{at}"].append(float((kd(student, again, labels) - exact).abs() / exact))
+                changes[f"{name}_{at}"].append(float((kd(student, again, labels) - exact).abs() / exact))
     bytes_of = {"bytes_full": layouts["float16"], "bytes_top10": layouts["top10"]}
     return [
-        *(row(f"kd_change_{name}", values, "share") for name, values in found.items()),
+        *(row(f"kd_change_{name}", values, "share") for name, values in changes.items()),
         *(row(name, [float(layout.dtype.itemsize)], "B") for name, layout in bytes_of.items()),
     ]
 

@@ -98,10 +98,10 @@ def fill(book: Notebook, given: argparse.Namespace, pair: str, seed: int, stop: 
             raise SystemExit(f"there is no cell {cell!r}, only {', '.join(CELLS)}")
         if cell not in done:
             stop.raise_if_received()
-            found = measured(experiment(pair, cell, seed, given), pair, cell, given.out, stop, console)
-            book.add({"pair": pair, "cell": cell, "seed": seed, **found})
+            result = measured(experiment(pair, cell, seed, given), pair, cell, given.out, stop, console)
+            book.add({"pair": pair, "cell": cell, "seed": seed, **result})
             console.print(
-                f"seed {seed} {pair} {cell}: last {found['last']:.2%}, best {found['best']:.2%}", highlight=False
+                f"seed {seed} {pair} {cell}: last {result['last']:.2%}, best {result['best']:.2%}", highlight=False
             )
 
 
@@ -142,8 +142,8 @@ def report(book: Notebook, overrides: list[str], console: Console, markdown: Pat
         for cell, what in CELLS.items():
             lines = [line for line in book.with_key("cell") if (line["pair"], line["cell"]) == (pair, cell)]
             value, source = PUBLISHED.get((pair, cell), (None, "–"))
-            ours = [percents([line[key] for line in lines]) for key in ("last", "best")]
-            rows.append([pair, what, *ours, "–" if value is None else f"{value:.2f}", source])
+            scores = [percents([line[key] for line in lines]) for key in ("last", "best")]
+            rows.append([pair, what, *scores, "–" if value is None else f"{value:.2f}", source])
     tell(console, headings, rows, None)
     if markdown is not None:
         write_atomic(markdown, text(headings, rows, book, overrides).encode())

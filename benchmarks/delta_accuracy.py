@@ -185,8 +185,8 @@ def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float
         return rates[0]
     if arm.train == "full":
         rates = [OF_WHOLE * rate for rate in rates]
-    alike = [other for other in lab.arms if other.method == arm.method]
-    tuned = next((other for other in alike if other.name.endswith(f"@{MIDDLE}")), arm)
+    siblings = [other for other in lab.arms if other.method == arm.method]
+    tuned = next((other for other in siblings if other.name.endswith(f"@{MIDDLE}")), arm)
     scores = {}
     for lr in rates:
         student, context = lab.fit(tuned, 0, lr, lab.given.tune_epochs)
@@ -234,19 +234,19 @@ def report(outcomes: list[Outcome], folder: Path, console: Console, markdown: Pa
 
     Bars are the standard deviation over seeds.
     """
-    rows = [(name, [one for one in outcomes if one.arm == name]) for name in dict.fromkeys(one.arm for one in outcomes)]
+    rows = [(name, [run for run in outcomes if run.arm == name]) for name in dict.fromkeys(run.arm for run in outcomes)]
     lines = []
-    for name, found in rows:
-        held_out = [one.held_out for one in found if one.held_out is not None]
+    for name, runs in rows:
+        held_out = [run.held_out for run in runs if run.held_out is not None]
         lines.append(
             [
                 name,
-                f"{mean(one.bytes for one in found):,.0f}",
-                percent([one.accuracy for one in found]),
+                f"{mean(run.bytes for run in runs):,.0f}",
+                percent([run.accuracy for run in runs]),
                 percent(held_out) if held_out else "–",
-                str(len(found)),
-                "–" if found[0].lr is None else f"{found[0].lr:g}",
-                f"{mean(one.seconds for one in found):.0f}",
+                str(len(runs)),
+                "–" if runs[0].lr is None else f"{runs[0].lr:g}",
+                f"{mean(run.seconds for run in runs):.0f}",
             ]
         )
     tell(console, ["arm", "bytes", "test, %", "held out, %", "seeds", "lr", "s"], lines, markdown)
@@ -262,10 +262,10 @@ def draw(rows: list[tuple[str, list[Outcome]]], path: Path) -> None:
 
     figure, axes = plt.subplots(figsize=(10, 6), layout="constrained")
     points: dict[str, list[tuple[float, float]]] = {}
-    for name, found in rows:
-        accuracies = [100 * one.accuracy for one in found]
-        size, accuracy = mean(one.bytes for one in found), mean(accuracies)
-        if size and len(found) > 1:
+    for name, runs in rows:
+        accuracies = [100 * run.accuracy for run in runs]
+        size, accuracy = mean(run.bytes for run in runs), mean(accuracies)
+        if size and len(runs) > 1:
             axes.errorbar(size, accuracy, stdev(accuracies), color="0.6", linewidth=1, capsize=2, zorder=0)
         if size:
             points.setdefault(name.partition("@")[0], []).append((size, accuracy))

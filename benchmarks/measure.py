@@ -108,14 +108,14 @@ def show(console: Console, title: str, rows: Sequence[Row], targets: dict[str, f
     table.add_column("figure", no_wrap=True)
     for heading in ("median", "quartiles", "unit", "target"):
         table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
-    for one in rows:
-        limit = targets.get(one.name)
-        verdict = "" if limit is None else f"[{'green' if one.value <= limit else 'red'}]≤ {limit:g}[/]"
-        table.add_row(one.name, f"{one.value:.3g}", f"{one.low:.3g} … {one.high:.3g}", one.unit, verdict)
+    for single in rows:
+        limit = targets.get(single.name)
+        verdict = "" if limit is None else f"[{'green' if single.value <= limit else 'red'}]≤ {limit:g}[/]"
+        table.add_row(single.name, f"{single.value:.3g}", f"{single.low:.3g} … {single.high:.3g}", single.unit, verdict)
     console.print(table)
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(one) for one in rows], indent=2) + "\n")
+    path.write_text(json.dumps([asdict(single) for single in rows], indent=2) + "\n")

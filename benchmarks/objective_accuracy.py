@@ -105,13 +105,13 @@ def corrupted(batches: Iterable[Batch], kind: str) -> Iterator[Batch]:
 def test(context: RunContext, student: Student, teacher: Predictions | None) -> dict[str, Any]:
     """Everything that the table shows of one student."""
     clean = predict_student(context, student, "test")
-    found: dict[str, Any] = {"test": clean.accuracy(), "held_out": predict_student(context, student, "val").accuracy()}
+    result: dict[str, Any] = {"test": clean.accuracy(), "held_out": predict_student(context, student, "val").accuracy()}
     if teacher is not None:
-        found["agreement"] = clean.agreement(teacher)
+        result["agreement"] = clean.agreement(teacher)
     for kind in CORRUPTIONS:
         seen = corrupted(context.loader("test"), kind)
-        found[kind] = context.predict(student, lambda view: logits_of(student(view)), student.input, seen).accuracy()
-    return found
+        result[kind] = context.predict(student, lambda view: logits_of(student(view)), student.input, seen).accuracy()
+    return result
 
 
 class Lab:
@@ -175,9 +175,9 @@ def main() -> None:
                     accuracy = lab.teacher()[1].accuracy()
                     book.add({"teacher": accuracy})
                     console.print(f"teacher: {accuracy:.1%} on test", highlight=False)
-                found = lab.measure(cell, seed)
-                book.add(found)
-                console.print(f"seed {seed} {cell}: {found['test']:.1%}, {found['seconds']:.0f} s", highlight=False)
+                result = lab.measure(cell, seed)
+                book.add(result)
+                console.print(f"seed {seed} {cell}: {result['test']:.1%}, {result['seconds']:.0f} s", highlight=False)
     report(book, console, given.markdown)
 
 
@@ -185,9 +185,9 @@ def report(book: Notebook, console: Console, markdown: Path | None) -> None:
     columns = ["test", "agreement", *CORRUPTIONS, "held_out"]
     lines, rows = book.with_key("cell"), []
     for cell in dict.fromkeys(line["cell"] for line in lines):
-        found = [line for line in lines if line["cell"] == cell]
-        cells = [percent([line[key] for line in found]) if key in found[0] else "–" for key in columns]
-        rows.append([cell, *cells, str(len(found))])
+        result = [line for line in lines if line["cell"] == cell]
+        cells = [percent([line[key] for line in result]) if key in result[0] else "–" for key in columns]
+        rows.append([cell, *cells, str(len(result))])
     tell(console, ["cell", *(column.replace("_", " ") for column in columns), "seeds"], rows, markdown)
     for line in book.with_key("teacher"):
         console.print(f"teacher: {line['teacher']:.1%} on test", highlight=False)

@@ -158,7 +158,7 @@ def sides(
     teacher: Network, student: Network, device: torch.device, form: torch.memory_format
 ) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     """Copies of the two networks, and images and labels that are ready for them."""
-    frozen, trained = (copy.deepcopy(one.model).to(device, memory_format=form) for one in (teacher, student))
+    frozen, trained = (copy.deepcopy(single.model).to(device, memory_format=form) for single in (teacher, student))
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=device).contiguous(memory_format=form)
     return frozen.eval().requires_grad_(False), trained.train(), images, torch.arange(BATCH, device=device) % CLASSES
 

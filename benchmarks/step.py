@@ -116,12 +116,12 @@ def whole_step(given: argparse.Namespace, folder: Path, stop: StopSignal) -> lis
     rounds = 4 if given.quick else 16
     deltas = timed_fit(given, folder / "deltas", stop, "deltas", tuple(VIEWS), rounds)
     whole = timed_fit(given, folder / "whole", stop, "whole", ("identical",), rounds)
-    one, default, two = (deltas[name] for name in VIEWS)
+    first, default, second = (deltas[name] for name in VIEWS)
     return [
-        ratio("step_over_parts_224", one, deltas[PARTS]),
+        ratio("step_over_parts_224", first, deltas[PARTS]),
         ratio("step_over_parts_224_whole", whole["identical"], whole[PARTS]),
-        ratio("second_view_cost", two, default),
-        ratio("default_views_cost", two, one),
+        ratio("second_view_cost", second, default),
+        ratio("default_views_cost", second, first),
         *(row(f"seconds_{name}", seconds, "s") for name, seconds in deltas.items()),
         row("seconds_identical_whole", whole["identical"], "s"),
     ]
@@ -245,8 +245,8 @@ def waiting(given: argparse.Namespace, folder: Path, stop: StopSignal) -> list[R
     module.steps_per_epoch = len(loader)
     fit(module, loader, None, None, folder / "waiting", "waiting", stop, None)  # type: ignore[arg-type]
     with (folder / "waiting" / "log.csv").open() as file:
-        shares = [float(line["value"]) for line in csv.DictReader(file) if line["name"] == "share/data"]
-    return [row("data_wait_share", shares[1:], "share")]
+        fractions = [float(line["value"]) for line in csv.DictReader(file) if line["name"] == "share/data"]
+    return [row("data_wait_share", fractions[1:], "share")]
 
 
 class FirstBatches:

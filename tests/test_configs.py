@@ -64,7 +64,7 @@ def small(tree: dict[str, Any], output: Path) -> Experiment:
     if own.fit_teacher is not None:
         changes["fit_teacher"] = {"training": once}
     if own.teacher is not None:
-        changes["teacher"] = {"networks": [at_hand(one) for one in tree["teacher"]["networks"]], "compile": False}
+        changes["teacher"] = {"networks": [at_hand(single) for single in tree["teacher"]["networks"]], "compile": False}
     return validate_tree(merge_trees(tree, changes), "made small")
 
 

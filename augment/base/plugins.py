@@ -40,12 +40,12 @@ def import_class(path: str, contract: type | None = None) -> type:
         else:
             text = f"importing {module_name!r} failed: {type(error).__name__}: {error}"
         raise PluginError(f"{path!r}: {text}") from error
-    found = getattr(module, attribute, None)
-    if found is None:
+    attribute_value = getattr(module, attribute, None)
+    if attribute_value is None:
         classes = [name for name, value in vars(module).items() if inspect.isclass(value)]
         raise PluginError(f"{path!r}: module {module_name!r} has no {attribute!r}{did_you_mean(attribute, classes)}")
-    if not inspect.isclass(found):
-        raise PluginError(f"{path!r} is a {type(found).__name__}, not a class")
-    if contract is not None and not issubclass(found, contract):
+    if not inspect.isclass(attribute_value):
+        raise PluginError(f"{path!r} is a {type(attribute_value).__name__}, not a class")
+    if contract is not None and not issubclass(attribute_value, contract):
         raise PluginError(f"{path!r} does not derive from {contract.__module__}.{contract.__qualname__}")
-    return found
+    return attribute_value

@@ -65,15 +65,15 @@ class Registry:
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
             importlib.import_module(module.name)
-        found: dict[str, type[Settings]] = {}
+        known: dict[str, type[Settings]] = {}
         pending = self.contract.__subclasses__()
         while pending:
             cls = pending.pop()
             pending += cls.__subclasses__()
             names = get_args(cls.Settings.model_fields["type"].annotation)
             if cls.__module__.startswith(f"{self.package}.") and cls.Settings.component is cls and names:
-                found[names[0]] = cls.Settings
-        return dict(sorted(found.items()))
+                known[names[0]] = cls.Settings
+        return dict(sorted(known.items()))
 
     def settings_of(self, name: str) -> type[Settings]:
         """The settings class of a type name or import path. Raises ``PluginError`` that names the nearest type."""

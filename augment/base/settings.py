@@ -107,11 +107,11 @@ def _changes_of_kind(given: Any, made: Any, path: KeyPath = ()) -> Iterator[tupl
     pydantic's own strict mode would also refuse what YAML has no word for: tuples and paths.
     """
     if isinstance(given, list | tuple) and isinstance(made, list | tuple):
-        for index, (one, other) in enumerate(zip(given, made)):
-            yield from _changes_of_kind(one, other, (*path, index))
+        for index, (given_value, other) in enumerate(zip(given, made)):
+            yield from _changes_of_kind(given_value, other, (*path, index))
     elif isinstance(given, dict) and isinstance(made, dict):
-        for (key, one), other in zip(given.items(), made.values()):
-            yield from _changes_of_kind(one, other, (*path, str(key)))
+        for (key, given_value), other in zip(given.items(), made.values()):
+            yield from _changes_of_kind(given_value, other, (*path, str(key)))
     elif isinstance(made, bool) and not isinstance(given, bool):
         yield path, f"expected true or false, found {given!r}"
     elif isinstance(made, int | float) and not isinstance(made, bool) and isinstance(given, str | bool):

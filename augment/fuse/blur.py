@@ -52,4 +52,4 @@ def _trimmed(kernel: Tensor) -> Tensor:
 
 def blur(user: Any, images: Tensor, params: Params) -> Tensor:
     """One operation on the samples that it is drawn for."""
-    return where_drawn(lambda some, theirs: filtered(some, *user.kernel(theirs, some.shape)), images, params)
+    return where_drawn(lambda some, some_params: filtered(some, *user.kernel(some_params, some.shape)), images, params)

@@ -70,4 +70,4 @@ def batch_first(value: Any, batch: int) -> bool:
 
 def color(user: Any, images: Tensor, params: Params) -> Tensor:
     """One operation on the samples that it is drawn for."""
-    return where_drawn(lambda some, theirs: colored(user, some, theirs), images, params)
+    return where_drawn(lambda some, some_params: colored(user, some, some_params), images, params)

@@ -98,11 +98,11 @@ def carried_out(instructions: Sequence[Instruction], images: Tensor, size: tuple
         result = torch.empty(batch, channels, *size)
     else:
         result = images.float().mul_(1 / 255) if images.dtype == torch.uint8 else images.clone()
-    table = torch.cat([one.numbers for one in instructions], 1).contiguous()
+    table = torch.cat([entry.numbers for entry in instructions], 1).contiguous()
     steps, start = [], 0
-    for one in instructions:
-        steps.append((int(one.kind), start, one.first, one.second))
-        start += one.numbers.shape[1]
+    for entry in instructions:
+        steps.append((int(entry.kind), start, entry.first, entry.second))
+        start += entry.numbers.shape[1]
     program = torch.tensor(steps, dtype=torch.int64)
     run = library()
 

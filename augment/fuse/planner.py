@@ -117,7 +117,7 @@ class Segment:
     @property
     def steps(self) -> list[PlannedOp]:
         """The steps in the recipe's order: the order in which shapes change."""
-        return sorted((step for one in self.passes for step in one.steps), key=lambda step: step.place)
+        return sorted((step for pass_ in self.passes for step in pass_.steps), key=lambda step: step.place)
 
 
 @dataclass(frozen=True)

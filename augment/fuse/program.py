@@ -77,11 +77,11 @@ def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params],
         return carried_out(instructions, x, (shape[-2], shape[-1])) if instructions else x
 
     shape = x.shape
-    for one in passes:
-        if one.kind == "geometry" and instructions:  # reading comes first
+    for pass_ in passes:
+        if pass_.kind == "geometry" and instructions:  # reading comes first
             x, instructions = made(), []
-        after = shape_after_all(one, shape)
-        instructions += [_INSTRUCTION[str(one.steps[0].operation.form)](one, params, shape)]
+        after = shape_after_all(pass_, shape)
+        instructions += [_INSTRUCTION[str(pass_.steps[0].operation.form)](pass_, params, shape)]
         shape = after
     if finish is None or tuple(shape[-2:]) != tuple(finish.size):
         return made() if finish is None else finish(made())
@@ -89,19 +89,19 @@ def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params],
     return made().to(finish.dtype)
 
 
-def _read(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    back, _, _ = composed([(step.user, params[step.place]) for step in one.steps], shape)
+def _read(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    back, _, _ = composed([(step.user, params[step.place]) for step in pass_.steps], shape)
     numbers = back[:, [0, 0, 1, 1], [0, 2, 1, 2]]
-    return Instruction(Kind.READ, numbers, PADDINGS.index(one.reading[1]))
+    return Instruction(Kind.READ, numbers, PADDINGS.index(pass_.reading[1]))
 
 
-def _change(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
+def _change(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = pass_.steps
     return step.user.instruction(params[step.place], shape)
 
 
-def _filter(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
+def _filter(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = pass_.steps
     mine = params[step.place]
     vertical, horizontal = step.user.kernel(mine, shape)
     for kernel, side, what in zip((vertical, horizontal), shape[-2:], ("high", "wide")):
@@ -112,8 +112,8 @@ def _filter(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruct
     return instruction(Kind.BLUR, _drawn(mine, shape), vertical, horizontal, **sizes)
 
 
-def _erase(one: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    (step,) = one.steps
+def _erase(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
+    (step,) = pass_.steps
     boxes, values = step.user.erase(params[step.place], shape)
     every = values.view(shape[0], -1).expand(-1, shape[1])
     return instruction(Kind.ERASE, _drawn(params[step.place], shape), boxes, every)
@@ -136,7 +136,7 @@ def shape_after(step: PlannedOp, shape: torch.Size) -> torch.Size:
     return torch.Size((*shape[:2], *output_size(step.user, shape))) if step.operation.form == "affine" else shape
 
 
-def shape_after_all(one: Pass, shape: torch.Size) -> torch.Size:
-    for step in one.steps:
+def shape_after_all(pass_: Pass, shape: torch.Size) -> torch.Size:
+    for step in pass_.steps:
         shape = shape_after(step, shape)
     return shape

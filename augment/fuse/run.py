@@ -43,8 +43,8 @@ class FusedRun:
     def __init__(self, run: Segment, compile: Compile):
         self.run, self.compile = run, compile
         self.steps = run.steps
-        self.native = [step for step in self.steps if isinstance(step.user, FusedKorniaOp)]
-        self.counts = [step.user.uniforms + 1 for step in self.native]
+        self.kornia_steps = [step for step in self.steps if isinstance(step.user, FusedKorniaOp)]
+        self.counts = [step.user.uniforms + 1 for step in self.kornia_steps]
         self._compiled: Callable[..., Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -54,10 +54,10 @@ class FusedRun:
         """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
         shape, foreign = images.shape, {}
         for step in self.steps:
-            if step not in self.native:
+            if step not in self.kornia_steps:
                 foreign[step.place] = step.user.sample(source(step), shape)
             shape = shape_after(step, shape)
-        draws = [source(step) for step in self.native]
+        draws = [source(step) for step in self.kornia_steps]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
         constants = counters(draws, self.counts, images.device)
         way = way_on(images.device.type, self.compile)
@@ -78,7 +78,7 @@ class FusedRun:
 
     def stretches(self) -> list[tuple[bool, list[Pass]]]:
         """Passes that are done together on a CPU, and whether in C. A color pass is in C as far as its steps are."""
-        parts = [part for one in self.run.passes for part in one.parts]
+        parts = [part for pass_ in self.run.passes for part in pass_.parts]
         return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 
     def whole(
@@ -98,8 +98,8 @@ class FusedRun:
     ) -> dict[int, Params]:
         """By place in the recipe: the parameters of every step."""
         params = dict(foreign)
-        if self.native:
-            numbers = dict(zip(self.native, uniforms(ids, constants).split(self.counts, 1)))
+        if self.kornia_steps:
+            numbers = dict(zip(self.kornia_steps, uniforms(ids, constants).split(self.counts, 1)))
         for step in self.steps:
             if step.place not in params:
                 params[step.place] = step.user.from_uniforms(numbers[step], shape)
@@ -112,8 +112,8 @@ class FusedRun:
         """The batch a few images at a time."""
         batch = len(images)
         shape = images.shape
-        for one in passes:
-            shape = shape_after_all(one, shape)
+        for pass_ in passes:
+            shape = shape_after_all(pass_, shape)
         rows = 1 if shape[1:].numel() >= CACHED else batch
         maps = _maps(passes, images.shape, params)
         if rows >= batch:
@@ -140,11 +140,11 @@ def _by_torch(
 ) -> Tensor:
     """Images, uint8 or floats, through passes by torch's operators."""
     x = to_unit(images)
-    for one, back in zip(passes, maps):
+    for pass_, back in zip(passes, maps):
         if back is not None:
-            x = warp(x, *back, one.axis_aligned, *one.reading)
+            x = warp(x, *back, pass_.axis_aligned, *pass_.reading)
             continue
-        for step in one.steps:
+        for step in pass_.steps:
             x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
     return x if finish is None else finish(x)
 
@@ -160,10 +160,10 @@ _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
 def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
     """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
     maps: list[Map | None] = []
-    for one in passes:
-        resamples = one.kind == "geometry" and not one.mirrors
-        maps.append(composed([(step.user, params[step.place]) for step in one.steps], shape) if resamples else None)
-        shape = shape_after_all(one, shape)
+    for pass_ in passes:
+        resamples = pass_.kind == "geometry" and not pass_.mirrors
+        maps.append(composed([(step.user, params[step.place]) for step in pass_.steps], shape) if resamples else None)
+        shape = shape_after_all(pass_, shape)
     return maps
 
 
@@ -187,11 +187,11 @@ def _split(params: dict[int, Params], batch: int, rows: int) -> Sequence[dict[in
 def _split_maps(maps: Sequence[Map | None], rows: int, count: int) -> list[tuple[Map | None, ...]]:
     """Maps of a batch as those of ``count`` parts of ``rows`` samples."""
     split: list[list[Map | None]] = []
-    for one in maps:
-        if one is None:
+    for pass_ in maps:
+        if pass_ is None:
             split.append([None] * count)
             continue
-        back, size, frames = one
+        back, size, frames = pass_
         parts: list[Map | None] = [(part, size, []) for part in back.split(rows)]
         for frame, limits in frames:
             for part, piece in zip(parts, frame.split(rows)):

@@ -56,8 +56,8 @@ class RandomBoxBlur(FusedKorniaOp):
         return {}
 
     def kernel(self, params: dict[str, Tensor], shape: torch.Size) -> tuple[Tensor, Tensor]:
-        one = torch.ones_like(params["drawn"], dtype=torch.float32)[:, None]
-        vertical, horizontal = ((one / size).expand(-1, size) for size in self.sizes)
+        ones = torch.ones_like(params["drawn"], dtype=torch.float32)[:, None]
+        vertical, horizontal = ((ones / size).expand(-1, size) for size in self.sizes)
         return vertical, horizontal
 
 

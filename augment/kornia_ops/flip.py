@@ -17,8 +17,8 @@ class RandomHorizontalFlip(FusedKorniaOp):
     mirror = 3
 
     def pullback(self, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
-        one = torch.ones_like(params["drawn"], dtype=torch.float64)
-        return axis_map(-one, (shape[-1] - 1) * one, one, 0 * one)
+        ones = torch.ones_like(params["drawn"], dtype=torch.float64)
+        return axis_map(-ones, (shape[-1] - 1) * ones, ones, 0 * ones)
 
     affine = pullback  # its own inverse
 
@@ -31,7 +31,7 @@ class RandomVerticalFlip(FusedKorniaOp):
     mirror = 2
 
     def pullback(self, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
-        one = torch.ones_like(params["drawn"], dtype=torch.float64)
-        return axis_map(one, 0 * one, -one, (shape[-2] - 1) * one)
+        ones = torch.ones_like(params["drawn"], dtype=torch.float64)
+        return axis_map(ones, 0 * ones, -ones, (shape[-2] - 1) * ones)
 
     affine = pullback

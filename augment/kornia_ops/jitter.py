@@ -60,9 +60,9 @@ class _Jitter(FusedKorniaOp):
                 if which in self.steps:
                     images = self.step(which, images, factors[which])
             return images
-        for turn in params["order"].unbind(1):
+        for position in params["order"].unbind(1):
             for which in self.steps:
-                rows = (turn == which).nonzero()[:, 0]
+                rows = (position == which).nonzero()[:, 0]
                 if len(rows):
                     changed = self.step(which, images.index_select(0, rows), factors[which].index_select(0, rows))
                     images.index_copy_(0, rows, changed)
@@ -70,11 +70,11 @@ class _Jitter(FusedKorniaOp):
 
     def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
         """Every step at every turn, and the right one selected: no wait for a GPU."""
-        for turn in params["order"].unbind(1):
+        for position in params["order"].unbind(1):
             before = images
             for which in self.steps:
                 changed = self.step(which, before, by_sample(params[f"{NAMES[which]}_factor"]))
-                images = torch.where(by_sample(turn == which), changed, images)
+                images = torch.where(by_sample(position == which), changed, images)
         return images
 
     def by_kornia(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
@@ -137,9 +137,9 @@ class ColorJitter(_Jitter):
         last = order.shape[1]
         factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
 
-        def blend(images: Tensor, turn: int, active: Tensor | bool) -> Tensor:
-            kind = order[:, turn]
-            factor = by_sample(torch.where((kind != HUE) & active & (turn < end), factors[:, turn], 1.0))
+        def blend(images: Tensor, position: int, active: Tensor | bool) -> Tensor:
+            kind = order[:, position]
+            factor = by_sample(torch.where((kind != HUE) & active & (position < end), factors[:, position], 1.0))
             target = torch.zeros_like(factor)
             if "mean" in params:
                 target = by_sample(torch.where(kind == CONTRAST, params["mean"], 0.0))
@@ -148,15 +148,15 @@ class ColorJitter(_Jitter):
             return (factor * images + (1 - factor) * target).clamp(0, 1)
 
         if HUE not in self.steps:
-            for turn in range(last):
-                images = blend(images, turn, True)
+            for position in range(last):
+                images = blend(images, position, True)
             return images
         place = self._place_of(HUE, order)
-        for turn in range(last - 1):
-            images = blend(images, turn, turn < place)
+        for position in range(last - 1):
+            images = blend(images, position, position < place)
         images = hue_turned(images, by_sample(torch.where(place < end, params["hue_factor"], 0.0)))
-        for turn in range(1, last):
-            images = blend(images, turn, turn > place)
+        for position in range(1, last):
+            images = blend(images, position, position > place)
         return images
 
 

@@ -170,8 +170,8 @@ class RandomTranslate(_Warp):
         return {"translate_x": across * shape[-1], "translate_y": down * shape[-2]}
 
     def affine(self, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
-        one, zero = torch.ones_like(params["translate_x"]), torch.zeros_like(params["translate_x"])
-        return matrix(one, zero, params["translate_x"], zero, one, params["translate_y"])
+        ones, zero = torch.ones_like(params["translate_x"]), torch.zeros_like(params["translate_x"])
+        return matrix(ones, zero, params["translate_x"], zero, ones, params["translate_y"])
 
 
 class RandomPerspective(_Warp):

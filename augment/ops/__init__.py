@@ -17,9 +17,9 @@ from augment.operation import Sampled
 @cache
 def operations() -> dict[str, type]:
     """Every operation of this package by name. Imports torch, and nothing that is slower."""
-    found: dict[str, type] = {}
+    classes: dict[str, type] = {}
     for file in iter_modules(__path__, f"{__name__}."):
         for name, value in vars(import_module(file.name)).items():
             if isinstance(value, type) and value.__module__ == file.name and issubclass(value, Sampled):
-                found[name] = value
-    return dict(sorted(found.items()))
+                classes[name] = value
+    return dict(sorted(classes.items()))

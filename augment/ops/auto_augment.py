@@ -83,11 +83,11 @@ class AutoAugment(InSteps):
 
 def sub_policies(policy: Policy) -> list[list[tuple[str, float, int]]]:
     """The pairs of a policy: (step, probability, magnitude), and magnitude 0 where the step has none."""
-    found = []
+    policies = []
     for pair in _SUB_POLICIES[policy].split(";"):
         words = [part.split() for part in pair.split(",")]
-        found.append([(name, float(p), int(level[0]) if level else 0) for name, p, *level in words])
-    return found
+        policies.append([(name, float(p), int(level[0]) if level else 0) for name, p, *level in words])
+    return policies
 
 
 @cache

@@ -50,7 +50,7 @@ class FourierSwap(Drawn):
         height, width = images.shape[2:]
         taking = by_sample(params["amount"]) * (distance(height, width, images.device) <= self.band)
         mine = torch.fft.rfft2(images)
-        theirs = torch.fft.rfft2(params["partners"]).abs()
+        partners = torch.fft.rfft2(params["partners"]).abs()
         # A frequency that the image lacks has no phase, and stays away.
-        change = theirs.div_(mine.abs().clamp_(min=1e-12)).sub_(1).mul_(taking).add_(1)
+        change = partners.div_(mine.abs().clamp_(min=1e-12)).sub_(1).mul_(taking).add_(1)
         return torch.fft.irfft2(mine.mul_(change), s=(height, width)).clamp_(0, 1)

@@ -81,9 +81,11 @@ def _coded(planes: Tensor, scale: Tensor, table: str) -> Tensor:
     block = block.transpose(2, 3)
     # [B, rows, cols, 8, 8]
     step = step.view(batch, 1, 1, 8, 8)
-    found = transform @ block @ transform.T
-    found.div_(step).round_().mul_(step)
-    return (transform.T @ found @ transform).transpose(2, 3).reshape(planes.shape).add_(128).round_().clamp_(0, 255)
+    coefficients = transform @ block @ transform.T
+    coefficients.div_(step).round_().mul_(step)
+    return (
+        (transform.T @ coefficients @ transform).transpose(2, 3).reshape(planes.shape).add_(128).round_().clamp_(0, 255)
+    )
 
 
 @lru_cache(maxsize=8)

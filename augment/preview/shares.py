@@ -59,11 +59,13 @@ def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: i
         raise ValueError("without a teacher there are no pairs of views to compare")
     spec = augment.teachers[0]
     ids = ids.cpu()
-    theirs = [_seen(augment, view_spec, spec, images, ids, epoch) for view_spec in augment.view_plan.teacher]
-    ours = [_seen(augment, view_spec, augment.student, images, ids, epoch) for view_spec in augment.view_plan.student]
+    teacher_views = [_seen(augment, view_spec, spec, images, ids, epoch) for view_spec in augment.view_plan.teacher]
+    student_views = [
+        _seen(augment, view_spec, augment.student, images, ids, epoch) for view_spec in augment.view_plan.student
+    ]
     overlaps, distances = [], []
     for t, s in augment.view_plan.pairs:
-        (shown_t, lab_t), (shown_s, lab_s) = theirs[t], ours[s]
+        (shown_t, lab_t), (shown_s, lab_s) = teacher_views[t], student_views[s]
         both = shown_t & shown_s
         overlaps.append(both.sum(1) / (shown_t | shown_s).sum(1).clamp(min=1))
         apart = (lab_t - lab_s).norm(dim=2) * both

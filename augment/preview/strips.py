@@ -122,15 +122,15 @@ def _drawn_values(operation: Operation, draws: Draws, shape: torch.Size, rows: S
     params = sample(draws, shape) if callable(sample) else None
     if not isinstance(params, Mapping) or len(rows) < 2:
         return {}
-    found: dict[int, list[str]] = {row: [] for row in rows}
+    texts_of: dict[int, list[str]] = {row: [] for row in rows}
     for name, value in params.items():
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.numel() != shape[0]:
             continue
         numbers = value.flatten()[list(rows)].tolist()
         if name != "batch_prob" and len(set(numbers)) > 1:
             for row, number in zip(rows, numbers):
-                found[row].append(f"{name.removesuffix('_factor').replace('_', ' ')} {number:.3g}")
-    return {row: texts[:4] for row, texts in found.items()}
+                texts_of[row].append(f"{name.removesuffix('_factor').replace('_', ' ')} {number:.3g}")
+    return {row: texts[:4] for row, texts in texts_of.items()}
 
 
 def strips_sheet(groups: Mapping[str, Sequence[Strip]], cell: int = 108) -> Image.Image:

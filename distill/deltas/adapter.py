@@ -97,11 +97,11 @@ class Bottleneck(nn.Module):
 def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[Block]:
     """Where adapters go: behind both halves of every transformer block that was found, and behind any other module."""
     blocks = [backbone.get_submodule(name) for name in block_names(backbone, "blocks")]
-    found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
-    names = [f"{block.name}.{half}" for block in found for half in _halves(backbone.get_submodule(block.name))]
+    blocks_found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
+    names = [f"{block.name}.{half}" for block in blocks_found for half in _halves(backbone.get_submodule(block.name))]
     outputs = probe(backbone, names)
     places = []
-    for block in found:
+    for block in blocks_found:
         halves = [f"{block.name}.{half}" for half in _halves(backbone.get_submodule(block.name))]
         places += [as_block(backbone, name, outputs[name]) for name in halves] or [block]
     return places

@@ -162,14 +162,14 @@ def layer_at(model: nn.Module, place: Target) -> nn.Module:
 
 def deltas(model: nn.Module) -> list[Site]:
     """All deltas of a model, layer by layer in the model's order, then structural ones."""
-    found: dict[int, Site] = {}
+    sites: dict[int, Site] = {}
     for module in model.modules():
         for change in sorted(_changes(module), key=lambda change: change.index):
-            found.setdefault(id(change.delta), Site(change.site, change.index, change.delta))
+            sites.setdefault(id(change.delta), Site(change.site, change.index, change.delta))
     for name, module in model.named_modules():
         if isinstance(module, StructuralDelta):
-            found[id(module)] = Site(name, 0, module)
-    return list(found.values())
+            sites[id(module)] = Site(name, 0, module)
+    return list(sites.values())
 
 
 def penalty(sites: Sequence[Site]) -> Tensor | None:

@@ -30,15 +30,15 @@ class FeatureCache:
         return self.found / max(1, self.asked)
 
     @torch.compiler.disable
-    def __call__(self, x: Tensor, look: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``look(x)``, computed for the samples of ``x`` that are new."""
+    def __call__(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """``compute(x)``, done for the samples of ``x`` that are new."""
         keys = digests(x)
         rows = {key: self._rows[key] for key in keys if key in self._rows}
         self.asked += len(keys)
         self.found += sum(key in rows for key in keys)
         new = [index for index, key in enumerate(keys) if key not in rows]
         if new:
-            for index, *row in zip(new, *look(x[new])):
+            for index, *row in zip(new, *compute(x[new])):
                 rows[keys[index]] = tuple(row)
                 size = sum(part.numel() * part.element_size() for part in row)
                 if self.used + size <= self.capacity and keys[index] not in self._rows:

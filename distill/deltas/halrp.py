@@ -75,7 +75,7 @@ class HALRP(RankedDelta):
 
     settings: Settings
     least_rank = 1
-    goes_on = True
+    warm_starts = True
     no_weight_decay = frozenset({"R", "S", "K1", "K2"})
 
     def __init__(self, settings: Settings, layer: nn.Module):

@@ -64,10 +64,10 @@ class Ladder(StructuralDelta):
         final = _final(backbone)
         kinds = [(block.is_map, 0 if block.is_map else block.shape[0]) for block in (*taps, final)]
         if len(set(kinds)) > 1:
-            found = ", ".join(f"{block.name} {list(block.shape)}" for block in (*taps, final))
+            outputs = ", ".join(f"{block.name} {list(block.shape)}" for block in (*taps, final))
             raise DeltaError(
                 f"ladder: its taps and forward_features must all give maps, or all the same tokens, but they give "
-                f"{found}; name other stages, or use 'adapter'"
+                f"{outputs}; name other stages, or use 'adapter'"
             )
         self.names = [tap.name for tap in taps]
         if settings.init == "pruned":
@@ -103,11 +103,11 @@ class Ladder(StructuralDelta):
         return settings.init == "pruned"
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
+    def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         assert isinstance(settings, cls.Settings)
-        gradients = evidence.after(1, train="head").gradients(settings.samples)
-        ladder = cls(settings, evidence.backbone)
-        ladder.prune(evidence.backbone, lambda name: gradients[name].square)
+        gradients = calibration.after(1, train="head").gradients(settings.samples)
+        ladder = cls(settings, calibration.backbone)
+        ladder.prune(calibration.backbone, lambda name: gradients[name].square)
         return DeltaInit((settings,), {settings.type: ladder.state_dict()})
 
     def attach(self, backbone: nn.Module) -> None:
@@ -122,32 +122,32 @@ class Ladder(StructuralDelta):
 
     def metrics(self) -> dict[str, Tensor]:
         gates = [gate(rung.gate.detach()) for rung in self.rungs if rung.gate is not None]  # type: ignore[union-attr, operator]
-        found = {"gate": torch.stack(gates).mean()} if gates else {}
-        return found | ({"cached": torch.tensor(self.cache.hit_rate)} if self.cache.capacity else {})
+        outputs = {"gate": torch.stack(gates).mean()} if gates else {}
+        return outputs | ({"cached": torch.tensor(self.cache.hit_rate)} if self.cache.capacity else {})
 
     def forward_features(self, x: Tensor, *arguments: Any, **more: Any) -> Tensor:
         """In the place of the backbone's."""
 
-        def look(x: Tensor) -> tuple[Tensor, ...]:
+        def compute(x: Tensor) -> tuple[Tensor, ...]:
             final = type(self._backbone[0]).forward_features(self._backbone[0], x, *arguments, **more)
             return (final, *(rung.seen for rung in self.rungs))  # type: ignore[misc]
 
         with torch.no_grad():
             if self.cache.capacity:
-                final, *seen = self.cache(x, look)
+                final, *seen = self.cache(x, compute)
                 for rung, h in zip(self.rungs, seen, strict=True):
                     rung.seen = h
             else:
-                final = look(x)[0]
+                final = compute(x)[0]
         return self.climb(final)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **more: Any) -> Any:
         """In the place of the backbone's; maps are the backbone's own, without gradient, and never cached."""
         with torch.no_grad():
-            found = type(self._backbone[0]).forward_intermediates(self._backbone[0], x, *arguments, **more)
-        if not isinstance(found, tuple):
-            return found
-        final, maps = found
+            outputs = type(self._backbone[0]).forward_intermediates(self._backbone[0], x, *arguments, **more)
+        if not isinstance(outputs, tuple):
+            return outputs
+        final, maps = outputs
         return self.climb(final), maps
 
     def climb(self, final: Tensor) -> Tensor:

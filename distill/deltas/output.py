@@ -35,8 +35,10 @@ class OutputDelta(StructuralDelta):
         self.names = classifier_names(backbone)
         heads = [backbone.get_submodule(name) for name in self.names]
         if not heads or not all(isinstance(head, nn.Linear) for head in heads):
-            found = ", ".join(f"{n!r} is a {type(h).__name__}" for n, h in zip(self.names, heads)) or "there is none"
-            raise DeltaError(f"output: it needs a classifier that is a Linear, and {found}; use 'adapter'")
+            description = (
+                ", ".join(f"{n!r} is a {type(h).__name__}" for n, h in zip(self.names, heads)) or "there is none"
+            )
+            raise DeltaError(f"output: it needs a classifier that is a Linear, and {description}; use 'adapter'")
         self.corrections = nn.ModuleList(Correction(head, settings.hidden) for head in heads)  # type: ignore[arg-type]
 
     def attach(self, backbone: nn.Module) -> None:

@@ -48,12 +48,12 @@ class RankedDelta(WeightDelta):
 
     Class attributes:
         least_rank: ``least`` where the settings leave it open; 0 leaves layers out.
-        goes_on: whether training by default goes on from the free warm-up.
+        warm_starts: whether training by default goes on from the free warm-up.
     """
 
     Settings = RankedSettings
     least_rank: ClassVar[int] = 0
-    goes_on: ClassVar[bool] = False
+    warm_starts: ClassVar[bool] = False
 
     settings: RankedSettings
 
@@ -91,21 +91,21 @@ class RankedDelta(WeightDelta):
         return isinstance(settings, RankedSettings) and settings.ranks is not None
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
+    def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         assert isinstance(settings, RankedSettings) and settings.ranks is not None
         allocation = settings.ranks
-        warm_start = cls.goes_on if allocation.start is None else allocation.start == "warm_up"
+        warm_start = cls.warm_starts if allocation.start is None else allocation.start == "warm_up"
         if warm_start and allocation.spectrum == "gradient":
             raise DeltaError(f"{settings.type} goes on from its warm-up: spectrum: warm_up, or start: identity")
         seen = None
         if allocation.importance != "uniform" or warm_start:
-            seen = evidence.after(
+            seen = calibration.after(
                 allocation.warm_up, "weights" if allocation.spectrum == "warm_up" else "head", allocation.warm_up_lr
             )
-        ranks = choose_ranks(cls, settings, evidence.layers, seen)
+        ranks = choose_ranks(cls, settings, calibration.layers, seen)
         tensors: dict[str, Mapping[str, Tensor]] = {}
         if warm_start and seen is not None:
-            layers, free = evidence.layers, seen.weights
+            layers, free = calibration.layers, seen.weights
             tensors = {site: cls.cut(layers[site], free[site], rank) for site, rank in ranks.items()}
         return DeltaInit(by_rank(settings, ranks), tensors, seen if warm_start else None)
 

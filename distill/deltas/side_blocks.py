@@ -69,8 +69,8 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
     )
     if not tap.is_map:
         layers: Any = dict(block.named_modules())
-        needed = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
-        if not all(isinstance(layers.get(n), nn.Linear) for n in needed):
+        required = ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")
+        if not all(isinstance(layers.get(n), nn.Linear) for n in required):
             raise DeltaError(str(refusal).format("without attn.qkv, attn.proj, mlp.fc1 and mlp.fc2"))
         heads, channels = block.attn.num_heads, tap.channels
         if (

@@ -64,11 +64,11 @@ class Sign(WeightDelta):
         return True
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
+    def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         assert isinstance(settings, Sign.Settings)
-        seen = evidence.after(settings.warm_up, "weights")
+        seen = calibration.after(settings.warm_up, "weights")
         tensors = {}
-        for site, layer in evidence.layers.items():
+        for site, layer in calibration.layers.items():
             D = (seen.weights[site] - layer.weight).detach()  # type: ignore[operator]
             tensors[site] = {"bits": pack_signs(D), "scale": mean_size(D)}
         return DeltaInit([settings], tensors, seen)

@@ -76,9 +76,9 @@ class Sparse(WeightDelta):
         return isinstance(settings, Sparse.Settings) and (settings.by, settings.scope) != ("magnitude", "layer")
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
+    def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         assert isinstance(settings, Sparse.Settings)
-        scores = _scores(settings, evidence)
+        scores = _scores(settings, calibration)
         if settings.scope == "model":
             index = largest_of_all(scores, settings.density)
         else:
@@ -102,14 +102,14 @@ def by_count(settings: DeltaSettings, index: Mapping[str, Tensor]) -> list[Delta
     return [settings.model_copy(update={**chosen, "entries": n, "sites": tuple(sites[n])}) for n in sorted(sites)]
 
 
-def _scores(settings: Sparse.Settings, evidence: Calibration) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {site: layer.weight.detach() for site, layer in evidence.layers.items()}  # type: ignore
+def _scores(settings: Sparse.Settings, calibration: Calibration) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {site: layer.weight.detach() for site, layer in calibration.layers.items()}  # type: ignore
     if settings.by == "magnitude":
         return {site: weight.abs() for site, weight in weights.items()}
     if settings.by == "difference":
-        free = evidence.after(settings.warm_up, "weights").weights
+        free = calibration.after(settings.warm_up, "weights").weights
         return {site: (free[site] - weight).abs() for site, weight in weights.items()}
-    gradients = evidence.after(settings.warm_up, "head").gradients(settings.samples)
+    gradients = calibration.after(settings.warm_up, "head").gradients(settings.samples)
     if settings.by == "fisher":
         return {site: gradients[site].square for site in weights}
     return {site: gradients[site].mean.abs() for site in weights}

@@ -91,12 +91,12 @@ class CifarNet(nn.Module):
         """timm's contract: the maps after the stages, and the final features. ``norm`` has nothing to act on."""
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         take, deepest = feature_take_indices(len(self.stages), indices)
-        x, found = self.stem(x), []
+        x, maps = self.stem(x), []
         for number in range(deepest + 1 if stop_early else len(self.stages)):
             x = self.stage(number, x)
             if number in take:
-                found.append(x)
-        return found if intermediates_only else (self.last(x), found)
+                maps.append(x)
+        return maps if intermediates_only else (self.last(x), maps)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -125,12 +125,12 @@ class DeltaResNet(nn.Module):
         """timm's contract: the states after the stages, and the final features. ``norm`` has nothing to act on."""
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         take, last = feature_take_indices(len(self.stages), indices)
-        x, found = self.stem(x), []
+        x, maps = self.stem(x), []
         for number, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
             x = stage(x)
             if number in take:
-                found.append(x)
-        return found if intermediates_only else (self.read(x), found)
+                maps.append(x)
+        return maps if intermediates_only else (self.read(x), maps)
 
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True

@@ -40,23 +40,23 @@ class LabelMap(nn.Module):
 
     def __init__(self, sources: Mapping[int, Sequence[int]], student_classes: int, teacher_classes: int):
         super().__init__()
-        known = sorted(ours for ours, theirs in sources.items() if theirs)
+        known = sorted(student_class for student_class, teacher_class in sources.items() if teacher_class)
         if not known:
             raise ValueError("the teacher and the student share no class")
-        for ours in known:
-            for index, count, whose in [(ours, student_classes, "student")] + [
-                (theirs, teacher_classes, "teacher") for theirs in sources[ours]
+        for student_class in known:
+            for index, count, whose in [(student_class, student_classes, "student")] + [
+                (teacher_class, teacher_classes, "teacher") for teacher_class in sources[student_class]
             ]:
                 if not 0 <= index < count:
                     raise ValueError(f"the {whose} has no class {index}: it has {count}, counted from 0")
-        taken = [theirs for ours in known for theirs in sources[ours]]
+        taken = [teacher_class for student_class in known for teacher_class in sources[student_class]]
         if len(set(taken)) < len(taken):
-            twice = next(theirs for theirs in taken if taken.count(theirs) > 1)
+            twice = next(teacher_class for teacher_class in taken if taken.count(teacher_class) > 1)
             raise ValueError(f"the teacher's class {twice} stands for two of the student's")
         self.student_classes, self.teacher_classes = student_classes, teacher_classes
         self.classes = len(known)
-        most = max(len(sources[ours]) for ours in known)
-        rows = [[*sources[ours], *[-1] * (most - len(sources[ours]))] for ours in known]
+        most = max(len(sources[student_class]) for student_class in known)
+        rows = [[*sources[student_class], *[-1] * (most - len(sources[student_class]))] for student_class in known]
         sources_SG = torch.tensor(rows)
         places_K = torch.full((student_classes,), UNLABELED)
         places_K[known] = torch.arange(len(known))
@@ -101,8 +101,8 @@ class LabelMap(nn.Module):
     def features(self, student: Features, teacher: Features) -> tuple[Features, Features]:
         """The two networks' outputs with logits of the shared classes."""
         assert student.logits is not None and teacher.logits is not None
-        ours, theirs = self.of_student(student.logits), self.of_teacher(teacher.logits)
-        return replace(student, logits=ours), replace(teacher, logits=theirs)
+        student_class, teacher_class = self.of_student(student.logits), self.of_teacher(teacher.logits)
+        return replace(student, logits=student_class), replace(teacher, logits=teacher_class)
 
 
 class LabelMaps(nn.Module):

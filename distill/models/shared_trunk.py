@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from distill.models.module_equality import Part, parts_alike
+from distill.models.module_equality import Part, equal_parts
 
 logger = logging.getLogger(__name__)
 
@@ -90,8 +90,8 @@ class SharedTrunk:
     def __init__(self, networks: Sequence[nn.Module] = ()):
         self._parts: dict[Place, Part] = {}
         names: dict[tuple[int, str, str], Key] = {}
-        for (n, ours), (m, theirs) in combinations(enumerate(networks), 2):
-            for part, same in parts_alike(ours, theirs):
+        for (n, first), (m, second) in combinations(enumerate(networks), 2):
+            for part, same in equal_parts(first, second):
                 key = names.setdefault((n, part.name, part.method), (n, part.name, part.method))
                 names[m, part.name, part.method] = key
                 self._parts |= {(n, key): part, (m, key): same}
@@ -105,7 +105,7 @@ class SharedTrunk:
         self._written = 0
         self._clear()
 
-    def try_out(self, look: Callable[[], object]) -> None:
+    def try_out(self, forward: Callable[[], object]) -> None:
         """Find what is shared in ``look()``, in which every network looks as it will in use.
 
         What would be shared is computed by everybody here, and compared.
@@ -115,12 +115,12 @@ class SharedTrunk:
             return
         trial = self._trial = _Trial()
         with self, torch.no_grad():
-            look()
+            forward()
         self._trial = None
         for place, kept in trial.kept.items():
-            uses = max(one.uses for one in kept)
+            uses = max(entry.uses for entry in kept)
             # Who writes into what it is given needs a tensor of its own.
-            written = any(one.uses and not one.intact for one in kept)
+            written = any(entry.uses and not entry.intact for entry in kept)
             if uses and not written and place[1] not in trial.unlike:
                 self._keepers[place] = uses
         useful = {key for _, key in self._keepers}
@@ -171,9 +171,9 @@ class SharedTrunk:
         number = self._number_of_result(place[1], tensors, given, named)
         if number is None:
             return compute(*given, **named)
-        found = self._kept.get(number)
-        if found is not None and found.intact:
-            return self._take(place, number, found, partial(compute, *given, **named))
+        earlier = self._kept.get(number)
+        if earlier is not None and earlier.intact:
+            return self._take(place, number, earlier, partial(compute, *given, **named))
         before = _versions(tensors)
         output = compute(*given, **named)
         made = _tensors(output)
@@ -182,8 +182,8 @@ class SharedTrunk:
         untouched = before == _versions(tensors)
         if untouched and any(new is old for new in made for old in tensors):  # an Identity: it has its number
             return output
-        for turn, tensor in enumerate(made):
-            self._numbers[tensor] = (tensor._version, self._number_of((number, turn)))
+        for index, tensor in enumerate(made):
+            self._numbers[tensor] = (tensor._version, self._number_of((number, index)))
         if self._trial is not None:
             self._trial.seen.setdefault(number, set()).add(place)
         if keeps and untouched:
@@ -192,16 +192,16 @@ class SharedTrunk:
                 self._trial.kept.setdefault(place, []).append(kept)
         return output
 
-    def _take(self, place: Place, number: int, found: _Kept, compute: Callable[[], Any]) -> Any:
+    def _take(self, place: Place, number: int, earlier: _Kept, compute: Callable[[], Any]) -> Any:
         if self._trial is not None:
             output = compute()
-            if not _equal(output, found.output):
+            if not _equal(output, earlier.output):
                 self._trial.unlike.add(place[1])
                 return output
             self._trial.seen[number].add(place)
             self._trial.takers.add(place)
-        output = found.take()
-        if found.uses == found.limit:
+        output = earlier.take()
+        if earlier.uses == earlier.limit:
             del self._kept[number]
         return output
 
@@ -252,6 +252,6 @@ def _versions(tensors: list[Tensor]) -> list[int]:
     return [tensor._version for tensor in tensors]
 
 
-def _equal(ours: Any, theirs: Any) -> bool:
-    mine, other = _tensors(ours), _tensors(theirs)
+def _equal(first: Any, second: Any) -> bool:
+    mine, other = _tensors(first), _tensors(second)
     return len(mine) == len(other) and all(map(torch.equal, mine, other))

@@ -61,7 +61,7 @@ class Teacher(nn.Module):
         # Autocast would undo the teacher's own dtype: it would cast weights that are bf16 already, and fp32 ones down.
         with torch.autocast(views[0][0].device.type, enabled=False):
             return [
-                [self.look(network, view) for view in network_views]
+                [self.features_of(network, view) for view in network_views]
                 for network, network_views in zip(self.networks, views, strict=True)
             ]
 
@@ -81,8 +81,8 @@ class Teacher(nn.Module):
         p_BK = (weights_NBK * p_NBK.nan_to_num(0)).sum(0) / known_BK.where(known_BK > 0, 1)
         return p_BK / p_BK.sum(1, keepdim=True)
 
-    def look(self, network: nn.Module, view: Tensor) -> Features:
-        """What one of the networks sees in one view."""
+    def features_of(self, network: nn.Module, view: Tensor) -> Features:
+        """The outputs of one of the networks for one view [B, 3, H, W], in fp32."""
         features = self._extract(network, view.to(self.dtype), self.needs)
         return Features(
             logits=None if features.logits is None else features.logits.float(),

@@ -40,7 +40,7 @@ def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Pred
     for n, (network, spec) in enumerate(zip(teacher.networks, teacher.inputs, strict=True)):
 
         def probabilities(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
-            return teacher.probabilities(n, logits_of(teacher.look(network, view)))
+            return teacher.probabilities(n, logits_of(teacher.features_of(network, view)))
 
         single.append(context.predict(teacher, probabilities, spec, context.loader(split)))
     mean = teacher.mean([predictions.logits for predictions in single])

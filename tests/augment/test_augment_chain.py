@@ -36,9 +36,9 @@ def test_eval_view_is_pils_bilinear_resize():
     from PIL import Image
 
     spec = InputSpec((8, 12), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-    ours = eval_view(IMAGES, spec)[0].permute(1, 2, 0) * 255
-    theirs = Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).resize((12, 8), Image.Resampling.BILINEAR)
-    assert float((ours - torch.tensor(list(theirs.tobytes())).view(8, 12, 3)).abs().max()) < 1.01
+    actual = eval_view(IMAGES, spec)[0].permute(1, 2, 0) * 255
+    reference = Image.fromarray(IMAGES[0].permute(1, 2, 0).numpy()).resize((12, 8), Image.Resampling.BILINEAR)
+    assert float((actual - torch.tensor(list(reference.tobytes())).view(8, 12, 3)).abs().max()) < 1.01
 
 
 def test_no_operations_is_the_eval_view():

@@ -125,9 +125,9 @@ def findings(item):
 @pytest.mark.parametrize("item", [Tint(), Buffered(), Base(), v2.RandomHorizontalFlip(), "RandomGrayscale"])
 def test_every_shape_of_a_sound_operation_passes(item):
     operation = build(item, {}, SIZE) if isinstance(item, str) else built(item, SIZE)[1]
-    found = examine(operation, SIZE, batch=2)
-    assert not [finding for finding in found if finding.verdict == "fail"]
-    assert {"deterministic", "batch-invariant", "device", "compiles", "cost"} <= {finding.check for finding in found}
+    actual = examine(operation, SIZE, batch=2)
+    assert not [finding for finding in actual if finding.verdict == "fail"]
+    assert {"deterministic", "batch-invariant", "device", "compiles", "cost"} <= {finding.check for finding in actual}
 
 
 @pytest.mark.parametrize(
@@ -153,8 +153,8 @@ def test_every_shape_of_a_sound_operation_passes(item):
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else None,
 )
 def test_what_is_found(item, check, verdict, why):
-    found = findings(item)[check]
-    assert (found.verdict, why in found.why) == (verdict, True), found
+    actual = findings(item)[check]
+    assert (actual.verdict, why in actual.why) == (verdict, True), actual
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is followed on paper")
@@ -170,8 +170,8 @@ def test_what_is_found(item, check, verdict, why):
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else None,
 )
 def test_a_gpu_is_followed_on_paper(item, verdict, why):
-    found = findings(item)["device"]
-    assert (found.verdict, why in found.why) == (verdict, True), found
+    actual = findings(item)["device"]
+    assert (actual.verdict, why in actual.why) == (verdict, True), actual
 
 
 def test_the_command(capsys):

@@ -138,11 +138,11 @@ def test_multicrop_has_a_group_of_crops_for_every_size():
     groups = [{"crops": 2, "size": 16, "recipe": "dino_local"}, {"crops": 1, "size": 12, "scale": [0.05, 0.1]}]
     augment = dual("multicrop", [STUDENT], STUDENT, local=groups, student="simclr")
     assert [view.shape[-1] for view in augment(IMAGES, IDS, 0).student] == [24, 24, 16, 16, 12]
-    recipes = [look.recipe for look in augment.view_plan.student[2:]]
+    recipes = [view_spec.recipe for view_spec in augment.view_plan.student[2:]]
     assert [recipe[0].arguments["scale"] for recipe in recipes] == [[0.05, 0.3], [0.05, 0.3], [0.05, 0.1]]
     jitter = [next(op.arguments["brightness"] for op in recipe if op.type == "ColorJitter") for recipe in recipes]
     assert jitter == [0.4, 0.4, 0.8]  # DINO's, and the student's own
-    assert len({look.key for look in augment.view_plan.student}) == 5
+    assert len({view_spec.key for view_spec in augment.view_plan.student}) == 5
 
 
 @pytest.mark.parametrize("policy", POLICIES)

@@ -139,11 +139,11 @@ def test_a_gpus_way_is_the_cpus():
     """Selecting instead of gathering, all at once instead of one by one."""
     for recipe in (STRONG, [TURN, *STRONG], [mine(Shift), mine(Tint), mine(Middle), mine(Spread), mine(Hole)]):
         for size in ((24, 24), (100, 100)):
-            one = chain(*recipe, size=size, compile=False)
-            ours = one(pictures(), draws())
+            first = chain(*recipe, size=size, compile=False)
+            actual = first(pictures(), draws())
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr(torch.compiler, "is_compiling", lambda: True)
-                torch.testing.assert_close(one(pictures(), draws()), ours, rtol=0, atol=2e-6)
+                torch.testing.assert_close(first(pictures(), draws()), actual, rtol=0, atol=2e-6)
 
 
 # --- Composed geometry ---------------------------------------------------------------------------------------------
@@ -169,9 +169,9 @@ def test_composing_is_more_exact_than_resampling_twice(recipe):
     side = 40
     y, x = torch.meshgrid(torch.arange(side) * 1.0, torch.arange(side) * 1.0, indexing="ij")
     images = wave(x, y).expand(6, 1, side, side).contiguous()
-    one = chain(*recipe, size=(side, side))
+    first = chain(*recipe, size=(side, side))
     shape, steps, stepwise = images.shape, [], images
-    for step in one.steps:
+    for step in first.steps:
         params = step.operation.sample(draws(6).op(step.key), shape)
         steps.append((step.user, params))
         stepwise = step.operation.run(stepwise, params)
@@ -221,9 +221,9 @@ def test_inverse():
 
 
 def test_the_plan_says_what_is_fused_and_what_is_not():
-    one = chain(CROP, JITTER, GRAY, BLUR, FLIP, "RandomEqualize", TURN, mine(Loud), ERASE, "RandomInvert")
+    first = chain(CROP, JITTER, GRAY, BLUR, FLIP, "RandomEqualize", TURN, mine(Loud), ERASE, "RandomInvert")
     reading = "one bilinear reading, axis by axis, zeros beyond the border"
-    assert one.plan().splitlines() == [
+    assert first.plan().splitlines() == [
         f"geometry RandomResizedCrop + RandomHorizontalFlip: {reading}",
         "color   ColorJitter + RandomGrayscale: pixel by pixel",
         "blur     RandomGaussianBlur: two filters along the axes",
@@ -269,28 +269,28 @@ def test_all_draws_at_once_are_those_one_by_one():
     requests = [
         (Draws(0, 3, view, ids).op(op), count) for view in "ab" for op, count in (("x", 4), ("y", 1), ("z", 23))
     ]
-    constants = counters([one for one, _ in requests], [count for _, count in requests], ids.device)
+    constants = counters([first for first, _ in requests], [count for _, count in requests], ids.device)
     together = uniforms(ids, constants).split([count for _, count in requests], 1)
-    for (one, count), numbers in zip(requests, together):
-        assert torch.equal(numbers, one.uniform(0, (count,)))
+    for (first, count), numbers in zip(requests, together):
+        assert torch.equal(numbers, first.uniform(0, (count,)))
 
 
 def test_an_operation_draws_the_same_alone_and_in_a_chain():
-    one = chain(*STRONG)
+    first = chain(*STRONG)
     seen = {}
-    for step in one.steps:
+    for step in first.steps:
         original = step.user.from_uniforms
         step.user.from_uniforms = lambda u, shape, key=step.key, original=original: seen.setdefault(
             key, original(u, shape)
         )
-    one(pictures(), draws())
-    for step in one.steps:
-        alone = step.operation.user.__class__(step.user.module).sample(draws().op(step.key), _shape_at(one, step))
+    first(pictures(), draws())
+    for step in first.steps:
+        alone = step.operation.user.__class__(step.user.module).sample(draws().op(step.key), _shape_at(first, step))
         assert alone.keys() == seen[step.key].keys()
         assert all(torch.equal(alone[name], seen[step.key][name]) for name in alone)
 
 
-def _shape_at(one, step):
+def _shape_at(first, step):
     return torch.Size((8, 3, 32, 36)) if step.place == 0 else torch.Size((8, 3, 24, 24))
 
 
@@ -299,20 +299,20 @@ def _shape_at(one, step):
 
 @pytest.mark.parametrize("height, width, channels", [(33, 27, 3), (40, 17, 3), (5, 7, 3), (64, 64, 3), (120, 90, 3)])
 def test_any_size(height, width, channels):
-    one = chain(CROP, FLIP, JITTER, GRAY, {**BLUR, "kernel_size": [3, 3]}, ERASE, TURN, size=(18, 26))
+    first = chain(CROP, FLIP, JITTER, GRAY, {**BLUR, "kernel_size": [3, 3]}, ERASE, TURN, size=(18, 26))
     images = pictures(5, height, width, channels)
-    view = one(images, draws(5))
+    view = first(images, draws(5))
     assert view.shape == (5, 3, 18, 26) and float(view.min()) >= 0 and float(view.max()) <= 1
-    torch.testing.assert_close(one(to_unit(images), draws(5)), view, rtol=0, atol=1e-6)
+    torch.testing.assert_close(first(to_unit(images), draws(5)), view, rtol=0, atol=1e-6)
     for n in range(5):
         alone = Draws(0, 0, "student", torch.arange(100 + n, 101 + n))
-        torch.testing.assert_close(one(images[n : n + 1], alone), view[n : n + 1], rtol=0, atol=2e-6)
+        torch.testing.assert_close(first(images[n : n + 1], alone), view[n : n + 1], rtol=0, atol=2e-6)
 
 
 def test_one_channel():
-    one = chain(CROP, FLIP, {"type": "ColorJitter", "brightness": 0.4, "contrast": 0.4}, GRAY, BLUR, ERASE)
+    first = chain(CROP, FLIP, {"type": "ColorJitter", "brightness": 0.4, "contrast": 0.4}, GRAY, BLUR, ERASE)
     plain = chain(*[Op.model_validate(op) for op in (CROP, FLIP, GRAY, BLUR, ERASE)], engine="kornia")
-    assert one(pictures(channels=1), draws()).shape == (8, 1, 24, 24)
+    assert first(pictures(channels=1), draws()).shape == (8, 1, 24, 24)
     assert plain(pictures(channels=1), draws()).shape == (8, 1, 24, 24)
 
 
@@ -324,10 +324,10 @@ def test_an_empty_batch():
 
 def test_the_last_write_normalizes_and_casts():
     for recipe in (STRONG, [CROP, mine(Loud)], []):
-        one = chain(*recipe)
-        pixels = one(pictures(), draws())
-        torch.testing.assert_close(one(pictures(), draws(), spec=SPEC), normalized(pixels, SPEC), rtol=0, atol=1e-6)
-        half = one(pictures(), draws(), spec=SPEC, dtype=torch.bfloat16)
+        first = chain(*recipe)
+        pixels = first(pictures(), draws())
+        torch.testing.assert_close(first(pictures(), draws(), spec=SPEC), normalized(pixels, SPEC), rtol=0, atol=1e-6)
+        half = first(pictures(), draws(), spec=SPEC, dtype=torch.bfloat16)
         assert torch.equal(half, normalized(pixels, SPEC).bfloat16())
 
 
@@ -367,9 +367,9 @@ class Broken:
 
 
 def test_diagnose_names_the_operation():
-    one = chain(CROP, mine(Broken), JITTER)
+    first = chain(CROP, mine(Broken), JITTER)
     with pytest.raises(ImageError, match=r"what .*Broken \(operation 2\) makes are not finite in sample 0, 1, 2"):
-        one.diagnose(pictures(), draws())
+        first.diagnose(pictures(), draws())
     chain(*STRONG).diagnose(pictures(), draws())
 
 
@@ -391,12 +391,12 @@ WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "uniqu
 
 def test_on_a_gpu_the_host_waits_for_nothing():
     """Nothing that would bring a number to the host or make a shape of data, on the way that a GPU takes."""
-    one = chain(TURN, *STRONG)
+    first = chain(TURN, *STRONG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        run = one._runs[0]
+        run = first._runs[0]
         source = draws()
-        steps = [source.op(step.key) for step in run.native]
+        steps = [source.op(step.key) for step in run.kornia_steps]
         constants = counters(steps, run.counts, torch.device("cpu"))
         with Count() as count:
             run.whole(pictures(), source.ids, constants, {}, None)
@@ -415,10 +415,10 @@ def test_a_missing_compiler_is_said_once_if_it_was_asked_for(monkeypatch):
 
     monkeypatch.setattr(compiler, "missing_compiler", lambda device: "no compiler here")
     compiler.way_on.cache_clear()
-    one = chain(*STRONG, compile=True)
+    first = chain(*STRONG, compile=True)
     with pytest.warns(UserWarning, match="runs without compiled passes: no compiler here"):
-        view = one(pictures(), draws())
-    assert torch.equal(view, one(pictures(), draws()))
+        view = first(pictures(), draws())
+    assert torch.equal(view, first(pictures(), draws()))
     assert torch.equal(view, chain(*STRONG, compile="auto")(pictures(), draws()))
     compiler.way_on.cache_clear()
 
@@ -439,8 +439,8 @@ def test_compiled_by_torch(monkeypatch):
 
 
 def test_a_chain_can_be_copied():
-    one = pickle.loads(pickle.dumps(chain(*STRONG)))
-    assert torch.equal(one(pictures(), draws()), chain(*STRONG)(pictures(), draws()))
+    first = pickle.loads(pickle.dumps(chain(*STRONG)))
+    assert torch.equal(first(pictures(), draws()), chain(*STRONG)(pictures(), draws()))
 
 
 def test_native_operations_are_users_of_the_contract():

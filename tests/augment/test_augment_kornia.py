@@ -78,9 +78,9 @@ def test_a_sample_gets_the_same_in_any_batch(name):
 def test_the_work_is_kornias_own(name):
     """With the parameters that we drew, the module itself gives our output."""
     op = make(name)
-    ours = run(op)
+    actual = run(op)
     with torch.no_grad():
-        assert torch.equal(op.module(IMAGES, params=op.module._params), ours)
+        assert torch.equal(op.module(IMAGES, params=op.module._params), actual)
     assert op.module._params["forward_input_shape"][0] == 5
 
 

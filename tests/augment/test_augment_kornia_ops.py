@@ -58,16 +58,16 @@ def both(operation, x, seed=0):
     with torch.no_grad():
         params = operation.sample(draws, x.shape)
         exact = operation.form == "affine"
-        theirs = {
+        reference = {
             name: value.double() if exact and value.is_floating_point() else value for name, value in params.items()
         }
-        kornias = operation.user.by_kornia(x.double() if exact else x, theirs)
+        kornias = operation.user.by_kornia(x.double() if exact else x, reference)
         return operation.run(x, params), kornias.float(), params
 
 
-def assert_equal(ours, kornias, tolerance):
-    assert ours.shape == kornias.shape
-    torch.testing.assert_close(ours, kornias, rtol=0, atol=tolerance)
+def assert_equal(actual, kornias, tolerance):
+    assert actual.shape == kornias.shape
+    torch.testing.assert_close(actual, kornias, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -75,13 +75,13 @@ def test_equals_kornia(name):
     operation = make(name)
     assert isinstance(operation.user, FusedKorniaOp)
     for seed in range(3):
-        ours, kornias, params = both(operation, images(8, 3, 32, 38), seed)
-        assert_equal(ours, kornias, 1e-5)
+        actual, kornias, params = both(operation, images(8, 3, 32, 38), seed)
+        assert_equal(actual, kornias, 1e-5)
         undrawn = ~params["drawn"]
         if operation.user.p != 1:
-            assert torch.equal(ours[undrawn], images(8, 3, 32, 38)[undrawn]) or operation.form == "affine"
-    ours, kornias, _ = both(operation, images(4, 3, 224, 224))
-    assert_equal(ours, kornias, 1e-4)
+            assert torch.equal(actual[undrawn], images(8, 3, 32, 38)[undrawn]) or operation.form == "affine"
+    actual, kornias, _ = both(operation, images(4, 3, 224, 224))
+    assert_equal(actual, kornias, 1e-4)
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -90,11 +90,11 @@ def test_never_and_always(name, p):
     if name in ("RandomResizedCrop", "RandomCrop", "CenterCrop", "Resize"):
         pytest.skip("kornia's p is for a whole batch there")
     x = images(3, 3, 25, 31)
-    ours, kornias, params = both(make(name, p=p), x)
+    actual, kornias, params = both(make(name, p=p), x)
     assert params["drawn"].tolist() == [p == 1] * 3
-    assert_equal(ours, kornias, 1e-5)
+    assert_equal(actual, kornias, 1e-5)
     if p == 0:
-        assert_equal(ours, x, 1e-5)
+        assert_equal(actual, x, 1e-5)
 
 
 @pytest.mark.parametrize("name", NATIVE)
@@ -105,15 +105,15 @@ def test_odd_sizes_one_channel_and_tiny_images(name):
             continue
         if name in ("Normalize", "Denormalize") and shape[1] == 1:
             operation = make(name, mean=[0.5], std=[0.2])
-        ours, kornias, _ = both(operation, images(*shape))
-        assert_equal(ours, kornias, 1e-5)
+        actual, kornias, _ = both(operation, images(*shape))
+        assert_equal(actual, kornias, 1e-5)
     if name in ("CenterCrop", "RandomCrop"):
         operation = make(name, size=[1, 2], **({"padding": None} if name == "RandomCrop" else {}))
     if name in ("RandomGaussianBlur", "RandomBoxBlur"):
         operation = make(name, kernel_size=[1, 3])
     operation = operation if name not in ("Normalize", "Denormalize") else make(name)
-    ours, kornias, _ = both(operation, images(5, 3, 2, 3))
-    assert_equal(ours, kornias, 1e-5)
+    actual, kornias, _ = both(operation, images(5, 3, 2, 3))
+    assert_equal(actual, kornias, 1e-5)
 
 
 @pytest.mark.parametrize("name", ["ColorJitter", "ColorJiggle"])
@@ -122,8 +122,8 @@ def test_jitter_in_every_order(name):
     x = images(4, 3, 16, 16)
     for order in itertools.permutations(range(4)):
         operation = make(name, order=order, p=1.0)
-        ours, kornias, params = both(operation, x)
-        assert_equal(ours, kornias, 1e-5)
+        actual, kornias, params = both(operation, x)
+        assert_equal(actual, kornias, 1e-5)
         assert params["order"].tolist() == [list(order)] * 4
         assert_equal(selected(operation.user, x, params), kornias, 1e-5)
 
@@ -133,8 +133,8 @@ def test_jitter_in_every_order(name):
 def test_jitter_without_a_step(name, left_out):
     keep = {NAMES[step]: (1.0, 1.0) if step != 3 else (0.0, 0.0) for step in [left_out]}
     operation = make(name, p=1.0, **keep)
-    ours, kornias, params = both(operation, images(8, 3, 16, 16))
-    assert_equal(ours, kornias, 1e-5)
+    actual, kornias, params = both(operation, images(8, 3, 16, 16))
+    assert_equal(actual, kornias, 1e-5)
     assert_equal(selected(operation.user, images(8, 3, 16, 16), params), kornias, 1e-5)
 
 
@@ -169,9 +169,9 @@ def test_hue_of_every_byte():
 
     steps = torch.linspace(0, 1, 18)
     cube = torch.cartesian_prod(steps, steps, steps).T.reshape(1, 3, 18, 324)
-    for turn in torch.linspace(-0.5, 0.5, 13):
-        kornias = enhance.adjust_hue(cube, turn * 2 * torch.pi)
-        torch.testing.assert_close(hue_turned(cube, turn.view(1, 1, 1, 1)), kornias, rtol=0, atol=5e-6)
+    for rotation in torch.linspace(-0.5, 0.5, 13):
+        kornias = enhance.adjust_hue(cube, rotation * 2 * torch.pi)
+        torch.testing.assert_close(hue_turned(cube, rotation.view(1, 1, 1, 1)), kornias, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize(
@@ -203,8 +203,8 @@ def test_hue_of_every_byte():
 def test_other_arguments(name, arguments):
     operation = make(name, **arguments)
     assert isinstance(operation.user, FusedKorniaOp)
-    ours, kornias, _ = both(operation, images(16, 3, 32, 38))
-    assert_equal(ours, kornias, 1e-5)
+    actual, kornias, _ = both(operation, images(16, 3, 32, 38))
+    assert_equal(actual, kornias, 1e-5)
 
 
 def test_crops_are_drawn_as_kornia_draws_them():
@@ -212,12 +212,12 @@ def test_crops_are_drawn_as_kornia_draws_them():
     module = K.RandomResizedCrop((24, 24), scale=(0.3, 1.0))
     shape = torch.Size((20000, 3, 40, 60))
     torch.manual_seed(0)
-    theirs = module.forward_parameters(shape)["src"]
-    ours = fused_kornia_op(module).sample(Draws(0, 0, "a", torch.arange(20000)).op("x"), shape)["src"]
-    for of in (ours, theirs):
+    reference = module.forward_parameters(shape)["src"]
+    actual = fused_kornia_op(module).sample(Draws(0, 0, "a", torch.arange(20000)).op("x"), shape)["src"]
+    for of in (actual, reference):
         assert of.min() >= 0 and of[..., 0].max() <= 59 and of[..., 1].max() <= 39
     for corner, axis in itertools.product((0, 2), (0, 1)):
-        a, b = (boxes[:, corner, axis].sort().values for boxes in (ours, theirs))
+        a, b = (boxes[:, corner, axis].sort().values for boxes in (actual, reference))
         assert (a - b).abs().mean() < 0.4
 
 

@@ -38,10 +38,12 @@ def test_cutmix_has_one_box_and_counts_its_pixels() -> None:
             (result.teacher[0][0], result.mix.teacher[0][0]),
         ):
             for b, partner in enumerate(result.mix.partner.tolist()):
-                theirs = view[b] == partner
-                assert (theirs | (view[b] == b)).all() and theirs.float().mean().item() == pytest.approx(1 - share)
-                rows, columns = theirs[0].any(1).nonzero(), theirs[0].any(0).nonzero()
-                assert theirs[0].sum() == len(rows) * len(columns), "what was cut in is a box"
+                reference = view[b] == partner
+                assert (reference | (view[b] == b)).all() and reference.float().mean().item() == pytest.approx(
+                    1 - share
+                )
+                rows, columns = reference[0].any(1).nonzero(), reference[0].any(0).nonzero()
+                assert reference[0].sum() == len(rows) * len(columns), "what was cut in is a box"
 
 
 @pytest.mark.parametrize(
@@ -83,8 +85,8 @@ def test_every_epoch_and_seed_mixes_anew() -> None:
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 4.0])
 def test_shares_follow_their_beta(alpha: float) -> None:
-    shares = [mixed(views(1), MixSettings(mixup=alpha), 0, epoch, IDS).mix.student[0] for epoch in range(500)]
-    assert kstest(shares, "beta", args=(alpha, alpha)).pvalue > 0.001
+    fractions = [mixed(views(1), MixSettings(mixup=alpha), 0, epoch, IDS).mix.student[0] for epoch in range(500)]
+    assert kstest(fractions, "beta", args=(alpha, alpha)).pvalue > 0.001
 
 
 def test_p_and_switch_are_shares_of_batches() -> None:

@@ -55,8 +55,8 @@ def test_equalize_is_pils_to_the_level():
 def test_equalize_by_hand():
     """1020 pixels, a quarter each at 10, 20, 30, 40: s = 765 // 255 = 3, levels (1 + 255 k) // 3."""
     image = torch.tensor([10.0, 20, 30, 40]).repeat_interleave(255).view(1, 1, 30, 34) * LEVEL
-    found = (equalize(image) * 255).round().unique().int().tolist()
-    assert found == [0, 85, 170, 255]
+    actual = (equalize(image) * 255).round().unique().int().tolist()
+    assert actual == [0, 85, 170, 255]
     flat = torch.full((1, 1, 4, 4), 0.3)
     assert torch.equal(equalize(flat), flat)
 
@@ -82,10 +82,10 @@ def test_sharpness_is_pils():
 
 
 def test_sharpness_is_kornias_only_faster():
-    from kornia.enhance import sharpness as theirs
+    from kornia.enhance import sharpness as reference
 
     factor = torch.tensor([0.0, 0.4, 1.0, 1.7, 3.0])
-    torch.testing.assert_close(sharpness(FLOATS, factor), theirs(FLOATS, factor), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sharpness(FLOATS, factor), reference(FLOATS, factor), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("quality", [10, 35, 50, 75, 95])

@@ -202,8 +202,8 @@ def test_specaugment_widths_are_uniform_and_limited():
 def test_blend_and_posterize_by_hand():
     images = torch.tensor([[[[0.2, 0.6]]]])
     torch.testing.assert_close(blend(torch.tensor(0.5), images, torch.tensor([0.5])), torch.tensor([[[[0.05, 0.65]]]]))
-    found = posterize(torch.tensor([[[[255.0, 130.0, 63.0]]]]) / 255, torch.tensor([2.0])) * 255
-    torch.testing.assert_close(found, torch.tensor([[[[192.0, 128.0, 0.0]]]]))
+    actual = posterize(torch.tensor([[[[255.0, 130.0, 63.0]]]]) / 255, torch.tensor([2.0])) * 255
+    torch.testing.assert_close(actual, torch.tensor([[[[192.0, 128.0, 0.0]]]]))
 
 
 @pytest.mark.parametrize(

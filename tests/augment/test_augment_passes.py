@@ -79,8 +79,8 @@ def test_colors():
     images = floats(3, 11, 13) * 1.4 - 0.2
     unit = images.clamp(0, 1)
 
-    def made(one):
-        return carried_out([one], images, (11, 13))
+    def made(built):
+        return carried_out([built], images, (11, 13))
 
     def jitter(*steps):
         return made(instruction(Kind.JITTER, EVERY, [len(steps)], [number for step in steps for number in step]))
@@ -107,9 +107,9 @@ def test_colors():
 def test_the_hue_of_grays_and_of_primary_colors():
     rows = [[0, 0, 0], [1, 1, 1], [0.5, 0.5, 0.5], [1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0], [0, 1, 1], [1, 0, 1]]
     images = torch.tensor(rows, dtype=torch.float32).t().reshape(1, 3, 3, 3)
-    one = instruction(Kind.JITTER, torch.ones(1), [1], [3, 1 / 3])
+    built = instruction(Kind.JITTER, torch.ones(1), [1], [3, 1 / 3])
     expected = images[:, [2, 0, 1]]  # a third of the circle: red becomes green
-    close(carried_out([one], images, (3, 3)), expected, 3e-6)
+    close(carried_out([built], images, (3, 3)), expected, 3e-6)
 
 
 def test_boxes_that_leave_the_image():
@@ -142,9 +142,9 @@ class Long:
 
 
 def test_a_kernel_longer_than_the_image():
-    one = Chain([Op.of(f"{__name__}:Long")], (96, 96))
+    built = Chain([Op.of(f"{__name__}:Long")], (96, 96))
     with pytest.raises(ValueError, match=r"Long filters with 201 numbers, .* only 96 wide"):
-        one(pictures()[..., :96, :96], draws())
+        built(pictures()[..., :96, :96], draws())
 
 
 def strong(**settings):
@@ -168,25 +168,25 @@ def draws(batch=9, first=0):
 
 
 def test_the_number_of_threads_changes_nothing():
-    one, before, images = strong(), torch.get_num_threads(), pictures()
-    expected = one(images, draws())
+    built, before, images = strong(), torch.get_num_threads(), pictures()
+    expected = built(images, draws())
     try:
         torch.set_num_threads(3)
-        assert torch.equal(one(images, draws()), expected)
+        assert torch.equal(built(images, draws()), expected)
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(one(images[4:6], draws(2, 4)), expected[4:6])
+    assert torch.equal(built(images[4:6], draws(2, 4)), expected[4:6])
 
 
 def test_images_of_any_layout():
-    one, images = strong(), pictures()
-    expected = one(images, draws())
-    assert torch.equal(one(images.contiguous(memory_format=torch.channels_last), draws()), expected)
+    built, images = strong(), pictures()
+    expected = built(images, draws())
+    assert torch.equal(built(images.contiguous(memory_format=torch.channels_last), draws()), expected)
     assert torch.equal(
-        one(torch.cat([images, images])[::2], draws()), one(torch.cat([images, images])[::2].clone(), draws())
+        built(torch.cat([images, images])[::2], draws()), built(torch.cat([images, images])[::2].clone(), draws())
     )
-    close(one(images.double() / 255, draws()), expected, 1e-6)
-    assert one(images, draws(), spec=InputSpec((96, 96)), dtype=torch.bfloat16).dtype == torch.bfloat16
+    close(built(images.double() / 255, draws()), expected, 1e-6)
+    assert built(images, draws(), spec=InputSpec((96, 96)), dtype=torch.bfloat16).dtype == torch.bfloat16
 
 
 class Doubled:
@@ -204,11 +204,11 @@ def test_what_c_does_not_know_is_done_between():
         *("RandomHorizontalFlip", "RandomGrayscale", f"{__name__}:Doubled", "RandomInvert"),
         *({"type": "RandomResizedCrop"}, {"type": "RandomRotation", "degrees": 20}, "RandomSolarize"),
     ]
-    one, plain = (Chain([Op.model_validate(op) for op in recipe], (40, 40), compile=c) for c in ("auto", False))
-    stretches = one._runs[0].stretches()
+    built, plain = (Chain([Op.model_validate(op) for op in recipe], (40, 40), compile=c) for c in ("auto", False))
+    stretches = built._runs[0].stretches()
     assert [in_c for in_c, _ in stretches] == [True, False, True, False, True]
-    close(one(pictures(), draws()), plain(pictures(), draws()), 1e-5)
-    assert "on a CPU" in one.plan() and "Doubled" in one.plan().splitlines()[-1]
+    close(built(pictures(), draws()), plain(pictures(), draws()), 1e-5)
+    assert "on a CPU" in built.plan() and "Doubled" in built.plan().splitlines()[-1]
 
 
 def test_gradients_go_by_torch():

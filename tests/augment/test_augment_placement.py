@@ -37,17 +37,17 @@ def flat(views):
 def test_the_views_are_the_devices(settings):
     augment = dual(**settings)
     there = LoaderViews(augment)
-    looks = pickle.loads(pickle.dumps(there))(IMAGES, IDS, 2)  # as a spawned worker gets it
-    assert all(look.dtype == torch.uint8 for look in looks.values())
-    expected, found = augment(IMAGES, IDS, 2), augment(looks, IDS, 2)
-    assert found.pairs == expected.pairs and (found.mix is None) == (expected.mix is None)
-    for one, other in zip(flat(expected), flat(found), strict=True):
-        assert one.shape == other.shape and float((one - other).abs().max()) < HALF
+    rendered = pickle.loads(pickle.dumps(there))(IMAGES, IDS, 2)  # as a spawned worker gets it
+    assert all(view_spec.dtype == torch.uint8 for view_spec in rendered.values())
+    expected, actual = augment(IMAGES, IDS, 2), augment(rendered, IDS, 2)
+    assert actual.pairs == expected.pairs and (actual.mix is None) == (expected.mix is None)
+    for built, other in zip(flat(expected), flat(actual), strict=True):
+        assert built.shape == other.shape and float((built - other).abs().max()) < HALF
 
 
 def test_networks_of_one_size_share_a_look():
-    looks = LoaderViews(dual())(IMAGES, IDS, 0)
-    assert sorted(tuple(look.shape) for look in looks.values()) == [(6, 3, 24, 24), (6, 3, 32, 32)]
+    rendered = LoaderViews(dual())(IMAGES, IDS, 0)
+    assert sorted(tuple(view_spec.shape) for view_spec in rendered.values()) == [(6, 3, 24, 24), (6, 3, 32, 32)]
 
 
 def test_a_worker_keeps_no_networks_and_builds_once():

@@ -57,14 +57,14 @@ def part(**box):
     ],
 )
 def test_overlap_is_that_of_the_parts_of_the_original(teacher, student, overlap):
-    found = shared(teacher, student)
-    torch.testing.assert_close(found.overlap, torch.full((4,), overlap), rtol=0, atol=0.02)
+    actual = shared(teacher, student)
+    torch.testing.assert_close(actual.overlap, torch.full((4,), overlap), rtol=0, atol=0.02)
 
 
 def test_without_a_common_point_there_is_no_color_to_compare():
-    found = shared([part(side=0.5)], [part(side=0.5, left=0.5)])
-    assert found.overlap.max() == 0 and found.color.isnan().all()
-    assert str(found) == "crops overlap 0% (intersection over union) · no point in common"
+    actual = shared([part(side=0.5)], [part(side=0.5, left=0.5)])
+    assert actual.overlap.max() == 0 and actual.color.isnan().all()
+    assert str(actual) == "crops overlap 0% (intersection over union) · no point in common"
 
 
 def test_color_is_compared_at_the_same_point_of_the_original():
@@ -80,13 +80,13 @@ def test_color_is_compared_at_the_same_point_of_the_original():
 
 def test_small_views_cover_as_much_as_large_ones():
     """A view of 12 pixels that shows the whole image overlaps wholly with one of 48."""
-    found = what_views_share(
+    actual = what_views_share(
         DualAugment(AugmentSettings(policy="independent", student=[], teacher=[]), (InputSpec((12, 12)),), SPEC, 0),
         GRAY,
         IDS,
         0,
     )
-    assert found.overlap.min() > 0.99
+    assert actual.overlap.min() > 0.99
 
 
 def test_what_policies_promise_can_be_read_off():
@@ -104,9 +104,9 @@ def test_what_policies_promise_can_be_read_off():
 
 def test_overlap_of_rotated_squares():
     """A square turned by 45° about its center covers 2(√2 - 1) of itself: π/4's octagon."""
-    turn = {"type": "RandomRotation", "degrees": [45.0, 45.0], "p": 1.0}
-    found = shared([turn], [])
-    torch.testing.assert_close(found.overlap, torch.full((4,), 2 * (2**0.5 - 1)), rtol=0, atol=0.02)
+    rotation = {"type": "RandomRotation", "degrees": [45.0, 45.0], "p": 1.0}
+    actual = shared([rotation], [])
+    torch.testing.assert_close(actual.overlap, torch.full((4,), 2 * (2**0.5 - 1)), rtol=0, atol=0.02)
 
 
 def test_without_a_teacher_there_is_nothing_to_compare():

@@ -30,29 +30,29 @@ def strip(operation, **keywords):
     return strip_of(Op.model_validate(operation), IMAGE, (32, 32), **keywords)
 
 
-def strengths(found):
+def strengths(actual):
     return [
-        float(caption[0].removeprefix("ΔE ").removeprefix("moved ").removesuffix(" %")) for caption in found.captions
+        float(caption[0].removeprefix("ΔE ").removeprefix("moved ").removesuffix(" %")) for caption in actual.captions
     ]
 
 
 def test_quantiles_of_a_uniform_draw():
-    found = strip(f"{__name__}:Fade")
-    assert (found.name, found.arguments, found.unchanged, len(found.pictures)) == ("Fade", "", 0, 7)
-    amounts = [float(caption[1].removeprefix("amount ")) for caption in found.captions]
+    actual = strip(f"{__name__}:Fade")
+    assert (actual.name, actual.arguments, actual.unchanged, len(actual.pictures)) == ("Fade", "", 0, 7)
+    amounts = [float(caption[1].removeprefix("amount ")) for caption in actual.captions]
     assert amounts == sorted(amounts) and amounts[0] < 0.05 and amounts[-1] > 0.95
     assert np.abs(np.diff(amounts) - 1 / 6).max() < 0.09, "evenly by rank"
-    assert strengths(found) == sorted(strengths(found))
-    means = [float(picture.float().mean()) for picture in found.pictures]
+    assert strengths(actual) == sorted(strengths(actual))
+    means = [float(picture.float().mean()) for picture in actual.pictures]
     assert means == sorted(means, reverse=True)
 
 
 def test_draws_that_change_nothing_are_counted_and_left_out():
-    found = strip({"type": "ColorJitter", "brightness": 0.4, "p": 0.5}, draws=400)
-    assert abs(found.unchanged - 0.5) < 0.1 and found.arguments == "brightness 0.4 · p 0.5"
-    assert all(caption[1].startswith("brightness ") for caption in found.captions)
+    actual = strip({"type": "ColorJitter", "brightness": 0.4, "p": 0.5}, draws=400)
+    assert abs(actual.unchanged - 0.5) < 0.1 and actual.arguments == "brightness 0.4 · p 0.5"
+    assert all(caption[1].startswith("brightness ") for caption in actual.captions)
     # The weakest may be drawn so near 1 that it rounds to no change; were it not drawn, all the weak ones were like it.
-    assert strengths(found) == sorted(strengths(found)) and strengths(found)[1] > 0
+    assert strengths(actual) == sorted(strengths(actual)) and strengths(actual)[1] > 0
 
 
 def test_equal_results_are_shown_once():
@@ -63,10 +63,10 @@ def test_equal_results_are_shown_once():
 
 
 def test_geometry_is_measured_by_how_far_pixels_moved():
-    found = strip({"type": "RandomAffine", "degrees": 0.0, "translate": [0.25, 0.0], "p": 1.0})
+    actual = strip({"type": "RandomAffine", "degrees": 0.0, "translate": [0.25, 0.0], "p": 1.0})
     # A shift by a quarter of the width is 0.25/√2 of the diagonal.
-    assert strengths(found)[-1] == pytest.approx(100 * 0.25 / 2**0.5, abs=0.7)
-    assert all(caption[0].startswith("moved") for caption in found.captions)
+    assert strengths(actual)[-1] == pytest.approx(100 * 0.25 / 2**0.5, abs=0.7)
+    assert all(caption[0].startswith("moved") for caption in actual.captions)
 
 
 @pytest.mark.parametrize(
@@ -74,16 +74,16 @@ def test_geometry_is_measured_by_how_far_pixels_moved():
 )
 def test_any_of_kornias_has_a_strip(name):
     assert name in kornia_classes() and isinstance(getattr(K, name), type)
-    found = strip({"type": name, "p": 1.0})
-    assert found.pictures and strengths(found) == sorted(strengths(found))
-    assert strip({"type": name, "p": 1.0}).captions == found.captions, "the same again"
+    actual = strip({"type": name, "p": 1.0})
+    assert actual.pictures and strengths(actual) == sorted(strengths(actual))
+    assert strip({"type": name, "p": 1.0}).captions == actual.captions, "the same again"
 
 
 def test_every_strip_and_its_words_are_on_the_sheet():
     red = torch.zeros(3, 8, 8, dtype=torch.uint8)
     red[0] = 200
-    one = Strip("Fade", "a 1 · b 2", [red, red, red], [["ΔE 1.0"], ["ΔE 2.0"], ["ΔE 3.0", "amount 0.1"]], 0.2)
-    sheet = strips_sheet({"student's operations": [one, one], "teacher's operations": []}, cell=50)
+    built = Strip("Fade", "a 1 · b 2", [red, red, red], [["ΔE 1.0"], ["ΔE 2.0"], ["ΔE 3.0", "amount 0.1"]], 0.2)
+    sheet = strips_sheet({"student's operations": [built, built], "teacher's operations": []}, cell=50)
     pixels = np.asarray(sheet).astype(int)
     assert int((np.abs(pixels - (200, 0, 0)).max(-1) <= 1).sum()) == 6 * 50 * 50
     assert strips_sheet({"nothing": []}).height < sheet.height

@@ -35,11 +35,11 @@ def test_the_share_rises_and_a_sample_is_spared_in_all_its_views(policy: str) ->
     views = [dual({"epochs": 4}, policy)(IMAGES, IDS, epoch) for epoch in range(5)]
     spared = []
     for made in views:
-        found = [plain(view, SPEC) for view in made.student]
-        found += [plain(view, SMALL) for view in made.teacher[0]]
-        assert all(torch.equal(one, found[0]) for one in found)
-        spared.append(found[0])
-    counts = [int(one.sum()) for one in spared]
+        actual = [plain(view, SPEC) for view in made.student]
+        actual += [plain(view, SMALL) for view in made.teacher[0]]
+        assert all(torch.equal(built, actual[0]) for built in actual)
+        spared.append(actual[0])
+    counts = [int(built.sum()) for built in spared]
     assert counts[0] == 64 and counts[4] == 0
     assert 36 <= counts[1] <= 60 and 4 <= counts[3] <= 28, counts
     assert not torch.equal(spared[1] & spared[2], spared[2]), "drawn anew in every epoch"

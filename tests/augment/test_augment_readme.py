@@ -46,9 +46,9 @@ def test_python(block):
 
 
 def test_yaml(folder):
-    found = [yaml.safe_load(text) for text in blocks("yaml")]
-    assert len(found) == 5
-    for tree in found:
+    actual = [yaml.safe_load(text) for text in blocks("yaml")]
+    assert len(actual) == 5
+    for tree in actual:
         assert tree.keys() <= {"data", "augment"}
         if "data" in tree:
             settings = DataSettings.model_validate({**tree["data"], "workers": 0})

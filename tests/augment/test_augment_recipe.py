@@ -91,9 +91,9 @@ def error_of(operation):
     ],
 )
 def test_a_mistake_is_named_with_its_key(operation, path, message):
-    found_path, found = error_of(operation)
+    found_path, actual = error_of(operation)
     assert found_path == ".".join(filter(None, ["chain.1", path]))
-    assert message in found
+    assert message in actual
 
 
 def test_a_recipe_survives_being_written_and_read():

@@ -38,11 +38,11 @@ def tensors(views):
     return [view for network in views.teacher for view in network] + list(views.student)
 
 
-def assert_close(ours, theirs, rows=slice(None), atol=1e-5):
+def assert_close(actual, reference, rows=slice(None), atol=1e-5):
     """``ours`` are the views of ``rows`` of ``theirs``' samples."""
-    assert len(tensors(ours)) == len(tensors(theirs)) > 0
-    for one, other in zip(tensors(ours), tensors(theirs)):
-        torch.testing.assert_close(one.cpu(), other[rows].cpu(), rtol=0, atol=atol)
+    assert len(tensors(actual)) == len(tensors(reference)) > 0
+    for first, other in zip(tensors(actual), tensors(reference)):
+        torch.testing.assert_close(first.cpu(), other[rows].cpu(), rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 9])
@@ -57,12 +57,12 @@ def test_a_sample_is_the_same_alone_in_any_batch_and_in_any_order(size):
 def test_neighbors_have_no_say():
     """The same sample beside black and beside white images."""
     augment = strong()
-    found = []
+    actual = []
     for value in (0, 255):
         images = IMAGES.clone()
         images[1:] = value
-        found.append([view[:1] for view in tensors(augment(images, IDS, 0))])
-    for black, white in zip(*found):
+        actual.append([view[:1] for view in tensors(augment(images, IDS, 0))])
+    for black, white in zip(*actual):
         torch.testing.assert_close(black, white, rtol=0, atol=1e-6)
 
 
@@ -134,18 +134,23 @@ def test_a_crop_does_not_know_what_stands_beside_it():
 
 def test_shared_geometry_is_a_shared_key():
     """Teacher and student crop alike although their chains have nothing else in common, and their keys differ."""
-    theirs, ours = [CROP, TURN, GRAY], [JITTER, CROP, BLUR, TURN, ERASE]
-    assert torch.equal(where(theirs, "teacher", "geometry"), where(ours, "student", "geometry"))
-    assert not torch.equal(where(theirs, "teacher"), where(ours, "student"))
+    reference, actual = [CROP, TURN, GRAY], [JITTER, CROP, BLUR, TURN, ERASE]
+    assert torch.equal(where(reference, "teacher", "geometry"), where(actual, "student", "geometry"))
+    assert not torch.equal(where(reference, "teacher"), where(actual, "student"))
     augment = DualAugment(
-        AugmentSettings(policy="shared_geometry", student=ours, teacher=theirs), (STUDENT,), STUDENT, 0
+        AugmentSettings(policy="shared_geometry", student=actual, teacher=reference), (STUDENT,), STUDENT, 0
     )
-    looks = (*augment.view_plan.teacher, *augment.view_plan.student)
-    assert len({look.geometry for look in looks}) == 1 and len({look.key for look in looks}) == 2
+    rendered = (*augment.view_plan.teacher, *augment.view_plan.student)
+    assert (
+        len({view_spec.geometry for view_spec in rendered}) == 1 and len({view_spec.key for view_spec in rendered}) == 2
+    )
     # The drawn parameters of the crop are the same because the keys are, epoch after epoch.
     for epoch in range(3):
-        one, other = (Draws(0, epoch, look.geometry, IDS).op("RandomResizedCrop#0").uniform(0, (4,)) for look in looks)
-        assert torch.equal(one, other)
+        first, other = (
+            Draws(0, epoch, view_spec.geometry, IDS).op("RandomResizedCrop#0").uniform(0, (4,))
+            for view_spec in rendered
+        )
+        assert torch.equal(first, other)
 
 
 def test_both_to_both_shows_networks_of_two_sizes_the_same_crops():

@@ -113,10 +113,10 @@ def test_ranges_are_torchvisions(name):
         if expected is None:
             continue
         choice, negative = torch.full((1, bins), n), torch.zeros(1, bins, dtype=torch.bool)
-        found = magnitudes(space, choice, torch.arange(bins)[None] / (bins - 1), negative, shape)["magnitude"][0]
+        actual = magnitudes(space, choice, torch.arange(bins)[None] / (bins - 1), negative, shape)["magnitude"][0]
         if span.step == "Posterize":
-            found = found.round()
-        torch.testing.assert_close(found, expected.float(), rtol=1e-6, atol=1e-5)
+            actual = actual.round()
+        torch.testing.assert_close(actual, expected.float(), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", ["imagenet", "cifar10", "svhn"])
@@ -179,8 +179,8 @@ def test_autoaugment_does_a_step_with_its_own_probability():
     params = sampled(AutoAugment("cifar10"), 20000)
     pairs = sub_policies("cifar10")
     expected = sum(p for pair in pairs for name, p, _ in pair if name == "Invert") / 25
-    found = (params["step"] == STEPS.index("Invert")).any(1).float().mean()
-    assert abs(found - expected) < 0.004
+    actual = (params["step"] == STEPS.index("Invert")).any(1).float().mean()
+    assert abs(actual - expected) < 0.004
     rotation = params["magnitude"][params["step"] == STEPS.index("Rotate")].abs().unique()
     torch.testing.assert_close(rotation, torch.tensor([30 * 2 / 9]))
 

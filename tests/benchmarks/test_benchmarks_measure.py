@@ -17,8 +17,8 @@ def measure(monkeypatch):
 
 
 def test_ratio_is_of_each_round_not_of_the_medians(measure):
-    found = measure.ratio("r", over=[2.0, 30.0, 4.0], under=[1.0, 10.0, 4.0])
-    assert (found.value, found.low, found.high) == (2.0, 1.5, 2.5)
+    actual = measure.ratio("r", over=[2.0, 30.0, 4.0], under=[1.0, 10.0, 4.0])
+    assert (actual.value, actual.low, actual.high) == (2.0, 1.5, 2.5)
     with pytest.raises(ValueError, match=r"zip\(\)"):
         measure.ratio("r", [1.0, 2.0], [1.0])
 

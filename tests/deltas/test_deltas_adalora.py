@@ -18,14 +18,14 @@ def attached(**settings: object) -> tuple[nn.Module, dict[str, AdaLoRA]]:
     return model, {site.name: site.delta for site in deltas(model)}  # type: ignore[misc]
 
 
-def train(model: nn.Module, found: dict[str, AdaLoRA], steps: int, stop: int | None = None) -> None:
+def train(model: nn.Module, actual: dict[str, AdaLoRA], steps: int, stop: int | None = None) -> None:
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.05)
     x, labels = images(4), torch.arange(4)
     for step in range(1, (stop or steps) + 1):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x), labels).backward()
         optimizer.step()
-        AdaLoRA.after_step(found, step, steps)
+        AdaLoRA.after_step(actual, step, steps)
 
 
 def test_the_budget_falls_as_a_cube_between_warm_up_and_settling() -> None:
@@ -41,8 +41,8 @@ def test_the_best_for_their_price_are_kept() -> None:
 
 @torch.no_grad()
 def test_importance_is_that_of_the_equations() -> None:
-    _, found = attached(rank=3)
-    delta = next(iter(found.values()))
+    _, actual = attached(rank=3)
+    delta = next(iter(actual.values()))
     generator = torch.Generator().manual_seed(0)
     sensitivity, uncertainty = [0.0] * 3, [0.0] * 3
     for _ in range(3):
@@ -62,9 +62,9 @@ def test_importance_is_that_of_the_equations() -> None:
 
 def test_it_starts_orthonormal_and_unchanged() -> None:
     plain = build("test_vit")
-    model, found = attached(rank=3)
+    model, actual = attached(rank=3)
     assert torch.equal(model(images()), plain(images()))
-    for delta in found.values():
+    for delta in actual.values():
         assert delta.penalty().item() < 1e-8  # type: ignore[union-attr]
         delta.P.data *= 1.1
         assert delta.penalty().item() == pytest.approx(0.1 * 3 * 0.21**2, rel=1e-3)  # type: ignore[union-attr]
@@ -72,12 +72,12 @@ def test_it_starts_orthonormal_and_unchanged() -> None:
 
 @pytest.mark.parametrize(("wish", "total"), [({"target_rank": 1.5}, 6), ({"budget": "6KB"}, 6000)])
 def test_what_it_becomes_is_low_rank_within_the_budget(wish: dict, total: int) -> None:
-    model, found = attached(rank=4, interval=2, **wish)
+    model, actual = attached(rank=4, interval=2, **wish)
     model.train()
-    train(model, found, 20)
+    train(model, actual, 20)
     model.eval()
     in_training = model(images())
-    start = AdaLoRA.finish(next(iter(found.values())).settings, found)
+    start = AdaLoRA.finish(next(iter(actual.values())).settings, actual)
     assert start is not None and all(settings.type == "low_rank" for settings in start.settings)
     ranks = {site: tensors["A"].shape[1] for site, tensors in start.tensors.items()}
     spent = sum(t.numel() * 4 for tensors in start.tensors.values() for t in tensors.values())
@@ -96,29 +96,29 @@ def test_what_it_becomes_is_low_rank_within_the_budget(wish: dict, total: int) -
 
 
 def test_what_was_dropped_may_come_back_until_the_ranks_settle() -> None:
-    model, found = attached(rank=4, interval=5, target_rank=1.0)
+    model, actual = attached(rank=4, interval=5, target_rank=1.0)
     model.train()
-    train(model, found, 40, stop=17)  # the reallocation at 15 left steps to learn in
-    dropped = [(delta, delta.kept == 0) for delta in found.values()]
+    train(model, actual, 40, stop=17)  # the reallocation at 15 left steps to learn in
+    dropped = [(delta, delta.kept == 0) for delta in actual.values()]
     assert any((delta.lam[0, gone] != 0).any() for delta, gone in dropped)
-    train(model, found, 40)
-    assert all((delta.lam[0, delta.kept == 0] == 0).all() for delta in found.values())
-    assert sum(int(delta.kept.sum()) for delta in found.values()) == 4
+    train(model, actual, 40)
+    assert all((delta.lam[0, delta.kept == 0] == 0).all() for delta in actual.values())
+    assert sum(int(delta.kept.sum()) for delta in actual.values()) == 4
 
 
 def test_training_that_ends_early_ends_within_the_budget() -> None:
-    model, found = attached(rank=4, target_rank=1.0)
+    model, actual = attached(rank=4, target_rank=1.0)
     model.train()
-    train(model, found, 100, stop=5)
-    start = AdaLoRA.finish(next(iter(found.values())).settings, found)
+    train(model, actual, 100, stop=5)
+    start = AdaLoRA.finish(next(iter(actual.values())).settings, actual)
     assert start is not None and sum(t["A"].shape[1] for t in start.tensors.values()) == 4
 
 
 def test_settings_and_budgets_that_cannot_be() -> None:
-    model, found = attached(rank=4, budget=100)
+    model, actual = attached(rank=4, budget=100)
     model.train()
     with pytest.raises(DeltaError, match="a budget of 100 bytes is too small: the smallest takes 512 bytes"):
-        train(model, found, 5)
+        train(model, actual, 5)
     for settings, error_at in (
         ({"rank": 4, "target_rank": 5}, "5 is more than rank, 4"),
         ({"target_rank": 5, "budget": "1KB"}, "only one of target_rank and budget"),
@@ -130,16 +130,16 @@ def test_settings_and_budgets_that_cannot_be() -> None:
 
 def test_the_budget_step_by_step() -> None:
     """All ranks until warm-up is over, then every interval fewer, from the last reallocation on two thirds of them."""
-    _, found = attached(rank=6, interval=5, warm_up=0.1, settle=0.3)
+    _, actual = attached(rank=6, interval=5, warm_up=0.1, settle=0.3)
     torch.manual_seed(0)
     kept = []
     for step in range(1, 101):
-        for delta in found.values():
+        for delta in actual.values():
             for parameter in (delta.P, delta.lam, delta.Q):
                 parameter.grad = torch.randn_like(parameter)
-        AdaLoRA.after_step(found, step, 100)
-        kept.append(sum(int(delta.kept.sum()) for delta in found.values()))
-    everything, end = 6 * len(found), 4 * len(found)
+        AdaLoRA.after_step(actual, step, 100)
+        kept.append(sum(int(delta.kept.sum()) for delta in actual.values()))
+    everything, end = 6 * len(actual), 4 * len(actual)
     for step in range(1, 101):
         share = budget_share(step // 5 * 5 / 100, 0.1, 0.3)
         assert kept[step - 1] == (math.floor(end + share * (everything - end)) if step >= 10 else everything), step

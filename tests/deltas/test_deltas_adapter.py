@@ -48,13 +48,13 @@ def test_maps() -> None:
 
 def test_where_they_sit() -> None:
     """Behind LayerScale in a ViT, on the attention and the MLP of a block without it, on the stages of a CNN."""
-    found = {}
+    actual = {}
     for model, sites in (("test_vit", "blocks.1"), ("test_resnet", "*"), ("test_resnet", "layer2.*")):
         network = build(model)
         (site,) = attach(network, [Adapter.Settings(sites=sites)])
-        found[model, sites] = site.delta.names
+        actual[model, sites] = site.delta.names
         assert (site.delta.adapters[0].scale is None) == (not Adapter.Settings().scale)
-    assert found == {
+    assert actual == {
         ("test_vit", "blocks.1"): ["blocks.1.ls1", "blocks.1.ls2"],
         ("test_resnet", "*"): ["layer1", "layer2", "layer3", "layer4"],
         ("test_resnet", "layer2.*"): ["layer2.0"],

@@ -46,10 +46,10 @@ def candidates(E: list[Tensor], h: list[float], prices: tuple[int, ...]) -> dict
 @pytest.mark.parametrize("budget", [1, 4, 7, 12])
 def test_equal_prices_give_the_best_ranks_of_a_quadratic(seed: int, budget: int) -> None:
     E, h = quadratic(seed)
-    found = tuple(within_budget(candidates(E, h, (1, 1, 1)), budget).values())
+    actual = tuple(within_budget(candidates(E, h, (1, 1, 1)), budget).values())
     limits = [range(min(matrix.shape) + 1) for matrix in E]
     best = min((ranks for ranks in product(*limits) if sum(ranks) <= budget), key=lambda r: loss_after(E, h, r))
-    assert found == best and sum(found) == min(budget, 12)
+    assert actual == best and sum(actual) == min(budget, 12)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -58,13 +58,13 @@ def test_unequal_prices_lose_less_than_one_rank(seed: int, budget: int) -> None:
     E, h = quadratic(seed)
     prices = (10, 9, 11) if budget > 9 else (3, 4, 5)
     known = candidates(E, h, prices)
-    found = tuple(within_budget(known, budget).values())
-    spent = sum(rank * price for rank, price in zip(found, prices))
+    actual = tuple(within_budget(known, budget).values())
+    spent = sum(rank * price for rank, price in zip(actual, prices))
     limits = [range(min(matrix.shape) + 1) for matrix in E]
     affordable = [r for r in product(*limits) if sum(rank * p for rank, p in zip(r, prices)) <= budget]
     best = min(loss_after(E, h, ranks) for ranks in affordable)
     largest = max(float(candidate.gains[0]) for candidate in known.values()) / 2
-    assert spent <= budget and loss_after(E, h, found) - best <= largest
+    assert spent <= budget and loss_after(E, h, actual) - best <= largest
     assert budget - spent < max(prices)
 
 
@@ -109,8 +109,8 @@ def test_every_layer_gets_the_least_ranks() -> None:
     seen = told.after(1)
     seen.squares = {"a": torch.full((8, 8), 1e6), "b": torch.ones(8, 8), "c": torch.ones(8, 8)}
 
-    def ranks(method: type[RankedDelta], **wish: int) -> dict[str, int]:
-        allocation = Allocation.model_validate({"budget": 3 * 64, **wish})  # rank 1 takes (8 + 8) · 4 bytes
+    def ranks(method: type[RankedDelta], **asked: int) -> dict[str, int]:
+        allocation = Allocation.model_validate({"budget": 3 * 64, **asked})  # rank 1 takes (8 + 8) · 4 bytes
         return choose_ranks(method, method.Settings(ranks=allocation), layers, seen)  # type: ignore[arg-type, call-arg]
 
     assert ranks(LowRank) == {"a": 3}

@@ -157,9 +157,9 @@ def test_penalty_is_none_or_a_scalar_with_a_graph(name: str) -> None:
     for spec, asked in ((settings.model_copy(update=dict.fromkeys(costs, 0.0)), False), (settings, None)):
         network = build("test_efficientnet")
         attach(network, [spec], "classifier")
-        found = [site.delta.penalty() for site in deltas(network)]
-        assert len({term is None for term in found}) == 1, "it depends on more than the settings"
-        assert asked is None or all(term is None for term in found)
+        actual = [site.delta.penalty() for site in deltas(network)]
+        assert len({term is None for term in actual}) == 1, "it depends on more than the settings"
+        assert asked is None or all(term is None for term in actual)
     if costs:
         network = build("test_efficientnet")
         attach(network, [settings.model_copy(update=costs)], "classifier")
@@ -190,17 +190,17 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
     run_apart(_load, (str(folder), list(logits)))
-    found = torch.load(folder / "found.pt", weights_only=True)
-    assert found.keys() == logits.keys()
-    assert [name for name in logits if not torch.equal(found[name], logits[name])] == []
+    actual = torch.load(folder / "found.pt", weights_only=True)
+    assert actual.keys() == logits.keys()
+    assert [name for name in logits if not torch.equal(actual[name], logits[name])] == []
 
 
 def _load(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     x = images(2)
     with torch.no_grad():
-        found = {name: load_delta(Path(folder) / name, build("test_efficientnet"))(x) for name in names}
-    torch.save(found, f"{folder}/found.pt")
+        actual = {name: load_delta(Path(folder) / name, build("test_efficientnet"))(x) for name in names}
+    torch.save(actual, f"{folder}/found.pt")
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:

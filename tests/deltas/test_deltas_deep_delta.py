@@ -45,8 +45,8 @@ def test_every_token_is_corrected_by_the_equation(layout: str, settings: dict[st
         for parameter in corrector.parameters():
             parameter += torch.randn_like(parameter)
         y = torch.randn(2, *place.shape, dtype=torch.float64)
-        found = corrector.correct(corrector, (), y).movedim(place.axis, -1).flatten(0, -2)
-        for token, got in zip(y.movedim(place.axis, -1).flatten(0, -2), found, strict=True):
+        actual = corrector.correct(corrector, (), y).movedim(place.axis, -1).flatten(0, -2)
+        for token, got in zip(y.movedim(place.axis, -1).flatten(0, -2), actual, strict=True):
             c = token / (token.square().mean() + 1e-6).sqrt() * corrector.context_gain
             h = corrector.key[1].weight @ (corrector.key[0].weight @ c)
             k = h / (h.square().sum() + 1e-10).sqrt()
@@ -69,8 +69,8 @@ def test_figures_are_of_the_last_training_forward() -> None:
     assert site.delta.metrics() == {}
     model.train()
     model(images(2))
-    figures = site.delta.metrics()
-    assert figures["beta"] == 0 and figures["error"] > 0 and not figures["error"].requires_grad
+    metrics = site.delta.metrics()
+    assert metrics["beta"] == 0 and metrics["error"] > 0 and not metrics["error"].requires_grad
     disturb(model)
     model(images(2))
     assert site.delta.metrics()["beta"] != 0

@@ -11,10 +11,10 @@ from distill.deltas.halrp import HALRP, pruning_size
 
 
 def finished(model: nn.Module, **settings: float) -> DeltaInit:
-    wish = HALRP.Settings(rank=3, sites=("blocks.0.*",), **settings)  # type: ignore[arg-type]
-    attach(model, [wish], "head")
+    allocation = HALRP.Settings(rank=3, sites=("blocks.0.*",), **settings)  # type: ignore[arg-type]
+    attach(model, [allocation], "head")
     disturb(model)
-    start = HALRP.finish(wish, {site.name: site.delta for site in deltas(model)})  # type: ignore[misc]
+    start = HALRP.finish(allocation, {site.name: site.delta for site in deltas(model)})  # type: ignore[misc]
     assert start is not None
     return start
 
@@ -54,14 +54,14 @@ def test_growth_stays_under_its_bound(growth: float) -> None:
 
 def test_a_rank_that_lost_a_half_goes_whole() -> None:
     model = build("test_vit")
-    wish = HALRP.Settings(rank=3, sites=("blocks.0.attn.qkv", "blocks.0.mlp.fc1"))
-    attach(model, [wish], "head")
+    allocation = HALRP.Settings(rank=3, sites=("blocks.0.attn.qkv", "blocks.0.mlp.fc1"))
+    attach(model, [allocation], "head")
     disturb(model)
-    found = {site.name: site.delta for site in deltas(model)}
+    actual = {site.name: site.delta for site in deltas(model)}
     with torch.no_grad():
-        found["blocks.0.attn.qkv"].K1[:, 1] = 1e-7  # type: ignore[union-attr, index]
-        found["blocks.0.mlp.fc1"].K2.zero_()  # type: ignore[union-attr]
-    start = HALRP.finish(wish, found)  # type: ignore[arg-type]
+        actual["blocks.0.attn.qkv"].K1[:, 1] = 1e-7  # type: ignore[union-attr, index]
+        actual["blocks.0.mlp.fc1"].K2.zero_()  # type: ignore[union-attr]
+    start = HALRP.finish(allocation, actual)  # type: ignore[arg-type]
     assert start is not None
     assert {s.rank: s.sites for s in start.settings} == {2: ("blocks.0.attn.qkv",), 1: ("blocks.0.mlp.fc1",)}  # type: ignore[attr-defined]
 

@@ -137,9 +137,9 @@ def test_preparation_prunes_by_fisher() -> None:
         assert (epochs, train) == (1, "head")
         return SimpleNamespace(gradients=gradients)
 
-    evidence = SimpleNamespace(backbone=network, after=after)
+    calibration = SimpleNamespace(backbone=network, after=after)
     assert Ladder.prepares(settings) and not Ladder.prepares(Ladder.Settings(init="random"))
-    start = Ladder.prepare(settings, evidence)
+    start = Ladder.prepare(settings, calibration)
     assert asked == [7] and list(start.settings) == [settings] and list(start.tensors) == ["ladder"]
     kept = start.tensors["ladder"]["rungs.3.down.weight"].flatten(1).argmax(1)
     assert kept.min() == 8
@@ -183,12 +183,12 @@ def test_a_repeated_view_does_not_run_the_backbone(model: str) -> None:
 def test_the_cache_is_bounded_and_told_apart_by_every_bit() -> None:
     cache, calls = FeatureCache(3 * 16), []
 
-    def look(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def view_spec(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         calls.append(len(x))
         return (2 * x,)
 
     x = torch.arange(20, dtype=torch.float32).view(5, 4)
-    assert torch.equal(cache(x, look)[0], 2 * x) and torch.equal(cache(x, look)[0], 2 * x)
+    assert torch.equal(cache(x, view_spec)[0], 2 * x) and torch.equal(cache(x, view_spec)[0], 2 * x)
     assert calls == [5, 2] and cache.used == 48
     y = x.clone()
     y[0, 0] = torch.nextafter(y[0, 0], torch.tensor(1.0))

@@ -56,24 +56,24 @@ PAIRS.remove(("feature_change", "gradient"))  # refused by the settings
 @pytest.mark.parametrize(("importance", "spectrum"), PAIRS)
 def test_importance_times_squared_singular_values(importance: str, spectrum: str) -> None:
     point = seen()
-    wish = Allocation(budget=1, importance=importance, spectrum=spectrum)
-    found = gains_of_ranks(LowRank, wish, LAYERS, point)
-    assert found.keys() == LAYERS.keys()
+    allocation = Allocation(budget=1, importance=importance, spectrum=spectrum)
+    actual = gains_of_ranks(LowRank, allocation, LAYERS, point)
+    assert actual.keys() == LAYERS.keys()
     for site, groups in {"conv": 2, "linear": 1}.items():
         change = point.weights[site] - LAYERS[site].weight.detach()
         if spectrum == "gradient":
             change = -point.means[site] / (point.squares[site].sqrt() + 1e-12)
         weight = IMPORTANCE[importance](point, site)
         expected = [weight * square for square in squares(change, groups)]
-        rank_count = len(found[site])
-        assert found[site].tolist() == pytest.approx(expected[:rank_count], rel=1e-9) and rank_count >= 3
+        rank_count = len(actual[site])
+        assert actual[site].tolist() == pytest.approx(expected[:rank_count], rel=1e-9) and rank_count >= 3
 
 
 def test_halrp_counts_a_rank_once_for_every_place_of_the_window() -> None:
     """Its matrix is the mean over the window; the rank is repeated at all nine places."""
-    point, wish = seen(), Allocation(budget=1, importance="none")
-    found = gains_of_ranks(HALRP, wish, LAYERS, point)
+    point, allocation = seen(), Allocation(budget=1, importance="none")
+    actual = gains_of_ranks(HALRP, allocation, LAYERS, point)
     for site, places in {"conv": 9, "linear": 1}.items():
         blocks = HALRP.change(LAYERS[site], point.weights[site]).detach()
         expected = [places * square for square in squares(blocks.flatten(0, 1), len(blocks))]
-        assert found[site].tolist() == pytest.approx(expected[: len(found[site])], rel=1e-9)
+        assert actual[site].tolist() == pytest.approx(expected[: len(actual[site])], rel=1e-9)

@@ -44,14 +44,14 @@ def test_the_mean_size_is_the_closest() -> None:
 def test_it_starts_from_a_free_training_and_takes_little_room() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 32))
-    evidence = Told(model, {"0": nn.Linear(64, 32)})
-    evidence.layers["0"].load_state_dict(model[0].state_dict())
-    start = Sign.prepare(Sign.Settings(warm_up=2), evidence)
-    assert evidence.asked == [(2, "weights")] and start.warm_start is not None
-    D = start.warm_start.weights["0"] - evidence.layers["0"].weight.detach()
+    calibration = Told(model, {"0": nn.Linear(64, 32)})
+    calibration.layers["0"].load_state_dict(model[0].state_dict())
+    start = Sign.prepare(Sign.Settings(warm_up=2), calibration)
+    assert calibration.asked == [(2, "weights")] and start.warm_start is not None
+    D = start.warm_start.weights["0"] - calibration.layers["0"].weight.detach()
     attach(model, start.settings)
     delta = deltas(model)[0].delta
     delta.load_state_dict(start.tensors["0"])
-    torch.testing.assert_close(model[0].weight - evidence.layers["0"].weight, D.sign() * mean_size(D)[:, None])
+    torch.testing.assert_close(model[0].weight - calibration.layers["0"].weight, D.sign() * mean_size(D)[:, None])
     assert sum(t.numel() * t.element_size() for t in delta.state_dict().values()) == 64 * 32 // 8 + 4 * 32
     assert [name for name, _ in delta.named_parameters()] == ["scale"], "only the sizes are trained"

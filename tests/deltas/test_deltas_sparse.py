@@ -33,13 +33,13 @@ def made_up() -> tuple[nn.Module, Told]:
 
 @pytest.mark.parametrize("by", ["gradient", "fisher", "difference"])
 def test_each_layer_gets_its_largest_scores(by: str) -> None:
-    _, evidence = made_up()
+    _, calibration = made_up()
     settings = Sparse.Settings(by=by, density=0.1, warm_up=3)
     assert Sparse.prepares(settings)
-    start = Sparse.prepare(settings, evidence)
-    assert evidence.asked == [(3, "weights" if by == "difference" else "head")] and start.warm_start is None
-    point = evidence.after(3)
-    for site, layer in evidence.layers.items():
+    start = Sparse.prepare(settings, calibration)
+    assert calibration.asked == [(3, "weights" if by == "difference" else "head")] and start.warm_start is None
+    point = calibration.after(3)
+    for site, layer in calibration.layers.items():
         scores = {
             "gradient": point.means[site].abs(),
             "fisher": point.squares[site],
@@ -52,19 +52,19 @@ def test_each_layer_gets_its_largest_scores(by: str) -> None:
 
 
 def test_what_was_chosen_fits_the_deltas_that_are_made_from_it() -> None:
-    model, evidence = made_up()
-    start = Sparse.prepare(Sparse.Settings(by="gradient", scope="model", density=0.2), evidence)
+    model, calibration = made_up()
+    start = Sparse.prepare(Sparse.Settings(by="gradient", scope="model", density=0.2), calibration)
     attach(model, start.settings)
     for site in deltas(model):
         state = site.delta.state_dict()
         assert state["index"].shape == start.tensors[site.name]["index"].shape
-    assert sum(len(found["index"]) for found in start.tensors.values()) == round(0.2 * (48 + 144))
+    assert sum(len(actual["index"]) for actual in start.tensors.values()) == round(0.2 * (48 + 144))
 
 
 def test_scores_of_all_layers_by_hand() -> None:
     scores = {"a": torch.tensor([[9.0, 1, 8, 7, 6]]), "b": torch.tensor([5.0, 0, 0, 0]), "c": torch.zeros(5)}
-    found = largest_of_all(scores, 3 / 14)
-    assert {site: places.tolist() for site, places in found.items()} == {"a": [0, 2], "b": [0]}  # half of a at most
+    actual = largest_of_all(scores, 3 / 14)
+    assert {site: places.tolist() for site, places in actual.items()} == {"a": [0, 2], "b": [0]}  # half of a at most
 
 
 def test_magnitude_needs_no_data_and_too_many_entries_are_refused() -> None:
@@ -129,8 +129,8 @@ def test_gates_made_part_by_part_have_the_gradients_of_their_equation(
     z = (torch.sigmoid(logit) * 1.2 - 0.1).clamp(0, 1)
     assert (z == 0).any() and (z == 1).any()
     torch.testing.assert_close(changed, layer.weight + z * delta.U)
-    for one, expected in zip(got, torch.autograd.grad(((layer.weight + z * delta.U) * target).sum(), inputs)):
-        torch.testing.assert_close(one, expected)
+    for single, expected in zip(got, torch.autograd.grad(((layer.weight + z * delta.U) * target).sum(), inputs)):
+        torch.testing.assert_close(single, expected)
 
 
 def test_soft_threshold_by_hand() -> None:
@@ -146,16 +146,16 @@ def test_a_learned_mask_becomes_a_sparse_delta_of_the_same_bits(mask: str) -> No
     model = made_up()[0]
     settings = SparseMask.Settings(mask=mask, threshold=1.5)
     attach(model, [settings])
-    found = {site.name: site.delta for site in deltas(model)}
+    actual = {site.name: site.delta for site in deltas(model)}
     with torch.no_grad():
-        for delta in found.values():
+        for delta in actual.values():
             delta.U.normal_()
             if delta.log_alpha is not None:
                 delta.log_alpha.normal_(mean=-3)
                 zero = torch.zeros_like(delta.U)
                 assert not torch.equal(delta.train()(zero), delta(zero)), "gates are drawn anew"
-    start = SparseMask.finish(settings, found)
-    expected = {site: model.get_submodule(site).weight.detach() for site in found}
+    start = SparseMask.finish(settings, actual)
+    expected = {site: model.get_submodule(site).weight.detach() for site in actual}
     small = made_up()[0]
     attach(small, start.settings)
     for site in deltas(small):
@@ -167,10 +167,10 @@ def test_a_learned_mask_becomes_a_sparse_delta_of_the_same_bits(mask: str) -> No
 def test_a_mask_that_leaves_nothing_or_most() -> None:
     model = made_up()[0]
     attach(model, [SparseMask.Settings(mask="l1")])
-    found = {site.name: site.delta for site in deltas(model)}
+    actual = {site.name: site.delta for site in deltas(model)}
     with torch.no_grad():
-        found["1"].U.fill_(1)
-    start = SparseMask.finish(SparseMask.Settings(mask="l1"), found)
+        actual["1"].U.fill_(1)
+    start = SparseMask.finish(SparseMask.Settings(mask="l1"), actual)
     (spec,) = start.settings
     assert isinstance(spec, Dense.Settings) and spec.sites == ("1",) and list(start.tensors) == ["1"]
 

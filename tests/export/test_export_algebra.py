@@ -56,10 +56,10 @@ def changes(file, backbone, folder) -> dict[str, torch.Tensor]:
     return {n: after[n] - before[n] for n in after if not n.startswith("classifier")}
 
 
-def same(found, expected):
+def same(actual, expected):
     for name in expected:
         bound = 3e-6 * max(1.0, float(expected[name].abs().max()))
-        assert float((found[name] - expected[name]).abs().max()) <= bound, name
+        assert float((actual[name] - expected[name]).abs().max()) <= bound, name
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_compose_applies_the_second_to_what_the_first_made(files, backbone, tmp_
     first = load_delta(_saved(a, tmp_path / "a"), backbone)
     merge(first)
     by_hand = weights(_put(b, first, backbone))
-    found = weights(load_delta(_saved(compose(a, b).file, tmp_path / "ab"), backbone))
-    assert all(torch.equal(found[n], by_hand[n]) for n in by_hand)
+    actual = weights(load_delta(_saved(compose(a, b).file, tmp_path / "ab"), backbone))
+    assert all(torch.equal(actual[n], by_hand[n]) for n in by_hand)
     other = weights(load_delta(_saved(compose(b, a).file, tmp_path / "ba"), backbone))
-    assert any(not torch.allclose(found[n], other[n]) for n in found)
+    assert any(not torch.allclose(actual[n], other[n]) for n in actual)
 
 
 def _saved(file, folder):
@@ -247,5 +247,5 @@ def test_logits_change_is_relative_and_counts_images(backbone):
         def forward(self, x):
             return 2 * backbone(x)
 
-    found = logits_change(backbone, Twice(), images)
-    assert found.relative == pytest.approx(1.0) and found.same_top1 == 5
+    actual = logits_change(backbone, Twice(), images)
+    assert actual.relative == pytest.approx(1.0) and actual.same_top1 == 5

@@ -53,8 +53,8 @@ def test_operations_write_files_and_say_that_they_are_exact(folders, tmp_path):
         ]
     ):
         to = tmp_path / str(number)
-        said = run(*command, "--to", to)
-        assert "exact: every layer" in said and f"{open_delta(to).delta_bytes:,} bytes" in said
+        output = run(*command, "--to", to)
+        assert "exact: every layer" in output and f"{open_delta(to).delta_bytes:,} bytes" in output
         assert read_delta(to)[0].made_by.startswith(command[0] if command[0] != "subtract" else "add 1 of")
 
 
@@ -65,13 +65,17 @@ def test_what_is_not_exact_needs_the_backbone_and_says_so(folders, tmp_path):
 
 
 def test_truncate_and_quantize_tell_sizes_and_what_was_not_measured(folders, tmp_path):
-    said = run("truncate", folders / "a", "--rank", 2, "--to", tmp_path / "t")
-    assert "ranks 2 to 2 at" in said and "% of the squared change" in said and "was not measured: its weights" in said
+    output = run("truncate", folders / "a", "--rank", 2, "--to", tmp_path / "t")
+    assert (
+        "ranks 2 to 2 at" in output
+        and "% of the squared change" in output
+        and "was not measured: its weights" in output
+    )
     whole = open_delta(folders / "a").delta_bytes
-    said = run("truncate", folders / "a", "--budget", f"{whole // 2}B", "--to", tmp_path / "u")
+    output = run("truncate", folders / "a", "--budget", f"{whole // 2}B", "--to", tmp_path / "u")
     assert open_delta(tmp_path / "u").delta_bytes <= whole // 2
-    said = run("quantize", folders / "a", "--as", "int8", "--to", tmp_path / "q")
-    assert f"before {whole:,}" in said
+    output = run("quantize", folders / "a", "--as", "int8", "--to", tmp_path / "q")
+    assert f"before {whole:,}" in output
     with pytest.raises(ExportError, match="--budget: expected bytes such as 200KB"):
         run("truncate", folders / "a", "--budget", "many", "--to", tmp_path / "v")
 
@@ -83,16 +87,16 @@ def test_the_change_of_the_logits_is_measured_where_the_backbone_is_at_hand(tmp_
     before = fingerprint(backbone_state(model, head))
     attach(model, [LowRank.Settings(rank=4, sites="blocks.6*")], head)
     fill(delta_state(model).values(), 1)
-    looks = Preprocessing.of(model, (64, 64))
-    write_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=looks)
-    said = run("quantize", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
-    change = float(said.split("logits change by at most ")[1].split()[0])
-    assert 0 < change < 5e-3 and "top-1 is the same on" in said and "64 images of seeded noise" in said
+    rendered = Preprocessing.of(model, (64, 64))
+    write_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=rendered)
+    output = run("quantize", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
+    change = float(output.split("logits change by at most ")[1].split()[0])
+    assert 0 < change < 5e-3 and "top-1 is the same on" in output and "64 images of seeded noise" in output
 
 
 def test_diff_is_a_table_with_a_line_for_all(folders):
-    said = run("diff", folders / "a", folders / "b")
-    assert "blocks.1.0.conv_pwl" in said and " all " in said and "the heads are" in said
+    output = run("diff", folders / "a", folders / "b")
+    assert "blocks.1.0.conv_pwl" in output and " all " in output and "the heads are" in output
 
 
 def test_a_folder_in_use_is_left_alone(folders):

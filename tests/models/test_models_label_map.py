@@ -26,9 +26,9 @@ def test_by_hand() -> None:
     assert MAP.of_student(student).tolist() == [[0, 2], [3, 5]]
     assert MAP.labels(torch.tensor([0, 1, 2, -1])).tolist() == [0, -1, 1, -1]
     p = LOGITS[:, [2, 3, 0]].softmax(1)
-    found = MAP.probabilities(LOGITS)
-    torch.testing.assert_close(found[:, [0, 2]], torch.stack([p[:, 0] + p[:, 1], p[:, 2]], 1))
-    assert found[:, 1].isnan().all() and not MAP.whole
+    actual = MAP.probabilities(LOGITS)
+    torch.testing.assert_close(actual[:, [0, 2]], torch.stack([p[:, 0] + p[:, 1], p[:, 2]], 1))
+    assert actual[:, 1].isnan().all() and not MAP.whole
 
 
 def test_another_order_alone_leaves_student_and_labels_as_they_are() -> None:
@@ -71,18 +71,18 @@ def named(folder: Path, *labels: str) -> Network:
 
 def test_classes_of_one_name_are_found_whatever_the_case(tmp_path: Path) -> None:
     network = named(tmp_path / "teacher", "Sea_Lion", "cat", "dog", "horse")
-    found = label_map("names", network, ["dog", "rose", "sea lion"])
-    assert found is not None and found.known_S.tolist() == [0, 2]
-    assert found.sources_SG.tolist() == [[2], [0]]
+    actual = label_map("names", network, ["dog", "rose", "sea lion"])
+    assert actual is not None and actual.known_S.tolist() == [0, 2]
+    assert actual.sources_SG.tolist() == [[2], [0]]
     written = label_map({"rose": ("cat", 3)}, network, ["dog", "rose"])
     assert written is not None and written.sources_SG.tolist() == [[1, 3]]
     assert label_map("same", network, ["dog"]) is None
-    for labels, said in [
+    for labels, output in [
         ({"rsoe": 1}, "the data has no class 'rsoe'; did you mean 'rose'?"),
         ({"rose": "hrose"}, "no class 'hrose'; did you mean 'horse'?"),
         ({"rose": 4}, "the teacher has no class 4"),
     ]:
-        with pytest.raises(ValueError, match=said.replace("?", r"\?")):
+        with pytest.raises(ValueError, match=output.replace("?", r"\?")):
             label_map(labels, network, ["dog", "rose"])
     with pytest.raises(ValueError, match="share no class"):
         label_map("names", network, ["rose", "lily"])
@@ -93,8 +93,8 @@ def test_classes_of_one_name_are_found_whatever_the_case(tmp_path: Path) -> None
 def test_names_of_imagenet_are_known_and_ambiguous_ones_are_refused() -> None:
     model = timm.create_model("test_resnet")
     network = Network(model, "test_resnet", "test_resnet.r160_in1k", InputSpec((32, 32)))
-    found = label_map("names", network, ["daisy", "goldfish", "n01440764"])
-    assert found is not None and found.sources_SG.tolist() == [[985], [1], [0]]
+    actual = label_map("names", network, ["daisy", "goldfish", "n01440764"])
+    assert actual is not None and actual.sources_SG.tolist() == [[985], [1], [0]]
     with pytest.raises(ValueError, match=r"'crane' names several of the teacher's classes \(134, 517\)"):
         label_map("names", network, ["crane"])
     with pytest.raises(ValueError, match="has several classes called 'crane': 134, 517"):
@@ -129,8 +129,8 @@ def test_a_class_counts_for_the_teachers_that_know_it() -> None:
     first, second = torch.randn(2, 3), LOGITS
     p, q = first.softmax(1), MAP.probabilities(second)
     expected = torch.stack([0.75 * p[:, 0] + 0.25 * q[:, 0], p[:, 1], 0.75 * p[:, 2] + 0.25 * q[:, 2]], 1)
-    found = teacher.mean([teacher.probabilities(0, first), teacher.probabilities(1, second)])
-    torch.testing.assert_close(found, expected / expected.sum(1, keepdim=True))
+    actual = teacher.mean([teacher.probabilities(0, first), teacher.probabilities(1, second)])
+    torch.testing.assert_close(actual, expected / expected.sum(1, keepdim=True))
     alone = Teacher(networks[1:], maps=LabelMaps([MAP])).mean([q])
     assert alone[:, 1].tolist() == [0, 0], "nobody knows it: it is never the answer"
     assert not any("maps" in key for key in teacher.state_dict()), "no part of a teacher's identity"

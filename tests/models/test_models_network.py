@@ -45,8 +45,8 @@ def test_embedded_weights_land_by_value(architecture: str) -> None:
     assert (made.architecture, made.origin) == (architecture, f"embedded:{architecture}")
     assert made.input.mean == made.input.std == (0.5, 0.5, 0.5)
     port = torch.load(embedded_path(architecture), weights_only=True)
-    ours = made.model.state_dict()
-    assert len(port) == len(ours)
+    actual = made.model.state_dict()
+    assert len(port) == len(actual)
     lengths = [len(stage) for stage in made.model.blocks]  # type: ignore[union-attr, arg-type]
     second, last = lengths[0], sum(lengths) - 1
     stage, index = len(lengths) - 1, lengths[-1] - 1
@@ -67,8 +67,8 @@ def test_embedded_weights_land_by_value(architecture: str) -> None:
         "_bn1.weight": "bn2.weight",
         "_fc.bias": "classifier.bias",
     }
-    for theirs, name in pairs.items():
-        assert torch.equal(port[theirs], ours[name]), name
+    for reference, name in pairs.items():
+        assert torch.equal(port[reference], actual[name]), name
 
 
 @pytest.mark.parametrize("architecture", EMBEDDED)
@@ -209,13 +209,13 @@ def deaf_host() -> str:
     server.listen(0)
     waiting = []
     for _ in range(3):
-        one = socket.socket()
-        one.setblocking(False)
-        one.connect_ex(server.getsockname())
-        waiting.append(one)
+        single = socket.socket()
+        single.setblocking(False)
+        single.connect_ex(server.getsockname())
+        waiting.append(single)
     yield f"http://127.0.0.1:{server.getsockname()[1]}"
-    for one in (*waiting, server):
-        one.close()
+    for single in (*waiting, server):
+        single.close()
 
 
 def test_weights_out_of_reach_fail_in_seconds_with_what_to_do(

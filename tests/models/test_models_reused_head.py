@@ -58,12 +58,12 @@ def write(model: nn.Module, folder: Path) -> Path:
 
 def test_logits_are_classifier_after_pooling_after_three_convs() -> None:
     model, x = network(), images()
-    one, norm_1, _, two, norm_2, _, three, norm_3 = model.reused_head.convs
+    first, norm_1, _, second, norm_2, _, three, norm_3 = model.reused_head.convs
     wide = model.num_features
-    assert [tuple(c.weight.shape) for c in (one, two, three)] == [(5, wide, 1, 1), (5, 5, 3, 3), (10, 5, 1, 1)]
+    assert [tuple(c.weight.shape) for c in (first, second, three)] == [(5, wide, 1, 1), (5, 5, 3, 3), (10, 5, 1, 1)]
     map_ = model.forward_features(x)
-    hidden = torch.relu(norm_1(torch.einsum("oi,bihw->bohw", one.weight[..., 0, 0], map_)))
-    hidden = torch.relu(norm_2(nn.functional.conv2d(hidden, two.weight, padding=1)))
+    hidden = torch.relu(norm_1(torch.einsum("oi,bihw->bohw", first.weight[..., 0, 0], map_)))
+    hidden = torch.relu(norm_2(nn.functional.conv2d(hidden, second.weight, padding=1)))
     pooled = norm_3(torch.einsum("oi,bihw->bohw", three.weight[..., 0, 0], hidden)).mean((2, 3))
     torch.testing.assert_close(model.forward_head(map_, pre_logits=True), pooled)
     torch.testing.assert_close(model(x), pooled @ model.fc.weight.T + model.fc.bias)
@@ -147,8 +147,8 @@ def test_tasks_switch_between_two_of_them(tmp_path: Path) -> None:
         for name, student in students.items():
             tasks.add(name, write(student, tmp_path / name / str(merged)))
         for name in ("2", "1"):
-            found = tasks.switch(name)(images())
-            torch.testing.assert_close(found, students[name](images()), rtol=1e-4, atol=1e-5)
+            actual = tasks.switch(name)(images())
+            torch.testing.assert_close(actual, students[name](images()), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])

@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from distill.models.module_equality import parts_alike
+from distill.models.module_equality import equal_parts
 from distill.models.network import extract
 from distill.models.shared_trunk import SharedTrunk, _Kept
 
@@ -80,13 +80,13 @@ def assert_as_alone(trunk: SharedTrunk, *networks: nn.Module) -> list[Any]:
     expected = look(*networks)
     with trunk:
         Layer.computed.clear()
-        found = look(*networks)
+        actual = look(*networks)
         computed = list(Layer.computed)
-    for ours, theirs in zip(found, expected, strict=True):
-        assert torch.equal(ours, theirs)
+    for own, reference in zip(actual, expected, strict=True):
+        assert torch.equal(own, reference)
     student = [p for p in networks[-1].parameters() if p.requires_grad]
-    pairs = zip(*(torch.autograd.grad(outputs[-1].square().sum(), student) for outputs in (found, expected)))
-    assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    pairs = zip(*(torch.autograd.grad(outputs[-1].square().sum(), student) for outputs in (actual, expected)))
+    assert all(torch.equal(own, reference) for own, reference in pairs)
     return computed
 
 
@@ -163,9 +163,9 @@ def test_each_view_has_its_own_trunk() -> None:
     with tried(teacher, student):
         teacher(first), teacher(second)
         Layer.computed.clear()
-        found = [student(view) for view in (second, first)]
+        actual = [student(view) for view in (second, first)]
     assert student.body not in Layer.computed
-    assert all(map(torch.equal, found, expected))
+    assert all(map(torch.equal, actual, expected))
 
 
 # --- What is not the same -----------------------------------------------------------------------------------------
@@ -198,7 +198,7 @@ def test_a_stem_that_differs_ends_it(change: str) -> None:
     nn.init.zeros_(teacher.stem.bias), nn.init.zeros_(student.stem.bias)
     assert tried(teacher, student).taken(1)
     CHANGES[change](student)
-    names = {part.name for part, _ in parts_alike(teacher, student)}
+    names = {part.name for part, _ in equal_parts(teacher, student)}
     assert names == {"act", "body"}
     if student.stem.weight.dtype == torch.float32:
         assert not tried(teacher, student).taken(1)
@@ -264,8 +264,8 @@ def test_autocast_and_gradients_to_the_input_end_it() -> None:
     with trunk:
         teacher(x)
         with torch.autocast("cpu", torch.bfloat16):
-            found = student(x)
-    assert found.dtype == torch.bfloat16 and torch.equal(found, expected)
+            actual = student(x)
+    assert actual.dtype == torch.bfloat16 and torch.equal(actual, expected)
     x.requires_grad_()
     with trunk:
         look(teacher, student, x=x)[-1].sum().backward()
@@ -366,13 +366,13 @@ def test_of_timm(name: str, needs: frozenset[str]) -> None:
     for layer in taken:
         layer.register_forward_hook(lambda module, *unused: computed.append(module))
     with trunk:
-        found = step()
+        actual = step()
     parents = {module for module in trunk.taken(1) if isinstance(module, LAYERS)}
     assert set(computed) <= parents, "hooks of what is taken are called, but nothing inside it is computed"
-    assert [*map(torch.equal, found.tensors(), expected.tensors())] == [True] * len(found.tensors())
+    assert [*map(torch.equal, actual.tensors(), expected.tensors())] == [True] * len(actual.tensors())
     weight: Any = student.get_submodule(site).weight
-    ours, theirs = (torch.autograd.grad(f.tensors()[0].sum(), weight)[0] for f in (found, expected))
-    assert torch.equal(ours, theirs)
+    own, reference = (torch.autograd.grad(f.tensors()[0].sum(), weight)[0] for f in (actual, expected))
+    assert torch.equal(own, reference)
 
 
 POSITIONS: dict[str, Callable[[Any], Any]] = {

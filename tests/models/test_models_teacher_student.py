@@ -110,31 +110,31 @@ def test_only_what_is_needed_is_reported() -> None:
 
 
 def test_deltas_and_head_learn_and_the_backbone_stays_bit_equal() -> None:
-    one = student(deltas=[{"type": "low_rank", "rank": 2}])
-    backbone, own = one.backbone, {name: t.clone() for name, t in one.own_state().items()}
-    optimizer = torch.optim.SGD([p for p in one.parameters() if p.requires_grad], lr=0.1)
+    single = student(deltas=[{"type": "low_rank", "rank": 2}])
+    backbone, own = single.backbone, {name: t.clone() for name, t in single.own_state().items()}
+    optimizer = torch.optim.SGD([p for p in single.parameters() if p.requires_grad], lr=0.1)
     for _ in range(2):
-        one.train()
+        single.train()
         optimizer.zero_grad()
-        logits = one(images()).logits
+        logits = single(images()).logits
         assert logits is not None
         logits.square().sum().backward()
         optimizer.step()
-    assert fingerprint(backbone_state(one.model, classifier_names(one.model))) == backbone
-    changed = one.own_state()
+    assert fingerprint(backbone_state(single.model, classifier_names(single.model))) == backbone
+    changed = single.own_state()
     assert set(changed) == set(own)
     assert any("classifier" in name for name in changed) and any("parametrizations" in name for name in changed)
     assert not torch.equal(changed["model.classifier.weight"], own["model.classifier.weight"])
-    assert len(one.sites) > 3 and not any("running" in name or "original" in name for name in changed)
+    assert len(single.sites) > 3 and not any("running" in name or "original" in name for name in changed)
 
 
 def test_frozen_batch_norm_uses_its_own_statistics_after_train() -> None:
-    one = student(deltas=["bias"])
-    expected = one.eval()(images()).logits
-    one.train()
-    one.model.train()
-    assert torch.equal(one(images()).logits, expected)
-    torch.testing.assert_close(one(images()[:1]).logits, expected[:1], rtol=1e-4, atol=1e-5)
+    single = student(deltas=["bias"])
+    expected = single.eval()(images()).logits
+    single.train()
+    single.model.train()
+    assert torch.equal(single(images()).logits, expected)
+    torch.testing.assert_close(single(images()[:1]).logits, expected[:1], rtol=1e-4, atol=1e-5)
 
 
 def test_identity_is_that_of_the_network_before_deltas() -> None:
@@ -146,12 +146,12 @@ def test_identity_is_that_of_the_network_before_deltas() -> None:
 
 
 def test_trained_whole() -> None:
-    one = student(train="full")
-    assert all(parameter.requires_grad for parameter in one.parameters())
-    assert set(one.own_state()) == set(one.state_dict()) and not one.sites
-    mean = one.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
-    one.train()(images())
-    assert not torch.equal(one.model.bn1.running_mean, mean), "batch norm learns its statistics"  # type: ignore[union-attr]
+    single = student(train="full")
+    assert all(parameter.requires_grad for parameter in single.parameters())
+    assert set(single.own_state()) == set(single.state_dict()) and not single.sites
+    mean = single.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
+    single.train()(images())
+    assert not torch.equal(single.model.bn1.running_mean, mean), "batch norm learns its statistics"  # type: ignore[union-attr]
     still = student(train="full", batch_norm="frozen")
     mean = still.model.bn1.running_mean.clone()  # type: ignore[union-attr, operator]
     still.train()(images())
@@ -160,28 +160,28 @@ def test_trained_whole() -> None:
 
 
 def test_without_deltas_the_head_alone_learns() -> None:
-    one = student()
-    assert {name for name, p in one.named_parameters() if p.requires_grad} == {
+    single = student()
+    assert {name for name, p in single.named_parameters() if p.requires_grad} == {
         "model.classifier.weight",
         "model.classifier.bias",
     }
-    assert set(one.own_state()) == {"model.classifier.weight", "model.classifier.bias"}
+    assert set(single.own_state()) == {"model.classifier.weight", "model.classifier.bias"}
 
 
 @pytest.mark.parametrize("needs", [LOGITS, POOLED, ALL])
 def test_it_reports_what_objectives_need(needs: frozenset[str]) -> None:
-    one = student(needs, deltas=["bias"])
-    features = one(images())
+    single = student(needs, deltas=["bias"])
+    features = single(images())
     assert (features.logits is not None) == ("logits" in needs)
     assert ("maps" in needs) == bool(features.maps)
-    assert one.shapes.classes == 5 and one.input == InputSpec((64, 64), one.input.mean, one.input.std)
+    assert single.shapes.classes == 5 and single.input == InputSpec((64, 64), single.input.mean, single.input.std)
     if features.pooled is not None:
-        assert features.pooled.shape == (4, one.shapes.pooled)
+        assert features.pooled.shape == (4, single.shapes.pooled)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_convnext"])
 def test_fresh_deltas_change_nothing(name: str) -> None:
     plain = network(name).model
-    one = student(name=name, deltas=[{"type": "low_rank", "rank": 2}, "scale_shift"])
+    single = student(name=name, deltas=[{"type": "low_rank", "rank": 2}, "scale_shift"])
     with torch.no_grad():
-        torch.testing.assert_close(one(images()).logits, plain(images()), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(single(images()).logits, plain(images()), rtol=1e-4, atol=1e-5)

@@ -83,10 +83,10 @@ def test_nan_in_a_curve_is_marked(run):
 
 
 def test_one_class_has_no_confusion(run):
-    one = run.model_copy(
+    single = run.model_copy(
         update={"classes": ("rose",), "labels": (0, 0), "predictions": {"linear probe": (0, 0), "student": (0, 0)}}
     )
-    assert list(draw(one)) == ["accuracy", "curves", "classes"]
+    assert list(draw(single)) == ["accuracy", "curves", "classes"]
 
 
 def test_identical_predictions_and_perfect_accuracy_are_drawn(run):

@@ -47,8 +47,8 @@ def picture(path, **more):
 def test_the_full_page_and_its_figures(tmp_path, run):
     sheet = tmp_path / "sheet.png"
     Image.new("RGB", (8, 8)).save(sheet)
-    found = page(tmp_path / "run", run.model_copy(update={"pictures": (picture(sheet),)}))
-    text = " ".join(found.words)
+    actual = page(tmp_path / "run", run.model_copy(update={"pictures": (picture(sheet),)}))
+    text = " ".join(actual.words)
     sections = [
         "Results",
         "Warnings",
@@ -59,7 +59,7 @@ def test_the_full_page_and_its_figures(tmp_path, run):
         "Size",
         "Time",
     ]
-    assert found.headings[: len(sections)] == sections
+    assert actual.headings[: len(sections)] == sections
     for words in (
         "three flowers",
         "83.3\u00a0%",
@@ -72,16 +72,16 @@ def test_the_full_page_and_its_figures(tmp_path, run):
         assert words in text
     written = {path.name for path in (tmp_path / "run" / "figures").iterdir()}
     assert written == {"accuracy.png", "curves.png", "classes.png", "confusion.png"}
-    assert f"data:image/png;base64,{base64.b64encode(sheet.read_bytes()).decode()}" in found.addresses
+    assert f"data:image/png;base64,{base64.b64encode(sheet.read_bytes()).decode()}" in actual.addresses
     embedded = (tmp_path / "run" / "figures" / "curves.png").read_bytes()
-    assert f"data:image/png;base64,{base64.b64encode(embedded).decode()}" in found.addresses
+    assert f"data:image/png;base64,{base64.b64encode(embedded).decode()}" in actual.addresses
 
 
 def test_the_page_is_self_contained(tmp_path, run):
     text = write_report(tmp_path, run).read_text(encoding="utf-8")
-    found = Page(text)
-    assert found.addresses and all(address.startswith("data:image/png;base64,") for address in found.addresses)
-    assert not found.tags & {"script", "link", "iframe", "object", "embed"}
+    actual = Page(text)
+    assert actual.addresses and all(address.startswith("data:image/png;base64,") for address in actual.addresses)
+    assert not actual.tags & {"script", "link", "iframe", "object", "embed"}
     assert not re.search(r"https?://|@import|url\(", text)
 
 
@@ -98,21 +98,21 @@ def test_what_users_write_is_text_and_never_markup(tmp_path, run):
             "verification": (Check(name=bad, passed=False, detail=bad),),
         }
     )
-    found = page(tmp_path, evil)
-    assert "script" not in found.tags and "".join(found.words).count("<script>alert(1)</script>") >= 8
+    actual = page(tmp_path, evil)
+    assert "script" not in actual.tags and "".join(actual.words).count("<script>alert(1)</script>") >= 8
 
 
 def test_a_bare_run_still_makes_a_page(tmp_path, bare):
-    found = page(tmp_path, bare)
-    assert found.headings == ["Machine"] and "seed 3" in " ".join(found.words)
+    actual = page(tmp_path, bare)
+    assert actual.headings == ["Machine"] and "seed 3" in " ".join(actual.words)
     assert not (tmp_path / "figures").exists()
 
 
 def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
     row = Row(name="student", agreement=0.9, bytes=10)
     unlabeled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
-    found = page(tmp_path, unlabeled)
-    assert "accuracy is not known" in " ".join(found.words) and "Class by class" not in found.headings
+    actual = page(tmp_path, unlabeled)
+    assert "accuracy is not known" in " ".join(actual.words) and "Class by class" not in actual.headings
     assert [what for _, what in tiles(unlabeled)] == ["agreement with the teacher", "to store the student"]
 
 
@@ -121,21 +121,21 @@ def test_a_missing_model_leaves_its_parts_out(tmp_path, run, missing):
     rows = tuple(row for row in run.rows if row.name != missing)
     predictions = {name: values for name, values in run.predictions.items() if name != missing}
     part = run.model_copy(update={"rows": rows, "predictions": predictions})
-    found = page(tmp_path, part)
-    assert ("Class by class" in found.headings) == (missing == "teacher")
-    assert f"points against the {missing}" not in " ".join(found.words)
+    actual = page(tmp_path, part)
+    assert ("Class by class" in actual.headings) == (missing == "teacher")
+    assert f"points against the {missing}" not in " ".join(actual.words)
 
 
 def test_a_failed_verification_says_so(tmp_path, run):
-    found = page(
+    actual = page(
         tmp_path, run.model_copy(update={"verification": (Check(name="same top-1", passed=False, detail="3 of 256"),)})
     )
-    assert "failed" in found.words and "3 of 256" in found.words
+    assert "failed" in actual.words and "3 of 256" in actual.words
 
 
 def test_a_contact_sheet_that_is_gone_is_reported_on_the_page(tmp_path, run):
-    found = page(tmp_path, run.model_copy(update={"pictures": (picture(tmp_path / "gone.png"),)}))
-    assert "The picture was not found at " in found.words
+    actual = page(tmp_path, run.model_copy(update={"pictures": (picture(tmp_path / "gone.png"),)}))
+    assert "The picture was not found at " in actual.words
 
 
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
@@ -161,17 +161,17 @@ def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, ru
     values = ((0.91, None), (0.88, 0.75))
     matrix = Matrix(title="Accuracy after each task", rows=("a", "b"), columns=("on a", "on b"), values=values)
     shown = run.model_copy(update={"matrices": (matrix,)})
-    found = page(tmp_path, shown)
-    text = " ".join(" ".join(found.words).replace("\u00a0", " ").split())
-    assert "Accuracy after each task" in found.headings and "a 91.0 % – b 88.0 % 75.0 %" in text
+    actual = page(tmp_path, shown)
+    text = " ".join(" ".join(actual.words).replace("\u00a0", " ").split())
+    assert "Accuracy after each task" in actual.headings and "a 91.0 % – b 88.0 % 75.0 %" in text
     with pytest.raises(ValueError, match="'t': values must be 2 rows of 2"):
         Matrix(title="t", rows=("a", "b"), columns=("on a", "on b"), values=((0.5,), (0.5, 0.5)))
 
 
 def test_last_and_best_epoch_are_told_apart(tmp_path, run):
     watched = run.rows[2].model_copy(update={"last_epoch": 0.691, "best_epoch": 0.702, "best_at": 213})
-    found = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))
-    text = " ".join(" ".join(found.words).replace("\u00a0", " ").split())
-    assert "Last and best epoch" in found.headings
+    actual = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))
+    text = " ".join(" ".join(actual.words).replace("\u00a0", " ").split())
+    assert "Last and best epoch" in actual.headings
     assert "student 69.1 % 70.2 % 213" in text and "seen on test" in text and "so it is too high" in text
     assert "Last and best epoch" not in page(tmp_path / "other", run).headings

@@ -6,10 +6,10 @@ from distill.report.outcome import class_accuracy, confusion, interval, outcome
 
 
 def test_by_class_and_by_image_on_paper(run):
-    found = outcome(run)
-    np.testing.assert_allclose(found.change_K, [0.5, 0.5, 0.0])
-    np.testing.assert_array_equal(found.confusion_KK, [[1, -1, 0], [-1, 1, 0], [-1, 1, 0]])
-    assert (found.mended, found.broken) == (2, 0)
+    actual = outcome(run)
+    np.testing.assert_allclose(actual.change_K, [0.5, 0.5, 0.0])
+    np.testing.assert_array_equal(actual.confusion_KK, [[1, -1, 0], [-1, 1, 0], [-1, 1, 0]])
+    assert (actual.mended, actual.broken) == (2, 0)
 
 
 def test_the_confusions_that_change_most(run):
@@ -20,10 +20,10 @@ def test_the_confusions_that_change_most(run):
 
 def test_unlabeled_images_count_nowhere(run):
     part = run.model_copy(update={"labels": (-1, -1, -1, 1, -1, -1)})
-    found = outcome(part)
-    assert found.present_K.tolist() == [False, True, False]
-    np.testing.assert_array_equal(np.isnan(found.change_K), [True, False, True])
-    assert found.change_K[1] == 1 and (found.mended, found.broken) == (1, 0)
+    actual = outcome(part)
+    assert actual.present_K.tolist() == [False, True, False]
+    np.testing.assert_array_equal(np.isnan(actual.change_K), [True, False, True])
+    assert actual.change_K[1] == 1 and (actual.mended, actual.broken) == (1, 0)
 
 
 @pytest.mark.parametrize("missing", [{"labels": ()}, {"predictions": {}}, {"labels": (-1,) * 6}, {"baseline": "other"}])

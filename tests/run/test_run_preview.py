@@ -53,7 +53,7 @@ def look(settings: Experiment, to: Path, **options: Any) -> str:
 
 def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> None:
     settings = experiment()
-    said = look(settings, tmp_path / "a.png")
+    output = look(settings, tmp_path / "a.png")
     data = data_of(settings)
     batch = data.train_batch(0, 0)
     sheet = sheets[0]
@@ -62,9 +62,9 @@ def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> N
         assert data.batch_of_ids([notes[0]], 0).ids.tolist() == batch.ids[row : row + 1].tolist()
         assert notes[1].startswith("overlap 100% · ΔE ") and len(notes) == 2
     assert sheet["footer"][0].startswith("teacher and student: crops overlap 100%")
-    assert sheet["footer"][0] in said
+    assert sheet["footer"][0] in output
     for name in ("a.png", "a-operations.png"):
-        assert f"wrote {tmp_path / name}" in said
+        assert f"wrote {tmp_path / name}" in output
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 300
 

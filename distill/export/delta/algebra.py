@@ -99,14 +99,14 @@ def compose(first: DeltaFile, second: DeltaFile, head: Which | None = None) -> C
 
 def check_one_backbone(first: DeltaFile, second: DeltaFile) -> None:
     """Raise ``ExportError`` that lists what differs, unless both files belong to one backbone."""
-    ours, theirs = first.manifest, second.manifest
-    lines = differences(ours.backbone, theirs.backbone)
-    if ours.architecture != theirs.architecture:
-        lines = [f"architecture is {theirs.architecture}, expected {ours.architecture}"]
+    left, right = first.manifest, second.manifest
+    lines = differences(left.backbone, right.backbone)
+    if left.architecture != right.architecture:
+        lines = [f"architecture is {right.architecture}, expected {left.architecture}"]
     if lines:
         more = [f"… and {len(lines) - 5} more"] if len(lines) > 5 else []
         raise ExportError(
-            f"the files belong to different backbones ({ours.origin} and {theirs.origin}):\n  "
+            f"the files belong to different backbones ({left.origin} and {right.origin}):\n  "
             + "\n  ".join(lines[:5] + more)
         )
 

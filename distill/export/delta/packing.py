@@ -79,11 +79,11 @@ def unpack(stored: Mapping[str, Tensor], marks: Mapping[str, str]) -> dict[str, 
     """
     tensors = dict(stored)
     for name, mark in marks.items():
-        found = _MARK.match(mark)
-        shape = tuple(int(size) for size in found["shape"].split(",") if size) if found else ()
-        if not found or name not in stored or stored[name].dtype != _STORED[found["format"]]:
+        match = _MARK.match(mark)
+        shape = tuple(int(size) for size in match["shape"].split(",") if size) if match else ()
+        if not match or name not in stored or stored[name].dtype != _STORED[match["format"]]:
             raise ExportError(f"{name}: is not stored as {mark!r}")
-        kind, value = found["format"], stored[name]
+        kind, value = match["format"], stored[name]
         try:
             if kind == "float16":
                 tensors[name] = value.float().reshape(shape)

@@ -86,7 +86,7 @@ def truncate(file: DeltaFile, skeleton: nn.Module, *, rank: int | None = None, b
     if rank is not None:
         if rank < 1:
             raise ExportError(f"rank {rank}: expected at least 1")
-        ranks = [min(rank, len(one.squares)) for one in spectra]
+        ranks = [min(rank, len(spectrum.squares)) for spectrum in spectra]
         goal = f"rank {rank}"
     else:
         assert budget is not None
@@ -96,12 +96,12 @@ def truncate(file: DeltaFile, skeleton: nn.Module, *, rank: int | None = None, b
     whole = left = 0.0
     new: dict[int, Chain] = {}
     told: dict[str, int] = {}
-    for one, wanted in zip(spectra, ranks):
-        keep = chain_bytes(one.run) <= wanted * one.cost
-        new[id(one)] = one.run if keep else one.cut(wanted)
-        told[one.place] = len(one.squares) if keep else wanted
-        whole += float(one.squares.sum())
-        left += float(one.squares.sum() if keep else one.squares[:wanted].sum())
+    for spectrum, wanted in zip(spectra, ranks):
+        keep = chain_bytes(spectrum.run) <= wanted * spectrum.cost
+        new[id(spectrum)] = spectrum.run if keep else spectrum.cut(wanted)
+        told[spectrum.place] = len(spectrum.squares) if keep else wanted
+        whole += float(spectrum.squares.sum())
+        left += float(spectrum.squares.sum() if keep else spectrum.squares[:wanted].sum())
     rebuilt = {
         place: tuple(link for part in parts for link in (new[id(part)] if isinstance(part, _Spectrum) else part))
         for place, parts in chains.items()
@@ -114,12 +114,14 @@ def _spend(spectra: list[_Spectrum], budget: int, fixed: int) -> list[int]:
     """A rank for each; ``fixed`` bytes go to what has no ranks."""
     if fixed >= budget:
         raise ExportError(f"the budget is too small: deltas without ranks alone take {fixed:,} bytes")
-    offers = {str(n): Candidate(one.squares, one.cost, most=one.most) for n, one in enumerate(spectra)}
+    offers = {
+        str(n): Candidate(spectrum.squares, spectrum.cost, most=spectrum.most) for n, spectrum in enumerate(spectra)
+    }
     try:
         return list(within_budget(offers, budget - fixed).values()) if offers else []
     except DeltaError as error:
         also = f" ({fixed:,} bytes more go to deltas without ranks)" if fixed else ""
-        smallest = min(one.cost for one in spectra)
+        smallest = min(spectrum.cost for spectrum in spectra)
         raise ExportError(f"the budget is too small: one rank takes at least {smallest:,} bytes{also}") from error
 
 

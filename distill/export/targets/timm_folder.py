@@ -84,8 +84,8 @@ def write_timm_folder(
     write_checksummed(folder / MANIFEST, manifest)
     size = sum(map(_bytes, tensors.values()))
     home = timm_with_ours().model_entrypoint(config["architecture"]).__module__
-    ours = None if home.startswith("timm.") else home
-    text = card(config["architecture"], origin, preprocessing, labels, results, size, ours)
+    own_module = None if home.startswith("timm.") else home
+    text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module)
     write_atomic(folder / CARD, text.encode())
     return manifest
 
@@ -110,13 +110,13 @@ def _config(
     model: nn.Module, preprocessing: Preprocessing, labels: Sequence[str], model_args: dict[str, Any]
 ) -> dict[str, Any]:
     """timm's ``config.json``: the loader builds the model from it and takes its preprocessing from it."""
-    native: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
+    declared: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     kept = ("first_conv", "classifier", "fixed_input_size", "min_input_size", "license", "tag")
-    pretrained_cfg = {name: native[name] for name in kept if name in native}
+    pretrained_cfg = {name: declared[name] for name in kept if name in declared}
     pretrained_cfg |= preprocessing.model_dump(mode="json")
     # The weights are timm's own names and shapes now, whatever file the backbone once came from.
     pretrained_cfg |= {"num_classes": model.num_classes, "custom_load": False, "pool_size": None}
-    architecture = native["architecture"]
+    architecture = declared["architecture"]
     if (head := reused(model)) is not None:
         model_args = {"body": architecture, **head.model_dump(), **model_args}
         architecture = ARCHITECTURE
