@@ -227,12 +227,12 @@ def _compiles(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str
 
 def _cost(operation: Operation, size: tuple[int, int], batch: int) -> tuple[Verdict, str]:
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    placed = copy.deepcopy(operation).to(device)
+    placement = copy.deepcopy(operation).to(device)
     images = _images(*size)[:1].expand(batch, -1, -1, -1).contiguous().to(device)
     seconds = []
     for _ in range(ROUNDS + 1):  # the first is a warm-up
         started = time.perf_counter()
-        _run(placed, images)
+        _run(placement, images)
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)

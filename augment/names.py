@@ -47,18 +47,18 @@ def find_class(name: str) -> type:
         if name.startswith("albumentations"):
             raise OperationError("type", f"{name}: albumentations run on the loader's side, in data.loader_ops")
         return _imported(name)
-    ours = _ours()
+    builtin = _builtin()
     declared = _declared(name)
-    if declared is None and name in ours:
-        return ours[name]
+    if declared is None and name in builtin:
+        return builtin[name]
     known = _kornia()  # most of a second to import: only when nothing else has the name, or might share it
     if declared is not None:
         if name.islower():
             raise OperationError(
                 "type", f"{name!r} of {_distribution(declared)} needs a capital letter: recipes have none"
             )
-        if name in ours or name in known:
-            taken = "Delta Distill" if name in ours else "kornia"
+        if name in builtin or name in known:
+            taken = "Delta Distill" if name in builtin else "kornia"
             raise OperationError("type", f"{name!r} of {_distribution(declared)} is already an operation of {taken}")
         return _imported(declared.value, name)
     if name in known:
@@ -67,7 +67,7 @@ def find_class(name: str) -> type:
 
     if isinstance(getattr(augmentation, name, None), type):
         raise OperationError("type", _NOT_ALONE.format(name))
-    every = {*known, *ours, *(point.name for point in entry_points(group=GROUP))}
+    every = {*known, *builtin, *(point.name for point in entry_points(group=GROUP))}
     raise OperationError("type", f"no operation is called {name!r}{did_you_mean(name, every)}")
 
 
@@ -83,21 +83,21 @@ class Known:
 
 def known_operations() -> list[Known]:
     """Everything that a chain can name without an import path; a broken entry point is listed with its error."""
-    found = [Known(name, "Delta Distill", summary(cls)) for name, cls in _ours().items()]
+    operations = [Known(name, "Delta Distill", summary(cls)) for name, cls in _builtin().items()]
     for point in entry_points(group=GROUP):
         try:
             what = summary(find_class(point.name))
         except OperationError as error:
             what = f"error: {error}"
-        found.append(Known(point.name, _distribution(point), what))
-    found += [Known(name, "kornia", summary(cls)) for name, cls in _kornia().items()]
-    return sorted(found, key=lambda known: (known.source, known.name))
+        operations.append(Known(point.name, _distribution(point), what))
+    operations += [Known(name, "kornia", summary(cls)) for name, cls in _kornia().items()]
+    return sorted(operations, key=lambda known: (known.source, known.name))
 
 
 def name_of(operation: Any) -> str:
     """The name under which a config would have the class of a built object: objects and names then draw the same."""
     cls = type(operation)
-    if cls in _ours().values() or cls in _kornia().values():
+    if cls in _builtin().values() or cls in _kornia().values():
         return cls.__name__
     package = next((package for package in _TORCHVISION if cls.__module__.startswith(f"{package}.")), cls.__module__)
     return f"{package}:{cls.__qualname__}"
@@ -136,7 +136,7 @@ _NOT_ALONE = "{} is no 2-D augmentation of one image on its own"
 _MIXES = {"MixUp", "CutMix"}
 
 
-def _ours() -> dict[str, type]:
+def _builtin() -> dict[str, type]:
     from augment.ops import operations
 
     return operations()
@@ -150,11 +150,11 @@ def _kornia() -> dict[str, type]:
 
 def _declared(name: str) -> EntryPoint | None:
     """The entry point of that name; two are an error."""
-    found = list(entry_points(group=GROUP, name=name))
-    if len(found) > 1:
-        owners = " and ".join(sorted(f"{_distribution(point)} ({point.value})" for point in found))
+    points = list(entry_points(group=GROUP, name=name))
+    if len(points) > 1:
+        owners = " and ".join(sorted(f"{_distribution(point)} ({point.value})" for point in points))
         raise OperationError("type", f"{name!r} is declared by {owners}; write package.module:Class instead")
-    return found[0] if found else None
+    return points[0] if points else None
 
 
 def _imported(path: str, name: str = "") -> type:

@@ -122,12 +122,12 @@ class AugmentSettings(Settings):
         if self.policy == "identical" and self.teacher is not None:
             raise error_at("teacher", "policy 'identical' shows both networks the student's view; leave teacher out")
         if self.policy == "shared_geometry" and not is_deferred(info, "operations"):
-            theirs, ours = _geometry(self.teacher or []), _geometry(self.student)
-            if theirs and theirs != ours:
+            teacher, student = _geometry(self.teacher or []), _geometry(self.student)
+            if teacher and teacher != student:
                 raise error_at(
                     "teacher",
-                    f"policy 'shared_geometry' needs the student's geometric operations, {_named(ours)}, "
-                    f"but the teacher's are {_named(theirs)}; leave them out to take the student's",
+                    f"policy 'shared_geometry' needs the student's geometric operations, {_named(student)}, "
+                    f"but the teacher's are {_named(teacher)}; leave them out to take the student's",
                 )
         if self.policy != "multicrop" and self.local != [LocalCrops()]:
             raise error_at("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
@@ -181,12 +181,12 @@ class ViewPlan:
 def plan_views(settings: AugmentSettings, student: InputSpec) -> ViewPlan:
     """The plan of a policy."""
     geometry = "geometry" if settings.policy == "shared_geometry" else None
-    theirs = ViewSpec(settings.teacher_recipe(), "teacher", geometry)
-    ours = ViewSpec(settings.student, "student", geometry)
+    teacher_view = ViewSpec(settings.teacher_recipe(), "teacher", geometry)
+    student_view = ViewSpec(settings.student, "student", geometry)
     if settings.policy == "identical":
-        return ViewPlan((ours,), (ours,))
+        return ViewPlan((student_view,), (student_view,))
     if settings.policy == "both_to_both":
-        return ViewPlan((theirs, ours), (theirs, ours), ((0, 0), (0, 1), (1, 0), (1, 1)))
+        return ViewPlan((teacher_view, student_view), (teacher_view, student_view), ((0, 0), (0, 1), (1, 0), (1, 1)))
     if settings.policy == "multicrop":
         height, width = student.size
         local: list[ViewSpec] = []
@@ -194,6 +194,8 @@ def plan_views(settings: AugmentSettings, student: InputSpec) -> ViewPlan:
             size = (group.size, group.size) if group.size else (height // 2, width // 2)
             recipe = group.operations(settings.student)
             local += [ViewSpec(recipe, f"local{len(local) + n}", size=size) for n in range(group.crops)]
-        crops = (theirs, ours, *local)
-        return ViewPlan((theirs, ours), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g))
-    return ViewPlan((theirs,), (ours,))
+        crops = (teacher_view, student_view, *local)
+        return ViewPlan(
+            (teacher_view, student_view), crops, tuple((g, s) for g in range(2) for s in range(len(crops)) if s != g)
+        )
+    return ViewPlan((teacher_view,), (student_view,))

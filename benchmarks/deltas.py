@@ -293,7 +293,7 @@ def methods(bench: Bench) -> list[Row]:
         rows.append(ratio(f"step_{name}_vs_low_rank", seconds[name], seconds["low_rank"]))
         del student
         gc.collect()
-    worst = max(rows, key=lambda one: one.value)
+    worst = max(rows, key=lambda entry: entry.value)
     return [Row("worst_weight_delta_vs_low_rank", worst.value, "×", worst.low, worst.high), *rows]
 
 

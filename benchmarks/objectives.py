@@ -88,21 +88,21 @@ def shares(device: torch.device, rounds: int) -> list[Row]:
     bare = {size: bare_step(size, images[size], device) for size in set(sizes.values())}
     steps = {name: step(name, sizes[True], device) for name in KNOWN}
     seconds: dict[str, list[float]] = {name: [] for name in [*steps, *(f"step_{size}" for size in bare)]}
-    memory = {name: peak_bytes(one, device) for name, one in steps.items()}  # the first call, which warms up
-    for one in bare.values():
-        one()
+    memory = {name: peak_bytes(entry, device) for name, entry in steps.items()}  # the first call, which warms up
+    for entry in bare.values():
+        entry()
     for _ in range(rounds):
-        for size, one in bare.items():
-            seconds[f"step_{size}"].append(timed(one, device) * BATCH / images[size])
-        for name, one in steps.items():
-            seconds[name].append(timed(one, device))
+        for size, entry in bare.items():
+            seconds[f"step_{size}"].append(timed(entry, device) * BATCH / images[size])
+        for name, entry in steps.items():
+            seconds[name].append(timed(entry, device))
     found = {
         name: ratio(f"share_{name}", seconds[name], seconds[f"step_{sizes['maps' in needs(name)]}"]) for name in steps
     }
-    worst = max((one for name, one in found.items() if name != "crd"), key=lambda one: one.value)
+    worst = max((entry for name, entry in found.items() if name != "crd"), key=lambda entry: entry.value)
     return [
         Row("worst_objective_share", worst.value, "×", worst.low, worst.high),
-        *sorted(found.values(), key=lambda one: -one.value),
+        *sorted(found.values(), key=lambda entry: -entry.value),
         *(row(f"seconds_{name}", values, "s") for name, values in seconds.items()),
         *(row(f"memory_{name}", [found / 1e6], "MB") for name, found in memory.items()),
     ]
@@ -164,14 +164,14 @@ def example(name: str, samples: int, size: int, device: torch.device) -> tuple[O
             random(CLASSES) if "token" in reads else None,
         )
 
-    ours, theirs = shapes(STUDENT_MAPS), shapes(TEACHER_MAPS)
+    own, reference = shapes(STUDENT_MAPS), shapes(TEACHER_MAPS)
     settings = KNOWN[name](type=name)  # type: ignore[call-arg]
-    term = settings.component(settings, ours, theirs)  # type: ignore[misc, call-arg]
+    term = settings.component(settings, own, reference)  # type: ignore[misc, call-arg]
     assert isinstance(term, Objective)
     term.remember(torch.arange(SAMPLES) % CLASSES)
     index = torch.randperm(SAMPLES)[:samples].to(device)
     batch = Targets(index % CLASSES, index)
-    return term.to(device), outputs(ours, learns=True), outputs(theirs, learns=False), batch
+    return term.to(device), outputs(own, learns=True), outputs(reference, learns=False), batch
 
 
 def timed(run: Callable[[], None], device: torch.device) -> float:
@@ -210,13 +210,13 @@ def crd_rows() -> list[Row]:
     term, student, teacher, batch = example("crd", 64, 64, torch.device("cpu"))
     assert isinstance(term, CRD)
     term(student, teacher, batch)  # the first step of a run also sets the normalizer
-    with Traffic() as ours:
+    with Traffic() as own:
         term(student, teacher, batch).backward()
     with Traffic() as plain:
         plain_crd(term, student, teacher, batch).backward()
     return [
-        row("crd_bytes_vs_reference", [ours.bytes / REFERENCE_BYTES], "×"),
-        row("crd_bytes", [ours.bytes / 1e6], "MB"),
+        row("crd_bytes_vs_reference", [own.bytes / REFERENCE_BYTES], "×"),
+        row("crd_bytes", [own.bytes / 1e6], "MB"),
         row("crd_bytes_plain", [plain.bytes / 1e6], "MB"),
     ]
 
@@ -227,9 +227,9 @@ def plain_crd(term: CRD, student: Features, teacher: Features, batch: Targets) -
     rows_B, count = batch.indices(), term.settings.negatives
     places = torch.cat([rows_B[:, None], torch.randint(SAMPLES, (len(rows_B), count))], dim=1)
     ours = F.normalize(term.student_projector(student.pooled))
-    theirs = F.normalize(term.teacher_projector(teacher.pooled))
+    reference = F.normalize(term.teacher_projector(teacher.pooled))
     noise, total = count / SAMPLES, torch.zeros(())
-    for own, bank in ((ours, term.teacher_bank), (theirs, term.student_bank)):
+    for own, bank in ((ours, term.teacher_bank), (reference, term.student_bank)):
         chosen = bank.index_select(0, places.flatten()).view(*places.shape, -1)
         h = ((chosen @ own[:, :, None]).squeeze(2) / term.settings.temperature).exp()
         h = h / (h.detach().mean() * SAMPLES)

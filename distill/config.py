@@ -96,18 +96,18 @@ def _is_an_echo(error: Any) -> bool:
 def _sentence(error: Any) -> str:
     """What pydantic says of one key, in the words of somebody who writes YAML."""
     kind, about = error["type"], error.get("ctx", {})
-    found = _shown(error["input"])
+    given = _shown(error["input"])
     if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {found}"
+        return f"expected {_EXPECTED[kind]}, found {given}"
     if kind in _BOUNDS:
         words, key = _BOUNDS[kind]
-        return f"must be {words} {about[key]:g}, is {found}"
+        return f"must be {words} {about[key]:g}, is {given}"
     if kind == "missing":
         return "is missing"
     if kind == "literal_error":
         choices = re.findall(r"'([^']*)'", about["expected"])
         hint = did_you_mean(str(error["input"]), choices)
-        return f"expected {about['expected']}, found {found}" + (hint if "did you mean" in hint else "")
+        return f"expected {about['expected']}, found {given}" + (hint if "did you mean" in hint else "")
     if kind in ("too_short", "too_long"):
         few = kind == "too_short"
         bound = about["min_length" if few else "max_length"]

@@ -115,9 +115,9 @@ def parse_yaml(text: str, name: str) -> Any:
         loader.name = name
         return loader.get_single_data()
     except yaml.MarkedYAMLError as error:
-        said = ", ".join(part for part in (error.context, error.problem) if part)
+        message = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(
-            f"{_place(error.problem_mark) if error.problem_mark else name}: not valid YAML: {said}"
+            f"{_place(error.problem_mark) if error.problem_mark else name}: not valid YAML: {message}"
         ) from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{name}: not valid YAML: {str(error).splitlines()[0]}") from error

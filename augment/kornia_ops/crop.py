@@ -75,10 +75,10 @@ class RandomResizedCrop(_Cut):
         fits = (width >= 1) & (width <= W) & (height >= 1) & (height <= H)
         # The first that fits: the largest of (tries, …, 1) where it does; 0 where none does.
         rank = torch.arange(self.tries, 0, -1, device=u.device)
-        best, found = (fits * rank).max(1)
+        best, chosen = (fits * rank).max(1)
         tall, wide = _fallback(H, W, *self.ratio)
-        width = torch.where(best > 0, width.gather(1, found[:, None])[:, 0], float(wide))
-        height = torch.where(best > 0, height.gather(1, found[:, None])[:, 0], float(tall))
+        width = torch.where(best > 0, width.gather(1, chosen[:, None])[:, 0], float(wide))
+        height = torch.where(best > 0, height.gather(1, chosen[:, None])[:, 0], float(tall))
         left, top = (u[:, -2] * (W - width + 1)).floor(), (u[:, -1] * (H - height + 1)).floor()
         return self.box(left, top, width, height)
 
@@ -134,8 +134,8 @@ class RandomCrop(_Cut):
     def pullback(self, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
         left, _, top, _ = self.margins(shape)
         corner = params["src"][:, 0]
-        one = torch.ones_like(corner[:, 0])
-        return axis_map(one, corner[:, 0] - left, one, corner[:, 1] - top)
+        ones = torch.ones_like(corner[:, 0])
+        return axis_map(ones, corner[:, 0] - left, ones, corner[:, 1] - top)
 
     def for_kornia(self, params: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
         left, right, top, bottom = margins = self.margins(shape)
@@ -201,8 +201,8 @@ class Resize(_Cut):
         if self.aligned:
             return super().pullback(params, shape)
         height, width = self.output_size(shape)
-        one = torch.ones_like(params["src"][:, 0, 0])
-        across, down = shape[-1] / width * one, shape[-2] / height * one
+        ones = torch.ones_like(params["src"][:, 0, 0])
+        across, down = shape[-1] / width * ones, shape[-2] / height * ones
         return axis_map(across, across / 2 - 0.5, down, down / 2 - 0.5)
 
     def for_kornia(self, params: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:

@@ -97,12 +97,12 @@ def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherC
                 for loaded in loader:
                     context.stop.raise_if_received()
                     epoch = missing.epoch_of.popleft()
-                    found = cache.find(loaded.ids, epoch)
+                    stored = cache.find(loaded.ids, epoch)
                     views = dual(to_device(loaded.pixels, context.device), loaded.ids, epoch, student=False)
-                    cache.keep(found, teacher(views.teacher))
+                    cache.keep(stored, teacher(views.teacher))
                     if cache.failure is not None:
                         raise cache.failure
-                    written += int((~found.there).sum())
+                    written += int((~stored.there).sum())
                     progress.update(task, completed=missing.passed - len(missing.epoch_of))
                 progress.update(task, completed=len(missing))
         finally:

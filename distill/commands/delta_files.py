@@ -222,7 +222,7 @@ def _say_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: C
     head = sum(t.numel() * t.element_size() for t in file.values.values())
     console.print(f"wrote {to}", highlight=False)
     console.print(
-        f"deltas {file.delta_bytes:,} bytes (before {' and '.join(f'{one.delta_bytes:,}' for one in before)}) and head "
+        f"deltas {file.delta_bytes:,} bytes (before {' and '.join(f'{old.delta_bytes:,}' for old in before)}) and head "
         f"{head:,}, as fp32\non disk {tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",
         highlight=False,
     )

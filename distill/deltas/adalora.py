@@ -131,8 +131,8 @@ class AdaLoRA(WeightDelta):
     def penalty(self) -> Tensor | None:
         if not self.settings.orthogonality:
             return None
-        one = torch.eye(self.lam.shape[1], device=self.lam.device)
-        off = (self.P.mT @ self.P - one).square().sum() + (self.Q @ self.Q.mT - one).square().sum()
+        identity = torch.eye(self.lam.shape[1], device=self.lam.device)
+        off = (self.P.mT @ self.P - identity).square().sum() + (self.Q @ self.Q.mT - identity).square().sum()
         return self.settings.orthogonality * off
 
     @torch.no_grad()

@@ -176,7 +176,7 @@ class Delta(nn.Module, Component):
         return False
 
     @classmethod
-    def prepare(cls, settings: DeltaSettings, evidence: Calibration) -> DeltaInit:
+    def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         """Choose ranks, masks or starting values from the data, before training.
 
         Runs once per entry of ``student.deltas``, whose result is kept in the run folder: a resumed run does not choose
@@ -254,8 +254,8 @@ class WeightDelta(Delta):
     def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
         """One delta that changes by the sum of what ``parts``, all of this class, change; None where there is none."""
         first = parts[0]
-        alike = all(part.settings == first.settings for part in parts)
-        if not alike or not all(cls.proportional_to.issuperset(part.tensors) for part in parts):
+        equal_settings = all(part.settings == first.settings for part in parts)
+        if not equal_settings or not all(cls.proportional_to.issuperset(part.tensors) for part in parts):
             return None
         sums = {name: torch.stack([part.tensors[name] for part in parts]).sum(0) for name in first.tensors}
         return DeltaTensors(first.settings, sums)

@@ -76,10 +76,10 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
         )
     chosen: dict[str, None] = {}
     for pattern in settings.sites:
-        found = [n for n in own if fnmatchcase(n, pattern)] or [n for n in other if fnmatchcase(n, pattern)]
-        if not found:
+        matches = [n for n in own if fnmatchcase(n, pattern)] or [n for n in other if fnmatchcase(n, pattern)]
+        if not matches:
             raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no block{_near(pattern, [*own, *other])}")
-        chosen |= dict.fromkeys(found)
+        chosen |= dict.fromkeys(matches)
     for pattern in settings.exclude:
         if not any(fnmatchcase(name, pattern) for name in [*own, *other]):
             raise DeltaError(

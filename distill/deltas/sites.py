@@ -114,7 +114,7 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
     for pattern in settings.exclude:
         if not any(fnmatchcase(name, pattern) for name in layers):
             raise DeltaError(f"{settings.type}: exclude pattern {pattern!r} matches no layer{_near(pattern, layers)}")
-    found: dict[str, list[Target]] = {}
+    targets: dict[str, list[Target]] = {}
     taken: set[str] = set()
     for pattern in settings.sites:
         part = _PART.match(pattern)
@@ -136,9 +136,9 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         if part:
             letters = dict.fromkeys(part["parts"])
             places = [Target(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
-        found.setdefault(pattern, []).extend(place for place in places if place.name not in taken)
+        targets.setdefault(pattern, []).extend(place for place in places if place.name not in taken)
         taken.update(place.name for place in places)
-    return found
+    return targets
 
 
 def _rows(modules: dict[str, nn.Module], name: str, letter: str) -> tuple[int, int]:

@@ -26,9 +26,9 @@ class Preprocessing(Settings):
     def of(cls, model: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
         """What a timm model declares, at another height and width if given."""
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
-        channels, *native = config["input_size"]
+        channels, *declared = config["input_size"]
         fields = {name: config[name] for name in cls.model_fields if name in config}
-        return cls(**{**fields, "input_size": (channels, *(size or native))})
+        return cls(**{**fields, "input_size": (channels, *(size or declared))})
 
 
 class Result(Settings):
@@ -46,5 +46,5 @@ def model_arguments(model: nn.Module, arguments: dict[str, Any] | None = None) -
     Recent timm releases record them on the model; ``arguments`` replaces what is recorded.
     """
     recorded: Any = getattr(model, "_model_args", {})
-    found = recorded if arguments is None else arguments
-    return {name: value for name, value in found.items() if name != "num_classes" and value is not None}
+    chosen = recorded if arguments is None else arguments
+    return {name: value for name, value in chosen.items() if name != "num_classes" and value is not None}

@@ -38,11 +38,11 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
     else:
         places = {name: index for index, name in enumerate(student)}
         sources = {}
-        for ours, theirs in labels.items():
-            if ours not in places:
-                raise ValueError(f"the data has no class {ours!r}{did_you_mean(ours, student)}")
+        for student_class, theirs in labels.items():
+            if student_class not in places:
+                raise ValueError(f"the data has no class {student_class!r}{did_you_mean(student_class, student)}")
             wanted = theirs if isinstance(theirs, tuple) else (theirs,)
-            sources[places[ours]] = [_place(one, names, network.origin) for one in wanted]
+            sources[places[student_class]] = [_place(wanted_class, names, network.origin) for wanted_class in wanted]
     return LabelMap(sources, len(student), teacher_classes)
 
 
@@ -71,12 +71,14 @@ def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[in
     for index, aliases in enumerate(names):
         for alias in aliases:
             places[alias].append(index)
-    found = {ours: places.get(_folded(name), []) for ours, name in enumerate(student)}
-    for ours, theirs in found.items():
-        if len(theirs) > 1:
-            numbers = ", ".join(map(str, theirs))
-            raise ValueError(f"{student[ours]!r} names several of the teacher's classes ({numbers}); say which")
-    return found
+    matches = {student_class: places.get(_folded(name), []) for student_class, name in enumerate(student)}
+    for student_class, teacher_classes in matches.items():
+        if len(teacher_classes) > 1:
+            numbers = ", ".join(map(str, teacher_classes))
+            raise ValueError(
+                f"{student[student_class]!r} names several of the teacher's classes ({numbers}); say which"
+            )
+    return matches
 
 
 def _place(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: str) -> int:
@@ -85,13 +87,13 @@ def _place(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: st
         return wanted
     if names is None:
         raise ValueError(f"{origin} has no class names, so {wanted!r} cannot be found; give its number")
-    found = [index for index, aliases in enumerate(names) if _folded(wanted) in aliases]
-    if len(found) > 1:
-        raise ValueError(f"{origin} has several classes called {wanted!r}: {', '.join(map(str, found))}; say which")
-    if not found:
+    matches = [index for index, aliases in enumerate(names) if _folded(wanted) in aliases]
+    if len(matches) > 1:
+        raise ValueError(f"{origin} has several classes called {wanted!r}: {', '.join(map(str, matches))}; say which")
+    if not matches:
         hint = did_you_mean(_folded(wanted), frozenset().union(*names))
         raise ValueError(f"{origin} has no class {wanted!r}{hint if 'did you mean' in hint else ''}")
-    return found[0]
+    return matches[0]
 
 
 def _folded(name: str) -> str:

@@ -38,11 +38,11 @@ def fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
     return Fingerprint(sha256=hashlib.sha256(lines.encode()).hexdigest(), tensors=tensors)
 
 
-def differences(expected: Fingerprint, found: Fingerprint) -> list[str]:
+def differences(expected: Fingerprint, actual: Fingerprint) -> list[str]:
     """One line per tensor that is missing, unexpected, or of another shape, dtype or value; empty if equal."""
-    lines = [f"missing {name}" for name in expected.tensors if name not in found.tensors]
-    lines += [f"unexpected {name}" for name in found.tensors if name not in expected.tensors]
-    both = [(n, found.tensors[n], mark) for n, mark in expected.tensors.items() if n in found.tensors]
+    lines = [f"missing {name}" for name in expected.tensors if name not in actual.tensors]
+    lines += [f"unexpected {name}" for name in actual.tensors if name not in expected.tensors]
+    both = [(n, actual.tensors[n], mark) for n, mark in expected.tensors.items() if n in actual.tensors]
     shapes = [(name, got.split()[0], want.split()[0]) for name, got, want in both]
     lines += [f"{name} is {got}, expected {want}" for name, got, want in shapes if got != want]
     lines += [f"{n} has other values" for n, got, want in both if got != want and got.split()[0] == want.split()[0]]

@@ -63,13 +63,13 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         model, origin = _make(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
 
     config: Any = model.pretrained_cfg
-    native = tuple(config["input_size"][1:])
+    declared = tuple(config["input_size"][1:])
     return Network(
         model=model.eval(),
         architecture=config["architecture"],
         origin=origin,
         input=InputSpec(
-            (settings.size, settings.size) if settings.size else native, tuple(config["mean"]), tuple(config["std"])
+            (settings.size, settings.size) if settings.size else declared, tuple(config["mean"]), tuple(config["std"])
         ),
     )
 

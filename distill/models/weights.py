@@ -54,16 +54,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
     """Raise ``NetworkError`` that lists every missing, unexpected and misshapen tensor, before anything is changed."""
-    complaints = [f"missing {key}" for key in own if key not in state]
-    complaints += [f"unexpected {key}" for key in state if key not in own]
-    complaints += [
+    problems = [f"missing {key}" for key in own if key not in state]
+    problems += [f"unexpected {key}" for key in state if key not in own]
+    problems += [
         f"{key} is {tuple(state[key].shape)}, the model has {tuple(own[key].shape)}"
         for key in own
         if key in state and own[key].shape != state[key].shape
     ]
-    if complaints:
-        more = [f"… and {len(complaints) - _SHOWN} more"] if len(complaints) > _SHOWN else []
-        raise NetworkError(f"{source} does not fit the architecture:\n  " + "\n  ".join(complaints[:_SHOWN] + more))
+    if problems:
+        more = [f"… and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
+        raise NetworkError(f"{source} does not fit the architecture:\n  " + "\n  ".join(problems[:_SHOWN] + more))
 
 
 def check_reachable(name: str) -> None:

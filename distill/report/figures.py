@@ -115,11 +115,11 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
 
 def classes(summary: RunSummary, theme: Theme) -> Figure | None:
     """Accuracy of the student minus the baseline's, per class, sorted. Of many classes the two ends of the order."""
-    found = outcome(summary)
-    if found is None:
+    compared = outcome(summary)
+    if compared is None:
         return None
-    change_K = found.change_K
-    order = [int(k) for k in np.argsort(change_K, kind="stable") if found.present_K[k]]
+    change_K = compared.change_K
+    order = [int(k) for k in np.argsort(change_K, kind="stable") if compared.present_K[k]]
     half = MOST_BARS // 2 if len(order) > MOST_BARS else len(order)
     left_out = order[half : len(order) - half]
     shown = order[:half] + order[half + len(left_out) :]
@@ -130,7 +130,7 @@ def classes(summary: RunSummary, theme: Theme) -> Figure | None:
     figure, axes = _canvas(1.0 + height * max(len(shown), 3), theme)
     axes.barh(rows, values, color=[theme.better if v > 0 else theme.worse for v in values], height=0.72)
     axes.axvline(0, color=theme.muted, linewidth=0.8)
-    axes.set_yticks(rows, [_short(found.classes[k]) for k in shown], fontsize=9 if height > 0.2 else 7.5)
+    axes.set_yticks(rows, [_short(compared.classes[k]) for k in shown], fontsize=9 if height > 0.2 else 7.5)
     axes.set_ylim(-0.7, rows[-1] + 0.7)
     reach = max(0.02, *(abs(v) for v in values))
     axes.set_xlim(min(0.0, *values) - 0.16 * reach, max(0.0, *values) + 0.16 * reach)
@@ -154,11 +154,11 @@ def classes(summary: RunSummary, theme: Theme) -> Figure | None:
 
 def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
     """Change in the confusion matrix from baseline to student, colored by whether the change is to the good."""
-    found = outcome(summary)
-    if found is None or len(found.classes) < 2:
+    compared = outcome(summary)
+    if compared is None or len(compared.classes) < 2:
         return None
-    shown = _most_changed(found)
-    change = found.confusion_KK[np.ix_(shown, shown)]
+    shown = _most_changed(compared)
+    change = compared.confusion_KK[np.ix_(shown, shown)]
     benefit = np.where(np.eye(len(shown), dtype=bool), change, -change)
     most = max(1, int(np.abs(change).max()))
     figure = Figure(figsize=(WIDTH, WIDTH * 0.85), layout="constrained")
@@ -170,7 +170,7 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
         strong = abs(change[i, j]) > 0.6 * most
         ink = theme.paper if strong else theme.ink
         axes.text(j, i, signed(int(change[i, j])), ha="center", va="center", fontsize=text, color=ink)
-    names = [_short(found.classes[k]) for k in shown]
+    names = [_short(compared.classes[k]) for k in shown]
     columns = names
     longest = max(map(len, names))
     if longest > 3 or longest * len(names) > 40:  # too long to stand under a column: number them
@@ -185,16 +185,16 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
     axes.spines[:].set_visible(False)
     axes.set_xlabel("predicted")
     axes.set_ylabel("true")
-    if len(shown) < len(found.classes):
-        axes.set_title(f"the {len(shown)} classes that change most, of {len(found.classes)}")
+    if len(shown) < len(compared.classes):
+        axes.set_title(f"the {len(shown)} classes that change most, of {len(compared.classes)}")
     return figure
 
 
-def _most_changed(found: Outcome) -> list[int]:
+def _most_changed(compared: Outcome) -> list[int]:
     """All classes if they are few, else those whose row and column change most, in the order of the classes."""
-    if len(found.classes) <= MOST_CONFUSED:
-        return list(range(len(found.classes)))
-    change_KK = np.abs(found.confusion_KK)
+    if len(compared.classes) <= MOST_CONFUSED:
+        return list(range(len(compared.classes)))
+    change_KK = np.abs(compared.confusion_KK)
     total_K = change_KK.sum(axis=0) + change_KK.sum(axis=1)
     return sorted(int(k) for k in np.argsort(-total_K, kind="stable")[:MOST_CONFUSED])
 

@@ -53,15 +53,15 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
     )
     for name in ("percent", "points", "signed", "count", "size", "duration"):
         environment.filters[name] = getattr(numbers, name)
-    found = outcome(summary)
+    compared = outcome(summary)
     return environment.get_template("report.html.j2").render(
         run=summary,
         tiles=tiles(summary),
         blocks=blocks(summary.sites),
         pictures=pictures,
         peaks=[row for row in summary.rows if finite(row.best_epoch)],
-        outcome=found,
-        confusions=confusions(found) if found else [],
+        outcome=compared,
+        confusions=confusions(compared) if compared else [],
         images=sum(label >= 0 for label in summary.labels),
         sections=[(title, list(group)) for title, group in groupby(summary.pictures, key=lambda item: item.title)],
         embed=_embed_file,
@@ -72,37 +72,37 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
 
 def tiles(summary: RunSummary) -> list[tuple[str, str]]:
     """(number, what it is): the few numbers that a reader wants first, as far as they are known."""
-    found: list[tuple[str, str]] = []
+    compared: list[tuple[str, str]] = []
     student = summary.row(summary.student)
     if student is None:
-        return found
+        return compared
     if _known(student):
-        found.append((numbers.percent(student.accuracy), "test accuracy of the student"))
+        compared.append((numbers.percent(student.accuracy), "test accuracy of the student"))
     for row in (summary.row(summary.baseline), summary.row(summary.teacher)):
         if row is not None and _known(row) and _known(student):
-            found.append(
+            compared.append(
                 (numbers.points((student.accuracy or 0) - (row.accuracy or 0)), f"points against the {row.name}")
             )
     if finite(student.agreement):
-        found.append((numbers.percent(student.agreement), "agreement with the teacher"))
+        compared.append((numbers.percent(student.agreement), "agreement with the teacher"))
     if student.bytes is not None:
-        found.append((numbers.size(student.bytes), "to store the student"))
-    return found
+        compared.append((numbers.size(student.bytes), "to store the student"))
+    return compared
 
 
-def confusions(found: Outcome) -> list[dict[str, Any]]:
+def confusions(compared: Outcome) -> list[dict[str, Any]]:
     """The wrong answers whose number changes most, largest change first: true class, answer, count before and after."""
-    change_KK = found.confusion_KK.copy()
+    change_KK = compared.confusion_KK.copy()
     np.fill_diagonal(change_KK, 0)
     order = np.argsort(-np.abs(change_KK), axis=None, kind="stable")[:MOST_CONFUSIONS]
     rows = []
     for true, answer in zip(*np.unravel_index(order, change_KK.shape)):
         if change_KK[true, answer]:
-            of_class = found.labels_N == true
-            before = int((found.baseline_N[of_class] == answer).sum())
-            after = int((found.student_N[of_class] == answer).sum())
+            of_class = compared.labels_N == true
+            before = int((compared.baseline_N[of_class] == answer).sum())
+            after = int((compared.student_N[of_class] == answer).sum())
             rows.append(
-                {"true": found.classes[true], "answer": found.classes[answer], "before": before, "after": after}
+                {"true": compared.classes[true], "answer": compared.classes[answer], "before": before, "after": after}
             )
     return rows
 

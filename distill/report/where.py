@@ -54,8 +54,8 @@ def blocks(sites: tuple[LayerBytes, ...]) -> list[Block]:
 
 def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
     """One line per block, with a bar for its share of all bytes."""
-    found = blocks(sites)
-    total, most = sum(block.bytes for block in found), max(block.bytes for block in found)
+    changed = blocks(sites)
+    total, most = sum(block.bytes for block in changed), max(block.bytes for block in changed)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
     table.add_column("block", footer="all", overflow="fold")
     table.add_column("layers", footer=str(len(sites)), justify="right")
@@ -63,7 +63,7 @@ def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
     table.add_column("bytes", footer=size(total), justify="right", no_wrap=True)
     table.add_column("of the\nlayers", justify="right", no_wrap=True)
     table.add_column("where the bytes went", no_wrap=True)
-    for block in found:
+    for block in changed:
         bar = Text("█" * round(BAR * block.bytes / max(most, 1)), style="blue")
         cells = (str(len(block.sites)), block.ranks, size(block.bytes), percent(block.of_layers))
         table.add_row(Text(block.name), *cells, bar)

@@ -113,12 +113,12 @@ def read_record(path: Path) -> dict[str, Any]:
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
     """The folders of a name by number; plain ``name`` is number 1. No name holds an ``@``, so no two names meet."""
-    found = {}
+    runs = {}
     for path in output.glob(f"{name}*") if output.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(name)}(?:@(\d+))?", path.name)
         if match and path.is_dir():
-            found[int(match.group(1) or 1)] = path
-    return found
+            runs[int(match.group(1) or 1)] = path
+    return runs
 
 
 def _new_folder(output: Path, name: str) -> Path:

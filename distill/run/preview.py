@@ -64,7 +64,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
     originals = batch.images[:count]
     shared = what_views_share(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
     titles, notes = _labels(data, view_batch, count, shared)
-    said = str(shared) if shared else ""
+    output = str(shared) if shared else ""
     sheet = contact_sheet(
         originals,
         view_batch.views,
@@ -72,9 +72,9 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
         augment.student,
         titles if any(titles) else None,
         notes if any(notes) else None,
-        [f"teacher and student: {said}"] if said else [],
+        [f"teacher and student: {output}"] if output else [],
     )
-    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), said)
+    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), output)
 
 
 def _labels(
@@ -92,9 +92,9 @@ def _labels(
     if (mix := view_batch.views.mix) is not None:
         partners = mix.partner[:count].cpu()
         others = zip(_names(data, view_batch.batch.ids[partners]), view_batch.batch.labels[partners].tolist())
-        shares = _shares(mix.student, mix.teacher[0] if mix.teacher else ())
+        fractions = _shares(mix.student, mix.teacher[0] if mix.teacher else ())
         for row, (name, label) in enumerate(others):
-            notes[row] += [shares, f"the rest: {data.classes[label] if label != UNLABELED else name}"]
+            notes[row] += [fractions, f"the rest: {data.classes[label] if label != UNLABELED else name}"]
     return titles, notes
 
 
@@ -113,8 +113,8 @@ def _shares(student: Sequence[float], teacher: Sequence[float]) -> str:
 def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     """The names that int64 keys stand for."""
     wanted = set(ids.tolist())
-    found = {key: name for name in data.subset("train").ids if (key := sample_key(name)) in wanted}
-    return [found.get(key, "") for key in ids.tolist()]
+    name_of = {key: name for name in data.subset("train").ids if (key := sample_key(name)) in wanted}
+    return [name_of.get(key, "") for key in ids.tolist()]
 
 
 def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:

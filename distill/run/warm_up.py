@@ -128,8 +128,8 @@ class WarmUpPoint:
             batches = 0
             for batches, batch in enumerate(self._batches(module, samples), start=1):  # noqa: B007
                 loss = module.training_step(batch, 0)
-                found = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
-                for total, total_square, g in zip(mean, square, found):
+                values = torch.autograd.grad(loss, tensors, allow_unused=True, materialize_grads=True)
+                for total, total_square, g in zip(mean, square, values):
                     g = sum_over_ranks(g) / world_size()
                     total += g
                     total_square += g.square()
@@ -157,8 +157,8 @@ class WarmUpPoint:
 
     def _pooled(self, views: list[Tensor]) -> Tensor:
         """Of the views of all ranks, since a CKA of each one's share would be another number."""
-        found = [extract(self.student.model, view, frozenset({"pooled"})).pooled for view in views]
-        return gather_batch(torch.cat([pooled for pooled in found if pooled is not None]).double())
+        values = [extract(self.student.model, view, frozenset({"pooled"})).pooled for view in views]
+        return gather_batch(torch.cat([pooled for pooled in values if pooled is not None]).double())
 
     @contextmanager
     def _module(self) -> Iterator[Distillation]:
@@ -226,8 +226,8 @@ class StudentCalibration:
 class StudentCalibrationStats:
     """An entry's view of one point: see ``distill.deltas.base.CalibrationStats``."""
 
-    def __init__(self, evidence: StudentCalibration, point: WarmUpPoint):
-        self.evidence, self.point, self.student = evidence, point, point.student
+    def __init__(self, calibration: StudentCalibration, point: WarmUpPoint):
+        self.evidence, self.point, self.student = calibration, point, point.student
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
@@ -265,15 +265,15 @@ def _free_form(entry: DeltaSettings) -> DeltaSettings:
 @contextmanager
 def _input_squares(model: nn.Module, names: set[str]) -> Iterator[dict[str, list[Tensor]]]:
     """Layer name → the mean square of its input, call by call."""
-    found: dict[str, list[Tensor]] = {name: [] for name in names}
+    values: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, name=name: found[name].append(inputs[0].detach().square().mean())
+            lambda _, inputs, name=name: values[name].append(inputs[0].detach().square().mean())
         )
         for name in names
     ]
     try:
-        yield found
+        yield values
     finally:
         for hook in hooks:
             hook.remove()

@@ -49,7 +49,7 @@ def test_no_two_classes_of_a_package_have_one_name(family: Registry) -> None:
     family.known()  # imports them all
 
     def below(cls: type) -> set[type]:
-        return {cls}.union(*(below(one) for one in cls.__subclasses__()))
+        return {cls}.union(*(below(single) for single in cls.__subclasses__()))
 
     own = [cls for cls in below(family.contract) if cls.__module__.startswith(f"{family.package}.")]
     named = [cls for cls in own if get_args(cls.Settings.model_fields["type"].annotation)]  # type: ignore[attr-defined]

@@ -31,11 +31,11 @@ SMALL = {"rank": 2, "density": 0.1}
 
 def weight_deltas() -> dict[str, DeltaSettings]:
     """Settings of every weight delta there is, by type."""
-    found = {}
+    actual = {}
     for name, settings in Registry("distill.deltas", "WeightDelta").known().items():
         assert issubclass(settings, DeltaSettings)
-        found[name] = settings(**{key: value for key, value in SMALL.items() if key in settings.model_fields})
-    return found
+        actual[name] = settings(**{key: value for key, value in SMALL.items() if key in settings.model_fields})
+    return actual
 
 
 def conv_case(kind: str, settings: DeltaSettings) -> tuple[nn.Sequential, torch.Tensor, WeightDelta]:

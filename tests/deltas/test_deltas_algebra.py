@@ -69,26 +69,26 @@ def close(a, b, tolerance=2e-5):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_what_a_method_declares_is_so(name):
-    method, found = METHODS[name].component, 0
+    method, actual = METHODS[name].component, 0
     for kind in sorted(method.kinds):
         try:
-            one, two = link(METHODS[name](), kind, 1), link(METHODS[name](), kind, 2)
+            former, latter = link(METHODS[name](), kind, 1), link(METHODS[name](), kind, 2)
         except DeltaError:
             continue  # this layer cannot carry it
-        found += 1
-        assert method.proportional_to <= set(one.learned.tensors) | {"scale", "shift"}
-        first = change(layer_of(kind), [one])
+        actual += 1
+        assert method.proportional_to <= set(former.learned.tensors) | {"scale", "shift"}
+        first = change(layer_of(kind), [former])
         if method.additive:
-            elsewhere = change(layer_of(kind, seed=7), [one])
+            elsewhere = change(layer_of(kind, seed=7), [former])
             close(first, elsewhere, 1e-4)
         if method.proportional_to:
-            (times,) = scaled((one,), -2.5)
+            (times,) = scaled((former,), -2.5)
             close(change(layer_of(kind), [times]), {n: -2.5 * t for n, t in first.items()}, 1e-4)
-        both = method.summed([one.learned, two.learned])
+        both = method.summed([former.learned, latter.learned])
         if both is not None:
-            second = change(layer_of(kind), [two])
+            second = change(layer_of(kind), [latter])
             close(change(layer_of(kind), [Link("layer", both)]), {n: first[n] + second[n] for n in first}, 1e-4)
-    assert found
+    assert actual
 
 
 PAIRS = [
@@ -137,7 +137,7 @@ def test_what_does_not_commute_has_no_sum():
 
 
 def test_twice_the_same_scale_is_not_twice_its_offset():
-    one = link(ScaleShift.Settings(), "norm")
-    squared = change(layer_of("norm"), compact((one, one)))
-    s, layer = one.learned.tensors["scale"], layer_of("norm")
+    single = link(ScaleShift.Settings(), "norm")
+    squared = change(layer_of("norm"), compact((single, single)))
+    s, layer = single.learned.tensors["scale"], layer_of("norm")
     assert torch.allclose(squared["weight"], layer.weight * ((1 + s) ** 2 - 1), atol=1e-5)

@@ -180,12 +180,12 @@ def test_pairs_compose_in_declared_order(kind: str) -> None:
         attach(model, [methods[first], methods[second]])
         model.eval()
         disturb(model)
-        one, two = (site.delta for site in deltas(model))
-        assert (one.settings.type, two.settings.type) == (first, second)
+        former, latter = (site.delta for site in deltas(model))
+        assert (former.settings.type, latter.settings.type) == (first, second)
         with torch.no_grad():
-            torch.testing.assert_close(model[0].weight, two(one(weight)))
-            torch.testing.assert_close(model[0].bias, two.bias(one.bias(bias)))
-            if not torch.allclose(one(two(weight)), two(one(weight)), atol=1e-6):
+            torch.testing.assert_close(model[0].weight, latter(former(weight)))
+            torch.testing.assert_close(model[0].bias, latter.bias(former.bias(bias)))
+            if not torch.allclose(former(latter(weight)), latter(former(weight)), atol=1e-6):
                 apart.add(frozenset({first, second}))
             shape = (2, 24) if kind == "linear" else (2, 24, 7, 7)
             x = torch.randn(shape)

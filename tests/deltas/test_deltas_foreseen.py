@@ -63,5 +63,5 @@ def test_what_can_be_is_put_where_it_goes(plain: nn.Module) -> None:
         {"type": "adapter"},
     ):
         place(model, settled(entry))
-    assert {one.rank for one in inventory(model) if one.type == "halrp"} == {1}
-    assert {one.type for one in inventory(model)} == {"halrp", "low_rank", "dense", "adapter"}
+    assert {single.rank for single in inventory(model) if single.type == "halrp"} == {1}
+    assert {single.type for single in inventory(model)} == {"halrp", "low_rank", "dense", "adapter"}

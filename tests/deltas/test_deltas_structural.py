@@ -164,19 +164,19 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
     run_apart(_load, (str(folder), list(logits)))
-    found = torch.load(folder / "found.pt", weights_only=True)
-    assert found.keys() == logits.keys()
-    assert [name for name in logits if not torch.equal(found[name], logits[name])] == []
+    actual = torch.load(folder / "found.pt", weights_only=True)
+    assert actual.keys() == logits.keys()
+    assert [name for name in logits if not torch.equal(actual[name], logits[name])] == []
 
 
 def _load(rank: int, folder: str, names: list[str]) -> None:
     torch.set_num_threads(1)
-    found = {}
+    actual = {}
     with torch.no_grad():
         for name in names:
             model = name.partition(" ")[0]
-            found[name] = load_delta(Path(folder) / name, build(model))(view(model))
-    torch.save(found, f"{folder}/found.pt")
+            actual[name] = load_delta(Path(folder) / name, build(model))(view(model))
+    torch.save(actual, f"{folder}/found.pt")
 
 
 def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:

@@ -253,8 +253,8 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
 
 def _check_learned(model: nn.Module, folder: Path) -> None:
     """Deltas that change nothing are what is left when a loader forgot to fill them."""
-    found = [site.delta for site in deltas(model)]
-    if found and not any(bool(tensor.any()) for delta in found for tensor in delta.parameters()):
+    attached = [site.delta for site in deltas(model)]
+    if attached and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters()):
         raise ExportError(f"{folder}: all-zero delta, nothing was learned")
     for layer in model.modules():
         changes: Any = getattr(layer, "parametrizations", {})
@@ -262,9 +262,9 @@ def _check_learned(model: nn.Module, folder: Path) -> None:
             with torch.no_grad():
                 if not torch.equal(getattr(layer, name), changes[name].original):
                     return
-    structural = [delta for delta in found if isinstance(delta, StructuralDelta)]
-    if found and all(delta.is_identity() for delta in structural):
-        raise ExportError(f"{folder}: all {len(found)} deltas leave the backbone as it is, nothing was learned")
+    structural = [delta for delta in attached if isinstance(delta, StructuralDelta)]
+    if attached and all(delta.is_identity() for delta in structural):
+        raise ExportError(f"{folder}: all {len(attached)} deltas leave the backbone as it is, nothing was learned")
 
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:
