@@ -128,7 +128,7 @@ def test_several_teachers_with_weights(tmp_path: Path) -> None:
         found = predict_teacher(context, teacher, "val")
         parts = [
             context.predict(
-                n.model, lambda view, n=n: logits_of(teacher.look(n.model, view)), n.input, context.loader("val")
+                n.model, lambda view, n=n: logits_of(teacher.features_of(n.model, view)), n.input, context.loader("val")
             )
             for n in made
         ]
