@@ -411,3 +411,23 @@ def test_plain_slips_do_not_wait_for_torch() -> None:
     for override, imported in [("training.epochs=0", ""), ("objectives.1.temperature=0", "torch")]:
         done = subprocess.run([sys.executable, "-c", code, override], cwd=ROOT, capture_output=True, text=True)
         assert done.stdout.strip() == imported, done.stderr
+
+
+def test_a_kind_chooses_the_experiment(tree: dict[str, Any]) -> None:
+    assert validate_tree(tree, "q").kind == "distillation"
+    assert validate_tree({**tree, "kind": "distillation"}, "q") == validate_tree(tree, "q")
+    with pytest.raises(ConfigError, match="kind: unknown kind 'distilation'; did you mean 'distillation'"):
+        validate_tree({**tree, "kind": "distilation"}, "q")
+    own = validate_tree({**tree, "kind": f"{__name__}:Shorter"}, "q")
+    assert isinstance(own, Shorter) and own.plan() == []
+    with pytest.raises(ConfigError, match=r"kind: 'os:PathLike' does not derive from .*Experiment"):
+        validate_tree({**tree, "kind": "os:PathLike"}, "q")
+
+
+class Shorter(DistillationExperiment):
+    """A kind of one's own."""
+
+    kind: str = f"{__name__}:Shorter"  # type: ignore[assignment]
+
+    def plan(self) -> list[Any]:
+        return []

@@ -18,13 +18,13 @@ from distill.experiments.distillation import DistillationExperiment, as_distilla
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
 from distill.export.manifest import Result
-from distill.export.targets.timm_folder import check_timm_folder
+from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
 from distill.models.network import NetworkSettings, create_network
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, batch_of_step, data_of
 from distill.run.context import RunContext, opened
-from distill.run.export import export_paths, export_student, structural_types, verify_export
+from distill.run.export import DELTA, export_student, verify_export, written_targets
 from distill.run.folder import RunError
 from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview
@@ -134,16 +134,17 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
         The predictions.
     """
     experiment = as_distillation(read_run(path)[0], str(path))
-    paths = export_paths(path / EXPORT)
+    folder = path / EXPORT
     with opened(experiment, console) as context:
         if experiment.student.train == "full":
-            check_timm_folder(paths["merged model"])
-            network = create_network(NetworkSettings(model=f"local-dir:{paths['merged model']}"))
+            merged = folder / TimmFolder.folder
+            check_timm_folder(merged)
+            network = create_network(NetworkSettings(model=f"local-dir:{merged}"))
         else:
-            classes = read_delta(paths["delta"])[0].num_classes
+            classes = read_delta(folder / DELTA)[0].num_classes
             torch.manual_seed(experiment.seed)
             network = create_network(experiment.student.network, classes)
-            network = replace(network, model=load_delta(paths["delta"], network.model))
+            network = replace(network, model=load_delta(folder / DELTA, network.model))
         predictions = context.predict(network.model, network.model, network.input, context.loader(split))
     accuracy = predictions.accuracy()
     text = "no labels to compare with" if accuracy is None else f"accuracy {accuracy:.2%}"
@@ -164,8 +165,11 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         student = _trained_student(experiment, context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
-        for name, size in export_student(context, experiment.student, student, folder, results).items():
+        exported = export_student(context, experiment.export, student, folder, results)
+        for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
+        for name, reason in exported.refused.items():
+            console.print(f"no {name}: {reason}", highlight=False)
         console.print(f"wrote {folder}", highlight=False)
 
 
@@ -174,10 +178,9 @@ def verify_run(path: Path, console: Console) -> None:
     experiment = as_distillation(read_run(path)[0], str(path))
     with opened(experiment, console) as context:
         # Where only one thing was exported, it is compared with the student that was trained.
-        alone = bool(structural_types(experiment.student)) or experiment.student.train == "full"
+        alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
         student = _trained_student(experiment, context, path) if alone else None
-        enough = experiment.export.verify_images
-        checks = verify_export(context, experiment.student, path / EXPORT, enough, student)
+        checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)
     for check in checks:
         console.print(
             f"[{'green' if check.passed else 'red'}]{'✓' if check.passed else '✗'}[/] {check.name}: {check.detail}"

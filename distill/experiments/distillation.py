@@ -12,6 +12,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from augment.base import Registry, Settings, error_at, is_deferred
 from augment.policy import AugmentSettings
 from distill.experiments.base import Experiment
+from distill.export.settings import ExportSettings
 from distill.models.settings import StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
 from distill.yaml_tree import ConfigError
@@ -31,10 +32,6 @@ class ControlSettings(Settings):
 
     linear_probe: bool = Field(True, description="logistic regression on the frozen backbone's features")
     labels_only: bool = Field(True, description="the same student and number of updates without a teacher")
-
-
-class ExportSettings(Settings):
-    verify_images: int = Field(256, ge=1, description="real images on which merged must equal unmerged")
 
 
 class DistillationExperiment(Experiment):
@@ -78,9 +75,8 @@ class DistillationExperiment(Experiment):
             controls.append(control)
         models = tuple(stage.output for stage in (*controls, student))
         test = Evaluate("test", models=models, student=student.output)
-        export = ExportStudent("export", self.student, student.output, test.output)
-        images = self.export.verify_images
-        verify = VerifyExport("verify", self.student, images, student.output, export.output)
+        export = ExportStudent("export", self.export, student.output, test.output)
+        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
         preview = PreviewViews("preview", self.augment, student.output)
         return [*teachers, student, *controls, test, export, verify, preview, WriteReport("report")]
 

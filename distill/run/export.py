@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from augment.chain import eval_view
 from augment.views import InputSpec
-from distill.deltas.base import StructuralDelta
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, write_delta
 from distill.export.manifest import Preprocessing, Result
-from distill.export.targets.timm_folder import write_timm_folder
-from distill.export.verify import TOLERANCE, verify
+from distill.export.settings import ExportSettings
+from distill.export.targets.base import About, ExportTarget
+from distill.export.verify import verify
 from distill.models.network import create_network
 from distill.models.reused_head import enlargement
 from distill.models.settings import StudentSettings
@@ -25,113 +25,131 @@ from distill.models.student import Student
 from distill.report.items import Check
 from distill.run.context import RunContext
 
+DELTA = "delta"
+"""Name of the delta file's folder, and what tables call it."""
 
-def export_paths(folder: Path) -> dict[str, Path]:
-    return {"delta": folder / "delta", "merged model": folder / "merged"}
 
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
 
-def structural_types(student: StudentSettings) -> list[str]:
-    """Types of the student's structural deltas. With any of them there is no merged folder: no weight can hold them."""
-    settings = student.deltas
-    return [s.type for s in settings if s.component is not None and issubclass(s.component, StructuralDelta)]
+    sizes: dict[str, int]
+    """What → its bytes."""
+    refused: dict[str, str]
+    """Title of a target that cannot hold the student → why."""
 
 
 def export_student(
-    context: RunContext, settings: StudentSettings, student: Student, folder: Path, results: Sequence[Result]
-) -> dict[str, int]:
-    """Write the delta file (unless every weight was trained) and the merged timm folder (unless a delta is structural).
+    context: RunContext, export: ExportSettings, student: Student, folder: Path, results: Sequence[Result]
+) -> Exported:
+    """Write the delta file, unless every weight was trained, and every target that can hold the student.
 
     Args:
         context: the run's data: labels, canvas.
-        settings: of the student.
+        export: the targets.
         student: after its training.
-        folder: where to write.
+        folder: where to write: ``delta/``, and a folder for each target.
         results: measured numbers that the files carry.
 
     Returns:
-        What was written → its bytes.
+        Sizes, and the targets that were left out.
     """
-    paths = export_paths(folder)
-    about: dict[str, Any] = {
-        "origin": student.network.origin,
-        "labels": tuple(context.data.classes),
-        "preprocessing": preprocessing(context, student),
-        "results": list(results),
-    }
-    sizes = {}
+    about = About(student.network.origin, tuple(context.data.classes), preprocessing(context, student), tuple(results))
+    sizes, refused = {}, {}
     if not student.full:
-        write_delta(paths["delta"], student.model, student.backbone, **about)
-        sizes["delta"] = (paths["delta"] / "delta.safetensors").stat().st_size
+        write_delta(folder / DELTA, student.model, student.backbone, **vars(about))
+        sizes[DELTA] = (folder / DELTA / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
-    if not structural_types(settings):
-        write_timm_folder(paths["merged model"], student.model, **about)
-        sizes["merged model"] = (paths["merged model"] / "model.safetensors").stat().st_size
+    for target in export.make_targets():
+        if (reason := target.unsupported(student.model)) is not None:
+            refused[target.title] = reason
+        else:
+            sizes[target.title] = target.write(student.model, folder / target.folder, about)
     if (larger := enlargement(student.model)) is not None:
         sizes["reused head, beyond its own"] = larger.bytes
-    return sizes
+    return Exported(sizes, refused)
+
+
+def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:
+    """What → its folder, for everything that was written."""
+    paths = {DELTA: folder / DELTA, **{target.title: folder / target.folder for target in export.make_targets()}}
+    return {name: path for name, path in paths.items() if path.is_dir()}
 
 
 def preprocessing(context: RunContext, student: Student) -> Preprocessing:
     """How an image becomes what the student was evaluated on: the canvas of the loader, then the network's size."""
     mode = {"crop": "center", "pad": "border", "squash": "squash"}[context.data.settings.fit]
-    found = Preprocessing.of(student.model, student.input.size)
-    return found.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
+    declared = Preprocessing.of(student.model, student.input.size)
+    return declared.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
 
 
 def verify_export(
-    context: RunContext, settings: StudentSettings, folder: Path, enough: int, student: Student | None = None
+    context: RunContext, settings: StudentSettings, export: ExportSettings, folder: Path, student: Student | None = None
 ) -> list[Check]:
     """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory.
 
-    A student with structural deltas must be given: nothing is merged, so it is what the delta file is compared with.
+    A student that no target can hold must be given: the delta file is compared with it.
 
     Args:
         context: the run's data.
         settings: of the student.
+        export: the targets, and how many images to compare on.
         folder: that :func:`export_student` wrote.
-        enough: how many images to compare on.
         student: in memory.
 
     Returns:
         A check for each comparison; those that fail are not ``passed``.
     """
-    paths = export_paths(folder)
-    whole = settings.train == "full"
-    merged = None if structural_types(settings) else paths["merged model"]
+    targets = written_targets(export, folder)
+    delta = None if settings.train == "full" else folder / DELTA
     network = create_network(settings.network)
-    images = verification_images(context, network.input, enough)
+    images = verification_images(context, network.input, export.verify_images)
 
     def backbone() -> nn.Module:
+        assert delta is not None
         torch.manual_seed(context.seed)  # a backbone of random weights is known by its seed
-        return create_network(settings.network, read_delta(paths["delta"])[0].num_classes).model
+        return create_network(settings.network, read_delta(delta)[0].num_classes).model
 
     report = verify(
-        merged,
+        targets,
         images,
-        delta=None if whole else paths["delta"],
-        make_backbone=None if whole else backbone,
+        delta=delta,
+        make_backbone=None if delta is None else backbone,
         model=student.model if student is not None else None,
-        enough=min(enough, len(images)),
+        enough=min(export.verify_images, len(images)),
     )
-    hashes = {"merged weights": report.merged_sha256, "delta": report.delta_sha256}
-    shown = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in hashes.items() if sha256 is not None)
-    checks = [Check(name="hashes", passed=True, detail=shown)]
+    hashes = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in report.hashes.items())
+    checks = [Check(name="hashes", passed=True, detail=hashes)]
     for comparison in report.comparisons:
-        passed = comparison.relative_difference <= TOLERANCE and comparison.same_top1 == report.images
         detail = f"relative difference {comparison.relative_difference:.1e}, top-1 equal on {comparison.same_top1} of "
         checks.append(
             Check(
                 name=f"{comparison.what} = {comparison.against}",
-                passed=passed,
+                passed=comparison.passed,
                 detail=detail + f"{report.images} images",
             )
         )
     return checks
 
 
+def written_targets(export: ExportSettings, folder: Path) -> dict[Path, ExportTarget]:
+    """Folder → target, of those that were written."""
+    targets = {folder / target.folder: target for target in export.make_targets()}
+    return {path: target for path, target in targets.items() if path.is_dir()}
+
+
 def verification_images(context: RunContext, spec: InputSpec, count: int) -> Tensor:
-    """At least ``count`` real images as the student sees them, [N, 3, H, W]; all there are if the data has fewer."""
+    """At least ``count`` real images as the student sees them; all there are if the data has fewer.
+
+    Args:
+        context: the run's data; its test split is taken first.
+        spec: what the student expects to see.
+        count: of images.
+
+    Returns:
+        [N, 3, H, W] fp32, normalized.
+    """
     views: list[Tensor] = []
     for split in ("test", "val", "train"):
         if context.data.has_split(split):  # type: ignore[arg-type]

@@ -10,25 +10,24 @@ from typing import Any, ClassVar
 
 from distill.deltas.inventory import block_of, inventory
 from distill.export.manifest import Result
+from distill.export.settings import ExportSettings
 from distill.files import write_atomic
-from distill.models.settings import StudentSettings
 from distill.report.items import Files, Item, LayerBytes, Note, Sizes
 from distill.run.context import RunContext
-from distill.run.export import export_paths, export_student, structural_types
+from distill.run.export import Exported, export_paths, export_student
 from distill.run.stage import Ref, Stage
 from distill.stages.evaluate import Evaluation
 from distill.stages.outputs import TrainedStudent
 
-SIZES = "sizes.json"
+WRITTEN = "written.json"
 
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """What was written."""
+    """Where the student was written, and what."""
 
     folder: Path
-    sizes: dict[str, int]
-    """What → its bytes."""
+    written: Exported
 
 
 @dataclass(frozen=True)
@@ -36,32 +35,32 @@ class ExportStudent(Stage[ExportedStudent]):
     """Writes the student.
 
     Args:
-        settings: of the student.
+        export: the targets.
         student: after its training.
         evaluation: its measured numbers, which the files carry.
     """
 
-    settings: StudentSettings
+    export: ExportSettings
     student: Ref[TrainedStudent]
     evaluation: Ref[Evaluation]
 
     first_rank: ClassVar[bool] = True
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"student": self.settings.model_dump(mode="json")}
+        return self.export.model_dump(mode="json", include={"targets"})
 
     def run(self, context: RunContext, folder: Path) -> ExportedStudent:
         metrics = context.get(self.evaluation).metrics
         results = [Result.model_validate(metric.model_dump()) for metric in metrics]
-        sizes = export_student(context, self.settings, context.get(self.student).student, folder, results)
-        write_atomic(folder / SIZES, json.dumps(sizes, indent=2).encode())
-        return ExportedStudent(folder, sizes)
+        exported = export_student(context, self.export, context.get(self.student).student, folder, results)
+        write_atomic(folder / WRITTEN, json.dumps(vars(exported), indent=2).encode())
+        return ExportedStudent(folder, exported)
 
     def load(self, context: RunContext, folder: Path) -> ExportedStudent:
-        return ExportedStudent(folder, json.loads((folder / SIZES).read_text()))
+        return ExportedStudent(folder, Exported(**json.loads((folder / WRITTEN).read_text())))
 
     def report(self, context: RunContext, output: ExportedStudent) -> Iterable[Item]:
-        yield Sizes(bytes=output.sizes)
+        yield Sizes(bytes=output.written.sizes)
         for delta in inventory(context.get(self.student).student.model):
             yield LayerBytes(
                 site=delta.site,
@@ -71,6 +70,6 @@ class ExportStudent(Stage[ExportedStudent]):
                 bytes=delta.bytes,
                 layer_bytes=delta.layer_bytes,
             )
-        if structural := structural_types(self.settings):
-            yield Note(text=f"no merged folder: {', '.join(structural)} cannot be merged; see export/delta")
-        yield Files(paths={name: path for name, path in export_paths(output.folder).items() if path.is_dir()})
+        for title, reason in output.written.refused.items():
+            yield Note(text=f"no {title}: {reason}; see export/delta")
+        yield Files(paths=export_paths(self.export, output.folder))

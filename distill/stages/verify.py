@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from distill.export.settings import ExportSettings
 from distill.files import write_atomic
 from distill.models.settings import StudentSettings
 from distill.report.items import Check, Item
@@ -26,24 +27,24 @@ class VerifyExport(Stage[tuple]):
 
     Args:
         settings: of the student.
-        images: how many images to compare on.
+        export: the targets, and how many images to compare on.
         student: in memory.
         exported: what was written.
     """
 
     settings: StudentSettings
-    images: int
+    export: ExportSettings
     student: Ref[TrainedStudent]
     exported: Ref[ExportedStudent]
 
     first_rank: ClassVar[bool] = True
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"images": self.images}
+        return self.export.model_dump(mode="json")
 
     def run(self, context: RunContext, folder: Path) -> tuple[Check, ...]:
         student, exported = context.get(self.student).student, context.get(self.exported)
-        checks = verify_export(context, self.settings, exported.folder, self.images, student)
+        checks = verify_export(context, self.settings, self.export, exported.folder, student)
         write_atomic(folder / CHECKS, json.dumps([check.model_dump() for check in checks], indent=2).encode())
         return tuple(checks)
 

@@ -50,7 +50,7 @@ def prepared_in_ranks(output: Path) -> None:
         if local_rank() == 0:
             with StopSignal() as stop:
                 context = RunContext.of(settings, stop)
-                export_student(context, settings.student, student, output / name / "export", [])
+                export_student(context, settings.export, student, output / name / "export", [])
 
 
 def run(output: Path) -> None:

@@ -15,9 +15,12 @@ import safetensors.torch
 from torch import nn
 
 from distill.deltas.attach import deltas, merge
+from distill.deltas.base import StructuralDelta
 from distill.export.card import card
 from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
+from distill.export.logits import logits_of
 from distill.export.manifest import Preprocessing, Result, model_arguments
+from distill.export.targets.base import About, ExportTarget, Session
 from distill.files import write_atomic
 from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.network import timm_with_ours
@@ -132,3 +135,39 @@ def _config(
 
 def _bytes(tensor: Any) -> int:
     return tensor.numel() * tensor.element_size()
+
+
+class TimmFolder(ExportTarget):
+    """A folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads; deltas are merged.
+
+    Example:
+        >>> import tempfile, timm, torch
+        >>> from pathlib import Path
+        >>> model = timm.create_model("test_resnet", num_classes=3).eval()
+        >>> target = TimmFolder(TimmFolder.Settings())
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> _ = target.write(model, folder, About(origin="random", labels=("a", "b", "c")))
+        >>> images = torch.zeros(1, 3, 32, 32)
+        >>> torch.equal(target.session(folder)(images), model(images))
+        True
+    """
+
+    class Settings(ExportTarget.Settings):
+        type: Literal["timm_folder"] = "timm_folder"
+
+    title, folder = "merged model", "merged"
+
+    def unsupported(self, model: nn.Module) -> str | None:
+        structural = [site.delta.settings.type for site in deltas(model) if isinstance(site.delta, StructuralDelta)]
+        return f"{', '.join(dict.fromkeys(structural))} cannot be merged" if structural else None
+
+    def write(self, model: nn.Module, folder: Path, about: About) -> int:
+        write_timm_folder(folder, model, **vars(about))
+        return (folder / TENSORS).stat().st_size
+
+    def check(self, folder: Path) -> str:
+        return check_timm_folder(folder).weights_sha256
+
+    def session(self, folder: Path) -> Session:
+        self.check(folder)
+        return logits_of(timm_with_ours().create_model(f"local-dir:{folder.resolve()}", pretrained=True))

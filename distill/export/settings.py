@@ -1,0 +1,34 @@
+"""Which formats a run's student is written in; no torch in here."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
+
+from augment.base import Registry, Settings
+
+TARGETS = Registry("distill.export.targets", "ExportTarget")
+
+if TYPE_CHECKING:  # the base class of targets imports torch
+    from distill.export.targets.base import ExportTarget
+
+    AnyTarget = ExportTarget.Settings
+else:
+    AnyTarget = Annotated[Settings, TARGETS]
+
+
+class ExportSettings(Settings):
+    """What is written beside the delta file, and how it is proved."""
+
+    targets: tuple[AnyTarget, ...] | None = Field(
+        None, description="formats beside the delta file; default: timm_folder, a plain timm model with merged deltas"
+    )
+    verify_images: int = Field(256, ge=1, description="real images on which everything written must equal the student")
+
+    def make_targets(self) -> list[ExportTarget]:
+        """The targets, ready to write. Raises ``PluginError`` for a type that there is not."""
+        settings = self.targets
+        if settings is None:
+            settings = (TARGETS.settings_of("timm_folder").model_validate({"type": "timm_folder"}),)  # type: ignore[assignment]
+        return [target.component(target) for target in settings or ()]  # type: ignore[misc]

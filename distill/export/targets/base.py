@@ -1,0 +1,92 @@
+"""The contract of an export target: a format that a trained student is written in, and how to run what was written.
+
+A target is one file: a class with its settings nested in it, found by its ``type`` in ``export.targets``::
+
+    class TorchScript(ExportTarget):
+        class Settings(ExportTarget.Settings):
+            type: Literal["torchscript"] = "torchscript"
+
+        title, folder, tolerance = "TorchScript", "torchscript", 1e-4
+
+        def write(self, model, folder, about): ...
+        def check(self, folder): ...
+        def session(self, folder): ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+import augment.base
+from augment.base import Component
+from distill.export.manifest import Preprocessing, Result
+
+Session = Callable[[Tensor], Tensor]
+"""fp32 images [N, 3, H, W], normalized as the student sees them → logits [N, K] fp32, on the CPU."""
+
+
+@dataclass(frozen=True)
+class About:
+    """What travels with exported weights.
+
+    Args:
+        origin: where the backbone's weights came from, e.g. ``resnet50.a1_in1k``.
+        labels: class names in the order of the logits; empty if there are none.
+        preprocessing: how an image becomes the network's input; None: as the model declares.
+        results: measured numbers.
+        model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
+    """
+
+    origin: str
+    labels: Sequence[str] = ()
+    preprocessing: Preprocessing | None = None
+    results: Sequence[Result] = field(default_factory=tuple)
+    model_args: dict[str, Any] | None = None
+
+
+class ExportTarget(Component):
+    """A format.
+
+    Class attributes:
+        title: what messages and tables call what is written, e.g. ``merged model``.
+        folder: name of its folder in the run's ``export/``.
+        tolerance: largest difference from the live model's logits, relative to the largest absolute logit, that
+            verification accepts; top-1 must be the same on every image.
+    """
+
+    class Settings(augment.base.Settings):
+        type: str
+
+    title: ClassVar[str]
+    folder: ClassVar[str]
+    tolerance: ClassVar[float] = 1e-5
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def unsupported(self, model: nn.Module) -> str | None:
+        """Why this format cannot hold a model, or None if it can."""
+        return None
+
+    def write(self, model: nn.Module, folder: Path, about: About) -> int:
+        """Write a model; returns the bytes of its weights as stored.
+
+        Args:
+            model: a timm model, with or without deltas; it stays as it is.
+            folder: where to write; this target's alone.
+            about: what travels with the weights.
+        """
+        raise NotImplementedError
+
+    def check(self, folder: Path) -> str:
+        """SHA-256 of the weights, after every file was compared with what was written. Raises ``ExportError``."""
+        raise NotImplementedError
+
+    def session(self, folder: Path) -> Session:
+        """Load what was written as its users do, without the code of this package where that is possible."""
+        raise NotImplementedError
