@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 from augment.base.settings import Settings, did_you_mean
-from augment.views import InputSpec
 from distill.api.arguments import DELTAS, check_method, checks_names
 from distill.deltas.base import DeltaSettings
-from distill.models.network import Network, NetworkError, create_network
-from distill.models.settings import AnyDelta, NetworkSettings, StudentSettings
+from distill.models.network import Network, as_network, create_network
+from distill.models.settings import AnyDelta, LearningSettings, NetworkSettings
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 
@@ -73,8 +72,7 @@ def create_student(
         ['blocks.6.0.conv_pw', 'blocks.6.0.conv_pwl']
     """
     network = _network(model, num_classes, size, pretrained, checkpoint)
-    settings = StudentSettings(
-        network=_settings(model if isinstance(model, str) else network.architecture, size, pretrained, checkpoint),
+    settings = LearningSettings(
         train=train,
         deltas=delta_settings(deltas, "create_student()"),
         batch_norm=batch_norm,
@@ -174,34 +172,4 @@ def _network(
         return create_network(_settings(model, size, pretrained, checkpoint), num_classes)
     if checkpoint is not None:
         raise TypeError("checkpoint belongs to a model's name; load it into the given model yourself")
-    return _taken(model, num_classes, size)
-
-
-def _taken(model: nn.Module, num_classes: int | None, size: int | None) -> Network:
-    """A timm model as it is, but for a new classifier and another input size where they are asked for."""
-    config: Any = getattr(model, "pretrained_cfg", None)
-    if config is None or not hasattr(model, "forward_head"):
-        raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
-    if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    if size is not None and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=size)  # type: ignore[operator]
-    height, width = (size, size) if size is not None else _size(model)
-    tag = config.get("tag")
-    return Network(
-        model=model.eval(),
-        architecture=config["architecture"],
-        origin=f"{config['architecture']}.{tag}" if tag else config["architecture"],
-        input=InputSpec((height, width), tuple(config["mean"]), tuple(config["std"])),
-    )
-
-
-def _size(model: nn.Module) -> tuple[int, int]:
-    """A ViT's own grid, else the size that timm's configuration names."""
-    made = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = made or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
-    return height, width
-
-
-def _kind(model: nn.Module) -> str:
-    return f"{type(model).__module__}.{type(model).__qualname__}"
+    return as_network(model, num_classes, size)

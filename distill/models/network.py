@@ -74,6 +74,50 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     )
 
 
+def as_network(model: Network | nn.Module, num_classes: int | None = None, size: int | None = None) -> Network:
+    """A timm model as it is, but for a new classifier and another input size where they are asked for.
+
+    Args:
+        model: a timm model; a ``Network`` is returned as it is.
+        num_classes: width of the classifier; None keeps the model's own.
+        size: height and width of the input in pixels; None keeps the model's own.
+
+    Returns:
+        The model with its input size, normalization and origin, taken from its ``pretrained_cfg``.
+
+    Raises:
+        NetworkError: the module is not from timm.
+    """
+    if isinstance(model, Network):
+        return model
+    config: Any = getattr(model, "pretrained_cfg", None)
+    if config is None or not hasattr(model, "forward_head"):
+        raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
+    if num_classes is not None and num_classes != model.num_classes:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    if size is not None and hasattr(model, "set_input_size"):
+        model.set_input_size(img_size=size)  # type: ignore[operator]
+    height, width = (size, size) if size is not None else _size(model)
+    tag = config.get("tag")
+    return Network(
+        model=model.eval(),
+        architecture=config["architecture"],
+        origin=f"{config['architecture']}.{tag}" if tag else config["architecture"],
+        input=InputSpec((height, width), tuple(config["mean"]), tuple(config["std"])),
+    )
+
+
+def _size(model: nn.Module) -> tuple[int, int]:
+    """A ViT's own grid, else the size that timm's configuration names."""
+    made = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = made or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
+    return height, width
+
+
+def _kind(model: nn.Module) -> str:
+    return f"{type(model).__module__}.{type(model).__qualname__}"
+
+
 def timm_with_ours() -> Any:
     """timm, with our own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``reused_head``, ``*_cifar``."""
     import timm

@@ -122,10 +122,9 @@ class TeacherSettings(Settings):
         return self
 
 
-class StudentSettings(Settings):
-    """The backbone, what is learned on top of it, and what stays frozen."""
+class LearningSettings(Settings):
+    """What a student learns on top of its backbone, and what stays frozen."""
 
-    network: NetworkSettings
     train: Literal["deltas", "full"] = Field(
         "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'full': every weight learns"
     )
@@ -140,6 +139,12 @@ class StudentSettings(Settings):
         if self.train == "full" and self.deltas:
             raise error_at("deltas", "there are none with train: full, which trains every weight")
         return self
+
+
+class StudentSettings(LearningSettings):
+    """The backbone, what is learned on top of it, and what stays frozen."""
+
+    network: NetworkSettings
 
 
 class ReusedHead(Settings):

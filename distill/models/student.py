@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from distill.deltas.attach import Site, attach, deltas, freeze
-from distill.deltas.base import Delta, DeltaInit, DeltaSettings, StructuralDelta, entry_named
+from distill.deltas.base import Delta, DeltaError, DeltaInit, DeltaSettings, StructuralDelta, entry_named
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state, load_exactly
 from distill.models.features import Features, FeatureShapes
 from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.frozen import Frozen, batch_norms
-from distill.models.network import Network, extract, measure_shapes
-from distill.models.settings import StudentSettings
+from distill.models.network import Network, as_network, extract, measure_shapes
+from distill.models.settings import LearningSettings
 
 
 class Student(nn.Module):
@@ -26,7 +26,7 @@ class Student(nn.Module):
     new and trainable. So timm's module names are kept, and merging gives a plain timm model.
 
     Args:
-        network: a timm model whose classifier is the head.
+        network: a timm model whose classifier is the head, or a ``Network``; it carries no deltas yet.
         settings: what to train.
         needs: which fields of ``Features`` objectives will ask for; evaluation asks for logits.
         starts: what has become of each entry of ``settings.deltas``; None: as the settings say.
@@ -34,12 +34,15 @@ class Student(nn.Module):
 
     def __init__(
         self,
-        network: Network,
-        settings: StudentSettings,
+        network: Network | nn.Module,
+        settings: LearningSettings,
         needs: frozenset[str] = frozenset({"logits"}),
         starts: Sequence[DeltaInit] | None = None,
     ):
         super().__init__()
+        network = as_network(network)
+        if deltas(network.model):
+            raise DeltaError("the model carries deltas already; merge or detach them first")
         self.network = network
         self.model = network.model
         self.input = network.input

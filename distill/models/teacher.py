@@ -11,7 +11,7 @@ from augment.views import InputSpec
 from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import freeze
 from distill.models.label_map import LabelMaps
-from distill.models.network import Network, extract, measure_shapes
+from distill.models.network import Network, as_network, extract, measure_shapes
 from distill.models.settings import WeightingSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -32,7 +32,7 @@ class Teacher(nn.Module):
 
     def __init__(
         self,
-        networks: list[Network],
+        networks: Sequence[Network | nn.Module],
         weights: list[float] | None = None,
         needs: frozenset[str] = frozenset({"logits"}),
         dtype: torch.dtype = torch.float32,
@@ -43,14 +43,15 @@ class Teacher(nn.Module):
         super().__init__()
         self.maps = maps or LabelMaps()
         self.weighting = weighting or WeightingSettings()
-        self.networks = nn.ModuleList(network.model for network in networks)
-        self.inputs: list[InputSpec] = [network.input for network in networks]
-        self.origins = [network.origin for network in networks]
+        made = [as_network(network) for network in networks]
+        self.networks = nn.ModuleList(network.model for network in made)
+        self.inputs: list[InputSpec] = [network.input for network in made]
+        self.origins = [network.origin for network in made]
         weights = weights or [1.0] * len(networks)
         self.weights = [weight / sum(weights) for weight in weights]
         self.needs = needs
         self._frozen = freeze(self)
-        self.shapes: list[FeatureShapes] = [measure_shapes(n.model, n.input, needs) for n in networks]
+        self.shapes: list[FeatureShapes] = [measure_shapes(n.model, n.input, needs) for n in made]
         self.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype, self.compiled = dtype, compile
         self._extract = torch.compile(extract) if compile else extract

@@ -12,7 +12,7 @@ import torch
 from augment.policy import AugmentSettings
 from distill.data.experiment_data import ExperimentData
 from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
 from distill.objectives.ce import CrossEntropy
 from distill.report.items import Item
@@ -97,5 +97,5 @@ class FitTeacher(Stage[TeacherNetworks]):
         """The network before its fit, and the student that trains all of it."""
         torch.manual_seed(context.seed)
         network = create_network(self.network, num_classes=len(context.data.classes))
-        settings = StudentSettings(network=self.network, train="full", batch_norm=self.fit.batch_norm)
+        settings = LearningSettings(train="full", batch_norm=self.fit.batch_norm)
         return Student(network, settings), network
