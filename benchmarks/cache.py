@@ -48,8 +48,8 @@ from distill.data.reader import Batch
 from distill.deltas.low_rank import LowRank
 from distill.models.features import Features, FeatureShapes
 from distill.models.network import NetworkSettings, create_network
-from distill.models.settings import CacheSettings
-from distill.models.student import Student, StudentSettings
+from distill.models.settings import CacheSettings, LearningSettings
+from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives import base
 from distill.objectives.kd import KD
@@ -114,10 +114,7 @@ def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callab
     torch.manual_seed(0)
     objectives = OBJECTIVES[:1] if side == "student" else OBJECTIVES
     of_student, of_teacher = needs_of(objectives)
-    trained = StudentSettings(
-        network=NetworkSettings(model="embedded:tf_efficientnet_lite0"), deltas=(LowRank.Settings(rank=8),)
-    )
-    student = Student(network("lite0", size), trained, of_student)
+    student = Student(network("lite0", size), LearningSettings(deltas=(LowRank.Settings(rank=8),)), of_student)
     teacher = None if side == "student" else Teacher([network("lite1", size)], needs=of_teacher)
     terms = build_terms(objectives, student.shapes, teacher.shapes if teacher else [])
     dual = DualAugment(AugmentSettings(), teacher.inputs if teacher else (), student.input, seed=0)

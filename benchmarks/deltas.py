@@ -67,8 +67,8 @@ from distill.deltas.state import backbone_state, delta_state
 from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import write_delta
 from distill.models.fingerprint import fingerprint
-from distill.models.network import NetworkSettings, create_network
-from distill.models.settings import StudentSettings
+from distill.models.network import Network, NetworkSettings, create_network
+from distill.models.settings import LearningSettings
 from distill.models.student import Student
 from distill.report.summary import Machine
 
@@ -106,15 +106,14 @@ class Bench:
         return time.perf_counter()
 
     def network(self, architecture: str) -> nn.Module:
+        return self._network(architecture).model.to(self.device)
+
+    def _network(self, architecture: str) -> Network:
         torch.manual_seed(0)
-        settings = NetworkSettings(model=architecture, pretrained=False, size=self.size)
-        return create_network(settings, CLASSES).model.to(self.device)
+        return create_network(NetworkSettings(model=architecture, pretrained=False, size=self.size), CLASSES)
 
     def student(self, architecture: str, *deltas: DeltaSettings) -> Student:
-        torch.manual_seed(0)
-        settings = NetworkSettings(model=architecture, pretrained=False, size=self.size)
-        network = create_network(settings, CLASSES)
-        return Student(network, StudentSettings(network=settings, deltas=deltas)).to(self.device).train()
+        return Student(self._network(architecture), LearningSettings(deltas=deltas)).to(self.device).train()
 
     def images(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -59,7 +59,8 @@ from distill.data.loader import TrainLoader
 from distill.data.reader import Batch
 from distill.deltas.low_rank import LowRank
 from distill.models.network import Network, NetworkSettings, create_network
-from distill.models.student import Student, StudentSettings
+from distill.models.settings import LearningSettings
+from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.ce import CrossEntropy
 from distill.objectives.kd import KD
@@ -204,7 +205,7 @@ def distillation(
 ) -> Distillation:
     """The module of a run with CE + KD, as the stage ``TrainStudent`` makes it."""
     deltas = (LowRank.Settings(rank=8, sites=sites),) if train == "deltas" else ()
-    settings = StudentSettings(network=NetworkSettings(model=student.origin), train=train, deltas=deltas)  # type: ignore[arg-type]
+    settings = LearningSettings(train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)
     looking, learning = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)
     terms = build_terms(OBJECTIVES, learning.shapes, looking.shapes)

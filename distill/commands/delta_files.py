@@ -29,7 +29,7 @@ from distill.export.delta.packing import Format
 from distill.export.delta.quantize import quantize
 from distill.export.delta.truncate import truncate
 from distill.models.fingerprint import fingerprint
-from distill.models.network import timm_with_ours
+from distill.models.network import timm_with_own_models
 from distill.models.settings import NetworkSettings
 from distill.models.weights import NetworkError
 
@@ -140,7 +140,7 @@ def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bo
 def skeleton(manifest: DeltaManifest) -> nn.Module:
     """A model of the file's architecture, for shapes; its values are random."""
     return (
-        timm_with_ours()
+        timm_with_own_models()
         .create_model(manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args)
         .eval()
     )

@@ -273,14 +273,14 @@ def training_step() -> Iterator[Diagnosis]:
     from torch.nn import functional as F
 
     from distill.models.network import create_network
-    from distill.models.settings import NetworkSettings, StudentSettings
+    from distill.models.settings import LearningSettings, NetworkSettings
     from distill.models.student import Student
     from distill.models.teacher import Teacher
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network = NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64)
-    settings = StudentSettings.model_validate({"network": network, "deltas": [{"type": "low_rank", "rank": 4}]})
-    student = Student(create_network(network, 10), settings).to(device).train()
+    network = create_network(NetworkSettings(model="embedded:tf_efficientnet_lite0", size=64), 10)
+    settings = LearningSettings.model_validate({"deltas": [{"type": "low_rank", "rank": 4}]})
+    student = Student(network, settings).to(device).train()
     teacher = Teacher([create_network(NetworkSettings(model="embedded:tf_efficientnet_lite1", size=64), 10)]).to(device)
     images = torch.randn(8, 3, 64, 64, device=device)
 

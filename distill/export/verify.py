@@ -28,7 +28,7 @@ from distill.export.delta.io import check_backbone, load_delta, read_delta
 from distill.export.logits import logits_of
 from distill.export.settings import TARGETS
 from distill.export.targets.base import ExportTarget
-from distill.models.network import timm_with_ours
+from distill.models.network import timm_with_own_models
 
 TOLERANCE = 1e-5
 """Of the delta file; a target has its own."""
@@ -187,7 +187,7 @@ def _fresh_process(work: Path) -> None:
         outputs[folder] = target.session(Path(folder))(images).contiguous()
     if request.delta is not None:
         manifest = read_delta(Path(request.delta))[0]
-        backbone = timm_with_ours().create_model(
+        backbone = timm_with_own_models().create_model(
             manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
         )
         backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))

@@ -94,9 +94,9 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
     if config is None or not hasattr(model, "forward_head"):
         raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
     if num_classes is not None and num_classes != model.num_classes:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    if size is not None and hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=size)  # type: ignore[operator]
+        _new_classifier(model, num_classes)
+    if size is not None:
+        _resize(model, size)
     height, width = (size, size) if size is not None else _size(model)
     tag = config.get("tag")
     return Network(
@@ -118,7 +118,7 @@ def _kind(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def timm_with_ours() -> Any:
+def timm_with_own_models() -> Any:
     """timm, with our own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``reused_head``, ``*_cifar``."""
     import timm
 
@@ -132,7 +132,7 @@ def timm_with_ours() -> Any:
 
 def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
     """timm's model at an input size. CNNs take any; ViTs and their kin fix their grid when they are made."""
-    timm = timm_with_ours()
+    timm = timm_with_own_models()
     config = timm.get_pretrained_cfg(name) if ":" not in name else None
     fixed = config is not None and config.fixed_input_size
     if fixed and size is not None:
@@ -179,7 +179,7 @@ def _check_folder(name: str) -> None:
 
 
 def _check_known(name: str) -> None:
-    timm = timm_with_ours()
+    timm = timm_with_own_models()
     if not timm.is_model(name):
         raise NetworkError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
     architecture, _, tag = name.partition(".")

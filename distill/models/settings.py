@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -123,7 +123,7 @@ class TeacherSettings(Settings):
 
 
 class LearningSettings(Settings):
-    """What a student learns on top of its backbone, and what stays frozen."""
+    """What a student learns on top of its backbone, and what stays frozen; without the backbone itself."""
 
     train: Literal["deltas", "full"] = Field(
         "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'full': every weight learns"
@@ -135,16 +135,20 @@ class LearningSettings(Settings):
     compile: bool = False
 
     @model_validator(mode="after")
-    def _whole_has_no_deltas(self) -> StudentSettings:
+    def _full_has_no_deltas(self) -> Self:
         if self.train == "full" and self.deltas:
             raise error_at("deltas", "there are none with train: full, which trains every weight")
         return self
 
 
-class StudentSettings(LearningSettings):
-    """The backbone, what is learned on top of it, and what stays frozen."""
+class BackboneSettings(Settings):
+    """The network that deltas and head are learned on."""
 
     network: NetworkSettings
+
+
+class StudentSettings(LearningSettings, BackboneSettings):  # fields of the last base come first: network, train, …
+    """The backbone, what is learned on top of it, and what stays frozen."""
 
 
 class ReusedHead(Settings):

@@ -26,10 +26,14 @@ class Student(nn.Module):
     new and trainable. So timm's module names are kept, and merging gives a plain timm model.
 
     Args:
-        network: a timm model whose classifier is the head, or a ``Network``; it carries no deltas yet.
-        settings: what to train.
+        network: a timm model whose classifier is the head, or a ``Network``. It is changed in place.
+        settings: what to train; ``StudentSettings`` will do, whose ``network`` is not read here.
         needs: which fields of ``Features`` objectives will ask for; evaluation asks for logits.
-        starts: what has become of each entry of ``settings.deltas``; None: as the settings say.
+        inits: what each entry of ``settings.deltas`` starts with; None: as its settings say.
+
+    Raises:
+        NetworkError: the module is not from timm, or cannot report what ``needs`` asks for.
+        DeltaError: the model carries deltas already, or a delta fits none of its layers.
     """
 
     def __init__(
@@ -37,12 +41,15 @@ class Student(nn.Module):
         network: Network | nn.Module,
         settings: LearningSettings,
         needs: frozenset[str] = frozenset({"logits"}),
-        starts: Sequence[DeltaInit] | None = None,
+        inits: Sequence[DeltaInit] | None = None,
     ):
         super().__init__()
         network = as_network(network)
-        if deltas(network.model):
-            raise DeltaError("the model carries deltas already; merge or detach them first")
+        if present := deltas(network.model):
+            raise DeltaError(
+                f"the model carries {len(present)} deltas already, the first at {present[0].name!r}; merge them "
+                "into its weights, or give a model without deltas"
+            )
         self.network = network
         self.model = network.model
         self.input = network.input
@@ -54,16 +61,16 @@ class Student(nn.Module):
         self.entries: list[dict[str, Delta]] = []
         """Site → delta, for each entry of ``settings.deltas``."""
         self._deltas = settings.deltas
-        self._starts = list(starts or [DeltaInit([entry]) for entry in settings.deltas])
+        self._inits = list(inits or [DeltaInit([entry]) for entry in settings.deltas])
         if not self.full:
             freeze(self.model, head)
-            for number, start in enumerate(self._starts):
+            for number, init in enumerate(self._inits):
                 with entry_named(number):
-                    added = attach(self.model, start.settings, exclude_head=head)
+                    added = attach(self.model, init.settings, exclude_head=head)
                 entry: dict[str, Delta] = {_called(site): site.delta for site in added}
                 for name, delta in entry.items():
-                    tensors, own = start.tensors.get(name, {}), delta.state_dict()
-                    load_exactly({key: own[key] for key in tensors if key in own}, tensors, f"start of {name}")
+                    tensors, own = init.tensors.get(name, {}), delta.state_dict()
+                    load_exactly({key: own[key] for key in tensors if key in own}, tensors, f"initial values of {name}")
                 self.entries.append(entry)
             self.sites = deltas(self.model)
             learned = {id(part) for site in self.sites for part in site.delta.modules()}
@@ -99,21 +106,21 @@ class Student(nn.Module):
 
     def finish(self) -> list[DeltaInit] | None:
         """What the trained deltas become, entry by entry; None where all stay as they are."""
-        starts = []
+        inits = []
         smaller = False
-        for number, (entry, start, sites) in enumerate(zip(self._deltas, self._starts, self.entries, strict=True)):
+        for number, (entry, init, sites) in enumerate(zip(self._deltas, self._inits, self.entries, strict=True)):
             method, own = _own(entry, sites)
             became = method.finish(entry, own)
             smaller |= became is not None
             if became is None:
-                became = DeltaInit(start.settings, self.entry_state(number))
+                became = DeltaInit(init.settings, self.entry_state(number))
             else:  # what stands in the place of the method's own deltas stays
                 others = {site: d for site, d in sites.items() if site not in own}
                 kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
                 tensors = {site: d.state_dict() for site, d in others.items()}
                 became = DeltaInit([*became.settings, *kept], {**became.tensors, **tensors})
-            starts.append(became)
-        return starts if smaller else None
+            inits.append(became)
+        return inits if smaller else None
 
     def entry_state(self, number: int) -> dict[str, dict[str, Tensor]]:
         """Site → the tensors of an entry's deltas."""
@@ -121,7 +128,7 @@ class Student(nn.Module):
 
 
 def _called(site: Site) -> str:
-    """A site's name in ``Start.tensors``."""
+    """A site's name in ``DeltaInit.tensors``."""
     return site.delta.settings.type if isinstance(site.delta, StructuralDelta) else site.name
 
 

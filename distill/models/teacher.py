@@ -1,4 +1,4 @@
-"""The teacher: one or several frozen networks that look at the teacher's views."""
+"""The teacher: one or several frozen networks that compute the teacher's outputs."""
 
 from __future__ import annotations
 
@@ -24,10 +24,13 @@ class Teacher(nn.Module):
     ``features[n][v]`` in fp32.
 
     Args:
-        networks: the networks and their weights; the weights are normalized to sum 1.
+        networks: timm models as they are, or ``Network``s; they are frozen in place.
+        weights: of the networks, normalized to sum 1; None: all the same.
         needs: which fields of ``Features`` to compute.
-        maps: of the networks' classes to the student's.
-        weighting: how the networks are weighed against each other in training.
+        dtype: of weights and computation; outputs are fp32.
+        compile: whether to run the networks through ``torch.compile``.
+        maps: of the networks' classes to the student's; None: they are the same classes.
+        weighting: how the networks are weighed against each other in training; None: by ``weights`` alone.
     """
 
     def __init__(
@@ -43,15 +46,15 @@ class Teacher(nn.Module):
         super().__init__()
         self.maps = maps or LabelMaps()
         self.weighting = weighting or WeightingSettings()
-        made = [as_network(network) for network in networks]
-        self.networks = nn.ModuleList(network.model for network in made)
-        self.inputs: list[InputSpec] = [network.input for network in made]
-        self.origins = [network.origin for network in made]
+        members = [as_network(network) for network in networks]
+        self.networks = nn.ModuleList(network.model for network in members)
+        self.inputs: list[InputSpec] = [network.input for network in members]
+        self.origins = [network.origin for network in members]
         weights = weights or [1.0] * len(networks)
         self.weights = [weight / sum(weights) for weight in weights]
         self.needs = needs
         self._frozen = freeze(self)
-        self.shapes: list[FeatureShapes] = [measure_shapes(n.model, n.input, needs) for n in made]
+        self.shapes: list[FeatureShapes] = [measure_shapes(n.model, n.input, needs) for n in members]
         self.to(dtype=dtype, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.dtype, self.compiled = dtype, compile
         self._extract = torch.compile(extract) if compile else extract

@@ -9,8 +9,8 @@ from torch import nn
 
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.cifar import NETWORKS
-from distill.models.network import create_network, extract, timm_with_ours
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.network import create_network, extract, timm_with_own_models
+from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
 
 NAMES = [f"{name}_cifar" for name in NETWORKS]
@@ -33,7 +33,7 @@ PUBLISHED = {
 
 def make(name: str, **arguments: object) -> nn.Module:
     torch.manual_seed(0)
-    model = timm_with_ours().create_model(name, **arguments).eval()
+    model = timm_with_own_models().create_model(name, **arguments).eval()
     for module in model.modules():  # a batch norm that is the identity would hide one that is left out
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -45,7 +45,7 @@ def make(name: str, **arguments: object) -> nn.Module:
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sizes_are_the_published_ones(name: str) -> None:
-    model = timm_with_ours().create_model(f"{name}_cifar")
+    model = timm_with_own_models().create_model(f"{name}_cifar")
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
 
 
@@ -136,7 +136,7 @@ def test_they_keep_timms_contract(name: str) -> None:
     assert list(features.maps) == [info["module"] for info in model.feature_info]
     for info, map_ in zip(model.feature_info, features.maps.values()):
         assert map_.shape == (2, info["num_chs"], 32 // info["reduction"], 32 // info["reduction"])
-    backbone = timm_with_ours().create_model(name, features_only=True, out_indices=(0, 1))
+    backbone = timm_with_own_models().create_model(name, features_only=True, out_indices=(0, 1))
     assert [tuple(m.shape[:2]) for m in backbone(x)] == [(2, c) for c in backbone.feature_info.channels()]
     model.train()
     model(x).square().sum().backward()
@@ -153,7 +153,7 @@ def test_a_checkpoint_file_and_a_students_way_out(name: str, tmp_path: Path) -> 
     network = create_network(settings)
     assert network.architecture == name and network.input.size == (32, 32)
     x = torch.randn(2, 3, 32, 32)
-    student = Student(network, StudentSettings(network=settings, train="full"))
+    student = Student(network, LearningSettings(train="full"))
     with torch.no_grad():
         torch.testing.assert_close(student.eval()(x).logits, published(x), rtol=1e-4, atol=1e-4)
         write_timm_folder(tmp_path / "out", student.model, origin="random")

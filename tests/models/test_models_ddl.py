@@ -8,8 +8,8 @@ from torch import nn
 
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.ddl import Compress, DeltaResidual, Expand
-from distill.models.network import NetworkError, create_network, extract, timm_with_ours
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.network import NetworkError, create_network, extract, timm_with_own_models
+from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
 
 NAMES = ["ddl_resnet", "ddl_vit"]
@@ -19,7 +19,7 @@ FORMS = [{}, {"values": 4}, {"values": 3, "gate": "mlp", "value": "sigmoid"}]
 def make(name: str, **arguments: object) -> nn.Module:
     torch.manual_seed(0)
     small = {"depth": 2, "embed_dim": 48} if name == "ddl_vit" else {"depths": (1, 1, 1, 1), "widths": (8, 16, 24, 32)}
-    return timm_with_ours().create_model(name, num_classes=5, **small, **arguments).eval()
+    return timm_with_own_models().create_model(name, num_classes=5, **small, **arguments).eval()
 
 
 @pytest.mark.parametrize(("values", "gate", "value"), [(1, "linear", "linear"), (3, "mlp", "sigmoid")])
@@ -82,7 +82,7 @@ def test_they_keep_timms_contract(name: str, form: dict[str, object]) -> None:
     model.train()
     model(x).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
-    backbone = timm_with_ours().create_model(name, features_only=True, out_indices=(0, 1), **form)
+    backbone = timm_with_own_models().create_model(name, features_only=True, out_indices=(0, 1), **form)
     assert [tuple(m.shape[:2]) for m in backbone(x)] == [(2, c) for c in backbone.feature_info.channels()]
     model.reset_classifier(0)
     assert model(x).shape == (2, model.num_features)
@@ -109,7 +109,7 @@ def test_a_student_that_is_trained_whole(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = create_network(settings, 5)
     assert network.architecture == name and network.input.size == (64, 64)
-    student = Student(network, StudentSettings(network=settings, train="full"), frozenset({"logits", "pooled", "maps"}))
+    student = Student(network, LearningSettings(train="full"), frozenset({"logits", "pooled", "maps"}))
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         logits = student.eval()(x).logits

@@ -17,7 +17,7 @@ from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import load_delta, read_delta, write_delta
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.fingerprint import fingerprint
-from distill.models.network import NetworkError, NetworkSettings, create_network, timm_with_ours
+from distill.models.network import NetworkError, NetworkSettings, create_network, timm_with_own_models
 from distill.models.reused_head import as_map, enlargement, reuse_head, reused
 from distill.models.settings import ReusedHead
 
@@ -172,6 +172,6 @@ def test_a_merged_folder_loads_with_timm_and_can_be_a_backbone_again(name: str, 
                 parameter.add_(0.1)
     write_delta(tmp_path / "delta", again, before, origin="merged")
     manifest, _ = read_delta(tmp_path / "delta")
-    backbone = timm_with_ours().create_model(manifest.architecture, num_classes=5, **manifest.model_args)
+    backbone = timm_with_own_models().create_model(manifest.architecture, num_classes=5, **manifest.model_args)
     backbone.load_state_dict(whole_state(again))
     assert manifest.head is None and load_delta(tmp_path / "delta", backbone)(x).equal(again.eval()(x))

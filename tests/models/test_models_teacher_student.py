@@ -1,16 +1,21 @@
 """Teacher and student: what is frozen stays frozen whatever is called on it, and what learns is told apart."""
 
+from typing import Literal
+
 import pytest
 import timm
 import torch
 from torch import Tensor, nn
 
 from augment.views import InputSpec
+from distill.deltas.attach import attach, merge
+from distill.deltas.base import DeltaError
+from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import backbone_state
 from distill.models.fingerprint import fingerprint
-from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.network import Network, NetworkError, create_network
+from distill.models.settings import LearningSettings, NetworkSettings, StudentSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 
@@ -29,9 +34,7 @@ def network(name: str = "test_efficientnet", size: int = 64, classes: int = 5) -
 
 
 def student(needs: frozenset[str] = LOGITS, name: str = "test_efficientnet", **settings: object) -> Student:
-    made = network(name)
-    about = {"network": {"model": name, "pretrained": False, "size": 64}, **settings}
-    return Student(made, StudentSettings.model_validate(about), needs)
+    return Student(network(name), LearningSettings.model_validate(settings), needs)
 
 
 def images(size: int = 64, count: int = 4) -> Tensor:
@@ -104,6 +107,19 @@ def test_its_own_dtype_whatever_autocast_says() -> None:
 def test_only_what_is_needed_is_reported() -> None:
     features = Teacher([network()], needs=POOLED)(((images(),),))[0][0]
     assert features.logits is None and features.pooled is not None and not features.maps
+
+
+def test_a_timm_model_is_a_teacher_as_it_is() -> None:
+    model = network().model
+    expected = model(images())
+    teacher = Teacher([model, network()])
+    assert teacher.networks[0] is model and teacher.weights == [0.5, 0.5]
+    assert [spec.size for spec in teacher.inputs] == [(160, 160), (64, 64)], "a bare model has timm's own size"
+    for (features,) in teacher(((images(),), (images(),))):
+        torch.testing.assert_close(features.logits, expected, rtol=1e-4, atol=1e-5)
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    with pytest.raises(NetworkError, match=r"expected a timm model, .* not a torch\.nn\.modules\.linear\.Linear"):
+        Teacher([model, nn.Linear(2, 2)])
 
 
 # --- Student ------------------------------------------------------------------------------------------------------
@@ -185,3 +201,45 @@ def test_fresh_deltas_change_nothing(name: str) -> None:
     single = student(name=name, deltas=[{"type": "low_rank", "rank": 2}, "scale_shift"])
     with torch.no_grad():
         torch.testing.assert_close(single(images()).logits, plain(images()), rtol=1e-4, atol=1e-5)
+
+
+LEARNED = LearningSettings(deltas=(LowRank.Settings(rank=2),))
+
+
+def test_a_timm_model_is_a_student_as_it_is() -> None:
+    """One seed gives bit-equal students, whether the backbone comes as a model or as a Network."""
+    states = []
+    for take in (lambda made: made, lambda made: made.model, lambda made: made.model.train()):
+        given = take(network())
+        torch.manual_seed(7)
+        made = Student(given, LEARNED)
+        assert made.model is getattr(given, "model", given) and len(made.sites) > 3
+        states.append((made.backbone, fingerprint(made.state_dict()), fingerprint(made.own_state())))
+    assert states[0] == states[1] == states[2]
+    torch.manual_seed(8)
+    assert fingerprint(Student(network(), LEARNED).state_dict()) != states[0][1], "another seed, other deltas"
+
+
+def test_settings_with_a_network_give_the_same_student() -> None:
+    about = {"network": {"model": "resnet50"}, **LEARNED.model_dump()}
+    settings = StudentSettings.model_validate(about)
+    assert list(settings.model_dump()) == ["network", "train", "deltas", "batch_norm", "compile"]
+    torch.manual_seed(7)
+    made = Student(network(), settings)
+    torch.manual_seed(7)
+    assert fingerprint(made.state_dict()) == fingerprint(Student(network(), LEARNED).state_dict())
+
+
+@pytest.mark.parametrize("train", ["deltas", "full"])
+def test_a_model_with_deltas_is_refused_as_a_student(train: Literal["deltas", "full"]) -> None:
+    model = network().model
+    attach(model, [LowRank.Settings(rank=2, sites=("blocks.1.*",))])
+    with pytest.raises(DeltaError, match=r"carries 2 deltas already, the first at 'blocks\.1\.0\.conv_exp'; merge"):
+        Student(model, LearningSettings(train=train))
+    merge(model)
+    assert Student(model, LearningSettings(train=train)).shapes.classes == 5
+
+
+def test_what_is_not_from_timm_is_refused_as_a_student() -> None:
+    with pytest.raises(NetworkError, match=r"expected a timm model.*not a torch.nn.modules.container\.Sequential"):
+        Student(nn.Sequential(nn.Linear(2, 2)), LEARNED)

@@ -15,7 +15,7 @@ import distill.training.module
 from augment.dual import AugmentSettings, DualAugment
 from distill.data.reader import Batch
 from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.shared_trunk import SharedTrunk
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -46,7 +46,7 @@ def distillation(
     **training: Any,
 ) -> Distillation:
     deltas = [{"type": "low_rank", "rank": 2, "sites": LATE[name]}] if deltas is None else deltas
-    settings = StudentSettings.model_validate({"network": {"model": name, "pretrained": False}, "deltas": deltas})
+    settings = LearningSettings.model_validate({"deltas": deltas})
     of_student, of_teacher = needs_of(objectives)
     student = Student(made(name), settings, of_student)
     teacher = Teacher(teachers or [made(name)], needs=of_teacher, dtype=dtype)

@@ -23,7 +23,7 @@ from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.export.targets.base import About, ExportTarget, Session
 from distill.files import write_atomic
 from distill.models.fingerprint import Fingerprint, fingerprint
-from distill.models.network import timm_with_ours
+from distill.models.network import timm_with_own_models
 from distill.models.reused_head import ARCHITECTURE, reused
 
 CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
@@ -86,7 +86,7 @@ def write_timm_folder(
     )
     write_checksummed(folder / MANIFEST, manifest)
     size = sum(map(_bytes, tensors.values()))
-    home = timm_with_ours().model_entrypoint(config["architecture"]).__module__
+    home = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
     own_module = None if home.startswith("timm.") else home
     text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module)
     write_atomic(folder / CARD, text.encode())
@@ -170,4 +170,4 @@ class TimmFolder(ExportTarget):
 
     def session(self, folder: Path) -> Session:
         self.check(folder)
-        return logits_of(timm_with_ours().create_model(f"local-dir:{folder.resolve()}", pretrained=True))
+        return logits_of(timm_with_own_models().create_model(f"local-dir:{folder.resolve()}", pretrained=True))
