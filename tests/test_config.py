@@ -87,8 +87,8 @@ def refused(tree: dict[str, Any], *overrides: str) -> list[str]:
     ],
 )
 def test_yaml_without_surprises(text: str, value: Any) -> None:
-    found = parse_yaml(f"key: {text}", "f.yaml")["key"]
-    assert found == value and type(found) is type(value)
+    parsed = parse_yaml(f"key: {text}", "f.yaml")["key"]
+    assert parsed == value and type(parsed) is type(value)
 
 
 @pytest.mark.parametrize(
@@ -317,8 +317,8 @@ def test_users_own_classes(tree: dict[str, Any], tmp_path: Path, monkeypatch: py
     monkeypatch.syspath_prepend(str(tmp_path))
     own = "objectives.1={type: my_parts:Own, strength: 2, temperature: 3}"
     experiment = validate_tree(changed(tree, own, "objectives.0=my_parts:Softer"), "q")
-    softer, found = experiment.objectives[:2]
-    assert (found.component.__name__, found.strength, found.temperature) == ("Own", 2, 3)  # type: ignore[union-attr,attr-defined]
+    softer, own_settings = experiment.objectives[:2]
+    assert (own_settings.component.__name__, own_settings.strength, own_settings.temperature) == ("Own", 2, 3)  # type: ignore[union-attr,attr-defined]
     assert (softer.component.__name__, softer.type) == ("Softer", "my_parts:Softer")  # type: ignore[union-attr]
     assert validate_tree(parse_yaml(dump_config(experiment), "q"), "q") == experiment
     assert refused(tree, own.replace("strength", "strenght")) == [
@@ -344,13 +344,13 @@ def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
     }
     for family, place in places.items():
         known = Registry(*family).known()
-        found = {option["title"]: option for option in place["anyOf"] if "title" in option}
-        assert list(found) == list(known) and known
+        options = {option["title"]: option for option in place["anyOf"] if "title" in option}
+        assert list(options) == list(known) and known
         for name, settings in known.items():
-            assert found[name]["properties"]["type"]["const"] == name
-            assert set(found[name]["properties"]) == set(settings.model_fields)
-            assert found[name]["additionalProperties"] is False
-            assert found[name]["description"]
+            assert options[name]["properties"]["type"]["const"] == name
+            assert set(options[name]["properties"]) == set(settings.model_fields)
+            assert options[name]["additionalProperties"] is False
+            assert options[name]["description"]
     epochs = schema["$defs"]["OptimizerSettings"]["properties"]["lr"]
     assert epochs["description"] == "peak learning rate" and epochs["exclusiveMinimum"] == 0
 

@@ -16,7 +16,7 @@ from distill.commands.runs import ready_teacher
 from distill.data.order import BatchRequest, EpochSampler
 from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
-from distill.run.context import RunContext, opened
+from distill.run.context import RunContext, open_context
 from distill.run.fit_spec import open_cache
 from distill.run.runner import finish
 from distill.run.teacher import make_teacher
@@ -73,7 +73,7 @@ def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherC
     settings = experiment.teacher
     if settings is None or settings.cache is None or not settings.cache.write:
         raise ConfigError("nothing to write: the config needs a teacher with teacher.cache, and its key write on")
-    with opened(experiment, console) as context:
+    with open_context(experiment, console) as context:
         # Fitting in several processes would start this command in each of them.
         alone = experiment.training.devices == 1
         networks = (make_teacher_networks if alone else ready_teacher)(experiment, context).networks

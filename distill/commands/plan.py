@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from distill.experiments.base import Experiment
-from distill.run.context import opened
+from distill.run.context import open_context
 from distill.run.folder import RunError, resumable
 from distill.run.runner import Progress, check_plan
 
@@ -20,7 +20,7 @@ def show_plan(experiment: Experiment, console: Console) -> None:
     """
     stages = experiment.plan()
     check_plan(stages)
-    with opened(experiment) as context:
+    with open_context(experiment) as context:
         try:
             context.folder = resumable(experiment.output, experiment.model_dump(mode="json"))
         except RunError:

@@ -23,7 +23,7 @@ from distill.models.network import NetworkSettings, create_network
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, batch_of_step, data_of
-from distill.run.context import RunContext, opened
+from distill.run.context import RunContext, open_context
 from distill.run.export import DELTA, export_student, verify_export, written_targets
 from distill.run.folder import RunError
 from distill.run.prepare import StudentSpec, load_trained
@@ -76,7 +76,7 @@ def score_views(
     """Rank pipelines by T-stddev under the experiment's teacher; trains nothing."""
     if experiment.teacher is None:
         raise StageError("there is no teacher in this config; add teacher.networks")
-    with opened(experiment, console) as context:
+    with open_context(experiment, console) as context:
         networks = ready_teacher(experiment, context).networks
         weights = [network.weight for network in experiment.teacher.networks]
         maps = label_maps(experiment.teacher, networks, context.data.classes)
@@ -135,7 +135,7 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
     """
     experiment = as_distillation(read_run(path)[0], str(path))
     folder = path / EXPORT
-    with opened(experiment, console) as context:
+    with open_context(experiment, console) as context:
         if experiment.student.train == "full":
             merged = folder / TimmFolder.folder
             check_timm_folder(merged)
@@ -161,7 +161,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console: shows what was written.
     """
     experiment = as_distillation(read_run(path)[0], str(path))
-    with opened(experiment, console) as context:
+    with open_context(experiment, console) as context:
         student = _trained_student(experiment, context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
@@ -176,7 +176,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
 def verify_run(path: Path, console: Console) -> None:
     """Prove a run's export; raises ``ExportError`` if the proof fails."""
     experiment = as_distillation(read_run(path)[0], str(path))
-    with opened(experiment, console) as context:
+    with open_context(experiment, console) as context:
         # Where only one thing was exported, it is compared with the student that was trained.
         alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
         student = _trained_student(experiment, context, path) if alone else None

@@ -27,14 +27,14 @@ MOST_CONFUSED = 20
 
 
 @dataclass(frozen=True)
-class Drawn:
+class ThemedFigure:
     """One figure, as PNG bytes."""
 
     light: bytes
     dark: bytes
 
 
-def draw(summary: RunSummary) -> dict[str, Drawn]:
+def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
     """File stem → figure, for each figure that the summary has the data of."""
     makers: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
         "accuracy": accuracy,
@@ -47,7 +47,7 @@ def draw(summary: RunSummary) -> dict[str, Drawn]:
     for name, maker in makers.items():
         light, dark = (png(partial(maker, summary), theme) for theme in (LIGHT, DARK))
         if light is not None and dark is not None:
-            drawn[name] = Drawn(light, dark)
+            drawn[name] = ThemedFigure(light, dark)
     return drawn
 
 

@@ -20,7 +20,7 @@ BAR = 24  # columns of the terminal's longest bar
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockBytes:
     """Neighboring sites of one block of the network."""
 
     name: str
@@ -45,11 +45,11 @@ class Block:
         return self.bytes / layers if layers else None
 
 
-def blocks(sites: tuple[LayerBytes, ...]) -> list[Block]:
+def blocks(sites: tuple[LayerBytes, ...]) -> list[BlockBytes]:
     """Sites by block, in the model's order."""
     order = {name: place for place, name in reversed(list(enumerate(site.block for site in sites)))}
     together = sorted(sites, key=lambda site: order[site.block])
-    return [Block(name, tuple(group)) for name, group in groupby(together, key=lambda site: site.block)]
+    return [BlockBytes(name, tuple(group)) for name, group in groupby(together, key=lambda site: site.block)]
 
 
 def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:

@@ -126,7 +126,7 @@ class RunContext:
 
 
 @contextmanager
-def opened(settings: RunSettings, console: Console | None = None) -> Iterator[RunContext]:
+def open_context(settings: RunSettings, console: Console | None = None) -> Iterator[RunContext]:
     """A context outside a run, for commands; signals are remembered while it is open."""
     with StopSignal() as stop:
         yield RunContext.of(settings, stop, console)

@@ -92,13 +92,13 @@ def _labels(
     if (mix := view_batch.views.mix) is not None:
         partners = mix.partner[:count].cpu()
         others = zip(_names(data, view_batch.batch.ids[partners]), view_batch.batch.labels[partners].tolist())
-        fractions = _shares(mix.student, mix.teacher[0] if mix.teacher else ())
+        fractions = _mix_text(mix.student, mix.teacher[0] if mix.teacher else ())
         for row, (name, label) in enumerate(others):
             notes[row] += [fractions, f"the rest: {data.classes[label] if label != UNLABELED else name}"]
     return titles, notes
 
 
-def _shares(student: Sequence[float], teacher: Sequence[float]) -> str:
+def _mix_text(student: Sequence[float], teacher: Sequence[float]) -> str:
     """``λ 0.62``, or by network where rounding gave them other shares, as cutmix's whole pixels do."""
     texts = [f"{share:.2f}" for share in (*student, *teacher)]
     if len(set(texts)) == 1:

@@ -227,19 +227,19 @@ class StudentCalibrationStats:
     """An entry's view of one point: see ``distill.deltas.base.CalibrationStats``."""
 
     def __init__(self, calibration: StudentCalibration, point: WarmUpPoint):
-        self.evidence, self.point, self.student = calibration, point, point.student
+        self.calibration, self.point, self.student = calibration, point, point.student
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        free = self.point.free(self.evidence.number)
-        layers = self.evidence.layers
+        free = self.point.free(self.calibration.number)
+        layers = self.calibration.layers
         return {site: (layers[site].weight + delta.D.cpu()).detach() for site, delta in free.items()}  # type: ignore
 
     def gradients(self, samples: int) -> Mapping[str, Gradients]:
-        return self.point.gradients(samples)[self.evidence.number]
+        return self.point.gradients(samples)[self.calibration.number]
 
     def feature_change(self, samples: int) -> Mapping[str, float]:
-        return self.point.feature_change(self.evidence.number, samples)
+        return self.point.feature_change(self.calibration.number, samples)
 
 
 def linear_cka(x_ND: Tensor, y_ND: Tensor) -> Tensor:

@@ -30,21 +30,21 @@ def experiment(output: Path, name: str = "trial", seed: int = 0) -> Experiment:
     return validate_tree(tree, "test")
 
 
-def opened(settings: Experiment, resume: bool = False) -> RunFolder:
+def open_folder(settings: Experiment, resume: bool = False) -> RunFolder:
     close_run()  # as a new process
     return open_run(settings.output, settings.model_dump(mode="json"), resume)
 
 
 def test_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
-    assert [opened(experiment(tmp_path)).path.name for _ in range(3)] == ["trial", "trial@2", "trial@3"]
+    assert [open_folder(experiment(tmp_path)).path.name for _ in range(3)] == ["trial", "trial@2", "trial@3"]
     (tmp_path / "trial@7").mkdir()
-    assert opened(experiment(tmp_path, "trial-9")).path.name == "trial-9"
-    assert opened(experiment(tmp_path)).path.name == "trial@8"
-    assert opened(experiment(tmp_path, "tri")).path.name == "tri"
+    assert open_folder(experiment(tmp_path, "trial-9")).path.name == "trial-9"
+    assert open_folder(experiment(tmp_path)).path.name == "trial@8"
+    assert open_folder(experiment(tmp_path, "tri")).path.name == "tri"
 
 
 def test_config_and_record_are_written_first(tmp_path: Path) -> None:
-    run = opened(experiment(tmp_path, seed=3))
+    run = open_folder(experiment(tmp_path, seed=3))
     assert read_run(run.path) == (experiment(tmp_path, seed=3), {"status": "running", "stages": {}})
     run.finish_stage("student", 1.5)
     run.finish_stage("student", 2.0)
@@ -63,39 +63,39 @@ def test_names_that_lead_elsewhere_are_refused(name: str, tmp_path: Path) -> Non
 
 def test_resume_takes_the_newest_unfinished(tmp_path: Path) -> None:
     for status in ("interrupted", "failed", "finished"):
-        opened(experiment(tmp_path)).set_status(status)
-    assert opened(experiment(tmp_path), resume=True).path.name == "trial@2"
+        open_folder(experiment(tmp_path)).set_status(status)
+    assert open_folder(experiment(tmp_path), resume=True).path.name == "trial@2"
     assert read_run(tmp_path / "trial@2")[1]["status"] == "running"
     for name in ("trial", "trial@2"):
         RunFolder(tmp_path / name).set_status("finished")
     with pytest.raises(RunError, match="no unfinished run 'trial' to resume"):
-        opened(experiment(tmp_path), resume=True)
+        open_folder(experiment(tmp_path), resume=True)
 
 
 def test_resume_with_other_settings_names_them(tmp_path: Path) -> None:
-    opened(experiment(tmp_path)).set_status("interrupted")
+    open_folder(experiment(tmp_path)).set_status("interrupted")
     with pytest.raises(RunError, match=r"trial was started with other settings: seed \(0, now 1\)"):
-        opened(experiment(tmp_path, seed=1), resume=True)
+        open_folder(experiment(tmp_path, seed=1), resume=True)
 
 
 def test_resume_passes_over_runs_of_other_settings(tmp_path: Path) -> None:
-    opened(experiment(tmp_path)).set_status("interrupted")
-    opened(experiment(tmp_path, seed=1)).set_status("failed")
-    assert opened(experiment(tmp_path), resume=True).path.name == "trial"
-    assert opened(experiment(tmp_path, seed=1), resume=True).path.name == "trial@2"
+    open_folder(experiment(tmp_path)).set_status("interrupted")
+    open_folder(experiment(tmp_path, seed=1)).set_status("failed")
+    assert open_folder(experiment(tmp_path), resume=True).path.name == "trial"
+    assert open_folder(experiment(tmp_path, seed=1), resume=True).path.name == "trial@2"
 
 
 def test_a_failed_run_leaves_a_folder_only_if_it_trained_something(tmp_path: Path) -> None:
-    opened(experiment(tmp_path)).fail()
+    open_folder(experiment(tmp_path)).fail()
     assert not list(tmp_path.iterdir())
-    run = opened(experiment(tmp_path))
+    run = open_folder(experiment(tmp_path))
     (run.path / "student").mkdir()
     run.fail()
     assert read_run(tmp_path / "trial")[1]["status"] == "failed"
 
 
 def test_a_damaged_run_folder_is_named(tmp_path: Path) -> None:
-    run = opened(experiment(tmp_path))
+    run = open_folder(experiment(tmp_path))
     (run.path / "run.json").write_text('{"status": "run')
     with pytest.raises(RunError, match=r"run\.json cannot be read"):
         read_run(run.path)
@@ -109,7 +109,7 @@ def test_a_damaged_run_folder_is_named(tmp_path: Path) -> None:
 def test_an_output_that_cannot_be_written_fails_at_the_start(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match=r"file/runs/trial: the run folder cannot be written: .*Not a directory"):
-        opened(experiment(tmp_path / "file" / "runs"))
+        open_folder(experiment(tmp_path / "file" / "runs"))
 
 
 def test_a_read_only_disk_fails_at_the_start(tmp_path: Path) -> None:
@@ -119,13 +119,13 @@ def test_a_read_only_disk_fails_at_the_start(tmp_path: Path) -> None:
         pytest.skip("nothing can be mounted here")
     try:
         with pytest.raises(RunError, match=r"disk/trial: the run folder cannot be written: .*Read-only file system"):
-            opened(experiment(tmp_path / "disk"))
+            open_folder(experiment(tmp_path / "disk"))
     finally:
         subprocess.run(["umount", tmp_path / "disk"], check=True)
 
 
 def test_further_ranks_use_the_folder_of_the_first(tmp_path: Path, monkeypatch) -> None:
-    first = opened(experiment(tmp_path))
+    first = open_folder(experiment(tmp_path))
     record = (first.path / "run.json").read_text()
     monkeypatch.setenv("LOCAL_RANK", "1")
     second = open_run(

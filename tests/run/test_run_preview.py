@@ -45,7 +45,7 @@ def sheets(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return asked
 
 
-def look(settings: Experiment, to: Path, **options: Any) -> str:
+def preview_text(settings: Experiment, to: Path, **options: Any) -> str:
     console = Console(record=True, width=200, file=io.StringIO())
     preview_views(settings, to, console, **{"images": 3, **options})
     return console.export_text()
@@ -53,7 +53,7 @@ def look(settings: Experiment, to: Path, **options: Any) -> str:
 
 def test_rows_say_class_id_and_what_is_shared(sheets: list, tmp_path: Path) -> None:
     settings = experiment()
-    output = look(settings, tmp_path / "a.png")
+    output = preview_text(settings, tmp_path / "a.png")
     data = data_of(settings)
     batch = data.train_batch(0, 0)
     sheet = sheets[0]
@@ -86,7 +86,7 @@ def test_mixed_labels_stand_beside_their_row(sheets: list, tmp_path: Path) -> No
 
 def test_hidden_labels_stay_hidden_and_nothing_is_shared_without_a_teacher(sheets: list, tmp_path: Path) -> None:
     data = experiment().data.model_dump(mode="json") | {"labels_per_class": 0}
-    look(experiment(data=data, teacher=None, objectives=[{"type": "ce"}]), tmp_path / "a.png")
+    preview_text(experiment(data=data, teacher=None, objectives=[{"type": "ce"}]), tmp_path / "a.png")
     assert sheets[0]["titles"] is None and sheets[0]["footer"] == []
     assert all(len(notes) == 1 for notes in sheets[0]["notes"])
 
@@ -94,16 +94,16 @@ def test_hidden_labels_stay_hidden_and_nothing_is_shared_without_a_teacher(sheet
 def test_of_ids_and_of_a_step(sheets: list, tmp_path: Path) -> None:
     settings = experiment()
     names = [data_of(settings).subset("train").ids[index] for index in (4, 9)]
-    look(settings, tmp_path / "a.png", ids=names, epoch=2)
+    preview_text(settings, tmp_path / "a.png", ids=names, epoch=2)
     assert [notes[0] for notes in sheets[0]["notes"]] == names
-    look(settings, tmp_path / "a.png", step=300)
+    preview_text(settings, tmp_path / "a.png", step=300)
     epoch, batch = batch_of_step(settings, 300)
     data = data_of(settings)
     assert epoch == 300 // len(data.train_loader())
     shown = [notes[0] for notes in sheets[1]["notes"]]
     assert data.batch_of_ids(shown, epoch).ids.tolist() == batch.ids[:3].tolist()
     with pytest.raises(ConfigError, match="leave out --epoch and --ids"):
-        look(settings, tmp_path / "a.png", step=3, epoch=1)
+        preview_text(settings, tmp_path / "a.png", step=3, epoch=1)
 
 
 def test_every_operation_has_one_strip(tmp_path: Path) -> None:

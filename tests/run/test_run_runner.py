@@ -216,13 +216,13 @@ def test_every_kind_of_run_has_a_plan_that_fits_together(tmp_path: Path) -> None
     names = [stage.name for stage in made.plan()]
     assert names == ["student", "linear-probe", "test", "export", "verify", "preview", "report"]
     check_plan(made.plan())
-    taught = validate_tree(
+    with_teachers = validate_tree(
         made.model_dump(mode="json")
         | {"teacher": {"networks": [{"model": "test_resnet"}] * 2}, "fit_teacher": {}, "objectives": ["ce", "kd"]},
         "test",
     )
-    check_plan(taught.plan())
-    assert [stage.name for stage in taught.plan()][:5] == [
+    check_plan(with_teachers.plan())
+    assert [stage.name for stage in with_teachers.plan()][:5] == [
         "teacher-0",
         "teacher-1",
         "student",

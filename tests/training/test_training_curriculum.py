@@ -30,18 +30,18 @@ def test_by_hand() -> None:
     assert entropy(even).item() == pytest.approx(math.log(2))
     assert gap(even, sure).item() == pytest.approx(0.75 * math.log(1.5) + 0.25 * math.log(0.5), rel=1e-5)
     assert gap(sure, sure).item() == 0
-    found = easy_first(torch.tensor([0.0, 1.0, 2.0]), 2.0)
+    weights = easy_first(torch.tensor([0.0, 1.0, 2.0]), 2.0)
     expected = torch.tensor([1.0, math.exp(-2), math.exp(-4)])
-    torch.testing.assert_close(found, expected / expected.mean())
-    torch.testing.assert_close(easy_first(torch.tensor([0.0, 100.0, 200.0]), 2.0), found)
+    torch.testing.assert_close(weights, expected / expected.mean())
+    torch.testing.assert_close(easy_first(torch.tensor([0.0, 100.0, 200.0]), 2.0), weights)
     assert easy_first(torch.zeros(3), 2.0).tolist() == [1, 1, 1]
     assert entropy(torch.tensor([[0.0, torch.nan]])).isnan()
     assert easy_first(torch.tensor([torch.nan, 1.0]), 1.0).isnan().all(), "what is wrong with a network comes out"
 
 
 def test_strength_falls_to_nothing() -> None:
-    found = [curriculum(sharpness=2.0).strength(step, 10) for step in (0, 10, 30, 40, 99)]
-    assert found == pytest.approx([2.0, 1.5, 0.5, 0.0, 0.0])
+    strengths = [curriculum(sharpness=2.0).strength(step, 10) for step in (0, 10, 30, 40, 99)]
+    assert strengths == pytest.approx([2.0, 1.5, 0.5, 0.0, 0.0])
 
 
 @pytest.mark.parametrize("by", ["gap", "entropy"])
@@ -50,10 +50,12 @@ def test_against_a_loop(by: str, shared: bool) -> None:
     students, teachers = [logits(0), logits(1)], [[logits(2), logits(3)], [logits(4), logits(5)]]
     students[0].logits.requires_grad_()
     pairs = ((0, 0), (1, 0), (1, 1))
-    shares = torch.tensor([0.75, 0.25]) if shared else torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(9))
+    teacher_weights = (
+        torch.tensor([0.75, 0.25]) if shared else torch.rand(2, 2, 6, generator=torch.Generator().manual_seed(9))
+    )
     some = LabelMap({0: [2], 2: [0]}, 3, 3)
-    found = curriculum(LabelMaps([None, some]), by=by)(
-        0.7, students, teachers, pairs, [Targets(torch.zeros(6, dtype=torch.int64))] * 2, shares
+    targets = curriculum(LabelMaps([None, some]), by=by)(
+        0.7, students, teachers, pairs, [Targets(torch.zeros(6, dtype=torch.int64))] * 2, teacher_weights
     )
     for s, student in enumerate(students):
         difficulty = torch.zeros(6)
@@ -62,15 +64,15 @@ def test_against_a_loop(by: str, shared: bool) -> None:
                 for t, other in pairs:
                     if other != s:
                         continue
-                    ours, theirs = student.logits[row].detach(), views[t].logits[row]
+                    student_logits, teacher_logits = student.logits[row].detach(), views[t].logits[row]
                     if n == 1:
-                        ours, theirs = ours[[0, 2]], theirs[[2, 0]]
-                    p, q = theirs.softmax(0), ours.softmax(0)
+                        student_logits, teacher_logits = student_logits[[0, 2]], teacher_logits[[2, 0]]
+                    p, q = teacher_logits.softmax(0), student_logits.softmax(0)
                     own = (p * (p / q).log()).sum() if by == "gap" else -(p * p.log()).sum()
-                    difficulty[row] += own * (shares[n] if shared else shares[n, t, row])
-        torch.testing.assert_close(found[s].weights, easy_first(difficulty, 0.7))
-        assert found[s].weights.mean().item() == pytest.approx(1, rel=1e-5)
-        assert not found[s].weights.requires_grad
+                    difficulty[row] += own * (teacher_weights[n] if shared else teacher_weights[n, t, row])
+        torch.testing.assert_close(targets[s].weights, easy_first(difficulty, 0.7))
+        assert targets[s].weights.mean().item() == pytest.approx(1, rel=1e-5)
+        assert not targets[s].weights.requires_grad
 
 
 def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
@@ -85,8 +87,8 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
     training = {"curriculum": {"epochs": 1, "by": "entropy"}}
     student_fit(experiment(tmp_path, training=training), tmp_path / "fit", watch)
     first, second = seen[: STEPS - 1], seen[STEPS - 1 :]  # the first step is over when the term is first watched
-    assert all(one is not None and one.std() > 0 for one in first)
-    assert len(second) == STEPS and all(one is None for one in second)
+    assert all(weights is not None and weights.std() > 0 for weights in first)
+    assert len(second) == STEPS and all(weights is None for weights in second)
 
 
 def test_the_control_without_a_teacher_has_none(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ TIMED = ("share/", "images_per_second")
 def rows(folder: Path) -> list[tuple[str, ...]]:
     """The rows of the CSV but for those that hold times."""
     with (folder / "log.csv").open(newline="") as file:
-        header, *found = [tuple(row) for row in csv.reader(file)]
+        header, *lines = [tuple(row) for row in csv.reader(file)]
     assert header == ("step", "epoch", "name", "value")
-    return [row for row in found if not row[2].startswith(TIMED)]
+    return [row for row in lines if not row[2].startswith(TIMED)]
 
 
 def scalars(folder: Path, name: str) -> list[tuple[int, float]]:

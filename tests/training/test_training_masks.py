@@ -35,14 +35,14 @@ def fitted(tmp_path: Path, **delta: Any) -> Student:
     return student
 
 
-def found(student: Student) -> dict[str, WeightDelta]:
+def weight_deltas(student: Student) -> dict[str, WeightDelta]:
     return {site.name: site.delta for site in student.sites if isinstance(site.delta, WeightDelta)}
 
 
 @pytest.mark.parametrize("choice", [{"by": "gradient"}, {"by": "difference", "scope": "model"}], ids=str)
 def test_sparse_chooses_its_entries_and_trains_them(choice: dict[str, str], tmp_path: Path) -> None:
     student = fitted(tmp_path, type="sparse", density=0.05, **choice)
-    chosen = found(student)
+    chosen = weight_deltas(student)
     assert chosen and all(isinstance(delta, Sparse) and delta.values.any() for delta in chosen.values())
     largest = {
         site: student.model.get_submodule(site).parametrizations.weight.original.abs().flatten()  # type: ignore
@@ -55,7 +55,7 @@ def test_sparse_chooses_its_entries_and_trains_them(choice: dict[str, str], tmp_
 
 
 def test_sign_keeps_the_signs_of_a_free_training(tmp_path: Path) -> None:
-    deltas = found(fitted(tmp_path, type="sign"))
+    deltas = weight_deltas(fitted(tmp_path, type="sign"))
     assert deltas
     for delta in deltas.values():
         assert isinstance(delta, Sign) and delta.scale.all() and not (delta.bits == 255).all()
@@ -66,7 +66,7 @@ def test_sign_keeps_the_signs_of_a_free_training(tmp_path: Path) -> None:
 )
 def test_a_learned_mask_is_sparse_in_the_end(mask: dict[str, Any], tmp_path: Path) -> None:
     student = fitted(tmp_path, type="sparse_mask", **mask)
-    kinds = {delta.settings.type for delta in found(student).values()}
+    kinds = {delta.settings.type for delta in weight_deltas(student).values()}
     assert kinds <= {"sparse", "dense"}
     if mask["mask"] == "l1":
         assert "sparse" in kinds and any(t.dtype == torch.int32 for t in delta_state(student.model).values())
@@ -76,4 +76,4 @@ def test_a_learned_mask_is_sparse_in_the_end(mask: dict[str, Any], tmp_path: Pat
 def test_ranks_and_starts_from_a_warm_up(method: str, tmp_path: Path) -> None:
     student = fitted(tmp_path, type=method, ranks={"budget": "6KB", "start": "warm_up"})
     assert sum(t.numel() * t.element_size() for t in delta_state(student.model).values()) <= 6000
-    assert {delta.settings.type for delta in found(student).values()} == {method}
+    assert {delta.settings.type for delta in weight_deltas(student).values()} == {method}

@@ -30,15 +30,15 @@ def decaying(root: nn.Module, settings: OptimizerSettings = SETTINGS) -> dict[st
 
 def test_vectors_do_not_decay() -> None:
     model = timm.create_model("test_efficientnet")
-    found = decaying(model)
-    assert found["conv_stem.weight"] and found["classifier.weight"]
-    assert not any(found[name] for name in found if "bn" in name or name.endswith("bias"))
+    decays = decaying(model)
+    assert decays["conv_stem.weight"] and decays["classifier.weight"]
+    assert not any(decays[name] for name in decays if "bn" in name or name.endswith("bias"))
 
 
 def test_all_may_decay_but_what_is_exempt() -> None:
     root = nn.ModuleList([nn.BatchNorm1d(4), ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))])
-    found = decaying(root, SETTINGS.model_copy(update={"decay": "all"}))
-    assert not found.pop("1.tau") and all(found.values())
+    decays = decaying(root, SETTINGS.model_copy(update={"decay": "all"}))
+    assert not decays.pop("1.tau") and all(decays.values())
 
 
 def test_momentum_with_and_without_nesterov() -> None:
@@ -57,16 +57,16 @@ def test_momentum_with_and_without_nesterov() -> None:
 def test_deltas_decay_as_they_declare() -> None:
     model = timm.create_model("test_efficientnet").requires_grad_(False)
     attach(model, [LowRank.Settings(rank=2), ScaleShift.Settings(sites=("bn1",))], exclude_head=["classifier"])
-    found = decaying(model)
-    assert {name.rpartition(".")[2]: value for name, value in found.items()} == {
+    decays = decaying(model)
+    assert {name.rpartition(".")[2]: value for name, value in decays.items()} == {
         "A": True, "B": True, "scale": False, "shift": False,
     }  # fmt: skip
 
 
 def test_temperatures_do_not_decay() -> None:
     term = ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))
-    found = decaying(nn.ModuleList([term]))
-    assert not found["0.tau"] and found["0.student_projector.weight"] and not found["0.student_projector.bias"]
+    decays = decaying(nn.ModuleList([term]))
+    assert not decays["0.tau"] and decays["0.student_projector.weight"] and not decays["0.student_projector.bias"]
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,10 @@ def test_temperatures_do_not_decay() -> None:
 def test_timms_own_exemptions_are_kept(make, exempt: list[str]) -> None:
     """timm names them on the whole model, by their path in it."""
     model = make()
-    found = decaying(nn.ModuleList([model]))
+    decays = decaying(nn.ModuleList([model]))
     for name in exempt:
-        assert model.get_parameter(name).ndim > 1 and not found[f"0.{name}"]
-    assert sum(found.values()) > 3
+        assert model.get_parameter(name).ndim > 1 and not decays[f"0.{name}"]
+    assert sum(decays.values()) > 3
 
 
 def test_head_has_a_rate_of_its_own_and_nothing_comes_twice() -> None:
@@ -142,14 +142,14 @@ def test_schedules_that_make_no_sense_are_refused() -> None:
 
 
 def test_adamw_is_torchs() -> None:
-    ours, theirs = nn.Linear(3, 2), nn.Linear(3, 2)
-    theirs.load_state_dict(ours.state_dict())
-    mine = build_optimizer(ours, [], SETTINGS)
-    plain = torch.optim.AdamW([{"params": [theirs.weight], "weight_decay": 0.3}, {"params": [theirs.bias]}], lr=0.1,
+    layer_a, layer_b = nn.Linear(3, 2), nn.Linear(3, 2)
+    layer_b.load_state_dict(layer_a.state_dict())
+    mine = build_optimizer(layer_a, [], SETTINGS)
+    plain = torch.optim.AdamW([{"params": [layer_b.weight], "weight_decay": 0.3}, {"params": [layer_b.bias]}], lr=0.1,
                               weight_decay=0.0)  # fmt: skip
     for _ in range(3):
-        for layer, optimizer in ((ours, mine), (theirs, plain)):
+        for layer, optimizer in ((layer_a, mine), (layer_b, plain)):
             optimizer.zero_grad()
             layer(torch.ones(1, 3)).square().sum().backward()
             optimizer.step()
-    assert torch.allclose(ours.weight, theirs.weight) and torch.allclose(ours.bias, theirs.bias)
+    assert torch.allclose(layer_a.weight, layer_b.weight) and torch.allclose(layer_a.bias, layer_b.bias)

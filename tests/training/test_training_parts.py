@@ -91,10 +91,10 @@ def test_shares_of_a_fit_add_up(tmp_path: Path) -> None:
 
 
 def test_the_line_of_a_step() -> None:
-    figures = {"loss": 1.5, "loss/ce": 1.0, "loss/kd": 0.5, "images_per_second": 99.6, "share/teacher": 0.25}
-    figures |= {"share/student": 0.7}
-    assert describe(figures, 60) == "100 img/s  loss 1.5 (ce 1 kd 0.5)  teacher 25% student 70%"
-    assert describe(figures, 50) == "100 img/s  loss 1.5 (ce 1 kd 0.5)\nteacher 25% student 70%", "broken between parts"
+    metrics = {"loss": 1.5, "loss/ce": 1.0, "loss/kd": 0.5, "images_per_second": 99.6, "share/teacher": 0.25}
+    metrics |= {"share/student": 0.7}
+    assert describe(metrics, 60) == "100 img/s  loss 1.5 (ce 1 kd 0.5)  teacher 25% student 70%"
+    assert describe(metrics, 50) == "100 img/s  loss 1.5 (ce 1 kd 0.5)\nteacher 25% student 70%", "broken between parts"
     assert describe({}, 50) == ""
 
 
@@ -109,22 +109,24 @@ def batches(count: int) -> list[LoadedBatch]:
 
 def test_predictions_are_ordered_by_id_and_see_normalized_views() -> None:
     spec = InputSpec((4, 4), mean=(0.5,) * 3, std=(0.25,) * 3)
-    found = predict(lambda view: view.mean((1, 2, 3))[:, None], batches(10), spec)
-    assert found.ids.tolist() == list(range(10))
-    assert found.labels.tolist() == [index % 3 for index in reversed(range(10))]
-    assert found.logits[:, 0].tolist() == pytest.approx([(index / 255 - 0.5) / 0.25 for index in reversed(range(10))])
+    predictions = predict(lambda view: view.mean((1, 2, 3))[:, None], batches(10), spec)
+    assert predictions.ids.tolist() == list(range(10))
+    assert predictions.labels.tolist() == [index % 3 for index in reversed(range(10))]
+    assert predictions.logits[:, 0].tolist() == pytest.approx(
+        [(index / 255 - 0.5) / 0.25 for index in reversed(range(10))]
+    )
 
 
 def test_accuracy_and_agreement_by_hand() -> None:
     logits = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
     ids = torch.arange(4)
-    one = Predictions(logits, torch.tensor([0, 0, -1, 1]), ids)
-    assert one.classes.tolist() == [0, 1, 0, 1]
-    assert one.accuracy() == pytest.approx(2 / 3)
+    predictions = Predictions(logits, torch.tensor([0, 0, -1, 1]), ids)
+    assert predictions.classes.tolist() == [0, 1, 0, 1]
+    assert predictions.accuracy() == pytest.approx(2 / 3)
     other = Predictions(torch.tensor([[1.0, 0.0]] * 4), torch.full((4,), -1), ids)
-    assert other.accuracy() is None and one.agreement(other) == other.agreement(one) == 0.5
+    assert other.accuracy() is None and predictions.agreement(other) == other.agreement(predictions) == 0.5
     with pytest.raises(ValueError, match="different samples"):
-        one.agreement(Predictions(logits, one.labels, ids + 1))
+        predictions.agreement(Predictions(logits, predictions.labels, ids + 1))
 
 
 # --- Probe --------------------------------------------------------------------------------------------------------
@@ -144,14 +146,14 @@ def test_probe_is_logistic_regression_on_standardized_features(classes: int) -> 
     probe = fit_probe(train, held_out, classes)
     x = train.logits.double()
     mean, std = x.mean(0), x.std(0)
-    theirs = LogisticRegression(C=probe.strength, max_iter=300).fit(((x - mean) / std).numpy(), train.labels.numpy())
-    expected = torch.from_numpy(theirs.predict_proba(((held_out.logits.double() - mean) / std).numpy()))
-    found = probe.predict(held_out)
-    assert torch.allclose(found.logits.softmax(1).double(), expected, atol=1e-4)
-    assert found.accuracy() is not None and found.accuracy() > 0.7  # type: ignore[operator]
+    reference = LogisticRegression(C=probe.strength, max_iter=300).fit(((x - mean) / std).numpy(), train.labels.numpy())
+    expected = torch.from_numpy(reference.predict_proba(((held_out.logits.double() - mean) / std).numpy()))
+    predictions = probe.predict(held_out)
+    assert torch.allclose(predictions.logits.softmax(1).double(), expected, atol=1e-4)
+    assert predictions.accuracy() is not None and predictions.accuracy() > 0.7  # type: ignore[operator]
     classifier = nn.Linear(5, classes)
     probe.into(classifier)
-    assert torch.allclose(classifier(held_out.logits), found.logits, atol=1e-4)
+    assert torch.allclose(classifier(held_out.logits), predictions.logits, atol=1e-4)
 
 
 def test_probe_of_few_labels() -> None:
@@ -181,14 +183,16 @@ def test_terms_are_named_and_weighed_over_pairs_and_teachers() -> None:
     pairs, batch = ((0, 0), (1, 0), (1, 1)), Targets(torch.arange(6) % 3)
     kd = KD(settings[1], SHAPES, SHAPES)
     by_hand = [sum(kd(students[s], views[t], batch) for t, s in pairs) / 3 for views in teachers]
-    found = terms[1](students, teachers, pairs, [batch, batch])
-    assert torch.allclose(found, torch.stack(by_hand))
-    shares = torch.tensor([0.75, 0.25])
-    assert torch.allclose(terms[1].total(found, shares), 0.75 * by_hand[0] + 0.25 * by_hand[1])
+    losses = terms[1](students, teachers, pairs, [batch, batch])
+    assert torch.allclose(losses, torch.stack(by_hand))
+    teacher_weights = torch.tensor([0.75, 0.25])
+    assert torch.allclose(terms[1].total(losses, teacher_weights), 0.75 * by_hand[0] + 0.25 * by_hand[1])
     ce = CrossEntropy(settings[0], SHAPES, None)
     mean = (ce(students[0], None, batch) + ce(students[1], None, batch)) / 2
-    found = terms[0](students, teachers, pairs, [batch, batch])
-    assert torch.allclose(terms[0].total(found, shares), mean), "labels are asked of every view, whatever the teachers"
+    losses = terms[0](students, teachers, pairs, [batch, batch])
+    assert torch.allclose(terms[0].total(losses, teacher_weights), mean), (
+        "labels are asked of every view, whatever the teachers"
+    )
 
 
 def test_each_teacher_has_projectors_of_its_own() -> None:
@@ -222,8 +226,8 @@ def test_labels_of_a_mixed_view_are_shared_out_by_the_students_view(tmp_path: Pa
     labels, others = torch.arange(6) % 3, (torch.arange(6) + 1) % 3
     batches = [Targets(labels, None, others, fraction) for fraction in (0.25, 0.75)]
     own, other = (-known[torch.arange(6), y].mean() for y in (labels, others))
-    [found] = term([Features(known)] * 2, [], ((0, 0),), batches)
-    torch.testing.assert_close(found, 0.5 * own + 0.5 * other)
+    [loss] = term([Features(known)] * 2, [], ((0, 0),), batches)
+    torch.testing.assert_close(loss, 0.5 * own + 0.5 * other)
 
 
 # --- The step -----------------------------------------------------------------------------------------------------
@@ -244,10 +248,10 @@ class NoSync(TorchDispatchMode):
 @pytest.mark.parametrize("weighting", ["fixed", "agreement", "learned"])
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_a_step_never_waits_for_the_device(optimizer: str, weighting: str, tmp_path: Path, monkeypatch) -> None:
-    found: list = []
+    modules: list = []
 
     def keep(module: Distillation) -> None:
-        found[:] = [module]
+        modules[:] = [module]
 
     training = {"epochs": 1, "schedule": {"warmup": 0}, "optimizer": {"type": optimizer}, "spike": {"action": "skip"}}
     more: dict = {}
@@ -258,7 +262,7 @@ def test_a_step_never_waits_for_the_device(optimizer: str, weighting: str, tmp_p
         teachers = [network(tmp_path, "test_resnet"), other]
         more = {"teacher": {"networks": teachers, "weighting": {"type": weighting, "every": 1}}}
     student_fit(experiment(tmp_path, training=training, **more), tmp_path / "fit", keep)
-    [module] = found
+    [module] = modules
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     batch = LoadedBatch(images, torch.arange(8) % 4, torch.arange(8))
     views = module.augment(batch.images, batch.ids, 0)  # draws are made on the CPU, and may read them there

@@ -25,13 +25,13 @@ def size(watched: Watched) -> float:
 
 
 def test_a_penalty_is_a_term_of_its_own(tmp_path: Path) -> None:
-    free, figures = fitted(tmp_path, "free")
-    assert "loss" in figures and "loss/penalty" not in figures
-    held, figures = fitted(tmp_path, "held", l1=1.0)
+    free, metrics = fitted(tmp_path, "free")
+    assert "loss" in metrics and "loss/penalty" not in metrics
+    held, metrics = fitted(tmp_path, "held", l1=1.0)
     assert size(held) < 0.8 * size(free)
-    terms = [value for name, value in figures.items() if name.startswith("loss/")]
-    assert figures["loss/penalty"] > 0 and len(terms) == 4
-    assert figures["loss"] == pytest.approx(sum(terms), rel=1e-4)
+    terms = [value for name, value in metrics.items() if name.startswith("loss/")]
+    assert metrics["loss/penalty"] > 0 and len(terms) == 4
+    assert metrics["loss"] == pytest.approx(sum(terms), rel=1e-4)
     student = held.student
     assert student is not None
     total = penalty(student.sites)

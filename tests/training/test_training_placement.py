@@ -107,5 +107,5 @@ def test_looks_come_instead_of_the_canvas(tmp_path: Path) -> None:
     choose_placement(dual(chosen), batches, tmp_path, CPU, None)
     batch = next(iter(batches))
     assert batch.images.shape == (8, 3, 0, 0) and batch.view_pixels is not None
-    assert all(look.dtype == torch.uint8 and look.shape == (8, 3, 16, 16) for look in batch.view_pixels.values())
+    assert all(pixels.dtype == torch.uint8 and pixels.shape == (8, 3, 16, 16) for pixels in batch.view_pixels.values())
     assert AugmentSettings().placement == "device"

@@ -46,7 +46,7 @@ def with_deltas(output: Path, *deltas: Any, **changes: Any) -> Experiment:
     return experiment(output, student={"deltas": list(deltas)}, **changes)
 
 
-def evidence(settings: Experiment, folder: Path, stop: StopSignal) -> StudentCalibration:
+def calibration(settings: Experiment, folder: Path, stop: StopSignal) -> StudentCalibration:
     context = RunContext.of(settings, stop)
     teacher = Teacher(fit_teachers(settings, context), [1.0], frozenset({"logits", "pooled"}))
     fit_spec = FitSpec(context, teacher, settings.objectives, settings.augment, settings.training)
@@ -55,7 +55,7 @@ def evidence(settings: Experiment, folder: Path, stop: StopSignal) -> StudentCal
 
 
 def ranks(student: Student) -> dict[str, int]:
-    return {one.site: one.rank for one in inventory(student.model) if one.rank is not None}
+    return {layer.site: layer.rank for layer in inventory(student.model) if layer.rank is not None}
 
 
 class Enough(Exception):
@@ -110,7 +110,9 @@ def _check_export(settings: Experiment, student: Student, folder: Path) -> None:
     x = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     loaded.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert torch.equal(loaded(x), student.model.eval()(x))
-    assert [(one.site, one.rank) for one in inventory(loaded)] == [(o.site, o.rank) for o in inventory(student.model)]
+    assert [(layer.site, layer.rank) for layer in inventory(loaded)] == [
+        (o.site, o.rank) for o in inventory(student.model)
+    ]
 
 
 def test_a_budget_is_kept_and_nearly_used(tmp_path: Path) -> None:
@@ -118,7 +120,7 @@ def test_a_budget_is_kept_and_nearly_used(tmp_path: Path) -> None:
         settings = with_deltas(tmp_path, {**BUDGET, "ranks": {"budget": "9KB", "importance": importance}})
         student = student_fit(settings, tmp_path / importance).student
         assert student is not None
-        spent = sum(one.bytes for one in inventory(student.model))
+        spent = sum(layer.bytes for layer in inventory(student.model))
         assert 9000 - 1000 < spent <= 9000, importance
         assert (len(set(ranks(student).values())) > 1) or importance == "uniform"
 
@@ -141,10 +143,10 @@ def test_what_would_fail_later_is_said_before_anything_is_trained(tmp_path: Path
 
 
 def test_evidence_is_the_loss_and_the_weights_of_the_free_student(tmp_path: Path) -> None:
-    """Gradients by finite differences of the lesson's own loss; free weights are backbone plus dense change."""
+    """Gradients by finite differences of the fit's own loss; free weights are backbone plus dense change."""
     settings = with_deltas(tmp_path, {**BUDGET, "sites": ["blocks.1.0.conv_pwl", "conv_stem"]})
     with StopSignal() as stop:
-        seen = evidence(settings, tmp_path / "e", stop)
+        seen = calibration(settings, tmp_path / "e", stop)
         start, after = seen.after(0), seen.after(1)
         assert list(seen.layers) == ["conv_stem", "blocks.1.0.conv_pwl"]
         for site, layer in seen.layers.items():
@@ -192,7 +194,7 @@ def test_halrp_starts_from_the_closed_forms_of_its_warm_up(tmp_path: Path) -> No
     student = began.student
     assert student is not None
     with StopSignal() as stop:
-        seen = evidence(settings, tmp_path / "fit", stop)  # finds the warm-up there
+        seen = calibration(settings, tmp_path / "fit", stop)  # finds the warm-up there
         free = seen.after(1)
         for site, delta in student.entries[0].items():
             layer: Any = seen.layers[site]

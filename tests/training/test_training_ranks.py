@@ -60,8 +60,8 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
             for (epoch, ids, views), (epoch_of_one, all_ids, whole) in zip(of_rank, made):
                 rows = slice(4 * rank, 4 * rank + 4)
                 assert (epoch, ids) == (epoch_of_one, all_ids[rows])
-                for ours, theirs in zip(views, all_views(whole), strict=True):
-                    torch.testing.assert_close(ours, theirs[rows], rtol=0, atol=1e-5)
+                for of_this_rank, of_all in zip(views, all_views(whole), strict=True):
+                    torch.testing.assert_close(of_this_rank, of_all[rows], rtol=0, atol=1e-5)
     ids, labels, logits, probe = torch.load(fitted / "predictions.pt")
     with StopSignal() as stop:
         context = RunContext.of(settings, stop)
@@ -84,8 +84,8 @@ def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp
 
     torch.manual_seed(settings.seed)
     loaded = load_delta(fitted / name / "export" / "delta", create_network(settings.student.network, 4).model)
-    assert [(one.site, one.type, one.rank, one.bytes) for one in inventory(loaded)] == [
-        (one.site, one.type, one.rank, one.bytes) for one in inventory(alone.model)
+    assert [(layer.site, layer.type, layer.rank, layer.bytes) for layer in inventory(loaded)] == [
+        (layer.site, layer.type, layer.rank, layer.bytes) for layer in inventory(alone.model)
     ]
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

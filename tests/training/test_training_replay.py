@@ -33,12 +33,12 @@ def run_of(output: Path, **changes) -> tuple[Path, object]:
         close_run()
 
 
-def assert_same(ours: Views, theirs: Views) -> None:
-    assert len(all_views(ours)) == len(all_views(theirs)) > 1 and ours.pairs == theirs.pairs
-    assert all(map(torch.equal, all_views(ours), all_views(theirs)))
-    assert (ours.mix is None) == (theirs.mix is None)
-    if ours.mix is not None and theirs.mix is not None:
-        assert torch.equal(ours.mix.partner, theirs.mix.partner) and ours.mix.student == theirs.mix.student
+def assert_same(actual: Views, expected: Views) -> None:
+    assert len(all_views(actual)) == len(all_views(expected)) > 1 and actual.pairs == expected.pairs
+    assert all(map(torch.equal, all_views(actual), all_views(expected)))
+    assert (actual.mix is None) == (expected.mix is None)
+    if actual.mix is not None and expected.mix is not None:
+        assert torch.equal(actual.mix.partner, expected.mix.partner) and actual.mix.student == expected.mix.student
 
 
 @pytest.mark.parametrize("name", POLICIES)
@@ -64,8 +64,8 @@ def test_some_samples_by_name_in_any_order(tmp_path: Path) -> None:
     epoch, keys = distill.ids_of_step(run, 3)
     whole = distill.replay(run, keys, epoch)
     some = distill.replay(str(run), [keys[5], keys[2]], epoch)
-    for ours, theirs in zip(all_views(some), all_views(whole)):
-        torch.testing.assert_close(ours, theirs[[5, 2]], rtol=0, atol=1e-5)
+    for actual, expected in zip(all_views(some), all_views(whole)):
+        torch.testing.assert_close(actual, expected[[5, 2]], rtol=0, atol=1e-5)
     named = distill.replay(run, ["train/007", "train/000"], 1)
     assert named.student[0].shape[0] == 2
     assert not torch.equal(named.student[0][0], named.student[0][1])
@@ -102,13 +102,13 @@ def test_any_number_of_workers_gives_the_same_views(tmp_path: Path) -> None:
 
     settings = experiment(tmp_path, data={"loader_ops": [{"type": "HueSaturationValue", "p": 0.5}], "batch_size": 4})
     augment = augment_of(settings)
-    found = []
+    epochs = []
     for workers in (0, 4):
         plain = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": workers})})
         loader = data_of(plain).train_loader()
-        found.append([(at, batch.ids.tolist(), augment(*batch[::2], at)) for at in (0, 1) for batch in loader])
+        epochs.append([(at, batch.ids.tolist(), augment(*batch[::2], at)) for at in (0, 1) for batch in loader])
         loader.close()
-    assert len(found[0]) == len(found[1]) == 2 * (44 // 4)
-    for (epoch, ids, ours), (other_epoch, other_ids, theirs) in zip(*found):
+    assert len(epochs[0]) == len(epochs[1]) == 2 * (44 // 4)
+    for (epoch, ids, alone), (other_epoch, other_ids, by_workers) in zip(*epochs):
         assert (epoch, ids) == (other_epoch, other_ids)
-        assert_same(ours, theirs)
+        assert_same(alone, by_workers)

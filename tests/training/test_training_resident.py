@@ -61,10 +61,12 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
 def test_the_same_training(changes: dict[str, Any], tmp_path: Path, decoded: list[str]) -> None:
     plain = fit(experiment(tmp_path / "plain", **changes), tmp_path / "plain" / "fit")
     decoded.clear()
-    ours = fit(experiment(tmp_path / "held", **held(changes)), tmp_path / "held" / "fit")
-    assert ours.seen == plain.seen and len(ours.seen) == (3 if changes else 2) * STEPS, "the teacher's fit is one epoch"
+    resident = fit(experiment(tmp_path / "held", **held(changes)), tmp_path / "held" / "fit")
+    assert resident.seen == plain.seen and len(resident.seen) == (3 if changes else 2) * STEPS, (
+        "the teacher's fit is one epoch"
+    )
     assert losses(tmp_path / "held" / "fit") == losses(tmp_path / "plain" / "fit") != []
-    assert_bit_equal(ours.weights, plain.weights)
+    assert_bit_equal(resident.weights, plain.weights)
     once = [id for id in decoded if id.startswith("val")]
     assert len(once) == SIZES["val"], "decoded once, for the teacher's fit, its agreement and both validations"
 
@@ -84,7 +86,7 @@ def test_views_of_a_step_are_made_again(tmp_path: Path) -> None:
     with noting_views(made):
         fit(settings, tmp_path / "fit")
     epoch, batch = batch_of_step(settings, STEPS + 1)
-    seen = next(found for found in made if found[0] == 1 and found[1] == batch.ids.tolist())
+    seen = next(entry for entry in made if entry[0] == 1 and entry[1] == batch.ids.tolist())
     again = augment_of(settings)(data_of(settings).batch_of_ids(batch.ids.tolist(), epoch).images, batch.ids, epoch)
     assert all(torch.equal(*pair) for pair in zip(all_views(seen[2]), all_views(again), strict=True))
 

@@ -25,12 +25,14 @@ def test_every_signal_saves_and_says_which(number: signal.Signals, status: int, 
 @pytest.mark.slow
 def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: StartRun) -> None:
     straight = student_fit(experiment(tmp_path), tmp_path / "straight")
-    for turn, (number, status) in enumerate(SIGNALS):
-        run = start(*(["--resume"] if turn else []), fault=f"{2 * turn} 0 {int(number)}")
+    for position, (number, status) in enumerate(SIGNALS):
+        run = start(*(["--resume"] if position else []), fault=f"{2 * position} 0 {int(number)}")
         assert run.wait() == status, run.output.read_text()
         assert run.status == "interrupted" and run.ended()
-        said = run.output.read_text()
-        assert f"stopped by {number.name}" in said and "toy is saved; the same command with --resume goes on" in said
+        output = run.output.read_text()
+        assert (
+            f"stopped by {number.name}" in output and "toy is saved; the same command with --resume goes on" in output
+        )
     assert run.trace() == straight.seen[:7], "in the middle of the second epoch"
     run = start("--resume", fault="-1 0 0")
     assert run.wait() == 0 and run.status == "finished"

@@ -53,12 +53,12 @@ def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path:
     modules: list[Distillation] = []
     starts: list[dict[str, torch.Tensor]] = []
 
-    def look(module: Distillation) -> None:
+    def watch(module: Distillation) -> None:
         modules.append(module)
         if len(starts) < 1:
             starts.append({name: t.detach().clone() for name, t in module.student.model.named_parameters()})
 
-    watched = student_fit(experiment(tmp_path, student=student, **CONV), tmp_path / "fit", look)
+    watched = student_fit(experiment(tmp_path, student=student, **CONV), tmp_path / "fit", watch)
     fitted = watched.student.model
     reused = modules[-1].teacher.networks[0].get_classifier()
     head = fitted.get_classifier()
@@ -90,9 +90,9 @@ def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_pa
     size = sum(t.numel() * t.element_size() for t in merged.state_dict().values())
     size -= sum(t.numel() * t.element_size() for t in plain.state_dict().values())
     assert summary["sizes"]["reused head, beyond its own"] == size
-    said = f"enlarges it by {added:,} parameters, {size:,} bytes"
-    assert any(said in warning for warning in summary["warnings"]) and said in console.export_text()
-    assert said in (folder / "report.html").read_text()
+    warning_text = f"enlarges it by {added:,} parameters, {size:,} bytes"
+    assert any(warning_text in warning for warning in summary["warnings"]) and warning_text in console.export_text()
+    assert warning_text in (folder / "report.html").read_text()
 
     accuracy = next(row["accuracy"] for row in summary["rows"] if row["name"] == "student")
     assert evaluate_run(folder, "test", Console(quiet=True)).accuracy() == pytest.approx(accuracy)

@@ -65,9 +65,9 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
     ],
 )
 def test_a_mistake_in_the_student_is_an_error_before_its_teacher_is_trained(
-    changes: dict[str, Any], said: str, tmp_path: Path
+    changes: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    with pytest.raises((NetworkError, DeltaError, StageError), match=re.escape(said)):
+    with pytest.raises((NetworkError, DeltaError, StageError), match=re.escape(message)):
         teachers(fitted(tmp_path, **changes))
     assert not (tmp_path / "teachers").exists()
 
@@ -112,20 +112,20 @@ def test_a_teacher_needs_labels_to_be_fitted(tmp_path: Path) -> None:
 
 def test_several_teachers_with_weights(tmp_path: Path) -> None:
     """A weight of all but nothing makes one teacher; the ensemble's word is the weighted mean of probabilities."""
-    one, two = network(tmp_path, "test_resnet"), network(tmp_path, "test_resnet", seed=1)
-    networks = [{**one, "weight": 1e-9}, {**two, "weight": 1.0}]
+    first, second = network(tmp_path, "test_resnet"), network(tmp_path, "test_resnet", seed=1)
+    networks = [{**first, "weight": 1e-9}, {**second, "weight": 1.0}]
     terms = {"objectives": [{"type": "ce"}, {"type": "kd"}]}
-    alone = student_fit(experiment(tmp_path, teacher={"networks": [two]}, **terms), tmp_path / "alone")
+    alone = student_fit(experiment(tmp_path, teacher={"networks": [second]}, **terms), tmp_path / "alone")
     both = student_fit(experiment(tmp_path, teacher={"networks": networks}, **terms), tmp_path / "both")
     for name, weight in alone.weights.items():
         assert torch.allclose(both.weights[name], weight, atol=1e-4), name
 
-    settings = experiment(tmp_path, teacher={"networks": [{**one, "weight": 3.0}, two]})
+    settings = experiment(tmp_path, teacher={"networks": [{**first, "weight": 3.0}, second]})
     with StopSignal() as stop:
         context = RunContext.of(settings, stop)
         made = fit_teachers(settings, context)
         teacher = Teacher(made, [3.0, 1.0])
-        found = predict_teacher(context, teacher, "val")
+        predictions = predict_teacher(context, teacher, "val")
         parts = [
             context.predict(
                 n.model, lambda view, n=n: logits_of(teacher.features_of(n.model, view)), n.input, context.loader("val")
@@ -133,7 +133,7 @@ def test_several_teachers_with_weights(tmp_path: Path) -> None:
             for n in made
         ]
     expected = (0.75 * parts[0].logits.softmax(1) + 0.25 * parts[1].logits.softmax(1)).log()
-    assert torch.allclose(found.logits, expected, atol=1e-6)
+    assert torch.allclose(predictions.logits, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("policy", AugmentSettings.model_fields["policy"].annotation.__args__)  # type: ignore

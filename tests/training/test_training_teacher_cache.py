@@ -40,7 +40,7 @@ NEEDED = {"logits": "full", "pooled": True}
 
 
 @pytest.fixture
-def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def teacher_batches(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """One entry for every batch that a teacher looks at in training: how many views, over all networks."""
     seen: list[int] = []
     forward = Teacher.forward
@@ -58,15 +58,17 @@ def rows_of(output: Path) -> Path:
     return path
 
 
-def fits(output: Path, cache: dict[str, Any], looks: list[int], **changes: Any) -> tuple[Watched, Watched, Watched]:
+def fits(
+    output: Path, cache: dict[str, Any], teacher_batches: list[int], **changes: Any
+) -> tuple[Watched, Watched, Watched]:
     """Without a cache, writing it, reading it; the last one asks no teacher."""
     live = student_fit(experiment(output, **changes), output / "live")
     cached = {**changes, "teacher": {**changes.get("teacher", {}), "cache": cache}}
     first = student_fit(experiment(output, **cached), output / "first")
-    assert len(looks) == 4 * STEPS
-    looks.clear()
+    assert len(teacher_batches) == 4 * STEPS
+    teacher_batches.clear()
     second = student_fit(experiment(output, **cached), output / "second")
-    assert looks == [] and second.summary and second.summary.time_fractions["teacher"] < 0.05
+    assert teacher_batches == [] and second.summary and second.summary.time_fractions["teacher"] < 0.05
     return live, first, second
 
 
@@ -78,19 +80,21 @@ CASES: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_full_float32_is_bit_equal_to_no_cache(case: str, tmp_path: Path, looks: list[int]) -> None:
+def test_full_float32_is_bit_equal_to_no_cache(case: str, tmp_path: Path, teacher_batches: list[int]) -> None:
     changes = dict(CASES[case])
     if "two networks" in case:
         other = {**network(tmp_path, "test_resnet", 1), "size": 48, "weight": 2}
         changes["teacher"] = {"networks": [network(tmp_path, "test_resnet"), other]}
-    live, first, second = fits(tmp_path, EXACT, looks, **changes)
+    live, first, second = fits(tmp_path, EXACT, teacher_batches, **changes)
     assert_bit_equal(first.weights, live.weights)
     assert_bit_equal(second.weights, live.weights)
 
 
 @pytest.mark.parametrize("cache", [{**NEEDED, "dtype": "float16"}, {**NEEDED, "logits": 3}])
-def test_less_is_close_and_the_same_for_every_student(cache: dict[str, Any], tmp_path: Path, looks: list[int]) -> None:
-    live, first, second = fits(tmp_path, cache, looks)
+def test_less_is_close_and_the_same_for_every_student(
+    cache: dict[str, Any], tmp_path: Path, teacher_batches: list[int]
+) -> None:
+    live, first, second = fits(tmp_path, cache, teacher_batches)
     assert_bit_equal(second.weights, first.weights)
     names = ("weight", "bias")
     for name, weight in live.weights.items():
@@ -98,7 +102,7 @@ def test_less_is_close_and_the_same_for_every_student(cache: dict[str, Any], tmp
             torch.testing.assert_close(first.weights[name], weight, rtol=0.05, atol=5e-3)
 
 
-def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, looks: list[int]) -> None:
+def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, teacher_batches: list[int]) -> None:
     """Its last steps are in the cache already, in float16, but were not seen by a checkpoint."""
     settings = experiment(tmp_path, teacher={"cache": NEEDED})
     straight = student_fit(settings, tmp_path / "straight")
@@ -107,38 +111,44 @@ def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, looks: list[int]) 
         student_fit(settings, tmp_path / "stopped", raising(signal.SIGTERM, STEPS + 1))
     for path in (tmp_path / "stopped").glob(f"step-*{STEPS + 2}.ckpt"):
         path.unlink()  # killed before it was saved: those two steps are made again
-    looks.clear()
+    teacher_batches.clear()
     again = student_fit(settings, tmp_path / "stopped")
-    assert len(looks) == STEPS - 2
+    assert len(teacher_batches) == STEPS - 2
     assert_bit_equal(again.weights, straight.weights)
 
 
-def test_written_in_advance_by_parts(tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_written_in_advance_by_parts(
+    tmp_path: Path, teacher_batches: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """``distill cache``: stopped in the middle, it goes on; training then asks no teacher, at any batch size."""
     settings = experiment(tmp_path, teacher={"cache": NEEDED})
     forward, stop = Teacher.forward, raising(signal.SIGTERM, 3)
 
     def stopping(teacher: Teacher, views: Any) -> Any:
-        stop(SimpleNamespace(global_step=len(looks)))  # type: ignore[arg-type]
+        stop(SimpleNamespace(global_step=len(teacher_batches)))  # type: ignore[arg-type]
         return forward(teacher, views)
 
     monkeypatch.setattr(Teacher, "forward", stopping)
     with pytest.raises(Interrupted):
         fill_cache(settings, Console(quiet=True))
-    assert len(looks) == 4
+    assert len(teacher_batches) == 4
     monkeypatch.setattr(Teacher, "forward", forward)
     fill_cache(settings, Console(quiet=True))
-    assert len(looks) == 2 * STEPS
+    assert len(teacher_batches) == 2 * STEPS
     student_fit(settings, tmp_path / "fit")
-    assert len(looks) == 2 * STEPS
+    assert len(teacher_batches) == 2 * STEPS
     student_fit(experiment(tmp_path, teacher={"cache": NEEDED}, data={"batch_size": 11}), tmp_path / "other batches")
-    assert len(looks) == 2 * STEPS + 2, "the last four samples of an epoch's order are in no batch of 8"
+    assert len(teacher_batches) == 2 * STEPS + 2, "the last four samples of an epoch's order are in no batch of 8"
 
 
 def test_workers_leave_out_what_the_cache_knows(
-    tmp_path: Path, looks: list[int], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, teacher_batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    placed: dict[str, Any] = {"augment": {"placement": "loader"}, "data": {"workers": 1}, "teacher": {"cache": NEEDED}}
+    in_loader: dict[str, Any] = {
+        "augment": {"placement": "loader"},
+        "data": {"workers": 1},
+        "teacher": {"cache": NEEDED},
+    }
     came: list[set[str]] = []
     forward = DualAugment.forward
 
@@ -147,15 +157,15 @@ def test_workers_leave_out_what_the_cache_knows(
         return forward(augment, images, *rest, **parts)
 
     monkeypatch.setattr(DualAugment, "forward", noted)
-    first = student_fit(experiment(tmp_path, **placed), tmp_path / "first")
+    first = student_fit(experiment(tmp_path, **in_loader), tmp_path / "first")
     assert came == [{"student 32x32", "teacher 32x32"}] * 2 * STEPS
-    came.clear(), looks.clear()
-    second = student_fit(experiment(tmp_path, **placed), tmp_path / "second")
-    assert came == [{"student 32x32"}] * 2 * STEPS and looks == []
+    came.clear(), teacher_batches.clear()
+    second = student_fit(experiment(tmp_path, **in_loader), tmp_path / "second")
+    assert came == [{"student 32x32"}] * 2 * STEPS and teacher_batches == []
     assert_bit_equal(second.weights, first.weights)
 
 
-def test_another_stream_has_another_cache(tmp_path: Path, looks: list[int]) -> None:
+def test_another_stream_has_another_cache(tmp_path: Path, teacher_batches: list[int]) -> None:
     """And what does not change what the teacher sees shares it."""
     student_fit(experiment(tmp_path, teacher={"cache": NEEDED}), tmp_path / "first")
     same: list[dict[str, Any]] = [
@@ -164,9 +174,9 @@ def test_another_stream_has_another_cache(tmp_path: Path, looks: list[int]) -> N
         {"augment": {"teacher": ["RandomHorizontalFlip", {"type": "ColorJitter", "hue": 0.1}], "student": []}},
     ]
     for number, changes in enumerate(same):
-        looks.clear()
+        teacher_batches.clear()
         student_fit(experiment(tmp_path, teacher={"cache": NEEDED}, **changes), tmp_path / f"same {number}")
-        assert looks == [], changes
+        assert teacher_batches == [], changes
     other: dict[str, dict[str, Any]] = {
         "stream.seed": {"seed": 1},
         "stream.views.0.recipe": {"augment": {"student": ["RandomHorizontalFlip"]}},
@@ -211,7 +221,7 @@ def test_a_changed_image_or_operation_is_another_stream(tmp_path: Path, monkeypa
 
 
 @pytest.mark.parametrize("damage", ["byte", "moved", "zeros", "cut"])
-def test_a_row_that_is_not_whole_is_made_again(damage: str, tmp_path: Path, looks: list[int]) -> None:
+def test_a_row_that_is_not_whole_is_made_again(damage: str, tmp_path: Path, teacher_batches: list[int]) -> None:
     settings = experiment(tmp_path, teacher={"cache": NEEDED})
     first = student_fit(settings, tmp_path / "first")
     path = rows_of(tmp_path)
@@ -228,9 +238,9 @@ def test_a_row_that_is_not_whole_is_made_again(damage: str, tmp_path: Path, look
     else:
         del content[here.start + 5 :]
     path.write_bytes(content)
-    looks.clear()
+    teacher_batches.clear()
     again = student_fit(settings, tmp_path / "again")
-    assert len(looks) == 1 if damage != "cut" else len(looks) > STEPS
+    assert len(teacher_batches) == 1 if damage != "cut" else len(teacher_batches) > STEPS
     assert_bit_equal(again.weights, first.weights)
     assert path.read_bytes() == good
 
@@ -241,7 +251,9 @@ IDS = [f"sample {n}" for n in range(6)]
 LAYOUT = RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(pooled=True))
 
 
-def opened(output: Path, epochs: int = 2, seed: int = 0, layout: RowLayout = LAYOUT, **options: Any) -> TeacherCache:
+def open_cache(
+    output: Path, epochs: int = 2, seed: int = 0, layout: RowLayout = LAYOUT, **options: Any
+) -> TeacherCache:
     return TeacherCache(output, {"seed": seed}, layout, IDS, epochs, **options)
 
 
@@ -251,37 +263,37 @@ def batch(*numbers: int) -> torch.Tensor:
     return torch.tensor([sample_key(IDS[number]) for number in numbers])
 
 
-def said(*numbers: float) -> list[list[Features]]:
+def outputs(*numbers: float) -> list[list[Features]]:
     values = torch.tensor(numbers, dtype=torch.float32)[:, None]
     return [[Features(logits=values + torch.arange(5), pooled=values * torch.ones(3))]]
 
 
 def logits(cache: TeacherCache, ids: torch.Tensor, epoch: int) -> torch.Tensor:
-    found = cache.find(ids, epoch)
-    assert found.complete
-    values = cache.features(found, torch.device("cpu"))[0][0].logits
+    rows = cache.find(ids, epoch)
+    assert rows.complete
+    values = cache.features(rows, torch.device("cpu"))[0][0].logits
     assert values is not None
     return values
 
 
 def test_two_at_once_and_more_epochs(tmp_path: Path) -> None:
-    one, two = opened(tmp_path), opened(tmp_path)
-    assert one.is_new and not two.is_new and one.size == 12 * (2 * 8 + 8)
-    one.keep(one.find(batch(0, 1), 1), said(1, 2))
-    two.keep(two.find(batch(5, 2), 1), said(3, 4))
-    for cache in (one, two, opened(tmp_path, epochs=4), opened(tmp_path, epochs=1)):
+    first, second = open_cache(tmp_path), open_cache(tmp_path)
+    assert first.is_new and not second.is_new and first.size == 12 * (2 * 8 + 8)
+    first.keep(first.find(batch(0, 1), 1), outputs(1, 2))
+    second.keep(second.find(batch(5, 2), 1), outputs(3, 4))
+    for cache in (first, second, open_cache(tmp_path, epochs=4), open_cache(tmp_path, epochs=1)):
         assert torch.equal(logits(cache, batch(2, 0, 5, 1), 1)[:, 0], torch.tensor([4.0, 1, 3, 2]))
         assert not cache.find(batch(0, 1), 0).there.any() and not cache.find(batch(3), 1).complete
-    assert not one.find(batch(0), 3).complete, "beyond what it was opened for"
-    assert one.keep(one.find(batch(0), 3), said(7))[0][0].logits is not None
+    assert not first.find(batch(0), 3).complete, "beyond what it was opened for"
+    assert first.keep(first.find(batch(0), 3), outputs(7))[0][0].logits is not None
 
 
 def _hammer(output: Path, order: list[int]) -> None:
-    cache = opened(output)
+    cache = open_cache(output)
     for _ in range(40):
         for number in order:
             every = CachedRows(**{**vars(cache.find(batch(number), 1)), "there": np.array([False])})
-            cache.keep(every, said(number))
+            cache.keep(every, outputs(number))
 
 
 def test_processes_that_write_the_same_rows(tmp_path: Path) -> None:
@@ -293,22 +305,22 @@ def test_processes_that_write_the_same_rows(tmp_path: Path) -> None:
     for process in processes:
         process.join()
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert logits(opened(tmp_path), batch(*range(6)), 1)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
-    again = pickle.loads(pickle.dumps(opened(tmp_path)))
+    assert logits(open_cache(tmp_path), batch(*range(6)), 1)[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    again = pickle.loads(pickle.dumps(open_cache(tmp_path)))
     assert again.has(batch(0, 5), 1) and not again.has(batch(0, 5), 0)
 
 
 def test_what_is_there_stays(tmp_path: Path) -> None:
     """A batch of old and new rows takes the old ones from the file: a later reader sees the same."""
-    cache = opened(tmp_path)
-    cache.keep(cache.find(batch(0), 0), said(1))
-    mixed = cache.keep(cache.find(batch(1, 0), 0), said(2, 9))[0][0].logits
+    cache = open_cache(tmp_path)
+    cache.keep(cache.find(batch(0), 0), outputs(1))
+    mixed = cache.keep(cache.find(batch(1, 0), 0), outputs(2, 9))[0][0].logits
     assert torch.equal(mixed, logits(cache, batch(1, 0), 0)) and mixed[:, 0].tolist() == [2, 1]
 
 
 def test_by_batch_a_row_belongs_to_its_batch(tmp_path: Path) -> None:
-    cache = opened(tmp_path, by_batch=True)
-    cache.keep(cache.find(batch(0, 1), 0), said(1, 2))
+    cache = open_cache(tmp_path, by_batch=True)
+    cache.keep(cache.find(batch(0, 1), 0), outputs(1, 2))
     assert torch.equal(logits(cache, batch(1, 0), 0)[:, 0], torch.tensor([2.0, 1])), "whatever its order"
     assert not cache.find(batch(0, 2), 0).there.any() and not cache.find(batch(0), 0).there.any()
 
@@ -316,47 +328,47 @@ def test_by_batch_a_row_belongs_to_its_batch(tmp_path: Path) -> None:
 def test_the_disk_is_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
     with pytest.raises(CacheError, match=r"needs 288 bytes more, .* has 100 free; keep fewer logits"):
-        opened(tmp_path / "new")
+        open_cache(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 
 
 def test_a_disk_that_fills_up_ends_the_writing_not_the_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
 
     def full(*unused: Any) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.pwrite", full)
-    kept = cache.keep(cache.find(batch(0), 0), said(1))[0][0].logits
+    kept = cache.keep(cache.find(batch(0), 0), outputs(1))[0][0].logits
     assert kept is not None and kept[0, 0] == 1
     assert "no longer written (No space left on device); training goes on" in caplog.text and not cache.write
     assert isinstance(cache.failure, CacheError)
 
 
 def test_another_cache_in_its_place_is_refused(tmp_path: Path) -> None:
-    folder = opened(tmp_path).folder
+    folder = open_cache(tmp_path).folder
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["stream"]["seed"] = 1
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(CacheError, match=r"delete it \(stream\.seed \(1, now 0\)\)"):
-        opened(tmp_path)
+        open_cache(tmp_path)
     (folder / "manifest.json").write_text("{")
     with pytest.raises(CacheError, match="delete it"):
-        opened(tmp_path)
+        open_cache(tmp_path)
 
 
 @pytest.mark.parametrize("value", [1e5, float("nan"), float("inf")])
 def test_numbers_that_float16_does_not_have(value: float, tmp_path: Path) -> None:
-    cache = opened(tmp_path)
+    cache = open_cache(tmp_path)
     with pytest.raises(CacheError, match=r"logits are not finite in float16 for 1 of 2 samples.*dtype: float32"):
-        cache.keep(cache.find(batch(0, 1), 0), said(0, value))
+        cache.keep(cache.find(batch(0, 1), 0), outputs(0, value))
     assert not cache.find(batch(0, 1), 0).there.any()
     if value == 1e5:
         wide = RowLayout([FeatureShapes(5, 3)], 1, CacheSettings(pooled=True, dtype="float32"))
-        exact = opened(tmp_path, layout=wide)
-        exact.keep(exact.find(batch(0, 1), 0), said(0, value))
+        exact = open_cache(tmp_path, layout=wide)
+        exact.keep(exact.find(batch(0, 1), 0), outputs(0, value))
         assert logits(exact, batch(1), 0)[0].tolist() == [1e5 + n for n in range(5)]
 
 

@@ -52,58 +52,62 @@ def weights(type: str, maps: LabelMaps | None = None, **more: Any) -> TeacherWei
 
 def test_by_sample_by_hand() -> None:
     log_q = torch.tensor([[0.5, 0.2, 0.0], [0.25, 0.0, 0.0]]).log()
-    found = by_sample(log_q, torch.tensor([0.75, 0.25]), 0.5)  # in proportion to weight · q²
+    teacher_weights = by_sample(log_q, torch.tensor([0.75, 0.25]), 0.5)  # in proportion to weight · q²
     expected = torch.tensor([[0.75 * 0.25, 1.0, 0.75], [0.25 * 0.0625, 0.0, 0.25]])
-    torch.testing.assert_close(found, expected / expected.sum(0))
+    torch.testing.assert_close(teacher_weights, expected / expected.sum(0))
     same = by_sample(torch.zeros(2, 4), torch.tensor([0.75, 0.25]), 2.0)
     torch.testing.assert_close(same, torch.tensor([[0.75], [0.25]]).expand(2, 4))
 
 
 @pytest.mark.parametrize("type", ["confidence", "agreement"])
 def test_shares_against_a_loop(type: str) -> None:
-    found = weights(type, temperature=0.5)(TEACHERS, Targets(LABELS))
-    assert found.shape == (2, 2, 5)
+    teacher_weights = weights(type, temperature=0.5)(TEACHERS, Targets(LABELS))
+    assert teacher_weights.shape == (2, 2, 5)
     for view in range(2):
         for row, label in enumerate(LABELS.tolist()):
             p = [views[view].logits[row].softmax(0) for views in TEACHERS]
-            q = [float(one.max() if type == "confidence" else one[label]) for one in p]
+            q = [float(probabilities.max() if type == "confidence" else probabilities[label]) for probabilities in p]
             if type == "agreement" and label < 0:
                 q = [1.0, 1.0]
             parts = [prior * value**2 for prior, value in zip((0.75, 0.25), q)]
-            assert found[:, view, row].tolist() == pytest.approx([part / sum(parts) for part in parts], rel=1e-4)
+            assert teacher_weights[:, view, row].tolist() == pytest.approx(
+                [part / sum(parts) for part in parts], rel=1e-4
+            )
 
 
 def test_agreement_of_a_mixed_image_is_with_both_labels() -> None:
     others = torch.tensor([1, 0, -1, 2, 0])
-    found = weights("agreement")(TEACHERS, Targets(LABELS, mixed_labels=others, mix_lambda=0.3))
+    teacher_weights = weights("agreement")(TEACHERS, Targets(LABELS, mixed_labels=others, mix_lambda=0.3))
     p = [views[0].logits.log_softmax(1) for views in TEACHERS]
-    q = [math.exp(0.3 * one[0, 0] + 0.7 * one[0, 1]) for one in p]
-    assert found[0, 0, 0].item() == pytest.approx(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1]), rel=1e-4)
-    assert found[0, 0, 2].item() == found[0, 0, 3].item() == pytest.approx(0.75), "one of the two is unknown"
+    q = [math.exp(0.3 * log_p[0, 0] + 0.7 * log_p[0, 1]) for log_p in p]
+    assert teacher_weights[0, 0, 0].item() == pytest.approx(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1]), rel=1e-4)
+    assert teacher_weights[0, 0, 2].item() == teacher_weights[0, 0, 3].item() == pytest.approx(0.75), (
+        "one of the two is unknown"
+    )
 
 
 def test_a_teacher_that_does_not_know_the_label_has_no_say() -> None:
     maps = LabelMaps([None, LabelMap({0: [1], 2: [0]}, 3, 2)])
     teachers = [[features(2)], [features(4, classes=2)]]
-    found = weights("agreement", maps)(teachers, Targets(LABELS))[:, 0]
-    assert found[:, 1].tolist() == [1, 0]
+    teacher_weights = weights("agreement", maps)(teachers, Targets(LABELS))[:, 0]
+    assert teacher_weights[:, 1].tolist() == [1, 0]
     q = teachers[0][0].logits[2].softmax(0)[2], teachers[1][0].logits[2].softmax(0)[0]
-    assert found[0, 2].item() == pytest.approx(float(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1])), rel=1e-5)
+    assert teacher_weights[0, 2].item() == pytest.approx(float(0.75 * q[0] / (0.75 * q[0] + 0.25 * q[1])), rel=1e-5)
 
 
 def test_terms_weigh_each_sample_of_each_teacher() -> None:
     [term] = build_terms((KD.Settings(temperature=2.0),), SHAPES, [SHAPES, SHAPES])
-    shares = weights("confidence")(TEACHERS, Targets(LABELS))
+    teacher_weights = weights("confidence")(TEACHERS, Targets(LABELS))
     own = torch.rand(5)
     batches = [Targets(LABELS, weights=own)] * 2
-    total = term.total(term(STUDENTS, TEACHERS, PAIRS, batches, shares), shares)
+    total = term.total(term(STUDENTS, TEACHERS, PAIRS, batches, teacher_weights), teacher_weights)
     by_hand = torch.zeros(())
     for n, views in enumerate(TEACHERS):
         for t, s in PAIRS:
             for row in range(5):
                 rows = slice(row, row + 1)
                 alone = kd(STUDENTS[s].logits[rows], views[t].logits[rows], 2.0)
-                by_hand = by_hand + shares[n, t, row] * own[row] * alone / 5 / 2
+                by_hand = by_hand + teacher_weights[n, t, row] * own[row] * alone / 5 / 2
     torch.testing.assert_close(total, by_hand)
 
 
@@ -121,20 +125,20 @@ def term_of(settings: Any, maps: list[LabelMap | None]) -> Any:
 def test_kd_compares_the_shared_classes_alone() -> None:
     term = term_of(KD.Settings(), [SOME])
     student = Features(STUDENTS[0].logits.clone().requires_grad_())
-    [found] = term([student], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
-    torch.testing.assert_close(found, kd(student.logits[:, [0, 2]], TEACHERS[0][0].logits[:, [2, 0]]))
-    found.backward()
+    [loss] = term([student], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
+    torch.testing.assert_close(loss, kd(student.logits[:, [0, 2]], TEACHERS[0][0].logits[:, [2, 0]]))
+    loss.backward()
     assert student.logits.grad is not None and student.logits.grad[:, 1].abs().sum() == 0
-    [alike] = term([Features(TEACHERS[0][0].logits[:, [2, 1, 0]])], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
-    assert alike.item() == pytest.approx(0, abs=1e-6)
+    [loss_of_equals] = term([Features(TEACHERS[0][0].logits[:, [2, 1, 0]])], TEACHERS[:1], ((0, 0),), [Targets(LABELS)])
+    assert loss_of_equals.item() == pytest.approx(0, abs=1e-6)
 
 
 def test_labels_become_places_among_the_shared_classes() -> None:
     dkd = DKD(DKD.Settings(), *SOME.shapes(SHAPES, SHAPES))
     narrow = [Features(STUDENTS[0].logits[:, [0, 2]]), Features(TEACHERS[0][0].logits[:, [2, 0]])]
     expected = dkd(*narrow, Targets(torch.tensor([0, -1, 1, -1, 0])))
-    [found] = term_of(DKD.Settings(), [SOME])(STUDENTS[:1], [TEACHERS[0][:1]], ((0, 0),), [Targets(LABELS)])
-    torch.testing.assert_close(found, expected)
+    [actual] = term_of(DKD.Settings(), [SOME])(STUDENTS[:1], [TEACHERS[0][:1]], ((0, 0),), [Targets(LABELS)])
+    torch.testing.assert_close(actual, expected)
 
 
 def test_features_and_the_labels_own_term_see_every_class() -> None:
@@ -171,13 +175,13 @@ def test_the_step_goes_down_the_held_out_loss() -> None:
         return torch.stack([kd(layer(x), target).double() for target in targets])
 
     def held_out_after(a: Tensor) -> float:
-        found = torch.autograd.grad((a.softmax(0) * losses()).sum(), list(layer.parameters()))
-        weight, bias = (p - rate * g for p, g in zip(layer.parameters(), found))
+        gradients = torch.autograd.grad((a.softmax(0) * losses()).sum(), list(layer.parameters()))
+        weight, bias = (p - rate * g for p, g in zip(layer.parameters(), gradients))
         return nn.functional.cross_entropy(nn.functional.linear(held_x, weight, bias), y).item()
 
     def flat(loss: Tensor) -> Tensor:
-        found = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
-        return torch.cat([gradient.flatten() for gradient in found])
+        gradients = torch.autograd.grad(loss, list(layer.parameters()), retain_graph=True)
+        return torch.cat([gradient.flatten() for gradient in gradients])
 
     v = flat(nn.functional.cross_entropy(layer(held_x), y))
     step = (
@@ -202,7 +206,7 @@ def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     good = student_fit(experiment(tmp_path, **labels_alone), tmp_path / "good").student
     assert good is not None
     write_timm_folder(tmp_path / "taught", good.model, origin="random")
-    two = [*networks(tmp_path, 1), {"model": f"local-dir:{tmp_path / 'taught'}", "size": 32}]
+    both_networks = [*networks(tmp_path, 1), {"model": f"local-dir:{tmp_path / 'taught'}", "size": 32}]
     seen: list[float] = []
 
     def watch(module: Distillation) -> None:
@@ -212,7 +216,7 @@ def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     weighting = {**LEARNED, "lr": 20.0}
     settings = experiment(
         tmp_path,
-        teacher={"networks": two, "weighting": weighting},
+        teacher={"networks": both_networks, "weighting": weighting},
         objectives=[{"type": "kd", "temperature": 1}],
         training={"epochs": 3},
     )
@@ -261,14 +265,16 @@ def test_teachers_of_other_classes_and_sizes_teach_together(tmp_path: Path) -> N
 
 
 def test_labels_that_cannot_be_followed_are_named(tmp_path: Path) -> None:
-    for labels, said in [({"x": 0}, "the data has no class 'x'"), ("names", "random has no class names")]:
-        one = {"model": "test_resnet", "pretrained": False, "size": 32, "labels": labels}
-        settings = experiment(tmp_path, teacher={"networks": [one]})
-        with pytest.raises(StageError, match=rf"teacher\.networks\.0\.labels: {said}"):
+    for labels, message in [({"x": 0}, "the data has no class 'x'"), ("names", "random has no class names")]:
+        network_settings = {"model": "test_resnet", "pretrained": False, "size": 32, "labels": labels}
+        settings = experiment(tmp_path, teacher={"networks": [network_settings]})
+        with pytest.raises(StageError, match=rf"teacher\.networks\.0\.labels: {message}"):
             student_fit(settings, tmp_path / "fit")
-    one = {"model": "test_resnet", "pretrained": False, "size": 32}
+    network_settings = {"model": "test_resnet", "pretrained": False, "size": 32}
     gap = {"curriculum": {"epochs": 1}}
-    settings = experiment(tmp_path, teacher={"networks": [one]}, objectives=[{"type": "pooled"}], training=gap)
+    settings = experiment(
+        tmp_path, teacher={"networks": [network_settings]}, objectives=[{"type": "pooled"}], training=gap
+    )
     with pytest.raises(StageError, match="curriculum by the gap: the student has 4 classes, the teacher 1000"):
         student_fit(settings, tmp_path / "fit")
 
@@ -297,13 +303,13 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("changes", "said"), REFUSED, ids=[said[:40] for _, said in REFUSED])
-def test_what_a_config_cannot_ask_for(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("changes", "message"), REFUSED, ids=[message[:40] for _, message in REFUSED])
+def test_what_a_config_cannot_ask_for(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     changes = {**changes}
     teacher = changes.get("teacher") or {}
     if "two" in teacher:
         changes["teacher"] = {"networks": networks(tmp_path, 0, 1), "weighting": teacher["two"]}
     elif "labels" in teacher:
         changes["teacher"] = {"networks": [{**networks(tmp_path, 0)[0], "labels": teacher["labels"]}]}
-    with pytest.raises(ConfigError, match=re.escape(said)):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         experiment(tmp_path, **changes)

@@ -32,14 +32,14 @@ def given(monkeypatch: pytest.MonkeyPatch):
     def with_accuracies(*accuracies: float) -> None:
         left = iter(accuracies)
 
-        def init(self: TestCurve, predict, figures, every: int) -> None:
+        def init(self: TestCurve, predict, metrics, every: int) -> None:
             def of_our_own() -> Predictions:
                 right = round(100 * next(left))
                 labels = torch.zeros(100, dtype=torch.int64)
                 logits = torch.eye(2)[(torch.arange(100) >= right).long()]
                 return Predictions(logits, labels, torch.arange(100))
 
-            before(self, of_our_own, figures, every)
+            before(self, of_our_own, metrics, every)
 
         monkeypatch.setattr(TestCurve, "__init__", init)
 

@@ -116,17 +116,17 @@ def test_what_is_not_the_same_is_not_shared(case: str) -> None:
     module = distillation(**NOT_SHARED[case])
     shared, apart = assert_same_step(module)
     assert shared == apart and not module.trunk.taken(1)
-    said = "no shared trunk: the student computes in" if "bfloat16" in case else ""
-    assert module.note.startswith(said) and bool(module.note) == bool(said)
+    note = "no shared trunk: the student computes in" if "bfloat16" in case else ""
+    assert module.note.startswith(note) and bool(module.note) == bool(note)
 
 
 @pytest.mark.parametrize("other", [("test_resnet", 0), ("test_efficientnet", 1)])
 def test_networks_without_a_common_layer_are_not_tried_out(other: tuple[str, int]) -> None:
     module = distillation(teachers=[made(*other)])
-    looks: list[nn.Module] = []
-    module.teacher.register_forward_hook(lambda teacher, *unused: looks.append(teacher))  # type: ignore[union-attr]
+    calls: list[nn.Module] = []
+    module.teacher.register_forward_hook(lambda teacher, *unused: calls.append(teacher))  # type: ignore[union-attr]
     module.on_fit_start()
-    assert not looks, "pooling, activations and fresh norms are no trunk"
+    assert not calls, "pooling, activations and fresh norms are no trunk"
 
 
 def test_compiled_networks_are_left_alone() -> None:

@@ -64,10 +64,10 @@ def test_keep_best(ema: float | None, scored, tmp_path: Path) -> None:
     """The result is the best epoch's weights (their average, with EMA), also if the run stopped after it."""
     training = {"epochs": 3, "keep": "best", "ema": ema}
     scored(0.1, 0.3, 0.2, 0.2)
-    one = student_fit(experiment(tmp_path, training=training), tmp_path / "fit")
+    whole = student_fit(experiment(tmp_path, training=training), tmp_path / "fit")
     best = VerifiedCheckpointIO().load_checkpoint(tmp_path / "fit" / "best.ckpt")["student"]
-    assert_bit_equal(one.weights, best)
-    assert one.summary and one.summary.best_epoch == 1
+    assert_bit_equal(whole.weights, best)
+    assert whole.summary and whole.summary.best_epoch == 1
     checkpoint = VerifiedCheckpointIO().load_checkpoint(tmp_path / "fit" / f"step-{2 * STEPS:08d}.ckpt")
     name, weight = next((name, weight) for name, weight in best.items() if name.endswith(".B"))
     assert torch.equal(weight, checkpoint["average"][name] if ema else checkpoint["state_dict"][f"student.{name}"])
@@ -75,7 +75,7 @@ def test_keep_best(ema: float | None, scored, tmp_path: Path) -> None:
     interrupted(experiment(tmp_path, training=training), tmp_path / "stopped", 2 * STEPS + 1)
     scored(0.2)
     resumed = student_fit(experiment(tmp_path, training=training), tmp_path / "stopped")
-    assert_bit_equal(resumed.weights, one.weights)
+    assert_bit_equal(resumed.weights, whole.weights)
 
 
 def test_without_labels_the_score_is_agreement_with_the_teacher(tmp_path: Path) -> None:
@@ -83,14 +83,14 @@ def test_without_labels_the_score_is_agreement_with_the_teacher(tmp_path: Path) 
     assert fit.summary and list(fit.summary.scores) == ["val/agreement"] and fit.summary.best_epoch >= 0
 
 
-@pytest.mark.parametrize("wish", [{"early_stop": {}}, {"keep": "best"}])
-def test_a_best_epoch_needs_a_score(wish: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("needs_score", [{"early_stop": {}}, {"keep": "best"}])
+def test_a_best_epoch_needs_a_score(needs_score: dict, tmp_path: Path) -> None:
     settings = experiment(
         tmp_path,
         teacher={"networks": [network(tmp_path, "test_resnet"), {"model": "test_resnet", "pretrained": False}]},
         data={"source": {"labeled": False}},
         objectives=[{"type": "pooled"}],
-        training=wish,
+        training=needs_score,
     )
     with pytest.raises(StageError, match=r"student: training\.\w+.* needs a score"):
         student_fit(settings, tmp_path / "fit")

@@ -74,8 +74,8 @@ def test_a_run_that_fails_says_so_and_can_be_resumed(tmp_path: Path, start: Star
     poison = [{"type": "ce"}, {"type": "kd"}, {"type": "toy_training:Poison", "step": 7, "value": "nan"}]
     run = start(fault="-1 0 0", objectives=poison)
     assert run.wait() == 1 and run.status == "failed"
-    said = run.output.read_text()
-    assert "error: step 8: poison became NaN" in said and "Traceback" not in said
+    output = run.output.read_text()
+    assert "error: step 8: poison became NaN" in output and "Traceback" not in output
     run = start("--resume", fault="-1 0 0", objectives=poison)  # it counts its steps anew, and none is the eighth
     assert run.wait() == 0 and run.status == "finished"
 

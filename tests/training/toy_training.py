@@ -294,9 +294,9 @@ def student_spec(settings: Experiment, context: RunContext) -> StudentSpec:
     return StudentSpec(settings.student, settings.seed, len(context.data.classes))
 
 
-def assert_bit_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys() and ours
-    different = [name for name in ours if not torch.equal(ours[name], theirs[name])]
+def assert_bit_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert actual.keys() == expected.keys() and actual
+    different = [name for name in actual if not torch.equal(actual[name], expected[name])]
     assert not different, different
 
 
