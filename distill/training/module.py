@@ -1,11 +1,9 @@
-"""The step: two views of a batch, a frozen teacher on one, the student on the other, objectives between them."""
+"""The training step in Lightning's loop; the step itself is in :mod:`distill.training.step`."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
-from itertools import chain
 from typing import Any
 
 import torch
@@ -14,47 +12,30 @@ from torch import Tensor, nn
 
 from augment.dual import DualAugment
 from augment.placement import to_device
-from augment.views import Views
-from distill.data.positions import Positions
 from distill.data.reader import Batch
-from distill.deltas.attach import penalty
-from distill.models.features import Features
 from distill.models.fingerprint import fingerprint
 from distill.models.network import NetworkError, check_fits
-from distill.models.shared_trunk import SharedTrunk
 from distill.models.student import Student, head_modules
 from distill.models.teacher import Teacher
-from distill.objectives.base import Schedule, Targets
+from distill.objectives.base import Schedule
 from distill.objectives.ranks import sum_over_ranks, world_size
-from distill.training.curriculum import Curriculum
 from distill.training.ema import WeightAverage
 from distill.training.guard import LossGuard
 from distill.training.meta import MetaStep
 from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.settings import TrainingSettings
-from distill.training.side_stream import SideStream
+from distill.training.step import DistillationStep
 from distill.training.teacher_cache import TeacherCache
-from distill.training.teacher_weights import TeacherWeights
 from distill.training.terms import Term
 from distill.training.timer import StepTimer
 from distill.training.trunk import share_trunk
 
 
-class Distillation(LightningModule):
-    """One training problem. Without a teacher it is plain supervised training: the controls and the teacher's own fit.
+class Distillation(DistillationStep, LightningModule):
+    """A :class:`DistillationStep` with Lightning's hooks: transfer, clipping, optimizer, timing, checkpoint.
 
-    Nothing here waits for the device: figures add up on it and are read every ``log_every`` steps.
-
-    Args:
-        student: what is trained.
-        teacher: frozen, or None.
-        terms: the loss; see ``build_terms``.
-        augment: makes the views.
-        settings: optimizer, schedule, guards.
-        steps_per_epoch: length of the schedule's epoch, in batches.
-        train: ids and labels of the training split, for terms with a memory bank.
-        meta: learns the weights of the teacher's networks, where those are learned.
-        cache: of what the teacher says; a batch that is in it is shown to no teacher.
+    It takes the step's arguments. Nothing here waits for the device: metrics add up on it and are read every
+    ``log_every`` steps.
     """
 
     _sums: Tensor
@@ -71,33 +52,12 @@ class Distillation(LightningModule):
         cache: TeacherCache | None = None,
         meta: MetaStep | None = None,
     ):
-        super().__init__()
-        self.student = student
-        self.teacher = teacher
-        self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
-        self._positions: Positions | None = None
-        if train is not None and any(term.needs_index for term in terms):
-            ids, labels = train
-            self._positions = Positions(ids)
-            for term in terms:
-                term.remember(labels)
-        self.teacher_weights = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None
-        self.curriculum: Curriculum | None = None
-        if settings.curriculum and teacher:
-            self.curriculum = Curriculum(settings.curriculum, student.shapes, teacher.shapes, teacher.maps)
-        self.meta = meta
-        self.augment = augment
-        self.cache = cache
-        self.side = SideStream()
-        self.trunk, self.note = SharedTrunk(), ""
-        self.settings = settings
-        self.steps_per_epoch = steps_per_epoch
-        penalized = penalty(student.sites) is not None
-        self.guard = LossGuard([term.name for term in terms] + ["penalty"] * penalized, settings.spike)
+        super().__init__(student, teacher, terms, augment, settings, steps_per_epoch, train, cache, meta)
+        self.note = ""
+        self.guard = LossGuard(self.term_names, settings.spike)
         self.average = WeightAverage(student, settings.ema) if settings.ema else None
-        self.clock = StepTimer(torch.device("cpu"))
         # loss, gradient norm, then one per term: sums over the steps since the last reading.
-        self.register_buffer("_sums", torch.zeros(2 + len(terms) + penalized), persistent=False)
+        self.register_buffer("_sums", torch.zeros(2 + len(self.term_names)), persistent=False)
         self._steps_summed = 0
         self._step_metrics: tuple[Tensor, Tensor] | None = None
 
@@ -115,57 +75,9 @@ class Distillation(LightningModule):
         return batch._replace(images=images, labels=labels, view_pixels=view_pixels)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        with self.trunk:
-            views, teachers = self._views_and_outputs(batch)
-            self.clock.start("student")
-            students = [self.student(view) for view in views.student]
-        self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
-        targets = Targets(batch.labels)
-        if self._positions is not None:
-            targets = replace(targets, index=self._positions(batch.ids).to(self.device, non_blocking=True))
-        batches = [targets] * len(students)
-        if (mix := views.mix) is not None:
-            mixed = replace(targets, mixed_labels=batch.labels[mix.partner])
-            batches = [replace(mixed, mix_lambda=mix_lambda) for mix_lambda in mix.student]
-        teacher_weights = self.teacher_weights(teachers, batches[0]) if self.teacher_weights is not None else None
-        if self.curriculum is not None and teacher_weights is not None:
-            strength = self.curriculum.strength(self.global_step, self.steps_per_epoch)
-            if strength > 0:
-                batches = self.curriculum(strength, students, teachers, views.pairs, batches, teacher_weights)
-        by_teacher = [term(students, teachers, views.pairs, batches, teacher_weights) for term in self.terms]
-        values = [term.total(losses, teacher_weights) for term, losses in zip(self.terms, by_teacher, strict=True)]
-        if (extra := penalty(self.student.sites)) is not None:
-            values.append(extra)
-        weights = [term.weight(*self._now()) for term in self.terms] + [1.0] * (extra is not None)
-        if self.meta is not None and self.teacher_weights is not None and self.meta.due(self.global_step):
-            read = [w * losses for w, losses, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
-            losses = torch.stack(read).sum(0)
-            self.teacher_weights.learn(
-                self.meta(self.global_step, self.student, losses, self.teacher_weights.preference)
-            )
-        loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
-        self._step_metrics = loss.detach(), torch.stack(values).detach()
-        return loss
-
-    def _views_and_outputs(self, batch: Batch) -> tuple[Views, list[list[Features]]]:
-        """The views of a batch, and what the teacher says of its own, unless the cache knows that already."""
-        cached = None
-        if self.cache is not None:
-            with self.clock.span("teacher"):
-                cached = self.cache.find(batch.ids, self.current_epoch)
-        known = cached is not None and cached.complete
-        with self.clock.span("augment"):
-            views = self.augment(batch.pixels, batch.ids, self.current_epoch, teacher=not known)
-        if self.teacher is None:
-            return views, []
-        if self.cache is not None and cached is not None and known:
-            with self.clock.span("teacher"):
-                return views, self.cache.features(cached, batch.labels.device)
-        with self.side.beside([*chain(*views.teacher)]), self.clock.span("teacher"):
-            outputs = self.teacher(views.teacher)
-            if self.cache is not None and cached is not None:
-                outputs = self.cache.keep(cached, outputs)
-        return views, outputs
+        output = self(batch, self.current_epoch, self.global_step)
+        self._step_metrics = output.loss.detach(), output.terms
+        return output.loss
 
     def on_train_epoch_end(self) -> None:
         if self.cache is not None:
@@ -177,9 +89,7 @@ class Distillation(LightningModule):
     def optimizer_step(self, *arguments: Any, **more: Any) -> None:
         """The update, and then what deltas and terms do after one."""
         super().optimizer_step(*arguments, **more)
-        for term in self.terms:
-            term.after_step()
-        self.student.after_step(self.global_step + 1, self.settings.epochs * self.steps_per_epoch)
+        self.after_update(self.global_step)
 
     def configure_gradient_clipping(self, optimizer: Any, *unused: Any, **also_unused: Any) -> None:
         """Clip, take the step's figures in, and tell the fused optimizer whether to leave the update out."""
