@@ -51,6 +51,14 @@ class Adversarial(Objective):
     Papers: Goodfellow et al., 2014, arXiv 1406.2661; R1: Mescheder et al., ICML 2018, arXiv 1801.04406; spectral norm:
     Miyato et al., ICLR 2018, arXiv 1802.05957; for distillation: Xu et al., 2018, arXiv 1709.00513, and Wang et al.,
     NeurIPS 2018 (KDGAN).
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
+        >>> adversarial = distill.create_objective("adversarial", student=student, teacher=teacher)
+        >>> adversarial.projector, adversarial.discriminator(torch.zeros(3, 16)).shape
+        (Linear(in_features=8, out_features=16, bias=True), torch.Size([3, 1]))
     """
 
     class Settings(Objective.Settings):

@@ -36,6 +36,14 @@ class AT(MapObjective):
     their code, 1000, which belongs to the mean over pixels.
 
     Deviation: of two grids the smaller is used, where theirs shrinks both to the smaller height alone.
+
+    Example:
+        >>> import torch, distill
+        >>> at = distill.create_objective("at")
+        >>> map_ = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> student, teacher = distill.Features(maps={"last": -map_}), distill.Features(maps={"last": 2 * map_})
+        >>> at(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # sign and scale do not count
+        0.0
     """
 
     class Settings(MapObjective.Settings):

@@ -137,6 +137,11 @@ class Objective(nn.Module, Component):
             require_teacher(teacher)
         self.settings = settings
 
+    def extra_repr(self) -> str:
+        """The settings, for ``print``; the schedule where there is one."""
+        unseen = {"type"} if self.settings.schedule != Schedule() else {"type", "schedule"}
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings if name not in unseen)
+
     def remember(self, labels: Tensor) -> None:
         """Make memory banks for the training split, whose labels [N] come in the order of ``batch.index``."""
 

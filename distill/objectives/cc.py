@@ -44,6 +44,17 @@ class CC(Objective):
     order, weight 0.02, beside KD.
 
     Deviation: kernels are over the batch of all ranks, so that two ranks train as one does.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> shapes = FeatureShapes(classes=2, pooled=3)
+        >>> cc = distill.create_objective("cc", student=shapes, teacher=shapes)
+        >>> cc.teacher_embedding.load_state_dict(cc.student_embedding.state_dict())
+        <All keys matched successfully>
+        >>> features = distill.Features(pooled=torch.eye(3))
+        >>> cc(features, features, distill.Targets(labels=torch.tensor([0, 1, 0]))).item()
+        0.0
     """
 
     class Settings(Objective.Settings):

@@ -57,7 +57,15 @@ def cross_entropy(
 
 
 class CrossEntropy(Objective):
-    """Cross-entropy with the labels; unlabeled samples are left out. See :func:`cross_entropy`."""
+    """Cross-entropy with the labels; unlabeled samples are left out. See :func:`cross_entropy`.
+
+    Example:
+        >>> import torch, distill
+        >>> ce = distill.create_objective("ce")
+        >>> student = distill.Features(logits=torch.zeros(1, 2))
+        >>> round(ce(student, None, distill.Targets(labels=torch.tensor([0]))).item(), 4)  # log 2
+        0.6931
+    """
 
     class Settings(Objective.Settings):
         type: Literal["ce"] = "ce"

@@ -59,6 +59,15 @@ class CRD(Objective):
     the loader and moves ``B · K`` rows of both banks, here it is K. M then varies by sample, and is used in its place.
     The draws are keyed by the step, so ranks share them and a resumed run repeats them. Banks live on the device: ``2 ·
     N · 128`` floats, 51 MB for 50,000 samples.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
+        >>> crd = distill.create_objective("crd", student=student, teacher=teacher)
+        >>> crd.remember(labels=torch.tensor([0, 1, 0, 1, 0]))  # of the training split
+        >>> crd.student_bank.shape, crd.teacher_bank.shape
+        (torch.Size([5, 128]), torch.Size([5, 128]))
     """
 
     class Settings(Objective.Settings):

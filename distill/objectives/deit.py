@@ -29,6 +29,14 @@ class DeiT(Objective):
 
     Students: timm's ``deit_*_distilled_*`` and other networks with ``head_dist``; another one is an error when it is
     built.
+
+    Example:
+        >>> import torch, distill
+        >>> deit = distill.create_objective("deit")
+        >>> logits = torch.zeros(1, 2)
+        >>> student, teacher = distill.Features(logits=logits, token=logits), distill.Features(logits=logits)
+        >>> round(deit(student, teacher, distill.Targets(labels=torch.tensor([0]))).item(), 4)  # ½ log 2 + ½ log 2
+        0.6931
     """
 
     class Settings(Objective.Settings):

@@ -38,6 +38,13 @@ class DenseFeature(MapObjective):
     target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
 
     Deviation: AM-RADIO adds smooth L1 to the cosine and has a two-layer projector.
+
+    Example:
+        >>> import distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = (FeatureShapes(2, width, {"last": (width, 7, 7)}) for width in (8, 16))
+        >>> distill.create_objective("dense", student=student, teacher=teacher).projectors[0]
+        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
     """
 
     class Settings(MapObjective.Settings):

@@ -68,6 +68,13 @@ class DIST(Objective):
 
     Paper: Huang et al., Knowledge Distillation from A Stronger Teacher, NeurIPS 2022, arXiv 2205.10536; there with a
     cross-entropy of weight 1, β = γ = 1 and T 1 on ImageNet, β = γ = 2 and T 4 on CIFAR-100.
+
+    Example:
+        >>> import torch, distill
+        >>> dist = distill.create_objective("dist")
+        >>> student, teacher = distill.Features(logits=torch.eye(2)), distill.Features(logits=1 - torch.eye(2))
+        >>> round(dist(student, teacher, distill.Targets(labels=torch.tensor([0, 1]))).item(), 4)  # all ρ = −1
+        4.0
     """
 
     class Settings(LogitSettings):

@@ -77,6 +77,13 @@ class DKD(Objective):
 
     Paper: Zhao et al., Decoupled Knowledge Distillation, CVPR 2022, arXiv 2203.08679; there with a cross-entropy of
     weight 1 and a linear warm-up over the first 20 of 240 epochs (``schedule: {warmup: 20}``).
+
+    Example:
+        >>> import torch, distill
+        >>> dkd = distill.create_objective("dkd")
+        >>> features = distill.Features(logits=torch.tensor([[2.0, 0.0, -1.0]]))
+        >>> dkd(features, features, distill.Targets(labels=torch.tensor([0]))).item()
+        0.0
     """
 
     class Settings(LogitSettings):

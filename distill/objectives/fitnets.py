@@ -28,6 +28,13 @@ class FitNets(MapObjective):
     Deviations: beside the other terms from the start, as those comparisons have it, where the paper trains on hints
     alone first (``schedule: {until: …}`` and a later ``start`` for the others give that); a 1×1 regressor where the
     paper's window makes up for a difference in size.
+
+    Example:
+        >>> import distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = (FeatureShapes(2, width, {"last": (width, 7, 7)}) for width in (8, 16))
+        >>> distill.create_objective("fitnets", stages="last", student=student, teacher=teacher).regressors[0]
+        Conv2d(8, 16, kernel_size=(1, 1), stride=(1, 1))
     """
 
     class Settings(MapObjective.Settings):

@@ -82,6 +82,15 @@ class ICD(Objective):
 
     Deviations: no additive bias on l, since softmax does not see it; τ does not decay; negatives come from all ranks;
     ``mask_same_class`` is ours.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
+        >>> icd = distill.create_objective("icd", student=student, teacher=teacher)
+        >>> student, teacher = distill.Features(pooled=torch.ones(1, 8)), distill.Features(pooled=torch.ones(1, 16))
+        >>> icd(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # a batch of one has no negatives
+        0.0
     """
 
     class Settings(Objective.Settings):

@@ -49,7 +49,15 @@ def kd(
 
 
 class KD(Objective):
-    """Knowledge distillation on logits. See :func:`kd`."""
+    """Knowledge distillation on logits. See :func:`kd`.
+
+    Example:
+        >>> import torch, distill
+        >>> kd = distill.create_objective("kd", temperature=1)
+        >>> student, teacher = (distill.Features(logits=torch.tensor([p]).log()) for p in ([0.5, 0.5], [0.75, 0.25]))
+        >>> round(kd(student, teacher, distill.Targets(labels=torch.tensor([0]))).item(), 4)  # ¾ log 3/2 − ¼ log 2
+        0.1308
+    """
 
     class Settings(LogitSettings):
         type: Literal["kd"] = "kd"

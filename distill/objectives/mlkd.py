@@ -63,6 +63,13 @@ class MLKD(Objective):
 
     Deviations: one view of each image, where the paper also aligns a weak with a strong one (views are chosen in
     ``augment.policy`` here); no masks by the teacher's confidence.
+
+    Example:
+        >>> import torch, distill
+        >>> mlkd = distill.create_objective("mlkd")
+        >>> features = distill.Features(logits=torch.tensor([[2.0, 0.0, -1.0]]))
+        >>> mlkd(features, features, distill.Targets(labels=torch.tensor([0]))).item()
+        0.0
     """
 
     class Settings(Objective.Settings):

@@ -66,6 +66,13 @@ class NKD(Objective):
 
     Paper: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
     Loss and Customized Soft Labels, ICCV 2023, arXiv 2303.13005; there beside a cross-entropy of weight 1.
+
+    Example:
+        >>> import torch, distill
+        >>> nkd = distill.create_objective("nkd")
+        >>> features = distill.Features(logits=torch.zeros(1, 2))
+        >>> round(nkd(features, features, distill.Targets(labels=torch.tensor([0]))).item(), 4)  # ½ log 2
+        0.3466
     """
 
     class Settings(LogitSettings):

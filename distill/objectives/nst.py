@@ -43,6 +43,14 @@ class NST(MapObjective):
 
     Memory: two [N, N] matrices a sample and stage; N is 3,136 for a 56 × 56 map (39 MB each): choose late ``stages`` at
     large inputs.
+
+    Example:
+        >>> import torch, distill
+        >>> nst = distill.create_objective("nst")
+        >>> map_ = torch.arange(4.0).reshape(1, 1, 2, 2)
+        >>> student, teacher = (distill.Features(maps={"last": m}) for m in (map_.repeat(1, 2, 1, 1), map_))
+        >>> nst(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # channels may differ in number
+        0.0
     """
 
     class Settings(MapObjective.Settings):

@@ -39,6 +39,13 @@ class PKT(Objective):
     1803.10837; weight 30000, which belongs to the mean over pairs.
 
     Deviation: pairs are over the batch of all ranks, so that two ranks train as one does.
+
+    Example:
+        >>> import torch, distill
+        >>> pkt = distill.create_objective("pkt")
+        >>> student, teacher = distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3))
+        >>> pkt(student, teacher, distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # lengths do not count
+        0.0
     """
 
     class Settings(Objective.Settings):

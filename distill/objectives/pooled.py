@@ -55,6 +55,13 @@ class PooledFeature(Objective):
     target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
 
     Deviations: one linear projector, where AM-RADIO has a two-layer one; MSE where Wei et al. take smooth L1.
+
+    Example:
+        >>> import torch, distill
+        >>> pooled = distill.create_objective("pooled", projector="identity")
+        >>> student, teacher = (distill.Features(pooled=torch.tensor([row])) for row in ([1.0, 0.0], [0.0, 1.0]))
+        >>> pooled(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # 1 − cos 90°
+        1.0
     """
 
     class Settings(Objective.Settings):

@@ -69,6 +69,16 @@ class ReviewKD(MapObjective):
 
     Deviations: batch norms see the batch of all ranks; fused maps meet the teacher's on the smaller of two grids; the
     paper's extra stage of pooled features is left to an objective of its own (``pooled``).
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> maps = {"early": (8, 14, 14), "late": (16, 7, 7)}
+        >>> shapes = FeatureShapes(classes=2, pooled=16, maps=maps)
+        >>> reviewkd = distill.create_objective("reviewkd", student=shapes, teacher=shapes)
+        >>> features = distill.Features(maps={name: torch.zeros(1, *size) for name, size in maps.items()})
+        >>> reviewkd(features, features, distill.Targets(labels=torch.tensor([0]))).item()
+        0.0
     """
 
     class Settings(MapObjective.Settings):

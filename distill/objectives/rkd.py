@@ -61,6 +61,13 @@ class RKD(Objective):
 
     Deviations: relations are over the batch of all ranks, so that two ranks train as one does; angles come from the
     distances, not from the vectors between samples.
+
+    Example:
+        >>> import torch, distill
+        >>> rkd = distill.create_objective("rkd")
+        >>> student, teacher = distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3) + 1)
+        >>> rkd(student, teacher, distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # nor do scale and origin
+        0.0
     """
 
     class Settings(Objective.Settings):

@@ -66,6 +66,17 @@ class RRD(Objective):
     temperatures 0.02 and 0.1.
 
     Deviation: the teacher's projection is fixed; nothing would train it but the queue that it fills.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
+        >>> rrd = distill.create_objective("rrd", student=student, teacher=teacher)
+        >>> student, teacher = distill.Features(pooled=torch.ones(1, 8)), distill.Features(pooled=torch.ones(1, 16))
+        >>> rrd(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # it is alone in the queue
+        0.0
+        >>> rrd.pushed.item()
+        1
     """
 
     class Settings(Objective.Settings):

@@ -62,6 +62,14 @@ class SimKD(Objective):
     Deviations: the linear form is ours; it expresses less. conv: p and f_t are compared after the pooling, not place by
     place, so that teachers whose features are no average of a map (a ViT's class token) and caches of pooled features
     serve; no ReLU after the last norm, since features of other networks than ReLU ones are negative at places.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> layers = torch.nn.Linear(8, 2), torch.nn.Linear(16, 2)
+        >>> student, teacher = (FeatureShapes(2, layer.in_features, classifier=layer) for layer in layers)
+        >>> distill.create_objective("simkd", student=student, teacher=teacher).projector
+        Linear(in_features=8, out_features=16, bias=True)
     """
 
     class Settings(Objective.Settings):

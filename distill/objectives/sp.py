@@ -32,6 +32,14 @@ class SP(MapObjective):
     Paper: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682; weight 3000.
 
     Deviation: similarities are over the batch of all ranks, so that two ranks train as one does.
+
+    Example:
+        >>> import torch, distill
+        >>> sp = distill.create_objective("sp")
+        >>> map_ = torch.arange(8.0).reshape(2, 1, 2, 2)
+        >>> student, teacher = distill.Features(maps={"last": -map_}), distill.Features(maps={"last": 2 * map_})
+        >>> sp(student, teacher, distill.Targets(labels=torch.tensor([0, 1]))).item()
+        0.0
     """
 
     class Settings(MapObjective.Settings):

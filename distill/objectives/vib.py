@@ -41,6 +41,15 @@ class VIB(Objective):
 
     Deviations: the target is the teacher's feature, not the label; ε is keyed by sample and step, so that ranks and
     resumed runs draw the same.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
+        >>> vib = distill.create_objective("vib", dim=4, student=student, teacher=teacher)
+        >>> student, teacher = distill.Features(pooled=torch.ones(1, 8)), distill.Features(pooled=torch.ones(1, 16))
+        >>> vib(student, teacher, distill.Targets(labels=torch.tensor([0]), index=torch.tensor([0]))).shape
+        torch.Size([])
     """
 
     class Settings(Objective.Settings):

@@ -37,6 +37,15 @@ class VID(MapObjective):
     ``σ² = softplus(α) + 1e-5`` starts at 5.
 
     Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv 1904.05835.
+
+    Example:
+        >>> import torch, distill
+        >>> from distill.models.features import FeatureShapes
+        >>> student, teacher = (FeatureShapes(2, width, {"last": (width, 7, 7)}) for width in (8, 16))
+        >>> vid = distill.create_objective("vid", student=student, teacher=teacher)
+        >>> student, teacher = (distill.Features(maps={"last": torch.zeros(1, width, 7, 7)}) for width in (8, 16))
+        >>> round(vid(student, teacher, distill.Targets(labels=torch.tensor([0]))).item(), 4)  # no error: ½ log 5
+        0.8047
     """
 
     class Settings(MapObjective.Settings):
