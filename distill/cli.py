@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs: a config error must not wait for Lightning."""
+"""The command line. Each command imports what it needs: a config error must not wait for the import of Lightning."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from distill.experiments.distillation import DistillationExperiment
 
 app = typer.Typer(
-    help="Distil a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
+    help="Distill a large frozen teacher into a small student: a frozen backbone plus learned deltas.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -32,7 +32,7 @@ app.add_typer(delta, name="delta")
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the folder configs/.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings laid over the file's; items of a list by number."),
+    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the file's; items of a list by number."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
 
@@ -41,7 +41,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such
 def train(
     config: ConfigFile,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with this config's newest unfinished run.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Run nothing: show the stages, what each needs, and which are finished.")
     ] = False,
@@ -65,9 +65,9 @@ def train(
 
 @app.command()
 def cache(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Write the teacher's outputs for its views into a file, for any number of students; go on where it was left.
+    """Write the teacher's outputs for its views to a file that any number of students read; resumes an unfinished one.
 
-    Training writes it too, as it goes. The config has teacher.cache; see the README.
+    Training writes the same file step by step. The config must set teacher.cache; see the README.
     """
     experiment = _distillation(config, overrides)
     from distill.commands.cache import fill_cache
@@ -78,7 +78,7 @@ def cache(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def evaluate(
     path: RunPath,
-    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Which images.")] = "test",
+    split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of the data.")] = "test",
 ) -> None:
     """Accuracy of a run's student, loaded from the files that it exported."""
     _check_run(path)
@@ -90,7 +90,7 @@ def evaluate(
 @app.command()
 def export(
     path: RunPath,
-    to: Annotated[Path | None, typer.Option(help="Where to; default: RUN/export.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export.")] = None,
 ) -> None:
     """Write a finished run's delta file and merged timm folder again, from its trained weights."""
     _check_run(path)
@@ -101,7 +101,7 @@ def export(
 
 @app.command()
 def verify(path: RunPath) -> None:
-    """Prove a run's export: hashes, and merged equal to unmerged on real images in a fresh process."""
+    """Verify a run's export: hashes, and equal outputs of merged and unmerged model on real images in a new process."""
     _check_run(path)
     from distill.commands.runs import verify_run
 
@@ -112,11 +112,11 @@ def verify(path: RunPath) -> None:
 def preview(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
     overrides: Overrides = None,
-    to: Annotated[Path, typer.Option("--to", "-o", help="The picture; others are named after it.")] = Path(
+    to: Annotated[Path, typer.Option("--to", "-o", help="File of the picture; other files are named after it.")] = Path(
         "preview.png"
     ),
-    images: Annotated[int, typer.Option(min=1, max=64, help="How many images.")] = 8,
-    epoch: Annotated[int | None, typer.Option(min=0, help="Of which epoch; default 0.")] = None,
+    images: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 8,
+    epoch: Annotated[int | None, typer.Option(min=0, help="Epoch of the views; default 0.")] = None,
     ids: Annotated[str | None, typer.Option(help="Names of the samples to show, with commas between.")] = None,
     step: Annotated[int | None, typer.Option(min=0, help="The batch of this update, counted from 0.")] = None,
     score: Annotated[bool, typer.Option("--score", help="Rank pipelines by the teacher instead (T-stddev).")] = False,
@@ -124,10 +124,10 @@ def preview(
     draw_images: Annotated[int, typer.Option(min=1, help="--score: images in a draw.")] = 64,
     seeds: Annotated[int, typer.Option(min=1, help="--score: repetitions with other seeds.")] = 3,
 ) -> None:
-    """What teacher and student see: a contact sheet, and a strip of every operation over its range.
+    """Draw what teacher and student see: a contact sheet, and a strip of every operation over its range.
 
-    Of a run folder, it shows again what a past step saw. With --score it is a table instead: which pipeline a student
-    may learn best from, as far as the teacher can tell. The teacher is taken from the cache; nothing is trained.
+    For a run folder, --step reproduces the views of a past step. With --score, print a table instead, which ranks
+    pipelines by how the teacher's outputs vary over them. The teacher is taken from the cache; nothing is trained.
     """
     if config.is_dir() and overrides:
         raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
@@ -143,7 +143,7 @@ def preview(
 
 @app.command()
 def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Where a config's deltas go: sites, shapes, ranks, bytes; and what every method would take on this backbone."""
+    """List a config's deltas: sites, shapes, ranks, bytes; and the size of every method on this backbone."""
     experiment = _distillation(config, overrides)
     from distill.commands.deltas import list_deltas
 
@@ -152,7 +152,7 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def objectives() -> None:
-    """Every objective: what it does, its defaults, its paper."""
+    """List every objective: what it does, its defaults, its paper."""
     from distill.commands.objectives import list_objectives
 
     list_objectives(_console())
@@ -162,7 +162,7 @@ def objectives() -> None:
 def doctor(
     output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
 ) -> None:
-    """Say what this machine has and whether a run would work on it."""
+    """Report what this machine has, and whether a run would work on it."""
     from distill.commands.doctor import examine
 
     raise typer.Exit(0 if examine(_console(), output) else 1)
@@ -172,9 +172,9 @@ def doctor(
 def schema(
     to: Annotated[Path | None, typer.Option("--to", "-o", help="A file; default: standard output.")] = None,
 ) -> None:
-    """The config's JSON schema, for completion and checks in an editor.
+    """Print the JSON schema of configs, for completion and checks in an editor.
 
-    Put "# yaml-language-server: $schema=FILE" into a config's first line, and see it as you type.
+    Put "# yaml-language-server: $schema=FILE" into the first line of a config; the editor then checks it as you type.
     """
     from distill.config import editor_schema
 
@@ -195,7 +195,7 @@ def _distillation(config: Path, overrides: list[str] | None) -> DistillationExpe
 
 
 def _check_run(path: Path) -> None:
-    """A folder that is no run is told before the slow imports of what works on one."""
+    """Raise the error for a folder that is no run before the slow imports of the command."""
     from distill.config import read_run
 
     read_run(path)

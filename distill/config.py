@@ -1,6 +1,6 @@
 """A config file as a typed experiment, and back; every error names its key path.
 
-Importing this costs no torch: only looking at what a config names (objectives, deltas, operations) does.
+Importing this costs no torch: only validating what a config names (objectives, deltas, operations) does.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
 def editor_schema() -> dict[str, Any]:
     """JSON schema of a config file of any kind.
 
-    Hardly a key is required in it: a file may lean on the one that ``base`` names.
+    No key but ``type`` is required in it, since the file that ``base`` names may give the others.
     """
     kinds = [_schema_of(kind) for kind in experiment_kinds().values()]
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
@@ -83,7 +83,7 @@ def _without_required(part: Any) -> Any:
         return [_without_required(item) for item in part]
     if not isinstance(part, dict):
         return part
-    # The type alone tells a user's own class from a misspelt one of ours.
+    # The type alone tells a user's own class from a misspelt built-in one.
     kept = {key: value for key, value in part.items() if key != "required" or value == ["type"]}
     return {key: _without_required(value) for key, value in kept.items()}
 
@@ -94,7 +94,7 @@ def _is_an_echo(error: Any) -> bool:
 
 
 def _sentence(error: Any) -> str:
-    """What pydantic says of one key, in the words of somebody who writes YAML."""
+    """The message of pydantic's error about one key, in terms of YAML."""
     kind, about = error["type"], error.get("ctx", {})
     given = _shown(error["input"])
     if kind in _EXPECTED:

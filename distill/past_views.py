@@ -1,6 +1,6 @@
-"""The very views of any past step, made again: nothing of them was ever stored but the seed.
+"""Reproduces the views of any past step. No view is stored: the config with its seed determines them.
 
-A view is a function of the config, the sample's id and the epoch, so a run folder is all that it takes::
+A view is a function of the config, the sample's id and the epoch, so a run folder is enough::
 
     epoch, ids = distill.ids_of_step("runs/quickstart", 120)
     views = distill.replay("runs/quickstart", ids, epoch)
@@ -39,6 +39,9 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
         epoch: counted from 0.
         device: where to make the views; default the kind of device that the run trains on.
 
+    Returns:
+        Normalized views, [B, 3, H, W] each.
+
     Raises:
         RunError: it is no run folder.
         DataError: an id is not among the training samples, or cannot be read any more.
@@ -58,6 +61,9 @@ def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[in
         step: counted from 0 over all epochs.
         rank: of ``training.devices`` processes.
 
+    Returns:
+        Epoch, counted from 0, and int64 ids in the batch's order.
+
     Raises:
         RunError: the run's training has no such step or rank.
     """
@@ -67,7 +73,19 @@ def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[in
 
 
 def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) -> tuple[int, Batch]:
-    """Epoch and batch of an update; see :func:`ids_of_step`."""
+    """Epoch and batch of an update.
+
+    Args:
+        experiment: the config of the run.
+        step: counted from 0 over all epochs.
+        rank: of ``training.devices`` processes.
+
+    Returns:
+        Epoch, counted from 0, and the batch as the loader gives it.
+
+    Raises:
+        RunError: the training has no such step or rank.
+    """
     devices = experiment.training.devices
     if not 0 <= rank < devices:
         raise RunError(f"there is no rank {rank}: training.devices is {devices}")

@@ -1,6 +1,6 @@
 """Config files as plain values: YAML without surprises, ``base:`` files, and ``key.path=value`` laid over them.
 
-Nothing here imports torch, so a slip in the file itself is told at once.
+Nothing here imports torch, so an error in the file itself is reported at once.
 """
 
 from __future__ import annotations
@@ -131,7 +131,16 @@ def dump_yaml(tree: Any) -> str:
 
 
 def differences(before: Any, now: Any, path: str = "") -> list[str]:
-    """``key.path (before, now ...)`` of every value in which two trees of plain values differ."""
+    """The values in which two trees of plain values differ.
+
+    Args:
+        before: a tree.
+        now: the tree that it is compared with.
+        path: key path of both in a larger tree; empty at the root.
+
+    Returns:
+        ``key.path (BEFORE, now NOW)`` for each.
+    """
     if isinstance(before, dict) and isinstance(now, dict):
         keys = [*before, *(key for key in now if key not in before)]
         return [d for key in keys for d in differences(before.get(key), now.get(key), f"{path}.{key}" if path else key)]

@@ -31,7 +31,13 @@ def checks_names(function: Callable[P, R]) -> Callable[P, R]:
 
 
 def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ``TypeError`` for the first of ``given`` that is not among ``known``."""
+    """Raise ``TypeError`` for the first unknown name.
+
+    Args:
+        caller: what the error names as the function that was called.
+        given: names of arguments.
+        known: names that are accepted.
+    """
     known = list(known)
     for name in given:
         if name not in known:

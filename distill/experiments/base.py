@@ -1,4 +1,4 @@
-"""What every kind of run has: a name, a seed, data, training, and a plan. Importing this costs no torch."""
+"""Base class of experiments: a name, a seed, data, training, and a plan. Importing this does not import torch."""
 
 from __future__ import annotations
 

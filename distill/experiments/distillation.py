@@ -1,6 +1,6 @@
 """Distillation: a teacher and a student look at two views of the same images, and objectives compare what they saw.
 
-Importing this costs no torch: only looking at what a config names (objectives, deltas, operations) does.
+Importing this costs no torch: only validating what a config names (objectives, deltas, operations) does.
 """
 
 from __future__ import annotations

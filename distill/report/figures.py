@@ -28,7 +28,7 @@ MOST_CONFUSED = 20
 
 @dataclass(frozen=True)
 class ThemedFigure:
-    """One figure, as PNG bytes."""
+    """A figure as PNG bytes, for the light and the dark theme of the page."""
 
     light: bytes
     dark: bytes

@@ -17,7 +17,7 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_as_list)]
 
 
 class Item(BaseModel):
-    """Closed and immutable; NaN is a legal number, since a report must show what went wrong too."""
+    """Immutable, without unknown fields. NaN is allowed, since a report must show failures too."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -33,7 +33,7 @@ class Row(Item):
         None, description="the highest of a tested epoch: chosen by the test split itself, so too high"
     )
     best_at: int | None = Field(None, description="that epoch, counted from 1")
-    agreement: float | None = Field(None, description="fraction of test images where it says what the teacher says")
+    agreement: float | None = Field(None, description="fraction of test images where its class is the teacher's")
     trained: int | None = Field(None, description="trained parameters")
     bytes: int | None = Field(None, description="size of what has to be stored for it")
     seconds: float | None = Field(None, description="wall time of its training")
@@ -84,7 +84,7 @@ class Curve(Item):
 
 
 class Check(Item):
-    """One thing that was proved or not. A check that fails makes the run fail, after its report is written."""
+    """The result of one verification. A check that fails makes the run fail, after its report is written."""
 
     name: str
     passed: bool
@@ -119,7 +119,7 @@ class Picture(Item):
 
 
 class Note(Item):
-    """A warning, or anything else that a reader must not miss."""
+    """A warning, or another line that the report shows prominently."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""Numbers as people read them. What is missing is a dash; units stand behind a no-break space."""
+"""Formats numbers for readers: a dash for a missing value, units after a no-break space."""
 
 from __future__ import annotations
 

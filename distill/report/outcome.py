@@ -63,14 +63,32 @@ def outcome(summary: RunSummary) -> Outcome | None:
 
 
 def class_accuracy(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
-    """[K] share of each class's images that are recognized; NaN for a class without images."""
+    """Accuracy by class.
+
+    Args:
+        labels_N: class indices.
+        predictions_N: predicted class indices; -1 is none.
+        classes: K.
+
+    Returns:
+        Fractions [K]; NaN for a class without images.
+    """
     images_K = np.bincount(labels_N, minlength=classes).astype(float)
     right_K = np.bincount(labels_N[labels_N == predictions_N], minlength=classes)
     return np.divide(right_K, images_K, out=np.full(classes, np.nan), where=images_K > 0)
 
 
 def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> np.ndarray:
-    """[K, K] counts, row true class, column predicted class. A prediction of -1 (none) counts nowhere."""
+    """The confusion matrix.
+
+    Args:
+        labels_N: class indices.
+        predictions_N: predicted class indices; -1 (none) is not counted.
+        classes: K.
+
+    Returns:
+        Counts [K, K]: row true class, column predicted class.
+    """
     given_N = predictions_N >= 0
     cells_N = labels_N[given_N] * classes + predictions_N[given_N]
     return np.bincount(cells_N, minlength=classes**2).reshape(classes, classes)

@@ -1,4 +1,4 @@
-"""What the terminal shows at the end of a run: the result table, sizes, time, and where everything lies."""
+"""What the terminal shows at the end of a run: the result table, sizes, time, and the paths of all files."""
 
 from __future__ import annotations
 

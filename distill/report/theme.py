@@ -1,4 +1,4 @@
-"""How figures look: quiet, on the page's own paper, in a light and a dark version.
+"""Colors and style of the figures, in a light and a dark version with the page's background.
 
 Colors are Okabe and Ito's, safe for color-blind readers: blue is better, orange is worse, gray is neither.
 """

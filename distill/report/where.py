@@ -1,4 +1,4 @@
-"""Where a student's bytes went: the table that the terminal and the page show by block, and the picture by layer."""
+"""Bytes of a student's deltas: the table by block of the network, and the figure by layer."""
 
 from __future__ import annotations
 

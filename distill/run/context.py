@@ -75,7 +75,16 @@ class RunContext:
 
     @classmethod
     def of(cls, settings: RunSettings, stop: StopSignal, console: Console | None = None) -> RunContext:
-        """The context of a run with these settings; opens the data."""
+        """Open the data of these settings.
+
+        Args:
+            settings: of the run.
+            stop: who asks the run to stop.
+            console: where to print; None prints nothing.
+
+        Returns:
+            A context without outputs and without a run folder.
+        """
         data, device = make_data(settings), device_for(settings.training)
         return cls(settings.seed, settings.output, data, device, console, stop)
 
@@ -127,7 +136,7 @@ class RunContext:
 
 @contextmanager
 def open_context(settings: RunSettings, console: Console | None = None) -> Iterator[RunContext]:
-    """A context outside a run, for commands; signals are remembered while it is open."""
+    """A context outside a run, for commands. While it is open, signals are caught and reported by ``context.stop``."""
     with StopSignal() as stop:
         yield RunContext.of(settings, stop, console)
 

@@ -1,4 +1,4 @@
-"""A trained student as files, and the proof that the files are the student."""
+"""Writes a trained student to files, and verifies that the files compute what the student does."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def preprocessing(context: RunContext, student: Student) -> Preprocessing:
 def verify_export(
     context: RunContext, settings: StudentSettings, export: ExportSettings, folder: Path, student: Student | None = None
 ) -> list[Check]:
-    """Prove the export on real images in a fresh process; ``student`` is compared too where there is one in memory.
+    """Compare the exported models with each other on real images, in a new process, and with ``student`` if given.
 
     A student that no target can hold must be given: the delta file is compared with it.
 
@@ -108,7 +108,7 @@ def verify_export(
 
     def backbone() -> nn.Module:
         assert delta is not None
-        torch.manual_seed(context.seed)  # a backbone of random weights is known by its seed
+        torch.manual_seed(context.seed)  # a backbone of random weights is defined by its seed
         return create_network(settings.network, read_delta(delta)[0].num_classes).model
 
     report = verify(

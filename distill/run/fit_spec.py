@@ -54,7 +54,19 @@ class FitSpec:
     labeled_only: bool = False
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
-        """The training step, its objectives newly made. Raises ``StageError`` where student and teacher do not fit."""
+        """The training step, with new objectives.
+
+        Args:
+            student: that learns.
+            loader: of the fit; says how many steps an epoch has.
+            name: of the fit, for errors.
+
+        Returns:
+            The step as a Lightning module, on the CPU.
+
+        Raises:
+            StageError: student and teacher do not fit together.
+        """
         teacher, seed = self.teacher, self.context.seed
         terms = self._terms(student, name)
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
@@ -85,7 +97,7 @@ class FitSpec:
 
     @property
     def head(self) -> ReusedHead | None:
-        """The head of the teacher's that an objective gives the student."""
+        """The teacher's head, where an objective gives it to the student; else None."""
         if self.teacher is None:
             return None
         heads = [settings.head(self.teacher.shapes[0]) for settings in self.objectives]
@@ -95,7 +107,16 @@ class FitSpec:
         return self.context.data.train_loader(labeled_only=self.labeled_only)
 
     def fit(self, student: Student, folder: Path, name: str) -> FitSummary:
-        """Train the student, leave the result in it and in ``folder``; a fit that is finished there is loaded."""
+        """Train the student in place. A fit that is finished in ``folder`` is loaded, an interrupted one is resumed.
+
+        Args:
+            student: receives the trained weights.
+            folder: for checkpoints, log and result.
+            name: of the fit, for console and errors.
+
+        Returns:
+            Summary of the finished fit.
+        """
         context, teacher = self.context, self.teacher
         loader = self.loader()
         module = self.module(student, loader, name)
@@ -136,9 +157,9 @@ class FitSpec:
             raise StageError(f"{name}: training.test_every needs a test split with labels")
         return lambda: predict_student(self.context, student, "test")
 
-    def free(self, epochs: int, lr: float) -> FitSpec:
-        """The same lesson for a few epochs at a constant rate, without what belongs to a whole training: an average of
-        the weights, early stopping, the best epoch, a curriculum."""
+    def for_warm_up(self, epochs: int, lr: float) -> FitSpec:
+        """The same fit for a few epochs at a constant learning rate, without curriculum, average of the weights, early
+        stopping, choice of the best epoch, and tests."""
         schedule = self.training.schedule
         short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
         return replace(
@@ -160,7 +181,7 @@ class FitSpec:
 
 
 def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | None:
-    """What learns the weights of the teacher's networks, with its images, if they are learned.
+    """The step that learns the weights of the teacher's networks; None where they are not learned.
 
     Raises:
         StageError: there are no labels to weigh by, or none in the validation split to learn from.

@@ -1,4 +1,4 @@
-"""The run folder: where everything of a run is written, and nothing outside it (but fitted teachers, beside it)."""
+"""The run folder, which holds all files of a run but fitted teachers; those are in a folder beside it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class RunFolder:
             self.save()
 
     def fail(self) -> None:
-        """Status ``failed``. A folder in which nothing was trained yet goes: a mistake in a config is not a run."""
+        """Set the status ``failed``; delete a folder in which nothing was trained yet (an error in the config)."""
         self.set_status("failed")
         if is_first_rank() and {path.name for path in self.path.iterdir()} == {CONFIG, RECORD}:
             shutil.rmtree(self.path)

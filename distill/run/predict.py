@@ -15,12 +15,30 @@ from distill.training.evaluate import Predictions
 
 
 def predict_student(context: RunContext, student: Student, split: Split) -> Predictions:
-    """The student's predictions on a split."""
+    """The student's predictions on a split.
+
+    Args:
+        context: the run's data and device.
+        student: on any device; it is left there.
+        split: of the data.
+
+    Returns:
+        Logits [N, K], labels and ids of the split.
+    """
     return context.predict(student, lambda view: logits_of(student(view)), student.input, context.loader(split))
 
 
 def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
-    """Pooled features in the place of logits."""
+    """Pooled features of a network, in the place of logits.
+
+    Args:
+        context: the run's device.
+        network: on any device; it is left there.
+        loader: batches of a split.
+
+    Returns:
+        Features [N, C], labels and ids of the split.
+    """
     model = network.model
 
     def pooled(view: Tensor) -> Tensor:
@@ -34,7 +52,15 @@ def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Pre
 def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Predictions:
     """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
 
-    A class counts for the networks that know it.
+    The mean for a class is over the networks that know it.
+
+    Args:
+        context: the run's data and device.
+        teacher: on any device; it is left there.
+        split: of the data.
+
+    Returns:
+        Log-probabilities [N, K], labels and ids of the split.
     """
     single: list[Predictions] = []
     for n, (network, spec) in enumerate(zip(teacher.networks, teacher.inputs, strict=True)):

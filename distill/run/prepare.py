@@ -1,4 +1,4 @@
-"""A student before its training, and after it: what methods choose from the data, and what becomes of their deltas.
+"""Builds the student of a fit: before training, with what its methods choose from data, and after it.
 
 Methods that choose ranks, masks or initial values before training (``Delta.prepares``) get a :class:`Calibration`. The
 choice is kept as ``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the
@@ -60,6 +60,9 @@ class StudentSpec:
         Args:
             inits: what each entry of ``student.deltas`` starts with; None: as its settings say.
             deltas: in the place of the settings' own.
+
+        Returns:
+            The student, on the CPU.
         """
         torch.manual_seed(self.seed)
         settings = self.settings if deltas is None else self.settings.model_copy(update={"deltas": deltas})
@@ -80,7 +83,7 @@ def trial_student(spec: StudentSpec) -> Student:
 
 
 def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int) -> Student:
-    """The student with which training starts; ranks, masks and initial values that its methods choose are chosen.
+    """The student with which training starts, with the ranks, masks and initial values that its methods choose.
 
     Args:
         spec: how it is made.
@@ -128,7 +131,7 @@ def load_trained(spec: StudentSpec, folder: Path) -> Student:
 
 
 def finished(spec: StudentSpec, student: Student) -> Student:
-    """The trained student as it is evaluated and exported: a new one if a method makes something else of its deltas."""
+    """The trained student as it is evaluated and exported; a new one if a method converts its deltas after training."""
     inits = student.finish()
     if inits is None:
         return student
@@ -182,7 +185,7 @@ def _begun(spec: StudentSpec, content: dict[str, Any]) -> Student:
 
 
 def _checked(student: Student, entries: Sequence[DeltaSettings]) -> Student:
-    """The student, whose deltas can do what their settings ask of them. Raises ``DeltaError``."""
+    """Return the student if its deltas can do what their settings ask. Raises ``DeltaError``."""
     for number, (entry, deltas) in enumerate(zip(entries, student.entries)):
         with entry_named(number):
             check_entry(student.model, entry, deltas)

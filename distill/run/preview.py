@@ -52,13 +52,32 @@ class ViewBatch:
 
     @classmethod
     def of(cls, augment: DualAugment, batch: Batch, epoch: int, device: torch.device | str = "cpu") -> ViewBatch:
-        """Make the views of a batch, on ``device``."""
+        """Make the views of a batch.
+
+        Args:
+            augment: the pipelines; it is moved to ``device``.
+            batch: images of the loader, uint8 [B, 3, H, W].
+            epoch: counted from 0.
+            device: where the views are made.
+
+        Returns:
+            The batch with its views, which are on ``device``.
+        """
         views = augment.to(device)(to_device(batch.pixels, device), batch.ids, epoch)
         return cls(epoch, batch, views, augment)
 
 
 def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Preview:
-    """Draw the first ``images`` of a batch, and a strip of every operation on the first of them."""
+    """Draw the first images of a batch, and a strip of every operation on the first of them.
+
+    Args:
+        data: gives the names of classes and samples.
+        view_batch: the batch and its views.
+        images: how many rows the contact sheet has at most.
+
+    Returns:
+        The two pictures and the line about what the views share.
+    """
     augment, batch = view_batch.augment, view_batch.batch
     count = min(images, len(batch.images))
     originals = batch.images[:count]
@@ -99,7 +118,7 @@ def _labels(
 
 
 def _mix_text(student: Sequence[float], teacher: Sequence[float]) -> str:
-    """``λ 0.62``, or by network where rounding gave them other shares, as cutmix's whole pixels do."""
+    """``λ 0.62``; by network where λ differs, since cutmix rounds its box to whole pixels of each size."""
     texts = [f"{share:.2f}" for share in (*student, *teacher)]
     if len(set(texts)) == 1:
         return f"λ {texts[0]}"

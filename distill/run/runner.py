@@ -128,7 +128,7 @@ def check_stages(stages: Sequence[Stage], context: RunContext) -> None:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage's output belongs, and whether it is there."""
+    """The folder of a stage's output, and whether the stage is finished."""
 
     folder: Path
     record: dict[str, Any]
@@ -137,7 +137,7 @@ class Progress:
 
     @classmethod
     def of(cls, stage: Stage, context: RunContext) -> Progress:
-        """The progress of a stage. Its digest, and those of the stages that it refers to, become known.
+        """Look for the output of a stage; adds its key and digest to the context.
 
         Raises:
             RunError: the run folder holds an output of this stage that was made from something else.
@@ -181,6 +181,9 @@ def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
         stage: what it refers to is in ``context.outputs``.
         context: its outputs and items are added to.
         folder: of a stage that keeps no record.
+
+    Returns:
+        The output, which ``context.outputs`` holds too.
     """
     progress = Progress.of(stage, context)
     if progress.finished:

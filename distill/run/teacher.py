@@ -1,4 +1,4 @@
-"""The teacher's networks as a fit sees them: one :class:`Teacher`, with the classes that it shares with the student."""
+"""Builds the teacher of a fit from its networks, and maps its classes to the student's."""
 
 from __future__ import annotations
 

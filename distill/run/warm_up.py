@@ -1,9 +1,10 @@
-"""What methods are shown before training: free trainings of the experiment's own lesson, and gradients along them.
+"""Warm-ups: short trainings whose weights and gradients a method of deltas prepares itself by.
 
-In a free training, dense deltas take the place of every entry of ``student.deltas`` that prepares itself, at the same
-sites. So a weight that moves freely is W + D, its gradient is D's, and everything else is as it will be in training:
-the backbone's other weights and its batch norms stay, the head and the other entries learn. (HALRP trains biases and
-norms too; to have that here, list ``bias`` and ``norm_affine`` beside it.)
+Some entries of ``student.deltas`` choose ranks, masks or initial values from data before training. A warm-up trains the
+student's weights freely: dense deltas D take the place of such entries, at the same sites. A weight is then W + D, and
+its gradient is that of D. Everything else is as in the training that follows, with the same data, objectives and
+teacher: the other weights of the backbone and its batch norms are frozen, the head and the other entries learn. (HALRP
+also trains biases and norms; for that, list ``bias`` and ``norm_affine`` beside it.)
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, 
 from distill.training.module import Distillation
 from distill.training.signals import Interrupted
 
-RATE_OF_WEIGHTS = 0.1
-"""Default learning rate of free weights over that of deltas, which take larger steps."""
+WEIGHTS_LR_SCALE = 0.1
+"""Default learning rate of a warm-up's dense deltas, as a fraction of the fit's, whose deltas take larger steps."""
 
 
 class StudentMaker(Protocol):
-    """Makes the students of warm-ups: see :class:`distill.run.prepare.StudentSpec`."""
+    """Builds the students of warm-ups; :class:`distill.run.prepare.StudentSpec` is one."""
 
     @property
     def settings(self) -> StudentSettings: ...
@@ -49,14 +50,14 @@ class StudentMaker(Protocol):
 
 
 class WarmUp:
-    """Warm-ups of one fit; each is run once, in a folder of its own, and resumed like any fit.
+    """The warm-ups of one fit. Each runs once, in its own folder, and is resumed like any fit.
 
     Args:
-        spec: makes the student.
-        fit_spec: the fit that is warmed up for.
+        spec: builds the student.
+        fit_spec: the fit that the warm-ups precede.
         folder: of the fit.
         name: of the fit, for the console.
-        full_epochs: what numbers of epochs refer to; where the fit has fewer, a warm-up has as many fewer.
+        full_epochs: the number of epochs for which ``warm_up`` is given; a fit of another number scales it.
     """
 
     def __init__(self, spec: StudentMaker, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int):
@@ -64,16 +65,19 @@ class WarmUp:
         self._points: dict[tuple, WarmUpPoint] = {}
 
     def backbone(self) -> nn.Module:
-        """The network before training, the same every time."""
+        """The network before training: equal weights at every call."""
         return self.spec.build(deltas=()).model
 
     def point(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
         """The student after a warm-up.
 
         Args:
-            epochs: 0 for none.
-            train: what learns.
-            lr: constant; None: the fit's for the head, a tenth of it for weights.
+            epochs: of the warm-up; 0: the student before any training.
+            train: whether the weights, as dense deltas, or the head alone learn.
+            lr: the constant learning rate; None: that of the fit for the head, a tenth of it for the weights.
+
+        Returns:
+            The student with dense deltas. Equal arguments return the same point.
         """
         known = epochs, train if epochs else "weights", lr if epochs else None
         if known not in self._points:
@@ -82,14 +86,14 @@ class WarmUp:
 
     def _reach(self, epochs: int, train: Literal["weights", "head"], lr: float | None) -> WarmUpPoint:
         name = f"{self.name}: warm-up"
-        student = self.spec.build(deltas=tuple(_free_form(entry) for entry in self.spec.settings.deltas))
+        student = self.spec.build(deltas=tuple(_dense_in_place_of(entry) for entry in self.spec.settings.deltas))
         if not epochs:
             return WarmUpPoint(self.fit_spec, student, name, None)
         usual = self.fit_spec.training.optimizer.lr
-        rate = lr or (usual if train == "head" else RATE_OF_WEIGHTS * usual)
-        # Under another number of epochs, as the control has it, a warm-up is the same part of training.
+        rate = lr or (usual if train == "head" else WEIGHTS_LR_SCALE * usual)
+        # A fit of another number of epochs, such as the control, has a warm-up of the same fraction of its training.
         scaled = max(1, round(epochs * self.fit_spec.training.epochs / self.full_epochs))
-        fit_spec = self.fit_spec.free(scaled, rate)
+        fit_spec = self.fit_spec.for_warm_up(scaled, rate)
         folder = self.folder / f"warm-up-{train}-{epochs}-{rate:g}"
         if train == "weights":
             fit_spec.fit(student, folder, name)
@@ -102,25 +106,29 @@ class WarmUp:
 
 
 class WarmUpPoint:
-    """A student that moved freely, and the loss around it."""
+    """A student after a warm-up, with the gradients of its loss there."""
 
     def __init__(self, fit_spec: FitSpec, student: Student, name: str, folder: Path | None):
         self.fit_spec, self.student, self.name, self.folder = fit_spec, student, name, folder
         self._gradients: dict[int, dict[int, dict[str, Gradients]]] = {}
 
-    def free(self, number: int) -> dict[str, Dense]:
-        """Site → the dense delta of an entry."""
+    def dense_deltas(self, number: int) -> dict[str, Dense]:
+        """Site → dense delta, for entry ``number`` of ``student.deltas``."""
         return {site: delta for site, delta in self.student.entries[number].items() if isinstance(delta, Dense)}
 
     def gradients(self, samples: int) -> dict[int, dict[str, Gradients]]:
-        """By entry and site."""
+        """Mean and mean square of each dense delta's gradient, over the batches of the first ``samples`` samples.
+
+        Returns:
+            Number of the entry → site → gradients, on the CPU.
+        """
         if samples not in self._gradients:
             self._gradients[samples] = self._gather(samples)
         return self._gradients[samples]
 
     def _gather(self, samples: int) -> dict[int, dict[str, Gradients]]:
-        keys = [(number, site) for number in range(len(self.student.entries)) for site in self.free(number)]
-        tensors = [self.free(number)[site].D for number, site in keys]
+        keys = [(number, site) for number in range(len(self.student.entries)) for site in self.dense_deltas(number)]
+        tensors = [self.dense_deltas(number)[site].D for number, site in keys]
         layers = {site: find_target(self.student.model, site).layer for _, site in keys}
         with self._module() as module, _input_squares(self.student.model, set(layers.values())) as inputs:
             mean = [torch.zeros_like(tensor) for tensor in tensors]
@@ -142,12 +150,12 @@ class WarmUpPoint:
 
     @torch.no_grad()
     def feature_change(self, number: int, samples: int) -> dict[str, float]:
-        """``1 − CKA`` of pooled features with one weight of the entry as it was."""
+        """Site → ``1 − CKA`` between the pooled features, and those with this site's dense delta set to zero."""
         changes = {}
         with self._module() as module, eval_mode(self.student):
             views = [module.augment(batch.images, batch.ids, 0).student[0] for batch in self._batches(module, samples)]
             whole_ND = self._pooled(views)
-            for site, delta in self.free(number).items():
+            for site, delta in self.dense_deltas(number).items():
                 kept = delta.D.clone()
                 delta.D.zero_()
                 change = 1 - linear_cka(whole_ND, self._pooled(views))
@@ -156,13 +164,13 @@ class WarmUpPoint:
         return changes
 
     def _pooled(self, views: list[Tensor]) -> Tensor:
-        """Of the views of all ranks, since a CKA of each one's share would be another number."""
+        """Pooled features [N, C] of the views of all ranks: CKA does not average over ranks."""
         values = [extract(self.student.model, view, frozenset({"pooled"})).pooled for view in views]
         return gather_batch(torch.cat([pooled for pooled in values if pooled is not None]).double())
 
     @contextmanager
     def _module(self) -> Iterator[Distillation]:
-        """The training step at this point, on the device; the objectives' own parameters as training left them."""
+        """The training step of this student, on the device; its objectives keep the warm-up's parameters."""
         loader = self.fit_spec.loader()
         module = self.fit_spec.module(self.student, loader, self.name)
         loader.close()
@@ -180,7 +188,7 @@ class WarmUpPoint:
             module.cpu()
 
     def _batches(self, module: Distillation, samples: int) -> Iterator:
-        """Batches of the first epoch: this rank's share once the ranks are connected, all of it before."""
+        """Batches of the first epoch: this rank's part once the ranks are connected, the whole batches before."""
         context = self.fit_spec.context
         alone = context.data.world_size > 1 and not context.connected
         data = (
@@ -203,37 +211,47 @@ class WarmUpPoint:
 
 
 class StudentCalibration:
-    """An entry's view of the free trainings: see ``distill.deltas.base.Calibration``."""
+    """The warm-ups as one entry of ``student.deltas`` sees them: a ``distill.deltas.base.Calibration``."""
 
-    def __init__(self, training: WarmUp, number: int):
-        self.training, self.number = training, number
+    def __init__(self, warm_up: WarmUp, number: int):
+        self.warm_up, self.number = warm_up, number
 
     @cached_property
     def backbone(self) -> nn.Module:
-        return self.training.backbone()
+        return self.warm_up.backbone()
 
     @cached_property
     def layers(self) -> Mapping[str, nn.Module]:
-        sites = self.training.point(0, "weights", None).free(self.number)
+        sites = self.warm_up.point(0, "weights", None).dense_deltas(self.number)
         return {site: layer_at(self.backbone, find_target(self.backbone, site)) for site in sites}
 
     def after(
         self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None
     ) -> StudentCalibrationStats:
-        return StudentCalibrationStats(self, self.training.point(epochs, train, lr))
+        """The statistics after a warm-up.
+
+        Args:
+            epochs: as in :meth:`WarmUp.point`.
+            train: as there.
+            lr: as there.
+
+        Returns:
+            Weights, gradients and changes of features at the sites of this entry.
+        """
+        return StudentCalibrationStats(self, self.warm_up.point(epochs, train, lr))
 
 
 class StudentCalibrationStats:
-    """An entry's view of one point: see ``distill.deltas.base.CalibrationStats``."""
+    """One point as one entry sees it: a ``distill.deltas.base.CalibrationStats``."""
 
     def __init__(self, calibration: StudentCalibration, point: WarmUpPoint):
         self.calibration, self.point, self.student = calibration, point, point.student
 
     @cached_property
     def weights(self) -> Mapping[str, Tensor]:
-        free = self.point.free(self.calibration.number)
+        dense = self.point.dense_deltas(self.calibration.number)
         layers = self.calibration.layers
-        return {site: (layers[site].weight + delta.D.cpu()).detach() for site, delta in free.items()}  # type: ignore
+        return {site: (layers[site].weight + delta.D.cpu()).detach() for site, delta in dense.items()}  # type: ignore
 
     def gradients(self, samples: int) -> Mapping[str, Gradients]:
         return self.point.gradients(samples)[self.calibration.number]
@@ -251,8 +269,8 @@ def linear_cka(x_ND: Tensor, y_ND: Tensor) -> Tensor:
     return torch.where(scale > 0, (K * L).sum() / scale.clamp_min(torch.finfo(scale.dtype).tiny), 1.0)
 
 
-def _free_form(entry: DeltaSettings) -> DeltaSettings:
-    """Dense deltas at the sites of an entry that prepares itself; any other entry as it is."""
+def _dense_in_place_of(entry: DeltaSettings) -> DeltaSettings:
+    """Dense deltas at the sites of an entry that prepares itself; other entries stay as they are."""
     method = entry.component
     if issubclass(method, StructuralDelta) and method.prepares(entry):  # type: ignore[arg-type, union-attr]
         return Dense.Settings()
@@ -264,7 +282,7 @@ def _free_form(entry: DeltaSettings) -> DeltaSettings:
 
 @contextmanager
 def _input_squares(model: nn.Module, names: set[str]) -> Iterator[dict[str, list[Tensor]]]:
-    """Layer name → the mean square of its input, call by call."""
+    """Layer name → the mean squares of its inputs, one for each call."""
     values: dict[str, list[Tensor]] = {name: [] for name in names}
     hooks = [
         model.get_submodule(name).register_forward_pre_hook(

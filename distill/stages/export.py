@@ -1,4 +1,4 @@
-"""The trained student as files: the delta file, and every export target."""
+"""Writes the trained student to files: the delta file, and every export target."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stages hand to each other."""
+"""Types of the outputs that stages pass to later stages."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class TrainedStudent(EvaluatedModel):
         return row.model_copy(update=epochs)
 
     def items(self) -> Iterable[Item]:
-        """Its curves, and what a reader must know of its fit."""
+        """Its curves, and the warnings about its fit."""
         if (log := self.folder / "log.csv").is_file():
             yield Curve(name=self.name, log=read_curves(log))
         yield from fit_notes(self.name, self.fit)
@@ -126,7 +126,7 @@ class FrozenTeacher(EvaluatedModel):
 
 
 def fit_notes(name: str, fit: FitSummary) -> Iterable[Note]:
-    """What a reader must know of a fit: loss spikes, images that could not be read."""
+    """Warnings about a fit: loss spikes, images that could not be read."""
     if fit.spikes:
         yield Note(text=f"{name}: {fit.spikes} loss spike(s), see log.csv")
     for reason in fit.unreadable.values():
@@ -139,9 +139,12 @@ def pretrained_networks(
     """Networks with the weights that their settings name; random ones are the same at every call.
 
     Args:
-        settings: ``NetworkSettings`` of each.
-        seed: of weights that start random.
+        settings: of each network.
+        seed: of random weights.
         classes: of new heads; None keeps the networks' own.
+
+    Returns:
+        The networks, in the order of ``settings``.
     """
     torch.manual_seed(seed)
     return tuple(create_network(each, classes) for each in settings)

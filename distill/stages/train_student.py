@@ -1,4 +1,4 @@
-"""The student: prepared, trained by its objectives with or without a teacher, and cut to what is exported."""
+"""Prepares the student, trains it with or without a teacher, and converts its deltas to their exported form."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class TrainStudent(Stage[TrainedStudent]):
     new_heads: bool = False
 
     def check(self, context: RunContext) -> None:
-        """Build teacher and student with heads that have learned nothing, for the errors that this raises."""
+        """Build teacher and a temporary student with untrained heads, to find configuration errors early."""
         if not context.data.classes:
             return  # the number of classes is the teacher's own, which the fit itself checks first
         networks: Sequence[Network] = ()

@@ -1,4 +1,4 @@
-"""Proof that the exported files are the student that was trained."""
+"""Verifies that the exported files compute what the trained student does."""
 
 from __future__ import annotations
 

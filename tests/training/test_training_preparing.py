@@ -157,7 +157,7 @@ def test_evidence_is_the_loss_and_the_weights_of_the_free_student(tmp_path: Path
         point = start.point
         with point._module() as module:
             [batch] = point._batches(module, 8)
-            D, direction = point.free(0)["conv_stem"].D, torch.zeros_like(gradients.mean)
+            D, direction = point.dense_deltas(0)["conv_stem"].D, torch.zeros_like(gradients.mean)
             direction[gradients.mean.abs() == gradients.mean.abs().max()] = 1.0
             losses = []
             for sign in (1, -1):
