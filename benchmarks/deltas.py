@@ -65,7 +65,7 @@ from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
 from distill.export.delta.bank import DeltaBank
-from distill.export.delta.io import write_delta
+from distill.export.delta.io import save_delta
 from distill.models.fingerprint import fingerprint
 from distill.models.network import Network, NetworkSettings, create_network
 from distill.models.settings import LearningSettings
@@ -341,7 +341,7 @@ def serving(bench: Bench) -> list[Row]:
             with torch.no_grad():
                 for tensor in delta_state(student.model).values():
                     tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
-            write_delta(Path(folder) / str(seed), student.model, identity, origin="random")
+            save_delta(Path(folder) / str(seed), student.model, identity, origin="random")
         switches = {}
         for merged in (False, True):
             tasks = DeltaBank(copy.deepcopy(plain).cpu(), merged=merged)

@@ -93,7 +93,7 @@ def save_delta(
     """
     if student.full:
         raise ExportError("a student with train='full' has no deltas: save its state_dict, or write a timm folder")
-    return io.write_delta(
+    return io.save_delta(
         Path(folder),
         student.model,
         student.backbone,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from augment.base import Registry, Settings
+from augment.base import Registry, Settings, error_at
 
 TARGETS = Registry("distill.export.targets", "ExportTarget")
 
@@ -25,6 +25,19 @@ class ExportSettings(Settings):
         None, description="formats beside the delta file; default: timm_folder, a plain timm model with merged deltas"
     )
     verify_images: int = Field(256, ge=1, description="real images on which everything written must equal the student")
+
+    @model_validator(mode="after")
+    def _one_folder_each(self) -> ExportSettings:
+        by_folder: dict[str, str] = {}
+        for index, target in enumerate(self.targets or ()):
+            if not isinstance(target, Settings):  # still a mapping: its class is not imported yet
+                continue
+            folder: str = target.component.folder  # type: ignore[union-attr]
+            if folder in by_folder:
+                text = f"{by_folder[folder]} and {target.type} both write the folder {folder!r}"
+                raise error_at(f"targets.{index}", text)
+            by_folder[folder] = target.type
+        return self
 
     def make_targets(self) -> list[ExportTarget]:
         """The targets, ready to write. Raises ``PluginError`` for a type that there is not."""

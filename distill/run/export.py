@@ -13,7 +13,7 @@ from augment.chain import eval_view
 from augment.views import InputSpec
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta.io import read_delta, write_delta
+from distill.export.delta.io import read_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
 from distill.export.settings import ExportSettings
 from distill.export.targets.base import About, ExportTarget
@@ -57,7 +57,7 @@ def export_student(
     about = About(student.network.origin, tuple(context.data.classes), preprocessing(context, student), tuple(results))
     sizes, refused = {}, {}
     if not student.full:
-        write_delta(folder / DELTA, student.model, student.backbone, **vars(about))
+        save_delta(folder / DELTA, student.model, student.backbone, **vars(about))
         sizes[DELTA] = (folder / DELTA / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())

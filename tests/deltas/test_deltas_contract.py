@@ -13,7 +13,7 @@ from distill.deltas.attach import attach, deltas, merge
 from distill.deltas.base import DeltaError, DeltaSettings, LayerRefused
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.export.delta.io import load_delta, write_delta
+from distill.export.delta.io import load_delta, save_delta
 from distill.models.fingerprint import fingerprint
 
 METHODS = weight_deltas()
@@ -181,7 +181,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
         attach(network, [METHODS[name]], "classifier")
         network.eval()
         disturb(network)
-        write_delta(folder / name, network, backbone, origin="random")
+        save_delta(folder / name, network, backbone, origin="random")
         with torch.no_grad():
             logits[name] = network(images(2))
     return folder, logits

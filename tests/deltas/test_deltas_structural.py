@@ -19,7 +19,7 @@ from distill.deltas.dense import Dense
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import load_delta, write_delta
+from distill.export.delta.io import load_delta, save_delta
 from distill.models.fingerprint import fingerprint
 
 METHODS: dict[str, DeltaSettings] = {
@@ -155,7 +155,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
             attach(network, [VARIANTS[name]], classifier_names(network))
             network.eval()
             disturb(network)
-            write_delta(folder / f"{model} {name}", network, backbone, origin="random")
+            save_delta(folder / f"{model} {name}", network, backbone, origin="random")
             with torch.no_grad():
                 logits[f"{model} {name}"] = network(view(model))
     return folder, logits
@@ -193,7 +193,7 @@ def test_several_deltas_come_back_in_their_order(tmp_path: Path) -> None:
     assert [site.delta.settings.type for site in deltas(network)] == ["dense", "deep_delta", "adapter", "deep_delta"]
     network.eval()
     disturb(network)
-    manifest = write_delta(tmp_path / "delta", network, backbone, origin="random")
+    manifest = save_delta(tmp_path / "delta", network, backbone, origin="random")
     assert [group.sites for group in manifest.deltas][1:] == [("structural_0",), ("structural_1",), ("structural_2",)]
     with torch.no_grad():
         again = load_delta(tmp_path / "delta", build("test_resnet"))
@@ -206,7 +206,7 @@ def test_what_was_not_learned_is_not_written(name: str, tmp_path: Path) -> None:
     backbone = fingerprint(backbone_state(network, ("fc",)))
     attach(network, [METHODS[name]], "fc")
     with pytest.raises(ExportError, match="all 1 deltas leave the backbone as it is"):
-        write_delta(tmp_path, network, backbone, origin="random")
+        save_delta(tmp_path, network, backbone, origin="random")
 
 
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:

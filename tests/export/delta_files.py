@@ -10,7 +10,7 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta.io import write_delta
+from distill.export.delta.io import save_delta
 from distill.models.fingerprint import fingerprint
 
 
@@ -31,7 +31,7 @@ def write_file(
     fill(delta_state(model).values(), seed)
     if head_seed is not None:
         fill([p for name in head for p in model.get_submodule(name).parameters()], head_seed)
-    write_delta(folder, model, before, origin="random", labels=labels)
+    save_delta(folder, model, before, origin="random", labels=labels)
     return folder
 
 

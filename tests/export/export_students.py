@@ -25,6 +25,12 @@ def make_backbone(architecture: str = "test_efficientnet", seed: int = 0, **argu
     return timm.create_model(architecture, num_classes=len(LABELS), **arguments).eval()
 
 
+@torch.no_grad()
+def logits(model: nn.Module, size: int = 160) -> torch.Tensor:
+    """[2, 5], of two fixed images."""
+    return model.eval()(torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1)))
+
+
 def train(model: nn.Module, specs: list[DeltaSettings], moved: bool = False) -> Trained:
     head = classifier_names(model)
     identity = fingerprint(backbone_state(model, head))

@@ -18,10 +18,10 @@ from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.algebra import add, compose, interpolate, negate, scale, subtract
 from distill.export.delta.compare import diff, logits_change, seeded_images
-from distill.export.delta.io import load_delta, read_delta, save_delta, write_delta
+from distill.export.delta.io import load_delta, read_delta, save_delta, write_delta_files
 from distill.export.delta.model import open_delta, save_opened
-from distill.export.targets.timm_folder import write_timm_folder
-from distill.export.verify import verify
+from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
+from distill.export.verify import _fresh_process, verify
 from distill.models.fingerprint import fingerprint
 
 CONV = "blocks.*.conv_pw*"
@@ -190,10 +190,10 @@ class Aside(StructuralDelta):
 
 def test_structural_deltas_are_refused_by_name(files, tmp_path):
     manifest = files["low"].manifest
-    group = manifest.deltas[0].model_copy(update={"settings": {"type": "test_export_algebra:Aside"}})
+    group = manifest.deltas[0].model_copy(update={"settings": {"type": f"{__name__}:Aside"}})
     about = {n: getattr(manifest, n) for n in ("architecture", "model_args", "num_classes", "origin", "backbone")}
     about |= {"labels": (), "preprocessing": manifest.preprocessing, "deltas": (group,)}
-    save_delta(tmp_path / "structural", {}, **about)
+    write_delta_files(tmp_path / "structural", {}, **about)
     with pytest.raises(ExportError, match="Aside"):
         open_delta(tmp_path / "structural", allow_plugins=True)
 
@@ -203,7 +203,7 @@ def test_results_tell_how_they_were_made_and_carry_no_figures(files, backbone, t
 
     model = load_delta(_saved(files["low"], tmp_path / "a"), backbone)
     identity = fingerprint(backbone_state(model, classifier_names(model)))
-    write_delta(tmp_path / "r", model, identity, origin="random", results=[Result(name="test/top1", value=0.9)])
+    save_delta(tmp_path / "r", model, identity, origin="random", results=[Result(name="test/top1", value=0.9)])
     done = scale(open_delta(tmp_path / "r"), 0.5)
     save_opened(tmp_path / "half", done.file, done.made_by)
     manifest = read_delta(tmp_path / "half")[0]
@@ -211,13 +211,15 @@ def test_results_tell_how_they_were_made_and_carry_no_figures(files, backbone, t
     assert manifest.made_by == f"scale 0.5 of {read_delta(tmp_path / 'r')[0].sha256}"
 
 
-def test_a_result_passes_the_proof_of_exports(files, backbone, tmp_path):
-    """Merged equals unmerged in a fresh process, as for any delta file."""
+def test_a_result_passes_the_proof_of_exports(files, backbone, tmp_path, monkeypatch):
+    """Merged equals unmerged, as for any delta file; the proof runs in this process, which is faster."""
+    monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
     done = add(files["low"], files["scale"])
     save_opened(tmp_path / "delta", done.file, done.made_by)
     write_timm_folder(tmp_path / "merged", load_delta(tmp_path / "delta", backbone), origin="random", labels=LABELS)
-    images = torch.randn(8, 3, 160, 160, generator=torch.Generator().manual_seed(0))
-    report = verify(tmp_path / "merged", images, delta=tmp_path / "delta", make_backbone=make_backbone, enough=8)
+    images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    targets = {tmp_path / "merged": TimmFolder(TimmFolder.Settings())}
+    report = verify(targets, images, delta=tmp_path / "delta", make_backbone=make_backbone, enough=8)
     assert report.passed
 
 

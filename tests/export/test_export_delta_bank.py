@@ -77,7 +77,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backbone, folders, tmp
     tasks = DeltaBank(backbone)
     tasks.add("a", folders["a"])
     expected = logits(tasks.switch("a"))
-    with pytest.raises(ExportError, match=r"its deltas are not those of 'a'; use Tasks\(merged=True\)"):
+    with pytest.raises(ExportError, match=r"its deltas are not those of 'a'; use DeltaBank\(merged=True\)"):
         tasks.add("other", folders["other"])
     with pytest.raises(ExportError, match="there is a task 'a' already"):
         tasks.add("a", folders["b"])

@@ -12,7 +12,7 @@ from distill.deltas.scale_shift import ScaleShift
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import read_delta, write_delta
+from distill.export.delta.io import read_delta, save_delta
 from distill.export.delta.model import open_delta
 from distill.export.manifest import Preprocessing
 from distill.models.fingerprint import fingerprint
@@ -88,7 +88,7 @@ def test_the_change_of_the_logits_is_measured_where_the_backbone_is_at_hand(tmp_
     attach(model, [LowRank.Settings(rank=4, sites="blocks.6*")], head)
     fill(delta_state(model).values(), 1)
     rendered = Preprocessing.of(model, (64, 64))
-    write_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=rendered)
+    save_delta(tmp_path / "a", model, before, origin="embedded:tf_efficientnet_lite0", preprocessing=rendered)
     output = run("quantize", tmp_path / "a", "--as", "float16", "--to", tmp_path / "q")
     change = float(output.split("logits change by at most ")[1].split()[0])
     assert 0 < change < 5e-3 and "top-1 is the same on" in output and "64 images of seeded noise" in output

@@ -2,89 +2,158 @@
 
 import copy
 import os
+import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import safetensors.torch
 import torch
-from export_students import LABELS, Trained, make_backbone
-from torch import nn
+from export_students import LABELS, Trained, make_backbone, train
+from pydantic import ValidationError
+from torch import Tensor, nn
 
 from augment.base import PluginError
+from distill.deltas.low_rank import LowRank
+from distill.deltas.scale_shift import ScaleShift
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import write_delta
+from distill.export.delta.io import save_delta
+from distill.export.logits import logits_of
 from distill.export.settings import TARGETS, ExportSettings
 from distill.export.targets.base import About, ExportTarget
 from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
-from distill.export.verify import VerificationReport, _compare, _run_fresh, verify
+from distill.export.verify import DELTA, VerificationReport, _compare, _fresh_process, _run_fresh, verify
 
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
-
-
 TIMM = TimmFolder(TimmFolder.Settings())
 
 
-def export(folder: Path, trained: Trained) -> tuple[Path, Path]:
-    write_delta(folder / "delta", trained.model, trained.identity, origin="random", labels=LABELS)
-    write_timm_folder(folder / "merged", trained.model, origin="random", labels=LABELS)
-    return folder / "delta", folder / "merged"
-
-
-def test_a_true_export_passes(folder: Path, trained: Trained) -> None:
-    delta, merged = export(folder, trained)
-    report = verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, model=trained.model, enough=8)
-    assert report.passed and report.images == 8
-    assert [c.against for c in report.comparisons] == ["delta file", "live model"]
-    assert all(c.relative_difference <= 1e-5 and c.same_top1 == 8 for c in report.comparisons)
-
-
 class Halved(ExportTarget):
-    """A toy format, all that it takes in one class: the state dict in half precision."""
+    """A toy format, complete in one class: the state dict in half precision, and logits that can be made wrong."""
 
     class Settings(ExportTarget.Settings):
-        wrong: bool = False
+        wrong: float = 0.0
 
     title, folder, tolerance = "half precision", "half", 5e-3
     settings: Settings
 
     def write(self, model: nn.Module, folder: Path, about: About) -> int:
-        TIMM.write(model.half(), folder, about)
-        model.float()
-        return (folder / "model.safetensors").stat().st_size
+        return TIMM.write(copy.deepcopy(model).half(), folder, about)
 
     def check(self, folder: Path) -> str:
         return TIMM.check(folder)
 
-    def session(self, folder: Path):
+    def session(self, folder: Path) -> Callable[[Tensor], Tensor]:
         run = TIMM.session(folder)
         return lambda images: run(images) + self.settings.wrong
 
 
-def test_a_target_of_ones_own_is_run_in_the_fresh_process(folder: Path, trained: Trained) -> None:
-    settings = ExportSettings.model_validate({"targets": ["timm_folder", {"type": f"{__name__}:Halved"}]})
-    targets = {folder / target.folder: target for target in settings.make_targets()}
-    assert [target.title for target in targets.values()] == ["merged model", "half precision"]
-    before = copy.deepcopy(trained.model.state_dict())
+HALVED = f"{__name__}:Halved"
+
+
+def export(folder: Path, trained: Trained) -> tuple[Path, Path]:
+    save_delta(folder / "delta", trained.model, trained.identity, origin="random", labels=LABELS)
+    write_timm_folder(folder / "merged", trained.model, origin="random", labels=LABELS)
+    return folder / "delta", folder / "merged"
+
+
+class Proof(NamedTuple):
+    """A student in two formats and as a delta file, and what ``verify`` said about them."""
+
+    trained: Trained
+    delta: Path
+    targets: dict[Path, ExportTarget]
+    report: VerificationReport
+    logits: dict[str, Tensor]
+    """By the fresh process."""
+
+
+@pytest.fixture(scope="module")
+def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
+    """The one fresh process of this file, which takes seconds."""
+    root = tmp_path_factory.mktemp("proof")
+    specs = [LowRank.Settings(rank=2), ScaleShift.Settings(sites=("*.conv_dw", "bn1"))]
+    trained = train(make_backbone(), specs, moved=True)
+    save_delta(root / "delta", trained.model, trained.identity, origin="random", labels=LABELS)
+    settings = ExportSettings.model_validate({"targets": ["timm_folder", {"type": HALVED}]})
+    targets = {root / target.folder: target for target in settings.make_targets()}
     sizes = [target.write(trained.model, path, About("random", LABELS)) for path, target in targets.items()]
     assert sizes[1] < 0.6 * sizes[0]
-    trained.model.load_state_dict(before)
-    report = verify(targets, IMAGES, model=trained.model, enough=8)
-    exact, halved = report.comparisons
-    assert (halved.what, halved.against, halved.tolerance) == ("half precision", "live model", 5e-3)
-    assert exact.relative_difference <= 1e-5 < halved.relative_difference <= 5e-3
-    assert set(report.hashes) == {"merged model", "half precision"}
-    wrong = {path: type(target)(target.settings.model_copy(update={"wrong": True})) for path, target in targets.items()}
-    del wrong[folder / "merged"]
-    assert not verify(wrong, IMAGES, model=trained.model, enough=8).passed
-    with pytest.raises(PluginError, match="unknown exporttarget type 'timm_foldr'; did you mean 'timm_folder'"):
-        TARGETS.settings_of("timm_foldr")
+
+    def run_and_keep(work: Path) -> None:
+        _run_fresh(work)
+        shutil.copy(work / "logits.safetensors", root)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("distill.export.verify._run_fresh", run_and_keep)
+        report = verify(
+            targets, IMAGES, delta=root / "delta", make_backbone=make_backbone, model=trained.model, enough=8
+        )
+    logits = safetensors.torch.load_file(root / "logits.safetensors")
+    return Proof(trained, root / "delta", targets, report, logits)
 
 
+@pytest.fixture
+def same_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``verify`` does in this process what it does in a fresh one, which is faster."""
+    monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
+
+
+def test_a_true_export_passes(proof: Proof) -> None:
+    assert proof.report.passed and proof.report.images == 8
+    assert [(c.what, c.against, c.tolerance) for c in proof.report.comparisons] == [
+        ("merged model", "delta file", 1e-5),
+        ("merged model", "live model", 1e-5),
+        ("half precision", "delta file", 5e-3),
+        ("half precision", "live model", 5e-3),
+    ]
+    assert all(c.same_top1 == 8 for c in proof.report.comparisons)
+    differences = [c.relative_difference for c in proof.report.comparisons]
+    assert max(differences[:2]) <= 1e-5 < min(differences[2:]), "the toy format rounds, so its own code ran"
+    assert set(proof.report.hashes) == {"merged model", "half precision", "delta file"}
+
+
+def test_a_delta_file_is_bit_equal_in_a_fresh_process_with_moved_statistics(proof: Proof) -> None:
+    moved = proof.trained.model.bn1.running_mean  # type: ignore[union-attr]
+    assert not torch.equal(moved, make_backbone().bn1.running_mean)  # type: ignore[arg-type, union-attr]
+    assert torch.equal(proof.logits[DELTA], logits_of(proof.trained.model)(IMAGES))
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_target_beyond_its_tolerance_fails(proof: Proof) -> None:
+    targets: dict[Path, ExportTarget] = {}
+    for path, target in proof.targets.items():
+        targets[path] = Halved(Halved.Settings(type=HALVED, wrong=0.1)) if isinstance(target, Halved) else target
+    report = verify(targets, IMAGES, delta=proof.delta, make_backbone=make_backbone, enough=8)
+    assert [(c.what, c.passed) for c in report.comparisons] == [("merged model", True), ("half precision", False)]
+    assert report.comparisons[1].same_top1 == 8 and not report.passed
+
+
+@pytest.mark.usefixtures("same_process")
 def test_a_folder_of_other_weights_fails(folder: Path, trained: Trained) -> None:
     delta, merged = export(folder, trained)
     write_timm_folder(merged, make_backbone(seed=4), origin="random")
     report = verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, enough=8)
     assert not report.passed and report.comparisons[0].relative_difference > 1e-5
+
+
+@pytest.mark.usefixtures("same_process")
+def test_a_delta_file_without_targets_is_compared_with_the_live_model(proof: Proof) -> None:
+    arguments = {"delta": proof.delta, "make_backbone": make_backbone, "enough": 8}
+    report = verify({}, IMAGES, model=proof.trained.model, **arguments)  # type: ignore[arg-type]
+    (comparison,) = report.comparisons
+    assert (comparison.what, comparison.against) == ("delta file", "live model")
+    assert report.passed and comparison.relative_difference == 0
+    assert not verify({}, IMAGES, model=make_backbone(), **arguments).passed  # type: ignore[arg-type]
+
+
+def test_targets_that_are_not_there_or_get_in_each_others_way() -> None:
+    with pytest.raises(PluginError, match="unknown exporttarget type 'timm_foldr'; did you mean 'timm_folder'"):
+        TARGETS.settings_of("timm_foldr")
+    with pytest.raises(ValidationError, match="timm_folder and timm_folder both write the folder 'merged'"):
+        ExportSettings.model_validate({"targets": ["timm_folder", HALVED, "timm_folder"]})
 
 
 def test_another_backbone_is_named_before_a_process_is_started(
@@ -145,6 +214,9 @@ def test_a_terminals_signal_is_not_for_the_fresh_process(tmp_path: Path, monkeyp
     _run_fresh(tmp_path)
     assert int((tmp_path / "group").read_text()) != os.getpgrp()
 
+    python.write_text("#!/bin/sh\necho no such file >&2\nexit 3\n")
+    with pytest.raises(ExportError, match=r"cannot load the export:\nno such file"):
+        _run_fresh(tmp_path)
     python.write_text("#!/bin/sh\nkill -TERM $$\n")
     with pytest.raises(ExportError, match="ended by SIGTERM"):
         _run_fresh(tmp_path)

@@ -14,7 +14,7 @@ from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, whole_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.bank import DeltaBank
-from distill.export.delta.io import load_delta, read_delta, write_delta
+from distill.export.delta.io import load_delta, read_delta, save_delta
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.fingerprint import fingerprint
 from distill.models.network import NetworkError, NetworkSettings, create_network, timm_with_own_models
@@ -52,7 +52,7 @@ def images(seed: int = 0) -> torch.Tensor:
 
 def write(model: nn.Module, folder: Path) -> Path:
     plain = network(head=None)
-    write_delta(folder, model, fingerprint(backbone_state(plain, classifier_names(plain))), origin="seed 0")
+    save_delta(folder, model, fingerprint(backbone_state(plain, classifier_names(plain))), origin="seed 0")
     return folder
 
 
@@ -170,7 +170,7 @@ def test_a_merged_folder_loads_with_timm_and_can_be_a_backbone_again(name: str, 
         for parameter in again.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    write_delta(tmp_path / "delta", again, before, origin="merged")
+    save_delta(tmp_path / "delta", again, before, origin="merged")
     manifest, _ = read_delta(tmp_path / "delta")
     backbone = timm_with_own_models().create_model(manifest.architecture, num_classes=5, **manifest.model_args)
     backbone.load_state_dict(whole_state(again))

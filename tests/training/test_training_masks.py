@@ -12,7 +12,7 @@ from distill.deltas.sign import Sign
 from distill.deltas.sites import classifier_names
 from distill.deltas.sparse import Sparse
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta.io import load_delta, write_delta
+from distill.export.delta.io import load_delta, save_delta
 from distill.models.fingerprint import fingerprint
 from distill.models.network import create_network
 from distill.models.student import Student
@@ -29,7 +29,7 @@ def fitted(tmp_path: Path, **delta: Any) -> Student:
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     plain = create_network(settings.student.network, 4).model.eval().to(memory_format=torch.channels_last)
     before = fingerprint(backbone_state(plain, classifier_names(plain)))
-    write_delta(tmp_path / "delta", student.model, before, origin="random")
+    save_delta(tmp_path / "delta", student.model, before, origin="random")
     with torch.no_grad():
         assert torch.equal(load_delta(tmp_path / "delta", plain)(x), student.model(x))
     return student

@@ -27,7 +27,7 @@ from distill.deltas.halrp import closed_form
 from distill.deltas.inventory import inventory
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state, head_state
-from distill.export.delta.io import load_delta, write_delta
+from distill.export.delta.io import load_delta, save_delta
 from distill.models.network import create_network
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -103,7 +103,7 @@ def killing(call: int) -> Fault:
 
 def _check_export(settings: Experiment, student: Student, folder: Path) -> None:
     """The delta file holds the ranks, and loads onto a backbone without any data."""
-    write_delta(folder, student.model, student.backbone, origin="toy")
+    save_delta(folder, student.model, student.backbone, origin="toy")
     torch.manual_seed(settings.seed)
     loaded = load_delta(folder, create_network(settings.student.network, 4).model)
     assert_bit_equal(delta_state(loaded), delta_state(student.model))

@@ -37,7 +37,7 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     summary = json.loads((folder / "results.json").read_text())["summary"]
     assert [check["name"] for check in summary["verification"]] == ["hashes", "delta file = live model"]
     assert all(check["passed"] for check in summary["verification"])
-    assert f"no merged folder: {name} cannot be merged; see export/delta" in summary["warnings"]
+    assert f"no merged model: {name} cannot be merged; see export/delta" in summary["warnings"]
     manifest, tensors = read_delta(folder / "export" / "delta")
     assert [group.settings["type"] for group in manifest.deltas] == [name]
     with (folder / "student" / "log.csv").open() as file:

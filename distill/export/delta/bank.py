@@ -30,10 +30,10 @@ class DeltaBank:
 
     Example::
 
-        tasks = Tasks(backbone)
-        tasks.add("flowers", Path("runs/flowers/export/delta"))
-        tasks.add("birds", Path("runs/birds/export/delta"))
-        logits = tasks.switch("birds")(images)
+        bank = DeltaBank(backbone)
+        bank.add("flowers", Path("runs/flowers/export/delta"))
+        bank.add("birds", Path("runs/birds/export/delta"))
+        logits = bank.switch("birds")(images)
 
     Args:
         backbone: the timm model that the files were learned on, with as many classes; it is copied, not changed.
@@ -62,7 +62,7 @@ class DeltaBank:
             raise ExportError(f"there is a task {name!r} already")
         model = load_delta(folder, self.backbone, allow_plugins=self.allow_plugins)
         if parts_of(read_delta(folder)[1], Path(folder))["moved"] and not self.merged:
-            raise ExportError(f"{folder}: batch-norm statistics moved; use Tasks(merged=True)")
+            raise ExportError(f"{folder}: batch-norm statistics moved; use DeltaBank(merged=True)")
         if self.merged:
             merge(model)
             state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
@@ -77,7 +77,7 @@ class DeltaBank:
             return
         shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()}
         if shapes != {key: (tensor.shape, tensor.dtype) for key, tensor in self._targets.items()}:
-            raise ExportError(f"{folder}: its deltas are not those of {self.names[0]!r}; use Tasks(merged=True)")
+            raise ExportError(f"{folder}: its deltas are not those of {self.names[0]!r}; use DeltaBank(merged=True)")
         if self.merged:
             first = next(iter(self._states.values()))
             # Weights that no task changed are kept once.

@@ -68,7 +68,7 @@ class DeltaManifest(Checksummed):
     """The operation on other delta files, named by their SHA-256, that made this one; empty if training did."""
 
 
-def write_delta(
+def save_delta(
     folder: Path,
     model: nn.Module,
     backbone: Fingerprint,
@@ -102,7 +102,7 @@ def write_delta(
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     num_classes: int = model.num_classes  # type: ignore[assignment]
     _check_labels(labels, num_classes)
-    return save_delta(
+    return write_delta_files(
         folder,
         tensors,
         architecture=config["architecture"],
@@ -118,7 +118,7 @@ def write_delta(
     )
 
 
-def save_delta(
+def write_delta_files(
     folder: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, Format] | None = None, **about: Any
 ) -> DeltaManifest:
     """Write the two files.

@@ -22,7 +22,7 @@ from distill.deltas.base import DeltaError, DeltaTensors, WeightDelta
 from distill.deltas.sites import Target, find_target
 from distill.deltas.state import load_exactly
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import DeltaGroup, DeltaManifest, parts_of, read_delta, save_delta, settings_of
+from distill.export.delta.io import DeltaGroup, DeltaManifest, parts_of, read_delta, settings_of, write_delta_files
 from distill.export.delta.packing import Format
 
 
@@ -94,7 +94,7 @@ def save_opened(
         raise ExportError(f"{folder}: not written, the result of '{made_by}' changes nothing")
     about = {name: getattr(file.manifest, name) for name in ABOUT}
     in_order = tuple(sorted(groups.values(), key=lambda group: group.order))
-    return save_delta(folder, tensors, formats, **about, deltas=in_order, made_by=made_by)
+    return write_delta_files(folder, tensors, formats, **about, deltas=in_order, made_by=made_by)
 
 
 ABOUT = ("architecture", "model_args", "num_classes", "origin", "backbone", "labels", "preprocessing", "head")
