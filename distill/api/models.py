@@ -48,7 +48,7 @@ def create_student(
         num_classes: width of a new, freshly initialized classifier; None keeps the model's own.
         size: height and width of the input in pixels; None: the model's own.
         train: ``"deltas"`` freezes the backbone, ``"full"`` trains every weight and takes no deltas.
-        pretrained: whether to load the weights that the name stands for.
+        pretrained: whether to load the weights of that name.
         checkpoint: a ``.safetensors`` or weights-only ``.pth`` file to load instead.
         batch_norm: with ``train="full"``: ``"frozen"`` keeps the running statistics.
         needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``, ``"token"``.
@@ -101,9 +101,9 @@ def create_teacher(
         num_classes: width of a new classifier, for features alone or for weights loaded later; None keeps the models'.
         size: height and width of the input in pixels; None: each model's own.
         weights: how much each network counts, normalized to sum 1; None: equally.
-        pretrained: whether to load the weights that the names stand for.
+        pretrained: whether to load the weights of these names.
         needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``.
-        dtype: what the networks compute in, whatever autocast says.
+        dtype: what the networks compute in; autocast does not change it.
         compile: whether to run the models through ``torch.compile``.
 
     Returns:

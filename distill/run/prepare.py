@@ -100,10 +100,10 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
         return _checked(spec.build(), entries)
     if not (folder / PREPARED).is_file():
         trial_student(spec)
-        content = _chosen(spec, WarmUp(spec, fit_spec, folder, name, full_epochs))
+        content = _choices(spec, WarmUp(spec, fit_spec, folder, name, full_epochs))
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
-        return _begun(spec, content)
+        return _from_choice(spec, content)
     return load_prepared(spec, folder)
 
 
@@ -111,7 +111,7 @@ def load_prepared(spec: StudentSpec, folder: Path) -> Student:
     """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
     if not (folder / PREPARED).is_file():
         return spec.build()
-    return _begun(spec, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
+    return _from_choice(spec, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
 
 
 def load_trained(spec: StudentSpec, folder: Path) -> Student:
@@ -143,7 +143,7 @@ def finished(spec: StudentSpec, student: Student) -> Student:
     return smaller
 
 
-def _chosen(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
+def _choices(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
     """What the methods choose, as plain containers and tensors."""
     entries = spec.settings.deltas
     inits = []
@@ -172,7 +172,7 @@ def _chosen(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
     return content
 
 
-def _begun(spec: StudentSpec, content: dict[str, Any]) -> Student:
+def _from_choice(spec: StudentSpec, content: dict[str, Any]) -> Student:
     deltas = Registry("distill.deltas", "Delta")
     inits = []
     for entry in content["entries"]:

@@ -86,7 +86,7 @@ def run_plan(
         PlanError: stages that do not fit together.
         UserError: of a stage's check, or of its run; the text says what is wrong.
         ChecksFailedError: the report holds a check that failed.
-        Interrupted: a signal arrived; ``resume=True`` goes on from there.
+        Interrupted: a signal arrived; ``resume=True`` continues from there.
     """
     check_plan(stages)
     console = console or Console()

@@ -54,7 +54,7 @@ class FitTeacher(Stage[TeacherNetworks]):
         self.check(context)
         return {
             "network": self.network.model_dump(mode="json", exclude={"weight", "labels"}),
-            # A file or folder that the network's name stands for may hold other weights tomorrow.
+            # The file or folder of the network's name may hold other weights later.
             "weights": self._start(context)[0].backbone.sha256,
             "fit": self.fit.model_dump(mode="json"),
             "augment": self.augment.model_dump(mode="json"),

@@ -9,7 +9,7 @@ from rich.console import Console
 from distill.commands.plan import show_plan
 from distill.config import validate_tree
 from distill.experiments.base import Experiment
-from distill.run.context import opened
+from distill.run.context import open_context
 from distill.run.folder import close_run, open_run
 from distill.run.runner import finish
 
@@ -45,7 +45,7 @@ def test_the_stages_and_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows["test"][0] == "linear-probe, labels-only, student" and rows["report"][:2] == ["–", "always done"]
     assert rows[""] == ["a run starts anew"] and not list(tmp_path.iterdir())
 
-    with opened(settings) as context:
+    with open_context(settings) as context:
         teacher = settings.plan()[0]
         finish(teacher, context, tmp_path)
         monkeypatch.delenv("DISTILL_RUN_FOLDER", raising=False)
