@@ -19,7 +19,7 @@ class FeatureCache:
 
     def __init__(self, capacity: int):
         self.capacity = capacity
-        self.used = self.asked = self.found = 0
+        self.used = self.asked = self.hits = 0
         self._rows: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureCache:
@@ -27,7 +27,7 @@ class FeatureCache:
 
     @property
     def hit_rate(self) -> float:
-        return self.found / max(1, self.asked)
+        return self.hits / max(1, self.asked)
 
     @torch.compiler.disable
     def __call__(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -35,7 +35,7 @@ class FeatureCache:
         keys = digests(x)
         rows = {key: self._rows[key] for key in keys if key in self._rows}
         self.asked += len(keys)
-        self.found += sum(key in rows for key in keys)
+        self.hits += sum(key in rows for key in keys)
         new = [index for index, key in enumerate(keys) if key not in rows]
         if new:
             for index, *row in zip(new, *compute(x[new])):

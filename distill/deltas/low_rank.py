@@ -72,7 +72,7 @@ class LowRank(RankedDelta):
     def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
         """The ranks of all parts side by side. Directions of equal A become one, those whose B is zero go."""
         settings: Any = [part.settings for part in parts]
-        scales = [1.0 if one.alpha is None else one.alpha / one.rank for one in settings]
+        scales = [1.0 if own.alpha is None else own.alpha / own.rank for own in settings]
         A = torch.cat([part.tensors["A"] for part in parts], 1)
         B = torch.cat([part.tensors["B"] * scale for part, scale in zip(parts, scales)], 2)
         rows: dict[bytes, int] = {}

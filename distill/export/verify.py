@@ -68,7 +68,7 @@ class VerificationReport(Settings):
         return bool(self.comparisons) and all(comparison.passed for comparison in self.comparisons)
 
 
-class _Request(Settings):
+class _VerifyRequest(Settings):
     """What the fresh process is asked, beside ``images.safetensors`` and ``backbone.safetensors``."""
 
     targets: dict[str, dict[str, Any]]
@@ -127,7 +127,7 @@ def verify(
         if backbone is not None:
             tensors = {n: t.detach().cpu().contiguous().clone() for n, t in whole_state(backbone).items()}
             safetensors.torch.save_file(tensors, work / "backbone.safetensors")
-        request = _Request(
+        request = _VerifyRequest(
             targets={
                 str(folder.resolve()): target.settings.model_dump(mode="json") for folder, target in targets.items()
             },
@@ -177,7 +177,7 @@ def _run_fresh(work: Path) -> None:
 
 
 def _fresh_process(work: Path) -> None:
-    request = _Request.model_validate_json((work / "request.json").read_text())
+    request = _VerifyRequest.model_validate_json((work / "request.json").read_text())
     sys.path += [path for path in request.paths if path not in sys.path]
     images = safetensors.torch.load_file(work / "images.safetensors")["images"]
     outputs = {}

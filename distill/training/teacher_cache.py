@@ -107,7 +107,7 @@ class TeacherCache:
     def describe(self) -> str:
         """One line: where, how large, and for a new one how it differs from those that are there."""
         what = f"{self.folder}, {self.size:,} bytes for {self.epochs} epochs of {self._samples} samples"
-        return f"new teacher cache: {what}{self._nearest()}" if self.is_new else f"teacher cache: {what}"
+        return f"new teacher cache: {what}{self._nearest_cache_note()}" if self.is_new else f"teacher cache: {what}"
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
@@ -203,7 +203,9 @@ class TeacherCache:
     def _open(self) -> None:
         path, rows = self.folder / MANIFEST, self.folder / ROWS
         if self.is_new and not self.write:
-            raise CacheError(f"there is no cache of this stream, and teacher.cache.write is off{self._nearest()}")
+            raise CacheError(
+                f"there is no cache of this stream, and teacher.cache.write is off{self._nearest_cache_note()}"
+            )
         try:
             if self.is_new:
                 self._check_room(0)
@@ -243,7 +245,7 @@ class TeacherCache:
                 f" logits (teacher.cache.logits), train fewer epochs, or set output= to another disk"
             )
 
-    def _nearest(self) -> str:
+    def _nearest_cache_note(self) -> str:
         """What differs from the most similar cache beside this one."""
         others = [path for path in self.folder.parent.glob(f"cache-*/{MANIFEST}") if path.parent != self.folder]
         different = {path.parent.name: differences(_read(path), self.manifest) for path in others}

@@ -70,9 +70,9 @@ def test_it_starts_orthonormal_and_unchanged() -> None:
         assert delta.penalty().item() == pytest.approx(0.1 * 3 * 0.21**2, rel=1e-3)  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize(("wish", "total"), [({"target_rank": 1.5}, 6), ({"budget": "6KB"}, 6000)])
-def test_what_it_becomes_is_low_rank_within_the_budget(wish: dict, total: int) -> None:
-    model, actual = attached(rank=4, interval=2, **wish)
+@pytest.mark.parametrize(("allocation", "total"), [({"target_rank": 1.5}, 6), ({"budget": "6KB"}, 6000)])
+def test_what_it_becomes_is_low_rank_within_the_budget(allocation: dict, total: int) -> None:
+    model, actual = attached(rank=4, interval=2, **allocation)
     model.train()
     train(model, actual, 20)
     model.eval()
@@ -81,7 +81,7 @@ def test_what_it_becomes_is_low_rank_within_the_budget(wish: dict, total: int) -
     assert start is not None and all(settings.type == "low_rank" for settings in start.settings)
     ranks = {site: tensors["A"].shape[1] for site, tensors in start.tensors.items()}
     spent = sum(t.numel() * 4 for tensors in start.tensors.values() for t in tensors.values())
-    assert (spent if "budget" in wish else sum(ranks.values())) <= total
+    assert (spent if "budget" in allocation else sum(ranks.values())) <= total
     assert sum(ranks.values()) > 0 and len(set(ranks.values())) > 1, "an importance that is the same everywhere"
 
     again = build("test_vit")
