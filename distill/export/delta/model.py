@@ -152,12 +152,12 @@ def change_of(backbone: nn.Module, place: str, chain: Chain) -> dict[str, Tensor
             load_exactly(site.delta.state_dict(), link.learned.tensors, f"delta of {link.site}")
     except DeltaError as error:
         raise ExportError(str(error)) from error
-    found = {}
+    change_of = {}
     with torch.no_grad():
         for name, changes in getattr(layer, "parametrizations", {}).items():
             change = getattr(layer, name) - changes.original
-            found[name] = change if where.rows is None else change[slice(*where.rows)]
-    return found
+            change_of[name] = change if where.rows is None else change[slice(*where.rows)]
+    return change_of
 
 
 def needs_values(chain: Chain) -> bool:
