@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.deltas.base import DeltaSettings, StructuralDelta
-from distill.deltas.blocks import Block, as_block, block_names, probe, select_blocks
+from distill.deltas.blocks import BackboneBlock, as_block, block_names, probe, select_blocks
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
@@ -65,7 +65,7 @@ class Adapter(StructuralDelta):
 class Bottleneck(nn.Module):
     """The adapter at one place."""
 
-    def __init__(self, settings: Adapter.Settings, place: Block):
+    def __init__(self, settings: Adapter.Settings, place: BackboneBlock):
         super().__init__()
         channels, hidden, self.axis = place.channels, settings.hidden, place.axis
         self.act = settings.act
@@ -94,7 +94,7 @@ class Bottleneck(nn.Module):
         return y + added.to(y.dtype)
 
 
-def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[Block]:
+def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[BackboneBlock]:
     """Where adapters go: behind both halves of every transformer block that was found, and behind any other module."""
     blocks = [backbone.get_submodule(name) for name in block_names(backbone, "blocks")]
     blocks_found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")

@@ -23,7 +23,7 @@ Level = Literal["blocks", "stages"]
 
 
 @dataclass(frozen=True)
-class Block:
+class BackboneBlock:
     """A module of the backbone and what it puts out for one image."""
 
     name: str
@@ -58,7 +58,7 @@ def block_names(model: nn.Module, level: Level) -> list[str]:
     return names
 
 
-def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> list[Block]:
+def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> list[BackboneBlock]:
     """The blocks that ``settings.sites`` finds, in the model's order, with the shapes of their outputs.
 
     A pattern is looked for at ``level`` first, then at the other one; ``*`` is all of ``level``.
@@ -99,10 +99,10 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
     return [as_block(model, name, outputs[name]) for name in order]
 
 
-def as_block(model: nn.Module, name: str, output: Tensor) -> Block:
+def as_block(model: nn.Module, name: str, output: Tensor) -> BackboneBlock:
     """A block that put out ``output`` for one image."""
     channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
-    return Block(name, tuple(output.shape[1:]), -1 if channels_last else 1)
+    return BackboneBlock(name, tuple(output.shape[1:]), -1 if channels_last else 1)
 
 
 def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:

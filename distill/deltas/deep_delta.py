@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
-from distill.deltas.blocks import Block, select_blocks
+from distill.deltas.blocks import BackboneBlock, select_blocks
 
 
 def delta_update(X: Tensor, k: Tensor, v: Tensor, beta: Tensor, write_only: bool = False) -> Tensor:
@@ -94,7 +94,7 @@ class DeepDelta(StructuralDelta):
 class Corrector(nn.Module):
     """The operator after one block."""
 
-    def __init__(self, settings: DeepDelta.Settings, block: Block):
+    def __init__(self, settings: DeepDelta.Settings, block: BackboneBlock):
         super().__init__()
         channels, self.axis, self.values = block.channels, block.axis, settings.values
         if channels % settings.values:

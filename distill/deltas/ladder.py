@@ -30,7 +30,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, StructuralDelta
-from distill.deltas.blocks import Block, as_block, empty_image, eval_mode, select_blocks
+from distill.deltas.blocks import BackboneBlock, as_block, empty_image, eval_mode, select_blocks
 from distill.deltas.feature_cache import FeatureCache
 from distill.deltas.side_blocks import Rung, free_form, gate, pointwise, pruned_form
 from distill.deltas.structured_pruning import Importance, prune_into, stream_scores, top
@@ -160,7 +160,7 @@ class Ladder(StructuralDelta):
         return final + (added.movedim(1, -1) if self.to_back else added).to(final.dtype)
 
 
-def _final(backbone: nn.Module) -> Block:
+def _final(backbone: nn.Module) -> BackboneBlock:
     """What the pooling and the head are given."""
     with torch.no_grad(), eval_mode(backbone):
         output = backbone.forward_features(empty_image(backbone))  # type: ignore[operator]

@@ -13,14 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from distill.deltas.base import DeltaError
-from distill.deltas.blocks import Block, block_names
+from distill.deltas.blocks import BackboneBlock, block_names
 
 # Layers of a block that are not on the way of its stream.
 _ASIDE = {"downsample", "shortcut", "se", "attn", "attn_se", "attn_last", "conv_skip"}
 
 
 @dataclass(frozen=True)
-class Step:
+class SideLayer:
     """One conv of a side block, and the backbone's layer that it is a thinner copy of, if any."""
 
     inputs: int
@@ -35,7 +35,7 @@ class Form:
     """What a side block looks like."""
 
     width: int
-    steps: tuple[Step, ...] = ()
+    steps: tuple[SideLayer, ...] = ()
     """Of a block of convs; empty for a transformer block."""
     heads: int = 1
     hidden: int = 0
@@ -44,17 +44,21 @@ class Form:
     """The backbone's transformer block that it is a thinner copy of, if any."""
 
 
-def free_form(tap: Block, reduction: int) -> Form:
+def free_form(tap: BackboneBlock, reduction: int) -> Form:
     """A form for any backbone: depthwise 3×3 and two 1×1, or a transformer block with heads of 32."""
     width = max(1, tap.channels // reduction)
     if tap.is_map:
-        steps = (Step(width, width, (3, 3), depthwise=True), Step(width, 2 * width), Step(2 * width, width))
+        steps = (
+            SideLayer(width, width, (3, 3), depthwise=True),
+            SideLayer(width, 2 * width),
+            SideLayer(2 * width, width),
+        )
         return Form(width, steps)
     heads = max(1, width // 32)
     return Form(heads * max(1, width // heads), heads=heads, hidden=4 * width)
 
 
-def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
+def pruned_form(backbone: nn.Module, tap: BackboneBlock, reduction: int) -> Form:
     """The form of the backbone's last block up to the tap, ``reduction`` times thinner.
 
     Raises:
@@ -87,7 +91,7 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
         if isinstance(layer, (nn.Conv2d, nn.Linear)) and not _ASIDE & set(n.split("."))
     ]
     width = max(1, tap.channels // reduction)
-    steps: list[Step] = []
+    steps: list[SideLayer] = []
     for number, (source, layer) in enumerate(chain):
         outputs, inputs = layer.weight.shape[0], layer.weight.shape[1] * getattr(layer, "groups", 1)
         before = chain[number - 1][1].weight.shape[0] if number else inputs
@@ -98,7 +102,7 @@ def pruned_form(backbone: nn.Module, tap: Block, reduction: int) -> Form:
         thin = steps[-1].outputs if steps else width
         out = width if last else thin if depthwise else max(1, outputs // reduction)
         kernel = (layer.weight.shape[2], layer.weight.shape[3]) if layer.weight.ndim == 4 else (1, 1)
-        steps.append(Step(thin, out, kernel, depthwise, source))
+        steps.append(SideLayer(thin, out, kernel, depthwise, source))
     if not steps or chain[-1][1].weight.shape[0] != tap.channels:
         raise DeltaError(str(refusal).format(f"whose layers do not end in its {tap.channels} channels"))
     if steps[-1].depthwise and steps[-1].inputs != width:
@@ -157,7 +161,7 @@ class Rung(nn.Module):
         drop_path: chance that a sample skips the block in training.
     """
 
-    def __init__(self, tap: Block, form: Form, before: int | None, drop_path: float):
+    def __init__(self, tap: BackboneBlock, form: Form, before: int | None, drop_path: float):
         super().__init__()
         self.form, self.to_front, self.drop_path = form, tap.is_map and tap.axis == -1, drop_path
         self.down = pointwise(tap.channels, form.width, tap.is_map)

@@ -8,11 +8,11 @@ from torch.nn import functional as F
 
 from distill.deltas.adapter import Adapter, Bottleneck
 from distill.deltas.attach import attach
-from distill.deltas.blocks import Block
+from distill.deltas.blocks import BackboneBlock
 from distill.deltas.output import OutputDelta
 
 
-def randomized(settings: Adapter.Settings, place: Block) -> Bottleneck:
+def randomized(settings: Adapter.Settings, place: BackboneBlock) -> Bottleneck:
     torch.manual_seed(0)
     adapter = Bottleneck(settings, place).double()
     with torch.no_grad():
@@ -24,7 +24,7 @@ def randomized(settings: Adapter.Settings, place: Block) -> Bottleneck:
 @torch.no_grad()
 @pytest.mark.parametrize("act", ["gelu", "relu", "silu"])
 def test_tokens(act: str) -> None:
-    adapter = randomized(Adapter.Settings(hidden=3, act=act), Block("b", (4, 5), -1))
+    adapter = randomized(Adapter.Settings(hidden=3, act=act), BackboneBlock("b", (4, 5), -1))
     y = torch.randn(2, 4, 5, dtype=torch.float64)
     inner = getattr(F, act)(y @ adapter.down.weight.T + adapter.down.bias)
     expected = y + adapter.scale * (inner @ adapter.up.weight.T + adapter.up.bias)
@@ -33,7 +33,7 @@ def test_tokens(act: str) -> None:
 
 @torch.no_grad()
 def test_maps() -> None:
-    adapter = randomized(Adapter.Settings(hidden=2, act="relu"), Block("b", (3, 4, 4), 1))
+    adapter = randomized(Adapter.Settings(hidden=2, act="relu"), BackboneBlock("b", (3, 4, 4), 1))
     y = torch.randn(1, 3, 4, 4, dtype=torch.float64)
     down = torch.einsum("hc,bcij->bhij", adapter.down.weight[:, :, 0, 0], y) + adapter.down.bias.view(-1, 1, 1)
     padded = F.pad(down, (1, 1, 1, 1))

@@ -5,7 +5,7 @@ import torch
 from deltas_models import build, disturb, images
 
 from distill.deltas.attach import attach, deltas
-from distill.deltas.blocks import Block
+from distill.deltas.blocks import BackboneBlock
 from distill.deltas.deep_delta import Corrector, DeepDelta, delta_update, read
 
 
@@ -39,7 +39,7 @@ def test_the_spectrum_of_the_operator() -> None:
 def test_every_token_is_corrected_by_the_equation(layout: str, settings: dict[str, object]) -> None:
     torch.manual_seed(0)
     options = DeepDelta.Settings(rank=2, gate_hidden=4, **settings)
-    place = Block("b", (12, 3, 2), 1) if layout == "map" else Block("b", (5, 12), -1)
+    place = BackboneBlock("b", (12, 3, 2), 1) if layout == "map" else BackboneBlock("b", (5, 12), -1)
     corrector = Corrector(options, place).double().eval()
     with torch.no_grad():
         for parameter in corrector.parameters():
