@@ -121,7 +121,7 @@ def source(batch: int, pixels: int, device: str = "cpu") -> Tensor:
     return images.mul(255).to(torch.uint8).to(device)
 
 
-def ours(images: Tensor, pixels: int, kernel: int, compile: bool | str = "auto") -> Callable[[], Tensor]:
+def fused_chain(images: Tensor, pixels: int, kernel: int, compile: bool | str = "auto") -> Callable[[], Tensor]:
     chain = Chain(strong(kernel), (pixels, pixels), compile=compile)  # type: ignore[arg-type]
     ids, spec = torch.arange(len(images)), InputSpec((pixels, pixels), MEAN, STD)
     calls = iter(range(10**9))
@@ -198,8 +198,8 @@ def throughput(threads: int, quick: bool, compile: bool) -> list[Row]:
     for pixels, (batch, kernel) in SIZES.items():
         images = source(batch, pixels)
         sides = {
-            "ours": ours(images, pixels, kernel),
-            "torch": ours(images, pixels, kernel, compile=False),
+            "ours": fused_chain(images, pixels, kernel),
+            "torch": fused_chain(images, pixels, kernel, compile=False),
             "kornia": kornias(images, pixels, kernel),
             "torchvision": torchvisions(images, pixels, kernel),
             "albumentations": albumentationss(images, pixels, kernel),
@@ -279,7 +279,7 @@ def counts() -> list[Row]:
         images = source(batch, pixels)
         floor = images.numel() + batch * 3 * pixels * pixels * 4
         for side, run in (
-            ("", ours(images, pixels, kernel, compile=False)),
+            ("", fused_chain(images, pixels, kernel, compile=False)),
             ("_kornia", kornias(images, pixels, kernel)),
         ):
             run()
@@ -294,7 +294,7 @@ def counts() -> list[Row]:
 
 
 def waits_of_the_gpus_way(images: Tensor, pixels: int, kernel: int) -> int:
-    run = ours(images, pixels, kernel)
+    run = fused_chain(images, pixels, kernel)
     run()
     original = torch.compiler.is_compiling
     torch.compiler.is_compiling = lambda: True
@@ -314,7 +314,7 @@ def compiled_kernels() -> list[Row]:
     batch, kernel = SIZES[32]
     metrics.reset()
     with mock.patch("augment.fuse.run.way_on", lambda device, wanted: "torch.compile"):
-        run = ours(source(batch, 32), 32, kernel)
+        run = fused_chain(source(batch, 32), 32, kernel)
         _, programs = run_and_get_code(run)
         generated = metrics.generated_kernel_count
         run()
@@ -385,11 +385,11 @@ class Block(nn.Module):
             nn.Conv2d(width, out, 3, stride, 1, bias=False),
             nn.Conv2d(out, out, 3, 1, 1, bias=False),
         )
-        self.one, self.two = nn.BatchNorm2d(out), nn.BatchNorm2d(out)
+        self.first_norm, self.second_norm = nn.BatchNorm2d(out), nn.BatchNorm2d(out)
         self.stride, self.more = stride, out - width
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.two(self.second(F.relu(self.one(self.first(x)))))
+        y = self.second_norm(self.second(F.relu(self.first_norm(self.first(x)))))
         return F.relu(y + F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.more)))
 
 
@@ -408,7 +408,7 @@ def on_gpu(rounds: int) -> list[Row]:
     block = torch.empty(2**30, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(block)
     sides = {
-        "ours": ours(images, pixels, kernel),
+        "ours": fused_chain(images, pixels, kernel),
         "kornia": kornias(images, pixels, kernel),
         "copy": lambda: target.copy_(block),
     }

@@ -60,9 +60,9 @@ def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
             arms.append(Arm(name, ({"type": name},), bytes=size))
             continue
         for budget in BUDGETS:
-            found = list(at_budget(backbone, name, budget))
-            arms += found
-            if not found:
+            arms_at_budget = list(at_budget(backbone, name, budget))
+            arms += arms_at_budget
+            if not arms_at_budget:
                 console.print(f"{name}@{budget} is left out: no setting comes near it", style="yellow")
     return arms
 

@@ -65,7 +65,7 @@ def main() -> None:
     given = parser.parse_args()
     console = Console()
     with console.status("measuring the objectives"):
-        rows = shares(torch.device(given.device), 2 if given.quick else 8)
+        rows = step_fractions(torch.device(given.device), 2 if given.quick else 8)
     with console.status("counting CRD's bytes"):
         rows += crd_rows()
     machine = Machine.here()
@@ -80,7 +80,7 @@ def main() -> None:
 # --- Time and memory ----------------------------------------------------------------------------------------------
 
 
-def shares(device: torch.device, rounds: int) -> list[Row]:
+def step_fractions(device: torch.device, rounds: int) -> list[Row]:
     """Every objective and the bare steps, by turns."""
     on_gpu = device.type == "cuda"
     sizes = {True: 224, False: 224} if on_gpu else {True: 64, False: 224}
@@ -96,15 +96,15 @@ def shares(device: torch.device, rounds: int) -> list[Row]:
             seconds[f"step_{size}"].append(timed(entry, device) * BATCH / images[size])
         for name, entry in steps.items():
             seconds[name].append(timed(entry, device))
-    found = {
+    fractions = {
         name: ratio(f"share_{name}", seconds[name], seconds[f"step_{sizes['maps' in needs(name)]}"]) for name in steps
     }
-    worst = max((entry for name, entry in found.items() if name != "crd"), key=lambda entry: entry.value)
+    worst = max((entry for name, entry in fractions.items() if name != "crd"), key=lambda entry: entry.value)
     return [
         Row("worst_objective_share", worst.value, "×", worst.low, worst.high),
-        *sorted(found.values(), key=lambda entry: -entry.value),
+        *sorted(fractions.values(), key=lambda entry: -entry.value),
         *(row(f"seconds_{name}", values, "s") for name, values in seconds.items()),
-        *(row(f"memory_{name}", [found / 1e6], "MB") for name, found in memory.items()),
+        *(row(f"memory_{name}", [size / 1e6], "MB") for name, size in memory.items()),
     ]
 
 
@@ -226,10 +226,10 @@ def plain_crd(term: CRD, student: Features, teacher: Features, batch: Targets) -
     assert student.pooled is not None and teacher.pooled is not None
     rows_B, count = batch.indices(), term.settings.negatives
     places = torch.cat([rows_B[:, None], torch.randint(SAMPLES, (len(rows_B), count))], dim=1)
-    ours = F.normalize(term.student_projector(student.pooled))
+    embedded = F.normalize(term.student_projector(student.pooled))
     reference = F.normalize(term.teacher_projector(teacher.pooled))
     noise, total = count / SAMPLES, torch.zeros(())
-    for own, bank in ((ours, term.teacher_bank), (reference, term.student_bank)):
+    for own, bank in ((embedded, term.teacher_bank), (reference, term.student_bank)):
         chosen = bank.index_select(0, places.flatten()).view(*places.shape, -1)
         h = ((chosen @ own[:, :, None]).squeeze(2) / term.settings.temperature).exp()
         h = h / (h.detach().mean() * SAMPLES)

@@ -112,8 +112,8 @@ class CRD(Objective):
         student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         index_B, samples = batch.indices(), len(self.labels)
         places_K = Draws(0, 0, "crd", self.steps).integers(0, 0, samples, (self.settings.negatives,))[0]
-        ours_B, theirs_K = self.labels[index_B][:, None], self.labels[places_K]
-        counts_BK = (index_B[:, None] != places_K) & ((ours_B != theirs_K) | (ours_B == UNLABELED))
+        own_labels_B, drawn_labels_K = self.labels[index_B][:, None], self.labels[places_K]
+        counts_BK = (index_B[:, None] != places_K) & ((own_labels_B != drawn_labels_K) | (own_labels_B == UNLABELED))
         student_BP = F.normalize(self.student_projector(student_BD))
         teacher_BP = F.normalize(self.teacher_projector(teacher_BD))
         total = torch.zeros((), device=student_BD.device)

@@ -64,12 +64,12 @@ class DeiT(Objective):
         class_BK = 2 * student_BK - token_BK  # logits are the mean of the two heads
         s = self.settings
         weights_B = batch.weights
-        labels = cross_entropy(
+        label_loss = cross_entropy(
             class_BK, batch.labels, s.label_smoothing, batch.mixed_labels, batch.mix_lambda, weights_B
         )
         if s.kind == "soft":
-            taught = kd(token_BK, teacher_BK, s.temperature, s.standardize, weights_B)
-            return (1 - s.alpha) * labels + s.alpha * taught
+            token_loss = kd(token_BK, teacher_BK, s.temperature, s.standardize, weights_B)
+            return (1 - s.alpha) * label_loss + s.alpha * token_loss
         # A NaN has no argmax: it must come out, not become a class.
-        decided = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()
-        return (1 - s.alpha) * labels + s.alpha * decided
+        token_loss = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()
+        return (1 - s.alpha) * label_loss + s.alpha * token_loss

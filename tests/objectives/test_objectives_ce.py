@@ -69,7 +69,7 @@ def test_labels_of_another_shape_are_refused(labels):
 def test_mixed_images_have_two_classes() -> None:
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     own, other = tensor([0, 1, 2, -1]), tensor([1, 1, -1, 0])
-    found = cross_entropy(logits, own, 0.1, other, mix_lambda=0.3)
+    actual = cross_entropy(logits, own, 0.1, other, mix_lambda=0.3)
     soft = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]) * 0.9 + 0.1 / 3  # the last two have an unknown half
     by_hand = -(soft * logits[:2].log_softmax(1)).sum(1).mean()
-    torch.testing.assert_close(found, by_hand)
+    torch.testing.assert_close(actual, by_hand)

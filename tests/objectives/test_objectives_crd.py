@@ -34,7 +34,7 @@ def test_equals_the_equation():
     labels = tensor([0, 0, 1, 1, 2, 2, -1, -1])
     made, (student, teacher), index = term(labels), features(), tensor([0, 3, 6, 7])
     banks = made.teacher_bank.clone(), made.student_bank.clone()
-    found = made(student, teacher, Targets(labels[index], index))
+    actual = made(student, teacher, Targets(labels[index], index))
 
     from augment.draws import Draws
 
@@ -56,7 +56,7 @@ def test_equals_the_equation():
             hit = likeness(i, own) / scale
             total -= math.log(hit / (hit + noise)) / 4
             total -= sum(math.log(noise / (likeness(i, j) / scale + noise)) for j in counted) / 4
-    assert found.item() == pytest.approx(total, rel=3e-6)
+    assert actual.item() == pytest.approx(total, rel=3e-6)
 
 
 def test_banks_remember_what_was_seen_and_nothing_else():

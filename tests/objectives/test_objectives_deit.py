@@ -25,10 +25,10 @@ def parts(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 def test_equals_the_equation(kind, alpha):
     class_token, token, teacher = parts()
     term = DeiT(DeiT.Settings(kind=kind, alpha=alpha, label_smoothing=0.1), SHAPES, SHAPES)
-    found = term(Features((class_token + token) / 2, token=token), Features(teacher), Targets(LABELS))
-    taught = kd(token, teacher, 3.0) if kind == "soft" else cross_entropy(token, teacher.argmax(1))
-    expected = (1 - alpha) * cross_entropy(class_token, LABELS, 0.1) + alpha * taught
-    torch.testing.assert_close(found, expected)
+    actual = term(Features((class_token + token) / 2, token=token), Features(teacher), Targets(LABELS))
+    token_loss = kd(token, teacher, 3.0) if kind == "soft" else cross_entropy(token, teacher.argmax(1))
+    expected = (1 - alpha) * cross_entropy(class_token, LABELS, 0.1) + alpha * token_loss
+    torch.testing.assert_close(actual, expected)
 
 
 def test_on_paper():
@@ -37,8 +37,8 @@ def test_on_paper():
     shapes = FeatureShapes(2, 8)
     term = DeiT(DeiT.Settings(alpha=0.25), shapes, shapes)
     student, teacher = Features((class_token + token) / 2, token=token), Features(torch.tensor([[5.0, -5.0]]))
-    found = term(student, teacher, Targets(torch.tensor([1])))
-    assert found.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(2), rel=1e-5)
+    actual = term(student, teacher, Targets(torch.tensor([1])))
+    assert actual.item() == pytest.approx(0.75 * math.log(4 / 3) + 0.25 * math.log(2), rel=1e-5)
 
 
 def test_the_soft_part_is_least_where_the_token_says_what_the_teacher_does():

@@ -45,8 +45,8 @@ def test_equals_the_equation(shape, temperature, alpha, beta):
     student, teacher = 3 * torch.randn(2, *shape, generator=generator)
     labels = torch.arange(shape[0]) - int(shape[0] > 1)
     expected = by_hand(student, teacher, labels, alpha, beta, temperature)
-    found = dkd(student, teacher, labels, alpha, beta, temperature).item()
-    assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+    actual = dkd(student, teacher, labels, alpha, beta, temperature).item()
+    assert actual == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 
 def test_kd_is_the_case_of_beta_one_minus_the_teachers_confidence():

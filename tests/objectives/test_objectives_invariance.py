@@ -54,8 +54,8 @@ def test_dense_brings_the_student_to_the_teachers_grid():
 
 def test_code_length_equals_the_divergence_of_gaussians():
     mean, variance = torch.randn(4, 3), torch.rand(4, 3) + 0.1
-    ours = torch.distributions.Normal(mean, variance.sqrt())
-    expected = torch.distributions.kl_divergence(ours, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
+    code = torch.distributions.Normal(mean, variance.sqrt())
+    expected = torch.distributions.kl_divergence(code, torch.distributions.Normal(0.0, 1.0)).sum(1).mean()
     torch.testing.assert_close(code_length(mean, variance), expected)
     assert code_length(torch.zeros(2, 3), torch.ones(2, 3)) == 0
 
@@ -142,12 +142,12 @@ def test_reversed_turns_the_students_gradient_round():
 def test_r1_is_the_squared_slope_on_the_teachers_features():
     term, (student, teacher) = adversarial(regularizer="r1", r1=4.0), features()
     fake, real = term.projector(student.pooled), teacher.pooled
-    found = term.discriminate(fake, real).mean()
+    actual = term.discriminate(fake, real).mean()
     slopes = torch.func.vmap(torch.func.grad(lambda x: term.discriminator(x).squeeze()))(real)
     term.settings = Adversarial.Settings(regularizer="none")
     expected = term.discriminate(fake, real).mean() + 4 / 2 * slopes.square().sum(1).mean()
-    torch.testing.assert_close(found, expected)
-    assert any(g.abs().sum() > 0 for g in gradients(found - expected.detach(), term.discriminator))
+    torch.testing.assert_close(actual, expected)
+    assert any(g.abs().sum() > 0 for g in gradients(actual - expected.detach(), term.discriminator))
 
 
 def test_spectral_norm_bounds_the_slope():

@@ -42,11 +42,12 @@ def maps_of(of: FeatureShapes, seed=0, batch=4):
         (2, 4, [1, 3]),
     ],
 )
-def test_stages_meet_at_their_relative_depth(ours, theirs, expected):
-    student, teacher = shapes(*[(4, 8, 8)] * ours), shapes(*[(6, 8, 8)] * theirs)
+def test_stages_meet_at_their_relative_depth(student_stages, teacher_stages, expected):
+    student, teacher = shapes(*[(4, 8, 8)] * student_stages), shapes(*[(6, 8, 8)] * teacher_stages)
     assert match_stages("all", student, teacher) == [(f"s{i}", f"s{j}") for i, j in enumerate(expected)]
-    assert match_stages("last", student, teacher) == [(f"s{ours - 1}", f"s{theirs - 1}")]
-    assert match_stages("middle", student, teacher) == [match_stages("all", student, teacher)[ours // 2]]
+    last = f"s{student_stages - 1}", f"s{teacher_stages - 1}"
+    assert match_stages("last", student, teacher) == [last]
+    assert match_stages("middle", student, teacher) == [match_stages("all", student, teacher)[student_stages // 2]]
 
 
 def test_stages_by_name_and_by_mistake():
@@ -62,9 +63,9 @@ def test_stages_by_name_and_by_mistake():
 
 def test_maps_meet_on_the_smaller_grid():
     large, small = torch.arange(32.0).view(1, 1, 4, 8), torch.zeros(1, 2, 8, 4)
-    one, other = on_one_grid(large, small)
-    assert one.shape == (1, 1, 4, 4) and other.shape == (1, 2, 4, 4)
-    torch.testing.assert_close(one, large.unfold(3, 2, 2).mean(-1))
+    pooled_large, pooled_small = on_one_grid(large, small)
+    assert pooled_large.shape == (1, 1, 4, 4) and pooled_small.shape == (1, 2, 4, 4)
+    torch.testing.assert_close(pooled_large, large.unfold(3, 2, 2).mean(-1))
 
 
 # --- FitNets ------------------------------------------------------------------------------------------------------
@@ -73,13 +74,13 @@ def test_maps_meet_on_the_smaller_grid():
 def test_fitnets_by_hand_and_zero_where_the_regressor_hits():
     student, teacher = shapes((2, 4, 4)), shapes((3, 2, 2))
     term = FitNets(FitNets.Settings(stages="all"), student, teacher)
-    ours, theirs = maps_of(student), maps_of(teacher, seed=1)
+    student_features, teacher_features = maps_of(student), maps_of(teacher, seed=1)
     weight, bias = term.regressors[0].weight[:, :, 0, 0], term.regressors[0].bias
-    hint = torch.einsum("oc,bchw->bohw", weight, ours.maps["s0"]) + bias[:, None, None]
+    hint = torch.einsum("oc,bchw->bohw", weight, student_features.maps["s0"]) + bias[:, None, None]
     pooled = hint.unfold(2, 2, 2).unfold(3, 2, 2).mean((-1, -2))
-    expected = (pooled - theirs.maps["s0"]).square().mean()
-    torch.testing.assert_close(term(ours, theirs, LABELS), expected)
-    assert term(ours, Features(maps={"s0": pooled.detach()}), LABELS).item() == pytest.approx(0, abs=1e-12)
+    expected = (pooled - teacher_features.maps["s0"]).square().mean()
+    torch.testing.assert_close(term(student_features, teacher_features, LABELS), expected)
+    assert term(student_features, Features(maps={"s0": pooled.detach()}), LABELS).item() == pytest.approx(0, abs=1e-12)
 
 
 # --- AT -----------------------------------------------------------------------------------------------------------
@@ -107,9 +108,9 @@ def test_at_equals_the_equation(size):
         length = math.sqrt(sum(place**2 for place in places))
         return [place / length for place in places]
 
-    for found, s, t in zip(at(student, teacher).tolist(), student.tolist(), teacher.tolist()):
+    for actual, s, t in zip(at(student, teacher).tolist(), student.tolist(), teacher.tolist()):
         places = [(a - b) ** 2 for a, b in zip(energies(s), energies(t))]
-        assert found == pytest.approx(sum(places) / len(places), rel=1e-5, abs=1e-7)
+        assert actual == pytest.approx(sum(places) / len(places), rel=1e-5, abs=1e-7)
 
 
 # --- VID ----------------------------------------------------------------------------------------------------------
@@ -153,13 +154,17 @@ def test_nst_equals_the_maximum_mean_discrepancy():
     student, teacher = torch.randn(2, 3, 2, 2, 2), torch.randn(2, 5, 2, 2, 2).reshape(2, 10, 2, 2)
     student = student.reshape(2, 6, 2, 2)
     total = 0.0
-    for ours, theirs in zip(student.flatten(2), teacher.flatten(2)):
-        ours, theirs = (x / x.norm(dim=1, keepdim=True) for x in (ours, theirs))
+    for neurons_s, neurons_t in zip(student.flatten(2), teacher.flatten(2)):
+        neurons_s, neurons_t = (x / x.norm(dim=1, keepdim=True) for x in (neurons_s, neurons_t))
 
         def mean_kernel(x, y):
             return sum((a @ b).item() ** 2 for a in x for b in y) / (len(x) * len(y))
 
-        total += mean_kernel(ours, ours) + mean_kernel(theirs, theirs) - 2 * mean_kernel(ours, theirs)
+        total += (
+            mean_kernel(neurons_s, neurons_s)
+            + mean_kernel(neurons_t, neurons_t)
+            - 2 * mean_kernel(neurons_s, neurons_t)
+        )
     assert nst(student, teacher).mean().item() == pytest.approx(total / 2, rel=1e-5)
     assert nst(teacher, teacher.flip(1)).max().item() == pytest.approx(0, abs=1e-10), (
         "the order of neurons says nothing"
@@ -168,9 +173,9 @@ def test_nst_equals_the_maximum_mean_discrepancy():
 
 def test_nst_on_paper():
     """One neuron each, at right angles: k(s, s) = k(t, t) = 1 and k(s, t) = 0; at 45 degrees k(s, t) = 1/2."""
-    one, other, between = (tensor(row).view(1, 1, 1, 2) for row in ([3.0, 0.0], [0.0, 2.0], [1.0, 1.0]))
-    assert nst(one, other).item() == pytest.approx(2)
-    assert nst(one, between).item() == pytest.approx(2 - 2 * 0.5)
+    first, orthogonal, between = (tensor(row).view(1, 1, 1, 2) for row in ([3.0, 0.0], [0.0, 2.0], [1.0, 1.0]))
+    assert nst(first, orthogonal).item() == pytest.approx(2)
+    assert nst(first, between).item() == pytest.approx(2 - 2 * 0.5)
 
 
 # --- ReviewKD -----------------------------------------------------------------------------------------------------
@@ -204,8 +209,8 @@ def test_a_fusion_is_batch_norms_of_convs_and_a_learned_mean_of_deep_and_shallow
     y = deep.repeat_interleave(2, 2).repeat_interleave(2, 3)
     attention = fusion.attend(torch.cat([x, y], 1)).sigmoid()
     mixed = attention[:, :1] * x + attention[:, 1:] * y
-    found, expanded = fusion(shallow, deep)
-    torch.testing.assert_close(found, mixed, rtol=1e-4, atol=1e-5)
+    fused, expanded = fusion(shallow, deep)
+    torch.testing.assert_close(fused, mixed, rtol=1e-4, atol=1e-5)
     expected = F.batch_norm(F.conv2d(mixed, fusion.expand[0].weight, padding=1), None, None, training=True)
     torch.testing.assert_close(expanded, expected, rtol=1e-4, atol=1e-5)
 
@@ -213,17 +218,17 @@ def test_a_fusion_is_batch_norms_of_convs_and_a_learned_mean_of_deep_and_shallow
 def test_review_passes_what_is_deep_to_what_is_shallow():
     student, teacher = shapes((2, 8, 8), (4, 4, 4)), shapes((3, 8, 8), (6, 4, 4))
     term = ReviewKD(ReviewKD.Settings(width=5), student, teacher)
-    ours, theirs = maps_of(student), maps_of(teacher, seed=1)
-    for map_ in ours.maps.values():
+    student_features, teacher_features = maps_of(student), maps_of(teacher, seed=1)
+    for map_ in student_features.maps.values():
         map_.requires_grad_()
     shallow, deep = term.fusions
     assert deep.attend is None
-    x, fused_deep = deep(ours.maps["s1"], None)
-    _, fused = shallow(ours.maps["s0"], x)
-    expected = (hcl(fused, theirs.maps["s0"]) + hcl(fused_deep, theirs.maps["s1"])).mean()
-    torch.testing.assert_close(term(ours, theirs, LABELS), expected)
-    hcl(fused, theirs.maps["s0"]).mean().backward()
-    assert ours.maps["s1"].grad.abs().sum() > 0, "the shallow loss teaches the deep stage"
+    x, fused_deep = deep(student_features.maps["s1"], None)
+    _, fused = shallow(student_features.maps["s0"], x)
+    expected = (hcl(fused, teacher_features.maps["s0"]) + hcl(fused_deep, teacher_features.maps["s1"])).mean()
+    torch.testing.assert_close(term(student_features, teacher_features, LABELS), expected)
+    hcl(fused, teacher_features.maps["s0"]).mean().backward()
+    assert student_features.maps["s1"].grad.abs().sum() > 0, "the shallow loss teaches the deep stage"
 
 
 def test_a_teacher_map_that_is_missing_is_named():
@@ -248,13 +253,17 @@ def test_mean_square_by_hand_in_the_error_s_order_of_memory():
 def test_stages_are_averaged_and_vid_s_networks_are_three_pointwise_layers():
     """Two equal stages have the loss of one."""
     torch.manual_seed(0)
-    one, two = shapes((4, 6, 6)), shapes((4, 6, 6), (4, 6, 6))
+    one_stage, two_stages = shapes((4, 6, 6)), shapes((4, 6, 6), (4, 6, 6))
     for cls in (FitNets, VID):
-        single, double = (cls(cls.Settings(stages="all"), of, of) for of in (one, two))
+        single, double = (cls(cls.Settings(stages="all"), of, of) for of in (one_stage, two_stages))
         for twin in double.regressors if cls is FitNets else double.means:
             twin.load_state_dict((single.regressors if cls is FitNets else single.means)[0].state_dict())
-        student, teacher = maps_of(one).maps["s0"], maps_of(one, seed=1).maps["s0"]
-        seen = [Features(maps=dict.fromkeys(of.maps, map_)) for of in (one, two) for map_ in (student, teacher)]
+        student, teacher = maps_of(one_stage).maps["s0"], maps_of(one_stage, seed=1).maps["s0"]
+        seen = [
+            Features(maps=dict.fromkeys(of.maps, map_)) for of in (one_stage, two_stages) for map_ in (student, teacher)
+        ]
         torch.testing.assert_close(double(*seen[2:], LABELS), single(*seen[:2], LABELS))
-    layers = [layer for layer in VID(VID.Settings(), one, one).means[0] if isinstance(layer, torch.nn.Conv2d)]
+    layers = [
+        layer for layer in VID(VID.Settings(), one_stage, one_stage).means[0] if isinstance(layer, torch.nn.Conv2d)
+    ]
     assert [layer.kernel_size for layer in layers] == [(1, 1)] * 3 and all(layer.bias is None for layer in layers)

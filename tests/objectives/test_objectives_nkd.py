@@ -22,8 +22,8 @@ def by_hand(student, teacher, labels, gamma, temperature):
 
 def test_one_sample_on_paper():
     """Uniform over three: 1/2 of log 3 for the target, and log 2 for the two others."""
-    found = nkd(torch.zeros(1, 3), tensor([[math.log(2.0), 0.0, 0.0]]), tensor([0]), gamma=1.5)
-    assert found.item() == pytest.approx(0.5 * math.log(3) + 1.5 * math.log(2))
+    actual = nkd(torch.zeros(1, 3), tensor([[math.log(2.0), 0.0, 0.0]]), tensor([0]), gamma=1.5)
+    assert actual.item() == pytest.approx(0.5 * math.log(3) + 1.5 * math.log(2))
 
 
 @pytest.mark.parametrize("shape", [(2, 2), (5, 10), (3, 100)])

@@ -69,16 +69,16 @@ def worker(number, folder):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=number, world_size=2)
     try:
-        found = {}
+        results = {}
         for name in TERMS:
             step = DistributedDataParallel(Step(name), find_unused_parameters=True)  # heads that the term does not read
             loss, gradients = run(step, slice(4 * number, 4 * number + 4))
-            found[name] = sum_over_ranks(loss) / 2, gradients
+            results[name] = sum_over_ranks(loss) / 2, gradients
         part = (torch.arange(6.0).reshape(2, 3).T + 10 * number).requires_grad_()  # not contiguous, on purpose
         whole = gather_batch(part)
         (whole * torch.arange(12.0).reshape(6, 2) * (number + 1)).sum().backward()
-        found["gather"] = rank(), world_size(), whole.detach(), part.grad
-        torch.save(found, f"{folder}/{number}.pt")
+        results["gather"] = rank(), world_size(), whole.detach(), part.grad
+        torch.save(results, f"{folder}/{number}.pt")
     finally:
         distributed.destroy_process_group()
 
@@ -93,17 +93,19 @@ def two_ranks(tmp_path_factory):
 @pytest.mark.parametrize("name", TERMS)
 def test_two_ranks_equal_one_with_the_whole_batch(name, two_ranks):
     loss, gradients = run(Step(name), slice(None))
-    for found_loss, found in (ranks[name] for ranks in two_ranks):
-        torch.testing.assert_close(found_loss, loss, rtol=1e-5, atol=1e-6)
+    for loss_of_rank, gradients_of_rank in (ranks[name] for ranks in two_ranks):
+        torch.testing.assert_close(loss_of_rank, loss, rtol=1e-5, atol=1e-6)
         for key, gradient in gradients.items():
-            torch.testing.assert_close(found[key], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}")
+            torch.testing.assert_close(
+                gradients_of_rank[key], gradient, rtol=1e-4, atol=1e-6, msg=lambda m, key=key: f"{key}: {m}"
+            )
 
 
 def test_gather_keeps_rank_order_and_sums_what_all_ranks_ask(two_ranks):
     part = torch.arange(6.0).reshape(2, 3).T
     asked = 3 * torch.arange(12.0).reshape(6, 2)  # 1 × from the first rank and 2 × from the second
-    for number, found in enumerate(two_ranks):
-        own_rank, ranks, whole, gradient = found["gather"]
+    for number, result in enumerate(two_ranks):
+        own_rank, ranks, whole, gradient = result["gather"]
         assert (own_rank, ranks) == (number, 2)
         torch.testing.assert_close(whole, torch.cat([part, part + 10]))
         torch.testing.assert_close(gradient, asked[3 * number : 3 * number + 3])

@@ -33,24 +33,24 @@ def smooth_l1(x):
 
 def test_sp_on_paper():
     """Orthogonal samples have rows (1, 0), (0, 1); equal ones (1, 1)/√2 twice."""
-    found = sp(torch.eye(2), torch.ones(2, 3)).item()
+    actual = sp(torch.eye(2), torch.ones(2, 3)).item()
     half = 1 / math.sqrt(2)
-    assert found == pytest.approx((2 * (1 - half) ** 2 + 2 * half**2) / 4)
+    assert actual == pytest.approx((2 * (1 - half) ** 2 + 2 * half**2) / 4)
 
 
 def test_sp_equals_the_equation_and_takes_maps():
     student, teacher = rows(6, (2 * 3 * 3, 5))
     total = 0.0
     for i in range(6):
-        ours, theirs = (tensor([(x[i] @ x[j]).item() for j in range(6)]) for x in (student, teacher))
-        total += ((ours / ours.norm() - theirs / theirs.norm()) ** 2).sum().item()
+        similarities_s, similarities_t = (tensor([(x[i] @ x[j]).item() for j in range(6)]) for x in (student, teacher))
+        total += ((similarities_s / similarities_s.norm() - similarities_t / similarities_t.norm()) ** 2).sum().item()
     assert sp(student.view(6, 2, 3, 3), teacher).item() == pytest.approx(total / 36, rel=1e-5)
 
 
 def test_sp_is_zero_where_all_likenesses_agree():
     teacher = rows(6, (4, 5))[1]
-    turn = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1))).Q
-    student = (teacher @ turn).requires_grad_()
+    rotation = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1))).Q
+    student = (teacher @ rotation).requires_grad_()
     loss = sp(3 * student, teacher)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-10) and student.grad.abs().max() < 1e-6
@@ -92,12 +92,12 @@ def test_rkds_angles_are_those_between_vectors_and_so_are_their_gradients():
     points = torch.randn(7, 40, generator=torch.Generator().manual_seed(0))
     points[3], points[5] = points[2], 1e3  # two that coincide, one far away
     wanted = torch.randn(7, 7, 7, generator=torch.Generator().manual_seed(1))
-    found = []
+    results = []
     for way in (lambda x: angles(lengths(x)), _angles_between_vectors):
         own = points.clone().requires_grad_()
         cosines = way(own)
-        found.append((cosines.detach(), *torch.autograd.grad((cosines * wanted).sum(), own)))
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+        results.append((cosines.detach(), *torch.autograd.grad((cosines * wanted).sum(), own)))
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
 
 
 def _angles_between_vectors(points):
@@ -109,8 +109,8 @@ def _angles_between_vectors(points):
 
 def test_rkd_is_blind_to_turns_moves_and_sizes():
     teacher = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
-    turn = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1))).Q
-    student = (3 * teacher @ turn + 5).requires_grad_()
+    rotation = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(1))).Q
+    student = (3 * teacher @ rotation + 5).requires_grad_()
     loss = rkd(student, teacher)
     loss.backward()
     assert loss.item() == pytest.approx(0, abs=1e-4) and student.grad.abs().max() < 1e-3
@@ -176,8 +176,8 @@ def test_rrd_on_paper():
     """A queue of two at right angles, the student at 45 degrees: it finds both alike, whatever the teacher says."""
     queue, student = torch.eye(2), tensor([[1.0, 1.0]])
     assert rrd(student, tensor([[5.0, 0.0]]), queue).item() == pytest.approx(math.log(2))
-    found = rrd(tensor([[2.0, 0.0]]), tensor([[1.0, 1.0]]), queue, None, 0.5, 0.02).item()
-    assert found == pytest.approx(math.log(1 + math.exp(2)) - 0.5 * 2)
+    actual = rrd(tensor([[2.0, 0.0]]), tensor([[1.0, 1.0]]), queue, None, 0.5, 0.02).item()
+    assert actual == pytest.approx(math.log(1 + math.exp(2)) - 0.5 * 2)
 
 
 def test_rrd_equals_the_equation():

@@ -62,9 +62,9 @@ def test_conv_asks_for_a_head_of_the_teachers_width_and_fills_it() -> None:
     assert given.weight.equal(shapes.classifier.weight) and given.bias.equal(shapes.classifier.bias)
     term.after_step()
     assert given.weight.equal(shapes.classifier.weight) and not list(term.parameters()) and not term.state_dict()
-    ours, theirs = torch.randn(2, 5, 6)
-    found = term(Features(pooled=ours), Features(pooled=theirs), Targets(torch.full((5,), -1)))
-    torch.testing.assert_close(found, (ours - theirs).square().mean())
+    projected, target = torch.randn(2, 5, 6)
+    actual = term(Features(pooled=projected), Features(pooled=target), Targets(torch.full((5,), -1)))
+    torch.testing.assert_close(actual, (projected - target).square().mean())
     with pytest.raises(ValueError, match=r"a frozen head that reads the teacher's 6 features.* own reads 4"):
         SimKD(settings, FeatureShapes(3, 4, {}, nn.Linear(4, 3)), shapes)
 

@@ -90,8 +90,8 @@ def test_a_sample_of_weight_zero_gives_no_gradient(name: str) -> None:
 def test_by_hand() -> None:
     logits, labels = torch.tensor([[0.0, 0.0], [100.0, 0.0], [0.0, 0.0]]), torch.tensor([0, 1, -1])
     weights = torch.tensor([2.0, 0.5, 7.0])
-    found = cross_entropy(logits, labels, weights_B=weights)
-    assert found.item() == pytest.approx((2 * torch.tensor(2.0).log().item() + 0.5 * 100) / 2)
+    actual = cross_entropy(logits, labels, weights_B=weights)
+    assert actual.item() == pytest.approx((2 * torch.tensor(2.0).log().item() + 0.5 * 100) / 2)
     teacher = torch.tensor([[0.0, 0.0], [0.0, 0.0], [1.0, -1.0]])
     each = [kd(logits[row : row + 1], teacher[row : row + 1], 2.0) for row in range(3)]
     expected = sum(weight * value for weight, value in zip(weights, each)) / 3
