@@ -63,7 +63,16 @@ class Schedule(augment.base.Settings):
         return self
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The factor at the end of a step, so that the first one of a warm-up is not 0."""
+        """The factor at the end of a step, so that the first one of a warm-up is not 0.
+
+        Args:
+            step: number of the update, from 0.
+            steps_per_epoch: updates in an epoch.
+            epochs: length of the whole training.
+
+        Returns:
+            The factor, at least 0.
+        """
         epoch, end = step / steps_per_epoch, epochs if self.until is None else min(epochs, self.until)
         if epoch < self.start or epoch >= end:
             return 0.0
@@ -151,6 +160,14 @@ class Objective(nn.Module, Component):
     def forward(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         """``loss`` in fp32, whatever autocast says.
 
+        Args:
+            student: outputs for the student's view, in whatever dtype the network computes.
+            teacher: outputs for the teacher's view of the same samples; None without a teacher.
+            batch: labels [B] and what else is known of the samples.
+
+        Returns:
+            A scalar with a graph.
+
         Raises:
             ValueError: the samples are weighed, and this objective cannot weigh them; or what ``loss`` raises.
         """
@@ -167,6 +184,9 @@ class Objective(nn.Module, Component):
             student: outputs for the student's view, in whatever dtype the network computes.
             teacher: outputs for the teacher's view of the same samples, without gradient; None without a teacher.
             batch: labels and places of the samples.
+
+        Returns:
+            A scalar with a graph.
 
         Raises:
             ValueError: the two outputs cannot be compared; the text names the shapes.

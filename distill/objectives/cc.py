@@ -22,6 +22,14 @@ def kernel(rows_GP: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
     """[G, G] Taylor expansion of the Gaussian kernel of unit vectors.
 
     ``k(x, y) = exp(−2γ) Σ_{p=0}^{order} (2γ)^p / p! · (x·y)^p`` for x, y divided by their lengths.
+
+    Args:
+        rows_GP: embedded features.
+        gamma: γ.
+        order: the highest power of the expansion.
+
+    Returns:
+        [G, G].
     """
     unit_GP = F.normalize(rows_GP)
     cosine_GG = unit_GP @ unit_GP.T
@@ -30,7 +38,17 @@ def kernel(rows_GP: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
 
 
 def cc(student_BP: Tensor, teacher_BP: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """``‖k(S) − k(T)‖² / G²`` over the batch of all ranks. Zero where all cosines agree."""
+    """``‖k(S) − k(T)‖² / G²`` over the batch of all ranks. Zero where all cosines agree.
+
+    Args:
+        student_BP: embedded student features.
+        teacher_BP: embedded teacher features; gradient flows into them too.
+        gamma: γ of the Gaussian kernel.
+        order: order of its Taylor expansion.
+
+    Returns:
+        A scalar with a graph.
+    """
     kernel_s, kernel_t = (kernel(gather_batch(rows.float()), gamma, order) for rows in (student_BP, teacher_BP))
     return F.mse_loss(kernel_s, kernel_t)
 

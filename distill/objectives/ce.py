@@ -39,6 +39,9 @@ def cross_entropy(
         mix_lambda: λ, how much of an image is its own.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the labels do not match the batch.
     """

@@ -15,6 +15,14 @@ from distill.models.features import Features, FeatureShapes
 def field_of(side: str, features: Features | None, field: Literal["logits", "pooled", "token"]) -> Tensor:
     """``features.logits`` [B, K], ``.pooled`` [B, D] or ``.token`` [B, K] in fp32; ``side`` says whose, in errors.
 
+    Args:
+        side: ``student`` or ``teacher``, for the error's text.
+        features: the network's outputs; None where there is no such network.
+        field: which of them.
+
+    Returns:
+        [B, K] or [B, D] in fp32.
+
     Raises:
         ValueError: it was not computed, has no batch axis, or holds no sample.
     """
@@ -29,7 +37,16 @@ def field_of(side: str, features: Features | None, field: Literal["logits", "poo
 def matched_fields(
     student: Features, teacher: Features | None, field: Literal["logits", "pooled"]
 ) -> tuple[Tensor, Tensor]:
-    """The field of both networks in fp32, the teacher's detached. Batches must agree, and for logits the classes."""
+    """The field of both networks in fp32, the teacher's detached. Batches must agree, and for logits the classes.
+
+    Args:
+        student: the student's outputs.
+        teacher: the teacher's; None is an error.
+        field: which of them.
+
+    Returns:
+        The student's and the teacher's, [B, K] or [B, D] each.
+    """
     student_BX, teacher_BY = field_of("student", student, field), field_of("teacher", teacher, field).detach()
     if student_BX.shape[0] != teacher_BY.shape[0]:
         raise ValueError(f"student and teacher {field} differ in batch: {shape(student_BX)} and {shape(teacher_BY)}")
@@ -39,7 +56,13 @@ def matched_fields(
 
 
 def same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
-    """Raises ``ValueError`` that names both shapes unless they are equal."""
+    """Raises ``ValueError`` that names both shapes unless they are equal.
+
+    Args:
+        what: what the tensors are, for the error's text.
+        student: the student's tensor.
+        teacher: the teacher's tensor.
+    """
     if student.shape != teacher.shape:
         raise ValueError(f"student and teacher {what} differ in shape: {shape(student)} and {shape(teacher)}")
 

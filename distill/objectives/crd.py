@@ -36,6 +36,9 @@ def nce(
         counts_BK: bool, which of those are negatives of the sample.
         samples: N.
         weights_B: factors of the samples' losses.
+
+    Returns:
+        A scalar with a graph.
     """
     # A sample without negatives has no noise: its logit is +inf, and the loss 0.
     noise_B = (counts_BK.sum(1) / samples).log()

@@ -22,6 +22,14 @@ def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosi
 
     The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's is
     the target. Zero where the resized map equals it.
+
+    Args:
+        student_BCHW: student map, with the teacher's channels.
+        teacher_BCHW: teacher map; no gradient flows into it.
+        distance: ``cosine``, ``mse`` or ``whitened_mse``.
+
+    Returns:
+        [B].
     """
     if student_BCHW.shape[2:] != teacher_BCHW.shape[2:]:
         student_BCHW = F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", antialias=True)

@@ -19,7 +19,17 @@ from distill.objectives.ranks import gather_batch
 
 
 def pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    """Pearson's correlation along ``dim``: the cosine of the centered vectors; 0 where one of them is constant."""
+    """Pearson's correlation along ``dim``: the cosine of the centered vectors; 0 where one of them is constant.
+
+    Args:
+        a: any shape.
+        b: the same shape.
+        dim: the axis to correlate along.
+        eps: added to each norm.
+
+    Returns:
+        The shape of ``a`` without ``dim``.
+    """
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
     # rsqrt of the product would underflow for flat softmax rows; the norms themselves do not.
     return (a * b).sum(dim) / ((a.norm(dim=dim) + eps) * (b.norm(dim=dim) + eps))
@@ -49,6 +59,9 @@ def dist(
         gamma: weight of the relations between samples, along each class; 2 on CIFAR.
         temperature: T; 4 on CIFAR.
         standardize: z-score each row first.
+
+    Returns:
+        A scalar with a graph.
 
     Raises:
         ValueError: the shapes differ.

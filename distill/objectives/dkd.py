@@ -49,6 +49,9 @@ def dkd(
         standardize: z-score each row first.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ, or there is one class.
     """

@@ -47,6 +47,9 @@ def icd(
             negatives of all.
         weights_B: factors of the samples' rows in both parts.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """

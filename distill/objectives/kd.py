@@ -38,6 +38,9 @@ def kd(
         standardize: z-score each row first, see :func:`distill.objectives.logits.standardize`.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """

@@ -40,7 +40,17 @@ def standardize(logits_BK: Tensor) -> Tensor:
 
 
 def divergence(student_BK: Tensor, teacher_BK: Tensor, temperature: float, weights_B: Tensor | None = None) -> Tensor:
-    """``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch, each sample times its weight."""
+    """``T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch, each sample times its weight.
+
+    Args:
+        student_BK: student logits.
+        teacher_BK: teacher logits.
+        temperature: T.
+        weights_B: factors of the samples' losses.
+
+    Returns:
+        A scalar with a graph.
+    """
     log_student_BK = F.log_softmax(student_BK / temperature, dim=1)
     log_teacher_BK = F.log_softmax(teacher_BK / temperature, dim=1)
     of_sample_B = F.kl_div(log_student_BK, log_teacher_BK, log_target=True, reduction="none").sum(1)

@@ -39,6 +39,9 @@ def mlkd(
         temperatures: the Ts.
         standardize: z-score each row first.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """

@@ -43,6 +43,9 @@ def nkd(
         standardize: z-score each row first.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ, or there is one class.
     """

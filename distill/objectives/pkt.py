@@ -22,6 +22,14 @@ def pkt(student_BD: Tensor, teacher_BE: Tensor, eps: float = 1e-7) -> Tensor:
 
     ``P[i, j] = K[i, j] / Σ_j K[i, j]`` with the cosine kernel ``K = (1 + cos(f_i, f_j)) / 2``, each sample itself
     included. Zero where the two networks' cosines agree. Widths may differ.
+
+    Args:
+        student_BD: student features.
+        teacher_BE: teacher features; no gradient flows into them.
+        eps: ε.
+
+    Returns:
+        A scalar with a graph.
     """
     probabilities = []
     for rows in (student_BD, teacher_BE.detach()):

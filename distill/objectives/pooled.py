@@ -31,6 +31,15 @@ def pooled(
 
     Each is zero where the student's feature equals its target.
 
+    Args:
+        student_BD: student features, of the teacher's width.
+        teacher_BD: teacher features; no gradient flows into them.
+        distance: which of the three.
+        weights_B: factors of the samples' losses.
+
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """
@@ -38,7 +47,16 @@ def pooled(
 
 
 def apart(student_BD: Tensor, teacher_BD: Tensor, distance: Distance) -> Tensor:
-    """[B]: the distances of :func:`pooled`, row by row."""
+    """[B]: the distances of :func:`pooled`, row by row.
+
+    Args:
+        student_BD: student features.
+        teacher_BD: teacher features; no gradient flows into them.
+        distance: ``cosine``, ``mse`` or ``whitened_mse``.
+
+    Returns:
+        [B].
+    """
     same_shape("pooled features", student_BD, teacher_BD)
     student_BD, teacher_BD = student_BD.float(), teacher_BD.detach().float()
     if distance == "cosine":

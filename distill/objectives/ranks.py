@@ -35,6 +35,14 @@ def mean_where(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> T
     Ranks may hold different numbers of such samples. So each divides its sum by count / world_size, not by its own
     count: the mean over ranks is then the mean over samples. ``weights`` [B] are factors of the values; they do not
     change what is divided by.
+
+    Args:
+        values: [B].
+        mask: [B] bool, which of them count.
+        weights: [B], factors of the values.
+
+    Returns:
+        A scalar with a graph.
     """
     count = sum_over_ranks(mask.sum())
     return weighed(values, weights).masked_fill(~mask, 0).sum() * world_size() / count.clamp(min=1)

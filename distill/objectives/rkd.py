@@ -46,6 +46,15 @@ def rkd(student_BD: Tensor, teacher_BE: Tensor, distance: float = 25.0, angle: f
     d are the pairwise distances over their mean, a the cosines of all triplets. Zero where the student's features are
     the teacher's, turned, moved or scaled. Widths may differ. Time and memory of the angles grow with G³ (64 samples:
     1 MB, 256: 67 MB for each of a few tensors).
+
+    Args:
+        student_BD: student features.
+        teacher_BE: teacher features; no gradient flows into them.
+        distance: factor of the distances.
+        angle: factor of the angles; 0: they are not computed.
+
+    Returns:
+        A scalar with a graph.
     """
     student_GG, teacher_GG = (lengths(gather_batch(rows.float())) for rows in (student_BD, teacher_BE.detach()))
     total = distance * F.smooth_l1_loss(distances(student_GG), distances(teacher_GG))

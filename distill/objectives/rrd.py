@@ -42,6 +42,9 @@ def rrd(
         teacher_temperature: τ_t, the sharper of the two.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """

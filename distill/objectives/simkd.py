@@ -28,6 +28,9 @@ def simkd(projected_BT: Tensor, teacher_BT: Tensor, weights_B: Tensor | None = N
         teacher_BT: the teacher's; no gradient flows into them.
         weights_B: factors of the samples' losses.
 
+    Returns:
+        A scalar with a graph.
+
     Raises:
         ValueError: the shapes differ.
     """
@@ -37,7 +40,16 @@ def simkd(projected_BT: Tensor, teacher_BT: Tensor, weights_B: Tensor | None = N
 
 
 def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Projector and classifier as one layer: ``W_t (P f + q) + b_t = (W_t P) f + (W_t q + b_t)``; [K, S] and [K]."""
+    """Projector and classifier as one layer: ``W_t (P f + q) + b_t = (W_t P) f + (W_t q + b_t)``; [K, S] and [K].
+
+    Args:
+        projector: P and q, from S to T features.
+        weight_KT: W_t.
+        bias_K: b_t; None counts as 0.
+
+    Returns:
+        Weight [K, S] and bias [K] of that layer.
+    """
     bias = weight_KT @ projector.bias
     return weight_KT @ projector.weight, bias if bias_K is None else bias + bias_K
 

@@ -78,6 +78,14 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
     Stage i of n lies at depth ``(i + 1) / n``; its partner is the teacher's stage of the nearest depth, the deeper one
     in a tie. So the last stages always meet, and a student with more stages than the teacher uses some of those twice.
 
+    Args:
+        stages: ``all``, ``middle``, ``last``, or the student's stage → the teacher's.
+        student: the student's shapes.
+        teacher: the teacher's; None is an error.
+
+    Returns:
+        A list of pairs of stage names.
+
     Raises:
         ValueError: a stage that a network does not have; the text names those it has.
     """
@@ -115,6 +123,14 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
 
 def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list[tuple[Tensor, Tensor]]:
     """The maps of the pairs in fp32, the teacher's detached.
+
+    Args:
+        student: the student's outputs.
+        teacher: the teacher's; None is an error.
+        pairs: which stages meet, as :func:`match_stages` gives them.
+
+    Returns:
+        For each pair the two maps, [B, C, H, W] each.
 
     Raises:
         ValueError: a map that was not computed, or has no batch, or batches that differ.

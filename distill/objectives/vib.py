@@ -21,7 +21,16 @@ from distill.objectives.ranks import weighed
 
 
 def code_length(mean_BZ: Tensor, variance_BZ: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch, each times its weight."""
+    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch, each times its weight.
+
+    Args:
+        mean_BZ: μ.
+        variance_BZ: σ².
+        weights_B: factors of the samples' losses.
+
+    Returns:
+        A scalar with a graph, in nats.
+    """
     of_sample_B = 0.5 * (mean_BZ.square() + variance_BZ - 1 - variance_BZ.log()).sum(1)
     return weighed(of_sample_B, weights_B).mean()
 

@@ -25,6 +25,14 @@ def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
 
     The negative log-likelihood without its constant; its minimum for given errors e² is ``½ (1 + log mean e²)``, at
     ``σ² = mean e²``: it may be negative.
+
+    Args:
+        mean_BCHW: μ, on the teacher's grid.
+        teacher_BCHW: F_t.
+        variance_C: σ², greater than 0.
+
+    Returns:
+        [B].
     """
     errors_BC = mean_square(mean_BCHW - teacher_BCHW, (2, 3))
     return 0.5 * (errors_BC / variance_C + variance_C.log()).mean(1)

@@ -32,7 +32,7 @@ def maps_of(of: FeatureShapes, seed=0, batch=4):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs", "expected"),
+    ("student_stages", "teacher_stages", "expected"),
     [
         (4, 4, [0, 1, 2, 3]),
         (3, 6, [1, 3, 5]),
