@@ -32,9 +32,15 @@ def is_deferred(info: ValidationInfo, what: str) -> bool:
     return what in (info.context or ())
 
 
+RENAMED = {"whole": "full"}
+"""Old name of a key or value → the new one, for those that are too different to be recognized as a misspelling."""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """``"; did you mean 'x'?"`` for the closest of ``choices``, else ``"; known: a, b, c"``."""
     choices = sorted(choices)
+    if RENAMED.get(name) in choices:
+        return f"; did you mean {RENAMED[name]!r}?"
     folded = {choice.lower(): choice for choice in choices}
     close = get_close_matches(str(name).lower(), folded, n=1, cutoff=0.6)
     if close:
