@@ -65,9 +65,13 @@ class Chain(nn.Module):
         self.steps = [PlannedOp(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
         self._stages = plan(self.steps)
         self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)}
-        natives = [step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), FusedKorniaOp)]
+        kornia_ops = [
+            step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), FusedKorniaOp)
+        ]
         # Noise, bicubic reading and users' operations may leave [0, 1].
-        self.clamps = bounded and (len(natives) < len(self.steps) or not all(user.keeps_range for user in natives))
+        self.clamps = bounded and (
+            len(kornia_ops) < len(self.steps) or not all(user.keeps_range for user in kornia_ops)
+        )
 
     def plan(self) -> str:
         """What is done together, and what by itself and why: a line for every pass."""

@@ -29,15 +29,15 @@ ROUNDS = 5
 
 
 @dataclass(frozen=True)
-class Finding:
-    """One line of the table."""
+class CheckResult:
+    """One line of the table that ``augment check`` prints."""
 
     check: str
     verdict: Verdict
     why: str
 
 
-def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> list[Finding]:
+def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> list[CheckResult]:
     """All findings about an operation.
 
     Args:
@@ -60,10 +60,10 @@ def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> lis
     findings = []
     for name, check in checks:
         try:
-            findings.append(Finding(name, *check(operation, size)))
+            findings.append(CheckResult(name, *check(operation, size)))
         except Exception as error:  # whatever a user's class raises is the finding
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            findings.append(Finding(name, "fail", text.strip().split("\n")[0]))
+            findings.append(CheckResult(name, "fail", text.strip().split("\n")[0]))
     return findings
 
 
@@ -143,13 +143,13 @@ def _batch_invariant(operation: Operation, size: tuple[int, int]) -> tuple[Verdi
     images, ids = _images(*size), torch.arange(BATCH)
     together = _run(operation, images, ids)
     alone = torch.cat([_run(operation, images[n : n + 1], ids[n : n + 1]) for n in range(BATCH)])
-    turned = _run(operation, images.flip(0), ids.flip(0)).flip(0)
-    for other, what in ((alone, "alone"), (turned, "in another order")):
+    reversed_order = _run(operation, images.flip(0), ids.flip(0)).flip(0)
+    for other, what in ((alone, "alone"), (reversed_order, "in another order")):
         apart = (together - other).abs().flatten(1).amax(1)
         worst = int(apart.argmax())
         if float(apart[worst]) > TOLERANCE:
             return "fail", f"sample {worst} differs by {float(apart[worst]):.2g} when {what}"
-    same = torch.equal(together, alone) and torch.equal(together, turned)
+    same = torch.equal(together, alone) and torch.equal(together, reversed_order)
     return "ok", "alone, in a batch and in another order: " + ("the same bits" if same else f"within {TOLERANCE:g}")
 
 

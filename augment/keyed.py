@@ -148,7 +148,7 @@ def _global_generators(trusted: bool) -> list[tuple[str, Any]]:
 Handler = Callable[[KeyedDraws, str, Any, Any], Any]
 
 
-def _two(given: Any, first: float, second: float) -> tuple[Any, Any]:
+def _first_two(given: Any, first: float, second: float) -> tuple[Any, Any]:
     return (given[0] if given else first), (given[1] if len(given) > 1 else second)
 
 
@@ -191,18 +191,18 @@ def _randperm(mode: KeyedDraws, overload: str, args: Any, kwargs: Any) -> Tensor
 
 def _uniform_(mode: KeyedDraws, overload: str, args: Any, kwargs: Any) -> Tensor:
     x = args[0]
-    low, high = _two(args[1:], 0.0, 1.0)
+    low, high = _first_two(args[1:], 0.0, 1.0)
     return x.copy_(mode.draw("uniform", x.shape, x.device, dtype=x.dtype) * (high - low) + low)
 
 
 def _normal_(mode: KeyedDraws, overload: str, args: Any, kwargs: Any) -> Tensor:
     x = args[0]
-    mean, std = _two(args[1:], 0.0, 1.0)
+    mean, std = _first_two(args[1:], 0.0, 1.0)
     return x.copy_(mode.draw("normal", x.shape, x.device, dtype=x.dtype) * std + mean)
 
 
 def _normal(mode: KeyedDraws, overload: str, args: Any, kwargs: Any) -> Tensor:
-    mean, std = _two(args, 0.0, 1.0)
+    mean, std = _first_two(args, 0.0, 1.0)
     if overload == "float_float":
         shape, device, dtype = args[2], kwargs.get("device"), _floating(kwargs.get("dtype"))
     else:

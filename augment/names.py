@@ -120,7 +120,7 @@ def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
     if cls.__module__.startswith("kornia.augmentation"):
         if cls not in _kornia().values():
             raise OperationError("type", _NOT_ALONE.format(name))
-        from augment.kornia_op import kornia_operation
+        from augment.kornia_ops.unfused import kornia_operation
 
         return kornia_operation
     if cls.__module__.startswith("torchvision.transforms"):
@@ -143,7 +143,7 @@ def _builtin() -> dict[str, type]:
 
 
 def _kornia() -> dict[str, type]:
-    from augment.kornia_op import kornia_classes
+    from augment.kornia_ops.unfused import kornia_classes
 
     return dict(kornia_classes())
 

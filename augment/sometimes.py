@@ -19,7 +19,7 @@ Range = float | tuple[float, float]
 
 
 class Sometimes(Sampled):
-    """An operation that falls on a sample with probability ``p``: ``params["drawn"]``, [B] bool, says on which."""
+    """An operation applied to a sample with probability ``p``; ``params["drawn"]``, [B] bool, marks the samples."""
 
     def __init__(self, p: float):
         if not 0 <= p <= 1:
@@ -34,8 +34,8 @@ class Sometimes(Sampled):
         return {}
 
 
-class Drawn(Sometimes, ABC):
-    """An operation with work of its own, done on the drawn samples alone."""
+class PerSampleChange(Sometimes, ABC):
+    """An operation that changes the drawn samples only, by its own code: :meth:`change`."""
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         return change_(images.clone(), params["drawn"], self.change, params)

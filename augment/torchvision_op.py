@@ -56,13 +56,13 @@ class TorchvisionOp(Operation):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         ids = draws.ids.cpu()
-        made = [self._one(image, draws.of(ids[n : n + 1])) for n, image in enumerate(images)]
+        made = [self._transform(image, draws.of(ids[n : n + 1])) for n, image in enumerate(images)]
         if len({image.shape for image in made}) > 1:
             sizes = sorted({tuple(image.shape) for image in made})
             raise ValueError(f"{self.name} makes images of different sizes, {sizes}; a batch needs one")
         return torch.stack(made)
 
-    def _one(self, image: Tensor, draws: Draws) -> Tensor:
+    def _transform(self, image: Tensor, draws: Draws) -> Tensor:
         with OneSample(draws, self.name):
             made = self.user(image)
         if not isinstance(made, Tensor) or made.ndim != 3:

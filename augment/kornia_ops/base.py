@@ -1,4 +1,4 @@
-"""What kornia's augmentations have in common here: where their draws come from and how kornia's own code gets them."""
+"""FusedKorniaOp, the base of the kornia augmentations that a chain can fuse: their draws, and kornia's code on them."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _WRAPPERS: dict[str, type[FusedKorniaOp]] = {}
 
 
 class FusedKorniaOp(Sampled):
-    """A kornia augmentation that declares what it does.
+    """A kornia augmentation that a chain computes together with its neighbors.
 
-    A subclass says how many uniform numbers a sample takes, makes kornia's parameters of them, and has one of the forms
-    of :mod:`augment.operation`. All numbers are uniform in [0, 1), so that a chain draws them for all its operations in
-    one go.
+    A subclass declares how many uniform numbers a sample takes (``uniforms``), computes kornia's parameters from them
+    (:meth:`parameters`), and has the method of one form of :mod:`augment.operation`. All numbers are uniform in [0, 1),
+    so that a chain draws them for all its operations at once.
     """
 
     wraps: ClassVar[str]

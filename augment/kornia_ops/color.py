@@ -22,11 +22,11 @@ def gray(images: Tensor, weights: tuple[float, ...] = LUMA) -> Tensor:
     return total
 
 
-def hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] with its hue moved by ``turns`` [B, 1, 1, 1] of the circle; maximum and minimum stay.
+def hue_rotated(rgb: Tensor, angle: Tensor) -> Tensor:
+    """RGB [B, 3, H, W] with its hue rotated by ``angle`` [B, 1, 1, 1], in turns of the circle; maximum and minimum stay.
 
     With h the hue in sixths, a channel centered at c (0, 2, 4) is
-    ``min + (max - min) · clamp(2 - |h + 6·turns - c|, 0, 1)``, the difference taken round the circle. Equal to going to
+    ``min + (max - min) · clamp(2 - |h + 6·angle - c|, 0, 1)``, the difference taken round the circle. Equal to going to
     HSV and back; written in few passes, none of which is a selection (those are slow on a CPU).
     """
     r, g, b = rgb.split(1, 1)
@@ -39,7 +39,7 @@ def hue_turned(rgb: Tensor, turns: Tensor) -> Tensor:
     # Where all three are equal the spread is 0, and so is what the hue does.
     hue.div_(spread.clamp(min=torch.finfo(rgb.dtype).tiny))
     centers = torch.arange(3, device=rgb.device, dtype=rgb.dtype).view(3, 1, 1) / 3
-    away = torch.add(turns - centers, hue, alpha=1 / 6)
+    away = torch.add(angle - centers, hue, alpha=1 / 6)
     away = away.sub_((away + 0.5).floor_()).abs_()  # round() is slow on a CPU
     return torch.addcmul(bottom, spread, away.mul_(-6).add_(2).clamp_(0, 1))
 
@@ -130,7 +130,7 @@ class RandomHue(_Uniform):
     channels = 3
 
     def color(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        return hue_turned(images.clamp(0, 1), by_sample(params[self.factor])).clamp(0, 1)
+        return hue_rotated(images.clamp(0, 1), by_sample(params[self.factor])).clamp(0, 1)
 
 
 class RandomGamma(FusedKorniaOp):

@@ -14,7 +14,7 @@ from torch import Tensor
 from augment.fuse.color import by_rows, by_sample
 from augment.fuse.passes import Instruction, Kind, instruction
 from augment.kornia_ops.base import FusedKorniaOp, ranged
-from augment.kornia_ops.color import gray, hue_turned, saturated
+from augment.kornia_ops.color import gray, hue_rotated, saturated
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 NAMES = ("brightness", "contrast", "saturation", "hue")
@@ -97,7 +97,7 @@ class ColorJitter(_Jitter):
 
     def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
         if which == HUE:
-            return hue_turned(images, factor)
+            return hue_rotated(images, factor)
         if which == BRIGHTNESS:
             return (images * factor).clamp_(0, 1)
         if which == CONTRAST:
@@ -122,17 +122,17 @@ class ColorJitter(_Jitter):
             return {}
         images = images.clamp(0, 1)
         if self.steps != [CONTRAST]:
-            images = self._blended(images, params, self._place_of(CONTRAST, params["order"]))
+            images = self._blended(images, params, self._position_of(CONTRAST, params["order"]))
         return {"mean": mean_luma(images).flatten()}
 
-    def _place_of(self, which: int, order: Tensor) -> Tensor:
-        """[B]: the turn of a step, or one that never comes."""
+    def _position_of(self, which: int, order: Tensor) -> Tensor:
+        """[B]: the position of a step in the order; ``order.shape[1]`` where it does not occur."""
         never = order.shape[1]
-        turns = torch.arange(never, device=order.device)
-        return torch.where(order == which, turns, never).amin(1)
+        positions = torch.arange(never, device=order.device)
+        return torch.where(order == which, positions, never).amin(1)
 
     def _blended(self, images: Tensor, params: dict[str, Tensor], end: Tensor | int) -> Tensor:
-        """The steps whose turn is before ``end``; contrast needs ``params["mean"]``."""
+        """The steps at positions before ``end``; contrast needs ``params["mean"]``."""
         order = params["order"]
         last = order.shape[1]
         factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
@@ -151,10 +151,10 @@ class ColorJitter(_Jitter):
             for position in range(last):
                 images = blend(images, position, True)
             return images
-        place = self._place_of(HUE, order)
+        place = self._position_of(HUE, order)
         for position in range(last - 1):
             images = blend(images, position, position < place)
-        images = hue_turned(images, by_sample(torch.where(place < end, params["hue_factor"], 0.0)))
+        images = hue_rotated(images, by_sample(torch.where(place < end, params["hue_factor"], 0.0)))
         for position in range(1, last):
             images = blend(images, position, position > place)
         return images
@@ -171,7 +171,7 @@ class ColorJiggle(_Jitter):
 
     def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
         if which == HUE:
-            return hue_turned(images, factor).clamp_(0, 1)
+            return hue_rotated(images, factor).clamp_(0, 1)
         if which == BRIGHTNESS:
             return (images + (factor - 1)).clamp_(0, 1)
         if which == CONTRAST:

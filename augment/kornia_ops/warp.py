@@ -86,8 +86,8 @@ class RandomAffine(_Warp):
 
     def affine(self, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
         center = middle(shape)
-        turned = rotation(-params["angle"], center, params["scale"])
-        moved = turned + torch.nn.functional.pad(params["translations"][:, :, None], (2, 0, 0, 1))
+        rotated = rotation(-params["angle"], center, params["scale"])
+        moved = rotated + torch.nn.functional.pad(params["translations"][:, :, None], (2, 0, 0, 1))
         return moved @ shear(params["shear_x"], params["shear_y"], center)
 
 

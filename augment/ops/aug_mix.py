@@ -7,25 +7,25 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
+from augment.magnitude_ops import STEPS, Interpolation, MagnitudeOperation, MagnitudeRange, magnitudes
 from augment.sometimes import Params
-from augment.steps import STEPS, InSteps, Interpolation, Span, magnitudes
 
 SPACE = (
-    Span("ShearX", 0, 0.3, signed=True),
-    Span("ShearY", 0, 0.3, signed=True),
-    Span("TranslateX", 0, 1 / 3, signed=True, relative=True),
-    Span("TranslateY", 0, 1 / 3, signed=True, relative=True),
-    Span("Rotate", 0, 30, signed=True),
-    Span("Posterize", 4, 0),
-    Span("Solarize", 1, 0),
-    Span("AutoContrast"),
-    Span("Equalize"),
+    MagnitudeRange("ShearX", 0, 0.3, signed=True),
+    MagnitudeRange("ShearY", 0, 0.3, signed=True),
+    MagnitudeRange("TranslateX", 0, 1 / 3, signed=True, relative=True),
+    MagnitudeRange("TranslateY", 0, 1 / 3, signed=True, relative=True),
+    MagnitudeRange("Rotate", 0, 30, signed=True),
+    MagnitudeRange("Posterize", 4, 0),
+    MagnitudeRange("Solarize", 1, 0),
+    MagnitudeRange("AutoContrast"),
+    MagnitudeRange("Equalize"),
 )
-MORE = tuple(Span(step, 0, 0.9, signed=True) for step in ("Brightness", "Color", "Contrast", "Sharpness"))
+MORE = tuple(MagnitudeRange(step, 0, 0.9, signed=True) for step in ("Brightness", "Color", "Contrast", "Sharpness"))
 BINS, LONGEST = 10, 3
 
 
-class AugMix(InSteps):
+class AugMix(MagnitudeOperation):
     """A weighted mean of the image and several short chains of steps: ``m x + (1 − m) Σ w_i chain_i(x)``.
 
     Hendrycks et al., "AugMix" (arXiv 1912.02781): w ~ Dirichlet(α, …, α), m ~ Beta(α, α). Ranges are torchvision's.
@@ -66,13 +66,13 @@ class AugMix(InSteps):
     def sample(self, draws: Draws, shape: torch.Size) -> Params:
         """Steps [B, width · depth], chain after chain, and ``weight`` [B, 1 + width]: the image's, then the chains'."""
         depth = self.depth or LONGEST
-        turns = self.width * depth
-        choice = draws.integers(0, 0, len(self.space), (turns,))
-        level = draws.integers(1, 0, self.severity, (turns,)) / (BINS - 1)
-        params = magnitudes(self.space, choice, level, draws.bernoulli(2, 0.5, (turns,)), shape)
+        count = self.width * depth
+        choice = draws.integers(0, 0, len(self.space), (count,))
+        level = draws.integers(1, 0, self.severity, (count,)) / (BINS - 1)
+        params = magnitudes(self.space, choice, level, draws.bernoulli(2, 0.5, (count,)), shape)
         if not self.depth:
             length = draws.integers(3, 1, LONGEST + 1, (self.width,)).repeat_interleave(depth, 1)
-            idle = torch.arange(turns, device=length.device) % depth >= length
+            idle = torch.arange(count, device=length.device) % depth >= length
             params["step"] = params["step"].masked_fill(idle, STEPS.index("Identity"))
         # A gamma variable of whole α is a sum of α exponential ones, and their shares are Dirichlet's.
         exponential = -torch.log1p(-draws.uniform(4, (self.width + 2, self.alpha))).sum(2)

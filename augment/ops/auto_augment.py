@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
+from augment.magnitude_ops import STEPS, Interpolation, MagnitudeOperation, MagnitudeRange, magnitudes
 from augment.ops import rand_augment
 from augment.sometimes import Params
-from augment.steps import STEPS, InSteps, Interpolation, Span, magnitudes
 
 Policy = Literal["imagenet", "cifar10", "svhn"]
 
@@ -49,13 +49,13 @@ _SUB_POLICIES: dict[str, str] = {
         ShearX 0.7 2, Invert 0.1""",
 }
 
-SPACE = (*(span for span in rand_augment.SPACE if span.step != "Identity"), Span("Invert"))
+SPACE = (*(span for span in rand_augment.SPACE if span.step != "Identity"), MagnitudeRange("Invert"))
 """RandAugment's ranges, which are these, with one step more and one less."""
 _NAMES = [span.step for span in SPACE]
 HIGHEST = 9
 
 
-class AutoAugment(InSteps):
+class AutoAugment(MagnitudeOperation):
     """One of 25 learned pairs of steps, each step with its own probability and magnitude.
 
     Cubuk et al., "AutoAugment" (arXiv 1805.09501), with the ranges of torchvision (whose Posterize keeps at least 4

@@ -10,10 +10,10 @@ from torch.nn import functional as F
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params, Range, between, limits, noise_seed, uniform_noise
+from augment.sometimes import Params, PerSampleChange, Range, between, limits, noise_seed, uniform_noise
 
 
-class Elastic(Drawn):
+class Elastic(PerSampleChange):
     """Moves every pixel by smooth noise.
 
     Simard et al., "Best practices for convolutional neural networks applied to visual document analysis", 2003, with

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.sometimes import Drawn, Params
+from augment.sometimes import Params, PerSampleChange
 
 LEVELS = 256
 
 
-class Equalize(Drawn):
+class Equalize(PerSampleChange):
     """Spreads every channel's 256 levels so that its histogram becomes flat, as PIL's ``ImageOps.equalize`` does.
 
     Args:

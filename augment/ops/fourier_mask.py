@@ -9,10 +9,10 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params, Range, between, limits, noise_seed, uniform_noise
+from augment.sometimes import Params, PerSampleChange, Range, between, limits, noise_seed, uniform_noise
 
 
-class FourierMask(Drawn):
+class FourierMask(PerSampleChange):
     """Sets the amplitude of randomly chosen frequencies to 0: ``F⁻¹(M · F(x))``, the phase of the others unchanged.
 
     Every frequency of the band is left out with the sample's own probability, in all channels together; the mean of an

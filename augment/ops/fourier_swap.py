@@ -8,10 +8,10 @@ from torch import Tensor
 from augment.draws import Draws
 from augment.fuse.color import by_sample
 from augment.ops.fourier_mask import distance
-from augment.sometimes import Drawn, Params, Range, between, limits
+from augment.sometimes import Params, PerSampleChange, Range, between, limits
 
 
-class FourierSwap(Drawn):
+class FourierSwap(PerSampleChange):
     """Gives an image some of the amplitudes of another: ``F⁻¹(((1 − λ) |F(x)| + λ |F(partner)|) · e^{i arg F(x)})``.
 
     Amplitudes carry colors and texture, phases the shapes. With ``band`` 1 and λ drawn from [0, 1] it is the amplitude

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params, Range, between, limits, noise_seed, normal_noise
+from augment.sometimes import Params, PerSampleChange, Range, between, limits, noise_seed, normal_noise
 
 
-class GaussianNoise(Drawn):
+class GaussianNoise(PerSampleChange):
     """Adds normal noise, independent in every pixel and channel: ``x + σ · n``, clipped to [0, 1].
 
     Args:

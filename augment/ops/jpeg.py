@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params, Range, between, limits
+from augment.sometimes import Params, PerSampleChange, Range, between, limits
 
 # ITU-T T.81, annex K: how coarsely each frequency of an 8 x 8 block is kept at quality 50.
 _LUMA = """16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56   14 17 22 29 51 87 80 62
@@ -20,7 +20,7 @@ _CHROMA = """17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 
 99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99   99 99 99 99 99 99 99 99"""
 
 
-class JPEG(Drawn):
+class JPEG(PerSampleChange):
     """What is left of an image after JPEG: 8 × 8 blocks, colors at half the resolution (4:2:0), libjpeg's tables.
 
     Args:

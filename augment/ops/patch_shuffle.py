@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.sometimes import Drawn, Params
+from augment.sometimes import Params, PerSampleChange
 
 
-class PatchShuffle(Drawn):
+class PatchShuffle(PerSampleChange):
     """Cuts an image into ``grid`` × ``grid`` patches and lays them in another order: local structure without a layout.
 
     Args:

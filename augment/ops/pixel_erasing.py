@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from augment.draws import Draws
-from augment.sometimes import Drawn, Params, limits, noise_seed, normal_noise
+from augment.sometimes import Params, PerSampleChange, limits, noise_seed, normal_noise
 
 
-class PixelErasing(Drawn):
+class PixelErasing(PerSampleChange):
     """Fills a rectangle with noise.
 
     Zhong et al., "Random erasing data augmentation" (arXiv 1708.04896), as timm has it: up to ten tries at a rectangle

@@ -5,29 +5,29 @@ from __future__ import annotations
 import torch
 
 from augment.draws import Draws
+from augment.magnitude_ops import Interpolation, MagnitudeOperation, MagnitudeRange, magnitudes
 from augment.sometimes import Params
-from augment.steps import InSteps, Interpolation, Span, magnitudes
 
 SPACE = (
-    Span("Identity"),
-    Span("ShearX", 0, 0.3, signed=True),
-    Span("ShearY", 0, 0.3, signed=True),
-    Span("TranslateX", 0, 150 / 331, signed=True, relative=True),
-    Span("TranslateY", 0, 150 / 331, signed=True, relative=True),
-    Span("Rotate", 0, 30, signed=True),
-    Span("Brightness", 0, 0.9, signed=True),
-    Span("Color", 0, 0.9, signed=True),
-    Span("Contrast", 0, 0.9, signed=True),
-    Span("Sharpness", 0, 0.9, signed=True),
-    Span("Posterize", 8, 4),
-    Span("Solarize", 1, 0),
-    Span("AutoContrast"),
-    Span("Equalize"),
+    MagnitudeRange("Identity"),
+    MagnitudeRange("ShearX", 0, 0.3, signed=True),
+    MagnitudeRange("ShearY", 0, 0.3, signed=True),
+    MagnitudeRange("TranslateX", 0, 150 / 331, signed=True, relative=True),
+    MagnitudeRange("TranslateY", 0, 150 / 331, signed=True, relative=True),
+    MagnitudeRange("Rotate", 0, 30, signed=True),
+    MagnitudeRange("Brightness", 0, 0.9, signed=True),
+    MagnitudeRange("Color", 0, 0.9, signed=True),
+    MagnitudeRange("Contrast", 0, 0.9, signed=True),
+    MagnitudeRange("Sharpness", 0, 0.9, signed=True),
+    MagnitudeRange("Posterize", 8, 4),
+    MagnitudeRange("Solarize", 1, 0),
+    MagnitudeRange("AutoContrast"),
+    MagnitudeRange("Equalize"),
 )
 HIGHEST = 30
 
 
-class RandAugment(InSteps):
+class RandAugment(MagnitudeOperation):
     """``num_ops`` steps one after another, each any of 14, all of one magnitude.
 
     Cubuk et al., "RandAugment" (arXiv 1909.13719), with the steps and ranges of torchvision.

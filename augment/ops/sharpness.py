@@ -7,10 +7,10 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params, Range, between, limits
+from augment.sometimes import Params, PerSampleChange, Range, between, limits
 
 
-class Sharpness(Drawn):
+class Sharpness(PerSampleChange):
     """Moves an image away from, or towards, a smoothed copy of itself, as PIL's ``ImageEnhance.Sharpness`` does.
 
     Args:

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.color import by_sample
-from augment.sometimes import Drawn, Params
+from augment.sometimes import Params, PerSampleChange
 
 
-class SpecAugment(Drawn):
+class SpecAugment(PerSampleChange):
     """Blanks bands of frequencies and stretches of time in spectrograms [B, C, F, T].
 
     Park et al., "SpecAugment" (arXiv 1904.08779): with mask width w uniform in 0 … the parameter, and the start uniform

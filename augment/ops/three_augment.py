@@ -7,9 +7,9 @@ from torch import Tensor
 
 from augment.draws import Draws
 from augment.fuse.blur import filtered
+from augment.magnitude_ops import gray, solarize
 from augment.operation import Sampled
 from augment.sometimes import Params, Range, between, change_, limits
-from augment.steps import gray, solarize
 
 
 class ThreeAugment(Sampled):

@@ -5,29 +5,29 @@ from __future__ import annotations
 import torch
 
 from augment.draws import Draws
+from augment.magnitude_ops import Interpolation, MagnitudeOperation, MagnitudeRange, levels, magnitudes
 from augment.sometimes import Params
-from augment.steps import InSteps, Interpolation, Span, levels, magnitudes
 
 SPACE = (
-    Span("Identity"),
-    Span("ShearX", 0, 0.99, signed=True),
-    Span("ShearY", 0, 0.99, signed=True),
-    Span("TranslateX", 0, 32, signed=True),
-    Span("TranslateY", 0, 32, signed=True),
-    Span("Rotate", 0, 135, signed=True),
-    Span("Brightness", 0, 0.99, signed=True),
-    Span("Color", 0, 0.99, signed=True),
-    Span("Contrast", 0, 0.99, signed=True),
-    Span("Sharpness", 0, 0.99, signed=True),
-    Span("Posterize", 8, 2),
-    Span("Solarize", 1, 0),
-    Span("AutoContrast"),
-    Span("Equalize"),
+    MagnitudeRange("Identity"),
+    MagnitudeRange("ShearX", 0, 0.99, signed=True),
+    MagnitudeRange("ShearY", 0, 0.99, signed=True),
+    MagnitudeRange("TranslateX", 0, 32, signed=True),
+    MagnitudeRange("TranslateY", 0, 32, signed=True),
+    MagnitudeRange("Rotate", 0, 135, signed=True),
+    MagnitudeRange("Brightness", 0, 0.99, signed=True),
+    MagnitudeRange("Color", 0, 0.99, signed=True),
+    MagnitudeRange("Contrast", 0, 0.99, signed=True),
+    MagnitudeRange("Sharpness", 0, 0.99, signed=True),
+    MagnitudeRange("Posterize", 8, 2),
+    MagnitudeRange("Solarize", 1, 0),
+    MagnitudeRange("AutoContrast"),
+    MagnitudeRange("Equalize"),
 )
 BINS = 31
 
 
-class TrivialAugmentWide(InSteps):
+class TrivialAugmentWide(MagnitudeOperation):
     """One step, any of 14, at any of 31 magnitudes.
 
     Müller & Hutter, "TrivialAugment" (arXiv 2103.10158), the wide space.

@@ -17,6 +17,7 @@ from torch import Tensor
 from augment.chain import resized, to_unit
 from augment.draws import Draws
 from augment.operation import Operation
+from augment.preview.overlap import coordinates
 from augment.preview.paper import (
     GAP,
     INK,
@@ -32,7 +33,6 @@ from augment.preview.paper import (
     to_bytes,
     wrapped,
 )
-from augment.preview.shares import coordinates
 from augment.recipe import Op
 
 _LABEL = 210
@@ -95,17 +95,17 @@ def _quantiles(strength: Tensor, rows: Tensor, steps: int) -> list[int]:
     ordered = rows[strength[rows].argsort(stable=True)]
     rounded = (100 * strength[ordered] / strength[ordered[-1]]).round()
     different = ordered[torch.cat([rounded.new_ones(1), rounded.diff()]) != 0]
-    places = torch.linspace(0, len(different) - 1, min(steps, len(different))).round().long()
-    return different[places].tolist()
+    ranks = torch.linspace(0, len(different) - 1, min(steps, len(different))).round().long()
+    return different[ranks].tolist()
 
 
 def _moved(operation: Operation, draws: Draws, batch: int, size: tuple[int, int]) -> Tensor:
     """[B] mean distance between where pixels are and where they came from, as a share of the diagonal."""
     grid = coordinates(batch, size)
-    places = operation(grid, draws)
-    here = coordinates(batch, (places.shape[-2], places.shape[-1]))
-    inside = places[:, 2] > 0.99
-    way = (places[:, :2] - here[:, :2]).norm(dim=1) / 2**0.5
+    sources = operation(grid, draws)
+    here = coordinates(batch, (sources.shape[-2], sources.shape[-1]))
+    inside = sources[:, 2] > 0.99
+    way = (sources[:, :2] - here[:, :2]).norm(dim=1) / 2**0.5
     return (way * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)
 
 

@@ -15,7 +15,7 @@ from augment.draws import sample_key
 from augment.dual import DualAugment
 from augment.placement import to_device
 from augment.policy import ViewSpec
-from augment.preview import Shared, Strip, contact_sheet, strip_of, strips_sheet, what_views_share
+from augment.preview import Strip, ViewOverlap, contact_sheet, strip_of, strips_sheet, view_overlap
 from augment.recipe import Op
 from augment.views import InputSpec, Views
 from distill.data.base import UNLABELED
@@ -81,7 +81,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
     augment, batch = view_batch.augment, view_batch.batch
     count = min(images, len(batch.images))
     originals = batch.images[:count]
-    shared = what_views_share(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
+    shared = view_overlap(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
     titles, notes = _labels(data, view_batch, count, shared)
     output = str(shared) if shared else ""
     sheet = contact_sheet(
@@ -97,7 +97,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
 
 
 def _labels(
-    data: ExperimentData, view_batch: ViewBatch, count: int, shared: Shared | None
+    data: ExperimentData, view_batch: ViewBatch, count: int, shared: ViewOverlap | None
 ) -> tuple[list[str], list[list[str]]]:
     """For every row: its class, and small lines with its id, what it was mixed with, and what its views share."""
     names = _names(data, view_batch.batch.ids[:count])

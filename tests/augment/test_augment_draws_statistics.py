@@ -78,8 +78,8 @@ def test_independent_of_its_neighbor_along_every_axis(along):
 def test_runs_up_and_down(along):
     """The number of turning points of N independent values is normal with mean 2(N-2)/3 and variance (16N-29)/90."""
     for name, u in along.items():
-        turns = int(((u[1:-1] > u[:-2]) == (u[1:-1] > u[2:])).sum())
-        z = (turns - 2 * (N - 2) / 3) / math.sqrt((16 * N - 29) / 90)
+        turning_points = int(((u[1:-1] > u[:-2]) == (u[1:-1] > u[2:])).sum())
+        z = (turning_points - 2 * (N - 2) / 3) / math.sqrt((16 * N - 29) / 90)
         assert abs(z) < 4.5, (name, z)
 
 
@@ -162,8 +162,8 @@ def test_every_order_of_a_permutation_is_as_likely():
     assert len(counts) == 24 and stats.chisquare(counts.numpy()).pvalue > LEVEL
     nine = draws(ids=torch.arange(9000)).permutation(1, 9)
     for element in range(9):
-        places = (nine == element).nonzero()[:, 1].bincount(minlength=9)
-        assert stats.chisquare(places.numpy()).pvalue > LEVEL, element
+        positions = (nine == element).nonzero()[:, 1].bincount(minlength=9)
+        assert stats.chisquare(positions.numpy()).pvalue > LEVEL, element
     same = int((code[1:] == code[:-1]).sum())
     assert abs(same - len(code) / 24) < 4.5 * math.sqrt(len(code) / 24)
 

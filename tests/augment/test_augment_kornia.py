@@ -5,7 +5,7 @@ import torch
 from kornia import augmentation as K
 
 from augment.draws import Draws, sample_key
-from augment.kornia_op import kornia_classes
+from augment.kornia_ops.unfused import kornia_classes
 from augment.recipe import Op
 
 ARGUMENTS = {

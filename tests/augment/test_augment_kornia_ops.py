@@ -165,13 +165,13 @@ def test_jitter_by_hand():
 
 def test_hue_of_every_byte():
     """All grays, all edges of the color cube, and turns all the way round."""
-    from augment.kornia_ops.color import hue_turned
+    from augment.kornia_ops.color import hue_rotated
 
     steps = torch.linspace(0, 1, 18)
     cube = torch.cartesian_prod(steps, steps, steps).T.reshape(1, 3, 18, 324)
     for rotation in torch.linspace(-0.5, 0.5, 13):
         kornias = enhance.adjust_hue(cube, rotation * 2 * torch.pi)
-        torch.testing.assert_close(hue_turned(cube, rotation.view(1, 1, 1, 1)), kornias, rtol=0, atol=5e-6)
+        torch.testing.assert_close(hue_rotated(cube, rotation.view(1, 1, 1, 1)), kornias, rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize(

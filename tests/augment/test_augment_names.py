@@ -8,7 +8,7 @@ from torchvision.transforms import v2
 
 from augment.chain import Chain
 from augment.draws import Draws
-from augment.kornia_op import kornia_classes
+from augment.kornia_ops.unfused import kornia_classes
 from augment.names import OperationError, find_class, known_operations
 from augment.ops import operations
 from augment.recipe import Op

@@ -37,7 +37,7 @@ def always(name):
 
 def test_the_package_is_the_list():
     assert {"PadCrop", "Equalize", "JPEG", "SpecAugment", "FourierSwap"} <= set(OPERATIONS)
-    assert not {"Sometimes", "Drawn", "Sampled"} & set(OPERATIONS)
+    assert not {"Sometimes", "PerSampleChange", "Sampled"} & set(OPERATIONS)
     assert all(name == cls.__name__ and cls.__doc__ for name, cls in operations().items())
 
 

@@ -6,6 +6,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as V
 
 from augment.draws import Draws
+from augment.magnitude_ops import blend, posterize
 from augment.ops.cutout import Cutout
 from augment.ops.elastic import Elastic, elastic
 from augment.ops.fourier_mask import FourierMask, distance
@@ -14,7 +15,6 @@ from augment.ops.pad_crop import PadCrop
 from augment.ops.patch_shuffle import PatchShuffle
 from augment.ops.pixel_erasing import PixelErasing
 from augment.ops.spec_augment import SpecAugment
-from augment.steps import blend, posterize
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(6) * 31
@@ -39,8 +39,8 @@ def test_padcrop_is_pad_then_slice(padding, mode):
 def test_padcrop_reaches_every_place_alike():
     params = sampled(PadCrop((32, 32)), 9000)
     for corner in params.values():
-        places, counts = corner.unique(return_counts=True)
-        assert places.tolist() == list(range(-4, 5)) and (counts / 9000 - 1 / 9).abs().max() < 0.015
+        offsets, counts = corner.unique(return_counts=True)
+        assert offsets.tolist() == list(range(-4, 5)) and (counts / 9000 - 1 / 9).abs().max() < 0.015
     assert abs(torch.corrcoef(torch.stack(list(params.values())).float())[0, 1]) < 0.04
 
 

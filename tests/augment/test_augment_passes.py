@@ -13,7 +13,7 @@ from augment.fuse import passes
 from augment.fuse.blur import filtered
 from augment.fuse.geometry import axis_map, warp
 from augment.fuse.passes import PADDINGS, Instruction, Kind, NoCompiler, carried_out, instruction, linear
-from augment.kornia_ops.color import gray, hue_turned
+from augment.kornia_ops.color import gray, hue_rotated
 from augment.recipe import Op
 from augment.views import InputSpec
 
@@ -89,7 +89,7 @@ def test_colors():
     close(jitter((0, 1.3)), (unit * 1.3).clamp(0, 1))
     close(jitter((1, 0.6)), (0.6 * unit + 0.4 * luma.mean((2, 3), keepdim=True)).clamp(0, 1))
     close(jitter((2, 1.5)), (1.5 * unit - 0.5 * luma).clamp(0, 1))
-    close(jitter((3, 0.2)), hue_turned(unit, torch.full((4, 1, 1, 1), 0.2)), 3e-6)
+    close(jitter((3, 0.2)), hue_rotated(unit, torch.full((4, 1, 1, 1), 0.2)), 3e-6)
     close(jitter((-1, 9.0)), unit)
     close(
         jitter((0, 1.3), (1, 0.6)),

@@ -5,7 +5,7 @@ import pytest
 import torch
 from kornia import augmentation as K
 
-from augment.kornia_op import kornia_classes
+from augment.kornia_ops.unfused import kornia_classes
 from augment.preview import Strip, strip_of, strips_sheet
 from augment.preview.paper import INK, LINE, MUTED, PAPER, font, shortened, wrapped
 from augment.recipe import Op

@@ -13,7 +13,7 @@ import torch
 from augment.chain import Chain
 from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment
-from augment.preview.shares import coordinates
+from augment.preview.overlap import coordinates
 from augment.recipe import Op
 from augment.views import InputSpec
 

@@ -6,13 +6,13 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import AutoAugmentPolicy, InterpolationMode
 
 from augment.draws import Draws
+from augment.magnitude_ops import STEPS, MagnitudeOperation, magnitudes
 from augment.ops import aug_mix, auto_augment, rand_augment, trivial_augment
 from augment.ops.aug_mix import AugMix
 from augment.ops.auto_augment import AutoAugment, sub_policies
 from augment.ops.rand_augment import RandAugment
 from augment.ops.three_augment import ThreeAugment
 from augment.ops.trivial_augment import TrivialAugmentWide
-from augment.steps import STEPS, InSteps, magnitudes
 
 LEVEL = 1 / 255
 
@@ -29,12 +29,12 @@ ROUGH = (PHOTO.int() + torch.randint(-12, 13, PHOTO.shape, generator=torch.Gener
 ROUGH = ROUGH.to(torch.uint8)
 
 
-def ours(step, magnitude, image=PHOTO, interpolation="nearest", fill=0.0):
+def apply_step(step, magnitude, image=PHOTO, interpolation="nearest", fill=0.0):
     params = {"step": torch.tensor([[STEPS.index(step)]]), "magnitude": torch.tensor([[float(magnitude)]])}
-    return InSteps(interpolation, fill).apply(image[None].float().mul(LEVEL), params)[0]
+    return MagnitudeOperation(interpolation, fill).apply(image[None].float().mul(LEVEL), params)[0]
 
 
-def theirs(step, magnitude, image=PHOTO, interpolation=InterpolationMode.NEAREST, fill=None):
+def apply_torchvision_step(step, magnitude, image=PHOTO, interpolation=InterpolationMode.NEAREST, fill=None):
     tool = v2.RandAugment()
     done = tool._apply_image_or_video_transform(image, step, magnitude, interpolation, {torch.Tensor: fill})
     return done.float().mul(LEVEL)
@@ -57,10 +57,12 @@ def theirs(step, magnitude, image=PHOTO, interpolation=InterpolationMode.NEAREST
     ],
 )
 def test_geometric_steps_are_torchvisions(step, magnitude, interpolation, fill):
-    mine = ours(step, magnitude, interpolation=interpolation, fill=fill)
-    other = theirs(step, magnitude, interpolation=InterpolationMode(interpolation), fill=fill * 255 or None)
+    actual = apply_step(step, magnitude, interpolation=interpolation, fill=fill)
+    expected = apply_torchvision_step(
+        step, magnitude, interpolation=InterpolationMode(interpolation), fill=fill * 255 or None
+    )
     # A pixel whose source lies half way between two may fall either way.
-    assert ((mine - other).abs() > 1.01 * LEVEL).float().mean() < 0.003
+    assert ((actual - expected).abs() > 1.01 * LEVEL).float().mean() < 0.003
 
 
 @pytest.mark.parametrize(
@@ -87,10 +89,10 @@ def test_geometric_steps_are_torchvisions(step, magnitude, interpolation, fill):
     ],
 )
 def test_color_steps_are_torchvisions(step, magnitude, tolerance):
-    other = theirs(step, magnitude, ROUGH)
-    assert (ours(step, magnitude, ROUGH) - other).abs().max() <= tolerance * LEVEL + 1e-6
+    expected = apply_torchvision_step(step, magnitude, ROUGH)
+    assert (apply_step(step, magnitude, ROUGH) - expected).abs().max() <= tolerance * LEVEL + 1e-6
     if step != "Identity" and (step, magnitude) not in {("Posterize", 8), ("Solarize", 1.0)}:
-        assert (other - ROUGH * LEVEL).abs().max() > 3 * LEVEL  # the comparison has something to compare
+        assert (expected - ROUGH * LEVEL).abs().max() > 3 * LEVEL  # the comparison has something to compare
 
 
 SPACES = {
@@ -135,7 +137,7 @@ def test_a_batch_is_its_samples_one_by_one(op):
 
     def chain(image, steps, sizes):
         for step, size in zip(steps.tolist(), sizes.tolist()):
-            image = ours(STEPS[step], size, image * 255, op.interpolation)
+            image = apply_step(STEPS[step], size, image * 255, op.interpolation)
         return image
 
     for n in range(24):
@@ -162,7 +164,7 @@ def test_randaugment_draws_every_step_alike_with_both_signs():
     rotated = params["magnitude"][params["step"] == STEPS.index("Rotate")]
     assert rotated.abs().unique().tolist() == [15.0] and 0.45 < (rotated > 0).float().mean() < 0.55
     first, second = params["step"].unbind(1)
-    assert (first == second).float().mean() < 0.1  # turns are independent
+    assert (first == second).float().mean() < 0.1  # steps are independent
     noisy = sampled(RandAugment(magnitude=15, mstd=3.0))
     spread = noisy["magnitude"][noisy["step"] == STEPS.index("Rotate")].abs()
     assert abs(spread.mean() - 15) < 0.5 and 2.6 < spread.std() < 3.4

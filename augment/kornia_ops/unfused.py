@@ -1,12 +1,11 @@
-"""kornia's 2-D augmentations: those that we can declare are fused, the others taken as they are.
+"""UnfusedKorniaOp, for the kornia augmentations that no FusedKorniaOp wraps; and which of the two a module gets.
 
-What :mod:`augment.kornia_ops` knows draws for itself and goes through a chain's passes. The rest is a barrier: kornia
-separates its draws (``forward_parameters``) from its work (``forward(images, params=…)``), and the draws run in
-:class:`augment.keyed.KeyedDraws` for a padded batch whose surplus rows are then cut off. They stay on the CPU, where
-kornia puts them and reads them: on a GPU that would be a wait for the device.
+kornia separates drawing (``forward_parameters``) from applying (``forward(images, params=…)``). Here the drawing runs in
+:class:`augment.keyed.KeyedDraws` on a batch padded to a few more rows, which are then cut off. The parameters stay on
+the CPU, where kornia reads them: on a GPU, reading them would synchronize with the device.
 
-The few things that kornia decides once for a whole call (the kernel size of ``RandomMotionBlur``, say) are drawn once
-per (seed, epoch, view).
+What kornia draws once for a whole call (the kernel size of ``RandomMotionBlur``, for one) is drawn once per
+(seed, epoch, view).
 """
 
 from __future__ import annotations
@@ -45,13 +44,19 @@ def moves_pixels(cls: type[K.AugmentationBase2D]) -> bool:
 
 
 def kornia_operation(module: K.AugmentationBase2D, name: str) -> Operation:
-    """A kornia augmentation as an operation: declared, if it can be."""
+    """A kornia augmentation as an operation: fused if a FusedKorniaOp wraps it and its arguments allow it."""
     operation = fused_kornia_op(module)
-    return KorniaOp(module, name, operation) if isinstance(operation, str) else SampledOp(operation, name)
+    return UnfusedKorniaOp(module, name, operation) if isinstance(operation, str) else SampledOp(operation, name)
 
 
-class KorniaOp(Operation):
-    """Runs a kornia augmentation with its draws keyed by sample."""
+class UnfusedKorniaOp(Operation):
+    """A kornia augmentation run by kornia's own code, a pass of its own in a chain, with its draws keyed by sample.
+
+    Args:
+        module: kornia's augmentation.
+        name: under which a chain keys its draws.
+        reason: why it is not fused, for :meth:`augment.chain.Chain.plan`.
+    """
 
     def __init__(self, module: K.AugmentationBase2D, name: str, reason: str = "kornia's own code"):
         super().__init__()

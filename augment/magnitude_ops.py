@@ -1,10 +1,11 @@
-"""What RandAugment, TrivialAugment, AutoAugment and AugMix are made of: steps, each sample its own, in its own order.
+"""The steps of RandAugment, TrivialAugment, AutoAugment and AugMix: a kind and a magnitude, drawn for each sample.
 
-A step is a number in ``STEPS`` and a magnitude in its own unit; columns of them, one per turn, are an operation's
-parameters. A turn computes each kind of step for those samples that drew it (see :func:`augment.sometimes.change_`).
+A step is an index into ``STEPS`` and a magnitude in the unit of that step. The parameters of an operation are two
+tensors [B, n]: n steps for each sample, in the order in which they are applied. Position by position, each kind of step
+is computed for the samples that drew it (see :func:`augment.sometimes.change_`).
 
-The definitions are torchvision's for uint8 images, which are PIL's up to rounding. Here images are not rounded to 256
-levels between the steps, except by posterize and equalize, which are about levels.
+The definitions are torchvision's for uint8 images, which are PIL's up to rounding. Images are not rounded to 256 levels
+between the steps, except by posterize and equalize, which are defined on levels.
 """
 
 from __future__ import annotations
@@ -47,23 +48,23 @@ _GEOMETRY = range(1, 6)
 
 
 @dataclass(frozen=True)
-class Span:
-    """A step and what its magnitude is at levels 0 and 1. ``signed``: either sign, with equal chance."""
+class MagnitudeRange:
+    """A step with its magnitudes at levels 0 and 1, linear between. ``signed``: either sign, with equal probability."""
 
     step: str
     low: float = 0.0
     high: float = 0.0
     signed: bool = False
     relative: bool = False
-    """The magnitude is a part of the image's width (steps of name X) or height (Y)."""
+    """The magnitude is a fraction of the image's width (steps whose name ends in X) or height (Y)."""
 
 
-Space = tuple[Span, ...]
+MagnitudeSpace = tuple[MagnitudeRange, ...]
 
 
 @lru_cache(maxsize=32)
-def _table(space: Space, device: torch.device) -> tuple[Tensor, ...]:
-    # Kept, because making a tensor on a GPU from numbers waits for the GPU.
+def _table(space: MagnitudeSpace, device: torch.device) -> tuple[Tensor, ...]:
+    # Cached: making a tensor on a GPU from Python numbers synchronizes with the GPU.
     along_x = [span.relative and span.step.endswith("X") for span in space]
     along_y = [span.relative and span.step.endswith("Y") for span in space]
     steps = torch.tensor([STEPS.index(span.step) for span in space], device=device)
@@ -71,17 +72,18 @@ def _table(space: Space, device: torch.device) -> tuple[Tensor, ...]:
     return steps, torch.tensor(numbers, device=device), torch.tensor([along_x, along_y], device=device)
 
 
-def magnitudes(space: Space, choice: Tensor, level: Tensor, negative: Tensor, shape: torch.Size) -> Params:
-    """The parameters of steps for images of ``shape`` [B, C, H, W].
+def magnitudes(space: MagnitudeSpace, choice: Tensor, level: Tensor, negative: Tensor, shape: torch.Size) -> Params:
+    """The steps and magnitudes of a batch.
 
     Args:
-        space: what there is to choose from.
-        choice: [B, n] int64, numbers of ``space``.
-        level: [B, n], 0 … 1.
-        negative: [B, n] bool, whether a magnitude of either sign is negative.
+        space: the steps to choose from, with their ranges.
+        choice: [B, n] int64, indices into ``space``.
+        level: [B, n] floats in 0 … 1, the position in each range.
+        negative: [B, n] bool, whether the magnitude of a ``signed`` step is negative.
+        shape: of the images, [B, C, H, W].
 
     Returns:
-        ``step`` [B, n] int64, numbers of ``STEPS``, and ``magnitude`` [B, n].
+        ``step`` [B, n] int64, indices into ``STEPS``, and ``magnitude`` [B, n] in the unit of each step.
     """
     steps, numbers, (along_x, along_y) = _table(space, choice.device)
     low, high, signed = numbers[choice].unbind(-1)
@@ -91,10 +93,10 @@ def magnitudes(space: Space, choice: Tensor, level: Tensor, negative: Tensor, sh
     return {"step": step, "magnitude": torch.where(negative & signed.bool(), -magnitude, magnitude)}
 
 
-class InSteps(Sampled):
-    """An operation whose parameters are steps.
+class MagnitudeOperation(Sampled):
+    """Base of the operations whose parameters are steps and magnitudes.
 
-    It is geometric, though its steps are not all: where views share their geometry, they share all of these.
+    It counts as geometric although some steps change only colors: views that share their geometry share all steps.
     """
 
     geometric = True
@@ -105,16 +107,22 @@ class InSteps(Sampled):
         if not 0 <= fill <= 1:
             raise ValueError(f"fill is a value in 0 … 1, not {fill}")
         self.interpolation, self.fill = interpolation, fill
-        self._move = _Move(interpolation)
+        self._move = _GeometricSteps(interpolation)
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
         images = images.clone()
         for position in range(params["step"].shape[1]):
-            self.turn_(images, params["step"][:, position], params["magnitude"][:, position])
+            self.step_(images, params["step"][:, position], params["magnitude"][:, position])
         return images
 
-    def turn_(self, images: Tensor, step: Tensor, magnitude: Tensor) -> None:
-        """One step for every sample, in place."""
+    def step_(self, images: Tensor, step: Tensor, magnitude: Tensor) -> None:
+        """Apply one step to every sample, in place.
+
+        Args:
+            images: [B, C, H, W] in [0, 1]; overwritten.
+            step: [B] int64, indices into ``STEPS``.
+            magnitude: [B], in the unit of each sample's step.
+        """
         params = {"step": step, "magnitude": magnitude}
         change_(images, (step >= _GEOMETRY.start) & (step < _GEOMETRY.stop), self.moved, params)
         for name, change in _CHANGES.items():
@@ -125,8 +133,8 @@ class InSteps(Sampled):
         return self._move.apply(images - self.fill, params).add_(self.fill)
 
 
-class _Move(Sampled):
-    """The geometric steps as a declarative operation: they cost one resampling together."""
+class _GeometricSteps(Sampled):
+    """The geometric steps as one affine operation: each position costs one resampling for all of them."""
 
     def __init__(self, resample: Interpolation):
         self.resample = resample
@@ -185,6 +193,16 @@ _CHANGES = {
 }
 
 
-def levels(draws: Draws, slot: int, bins: int, turns: int) -> Tensor:
-    """[B, turns] in 0 … 1, one of ``bins`` equally spaced levels."""
-    return draws.integers(slot, 0, bins, (turns,)) / (bins - 1)
+def levels(draws: Draws, slot: int, bins: int, count: int) -> Tensor:
+    """Draw levels uniformly.
+
+    Args:
+        draws: of the operation.
+        slot: number of the draw.
+        bins: how many equally spaced levels there are.
+        count: levels per sample.
+
+    Returns:
+        [B, count] floats in 0 … 1.
+    """
+    return draws.integers(slot, 0, bins, (count,)) / (bins - 1)

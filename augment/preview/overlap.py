@@ -1,8 +1,8 @@
-"""What the teacher's and the student's views of an image have in common: how much of it, and in how different colors.
+"""How much of an image the teacher's and the student's views both show, and how different its colors are in them.
 
-Both are measured on the views as they were drawn, whatever operations drew them. A picture of coordinates goes through
-the geometric operations with the draws of the view: what comes out says, for every pixel of the view, where in the
-original it came from. Linear resampling of a linear picture is exact, so flips, crops and warps are read in one way.
+Both are measured on the drawn views, whatever their operations. An image whose values are coordinates passes through the
+geometric operations with the draws of the view: every pixel of the result holds the position in the original that it
+comes from. Linear resampling of a linear image is exact, so the method is the same for flips, crops and warps.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ CELLS = 32
 
 
 @dataclass(frozen=True)
-class Shared:
-    """What the pairs of views share, averaged over the pairs that objectives compare.
+class ViewOverlap:
+    """Overlap and color distance, averaged over the pairs of views that objectives compare.
 
     ``overlap`` [B]: intersection over union of the parts of the original that the two views show, in [0, 1].
     ``color`` [B]: mean CIELAB distance (ΔE, 1976) between the two views at the points of the original that both
-    show; NaN where they show none in common. About 2 is just visible, 100 is black against white.
+    show; NaN where there is no such point. About 2 is just visible, 100 is black against white.
     """
 
     overlap: Tensor
@@ -42,18 +42,21 @@ class Shared:
 
 
 @torch.no_grad()
-def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) -> Shared:
-    """What the views that ``augment`` makes of a batch share, before any mixing.
+def view_overlap(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) -> ViewOverlap:
+    """Overlap and color distance of the views that ``augment`` makes of a batch, before any mixing.
 
-    With several networks in the teacher, the first one's views are taken: the others see the same at another size.
-    Operations that are not declared ``geometric`` count as color, so what a mixed policy (RandAugment, say) moves is
-    seen as a difference of colors.
+    Of a teacher with several networks, the views of the first are measured: those of the others differ in size only.
+    An operation that is not declared ``geometric`` counts as color, so pixels that it moves count as a difference of
+    colors.
 
     Args:
         augment: with at least one teacher.
         images: [B, 3, H, W], as given to ``augment``.
         ids: [B] int64.
         epoch: number of the epoch.
+
+    Returns:
+        Per image, averaged over the pairs of views.
     """
     if not augment.teachers:
         raise ValueError("without a teacher there are no pairs of views to compare")
@@ -70,7 +73,7 @@ def what_views_share(augment: DualAugment, images: Tensor, ids: Tensor, epoch: i
         overlaps.append(both.sum(1) / (shown_t | shown_s).sum(1).clamp(min=1))
         apart = (lab_t - lab_s).norm(dim=2) * both
         distances.append(apart.sum(1) / both.sum(1))  # 0/0 is NaN: nothing in common
-    return Shared(torch.stack(overlaps).mean(0), torch.stack(distances).nanmean(0))
+    return ViewOverlap(torch.stack(overlaps).mean(0), torch.stack(distances).nanmean(0))
 
 
 def _seen(
@@ -85,14 +88,14 @@ def _seen(
     view = Chain(view_spec.recipe, size)(images, draws, geometry).cpu()
     height, width = images.shape[-2:]
     grid = coordinates(len(images), (height, width), images.device)
-    places = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
+    sources = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
 
-    places, view = _to_borders(places), F.pad(view, (1, 1, 1, 1), mode="replicate")
+    sources, view = _to_borders(sources), F.pad(view, (1, 1, 1, 1), mode="replicate")
     # Six points to a cell and more, so that whatever the angle one of them falls into the middle of a cell.
-    fine = tuple(max(side, 6 * CELLS) for side in places.shape[-2:])
-    places = F.interpolate(places, fine, mode="bilinear", align_corners=True)
+    fine = tuple(max(side, 6 * CELLS) for side in sources.shape[-2:])
+    sources = F.interpolate(sources, fine, mode="bilinear", align_corners=True)
     view = F.interpolate(view, fine, mode="bilinear", align_corners=True)
-    x, y, inside = places.flatten(2).unbind(1)
+    x, y, inside = sources.flatten(2).unbind(1)
     # A pixel half outside has mixed the outside's zeros into all three.
     x, y = x / inside, y / inside
     valid = (inside > 0.5) & (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
@@ -107,7 +110,7 @@ def _seen(
 
 
 def coordinates(batch: int, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """[B, 3, H, W]: at every pixel its center's x and y, as shares of the sides, and 1 for "inside the image"."""
+    """[B, 3, H, W]: at every pixel its center's x and y, as fractions of the sides, and 1 for "inside the image"."""
     height, width = size
     y, x = torch.meshgrid(
         (torch.arange(height, device=device) + 0.5) / height,
@@ -117,14 +120,14 @@ def coordinates(batch: int, size: tuple[int, int], device: torch.device | str = 
     return torch.stack([x, y, torch.ones_like(x)]).expand(batch, -1, -1, -1)
 
 
-def _to_borders(places: Tensor) -> Tensor:
-    """One more row and column on every side: what lies on the pixels' outer edges, half a pixel from their centers."""
+def _to_borders(sources: Tensor) -> Tensor:
+    """Add a row and a column on every side: values at the outer edges, half a pixel beyond the outermost centers."""
     for dim in (-2, -1):
-        if places.shape[dim] > 1:
-            first, second = places.narrow(dim, 0, 1), places.narrow(dim, 1, 1)
-            last, before = places.narrow(dim, -1, 1), places.narrow(dim, -2, 1)
+        if sources.shape[dim] > 1:
+            first, second = sources.narrow(dim, 0, 1), sources.narrow(dim, 1, 1)
+            last, before = sources.narrow(dim, -1, 1), sources.narrow(dim, -2, 1)
             ends = (first + (first - second) / 2, last + (last - before) / 2)
         else:
-            ends = (places, places)
-        places = torch.cat([ends[0], places, ends[1]], dim)
-    return places
+            ends = (sources, sources)
+        sources = torch.cat([ends[0], sources, ends[1]], dim)
+    return sources

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from augment.dual import AugmentSettings, DualAugment
-from augment.preview import what_views_share
-from augment.preview.shares import coordinates
+from augment.preview import view_overlap
+from augment.preview.overlap import coordinates
 from augment.views import InputSpec
 
 SPEC = InputSpec((48, 48))
@@ -38,7 +38,7 @@ class Darker:
 
 def shared(teacher, student, policy="independent", images=GRAY, teachers=(SPEC,), epoch=0):
     settings = AugmentSettings(policy=policy, student=student, teacher=teacher)
-    return what_views_share(DualAugment(settings, teachers, SPEC, 0), images, IDS, epoch)
+    return view_overlap(DualAugment(settings, teachers, SPEC, 0), images, IDS, epoch)
 
 
 def part(**box):
@@ -80,7 +80,7 @@ def test_color_is_compared_at_the_same_point_of_the_original():
 
 def test_small_views_cover_as_much_as_large_ones():
     """A view of 12 pixels that shows the whole image overlaps wholly with one of 48."""
-    actual = what_views_share(
+    actual = view_overlap(
         DualAugment(AugmentSettings(policy="independent", student=[], teacher=[]), (InputSpec((12, 12)),), SPEC, 0),
         GRAY,
         IDS,
