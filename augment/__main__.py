@@ -42,15 +42,15 @@ def check(
     from augment.check import examine
     from augment.recipe import build
 
-    findings = examine(build(name, dict(map(_argument, arguments or [])), (size, size)), (size, size), batch)
+    results = examine(build(name, dict(map(_argument, arguments or [])), (size, size)), (size, size), batch)
     table = Table(box=box.SIMPLE_HEAD, title=name, title_justify="left", title_style="bold")
     table.add_column("check", no_wrap=True)
     table.add_column("", no_wrap=True)
     table.add_column("why", overflow="fold")
-    for finding in findings:
-        table.add_row(finding.check, Text(finding.verdict, _COLORS[finding.verdict]), Text(finding.why))
+    for result in results:
+        table.add_row(result.check, Text(result.verdict, _COLORS[result.verdict]), Text(result.why))
     Console().print(table)
-    raise typer.Exit(int(any(finding.verdict == "fail" for finding in findings)))
+    raise typer.Exit(int(any(result.verdict == "fail" for result in results)))
 
 
 @app.command("list")

@@ -65,13 +65,9 @@ class Chain(nn.Module):
         self.steps = [PlannedOp(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
         self._stages = plan(self.steps)
         self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)}
-        kornia_ops = [
-            step.user for step in self.steps if isinstance(getattr(step.operation, "user", None), FusedKorniaOp)
-        ]
+        users = [getattr(step.operation, "user", None) for step in self.steps]
         # Noise, bicubic reading and users' operations may leave [0, 1].
-        self.clamps = bounded and (
-            len(kornia_ops) < len(self.steps) or not all(user.keeps_range for user in kornia_ops)
-        )
+        self.clamps = bounded and not all(isinstance(user, FusedKorniaOp) and user.keeps_range for user in users)
 
     def plan(self) -> str:
         """What is done together, and what by itself and why: a line for every pass."""

@@ -38,12 +38,15 @@ class CheckResult:
 
 
 def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> list[CheckResult]:
-    """All findings about an operation.
+    """Check every promise of an operation.
 
     Args:
         operation: from :func:`augment.recipe.build`.
         size: (height, width) of the images that it is tried on.
         batch: how many images are timed.
+
+    Returns:
+        One result per check, in the order of the table.
     """
     checks: Sequence[tuple[str, Callable[[Operation, tuple[int, int]], tuple[Verdict, str]]]] = (
         ("kind", _kind),
@@ -57,14 +60,14 @@ def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> lis
         ("compiles", _compiles),
         ("cost", lambda operation, size: _cost(operation, size, batch)),
     )
-    findings = []
+    results = []
     for name, check in checks:
         try:
-            findings.append(CheckResult(name, *check(operation, size)))
-        except Exception as error:  # whatever a user's class raises is the finding
+            results.append(CheckResult(name, *check(operation, size)))
+        except Exception as error:  # whatever a user's class raises is the result
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-            findings.append(CheckResult(name, "fail", text.strip().split("\n")[0]))
-    return findings
+            results.append(CheckResult(name, "fail", text.strip().split("\n")[0]))
+    return results
 
 
 # --- What comes out -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ def gray(images: Tensor, weights: tuple[float, ...] = LUMA) -> Tensor:
 
 
 def hue_rotated(rgb: Tensor, angle: Tensor) -> Tensor:
-    """RGB [B, 3, H, W] with its hue rotated by ``angle`` [B, 1, 1, 1], in turns of the circle; maximum and minimum stay.
+    """RGB [B, 3, H, W] with its hue rotated by ``angle`` [B, 1, 1, 1] (1 is a full circle); maximum and minimum stay.
 
     With h the hue in sixths, a channel centered at c (0, 2, 4) is
     ``min + (max - min) · clamp(2 - |h + 6·angle - c|, 0, 1)``, the difference taken round the circle. Equal to going to

@@ -1,8 +1,8 @@
 """How much of an image the teacher's and the student's views both show, and how different its colors are in them.
 
-Both are measured on the drawn views, whatever their operations. An image whose values are coordinates passes through the
-geometric operations with the draws of the view: every pixel of the result holds the position in the original that it
-comes from. Linear resampling of a linear image is exact, so the method is the same for flips, crops and warps.
+Both are measured on the drawn views, whatever their operations. An image whose values are coordinates passes through
+the geometric operations with the draws of the view: every pixel of the result holds the position in the original that
+it comes from. Linear resampling of a linear image is exact, so the method is the same for flips, crops and warps.
 """
 
 from __future__ import annotations
