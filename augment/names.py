@@ -1,16 +1,16 @@
-"""Where the name of an operation is looked up.
+"""Look up the name of an operation.
 
 ==============================  =====================================================================================
-name                            found
+name                            operation
 ==============================  =====================================================================================
 ``PadCrop``                     an operation of this package, see :mod:`augment.ops`
 ``MyOp``                        an entry point of group ``distill.augment``, declared by an installed package
 ``RandomResizedCrop``           a 2-D augmentation of kornia
-``package.module:Class``        a class of yours, or of torchvision: ``torchvision.transforms.v2:RandomPerspective``
+``package.module:Class``        a class of your own, or of torchvision: ``torchvision.transforms.v2:RandomPerspective``
 ==============================  =====================================================================================
 
-One name is one thing: an entry point that takes a name twice, or one of ours or kornia's, is an error that names the
-distributions. Names without a capital letter are those of whole recipes, see :mod:`augment.presets`.
+A name has one meaning: two entry points of one name, or one with the name of an operation of this package or of kornia,
+are an error that names the distributions. Names without a capital letter are presets, see :mod:`augment.presets`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from augment.base import PluginError, UserError, did_you_mean, import_class, is_import_path
+from augment.base import PluginError, UserError, did_you_mean, import_class, is_import_path, matching
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation
@@ -82,7 +82,7 @@ class Known:
 
 
 def known_operations() -> list[Known]:
-    """Everything that a chain can name without an import path; a broken entry point is listed with its error."""
+    """Every operation that a chain can name without an import path; a broken entry point is listed with its error."""
     operations = [Known(name, "Delta Distill", summary(cls)) for name, cls in _builtin().items()]
     for point in entry_points(group=GROUP):
         try:
@@ -94,8 +94,25 @@ def known_operations() -> list[Known]:
     return sorted(operations, key=lambda known: (known.source, known.name))
 
 
+def list_operations(pattern: str = "") -> list[str]:
+    """Names of the operations that a recipe can name without an import path: of this package, of plug-ins and kornia's.
+
+    Args:
+        pattern: an fnmatch pattern, in either case; empty: all names.
+
+    Returns:
+        The names, sorted.
+
+    Example:
+        >>> import augment
+        >>> augment.list_operations("*ResizedCrop")
+        ['RandomResizedCrop']
+    """
+    return matching({operation.name for operation in known_operations()}, pattern)
+
+
 def name_of(operation: Any) -> str:
-    """The name under which a config would have the class of a built object: objects and names then draw the same."""
+    """The name of a built object's class in a config. Draws are keyed by it, so objects and names draw the same."""
     cls = type(operation)
     if cls in _builtin().values() or cls in _kornia().values():
         return cls.__name__
@@ -107,10 +124,10 @@ _TORCHVISION = ("torchvision.transforms.v2", "torchvision.transforms")
 
 
 def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
-    """How objects of a class are run.
+    """The function that makes an :class:`Operation` of an object of ``cls`` and a name.
 
     Raises:
-        OperationError: they are no operation.
+        OperationError: objects of ``cls`` are no operations.
     """
     from augment.operation import kind_of
 
@@ -169,5 +186,5 @@ def _distribution(point: EntryPoint) -> str:
 
 
 def summary(thing: Any) -> str:
-    """The first line of what a class or function says of itself."""
+    """The first line of the docstring of a class or function."""
     return (thing.__doc__ or "").strip().split("\n")[0]

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING, Any
 from distill.machine import set_openmp_defaults
 
 if TYPE_CHECKING:
+    from augment.names import list_operations
     from augment.views import InputSpec, Views
     from distill.api.deltas import attach, list_deltas, load_delta, save_delta
     from distill.api.models import create_student, create_teacher
     from distill.api.objectives import create_objective, list_objectives
-    from distill.api.views import create_augment, list_operations
+    from distill.api.views import create_augment
     from distill.deltas.attach import merge
     from distill.export.delta.bank import DeltaBank
     from distill.models.features import Features
@@ -50,7 +51,7 @@ _HOMES = {
     "ids_of_step": "distill.past_views",
     "list_deltas": "distill.api.deltas",
     "list_objectives": "distill.api.objectives",
-    "list_operations": "distill.api.views",
+    "list_operations": "augment.names",
     "load_delta": "distill.api.deltas",
     "merge": "distill.deltas.attach",
     "replay": "distill.past_views",

@@ -2,7 +2,7 @@
 
 from augment.base.errors import UserError
 from augment.base.plugins import PluginError, import_class, is_import_path
-from augment.base.registry import Component, Registry
+from augment.base.registry import Component, Registry, matching
 from augment.base.settings import VALIDATION_PASSES, Settings, did_you_mean, error_at, is_deferred
 
 __all__ = [
@@ -17,4 +17,5 @@ __all__ = [
     "import_class",
     "is_deferred",
     "is_import_path",
+    "matching",
 ]

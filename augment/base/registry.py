@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from types import new_class
 from typing import Any, get_args
 
@@ -125,3 +127,8 @@ class Registry:
                 own,
             ]
         }
+
+
+def matching(names: Iterable[str], pattern: str) -> list[str]:
+    """The names that an fnmatch pattern finds, sorted; all of them where it is empty."""
+    return sorted(name for name in names if not pattern or fnmatchcase(name.lower(), pattern.lower()))

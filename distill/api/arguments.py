@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -71,8 +70,3 @@ def check_method(registry: Registry, value: object, caller: str, more: Iterable[
     settings = registry.settings_of(tree["type"])
     refuse_unknown(f"{caller} {tree['type']!r},", [*map(str, tree), *more], settings.model_fields)
     return settings
-
-
-def matching(names: Iterable[str], pattern: str) -> list[str]:
-    """The names that an fnmatch pattern finds, sorted; all of them where it is empty."""
-    return sorted(name for name in names if not pattern or fnmatchcase(name.lower(), pattern.lower()))

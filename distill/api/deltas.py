@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import nn
 
-from distill.api.arguments import DELTAS, checks_names, matching
+from augment.base import matching
+from distill.api.arguments import DELTAS, checks_names
 from distill.api.models import DeltaLike, delta_settings
 from distill.deltas.attach import Site
 from distill.deltas.attach import attach as attach_settings

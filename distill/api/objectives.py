@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from augment.base import matching
 from augment.base.errors import UserError
-from distill.api.arguments import OBJECTIVES, check_method, matching
+from distill.api.arguments import OBJECTIVES, check_method
 from distill.models.features import Features, FeatureShapes
 from distill.models.student import Student
 from distill.models.teacher import Teacher

@@ -6,10 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from augment.dual import AugmentSettings, DualAugment
-from augment.names import known_operations
 from augment.policy import Policy
 from augment.views import InputSpec
-from distill.api.arguments import matching, refuse_unknown
+from distill.api.arguments import refuse_unknown
 from distill.models.student import Student
 from distill.models.teacher import Teacher
 
@@ -68,17 +67,6 @@ def create_augment(
         inputs = [teacher] if isinstance(teacher, InputSpec) else list(teacher or ())
     own = student.input if isinstance(student, Student) else student
     return DualAugment(AugmentSettings.model_validate(tree), inputs, own, seed)
-
-
-def list_operations(pattern: str = "") -> list[str]:
-    """Names of the operations that a recipe can name without an import path, sorted: ours, plug-ins' and kornia's.
-
-    Example:
-        >>> import distill
-        >>> distill.list_operations("*ResizedCrop")
-        ['RandomResizedCrop']
-    """
-    return matching({operation.name for operation in known_operations()}, pattern)
 
 
 def _plain(value: Any) -> Any:
