@@ -1,10 +1,12 @@
 """Two views of a batch of images, drawn by sample: augmentation for distillation, usable by itself.
 
     >>> import torch, augment
-    >>> chain = augment.Chain(["RandomHorizontalFlip"], size=(8, 8))
-    >>> images, ids = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.tensor([5, 6])
-    >>> chain(images, augment.Draws(0, 0, "student", ids)).shape
-    torch.Size([2, 3, 8, 8])
+    >>> settings = augment.AugmentSettings(student=["RandomResizedCrop", "RandomHorizontalFlip"])
+    >>> student, teacher = augment.InputSpec((8, 8)), augment.InputSpec((16, 16))
+    >>> dual = augment.DualAugment(settings, [teacher], student, seed=0)
+    >>> views = dual(torch.zeros(2, 3, 20, 20, dtype=torch.uint8), torch.tensor([5, 6]), epoch=0)
+    >>> views.student[0].shape, views.teacher[0][0].shape
+    (torch.Size([2, 3, 8, 8]), torch.Size([2, 3, 16, 16]))
 
 Importing this package loads no torch: each name is loaded on first use.
 """

@@ -12,7 +12,19 @@ from augment.kornia_ops.crop import SizeError
 
 
 class RandomGaussianBlur(FusedKorniaOp):
-    """A Gaussian of a standard deviation drawn by sample, on a kernel of fixed size."""
+    """A Gaussian of a standard deviation drawn by sample, on a kernel of fixed size.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomGaussianBlur")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomGaussianBlur(K.RandomGaussianBlur((3, 3), (1.0, 1.0), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.2741, 0.3306, 0.3870],
+                [0.4435, 0.5000, 0.5565],
+                [0.6130, 0.6694, 0.7259]])
+    """
 
     wraps = "RandomGaussianBlur"
     uniforms = 1
@@ -39,7 +51,19 @@ class RandomGaussianBlur(FusedKorniaOp):
 
 
 class RandomBoxBlur(FusedKorniaOp):
-    """The mean of a box of fixed size."""
+    """The mean of a box of fixed size.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomBoxBlur")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomBoxBlur(K.RandomBoxBlur((3, 3), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.3333, 0.3750, 0.4167],
+                [0.4583, 0.5000, 0.5417],
+                [0.5833, 0.6250, 0.6667]])
+    """
 
     wraps = "RandomBoxBlur"
 

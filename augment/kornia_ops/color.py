@@ -74,7 +74,17 @@ class _Uniform(FusedKorniaOp):
 
 
 class RandomBrightness(_Uniform):
-    """x + (factor - 1)."""
+    """x + (factor - 1).
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomBrightness")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomBrightness(K.RandomBrightness((1.2, 1.2), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.4000, 0.6000, 0.8000])
+    """
 
     wraps = "RandomBrightness"
     factor = "brightness_factor"
@@ -93,7 +103,17 @@ class RandomBrightness(_Uniform):
 
 
 class RandomContrast(_Uniform):
-    """x · factor."""
+    """x · factor.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomContrast")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomContrast(K.RandomContrast((0.5, 0.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.1000, 0.2000, 0.3000])
+    """
 
     wraps = "RandomContrast"
     factor = "contrast_factor"
@@ -112,7 +132,17 @@ class RandomContrast(_Uniform):
 
 
 class RandomSaturation(_Uniform):
-    """The saturation of HSV times a factor."""
+    """The saturation of HSV times a factor.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomSaturation")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = RandomSaturation(K.RandomSaturation((0.5, 0.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.8000, 0.6000, 0.5000])
+    """
 
     wraps = "RandomSaturation"
     factor = "saturation_factor"
@@ -123,7 +153,17 @@ class RandomSaturation(_Uniform):
 
 
 class RandomHue(_Uniform):
-    """The hue moved by a part of the circle."""
+    """The hue moved by a part of the circle.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomHue")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = RandomHue(K.RandomHue((0.5, 0.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.2000, 0.6000, 0.8000])
+    """
 
     wraps = "RandomHue"
     factor = "hue_factor"
@@ -134,7 +174,17 @@ class RandomHue(_Uniform):
 
 
 class RandomGamma(FusedKorniaOp):
-    """gain · x^gamma."""
+    """gain · x^gamma.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomGamma")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomGamma(K.RandomGamma((2.0, 2.0), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.0400, 0.1600, 0.3600])
+    """
 
     wraps = "RandomGamma"
     uniforms = 2
@@ -153,7 +203,17 @@ class RandomGamma(FusedKorniaOp):
 
 
 class RandomGrayscale(FusedKorniaOp):
-    """The luma in every channel; the plain mean where channels are not three."""
+    """The luma in every channel; the plain mean where channels are not three.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomGrayscale")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = RandomGrayscale(K.RandomGrayscale(p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.4968, 0.4968, 0.4968])
+    """
 
     wraps = "RandomGrayscale"
 
@@ -176,7 +236,17 @@ class RandomGrayscale(FusedKorniaOp):
 
 
 class RandomSolarize(FusedKorniaOp):
-    """x + addition, and 1 - that where it is at or above a threshold."""
+    """x + addition, and 1 - that where it is at or above a threshold.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomSolarize")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomSolarize(K.RandomSolarize((0.5, 0.5), (0.0, 0.0), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.2000, 0.4000, 0.4000])
+    """
 
     wraps = "RandomSolarize"
     uniforms = 2
@@ -198,7 +268,17 @@ class RandomSolarize(FusedKorniaOp):
 
 
 class RandomPosterize(FusedKorniaOp):
-    """Only the first bits of a byte are kept: none of them 0, all 8 of them x itself."""
+    """Only the first bits of a byte are kept: none of them 0, all 8 of them x itself.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomPosterize")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomPosterize(K.RandomPosterize((1, 1), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.0000, 0.0000, 0.5020])
+    """
 
     wraps = "RandomPosterize"
     uniforms = 1
@@ -221,7 +301,17 @@ class RandomPosterize(FusedKorniaOp):
 
 
 class RandomInvert(FusedKorniaOp):
-    """max_val - x."""
+    """max_val - x.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomInvert")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomInvert(K.RandomInvert(p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.8000, 0.6000, 0.4000])
+    """
 
     wraps = "RandomInvert"
 
@@ -244,7 +334,17 @@ class RandomInvert(FusedKorniaOp):
 
 
 class RandomChannelShuffle(FusedKorniaOp):
-    """The channels in another order."""
+    """The channels in another order.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomChannelShuffle")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = RandomChannelShuffle(K.RandomChannelShuffle(p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.4000, 0.2000, 0.8000])
+    """
 
     wraps = "RandomChannelShuffle"
     uniforms = 8
@@ -260,7 +360,17 @@ class RandomChannelShuffle(FusedKorniaOp):
 
 
 class Normalize(FusedKorniaOp):
-    """(x - mean) / std per channel."""
+    """(x - mean) / std per channel.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Normalize")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = Normalize(K.Normalize(mean=torch.tensor([0.5]), std=torch.tensor([0.2])))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([ 1.5000, -0.5000, -1.5000])
+    """
 
     wraps = "Normalize"
     keeps_range = False
@@ -274,7 +384,17 @@ class Normalize(FusedKorniaOp):
 
 
 class Denormalize(Normalize):
-    """x · std + mean per channel."""
+    """x · std + mean per channel.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Denormalize")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = Denormalize(K.Denormalize(mean=torch.tensor([0.5]), std=torch.tensor([0.2])))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.6600, 0.5800, 0.5400])
+    """
 
     wraps = "Denormalize"
 

@@ -48,7 +48,18 @@ class _Cut(FusedKorniaOp):
 
 class RandomResizedCrop(_Cut):
     """A box of random area and aspect ratio, resized: the first of ten tries that fits into the image, else a large box
-    in the middle's proportions, placed at random."""
+    in the middle's proportions, placed at random.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomResizedCrop")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomResizedCrop(K.RandomResizedCrop((2, 2), scale=(0.3, 1.0)))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.1250, 0.2500],
+                [0.5000, 0.6250]])
+    """
 
     wraps = "RandomResizedCrop"
     uniforms = 22
@@ -94,7 +105,18 @@ def _fallback(H: int, W: int, low: float, high: float) -> tuple[int, int]:
 
 
 class RandomCrop(_Cut):
-    """A box of fixed size at a random place of the padded image."""
+    """A box of fixed size at a random place of the padded image.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomCrop")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomCrop(K.RandomCrop((2, 2)))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.1250, 0.2500],
+                [0.5000, 0.6250]])
+    """
 
     wraps = "RandomCrop"
     uniforms = 2
@@ -144,7 +166,18 @@ class RandomCrop(_Cut):
 
 
 class CenterCrop(_Cut):
-    """The middle of the image."""
+    """The middle of the image.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("CenterCrop")
+        >>> images = torch.arange(16.0).view(1, 1, 4, 4) / 15
+        >>> op = CenterCrop(K.CenterCrop((2, 2)))
+        >>> op.apply(images, op.sample(draws, images.shape)).mul(15)[0, 0]
+        tensor([[ 5.,  6.],
+                [ 9., 10.]])
+    """
 
     wraps = "CenterCrop"
 
@@ -169,7 +202,18 @@ class CenterCrop(_Cut):
 
 
 class Resize(_Cut):
-    """The whole image at another size, without antialiasing unless asked for."""
+    """The whole image at another size, without antialiasing unless asked for.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Resize")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = Resize(K.Resize((2, 2)))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.2500],
+                [0.7500, 1.0000]])
+    """
 
     wraps = "Resize"
 

@@ -11,7 +11,20 @@ from augment.kornia_ops.base import FusedKorniaOp, limits, ranged
 
 
 class RandomErasing(FusedKorniaOp):
-    """A box of random area and aspect ratio (height over width) at a random place gets one value."""
+    """A box of random area and aspect ratio (height over width) at a random place gets one value.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomErasing")
+        >>> images = torch.ones(1, 1, 4, 4)
+        >>> op = RandomErasing(K.RandomErasing(scale=(0.2, 0.4), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[1., 1., 0., 1.],
+                [1., 1., 0., 1.],
+                [1., 1., 0., 1.],
+                [1., 1., 0., 1.]])
+    """
 
     wraps = "RandomErasing"
     uniforms = 6

@@ -10,7 +10,17 @@ from augment.kornia_ops.base import FusedKorniaOp
 
 
 class RandomHorizontalFlip(FusedKorniaOp):
-    """x → W - 1 - x."""
+    """x → W - 1 - x.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomHorizontalFlip")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = RandomHorizontalFlip(K.RandomHorizontalFlip(p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.6000, 0.4000, 0.2000])
+    """
 
     wraps = "RandomHorizontalFlip"
     axis_aligned = stays_inside = True
@@ -24,7 +34,17 @@ class RandomHorizontalFlip(FusedKorniaOp):
 
 
 class RandomVerticalFlip(FusedKorniaOp):
-    """y → H - 1 - y."""
+    """y → H - 1 - y.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomVerticalFlip")
+        >>> images = torch.tensor([[[[0.2], [0.4], [0.6]]]])
+        >>> op = RandomVerticalFlip(K.RandomVerticalFlip(p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.6000, 0.4000, 0.2000])
+    """
 
     wraps = "RandomVerticalFlip"
     axis_aligned = stays_inside = True

@@ -91,7 +91,17 @@ class _Jitter(FusedKorniaOp):
 
 class ColorJitter(_Jitter):
     """Brightness x·f, contrast towards the image's mean luma, saturation towards each pixel's luma, and hue: as
-    torchvision defines them. Three of them are ``f·x + (1 - f)·r`` with another r, clamped."""
+    torchvision defines them. Three of them are ``f·x + (1 - f)·r`` with another r, clamped.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("ColorJitter")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = ColorJitter(K.ColorJitter(brightness=(1.5, 1.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([1.0000, 0.6000, 0.3000])
+    """
 
     wraps = "ColorJitter"
 
@@ -161,7 +171,17 @@ class ColorJitter(_Jitter):
 
 
 class ColorJiggle(_Jitter):
-    """Brightness x + (f - 1), contrast x·f, the saturation of HSV, and hue."""
+    """Brightness x + (f - 1), contrast x·f, the saturation of HSV, and hue.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("ColorJiggle")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = ColorJiggle(K.ColorJiggle(brightness=(1.5, 1.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([1.0000, 0.9000, 0.7000])
+    """
 
     wraps = "ColorJiggle"
 

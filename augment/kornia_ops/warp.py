@@ -52,7 +52,19 @@ def shear(degrees_x: Tensor, degrees_y: Tensor, center: tuple[float, float]) -> 
 
 
 class RandomAffine(_Warp):
-    """Rotation, scale, shear and translation in one."""
+    """Rotation, scale, shear and translation in one.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomAffine")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomAffine(K.RandomAffine(degrees=0.0, translate=(0.5, 0.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.5428, 0.6678, 0.2636],
+                [0.6323, 0.7276, 0.2816],
+                [0.0000, 0.0000, 0.0000]])
+    """
 
     wraps = "RandomAffine"
     uniforms = 7
@@ -99,7 +111,19 @@ def _ends(sampler: Any) -> tuple[float, float] | None:
 
 
 class RandomRotation(_Warp):
-    """Turned by an angle in degrees about the middle."""
+    """Turned by an angle in degrees about the middle.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomRotation")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomRotation(K.RandomRotation((90.0, 90.0), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.2500, 0.6250, 1.0000],
+                [0.1250, 0.5000, 0.8750],
+                [0.0000, 0.3750, 0.7500]])
+    """
 
     wraps = "RandomRotation"
     uniforms = 1
@@ -116,7 +140,19 @@ class RandomRotation(_Warp):
 
 
 class RandomRotation90(_Warp):
-    """Turned by a multiple of 90 degrees about the middle; the frame stays."""
+    """Turned by a multiple of 90 degrees about the middle; the frame stays.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomRotation90")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomRotation90(K.RandomRotation90(times=(1, 1), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.2500, 0.6250, 1.0000],
+                [0.1250, 0.5000, 0.8750],
+                [0.0000, 0.3750, 0.7500]])
+    """
 
     wraps = "RandomRotation90"
     uniforms = 1
@@ -133,7 +169,19 @@ class RandomRotation90(_Warp):
 
 
 class RandomShear(_Warp):
-    """Sheared by angles in degrees about the middle."""
+    """Sheared by angles in degrees about the middle.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomShear")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomShear(K.RandomShear((45.0, 45.0), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.0000, 0.1250],
+                [0.3750, 0.5000, 0.6250],
+                [0.8750, 1.0000, 0.0000]])
+    """
 
     wraps = "RandomShear"
     uniforms = 2
@@ -153,7 +201,19 @@ class RandomShear(_Warp):
 
 
 class RandomTranslate(_Warp):
-    """Moved by a part of the width and of the height."""
+    """Moved by a part of the width and of the height.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomTranslate")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomTranslate(K.RandomTranslate((0.5, 0.5), p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.0000, 0.0625],
+                [0.0000, 0.1875, 0.4375],
+                [0.0000, 0.3750, 0.8125]])
+    """
 
     wraps = "RandomTranslate"
     uniforms = 2
@@ -175,7 +235,19 @@ class RandomTranslate(_Warp):
 
 
 class RandomPerspective(_Warp):
-    """The corners moved, and the image with them."""
+    """The corners moved, and the image with them.
+
+    Example:
+        >>> import augment, torch
+        >>> from kornia import augmentation as K
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandomPerspective")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = RandomPerspective(K.RandomPerspective(0.5, p=1.0))
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.1381, 0.0894],
+                [0.2871, 0.5429, 0.3354],
+                [0.0000, 0.2760, 0.5344]])
+    """
 
     wraps = "RandomPerspective"
     uniforms = 8

@@ -39,6 +39,14 @@ class AugMix(MagnitudeOperation):
             its test sets contain them; torchvision has them by default, as here.
         interpolation: how moved pixels are read: ``nearest`` or ``bilinear`` (as in the paper and torchvision).
         fill: value of the pixels that come from outside, in [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("AugMix")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = AugMix(severity=5)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.8040, 0.3990, 0.1941])
     """
 
     def __init__(

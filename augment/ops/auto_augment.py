@@ -65,6 +65,14 @@ class AutoAugment(MagnitudeOperation):
         policy: which data set the pairs were learned on: ``imagenet``, ``cifar10`` or ``svhn``.
         interpolation: how moved pixels are read: ``nearest`` (as in the paper and torchvision) or ``bilinear``.
         fill: value of the pixels that come from outside, in [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([6])).op("AutoAugment")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = AutoAugment("svhn")
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.2000, 0.6000, 0.8000])
     """
 
     def __init__(self, policy: Policy = "imagenet", interpolation: Interpolation = "nearest", fill: float = 0.0):

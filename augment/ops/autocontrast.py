@@ -15,6 +15,14 @@ class AutoContrast(Sometimes):
         p: probability for a sample.
 
     A channel of one value stays as it is; kornia's RandomAutoContrast makes it black.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("AutoContrast")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = AutoContrast(p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.0000, 0.5000, 1.0000])
     """
 
     def __init__(self, p: float = 0.5):

@@ -19,6 +19,17 @@ class Cutout(Sometimes):
         length: the square's side as a part of the image's shorter side; the paper's 16 of 32 pixels are 0.5.
         fill: its value, in [0, 1]. The paper has the data set's mean (0 after normalization); 0.5 is near it.
         p: probability for a sample.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Cutout")
+        >>> images = torch.ones(1, 1, 4, 4)
+        >>> op = Cutout(length=0.5, fill=0.0)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0., 1., 1., 1.],
+                [1., 1., 1., 1.],
+                [1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
     """
 
     def __init__(self, length: float = 0.5, fill: float = 0.5, p: float = 1.0):

@@ -28,6 +28,16 @@ class Elastic(PerSampleChange):
 
     The pixels outside are black. The blur is two matrix products: kornia's RandomElasticTransform, which convolves,
     takes many times as long.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Elastic")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = Elastic(alpha=20.0, sigma=1.0, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.7501, 0.4572, 0.0461],
+                [0.0000, 0.7418, 0.1316],
+                [0.0000, 0.0000, 0.0902]])
     """
 
     geometric = True

@@ -18,6 +18,14 @@ class Equalize(PerSampleChange):
         p: probability for a sample.
 
     kornia's RandomEqualize interpolates between levels and differs from PIL by a few of them.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Equalize")
+        >>> images = torch.linspace(0, 0.5, 300).view(1, 1, 15, 20)
+        >>> op = Equalize(p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).max()
+        tensor(1.)
     """
 
     def __init__(self, p: float = 0.5):

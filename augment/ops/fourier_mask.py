@@ -25,6 +25,14 @@ class FourierMask(PerSampleChange):
         p: probability for a sample.
 
     The result is clipped to [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("FourierMask")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = FourierMask(ratio=1.0, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.4000, 0.4000, 0.4000])
     """
 
     def __init__(self, ratio: Range = (0.1, 0.5), band: tuple[float, float] = (0.0, math.sqrt(2)), p: float = 0.5):

@@ -25,6 +25,15 @@ class FourierSwap(PerSampleChange):
 
     The one operation here that depends on the batch: the partner is one of its samples, the one whose draw comes next,
     whatever their order. A sample alone stays as it is. The result is clipped to [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7, 8])).op("FourierSwap")
+        >>> images = torch.tensor([[0.0, 0.5, 1.0], [0.4, 0.4, 0.4]]).view(2, 1, 1, 3)
+        >>> op = FourierSwap(amount=1.0, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape))[:, 0, 0]
+        tensor([[0.4000, 0.4000, 0.4000],
+                [0.5000, 0.5000, 0.5000]])
     """
 
     mixes_samples = True

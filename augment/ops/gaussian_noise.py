@@ -18,6 +18,14 @@ class GaussianNoise(PerSampleChange):
         p: probability for a sample.
 
     kornia's RandomGaussianNoise has one σ for all, makes noise for samples that get none, and does not clip.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("GaussianNoise")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = GaussianNoise(std=0.1, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.1338, 0.4870, 0.4872])
     """
 
     def __init__(self, std: Range = (0.02, 0.1), p: float = 0.5):

@@ -30,6 +30,14 @@ class JPEG(PerSampleChange):
     Nearly a file written and read by PIL: about one of 255 levels apart in the mean, as libjpeg rounds more often.
     kornia's RandomJPEG rounds softly, to let gradients through, and takes many times as long. Images have 1 or 3
     channels.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("JPEG")
+        >>> images = torch.tensor([[[[0.2, 0.4, 0.6]]]])
+        >>> op = JPEG(quality=10, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.2510, 0.3843, 0.5490])
     """
 
     def __init__(self, quality: Range = (30, 90), p: float = 0.5):

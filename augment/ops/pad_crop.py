@@ -24,6 +24,16 @@ class PadCrop(Sampled):
         pixels: how many are added to every side.
         padding: what they are: ``zeros`` (black), ``border`` (the outermost pixel again and again), ``reflection`` (the
             image mirrored about its outermost pixels) or ``symmetric`` (mirrored about its edge).
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("PadCrop")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3) / 8
+        >>> op = PadCrop((3, 3), pixels=1)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.0000, 0.0000],
+                [0.0000, 0.1250, 0.2500],
+                [0.3750, 0.5000, 0.6250]])
     """
 
     axis_aligned = True

@@ -17,6 +17,17 @@ class PatchShuffle(PerSampleChange):
         p: probability for a sample.
 
     (Kang et al., arXiv 1707.07103, give the name to the reverse: pixels shuffled inside their patches.)
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("PatchShuffle")
+        >>> images = torch.arange(16.0).view(1, 1, 4, 4) / 15
+        >>> op = PatchShuffle(grid=2, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape)).mul(15)[0, 0]
+        tensor([[ 8.,  9.,  0.,  1.],
+                [12., 13.,  4.,  5.],
+                [10., 11.,  2.,  3.],
+                [14., 15.,  6.,  7.]])
     """
 
     geometric = True

@@ -29,6 +29,17 @@ class PixelErasing(PerSampleChange):
 
     timm erases after normalization with standard normal noise; this is the same before it, but a network's own mean and
     std have to be given, and the chain clips what leaves [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("PixelErasing")
+        >>> images = torch.ones(1, 1, 4, 4)
+        >>> op = PixelErasing(scale=(0.2, 0.4), noise="color", mean=0.0, std=0.0, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[1., 1., 1., 1.],
+                [0., 0., 1., 1.],
+                [1., 1., 1., 1.],
+                [1., 1., 1., 1.]])
     """
 
     TRIES = 10

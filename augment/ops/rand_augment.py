@@ -38,6 +38,14 @@ class RandAugment(MagnitudeOperation):
         mstd: standard deviation of normal noise on the magnitude of every step, as in timm; 0 is the paper's.
         interpolation: how moved pixels are read: ``nearest`` (as in the paper and torchvision) or ``bilinear``.
         fill: value of the pixels that come from outside, in [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("RandAugment")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = RandAugment(num_ops=2, magnitude=9)
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.7779, 0.4071, 0.2216])
     """
 
     def __init__(

@@ -18,6 +18,16 @@ class Sharpness(PerSampleChange):
         p: probability for a sample.
 
     The same numbers as kornia's RandomSharpness, several times faster.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("Sharpness")
+        >>> images = torch.arange(9.0).view(1, 1, 3, 3).div(8).square()
+        >>> op = Sharpness(factor=2.0, p=1.0)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[0.0000, 0.0156, 0.0625],
+                [0.1406, 0.1779, 0.3906],
+                [0.5625, 0.7656, 1.0000]])
     """
 
     def __init__(self, factor: Range = (0.1, 1.9), p: float = 0.5):

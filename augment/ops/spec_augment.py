@@ -28,6 +28,16 @@ class SpecAugment(PerSampleChange):
             Switchboard).
         fill: a value (0 is the mean of normalized spectrograms), or ``mean``, each spectrogram's own.
         p: probability for a sample.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("SpecAugment")
+        >>> images = torch.ones(1, 1, 3, 6)
+        >>> op = SpecAugment(frequency_masks=1, frequency_width=2, time_masks=1, time_width=2)
+        >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
+        tensor([[1., 0., 0., 1., 1., 1.],
+                [1., 0., 0., 1., 1., 1.],
+                [0., 0., 0., 0., 0., 0.]])
     """
 
     def __init__(

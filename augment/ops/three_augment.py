@@ -20,6 +20,14 @@ class ThreeAugment(Sampled):
     Args:
         sigma: the blur's standard deviation in pixels; a number, or [lowest, highest] to draw between.
         threshold: values from here on are inverted by solarizing; the paper's 128 of 255.
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([5])).op("ThreeAugment")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1).expand(1, 3, 4, 4)
+        >>> op = ThreeAugment()
+        >>> op.apply(images, op.sample(draws, images.shape))[0, :, 0, 0]
+        tensor([0.4968, 0.4968, 0.4968])
     """
 
     def __init__(self, sigma: Range = (0.1, 2.0), threshold: float = 128 / 255):

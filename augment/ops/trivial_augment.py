@@ -35,6 +35,14 @@ class TrivialAugmentWide(MagnitudeOperation):
     Args:
         interpolation: how moved pixels are read: ``nearest`` (as in torchvision) or ``bilinear``.
         fill: value of the pixels that come from outside, in [0, 1].
+
+    Example:
+        >>> import augment, torch
+        >>> draws = augment.Draws(0, 0, "student", torch.tensor([7])).op("TrivialAugmentWide")
+        >>> images = torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1)
+        >>> op = TrivialAugmentWide()
+        >>> op.apply(images, op.sample(draws, images.shape)).flatten()
+        tensor([0.8700, 0.3776, 0.1314])
     """
 
     def __init__(self, interpolation: Interpolation = "nearest", fill: float = 0.0):
