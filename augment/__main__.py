@@ -28,14 +28,14 @@ _COLORS = {"ok": "green", "note": "yellow", "fail": "bold red"}
 def check(
     name: Annotated[str, typer.Argument(metavar="NAME", help="As in a recipe: a name, or package.module:Class.")],
     arguments: Annotated[
-        list[str] | None, typer.Argument(metavar="ARGUMENT=VALUE", help="In JSON; bare words are texts.")
+        list[str] | None, typer.Argument(metavar="ARGUMENT=VALUE", help="In JSON; bare words are strings.")
     ] = None,
     size: Annotated[int, typer.Option(min=8, help="Side of the images in pixels.")] = 64,
     batch: Annotated[int, typer.Option(min=1, help="How many images are timed.")] = 32,
 ) -> None:
-    """Try an operation: is it repeatable, independent of its batch, and what does it cost?
+    """Check an operation: whether it is repeatable and independent of its batch, and its cost.
 
-    Exit status 1 if it breaks a promise that a chain relies on.
+    Exit status 1 if it fails a requirement of a chain.
 
     Example: augment check my_ops:Tint strength=0.3
     """
@@ -55,9 +55,9 @@ def check(
 
 @app.command("list")
 def list_operations(
-    word: Annotated[str, typer.Argument(help="Only those with this word in their line.")] = "",
+    word: Annotated[str, typer.Argument(help="Show only lines with this word.")] = "",
 ) -> None:
-    """Every operation and recipe that a chain can name without an import path, with a line on each."""
+    """List the operations and recipes that a chain can name without an import path, with a line on each."""
     from augment.names import known_operations, summary
     from augment.presets import PRESETS
 
@@ -86,7 +86,7 @@ def _argument(text: str) -> tuple[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; known errors are one message and exit status 2."""
-    sys.path.append(os.getcwd())  # users' own classes are found beside what they run, last of all
+    sys.path.append(os.getcwd())  # users' own classes are looked up in the current folder, last of all
     try:
         app(arguments, prog_name="augment")
     except UserError as error:

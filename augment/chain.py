@@ -1,4 +1,4 @@
-"""One network's view: uint8 or float images → operations, in few passes → the network's size → normalized."""
+"""Chain: the operations of one view, in few passes, then the network's input size and normalization."""
 
 from __future__ import annotations
 
@@ -69,8 +69,11 @@ class Chain(nn.Module):
         # Noise, bicubic reading and users' operations may leave [0, 1].
         self.clamps = bounded and not all(isinstance(user, FusedKorniaOp) and user.keeps_range for user in users)
 
+    def extra_repr(self) -> str:
+        return f"size={self.size[0]}x{self.size[1]}, engine={self.engine}, compile={self._compile}"
+
     def plan(self) -> str:
-        """What is done together, and what by itself and why: a line for every pass."""
+        """The passes, a line each: which operations are computed together, and which alone and why."""
         lines = [str(stage) for stage in self._stages]
         lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalized")
         if self._runs:
@@ -103,6 +106,9 @@ class Chain(nn.Module):
             spec: whose mean and std the result is normalized with; None leaves it in [0, 1].
             dtype: of the result.
 
+        Returns:
+            [B, C, *size] of ``dtype``, on the images' device.
+
         Raises:
             ImageError: images of the wrong kind or with too few or too many channels, or, on a CPU, not finite. uint8
                 images are always finite; floats on a GPU are not looked at, as that would be a pass or a wait: see
@@ -133,7 +139,12 @@ class Chain(nn.Module):
         return x if self._stages and isinstance(self._stages[-1], Segment) else finish(to_unit(x))
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
-        """Do the operations one by one, and say which of them makes a number that is not finite, of which samples.
+        """Apply the operations one by one to find the one whose result is not finite.
+
+        Args:
+            images: [B, C, H, W], uint8, or floats in [0, 1].
+            draws: as for :meth:`forward`.
+            geometry: as for :meth:`forward`.
 
         Raises:
             ImageError: naming the operation and the places of the samples in the batch.

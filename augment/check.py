@@ -1,6 +1,6 @@
-"""Is it an operation that a chain can rely on? Each promise of :mod:`augment.operation` is tried on real tensors.
+"""Check an operation: each requirement of :mod:`augment.operation` is tested on real tensors.
 
-Three verdicts: *ok*; *note*, a cost or a limit to know of; *fail*, a promise that is broken.
+Three verdicts: *ok*; *note*, a cost or a limit; *fail*, a requirement that is not met.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class CheckResult:
 
 
 def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> list[CheckResult]:
-    """Check every promise of an operation.
+    """Check every requirement on an operation.
 
     Args:
         operation: from :func:`augment.recipe.build`.
@@ -70,7 +70,7 @@ def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> lis
     return results
 
 
-# --- What comes out -----------------------------------------------------------------------------------------------
+# --- Results -----------------------------------------------------------------------------------------------
 
 
 def _kind(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str]:
@@ -94,7 +94,7 @@ def _shape_and_type(operation: Operation, size: tuple[int, int]) -> tuple[Verdic
             return "fail", f"expected {images.dtype}, found {result.dtype}"
         if result.shape[2:] != images.shape[2:]:
             sizes.add(f"{height}×{width} → {result.shape[2]}×{result.shape[3]}")
-    return ("note", "changes the size: " + ", ".join(sorted(sizes))) if sizes else ("ok", "as they came in")
+    return ("note", "changes the size: " + ", ".join(sorted(sizes))) if sizes else ("ok", "unchanged")
 
 
 def _range(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str]:
@@ -114,7 +114,7 @@ def _input_left_alone(operation: Operation, size: tuple[int, int]) -> tuple[Verd
     _run(operation, images)
     if not torch.equal(images, before):
         return "fail", "changes its input in place: another view may start from the same pixels"
-    return "ok", "the images that it was given are as they were"
+    return "ok", "the given images are unchanged"
 
 
 # --- Draws --------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ def _draws_by_sample(operation: Operation, size: tuple[int, int]) -> tuple[Verdi
     images = _images(*size)[:1].expand(many, -1, -1, -1)
     first, second = _run(operation, images), _run(operation, images, epoch=1)
     if len(torch.unique(first.flatten(1), dim=0)) > 1:
-        return "ok", "the same image comes out differently under other ids"
+        return "ok", "the same image gives different results under other ids"
     if not torch.equal(first, second):
         return "fail", "one draw for all samples of an epoch; draw a tensor [B, …] for images [B, C, H, W]"
     return "note", f"draws nothing: {many} ids, two epochs, one result"
@@ -165,17 +165,17 @@ def _device(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str]:
     images = _images(*size)
     there = _run(copy.deepcopy(operation).to("cuda"), images.to("cuda"))
     if there.device.type != "cuda":
-        return "fail", f"images on the GPU come back on {there.device}"
+        return "fail", f"for images on the GPU, the result is on {there.device}"
     apart = float((there.cpu() - _run(operation, images)).abs().max())
     if apart > GPU_TOLERANCE:
-        return "fail", f"{apart:.2g} away from the CPU's result"
+        return "fail", f"{apart:.2g} from the CPU's result"
     return "ok", f"within {GPU_TOLERANCE:g} of the CPU's result"
 
 
 def _simulated_device(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str]:
-    """Shapes and devices are followed without a GPU and without values."""
+    """Trace shapes and devices without a GPU and without values."""
     if not isinstance(operation, SampledOp | BarrierOp):
-        return "note", "no GPU here; what a library's own operation does there is not followed on paper"
+        return "note", "no GPU here; a library's own operation cannot be traced without one"
     from torch._subclasses.fake_tensor import (
         DataDependentOutputException,
         DynamicOutputShapeException,
@@ -192,10 +192,13 @@ def _simulated_device(operation: Operation, size: tuple[int, int]) -> tuple[Verd
             else:
                 made = moved(images, _draws(torch.zeros(BATCH, dtype=torch.int64, device="cuda")))
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
-            return "note", f"no GPU here, only followed on paper: reads values on the host ({error}), so it waits"
+            return (
+                "note",
+                f"no GPU here, traced only: it reads values on the host ({error}), which synchronizes with the GPU",
+            )
     if made.device.type != "cuda":
-        return "fail", f"images on a GPU come back on {made.device}"
-    return "ok", "no GPU here; followed on paper, nothing is left on the CPU or waits"
+        return "fail", f"for images on a GPU, the result is on {made.device}"
+    return "ok", "no GPU here; traced: nothing stays on the CPU or synchronizes with the GPU"
 
 
 def _move(module: nn.Module, to: Callable[[Tensor], Tensor]) -> None:
@@ -215,17 +218,17 @@ def _compiles(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str
     if isinstance(operation, SampledOp):
         work, arguments = operation.run, (images, operation.sample(_draws(torch.arange(BATCH)), images.shape))
     elif isinstance(operation, BarrierOp):
-        return "note", "a barrier runs as it is, between the compiled passes"
+        return "note", "a barrier runs uncompiled, between the compiled passes"
     else:
-        return "note", "runs as it is, between the compiled passes"
+        return "note", "runs uncompiled, between the compiled passes"
     torch.compiler.reset()  # operations of one class after another would run into its limit of recompiling
     try:
         made = torch.compile(work, backend="aot_eager", fullgraph=True)(*arguments)
     except Exception as error:  # dynamo has dozens, and passes on those of the operation
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        return "note", f"runs as it is, for it breaks the graph: {reason}"
+        return "note", f"runs uncompiled, because it breaks the graph: {reason}"
     apart = float((made - work(*arguments)).abs().max())
-    return ("ok", "in one graph") if apart <= TOLERANCE else ("fail", f"compiled, its result is {apart:.2g} away")
+    return ("ok", "in one graph") if apart <= TOLERANCE else ("fail", f"the compiled result differs by {apart:.2g}")
 
 
 def _cost(operation: Operation, size: tuple[int, int], batch: int) -> tuple[Verdict, str]:

@@ -126,12 +126,30 @@ class Draws:
         return _mix_(start[:, None] + counter).view(len(self), *shape)
 
     def uniform(self, slot: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-        """[B, *shape] uniform in [0, 1)."""
+        """Uniform numbers in [0, 1).
+
+        Args:
+            slot: number of the draw within the operation; the same slot gives the same numbers.
+            shape: per sample.
+            dtype: floating; the numbers have as many random bits as it holds exactly.
+
+        Returns:
+            [B, *shape].
+        """
         digits = _MANTISSA[dtype]
         return ((self.bits(slot, shape) >> (64 - digits)) & ((1 << digits) - 1)).to(dtype) * 2.0**-digits
 
     def normal(self, slot: int, shape: Sequence[int] = (), dtype: torch.dtype = torch.float32) -> Tensor:
-        """[B, *shape] standard normal, by Box and Muller from the two halves of the word (so at most 6.7 sd)."""
+        """Standard normal numbers, by Box and Muller from the two halves of a word (so at most 6.7 sd).
+
+        Args:
+            slot: number of the draw within the operation; the same slot gives the same numbers.
+            shape: per sample.
+            dtype: floating.
+
+        Returns:
+            [B, *shape].
+        """
         word = self.bits(slot, shape)
         working = torch.float64 if dtype == torch.float64 else torch.float32
         radius = (((word >> 32) & 0xFFFFFFFF).to(working) + 1).mul_(2.0**-32).log_().mul_(-2).clamp_(min=0).sqrt_()
@@ -139,11 +157,30 @@ class Draws:
         return (radius * angle.cos_()).to(dtype)
 
     def bernoulli(self, slot: int, p: float | Tensor, shape: Sequence[int] = ()) -> Tensor:
-        """[B, *shape] bool, true with probability ``p`` (a number, or a tensor that broadcasts)."""
+        """Draw true with probability ``p``.
+
+        Args:
+            slot: number of the draw within the operation; the same slot gives the same numbers.
+            p: probability of true: a number, or a tensor that broadcasts to the result.
+            shape: per sample.
+
+        Returns:
+            [B, *shape] bool.
+        """
         return self.uniform(slot, shape) < p
 
     def integers(self, slot: int, low: int, high: int, shape: Sequence[int] = ()) -> Tensor:
-        """[B, *shape] int64 uniform in [low, high). The bias of the modulo is (high - low) / 2⁶³."""
+        """Uniform integers in [low, high); the bias of the modulo is (high - low) / 2⁶³.
+
+        Args:
+            slot: number of the draw within the operation; the same slot gives the same numbers.
+            low: the lowest.
+            high: one more than the highest.
+            shape: per sample.
+
+        Returns:
+            [B, *shape] int64.
+        """
         if high <= low:
             raise ValueError(f"integers are drawn from low to below high, but low={low}, high={high}")
         return (self.bits(slot, shape) & ((1 << 63) - 1)) % (high - low) + low
@@ -154,7 +191,16 @@ class Draws:
 
 
 def counters(draws: Sequence[Draws], counts: Sequence[int], device: torch.device) -> tuple[Tensor, ...]:
-    """What :func:`uniforms` needs beside the ids, on ``device``. It changes with the epoch only, and is kept."""
+    """The arguments of :func:`uniforms` besides the ids.
+
+    Args:
+        draws: one for each operation.
+        counts: how many numbers each operation draws per sample.
+        device: of the result.
+
+    Returns:
+        int64 tensors; they change with the epoch only, and are cached.
+    """
     return _counters(tuple(stream._key for stream in draws), tuple(counts), device)
 
 

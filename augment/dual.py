@@ -1,4 +1,4 @@
-"""One batch in, the teacher's and the student's views out, under a view policy."""
+"""DualAugment: the teacher's and the student's views of a batch, under a view policy."""
 
 from __future__ import annotations
 
@@ -52,11 +52,25 @@ class DualAugment(nn.Module):
                 self._view_specs[name] = view_spec
             self._specs.setdefault(name, set()).add(spec)
 
+    def extra_repr(self) -> str:
+        sizes = "".join(f", teacher={height}x{width}" for height, width in (spec.size for spec in self.teachers))
+        height, width = self.student.size
+        return f"policy={self.settings.policy}, student={height}x{width}{sizes}, seed={self.seed}"
+
     @torch.no_grad()
     def render(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> ViewPixels:
-        """The pixels of every view as bytes, for :meth:`forward` to finish: what a loader's worker does of the work.
+        """The pixels of every view as bytes, before normalization, which :meth:`forward` does.
 
-        Without ``teacher``, of the student's views alone.
+        Loader workers call this where views are made by the loader.
+
+        Args:
+            images: [B, C, H, W] uint8, or floats in [0, 1].
+            ids: [B] int64.
+            epoch: number of the epoch.
+            teacher: whether to make the teacher's views too.
+
+        Returns:
+            Name of a view → uint8 [B, C, h, w].
         """
         if not self.student.bounded:
             raise ValueError("values without bounds cannot be kept as bytes: use placement: device")
@@ -89,6 +103,9 @@ class DualAugment(nn.Module):
                 a wait, but mixing and operations that are kornia's own code need them on the CPU too.
             epoch: number of the epoch.
             teacher, student: whose views to make; what is left out is empty in the result, and changes nothing else.
+
+        Returns:
+            Normalized views, mixed if the settings say so.
         """
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
         if isinstance(images, Mapping):

@@ -94,7 +94,18 @@ class KeyedDraws(TorchDispatchMode):
     def draw(
         self, kind: str, shape: Sequence[int], device: torch.device | None, *arguments: Any, **keywords: Any
     ) -> Tensor:
-        """``kind`` of draw (a method of ``Draws``) with the given full shape."""
+        """Draw numbers keyed by sample for a call of torch's random functions.
+
+        Args:
+            kind: a method of ``Draws``: uniform, normal, bernoulli, integers or bits.
+            shape: the full shape; the first dimension may be the batch.
+            device: of the result; None: the CPU.
+            arguments: passed to that method.
+            keywords: passed to that method.
+
+        Returns:
+            A tensor of ``shape``.
+        """
         shape = tuple(shape)
         if self._trusted and shape and shape[0] > self._rows and shape[0] % self._rows == 0:
             rows_first = (self._rows, shape[0] // self._rows, *shape[1:])
@@ -119,7 +130,17 @@ class KeyedDraws(TorchDispatchMode):
         return self.draw("bits", (n,), device).argsort(stable=True)
 
     def index(self, low: int, high: int, shape: Sequence[int], device: torch.device | None) -> Tensor:
-        """Integers in [low, high)."""
+        """Uniform integers in [low, high).
+
+        Args:
+            low: the lowest.
+            high: one more than the highest.
+            shape: the full shape.
+            device: of the result; None: the CPU.
+
+        Returns:
+            int64 of ``shape``.
+        """
         if high - low == self._rows:
             if self._trusted:
                 return torch.zeros(tuple(shape), device=device)

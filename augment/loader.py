@@ -74,7 +74,16 @@ class LoaderOps:
 
 
 def loader_seed(seed: int, epoch: int, id: str) -> int:
-    """32 bits of a sample's draws, for a generator that wants a seed."""
+    """A seed for a library's own generator, keyed by sample.
+
+    Args:
+        seed: the run's seed.
+        epoch: number of the epoch.
+        id: stable name of the sample.
+
+    Returns:
+        In 0 … 2³² - 1.
+    """
     import torch
 
     from augment.draws import Draws, sample_key

@@ -162,7 +162,16 @@ def gray(images: Tensor) -> Tensor:
 
 
 def blend(base: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
-    """``base + (1 + magnitude) · (images − base)``, clipped to [0, 1]."""
+    """``base + (1 + magnitude) · (images − base)``, clipped to [0, 1].
+
+    Args:
+        base: broadcasts to ``images``; the result at magnitude -1.
+        images: [B, C, H, W]; the result at magnitude 0.
+        magnitude: [B].
+
+    Returns:
+        [B, C, H, W] in [0, 1].
+    """
     return (images - base).mul_(by_sample(1 + magnitude)).add_(base).clamp_(0, 1)
 
 

@@ -45,6 +45,9 @@ def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tenso
         seed: the run's seed.
         epoch: number of the epoch.
         ids: [B] int64 sample ids on the CPU, in the order of the views.
+
+    Returns:
+        The mixed views with ``mix`` filled in, or ``views`` unchanged where the draws decide against mixing.
     """
     plan = _draw(settings, Draws(seed, epoch, "mix", ids.sum()[None]))
     if plan is None or len(ids) < 2:

@@ -1,6 +1,6 @@
-"""What an operation is. A user's own class takes one of three shapes, fastest first:
+"""The contract of an operation. A user's own class has one of three shapes, fastest first:
 
-*declarative*: it draws its parameters and says what it does, and a chain does it together with its neighbors::
+*declarative*: it draws its parameters and declares what it does; a chain computes it together with its neighbors::
 
     class Zoom:
         def sample(self, draws, shape):                      # tensors whose row b belongs to sample b
@@ -10,7 +10,7 @@
             matrix[:, 0, 0] = matrix[:, 1, 1] = params["scale"]
             return matrix
 
-*sampled*: its draws are apart from its work, which is its own::
+*sampled*: it draws in one method and changes the images in another::
 
     class Tint(Sampled):
         def __init__(self, strength: float = 0.2): ...
@@ -20,24 +20,24 @@
 *any* ``nn.Module`` or callable on [B, C, H, W] floats in [0, 1]. It may draw with torch's global functions: it runs in
 :class:`augment.keyed.KeyedDraws`, on a batch padded to a few more rows.
 
-The forms of a declarative operation are told by the name of the method; no base class is needed. ``shape`` is that of
-the images where the operation stands in the chain, [B, C, H, W].
+The form of a declarative operation follows from the name of its method; no base class is needed. ``shape`` is that of
+the images at the operation's position in the chain, [B, C, H, W].
 
 =============================  ======================================================================================
 ``affine(params, shape)``      [B, 3, 3] homographies, source pixel → destination pixel (x right, y down, pixel centers
                                at integers), as kornia's transform matrices. If the size changes also
                                ``output_size(shape) → (height, width)``. Attributes ``resample`` ("bilinear", "nearest",
                                "bicubic") and ``padding`` ("zeros", "border", "reflection") say how pixels are read;
-                               default bilinear and zeros. A flip has ``mirror``, the dimension that it turns round
-                               (2 or 3): flips are put ahead of colors and blurs.
-``color(images, params)``      images → images, each pixel by itself. What it must know of the whole image comes from
+                               default bilinear and zeros. A flip has ``mirror``, the dimension that it reverses
+                               (2 or 3): flips are moved ahead of colors and blurs.
+``color(images, params)``      images → images, each pixel by itself. What depends on the whole image comes from
                                ``statistics(images, params) → {name: [B, …]}``, called with the images just before
                                the step; its result is added to ``params``. (The mean for contrast, say.)
 ``kernel(params, shape)``      (vertical [B, k], horizontal [B, k]), k odd: a separable filter, reflected at the border.
 ``erase(params, shape)``       (boxes [B, 4] as top, left, height, width in pixels, values [B] or [B, C]).
 =============================  ======================================================================================
 
-``params["drawn"]``, [B] bool, is read for every form: where it is false the sample stays as it is.
+``params["drawn"]``, [B] bool, is read for every form: where it is false, the sample does not change.
 """
 
 from __future__ import annotations
@@ -69,17 +69,20 @@ class Operation(nn.Module):
     geometric: bool = False
     form: Form | None = None
     reason: str = "its own code"
-    """Why a chain cannot do it together with its neighbors, if it has no form."""
+    """Why a chain cannot compute it together with its neighbors, if it has no form."""
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         raise NotImplementedError
 
+    def extra_repr(self) -> str:
+        return ", ".join([self.name, self.form or "not fused", *(["geometric"] if self.geometric else [])])
+
 
 class Sampled:
-    """The contract of an operation that declares its draws. Derive from it, or just have the methods.
+    """An operation whose draws are apart from its work. Derive from it, or define the same methods.
 
-    Set ``geometric = True`` if it moves pixels, so that the policy ``shared_geometry`` shares it; ``affine`` says so by
-    itself.
+    Set ``geometric = True`` if it moves pixels, so that the policy ``shared_geometry`` shares it; an operation with
+    ``affine`` is geometric anyway.
     """
 
     geometric: ClassVar[bool] = False
@@ -89,7 +92,7 @@ class Sampled:
         raise NotImplementedError
 
     def apply(self, images: Tensor, params: Any) -> Tensor:
-        """The changed images; a declarative operation needs none of its own."""
+        """The changed images; a declarative operation need not define it."""
         form = form_of(self)
         if form is None:
             raise NotImplementedError(f"{type(self).__name__} has neither apply() nor one of {', '.join(FORMS)}()")
@@ -105,7 +108,17 @@ def form_of(user: Any) -> Form | None:
 
 
 def run_form(form: Form, user: Any, images: Tensor, params: Any) -> Tensor:
-    """A declarative operation by itself: a chain of one."""
+    """Apply a declarative operation by itself, as a chain of one.
+
+    Args:
+        form: how the operation declares what it does.
+        user: the operation.
+        images: [B, C, H, W].
+        params: of the operation, row b for sample b.
+
+    Returns:
+        The changed images.
+    """
     if form == "affine":
         return warp_alone(user, images, params)
     return {"color": color, "kernel": blur, "erase": erase}[form](user, images, params)
@@ -157,7 +170,7 @@ class BarrierOp(Operation):
 
 
 def kind_of(cls: type) -> Callable[[Any, str], Operation] | None:
-    """How objects of a user's class are run, or None if they are no operation."""
+    """The wrapper that runs objects of a user's class, or None if they are no operations."""
     # Every nn.Module has an ``apply``, which is another thing.
     works = form_of(cls) is not None or getattr(cls, "apply", None) not in (None, nn.Module.apply, Sampled.apply)
     if callable(getattr(cls, "sample", None)) and works:

@@ -102,7 +102,15 @@ class Op(NamedCall):
 
 
 def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operation:
-    """The operation called ``name`` with ``arguments``.
+    """Build an operation by name.
+
+    Args:
+        name: as in a recipe.
+        arguments: of its class, as in a config.
+        size: (height, width) of the network's input, for a class whose ``size`` is not given.
+
+    Returns:
+        The operation, ready for a chain.
 
     Raises:
         OperationError: unknown name, unknown, missing or refused argument, or the class itself refuses.

@@ -50,10 +50,19 @@ class PerSampleChange(Sometimes, ABC):
 
 
 def change_(images: Tensor, drawn: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:
-    """Changes the samples that are ``drawn`` [B] bool, in place.
+    """Change the drawn samples, in place.
 
     On a CPU only those are computed. Elsewhere all are, and the drawn ones taken: to gather them, the host would have
     to wait for the device.
+
+    Args:
+        images: [B, C, H, W]; overwritten.
+        drawn: [B] bool, the samples to change.
+        change: computes the changed images from images and parameters.
+        params: row b for sample b.
+
+    Returns:
+        ``images``.
     """
     if images.device.type != "cpu":
         return images.copy_(torch.where(by_sample(drawn), change(images, params), images))
@@ -66,7 +75,16 @@ def change_(images: Tensor, drawn: Tensor, change: Callable[[Tensor, Params], Te
 
 
 def limits(name: str, given: Range, low: float = -math.inf, high: float = math.inf) -> tuple[float, float]:
-    """(lowest, highest) of a range.
+    """Check a range.
+
+    Args:
+        name: of the argument, for the error.
+        given: a number, or (lowest, highest).
+        low: the lowest value allowed.
+        high: the highest value allowed.
+
+    Returns:
+        (lowest, highest).
 
     Raises:
         ValueError: it is not in order, or leaves ``low`` … ``high``.
@@ -78,7 +96,16 @@ def limits(name: str, given: Range, low: float = -math.inf, high: float = math.i
 
 
 def between(draws: Draws, slot: int, limits: tuple[float, float]) -> Tensor:
-    """[B] uniform between the two."""
+    """Draw from a range.
+
+    Args:
+        draws: of the operation.
+        slot: number of the draw.
+        limits: (lowest, highest).
+
+    Returns:
+        [B] uniform between the two.
+    """
     low, high = limits
     return draws.uniform(slot) * (high - low) + low
 

@@ -29,6 +29,18 @@ class OneSample(KeyedDraws):
     def draw(
         self, kind: str, shape: Sequence[int], device: torch.device | None, *arguments: Any, **keywords: Any
     ) -> Tensor:
+        """Draw numbers for a call of torch's random functions, all of them for the one sample.
+
+        Args:
+            kind: a method of ``Draws``: uniform, normal, bernoulli, integers or bits.
+            shape: the full shape; all of it belongs to the sample.
+            device: of the result; None: the CPU.
+            arguments: passed to that method.
+            keywords: passed to that method.
+
+        Returns:
+            A tensor of ``shape``.
+        """
         self._slot += 1
         source = self._draws[True] = self._draws[True].to(device or "cpu")
         return getattr(source, kind)(self._slot, *arguments, shape=tuple(shape), **keywords)[0]
@@ -37,6 +49,17 @@ class OneSample(KeyedDraws):
         return self.draw("bits", (n,), device).argsort(stable=True)
 
     def index(self, low: int, high: int, shape: Sequence[int], device: torch.device | None) -> Tensor:
+        """Uniform integers in [low, high).
+
+        Args:
+            low: the lowest.
+            high: one more than the highest.
+            shape: the full shape.
+            device: of the result; None: the CPU.
+
+        Returns:
+            int64 of ``shape``.
+        """
         return self.draw("integers", shape, device, low, high)
 
 

@@ -1,4 +1,4 @@
-"""What :class:`augment.dual.DualAugment` makes of a batch, and for whom."""
+"""Views, the output of :class:`augment.dual.DualAugment`, and InputSpec, the input that a network expects."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:  # settings are read without torch, and need to know of InputS
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a network expects to see: size in pixels (height, width) and normalization, channel by channel.
+    """The input that a network expects: size in pixels (height, width) and normalization, channel by channel.
 
     Images are RGB in [0, 1]. Other domains have as many channels as ``mean`` and ``std`` are long, and
     ``bounded=False``: spectrograms [B, C, F, T], say, are floats of any size, so nothing is clamped.
@@ -26,15 +26,15 @@ class InputSpec:
 
 @dataclass(frozen=True)
 class Mix:
-    """With which sample each one of a batch was mixed, and how much of its own image is left in each view.
+    """The partner that each sample of a batch was mixed with, and the weight of its own image in each view.
 
-    The target of a view is ``share`` of the sample's own class and ``1 - share`` of its partner's.
+    A view with weight λ has the target λ · own class + (1 − λ) · partner's class.
     """
 
     partner: Tensor
     """[B] int64, the partner's row."""
     teacher: tuple[tuple[float, ...], ...]
-    """Shares, laid out as ``Views.teacher``."""
+    """Weights, laid out as ``Views.teacher``."""
     student: tuple[float, ...]
 
 

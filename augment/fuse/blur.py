@@ -18,7 +18,16 @@ NOTHING = 1e-9
 
 
 def filtered(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
-    """Images [B, C, H, W] correlated with ``vertical`` and ``horizontal`` [B, k], reflected at the border."""
+    """Correlate images with a separable kernel per sample, reflected at the border.
+
+    Args:
+        images: [B, C, H, W] floats.
+        vertical: [B, k], k odd: weights along the height.
+        horizontal: [B, k], k odd: weights along the width.
+
+    Returns:
+        [B, C, H, W].
+    """
     if by_rows(images):
         vertical, horizontal = _trimmed(vertical), _trimmed(horizontal)
     up, left = vertical.shape[1] // 2, horizontal.shape[1] // 2
@@ -51,5 +60,14 @@ def _trimmed(kernel: Tensor) -> Tensor:
 
 
 def blur(user: Any, images: Tensor, params: Params) -> Tensor:
-    """One operation on the samples that it is drawn for."""
+    """Apply one ``kernel`` operation to the drawn samples.
+
+    Args:
+        user: the operation.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, H, W].
+    """
     return where_drawn(lambda some, some_params: filtered(some, *user.kernel(some_params, some.shape)), images, params)

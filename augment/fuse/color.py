@@ -40,14 +40,32 @@ def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
 
 
 def colored(user: Any, images: Tensor, params: Params) -> Tensor:
-    """One step, whether drawn or not."""
+    """Apply one ``color`` operation to all samples, drawn or not.
+
+    Args:
+        user: the operation.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, H, W].
+    """
     if hasattr(user, "statistics"):
         params = {**params, **user.statistics(images, params)}
     return user.color(images, params)
 
 
 def where_drawn(change: Callable[[Tensor, Params], Tensor], images: Tensor, params: Params) -> Tensor:
-    """``change(images, params)`` for the samples of ``params["drawn"]``, the others as they are."""
+    """Change the drawn samples and leave the others as they are.
+
+    Args:
+        change: computes the changed images from images and parameters.
+        images: [B, C, H, W].
+        params: with ``drawn`` [B] bool; without it, all samples change.
+
+    Returns:
+        [B, C, H, W].
+    """
     drawn = params.get("drawn")
     if drawn is None:
         return change(images, params)
@@ -69,5 +87,14 @@ def batch_first(value: Any, batch: int) -> bool:
 
 
 def color(user: Any, images: Tensor, params: Params) -> Tensor:
-    """One operation on the samples that it is drawn for."""
+    """Apply one ``color`` operation to the drawn samples.
+
+    Args:
+        user: the operation.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, H, W].
+    """
     return where_drawn(lambda some, some_params: colored(user, some, some_params), images, params)

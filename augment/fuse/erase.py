@@ -11,7 +11,17 @@ from augment.fuse.color import Params, by_rows, by_sample
 
 
 def erased(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) -> Tensor:
-    """Images [B, C, H, W] with ``values`` [B] or [B, C] inside ``boxes`` [B, 4]: top, left, height, width."""
+    """Fill one box per sample with a value.
+
+    Args:
+        images: [B, C, H, W].
+        boxes: [B, 4]: top, left, height, width in pixels.
+        values: [B] or [B, C].
+        drawn: [B] bool, the samples that change; None: all.
+
+    Returns:
+        [B, C, H, W].
+    """
     height, width = images.shape[-2:]
     top, left, tall, wide = (by_sample(side) for side in boxes.unbind(1))
     y = torch.arange(height, device=images.device).view(-1, 1)
@@ -38,7 +48,16 @@ def _filled(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None)
 
 
 def erase(user: Any, images: Tensor, params: Params) -> Tensor:
-    """One operation on the samples that it is drawn for."""
+    """Apply one ``erase`` operation to the drawn samples.
+
+    Args:
+        user: the operation.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, H, W].
+    """
     if by_rows(images) and "drawn" in params and not params["drawn"].any():
         return images
     boxes, values = user.erase(params, images.shape)

@@ -34,13 +34,35 @@ Map = tuple[Tensor, Size, list[tuple[Tensor, Size]]]
 
 
 def matrix(a: Tensor, b: Tensor, c: Tensor, d: Tensor, e: Tensor, f: Tensor) -> Tensor:
-    """[B, 3, 3] of rows (a b c), (d e f), (0 0 1), each [B]."""
+    """Affine matrices with the rows (a b c), (d e f), (0 0 1).
+
+    Args:
+        a: [B], row 0, column 0.
+        b: [B], row 0, column 1.
+        c: [B], row 0, column 2.
+        d: [B], row 1, column 0.
+        e: [B], row 1, column 1.
+        f: [B], row 1, column 2.
+
+    Returns:
+        [B, 3, 3]; the last row is (0 0 1).
+    """
     zero = torch.zeros_like(a)
     return torch.stack([a, b, c, d, e, f, zero, zero, zero + 1], 1).view(-1, 3, 3)
 
 
 def axis_map(across: Tensor, left: Tensor, down: Tensor, top: Tensor) -> Tensor:
-    """[B, 3, 3]: x ↦ across · x + left, y ↦ down · y + top."""
+    """The map x ↦ across · x + left, y ↦ down · y + top.
+
+    Args:
+        across: [B], scale of x.
+        left: [B], shift of x in pixels.
+        down: [B], scale of y.
+        top: [B], shift of y in pixels.
+
+    Returns:
+        [B, 3, 3].
+    """
     zero = torch.zeros_like(across)
     return matrix(across, zero, left, zero, down, top)
 
@@ -54,7 +76,16 @@ def inverse(m: Tensor) -> Tensor:
 
 
 def pullback(user: Any, params: dict[str, Tensor], shape: torch.Size) -> Tensor:
-    """[B, 3, 3] destination → source of one operation; the identity where it is not drawn."""
+    """The inverse map of one operation.
+
+    Args:
+        user: an ``affine`` operation.
+        params: its parameters, row b for sample b.
+        shape: of the images, [B, C, H, W].
+
+    Returns:
+        [B, 3, 3] float64, destination → source; the identity where the operation is not drawn.
+    """
     # Nine numbers a sample are cheap in double precision; in single the inverse alone costs 1e-5 of a pixel.
     params = {name: value.double() if is_floating(value) else value for name, value in params.items()}
     own = getattr(user, "pullback", None)
@@ -93,7 +124,16 @@ def composed(steps: Sequence[tuple[Any, dict[str, Tensor]]], shape: torch.Size) 
 
 
 def positions(back: Tensor, size: Size, axis_aligned: bool) -> tuple[Tensor, Tensor]:
-    """x and y in the source for every pixel of the destination: [B, 1, w] and [B, h, 1], or both [B, h, w]."""
+    """Source coordinates of every destination pixel.
+
+    Args:
+        back: [B, 3, 3], destination → source.
+        size: (height, width) of the destination.
+        axis_aligned: whether x depends on x alone, and y on y alone.
+
+    Returns:
+        x and y in pixels: [B, 1, w] and [B, h, 1] if axis-aligned, else both [B, h, w].
+    """
     y = torch.arange(size[0], device=back.device, dtype=torch.float32).view(-1, 1)
     x = torch.arange(size[1], device=back.device, dtype=torch.float32)
     entry = back.float()[..., None, None]
@@ -104,10 +144,18 @@ def positions(back: Tensor, size: Size, axis_aligned: bool) -> tuple[Tensor, Ten
 
 
 def read(images: Tensor, x: Tensor, y: Tensor, resample: str, padding: str) -> Tensor:
-    """Floats [B, C, H, W] read at ``x`` and ``y`` (as of :func:`positions`).
+    """Sample images at source coordinates.
 
-    Padding is "zeros", "border", "reflection" (about the middle of the border pixels) or "symmetric" (about their
-    edge).
+    Args:
+        images: [B, C, H, W] floats.
+        x: as of :func:`positions`.
+        y: as of :func:`positions`.
+        resample: "bilinear", "nearest" or "bicubic".
+        padding: "zeros", "border", "reflection" (about the middle of the border pixels) or "symmetric" (about their
+            edge).
+
+    Returns:
+        [B, C, h, w].
     """
     H, W = images.shape[-2:]
     aligned = padding == "reflection"
@@ -122,7 +170,16 @@ def read(images: Tensor, x: Tensor, y: Tensor, resample: str, padding: str) -> T
 
 
 def coverage(x: Tensor, y: Tensor, size: Size) -> Tensor:
-    """[B, 1, h, w]: how much of the bilinear reading at (x, y) lies in a frame of ``size``."""
+    """The weight of the bilinear reading at (x, y) that lies inside a frame.
+
+    Args:
+        x: as of :func:`positions`.
+        y: as of :func:`positions`.
+        size: (height, width) of the frame.
+
+    Returns:
+        [B, 1, h, w] in [0, 1].
+    """
     inside = [torch.minimum(at + 1, side - at).clamp(0, 1) for at, side in ((y, size[0]), (x, size[1]))]
     return (inside[0] * inside[1])[:, None]
 
@@ -136,7 +193,20 @@ def warp(
     resample: str = "bilinear",
     padding: str = "zeros",
 ) -> Tensor:
-    """Floats [B, C, H, W] under pullbacks [B, 3, 3], made at ``size``; see :func:`composed` for the frames."""
+    """Warp images, reading every pixel once.
+
+    Args:
+        images: [B, C, H, W] floats.
+        back: [B, 3, 3] pullbacks, destination → source.
+        size: (height, width) of the result.
+        frames: the frames of intermediate images, see :func:`composed`.
+        axis_aligned: as of :func:`positions`.
+        resample: as of :func:`read`.
+        padding: as of :func:`read`.
+
+    Returns:
+        [B, C, *size].
+    """
     warped = read(images, *positions(back, size, axis_aligned), resample, padding)
     for frame, limits in frames:
         warped = warped * coverage(*positions(frame, size, axis_aligned), limits)
@@ -144,7 +214,16 @@ def warp(
 
 
 def mirror(user: Any, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-    """A flip by itself: the pixels themselves, not read between."""
+    """Flip the drawn samples exactly, without interpolation.
+
+    Args:
+        user: a flip; its ``mirror`` is the dimension.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, H, W].
+    """
     return where_drawn(lambda some, _: some.flip(user.mirror), images, params)
 
 
@@ -154,7 +233,16 @@ def resample_of(user: Any) -> tuple[str, str]:
 
 
 def warp_alone(user: Any, images: Tensor, params: dict[str, Any]) -> Tensor:
-    """One operation by itself."""
+    """Apply one ``affine`` operation by itself.
+
+    Args:
+        user: an ``affine`` operation.
+        images: [B, C, H, W].
+        params: its parameters; ``drawn`` [B] bool marks the samples that change.
+
+    Returns:
+        [B, C, h, w].
+    """
     if hasattr(user, "mirror"):
         return mirror(user, images, params)
     back, size, _ = composed([(user, params)], images.shape)

@@ -69,7 +69,18 @@ class NoCompiler(RuntimeError):
 def instruction(
     kind: Kind, drawn: Tensor, *numbers: Tensor | Sequence[float], first: int = 0, second: int = 0
 ) -> Instruction:
-    """From the samples drawn [B], and numbers by sample ([B] or [B, n]) or for all of them (a sequence)."""
+    """Make an instruction of the C library.
+
+    Args:
+        kind: what is computed.
+        drawn: [B] bool, the samples that change.
+        numbers: its parameters: [B] or [B, n] tensors, or sequences that hold for all samples.
+        first: integer argument, by kind.
+        second: integer argument, by kind.
+
+    Returns:
+        The instruction, with its numbers as one float64 table.
+    """
     rows = len(drawn)
     columns = [drawn, *(x if isinstance(x, Tensor) else torch.tensor([x]).expand(rows, -1) for x in numbers)]
     return Instruction(kind, torch.cat([x.detach().reshape(rows, -1).double() for x in columns], 1), first, second)
@@ -82,15 +93,34 @@ def linear(
     shift: Tensor | Sequence[float],
     clamps: tuple[bool, bool] = (False, False),
 ) -> Instruction:
-    """``scale · x + shift``, each by sample [B] or by channel; ``clamps`` to [0, 1] before and after."""
+    """The instruction ``scale · x + shift``.
+
+    Args:
+        drawn: [B] bool, the samples that change.
+        channels: of the images.
+        scale: by sample [B], or by channel.
+        shift: by sample [B], or by channel.
+        clamps: whether to clamp to [0, 1] before, and after.
+
+    Returns:
+        The instruction.
+    """
     wide = [x[:, None].expand(-1, channels) if isinstance(x, Tensor) else x for x in (scale, shift)]
     return instruction(Kind.LINEAR, drawn, *wide, first=clamps[0] + 2 * clamps[1])
 
 
 def carried_out(instructions: Sequence[Instruction], images: Tensor, size: tuple[int, int]) -> Tensor:
-    """The instructions on images [B, C, H, W], uint8 or float32, into new float32 images [B, C, *size].
+    """Run instructions of the C library on images.
 
     The size changes only where the first instruction is READ.
+
+    Args:
+        instructions: in order; the size changes only where the first is READ.
+        images: [B, C, H, W], uint8 or float32.
+        size: (height, width) of the result.
+
+    Returns:
+        float32 [B, C, *size], a new tensor.
     """
     images = images.contiguous()
     batch, channels, height, width = images.shape

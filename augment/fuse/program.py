@@ -69,7 +69,17 @@ def normalized(images: Tensor, spec: InputSpec) -> Tensor:
 
 
 def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None) -> Tensor:
-    """All passes in C."""
+    """Run all passes in C.
+
+    Args:
+        passes: in order.
+        images: [B, C, H, W], uint8 or floats.
+        params: the parameters of each step, by its index in the recipe.
+        finish: clamping, size and normalization; None: neither.
+
+    Returns:
+        [B, C, h, w] floats.
+    """
     instructions: list[Instruction] = []
     x = images if images.dtype == torch.uint8 else images.float()
 

@@ -89,14 +89,35 @@ class FusedRun:
         foreign: dict[int, Params],
         finish: Finish | None,
     ) -> Tensor:
-        """Everything for the whole batch, with no wait for the device."""
+        """Run all passes on the whole batch, without waiting for the device.
+
+        Args:
+            images: [B, C, H, W].
+            ids: [B] int64.
+            constants: from :func:`augment.draws.counters`.
+            foreign: parameters drawn by users' operations, by their index in the recipe.
+            finish: clamping, size and normalization; None: neither.
+
+        Returns:
+            [B, C, h, w] floats.
+        """
         params = self.parameters(images.shape, ids, constants, foreign)
         return _by_torch(self.run.passes, images, params, _maps(self.run.passes, images.shape, params), finish)
 
     def parameters(
         self, shape: torch.Size, ids: Tensor, constants: tuple[Tensor, ...], foreign: dict[int, Params]
     ) -> dict[int, Params]:
-        """By place in the recipe: the parameters of every step."""
+        """Draw the parameters of every step.
+
+        Args:
+            shape: of the images, [B, C, H, W].
+            ids: [B] int64.
+            constants: from :func:`augment.draws.counters`.
+            foreign: parameters drawn by users' operations, by their index in the recipe.
+
+        Returns:
+            The parameters of each step, by its index in the recipe.
+        """
         params = dict(foreign)
         if self.kornia_steps:
             numbers = dict(zip(self.kornia_steps, uniforms(ids, constants).split(self.counts, 1)))
@@ -109,7 +130,17 @@ class FusedRun:
     def by_parts(
         self, passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None
     ) -> Tensor:
-        """The batch a few images at a time."""
+        """Run the passes on a few images at a time, so that they stay in the processor's cache.
+
+        Args:
+            passes: in order.
+            images: [B, C, H, W].
+            params: the parameters of each step, by its index in the recipe.
+            finish: clamping, size and normalization; None: neither.
+
+        Returns:
+            [B, C, h, w] floats.
+        """
         batch = len(images)
         shape = images.shape
         for pass_ in passes:

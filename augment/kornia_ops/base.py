@@ -71,7 +71,16 @@ class FusedKorniaOp(Sampled):
 
 
 def ranged(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
-    """Uniform in [low, high) from uniform in [0, 1)."""
+    """Scale uniform numbers from [0, 1) to [low, high).
+
+    Args:
+        u: uniform in [0, 1).
+        low: the lowest.
+        high: the highest.
+
+    Returns:
+        Of ``u``'s shape.
+    """
     return u * (high - low) + low
 
 

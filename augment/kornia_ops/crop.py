@@ -18,7 +18,17 @@ class SizeError(UserError, ValueError):
 
 
 def corners(left: Tensor, top: Tensor, width: Tensor | int, height: Tensor | int) -> Tensor:
-    """[B, 4, 2] corners (x, y) of boxes, from the top left clockwise, as kornia has them."""
+    """Corners of boxes.
+
+    Args:
+        left: [B], x of the left edge.
+        top: [B], y of the top edge.
+        width: in pixels, [B] or one for all.
+        height: in pixels, [B] or one for all.
+
+    Returns:
+        [B, 4, 2] as (x, y), clockwise from the top left, as kornia orders them.
+    """
     right, bottom = left + width - 1, top + height - 1
     return torch.stack([left, top, right, top, right, bottom, left, bottom], 1).view(-1, 4, 2)
 

@@ -35,7 +35,16 @@ def middle(shape: torch.Size) -> tuple[float, float]:
 
 
 def rotation(degrees: Tensor, center: tuple[float, float], scale: Tensor | None = None) -> Tensor:
-    """[B, 3, 3]: scaled by ``scale`` [B, 2] along the axes, then turned anticlockwise (as seen) about ``center``."""
+    """Rotation and scaling about a point.
+
+    Args:
+        degrees: [B], anticlockwise as seen.
+        center: (x, y) in pixels.
+        scale: [B, 2] along x and y, applied first; None: 1.
+
+    Returns:
+        [B, 3, 3], source → destination.
+    """
     angle = degrees * (math.pi / 180)
     cos, sin = angle.cos(), angle.sin()
     across, down = (torch.ones_like(cos),) * 2 if scale is None else scale.unbind(1)
@@ -45,7 +54,16 @@ def rotation(degrees: Tensor, center: tuple[float, float], scale: Tensor | None 
 
 
 def shear(degrees_x: Tensor, degrees_y: Tensor, center: tuple[float, float]) -> Tensor:
-    """[B, 3, 3]: kornia's shear, along y after along x, which keeps ``center``."""
+    """Shear about a point, as kornia defines it.
+
+    Args:
+        degrees_x: [B], along x.
+        degrees_y: [B], along y, applied second.
+        center: (x, y) in pixels, which stays in place.
+
+    Returns:
+        [B, 3, 3], source → destination.
+    """
     u, v = (degrees_x * (math.pi / 180)).tan(), (degrees_y * (math.pi / 180)).tan()
     x, y = center
     return matrix(torch.ones_like(u), -u, u * y, -v, 1 + u * v, v * (x - u * y))

@@ -55,7 +55,16 @@ class FourierMask(PerSampleChange):
 
 
 def distance(height: int, width: int, device: torch.device) -> Tensor:
-    """[H, W // 2 + 1]: how far each frequency lies from 0, as a part of the finest."""
+    """Distance of each frequency of ``rfft2`` from frequency 0.
+
+    Args:
+        height: of the images, in pixels.
+        width: of the images, in pixels.
+        device: of the result.
+
+    Returns:
+        [H, W // 2 + 1]; 1 is the finest frequency along an axis.
+    """
     y = torch.fft.fftfreq(height, 0.5, device=device)
     x = torch.fft.rfftfreq(width, 0.5, device=device)
     return (y[:, None].square() + x.square()).sqrt_()

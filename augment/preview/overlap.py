@@ -110,7 +110,16 @@ def _seen(
 
 
 def coordinates(batch: int, size: tuple[int, int], device: torch.device | str = "cpu") -> Tensor:
-    """[B, 3, H, W]: at every pixel its center's x and y, as fractions of the sides, and 1 for "inside the image"."""
+    """[B, 3, H, W]: at every pixel its center's x and y, as fractions of the sides, and 1 for "inside the image".
+
+    Args:
+        batch: B.
+        size: (height, width).
+        device: of the result.
+
+    Returns:
+        [B, 3, H, W].
+    """
     height, width = size
     y, x = torch.meshgrid(
         (torch.arange(height, device=device) + 0.5) / height,

@@ -25,7 +25,16 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def wrapped(text: str, type_: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The text in lines of at most ``width`` pixels, broken at spaces; a longer word is cut short."""
+    """Break a text at spaces into lines of at most ``width`` pixels; a longer word is cut short.
+
+    Args:
+        text: one line.
+        type_: the font.
+        width: in pixels.
+
+    Returns:
+        The lines.
+    """
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -37,7 +46,16 @@ def wrapped(text: str, type_: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def shortened(text: str, type_: ImageFont.FreeTypeFont, width: int) -> str:
-    """The text, its end replaced by an ellipsis where it is wider than ``width`` pixels."""
+    """Cut a text that is wider than ``width`` pixels.
+
+    Args:
+        text: one line.
+        type_: the font.
+        width: in pixels.
+
+    Returns:
+        The text, or its beginning with an ellipsis.
+    """
     if type_.getlength(text) <= width:
         return text
     while text and type_.getlength(text + "…") > width:
@@ -46,7 +64,18 @@ def shortened(text: str, type_: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def lines(draw: ImageDraw.ImageDraw, at: tuple[int, int], texts: list[str], size: int, fill: str) -> int:
-    """Write one line under the other; returns the y below the last."""
+    """Write lines one below the other.
+
+    Args:
+        draw: where to.
+        at: (x, y) of the first line in pixels.
+        texts: the lines.
+        size: of the font.
+        fill: color.
+
+    Returns:
+        y below the last line.
+    """
     x, y = at
     for text in texts:
         draw.text((x, y), text, font=font(size), fill=fill)
@@ -69,7 +98,16 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def fitted(images: Tensor, longest: int, whole: int | None = None) -> Tensor:
-    """uint8 [B, 3, h, w], scaled so that ``whole`` pixels (default: the longest side) become ``longest``."""
+    """Scale images for a picture.
+
+    Args:
+        images: [B, 3, H, W], uint8 or floats in [0, 1].
+        longest: pixels that ``whole`` becomes.
+        whole: pixels of the images; None: their longest side.
+
+    Returns:
+        uint8 [B, 3, h, w].
+    """
     scale = longest / (whole or max(images.shape[-2:]))
     size = tuple(max(1, round(side * scale)) for side in images.shape[-2:])
     return to_bytes(resized(to_unit(images), (size[0], size[1])))

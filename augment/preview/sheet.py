@@ -46,7 +46,7 @@ def contact_sheet(
     footer: Sequence[str] = (),
     cell: int = 144,
 ) -> Image.Image:
-    """The picture of a batch's views.
+    """Picture of a batch: originals and views side by side.
 
     Args:
         originals: [N, 3, H, W] uint8, the images before augmentation.
@@ -56,6 +56,9 @@ def contact_sheet(
         notes: small lines under every row's title, such as what it was mixed with.
         footer: lines under the pictures.
         cell: longest side of a picture in pixels; the views keep their sizes relative to each other.
+
+    Returns:
+        The picture, one row per image.
     """
     count = len(originals)
     if len(views.teacher) != len(teachers):

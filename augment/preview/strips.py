@@ -67,6 +67,9 @@ def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws:
         seed: of the draws.
         draws: samples to draw for; the strip runs from the weakest to the strongest of those that changed the image.
         steps: pictures at most; fewer where fewer different results were drawn.
+
+    Returns:
+        The strip, from the weakest to the strongest result.
     """
     operation = op.build(size)
     x = resized(to_unit(image[None]), size)
