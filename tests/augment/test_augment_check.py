@@ -118,16 +118,16 @@ class Raises(Base):
         raise KeyError("gain")
 
 
-def findings(item):
-    return {finding.check: finding for finding in examine(built(item, SIZE)[1], SIZE, batch=2)}
+def results_by_check(item):
+    return {result.check: result for result in examine(built(item, SIZE)[1], SIZE, batch=2)}
 
 
 @pytest.mark.parametrize("item", [Tint(), Buffered(), Base(), v2.RandomHorizontalFlip(), "RandomGrayscale"])
 def test_every_shape_of_a_sound_operation_passes(item):
     operation = build(item, {}, SIZE) if isinstance(item, str) else built(item, SIZE)[1]
     actual = examine(operation, SIZE, batch=2)
-    assert not [finding for finding in actual if finding.verdict == "fail"]
-    assert {"deterministic", "batch-invariant", "device", "compiles", "cost"} <= {finding.check for finding in actual}
+    assert not [result for result in actual if result.verdict == "fail"]
+    assert {"deterministic", "batch-invariant", "device", "compiles", "cost"} <= {result.check for result in actual}
 
 
 @pytest.mark.parametrize(
@@ -152,25 +152,25 @@ def test_every_shape_of_a_sound_operation_passes(item):
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else None,
 )
-def test_what_is_found(item, check, verdict, why):
-    actual = findings(item)[check]
+def test_the_verdict_and_its_reason(item, check, verdict, why):
+    actual = results_by_check(item)[check]
     assert (actual.verdict, why in actual.why) == (verdict, True), actual
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is followed on paper")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU nothing is traced")
 @pytest.mark.parametrize(
     "item, verdict, why",
     [
-        (Buffered(), "ok", "nothing is left on the CPU"),
-        (Base(), "ok", "nothing is left on the CPU"),
+        (Buffered(), "ok", "nothing stays on the CPU"),
+        (Base(), "ok", "nothing stays on the CPU"),
         (Unregistered(), "fail", "at least two devices"),
         (LeftBehind(), "fail", "at least two devices"),
         (OnHost(), "note", "reads values on the host"),
     ],
     ids=lambda value: type(value).__name__ if not isinstance(value, str) else None,
 )
-def test_a_gpu_is_followed_on_paper(item, verdict, why):
-    actual = findings(item)["device"]
+def test_a_missing_gpu_is_traced(item, verdict, why):
+    actual = results_by_check(item)["device"]
     assert (actual.verdict, why in actual.why) == (verdict, True), actual
 
 

@@ -225,12 +225,12 @@ def test_the_plan_says_what_is_fused_and_what_is_not():
     reading = "one bilinear reading, axis by axis, zeros beyond the border"
     assert first.plan().splitlines() == [
         f"geometry RandomResizedCrop + RandomHorizontalFlip: {reading}",
-        "color   ColorJitter + RandomGrayscale: pixel by pixel",
+        "color    ColorJitter + RandomGrayscale: pixel by pixel",
         "blur     RandomGaussianBlur: two filters along the axes",
         "barrier  RandomEqualize: kornia's own code",
         "geometry RandomRotation: one bilinear reading, zeros beyond the border",
         f"barrier  {mine(Loud)}: its own code",
-        "color   RandomErasing + RandomInvert: pixel by pixel",
+        "color    RandomErasing + RandomInvert: pixel by pixel",
         "write    24 x 24, normalized",
         "on a CPU in C; by torch's operators RandomRotation",
     ]
