@@ -192,7 +192,7 @@ def _by_kornia(step: PlannedOp, images: Tensor, draws: Draws) -> Tensor:
 
 @torch.no_grad()
 def eval_view(images: Tensor, spec: InputSpec) -> Tensor:
-    """What a network sees in validation and test: resized and normalized, nothing drawn.
+    """A network's input in validation and test: resized and normalized, nothing drawn.
 
     Args:
         images: [B, 3, H, W], uint8 or floats in [0, 1].

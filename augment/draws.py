@@ -1,4 +1,4 @@
-"""Random draws keyed by what they are for, never by global state.
+"""Random draws keyed by seed, epoch, view, sample and operation, without global state.
 
 A draw is a pure function of (seed, epoch, view, sample id, op, slot, element): the same sample gets the same numbers
 whatever the batch size, its place in the batch, the worker, the rank, the device or the restart point, and nothing
@@ -97,7 +97,7 @@ class Draws:
         return self._with(_fold(self._key, name), self.ids)
 
     def to(self, device: torch.device | str) -> Draws:
-        """The same draws, made on ``device``. A copy to a GPU is not waited for; one from it must be."""
+        """The same draws, made on ``device``. A copy to a GPU is asynchronous; one from it synchronizes."""
         device = torch.device(device)
         if self.ids.device == device:
             return self

@@ -18,7 +18,7 @@ __all__ = ["AugmentSettings", "DualAugment"]
 
 
 class DualAugment(nn.Module):
-    """Makes the views of a batch.
+    """Make the teacher's and the student's views of a batch.
 
     Args:
         settings: policy and recipes.

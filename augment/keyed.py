@@ -1,4 +1,4 @@
-"""Code that draws from torch's global generator, made to draw by sample instead.
+"""KeyedDraws: make code that uses torch's global generator draw by sample instead.
 
 :class:`KeyedDraws` is a dispatch mode: inside it ``torch.rand``, ``tensor.normal_()``, ``torch.randperm`` and the like
 take their numbers from :class:`augment.draws.Draws`. kornia modules and users' modules become repeatable with it,
@@ -156,7 +156,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _global_generators(trusted: bool) -> list[tuple[str, Any]]:
-    """The states of the generators that must not move: torch's, and for code that we have not read all others too."""
+    """The states of the generators that must not change: torch's, and for untrusted code Python's and NumPy's too."""
     generators = (torch.default_generator, *torch.cuda.default_generators)
     states: list[tuple[str, Any]] = [("torch", [bytes(generator.get_state().numpy()) for generator in generators])]
     if not trusted:

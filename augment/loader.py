@@ -1,4 +1,4 @@
-"""albumentations on the loader's side, for those who want CPU-side operations; both views then start from its output.
+"""albumentations in the loader's workers, before both views.
 
 In YAML they look like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An operation runs
 on the uint8 canvas and must keep its size.

@@ -1,16 +1,17 @@
-"""Mixup and cutmix: drawn once for a batch, done to every view of it, with the share that each view really got.
+"""Mixup and cutmix: drawn once for a batch, applied to every view, with the exact weight of each view.
 
 With λ ~ Beta(α, α) and a partner for every sample::
 
     mixup    x' = λ x + (1 − λ) x[partner]                                  arXiv 1710.09412
     cutmix   x' = x outside a box of area 1 − λ, x[partner] inside it       arXiv 1905.04899
 
-The box has the views' proportions, a uniform center, and is clipped at the border, as in the paper; it lies at the same
-relative place in every view. Its share of a view's pixels, counted after rounding and clipping, is that view's 1 − λ.
+The box has the views' proportions, a uniform center, and is clipped at the border, as in the paper; it has the same
+relative position in every view. Its fraction of a view's pixels, counted after rounding and clipping, is that view's 1
+− λ.
 
 The draws belong to the *set* of samples in a batch, not to their order. The partner is the sample whose draw comes
-next: never the sample itself where there is another, and a function of the two samples and their batch. Mixing is the
-one thing here that depends on the batch. The others' way (timm) is to pair sample b with sample B − 1 − b.
+next: never the sample itself where there is another, and a function of the two samples and their batch. Mixing
+depends on the batch. timm pairs sample b with sample B − 1 − b instead.
 
 Views are mixed after normalization, which is the same as before it: both are affine in the pixels.
 """
@@ -37,7 +38,7 @@ class _Plan:
 
 
 def mixed(views: Views, settings: MixSettings, seed: int, epoch: int, ids: Tensor) -> Views:
-    """The views of a batch, mixed if the draws say so; ``views.mix`` tells with whom and by how much.
+    """The views of a batch, mixed if the draws decide so; ``views.mix`` holds partners and weights.
 
     Args:
         views: normalized views, all of the same B samples.
@@ -77,7 +78,7 @@ def _draw(settings: MixSettings, draws: Draws) -> _Plan | None:
     if happens >= settings.p:
         return None
     cut = settings.mixup == 0 or (settings.cutmix > 0 and kind < settings.switch_p)
-    from scipy.special import betaincinv  # a quarter of a second, for those who mix
+    from scipy.special import betaincinv  # takes a quarter of a second to import
 
     alpha = settings.cutmix if cut else settings.mixup
     lam = float(betaincinv(alpha, alpha, level))

@@ -1,4 +1,4 @@
-"""Views made by the loader's workers: the same draws, the same chain, another process.
+"""Views made by the loader's workers, with the same draws and chains as on the device.
 
 A chain whose work is done on the CPU anyway (torchvision's transforms, kornia's rarer operations, a run without a GPU)
 holds up the training step while it runs. In the workers it runs beside the step. Whole views are moved, not single
@@ -30,7 +30,7 @@ def to_device(pixels: Tensor | ViewPixels, device: torch.device | str) -> Tensor
 
 
 class LoaderViews:
-    """What a worker runs on its batch.
+    """Make the views of a batch in a worker.
 
     Args:
         dual: whose views are made. Only its settings travel to the worker, which builds its own at its first batch.

@@ -1,4 +1,4 @@
-"""View policies: how the teacher's and the student's view of a batch relate. Settings and plans; no torch in here."""
+"""View policies: how the teacher's and the student's view of a batch relate. Settings and plans; imports no torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LocalCrops(Settings):
 
 
 class MixSettings(Settings):
-    """Mixup and cutmix of a batch: drawn once, done to every view. See :mod:`augment.mix`."""
+    """Mixup and cutmix of a batch: drawn once, applied to every view. See :mod:`augment.mix`."""
 
     mixup: float = Field(0.0, ge=0, description="α of mixup's λ ~ Beta(α, α); 0 turns it off; DeiT has 0.8")
     cutmix: float = Field(0.0, ge=0, description="α of cutmix's λ ~ Beta(α, α); 0 turns it off; DeiT has 1.0")
@@ -62,7 +62,7 @@ class MixSettings(Settings):
 
 
 class RampSettings(Settings):
-    """Ever more samples are augmented. The others are only resized, in all of their views.
+    """A growing fraction of the samples is augmented. The others are only resized, in all of their views.
 
     The share of augmented samples rises linearly from ``start`` to 1, reached after ``epochs`` epochs. Which samples
     they are is drawn anew in every epoch, once for all views: what a policy says of two views holds at every share.
@@ -72,12 +72,12 @@ class RampSettings(Settings):
     start: float = Field(0.0, ge=0, lt=1, description="share of augmented samples in the first epoch")
 
     def share(self, epoch: int) -> float:
-        """Part of the samples that are augmented in an epoch."""
+        """Fraction of the samples that are augmented in an epoch."""
         return min(1.0, self.start + (1 - self.start) * epoch / self.epochs)
 
 
 class AugmentSettings(Settings):
-    """How the two views of a batch relate, and what is done to each.
+    """How the two views of a batch relate, and the operations of each.
 
     ==================  ==========================================================================================
     policy              views
@@ -134,7 +134,7 @@ class AugmentSettings(Settings):
         return self
 
     def alone(self, length: float = 1.0) -> AugmentSettings:
-        """For a network that learns without a teacher: the student's view, nothing else changed.
+        """The same settings without a teacher's view, for a network that is trained without a teacher.
 
         ``length`` is that of its training in epochs over the other's: a ramp is the same part of both.
         """
@@ -142,7 +142,7 @@ class AugmentSettings(Settings):
         return self.model_copy(update={"policy": "identical", "teacher": None, "ramp": ramp})
 
     def teacher_recipe(self) -> list[Op]:
-        """What the teacher's view goes through, with the policy's default filled in."""
+        """The operations of the teacher's view, with the policy's default filled in."""
         if self.policy == "shared_geometry" and not _geometry(self.teacher or []):
             return _geometry(self.student) + (self.teacher or [])
         if self.teacher is not None:
@@ -171,7 +171,7 @@ class ViewSpec:
 
 @dataclass(frozen=True)
 class ViewPlan:
-    """Which looks the teacher and the student get, and which of them objectives compare."""
+    """The views of the teacher and of the student, and the pairs that objectives compare."""
 
     teacher: tuple[ViewSpec, ...]
     student: tuple[ViewSpec, ...]

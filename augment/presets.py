@@ -1,12 +1,12 @@
 """Well-known recipes by name.
 
-A preset stands wherever a recipe does, whole or as a part of it::
+A preset is a whole recipe or a part of one::
 
     student: simclr
     student: [dino, {type: RandomErasing, p: 0.25}]
     student: [{preset: dino}, {type: RandomErasing, p: 0.25}]
 
-A run's stored config has the operations that it stands for. Names of presets have no capital letters.
+A run's stored config lists the operations of the preset. Names of presets have no capital letters.
 
 The papers' code crops with bicubic interpolation in places; here it is bilinear throughout. Blurs have 23 taps, a tenth
 of 224 pixels as in SimCLR, whatever the size: they need images of 12 pixels or more.
@@ -25,7 +25,7 @@ from augment.recipe import Op
 
 
 def weak() -> list[Op]:
-    """A mild crop, 0.8 … 1 of the area, and a flip: what a teacher sees unless told otherwise."""
+    """A mild crop, 0.8 … 1 of the area, and a flip: the teacher's default."""
     return [_crop(0.8), _FLIP]
 
 
@@ -93,7 +93,7 @@ PRESETS: dict[str, Callable[[], list[Op]]] = {
 
 
 def _mark(entry: Any) -> Any:
-    """An entry of a recipe; one that names a preset as an operation of that name, for the time being."""
+    """An entry of a recipe; one that names a preset becomes an Op of that name until :func:`_expanded`."""
     if isinstance(entry, str) and entry.islower() and ":" not in entry:
         name = entry
     elif isinstance(entry, dict) and "preset" in entry:
@@ -112,7 +112,7 @@ def _error(text: str) -> PydanticCustomError:
 
 
 def _marked(given: Any) -> Any:
-    # Presets are laid out only when all entries are read: a mistake is told with the number that its entry has.
+    # Presets are expanded after all entries are read, so that an error names the index in the config.
     if isinstance(given, str):
         return [_mark({"preset": given})]
     if isinstance(given, dict) and "preset" in given:

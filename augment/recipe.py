@@ -1,4 +1,4 @@
-"""How a config names an operation, and how its name becomes the operation.
+"""Op: an operation as a config names it, and how it is built.
 
 In YAML an operation is a name, or a mapping with ``type`` and the arguments of its class::
 
@@ -6,7 +6,7 @@ In YAML an operation is a name, or a mapping with ``type`` and the arguments of 
     - {type: RandomResizedCrop, scale: [0.3, 1.0]}
     - {type: my_package.ops:Tint, strength: 0.3}
 
-Where names are looked up: :mod:`augment.names`; what a class of yours must have: :mod:`augment.operation`. A class that
+Where names are looked up: :mod:`augment.names`; what a user's class must have: :mod:`augment.operation`. A class that
 requires ``size`` and is given none gets its network's input size. In Python a chain also takes objects that are built
 already: ``Chain([K.RandomHorizontalFlip(), v2.ColorJitter(0.4)], size)``.
 """
@@ -43,12 +43,12 @@ class NamedCall(Settings):
 
     @classmethod
     def of(cls, type: str, **arguments: Any) -> Self:
-        """One that is known to be right: built only when it is used."""
+        """An operation that is known to be valid, not built until it is used."""
         return cls.model_construct(type=type, arguments=arguments)  # type: ignore[return-value]  # mypy's plugin
 
     @classmethod
     def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
-        """Build it once, to see whether it can be built. Raises ``OperationError``."""
+        """Build it once, to check that it can be built. Raises ``OperationError``."""
         raise NotImplementedError
 
     @model_validator(mode="before")
@@ -80,14 +80,14 @@ class NamedCall(Settings):
 
 
 class Op(NamedCall):
-    """One operation of a chain: a name of ours, of a plug-in or of kornia, or package.module:Class; its arguments."""
+    """One operation of a chain: a name (built in, a plug-in's or kornia's) or package.module:Class, and arguments."""
 
     @classmethod
     def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
         build(type, arguments, size=(32, 32))
 
     def build(self, size: tuple[int, int]) -> Operation:
-        """The operation, for a network that sees images of ``size`` (height, width)."""
+        """The operation, for a network whose input has ``size`` (height, width)."""
         return build(self.type, self.arguments, size)
 
     @property
@@ -176,7 +176,7 @@ def _check_arguments(name: str, cls: type, arguments: dict[str, Any]) -> None:
 
 
 def _check_draws_by_sample(name: str, module: Any) -> None:
-    """Refuse what kornia would decide once for a batch: a sample's result would hang on its neighbors."""
+    """Refuse draws that kornia makes once for a batch: a sample's result would depend on its neighbors."""
     if not type(module).__module__.startswith("kornia.augmentation"):
         return
     if module.p_batch != 1:

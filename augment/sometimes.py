@@ -42,7 +42,7 @@ class PerSampleChange(Sometimes, ABC):
 
     @abstractmethod
     def change(self, images: Tensor, params: Params) -> Tensor:
-        """The changed images [B, C, H, W], each by its row of ``params``; the images given stay as they are."""
+        """The changed images [B, C, H, W], each by its row of ``params``; ``images`` stays unchanged."""
 
     def refuse(self, problem: str) -> ValueError:
         """The error for images that the operation cannot work on."""
@@ -111,7 +111,7 @@ def between(draws: Draws, slot: int, limits: tuple[float, float]) -> Tensor:
 
 
 def noise_seed(draws: Draws, slot: int) -> Tensor:
-    """[B] int64: what a sample's noise is made from, by the functions below, where it is needed and nowhere else."""
+    """[B] int64 seeds, from which the functions below make each sample's noise where it is needed."""
     return draws.bits(slot)
 
 

@@ -1,8 +1,8 @@
-"""torchvision's transforms, taken as they are and made repeatable by sample.
+"""TorchvisionOp: torchvision's transforms, called once per image with keyed draws.
 
-A transform of torchvision draws once per call, whatever the batch. For draws by sample it is called once per image, in
-a generator keyed by that image: right, and as slow as in a loop over a data set. An operation of the same meaning that
-works on batches is faster by far; ``augment check`` says what each costs.
+A transform of torchvision draws once per call, whatever the batch. For draws by sample it is called once per image,
+with draws keyed by that image, which is as slow as in a loop over a data set. A batched operation of the same meaning
+is much faster; ``augment check`` measures the cost of each.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from augment.operation import Operation
 
 
 class OneSample(KeyedDraws):
-    """:class:`augment.keyed.KeyedDraws` for code that sees one image: whatever it draws belongs to that sample.
+    """:class:`augment.keyed.KeyedDraws` for code that gets one image: all its draws belong to that sample.
 
     Args:
         draws: of one operation, for one sample.
@@ -64,7 +64,7 @@ class OneSample(KeyedDraws):
 
 
 class TorchvisionOp(Operation):
-    """Calls a torchvision transform once per image [C, H, W].
+    """Call a torchvision transform once per image [C, H, W].
 
     Raises (when called):
         ValueError: the transform gives no image tensor, or images of different sizes.

@@ -1,4 +1,4 @@
-"""What every package leans on: settings, errors that users read, and how a config names a class. Imports no torch."""
+"""The base of all packages: settings, errors for users, and the classes that a config names. Imports no torch."""
 
 from augment.base.errors import UserError
 from augment.base.plugins import PluginError, import_class, is_import_path

@@ -1,4 +1,4 @@
-"""Errors that explain themselves."""
+"""UserError, the base of errors that are shown without a traceback."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a name in a config to a class: ``package.module:Class``, checked against the contract it must keep."""
+"""Import the class that a config names as ``package.module:Class``, and check that it has the right base."""
 
 from __future__ import annotations
 

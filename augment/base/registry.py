@@ -1,4 +1,4 @@
-"""How a config names a method: the union of known types is collected from a package, there is no list to edit.
+"""Registry: the methods that a config can name, collected from the modules of a package.
 
 A method is a class with its settings nested in it::
 
@@ -48,7 +48,7 @@ class Component:
 
 @dataclass(frozen=True)
 class Registry:
-    """A pydantic annotation for "any settings of this family".
+    """A pydantic annotation for the settings of any method of one kind.
 
     Args:
         package: dotted package whose modules hold the family's classes, one file each.
@@ -63,7 +63,7 @@ class Registry:
         return getattr(importlib.import_module(f"{self.package}.base"), self.base)
 
     def known(self) -> dict[str, type[Settings]]:
-        """Type name → settings of every class of this family inside the package."""
+        """Type name → settings, for every class of this kind in the package."""
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
             importlib.import_module(module.name)

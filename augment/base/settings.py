@@ -1,4 +1,4 @@
-"""The base of every settings model: closed, immutable, and helpful about a misspelt key."""
+"""The base of every settings model: unknown keys are errors that name the nearest key, and models are immutable."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ VALIDATION_PASSES: tuple[frozenset[str], ...] = (
 
 
 def is_deferred(info: ValidationInfo, what: str) -> bool:
-    """Whether this look at a config leaves ``"classes"`` or ``"operations"`` unopened."""
+    """Whether this validation pass leaves ``"classes"`` or ``"operations"`` unresolved."""
     return what in (info.context or ())
 
 

@@ -1,4 +1,4 @@
-"""The color pass: pointwise steps one after another, with what they need to know of the whole image.
+"""The color pass: pointwise steps one after another, with the statistics of the whole image that they need.
 
 On a CPU a step costs the samples that it is drawn for: they are gathered, changed and put back. Elsewhere it is
 computed for all and selected, so that the host never waits, and torch.compile makes one kernel of it.
@@ -22,7 +22,7 @@ def by_sample(values: Tensor) -> Tensor:
 
 
 def by_rows(images: Tensor) -> bool:
-    """Whether the host may look at what is drawn, and leave out the rest."""
+    """Whether the host may read which samples are drawn, and compute only those."""
     return images.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

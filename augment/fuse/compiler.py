@@ -1,4 +1,4 @@
-"""What carries the passes out: torch's operators, torch.compile, or the passes in C."""
+"""Choose how passes are computed: torch's operators, torch.compile, or C."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ Way = Literal["torch", "torch.compile", "C"]
 
 @cache
 def way_on(device: str, wanted: Compile) -> Way:
-    """How the passes are made on a type of device. What cannot be compiled is done by torch's operators."""
+    """How the passes are computed on a type of device; torch's operators where nothing can be compiled."""
     if not wanted:
         return "torch"
     missing = missing_compiler(device)
     if not missing:
         return "C" if device == "cpu" else "torch.compile"
-    # Nobody asked a machine without a compiler for C; but a GPU is there for speed.
+    # Under "auto" a CPU without a C compiler is no reason to warn; a GPU that cannot compile is.
     if wanted is True or device != "cpu":
         warnings.warn(f"augmentation runs without compiled passes: {missing}", stacklevel=2)
     return "torch"
 
 
 def missing_compiler(device: str) -> str:
-    """What is missing to compile for a type of device; nothing if nothing is."""
+    """What compiling for a type of device lacks; an empty string if nothing."""
     if device == "cpu":
         try:
             library()

@@ -68,7 +68,7 @@ def axis_map(across: Tensor, left: Tensor, down: Tensor, top: Tensor) -> Tensor:
 
 
 def inverse(m: Tensor) -> Tensor:
-    """Inverse of [B, 3, 3] by cofactors: no wait for a GPU, and exact for whole numbers."""
+    """Inverse of [B, 3, 3] by cofactors: without synchronizing with a GPU, and exact for whole numbers."""
     rows = m.unbind(1)
     columns = [torch.linalg.cross(rows[(i + 1) % 3], rows[(i + 2) % 3]) for i in range(3)]
     adjugate = torch.stack(columns, 2)
@@ -109,7 +109,7 @@ def output_size(user: Any, shape: torch.Size) -> Size:
 
 
 def composed(steps: Sequence[tuple[Any, dict[str, Tensor]]], shape: torch.Size) -> Map:
-    """Operations with their parameters, for images of ``shape``, as one."""
+    """Compose operations with their parameters, for images of ``shape``, to one map."""
     total: Tensor | None = None
     frames: list[tuple[Tensor, Size]] = []
     for user, params in steps:
@@ -228,7 +228,7 @@ def mirror(user: Any, images: Tensor, params: dict[str, Tensor]) -> Tensor:
 
 
 def resample_of(user: Any) -> tuple[str, str]:
-    """How an operation reads pixels: ("bilinear", "zeros") unless it says otherwise."""
+    """(resample, padding) of an operation; ("bilinear", "zeros") by default."""
     return getattr(user, "resample", "bilinear"), getattr(user, "padding", "zeros")
 
 

@@ -1,4 +1,4 @@
-"""The passes in C: one image after another through all of them, in a processor's cache.
+"""The passes in C: each image goes through all passes while it is in the processor's cache.
 
 A step becomes an :class:`Instruction`: what to do, and a row of numbers for every sample. ``passes.c`` carries the
 instructions out. A C compiler makes a library of it on first use in a process, in about a second, for the very
@@ -37,7 +37,7 @@ PART = 2**16
 
 
 class Kind(IntEnum):
-    """What an instruction does, by its number in ``passes.c``; what its numbers are is said there."""
+    """The kinds of instruction, numbered as in ``passes.c``, which documents their parameters."""
 
     READ = 0
     JITTER = 1

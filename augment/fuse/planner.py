@@ -1,4 +1,4 @@
-"""The planner: which operations of a recipe are done together, in how few passes over the image.
+"""The planner: group the operations of a recipe into as few passes over the image as possible.
 
 Operations that declare a form (:mod:`augment.operation`) are gathered into *runs*; any other operation is a barrier
 between two of them. In a run
@@ -27,7 +27,7 @@ _KINDS: dict[str | None, Kind] = {"affine": "geometry", "color": "color", "erase
 
 @dataclass(frozen=True)
 class PlannedOp:
-    """An operation with its place in the recipe and the key of its draws."""
+    """An operation with its index in the recipe and the key of its draws."""
 
     place: int
     key: str
@@ -42,7 +42,7 @@ class PlannedOp:
 
 @dataclass(frozen=True)
 class Pass:
-    """Steps that are done together."""
+    """Steps that are computed together."""
 
     kind: Kind
     steps: tuple[PlannedOp, ...]
@@ -53,12 +53,12 @@ class Pass:
 
     @property
     def mirrors(self) -> bool:
-        """Whether the pass is flips and nothing else: then no pixel is read between pixels."""
+        """Whether the pass consists of flips only, which need no interpolation."""
         return all(map(_mirror, self.steps))
 
     @property
     def how(self) -> str:
-        """What the pass does to the image, in words."""
+        """The method of the pass, in words."""
         if self.kind == "color":
             return "pixel by pixel"
         if self.kind == "blur":
@@ -74,26 +74,26 @@ class Pass:
 
     @property
     def reading(self) -> tuple[str, str]:
-        """(resample, padding) of a geometry pass: those of the first that looks beyond the frame, or of the first."""
+        """(resample, padding) of a geometry pass: of the first step that reads beyond the frame, else the first."""
         users = [step.user for step in self.steps if not _mirror(step)] or [self.steps[0].user]
         looking = [user for user in users if not getattr(user, "stays_inside", False)]
         return resample_of(users[0])[0], resample_of((looking or users)[0])[1]
 
     @property
     def parts(self) -> list[Pass]:
-        """A reading is one whole; other steps can be told apart."""
+        """The parts that can be computed apart: a geometry pass as a whole, else each step."""
         return [self] if self.kind == "geometry" else [Pass(self.kind, (step,)) for step in self.steps]
 
     @property
     def in_c(self) -> bool:
-        """Whether :mod:`augment.fuse.passes` knows how it is done."""
+        """Whether :mod:`augment.fuse.passes` has an instruction for it."""
         if self.kind == "geometry":
             framed = any(not getattr(step.user, "stays_inside", False) for step in self.steps[1:])
             return self.axis_aligned and not framed and self.reading[0] == "bilinear"
         return all(step.operation.form != "color" or hasattr(step.user, "instruction") for step in self.steps)
 
     def takes(self, step: PlannedOp) -> bool:
-        """Whether a step that follows can be done in the same pass."""
+        """Whether a following step can join this pass."""
         if _KINDS[step.operation.form] != self.kind or self.kind == "blur":
             return False
         if self.kind == "color" or _mirror(step):
@@ -122,7 +122,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An operation that is done by itself."""
+    """An operation that is computed by itself."""
 
     step: PlannedOp
 
@@ -131,7 +131,7 @@ class Barrier:
 
 
 def plan(steps: Sequence[PlannedOp]) -> list[Segment | Barrier]:
-    """The runs and barriers of a recipe."""
+    """The segments and barriers of a recipe."""
     stages: list[Segment | Barrier] = []
     run: list[PlannedOp] = []
     for step in steps:

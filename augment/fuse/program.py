@@ -1,4 +1,4 @@
-"""A run of a plan as instructions for the passes in C, and the last write that both ways have."""
+"""A segment of a plan as instructions of the C library, and the last write, shared with torch's operators."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs the passes between two barriers: draws, passes, last write.
+"""FusedRun: the passes between two barriers, from draws to the last write.
 
 On a CPU the images go through the passes in C one by one (:mod:`augment.fuse.passes`). What those do not know, or
 everything where there is no C compiler, torch's operators do for a few images at a time, so that they stay in the
@@ -33,7 +33,7 @@ by one against all together: 99 and 15 ms for 128 images at 32 pixels, 125 and 3
 
 
 class FusedRun:
-    """One run of a plan, ready to be called.
+    """One segment of a plan as a callable.
 
     Args:
         run: the passes.
@@ -48,7 +48,7 @@ class FusedRun:
         self._compiled: Callable[..., Tensor] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compiled": None}  # what torch.compile makes cannot be copied
+        return {**self.__dict__, "_compiled": None}  # compiled functions cannot be copied
 
     def __call__(self, images: Tensor, source: Callable[[PlannedOp], Draws], finish: Finish | None) -> Tensor:
         """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
@@ -77,7 +77,7 @@ class FusedRun:
         return images
 
     def stretches(self) -> list[tuple[bool, list[Pass]]]:
-        """Passes that are done together on a CPU, and whether in C. A color pass is in C as far as its steps are."""
+        """Passes computed together on a CPU, and whether in C. A color pass is in C as far as its steps are."""
         parts = [part for pass_ in self.run.passes for part in pass_.parts]
         return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 
@@ -199,7 +199,7 @@ def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) 
 
 
 def _wants_gradient(images: Tensor, foreign: dict[int, Params]) -> bool:
-    """Whether somebody learns through the images or through a user's parameters: torch's operators know how."""
+    """Whether a gradient is needed through the images or a user's parameters; only torch's operators give it."""
     values = [images, *(value for params in foreign.values() for value in params.values())]
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
 

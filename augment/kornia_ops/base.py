@@ -59,11 +59,11 @@ class FusedKorniaOp(Sampled):
         return self.from_uniforms(draws.uniform(0, (self.uniforms + 1,)), shape)
 
     def for_kornia(self, params: dict[str, Tensor], shape: torch.Size) -> dict[str, Tensor]:
-        """What kornia's module wants beyond :meth:`parameters`, on the CPU."""
+        """Add what kornia's module needs beyond :meth:`parameters`, on the CPU."""
         return params
 
     def by_kornia(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """The same work by kornia's own code. kornia reads parameters on the host, so they go there first."""
+        """The same operation by kornia's own code, which reads parameters on the host."""
         host = {name: value.cpu() for name, value in params.items()}
         drawn = host.pop("drawn").float()
         known = {"batch_prob": drawn, "forward_input_shape": torch.tensor(images.shape)}

@@ -1,4 +1,4 @@
-"""Color, one operation each: what happens to a pixel, with the clamps that kornia puts before and after."""
+"""Color operations: the map of a pixel, with kornia's clamps before and after."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def hue_rotated(rgb: Tensor, angle: Tensor) -> Tensor:
 
 
 def _below(channel: Tensor, top: Tensor) -> Tensor:
-    """1 where a channel is below the maximum, else 0: what a comparison would say, in numbers and vectorized."""
+    """1 where a channel is below the maximum, else 0: a comparison in float arithmetic, which is vectorized."""
     return (top - channel).mul_(1e30).clamp_(max=1)
 
 
@@ -59,7 +59,7 @@ def saturated(rgb: Tensor, factor: Tensor) -> Tensor:
 
 
 class _Uniform(FusedKorniaOp):
-    """One number in a range, by kornia's name."""
+    """One factor, uniform in a range."""
 
     factor: str
 
@@ -153,7 +153,7 @@ class RandomSaturation(_Uniform):
 
 
 class RandomHue(_Uniform):
-    """The hue moved by a part of the circle.
+    """Rotate the hue by a fraction of the circle.
 
     Example:
         >>> import augment, torch
@@ -203,7 +203,7 @@ class RandomGamma(FusedKorniaOp):
 
 
 class RandomGrayscale(FusedKorniaOp):
-    """The luma in every channel; the plain mean where channels are not three.
+    """The luma in every channel; of other than three channels the mean.
 
     Example:
         >>> import augment, torch
@@ -268,7 +268,7 @@ class RandomSolarize(FusedKorniaOp):
 
 
 class RandomPosterize(FusedKorniaOp):
-    """Only the first bits of a byte are kept: none of them 0, all 8 of them x itself.
+    """Keep the upper bits of 8: with 0 bits the result is 0, with 8 it is x.
 
     Example:
         >>> import augment, torch

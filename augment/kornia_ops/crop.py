@@ -1,4 +1,4 @@
-"""Crops and resizing: the axes stay apart."""
+"""Crops and resizing: axis-aligned maps."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def _fallback(H: int, W: int, low: float, high: float) -> tuple[int, int]:
 
 
 class RandomCrop(_Cut):
-    """A box of fixed size at a random place of the padded image.
+    """A box of fixed size at a random position in the padded image.
 
     Example:
         >>> import augment, torch
@@ -212,7 +212,7 @@ class CenterCrop(_Cut):
 
 
 class Resize(_Cut):
-    """The whole image at another size, without antialiasing unless asked for.
+    """The whole image at another size, without antialiasing unless ``antialias`` is set.
 
     Example:
         >>> import augment, torch

@@ -1,4 +1,4 @@
-"""Flips. The frame stays, so a flip can be done before a color or a blur that it follows."""
+"""Flips. They keep the frame, so a chain may move one ahead of a color or a blur."""
 
 from __future__ import annotations
 

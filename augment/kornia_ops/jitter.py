@@ -53,7 +53,7 @@ class _Jitter(FusedKorniaOp):
         return (self.by_groups if by_rows(images) else self.by_selection)(images, params)
 
     def by_groups(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """Step after step on the samples whose turn it is: nothing is computed in vain, but the host must know."""
+        """At each position, each step on the samples that have it there: least work, but the host reads the order."""
         factors = [by_sample(params[f"{name}_factor"]) for name in NAMES]
         if len(images) == 1:
             for which in params["order"][0].tolist():
@@ -69,7 +69,7 @@ class _Jitter(FusedKorniaOp):
         return images
 
     def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """Every step at every turn, and the right one selected: no wait for a GPU."""
+        """At each position every step, then select: more work, but no synchronization with a GPU."""
         for position in params["order"].unbind(1):
             before = images
             for which in self.steps:
@@ -225,6 +225,6 @@ def luma(images: Tensor) -> Tensor:
 
 
 def mean_luma(images: Tensor) -> Tensor:
-    """[B, 1, 1, 1]: the luma is linear, so the mean comes first."""
+    """[B, 1, 1, 1]: the luma of the mean color, as the luma is linear."""
     means = images.mean((2, 3), keepdim=True)
     return gray(means) if images.shape[1] == 3 else means.mean(1, keepdim=True)

@@ -129,7 +129,7 @@ def _ends(sampler: Any) -> tuple[float, float] | None:
 
 
 class RandomRotation(_Warp):
-    """Turned by an angle in degrees about the middle.
+    """Rotation by an angle in degrees about the middle.
 
     Example:
         >>> import augment, torch
@@ -158,7 +158,7 @@ class RandomRotation(_Warp):
 
 
 class RandomRotation90(_Warp):
-    """Turned by a multiple of 90 degrees about the middle; the frame stays.
+    """Rotation by a multiple of 90 degrees about the middle; the frame stays.
 
     Example:
         >>> import augment, torch
@@ -187,7 +187,7 @@ class RandomRotation90(_Warp):
 
 
 class RandomShear(_Warp):
-    """Sheared by angles in degrees about the middle.
+    """Shear by angles in degrees about the middle.
 
     Example:
         >>> import augment, torch
@@ -219,7 +219,7 @@ class RandomShear(_Warp):
 
 
 class RandomTranslate(_Warp):
-    """Moved by a part of the width and of the height.
+    """Translation by a fraction of the width and of the height.
 
     Example:
         >>> import augment, torch
@@ -253,7 +253,7 @@ class RandomTranslate(_Warp):
 
 
 class RandomPerspective(_Warp):
-    """The corners moved, and the image with them.
+    """The homography that moves the corners to random positions.
 
     Example:
         >>> import augment, torch

@@ -1,8 +1,8 @@
-"""Our own operations: one file each, named in a recipe by the name of its class.
+"""The operations of this package: one file each, named in a recipe by the name of its class.
 
-A file joins by lying here; there is no list to edit. They are batched: every sample has its own draws, and no loop runs
-over samples. kornia has others under its own names; where it has an operation of the same meaning, ours is the
-faster or the more exact, and its docstring says which.
+Files of this folder are found by themselves; there is no list to edit. They are batched: every sample has its own
+draws, and no loop runs over samples. Where kornia has an operation of the same meaning, the one here is
+faster or more exact, and its docstring says which.
 """
 
 from __future__ import annotations

@@ -100,7 +100,7 @@ def sub_policies(policy: Policy) -> list[list[tuple[str, float, int]]]:
 
 @cache
 def _pairs(policy: Policy, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """[25, 2] each: numbers of ``SPACE``, levels, probabilities. Kept: to make a tensor on a GPU is to wait for it."""
+    """[25, 2] each: numbers of ``SPACE``, levels, probabilities. Cached: making a tensor on a GPU synchronizes."""
     pairs = sub_policies(policy)
     choices = torch.tensor([[_NAMES.index(name) for name, _, _ in pair] for pair in pairs], device=device)
     numbers = torch.tensor([[(level / HIGHEST, p) for _, p, level in pair] for pair in pairs], device=device)

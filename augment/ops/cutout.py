@@ -1,4 +1,4 @@
-"""A square cut out."""
+"""Cutout."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frequencies left out."""
+"""FourierMask."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The style of another image."""
+"""FourierSwap."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class FourierSwap(PerSampleChange):
         band: frequencies up to this distance from 0 take part; 1 is the finest along an axis, 1.42 are all.
         p: probability for a sample.
 
-    The one operation here that depends on the batch: the partner is one of its samples, the one whose draw comes next,
-    whatever their order. A sample alone stays as it is. The result is clipped to [0, 1].
+    The only operation here that depends on the batch: the partner is the sample of the batch whose draw comes next, in
+    any order of the batch. A sample alone stays as it is. The result is clipped to [0, 1].
 
     Example:
         >>> import augment, torch

@@ -1,4 +1,4 @@
-"""Noise."""
+"""Gaussian noise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""JPEG's traces."""
+"""JPEG compression."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _CHROMA = """17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 
 
 
 class JPEG(PerSampleChange):
-    """What is left of an image after JPEG: 8 × 8 blocks, colors at half the resolution (4:2:0), libjpeg's tables.
+    """JPEG compression: 8 × 8 blocks, colors at half the resolution (4:2:0), libjpeg's tables.
 
     Args:
         quality: 1 … 100; a number, or [lowest, highest] to draw a whole number from, all alike.

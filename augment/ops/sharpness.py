@@ -1,4 +1,4 @@
-"""Sharper or softer."""
+"""Sharpness."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the networks will see: a contact sheet of views, a strip per operation, and what the views have in common."""
+"""Previews: a contact sheet of views, a strip per operation, and the overlap of the two views."""
 
 from augment.preview.overlap import ViewOverlap, view_overlap
 from augment.preview.sheet import contact_sheet, denormalized

@@ -1,4 +1,4 @@
-"""Paper, ink and type of the pictures, as in the figures of a run's report; and putting tensors on paper."""
+"""Colors and fonts of the pictures, as in a run's report; and tensors as pictures."""
 
 from __future__ import annotations
 

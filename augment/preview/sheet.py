@@ -116,7 +116,7 @@ def contact_sheet(
 def _labels(
     titles: Sequence[str] | None, notes: Sequence[Sequence[str]] | None, count: int
 ) -> list[tuple[str, list[str]]]:
-    """What stands before each row: its title and its notes, cut to the column's width."""
+    """The labels left of each row: title and notes, cut to the column's width."""
     return [
         (
             shortened(titles[row], font(_TITLE), _LABEL) if titles else "",

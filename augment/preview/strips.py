@@ -1,4 +1,4 @@
-"""A strip per operation: what it makes of one image, from its weakest draw to its strongest.
+"""A strip per operation: its results on one image, from the weakest draw to the strongest.
 
 The range of an operation is read from itself: it draws for many samples, and the strip shows quantiles of what came
 out, ordered by how much it changed the image. So every operation has a strip, whoever wrote it and whatever its
@@ -41,7 +41,7 @@ _TITLE, _SMALL, _TINY = 14, 11, 10
 
 @dataclass(frozen=True)
 class Strip:
-    """What an operation makes of one image, weakest first."""
+    """Results of an operation on one image, weakest first."""
 
     name: str
     arguments: str
@@ -103,7 +103,7 @@ def _quantiles(strength: Tensor, rows: Tensor, steps: int) -> list[int]:
 
 
 def _moved(operation: Operation, draws: Draws, batch: int, size: tuple[int, int]) -> Tensor:
-    """[B] mean distance between where pixels are and where they came from, as a share of the diagonal."""
+    """[B] mean distance between where pixels are and where they came from, as a fraction of the diagonal."""
     grid = coordinates(batch, size)
     sources = operation(grid, draws)
     here = coordinates(batch, (sources.shape[-2], sources.shape[-1]))
@@ -120,7 +120,7 @@ def _recolored(before: Tensor, after: Tensor) -> Tensor:
 
 
 def _drawn_values(operation: Operation, draws: Draws, shape: torch.Size, rows: Sequence[int]) -> dict[int, list[str]]:
-    """What was drawn for each of ``rows``, of the parameters that are one number per sample and differ among them."""
+    """The drawn values for each of ``rows``, of the parameters that are one number per sample and differ among them."""
     sample = getattr(operation, "sample", None)
     params = sample(draws, shape) if callable(sample) else None
     if not isinstance(params, Mapping) or len(rows) < 2:

@@ -443,7 +443,7 @@ def test_a_chain_can_be_copied():
     assert torch.equal(first(pictures(), draws()), chain(*STRONG)(pictures(), draws()))
 
 
-def test_native_operations_are_users_of_the_contract():
+def test_fused_kornia_operations_are_users_of_the_contract():
     assert all(
         isinstance(step.operation, SampledOp) and isinstance(step.user, FusedKorniaOp) for step in chain(*STRONG).steps
     )

@@ -1,8 +1,5 @@
 """What holds for every operation of ours: by sample, by draws, in range, nothing changed in place."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -98,11 +95,3 @@ def test_spectrograms_go_through_a_chain():
     chain = Chain([Op.of("SpecAugment", frequency_width=10, time_width=20)], (40, 90))
     after = chain(sounds, Draws(0, 0, "student", torch.arange(3)))
     assert after.shape == sounds.shape and (after == 0).any() and ((after == 0) | (after == sounds)).all()
-
-
-def test_operations_are_found_without_slow_imports():
-    code = (
-        "import sys; from augment.ops import operations; operations()\n"
-        "assert not {'kornia', 'timm', 'lightning', 'torchvision', 'scipy'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
