@@ -53,7 +53,7 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"student": {"network": {"model": "test_resnett"}}}, "timm has no model 'test_resnett'"),
         (
