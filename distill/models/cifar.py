@@ -6,7 +6,7 @@ and ``resnet32x4`` (stages 64, 128, 256 wide), ``wrn_16_2``, ``wrn_40_1``, ``wrn
 
 Modules have the names of the checkpoints that go with CRD, DKD and others (``layer1.0.conv1``, ``block1.layer.0.bn1``,
 ``block0.0`` …), so such a file loads with ``checkpoint: FILE``. ``resnet*`` shortens with a 1×1 conv and batch norm,
-where the first paper pads with zeros. Map sizes are those of 32 pixels; other sizes work, for the mean is global.
+where the first paper pads with zeros. Input is 32 × 32 pixels; other sizes work, since pooling is global.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 
 class CifarNet(nn.Module):
-    """Stem, stages, global mean, linear classifier: what timm asks of a model, from what a subclass builds.
+    """Base of the CIFAR networks: stem, stages, global mean, linear classifier, with the methods that timm expects.
 
-    A subclass makes its modules, then calls ``finish``. ``stem`` is what comes before the first stage, ``between`` what
-    comes before each later one, ``last`` what comes after all; as they stand here, they do nothing.
+    A subclass creates its modules, then calls ``finish``. ``stem`` runs before the first stage, ``between`` before each
+    later one, ``last`` after all of them; in this class all three return their input.
     """
 
     classifier_name = "fc"
@@ -35,7 +35,14 @@ class CifarNet(nn.Module):
     def finish(
         self, stages: Sequence[tuple[str, int, int]], num_classes: int, global_pool: str, drop_rate: float
     ) -> None:
-        """``stages``: (module name, channels, pixels of the input to one of its own) from shallow to deep."""
+        """Create the classifier, initialize the convs, and describe the stages for timm.
+
+        Args:
+            stages: (module name, channels, stride relative to the image) of each, shallow to deep.
+            num_classes: width of the classifier.
+            global_pool: timm's name of the pooling before it.
+            drop_rate: dropout before it.
+        """
         self.stages = [name for name, _, _ in stages]
         self.feature_info = [{"module": name, "num_chs": width, "reduction": step} for name, width, step in stages]
         self.num_features = self.head_hidden_size = stages[-1][1]
@@ -88,7 +95,19 @@ class CifarNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """timm's contract: the maps after the stages, and the final features. ``norm`` has nothing to act on."""
+        """timm's contract: the maps after the stages, and the final features.
+
+        Args:
+            x: images [B, 3, H, W].
+            indices: which stages, as timm reads them; None: all.
+            norm: without effect, as there is no norm after the stages.
+            stop_early: run no stage after the last one that is asked for.
+            output_fmt: "NCHW" only.
+            intermediates_only: leave the final features out.
+
+        Returns:
+            ``(final features, maps)``, or the maps alone.
+        """
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         take, deepest = feature_take_indices(len(self.stages), indices)
         x, maps = self.stem(x), []
@@ -101,7 +120,16 @@ class CifarNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's contract: drop what comes after the last stage asked for."""
+        """timm's contract: remove the stages after the last one that is asked for.
+
+        Args:
+            indices: which stages, as timm reads them.
+            prune_norm: without effect, as there is no norm after the stages.
+            prune_head: remove the classifier too.
+
+        Returns:
+            The numbers of the stages that were asked for.
+        """
         take, deepest = feature_take_indices(len(self.stages), indices)
         for name in self.stages[deepest + 1 :]:
             delattr(self, name)
@@ -125,7 +153,7 @@ class CifarNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convs with batch norm, and the input added before the last ReLU."""
+    """Two 3×3 convs of ``inside`` → ``width`` channels with batch norm; the input is added before the last ReLU."""
 
     def __init__(self, inside: int, width: int, stride: int):
         super().__init__()
@@ -144,7 +172,7 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(CifarNet):
-    """``depth`` = 6n + 2: three stages of n blocks; ``widths`` are the stem's and the stages'."""
+    """Three stages of n blocks, ``depth`` = 6n + 2; ``widths`` are the channels of stem and stages."""
 
     stem_names = ("conv1", "bn1")
 
@@ -172,7 +200,7 @@ class CifarResNet(CifarNet):
 
 
 class PreActBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3×3 convs. A 1×1 shortcut starts from the first activation."""
+    """Batch norm and ReLU before each of two 3×3 convs. A 1×1 shortcut reads the first activation."""
 
     def __init__(self, inside: int, width: int, stride: int):
         super().__init__()
@@ -189,7 +217,7 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(CifarNet):
-    """``depth`` = 6n + 4: three stages of n blocks, ``widen`` times 16, 32, 64 wide."""
+    """Three stages of n blocks, ``depth`` = 6n + 4; ``widen`` times 16, 32, 64 channels."""
 
     def __init__(
         self,
@@ -267,7 +295,7 @@ default_cfgs = generate_default_cfgs(
             "pool_size": None,
             "crop_pct": 1.0,
             "interpolation": "bicubic",
-            # Of the training images of CIFAR-100, as those checkpoints were trained.
+            # Of CIFAR-100's training images, with which those checkpoints were trained.
             "mean": (0.5071, 0.4867, 0.4408),
             "std": (0.2675, 0.2565, 0.2761),
             "first_conv": cls.stem_names[0],

@@ -1,4 +1,4 @@
-"""Which of a teacher's classes are the student's: by name, or as the config says."""
+"""Maps a teacher's classes to the student's, by name or as the config says."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from distill.models.settings import Labels
 
 
 def label_map(labels: Labels, network: Network, student: Sequence[str]) -> LabelMap | None:
-    """The map that settings describe; None for ``same``: the classes of teacher and student are the same ones.
+    """Create the map that the settings describe.
 
     Args:
         labels: ``teacher.networks.N.labels``.
-        network: the teacher's.
+        network: one of the teacher's.
         student: names of the student's classes.
 
+    Returns:
+        The map; None for ``same``, where teacher and student have the same classes in the same order.
+
     Raises:
-        ValueError: a class that is not there, names that the network does not have, or nothing shared.
+        ValueError: an unknown class, a network without class names, or no shared class.
     """
     if labels == "same":
         return None
@@ -36,20 +39,22 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
             )
         sources = _matched(names, student)
     else:
-        places = {name: index for index, name in enumerate(student)}
+        indices = {name: index for index, name in enumerate(student)}
         sources = {}
-        for student_class, theirs in labels.items():
-            if student_class not in places:
+        for student_class, given in labels.items():
+            if student_class not in indices:
                 raise ValueError(f"the data has no class {student_class!r}{did_you_mean(student_class, student)}")
-            wanted = theirs if isinstance(theirs, tuple) else (theirs,)
-            sources[places[student_class]] = [_place(wanted_class, names, network.origin) for wanted_class in wanted]
+            wanted = given if isinstance(given, tuple) else (given,)
+            sources[indices[student_class]] = [
+                _class_index(wanted_class, names, network.origin) for wanted_class in wanted
+            ]
     return LabelMap(sources, len(student), teacher_classes)
 
 
 def class_names(network: Network) -> list[frozenset[str]] | None:
-    """The names that each of a network's classes goes by, folded; None where nothing says them.
+    """The names of each of a network's classes, in lower case; None if they are unknown.
 
-    They come from the ``label_names`` of its config, or are ImageNet's: synset and every synonym.
+    They come from ``label_names`` of its config, or are ImageNet's: synset and every synonym.
     """
     from timm.data import ImageNetInfo, infer_imagenet_subset
 
@@ -66,12 +71,12 @@ def class_names(network: Network) -> list[frozenset[str]] | None:
 
 
 def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[int, list[int]]:
-    """Student class → the one class of the teacher that goes by its name, or none."""
-    places: dict[str, list[int]] = defaultdict(list)
+    """Student class → the one teacher class of that name, or none."""
+    indices: dict[str, list[int]] = defaultdict(list)
     for index, aliases in enumerate(names):
         for alias in aliases:
-            places[alias].append(index)
-    matches = {student_class: places.get(_folded(name), []) for student_class, name in enumerate(student)}
+            indices[alias].append(index)
+    matches = {student_class: indices.get(_folded(name), []) for student_class, name in enumerate(student)}
     for student_class, teacher_classes in matches.items():
         if len(teacher_classes) > 1:
             numbers = ", ".join(map(str, teacher_classes))
@@ -81,8 +86,8 @@ def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[in
     return matches
 
 
-def _place(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: str) -> int:
-    """A class of the teacher by number or name."""
+def _class_index(wanted: int | str, names: Sequence[frozenset[str]] | None, origin: str) -> int:
+    """The index of a teacher class that is given by number or name."""
     if isinstance(wanted, int):
         return wanted
     if names is None:

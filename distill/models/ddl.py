@@ -1,7 +1,7 @@
-"""Deep Delta Learning's residual connection: what replaces ``x + f(x)`` in ``ddl_vit`` and ``ddl_resnet``.
+"""Deep Delta Learning's residual connection, in the place of ``x + f(x)`` in ``ddl_vit`` and ``ddl_resnet``.
 
-A token's state is a matrix X [d, m]. A sublayer f reads it as a vector and proposes a direction; the state is erased
-along it and written anew:
+A token's state is a matrix X [d, m]. A sublayer f reads it as a vector and returns a direction k; the gate β moves
+the component of the state along k towards v:
 
     x = compress(X), c = RMSNorm(x), k = f(c) / √(‖f(c)‖² + ε²)
     X' = X + β k (vᵀ − kᵀX) = (I − β k kᵀ) X + β k vᵀ          m = 1:   x' = x + β (v − kᵀx) k
@@ -34,10 +34,10 @@ class DeltaResidual(nn.Module):
     """``X + β k (vᵀ − kᵀX)`` for states [..., d · m].
 
     Args:
-        dim: d.
+        dim: d, width of the sublayer.
         values: m, columns of the state.
-        gate: "linear", or "mlp" with 128 hidden.
-        value: "linear", or "sigmoid" of the vector before it is normalized.
+        gate: of β: "linear", or "mlp" with 128 hidden units.
+        value: of v: "linear" in c, or 4 times the "sigmoid" of a linear map of x, before normalization.
     """
 
     def __init__(
@@ -54,8 +54,23 @@ class DeltaResidual(nn.Module):
         self.gate = nn.Sequential(nn.Linear(dim, 128), nn.Tanh(), last) if gate == "mlp" else last
         self.value = nn.Linear(dim, values, bias=self.sigmoid)
 
+    def extra_repr(self) -> str:
+        gate = "mlp" if isinstance(self.gate, nn.Sequential) else "linear"
+        value = "sigmoid" if self.sigmoid else "linear"
+        return f"dim={self.value.in_features}, values={self.values}, gate={gate}, value={value}"
+
     def forward(self, state: Tensor, x: Tensor, c: Tensor, proposal: Tensor) -> Tensor:
-        """state [..., d · m]; x, c = RMSNorm(x) and the sublayer's proposal [..., d]."""
+        """Update the state.
+
+        Args:
+            state: X, [..., d · m].
+            x: compress(X), [..., d].
+            c: RMSNorm(x), [..., d].
+            proposal: f(c), the sublayer's output [..., d].
+
+        Returns:
+            X', [..., d · m].
+        """
         v = 4 * wide(self.value(x)).sigmoid() if self.sigmoid else wide(self.value(c))
         with torch.autocast(state.device.type, enabled=False):
             beta = 2 * self.gate(wide(c)).squeeze(-1).sigmoid()
@@ -64,12 +79,15 @@ class DeltaResidual(nn.Module):
 
 
 class Expand(nn.Module):
-    """x [..., d] → a state [..., d · m] whose columns are all x at the start."""
+    """x [..., d] → a state [..., d · m]; before training, every column is x."""
 
     def __init__(self, dim: int, values: int):
         super().__init__()
         self.values = values
         self.window = _identity_window(dim)
+
+    def extra_repr(self) -> str:
+        return f"dim={len(self.window)}, values={self.values}"
 
     def forward(self, x: Tensor) -> Tensor:
         X = x.unsqueeze(-1).expand(*x.shape, self.values)
@@ -77,7 +95,7 @@ class Expand(nn.Module):
 
 
 class Compress(nn.Module):
-    """A state [..., d · m] → x [..., d], the mean of its columns at the start."""
+    """A state [..., d · m] → x [..., d]; before training, the mean of the columns."""
 
     def __init__(self, dim: int, values: int):
         super().__init__()
@@ -85,15 +103,20 @@ class Compress(nn.Module):
         self.window = _identity_window(dim)
         self.reader = nn.Parameter(torch.full((values,), 1 / values))
 
+    def extra_repr(self) -> str:
+        return f"dim={len(self.window)}, values={self.values}"
+
     def forward(self, state: Tensor) -> Tensor:
         return _along_columns(state.unflatten(-1, (-1, self.values)), self.window) @ self.reader
 
 
 def expansion(dim: int, values: int) -> nn.Module:
+    """x [..., d] → state [..., d · m]; the identity for m = 1."""
     return Expand(dim, values) if values > 1 else nn.Identity()
 
 
 def compression(dim: int, values: int) -> nn.Module:
+    """State [..., d · m] → x [..., d]; the identity for m = 1."""
     return Compress(dim, values) if values > 1 else nn.Identity()
 
 
@@ -104,6 +127,6 @@ def _identity_window(dim: int) -> nn.Parameter:
 
 
 def _along_columns(X: Tensor, window: Tensor) -> Tensor:
-    """Depthwise conv of X [..., d, m] along m; a column sees itself and the three before it."""
+    """Depthwise conv of X [..., d, m] along m; a column reads itself and the three before it."""
     rows = F.pad(X.reshape(-1, *X.shape[-2:]), (_WINDOW - 1, 0))
     return F.conv1d(rows, window, groups=len(window)).reshape(X.shape)

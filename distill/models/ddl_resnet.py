@@ -2,7 +2,7 @@
 
 Stages of blocks at widths 32, 64, 128, 256, two blocks each, on 32 × 32 pixels: a 3×3 stem, then every stage after the
 first halves the map with a 2×2 conv of stride 2. A block's sublayer is 3×3 conv, batch norm, ReLU, 3×3 conv, batch
-norm, on the RMS-normalized state; a pixel is a token. Registered with timm, whose methods for features it has.
+norm, on the RMS-normalized state; a pixel is a token. Registered with timm, with timm's methods for features.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ from distill.models.ddl import DeltaResidual, compression, expansion
 
 
 class DeltaConvBlock(nn.Module):
-    """Two 3×3 convs that propose a direction, and the delta residual. States [B, d · m, H, W]."""
+    """Two 3×3 convs that give the direction, and the delta residual. States [B, d · m, H, W].
+
+    Args:
+        dim: d, channels of the convs.
+        values, gate, value: see :class:`DeltaResidual`.
+    """
 
     def __init__(self, dim: int, values: int, gate: str, value: str):
         super().__init__()
@@ -40,7 +45,7 @@ class DeltaConvBlock(nn.Module):
 
 
 class ChannelsLast(nn.Module):
-    """A module over the last axis, applied to the channels of a map."""
+    """Applies a module for the last axis to the channels of a map [B, C, H, W]."""
 
     def __init__(self, module: nn.Module):
         super().__init__()
@@ -54,8 +59,13 @@ class DeltaResNet(nn.Module):
     """Stem, stages of :class:`DeltaConvBlock`, global mean, linear classifier.
 
     Args:
-        widths, depths: of the stages.
+        num_classes: width of the classifier.
+        in_chans: channels of the images.
+        widths: d of each stage.
+        depths: number of blocks of each stage.
         values, gate, value: see :class:`DeltaResidual`.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -122,7 +132,19 @@ class DeltaResNet(nn.Module):
         output_fmt: str = "NCHW",
         intermediates_only: bool = False,
     ) -> Any:
-        """timm's contract: the states after the stages, and the final features. ``norm`` has nothing to act on."""
+        """timm's contract: the states after the stages, and the final features.
+
+        Args:
+            x: images [B, 3, H, W].
+            indices: which stages, as timm reads them; None: all.
+            norm: without effect, as there is no norm after the stages.
+            stop_early: run no stage after the last one that is asked for.
+            output_fmt: "NCHW" only.
+            intermediates_only: leave the final features out.
+
+        Returns:
+            ``(final features, maps)``, or the maps alone.
+        """
         assert output_fmt == "NCHW", "Output shape must be NCHW."
         take, last = feature_take_indices(len(self.stages), indices)
         x, maps = self.stem(x), []
@@ -135,7 +157,16 @@ class DeltaResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's contract: drop what comes after the last stage asked for."""
+        """timm's contract: remove the stages after the last one that is asked for.
+
+        Args:
+            indices: which stages, as timm reads them.
+            prune_norm: without effect, as there is no norm after the stages.
+            prune_head: remove the classifier too.
+
+        Returns:
+            The numbers of the stages that were asked for.
+        """
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]
         if prune_head:

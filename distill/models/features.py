@@ -1,4 +1,4 @@
-"""What a network hands to objectives.
+"""The outputs of a network that objectives read, and their shapes.
 
 Shape suffixes: B batch, K classes, D pooled width, C channels, H W map size.
 """
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Features:
-    """One network's outputs for one view of a batch. Only what some objective asked for is computed.
+    """One network's outputs for one view of a batch. Only outputs that an objective reads are computed.
 
     ``logits`` [B, K] · ``pooled`` [B, D], the classifier's input · ``maps`` stage name → [B, C, H, W], tokens of a
     ViT folded back to their grid, stages named as timm names them in ``feature_info`` · ``token`` [B, K], the logits of
@@ -25,13 +25,13 @@ class Features:
     token: Tensor | None = None
 
     def tensors(self) -> list[Tensor]:
-        """All that was computed."""
+        """All outputs that were computed."""
         return [tensor for tensor in (self.logits, self.pooled, *self.maps.values(), self.token) if tensor is not None]
 
 
 @dataclass(frozen=True)
 class FeatureShapes:
-    """What a network will report: sizes without the batch axis, so that projectors can be built before data flows."""
+    """Output shapes of a network without the batch axis, from which projectors are built before training."""
 
     classes: int
     pooled: int

@@ -1,4 +1,4 @@
-"""Which backbone this is: SHA-256 of every tensor and of the whole, whatever file or layout the tensors came from."""
+"""Fingerprint of a backbone: SHA-256 of every tensor and of all together, independent of file and memory layout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from augment.base import Settings
 
 
 class Fingerprint(Settings):
-    """What a backbone must be, tensor by tensor."""
+    """Hashes of a backbone's tensors, by which a delta file recognizes it."""
 
     sha256: str
     """Of all names and fingerprints together."""

@@ -1,4 +1,4 @@
-"""Networks that stay frozen: no gradient, and an eval mode that a stray ``.train()`` cannot undo."""
+"""Freezes networks: no gradient, and eval mode even after a call of ``.train()``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 class Frozen:
-    """Keeps modules in eval mode; asked before every forward, since ``.train()`` may be called on any part."""
+    """Keeps modules in eval mode. Call ``enforce`` before every forward, in case of ``.train()`` on any of them."""
 
     def __init__(self, modules: Iterable[nn.Module]):
         self._modules = list(modules)
@@ -21,7 +21,7 @@ class Frozen:
 
 
 def freeze(root: nn.Module) -> Frozen:
-    """Take all gradients away and return the keeper of its eval mode."""
+    """Turn off all gradients and eval mode on; the result keeps it on."""
     root.requires_grad_(False)
     return Frozen(root.modules())
 

@@ -1,7 +1,7 @@
-"""Teachers that know other classes than the student: which of their logits are compared with which of the student's.
+"""Teachers with other classes than the student's: which of their logits are compared with which of the student's.
 
-Shape suffixes: B batch, T the teacher's classes, K the student's, S those of the student that the teacher knows, G the
-most of the teacher's classes that stand for one of the student's.
+Shape suffixes: B batch, T the teacher's classes, K the student's, S those of the student that the teacher has, G the
+largest number of teacher classes that stand for one student class.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from distill.models.features import Features, FeatureShapes
 
 
 class LabelMap(nn.Module):
-    """Brings logits and labels to the S classes that teacher and student share.
+    """Maps logits and labels to the S classes that teacher and student share.
 
-    Logits are selected, and a softmax over them is the network's own, renormalized over what is shared. Where several
-    of the teacher's classes stand for one of the student's, their probabilities add up: ``logsumexp`` of their logits.
-    A class of the student that the teacher does not know is in no comparison; one of the teacher's that stands for
-    nothing is ignored.
+    Logits are selected, so a softmax over them is the network's own, renormalized over the shared classes. Where
+    several teacher classes stand for one student class, their probabilities add up: ``logsumexp`` of their logits. A
+    student class that the teacher lacks is left out of the comparison; a teacher class that stands for none is ignored.
 
     Args:
         sources: student class → the teacher's classes that stand for it.
@@ -30,13 +29,13 @@ class LabelMap(nn.Module):
         teacher_classes: T.
 
     Raises:
-        ValueError: nothing is shared, or a class is out of range, or one of the teacher's stands for two.
+        ValueError: no class is shared, a class is out of range, or a teacher class stands for two student classes.
     """
 
     known_S: Tensor
     sources_SG: Tensor
     absent_SG: Tensor
-    places_K: Tensor
+    index_K: Tensor
 
     def __init__(self, sources: Mapping[int, Sequence[int]], student_classes: int, teacher_classes: int):
         super().__init__()
@@ -58,9 +57,9 @@ class LabelMap(nn.Module):
         most = max(len(sources[student_class]) for student_class in known)
         rows = [[*sources[student_class], *[-1] * (most - len(sources[student_class]))] for student_class in known]
         sources_SG = torch.tensor(rows)
-        places_K = torch.full((student_classes,), UNLABELED)
-        places_K[known] = torch.arange(len(known))
-        self._keep(known_S=torch.tensor(known), places_K=places_K)
+        index_K = torch.full((student_classes,), UNLABELED)
+        index_K[known] = torch.arange(len(known))
+        self._keep(known_S=torch.tensor(known), index_K=index_K)
         self._keep(sources_SG=sources_SG.clamp(min=0), absent_SG=sources_SG < 0)
 
     def _keep(self, **tensors: Tensor) -> None:
@@ -69,11 +68,17 @@ class LabelMap(nn.Module):
 
     @property
     def whole(self) -> bool:
-        """Whether the teacher knows every class of the student."""
+        """Whether the teacher has every class of the student."""
         return self.classes == self.student_classes
 
+    def extra_repr(self) -> str:
+        return (
+            f"student_classes={self.student_classes}, teacher_classes={self.teacher_classes}, "
+            f"shared_classes={self.classes}"
+        )
+
     def of_teacher(self, logits_BT: Tensor) -> Tensor:
-        """[B, S]."""
+        """The teacher's logits of the shared classes, [B, T] → [B, S]."""
         if logits_BT.ndim != 2 or logits_BT.shape[1] != self.teacher_classes:
             raise ValueError(f"teacher logits of shape {tuple(logits_BT.shape)}, expected (B, {self.teacher_classes})")
         if self.sources_SG.shape[1] == 1:
@@ -81,38 +86,38 @@ class LabelMap(nn.Module):
         return logits_BT[:, self.sources_SG].masked_fill(self.absent_SG, -torch.inf).logsumexp(2)
 
     def of_student(self, logits_BK: Tensor) -> Tensor:
-        """[B, S]."""
+        """The student's logits of the shared classes, [B, K] → [B, S]."""
         return logits_BK if self.whole else logits_BK[:, self.known_S]
 
     def labels(self, labels_B: Tensor) -> Tensor:
-        """[B], places among the shared classes; ``UNLABELED`` where the label is unknown, or the teacher's unknown."""
-        return self.places_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELED, UNLABELED)
+        """[B], indices of the shared classes; ``UNLABELED`` where there is no label, or the teacher lacks the class."""
+        return self.index_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELED, UNLABELED)
 
     def probabilities(self, logits_BT: Tensor) -> Tensor:
-        """[B, K]: the softmax over the shared classes, NaN at those that the teacher does not know."""
+        """[B, K]: the softmax over the shared classes, NaN at those that the teacher lacks."""
         shared_BS = self.of_teacher(logits_BT).softmax(1)
         empty_BK = shared_BS.new_full((len(shared_BS), self.student_classes), torch.nan)
         return empty_BK.index_copy(1, self.known_S, shared_BS)
 
     def shapes(self, student: FeatureShapes, teacher: FeatureShapes) -> tuple[FeatureShapes, FeatureShapes]:
-        """What an objective that reads logits sees of the two networks."""
+        """The shapes of both networks, with the shared classes, for objectives that read logits."""
         return replace(student, classes=self.classes), replace(teacher, classes=self.classes)
 
     def features(self, student: Features, teacher: Features) -> tuple[Features, Features]:
-        """The two networks' outputs with logits of the shared classes."""
+        """The outputs of both networks, with logits of the shared classes."""
         assert student.logits is not None and teacher.logits is not None
         student_class, teacher_class = self.of_student(student.logits), self.of_teacher(teacher.logits)
         return replace(student, logits=student_class), replace(teacher, logits=teacher_class)
 
 
 class LabelMaps(nn.Module):
-    """``maps[n]``: of the teacher's network n; None where its classes are the student's."""
+    """``maps[n]`` is the map of the teacher's network n; None where its classes are the student's."""
 
     def __init__(self, maps: Sequence[LabelMap | None] = ()):
         super().__init__()
-        self.kept = nn.ModuleDict({str(n): each for n, each in enumerate(maps) if each is not None})
+        self.by_network = nn.ModuleDict({str(n): each for n, each in enumerate(maps) if each is not None})
 
     def __getitem__(self, n: int) -> LabelMap | None:
-        if str(n) not in self.kept:
+        if str(n) not in self.by_network:
             return None
-        return self.kept[str(n)]  # type: ignore[return-value]
+        return self.by_network[str(n)]  # type: ignore[return-value]

@@ -1,4 +1,4 @@
-"""Which parts of two networks compute the same: modules of one name, class, configuration and frozen state."""
+"""Finds the parts of two networks that compute the same: modules of one name, class, configuration and frozen state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 METHODS = ("_pos_embed",)
-"""What timm's transformers do between two modules, in a method of its own: it counts as a module."""
+"""Methods of timm's transformers that compute something between two modules; they count as modules."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _ABSENT = object()
@@ -31,10 +31,17 @@ class Part:
 
 
 def equal_parts(first: nn.Module, second: nn.Module, name: str = "") -> Iterator[tuple[Part, Part]]:
-    """The largest parts of two networks that are the same, but containers, in whose place their children stand.
+    """Find the largest equal parts of two networks. In the place of a container stand its children.
 
-    Forwards may call a container's children one by one, as timm's ``forward_intermediates`` does. Training flags are
-    not looked at: they change.
+    A forward may call a container's children one by one, as timm's ``forward_intermediates`` does. Training flags are
+    not compared, since they change.
+
+    Args:
+        first, second: the networks, or modules of one name inside them.
+        name: of these modules; empty for the networks.
+
+    Returns:
+        Pairs of a part of ``first`` and the equal one of ``second``.
     """
     container = isinstance(first, nn.Sequential) or type(first).forward is nn.Module.forward
     if not container and _same(first, second):
@@ -51,7 +58,7 @@ def equal_parts(first: nn.Module, second: nn.Module, name: str = "") -> Iterator
 
 
 def _same(first: nn.Module, second: nn.Module, below: bool = False) -> bool:
-    """Whether both compute the same. Nothing may be hooked to a module below the top one: it would not be called."""
+    """Whether both compute the same. Modules below the top one have no hooks: they would not be called."""
     if type(first) is not type(second) or isinstance(first, torch.jit.ScriptModule):
         return False
     if below and (_hooked(first) or _hooked(second)):
@@ -77,7 +84,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether two values make no difference to what a module computes; False where that cannot be told."""
+    """Whether two values make no difference to what a module computes; False where that is unknown."""
     if first is second and not isinstance(first, Tensor):
         return True
     if type(first) is not type(second):
@@ -95,7 +102,7 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _equal_bits(first: Tensor, second: Tensor) -> bool:
-    """Frozen tensors of the same bits, and of the same layout: kernels are chosen by it. Not where there are NaNs."""
+    """Whether frozen tensors have equal bits and layout, which kernels depend on; False where there are NaNs."""
     kind = [(t.dtype, t.device, t.shape, t.stride()) for t in (first, second)]
     if kind[0] != kind[1] or first.requires_grad or second.requires_grad:
         return False

@@ -1,6 +1,6 @@
-"""From settings to a network: any timm model, from the hub, a local checkpoint, a timm folder, or embedded.
+"""Creates networks: any timm model, with weights from the hub, a checkpoint, a timm folder, or embedded ones.
 
-timm is imported when a network is made, not when a config is read.
+timm is imported when a network is created, not when a config is read.
 """
 
 from __future__ import annotations
@@ -23,24 +23,28 @@ from distill.models.weights import NetworkError, check_fits, check_reachable, re
 
 @dataclass
 class Network:
-    """A timm model, and what has to be known to feed it and to find it again."""
+    """A timm model, its input, and where it came from."""
 
     model: nn.Module
     architecture: str
     """The timm entry point, e.g. ``resnet50``."""
     origin: str
-    """Where its weights came from: ``embedded:…``, ``resnet50.a1_in1k``, a file name, or ``random``."""
+    """Where its weights come from: ``embedded:…``, ``resnet50.a1_in1k``, a file name, or ``random``."""
     input: InputSpec
 
 
 def create_network(settings: NetworkSettings, num_classes: int | None = None) -> Network:
-    """Make the network in fp32 on the CPU.
+    """Create a network in fp32 on the CPU, in eval mode.
 
     Args:
-        num_classes: a new, freshly initialized classifier of that width; None keeps the network's own.
+        settings: its name, weights and input size.
+        num_classes: width of a new, freshly initialized classifier; None keeps the network's own.
+
+    Returns:
+        The timm model with its input size, normalization and origin.
 
     Raises:
-        NetworkError: unknown name, weights that are not at hand without a network, a file that does not fit.
+        NetworkError: an unknown name, weights that are neither cached nor reachable, or a file that does not fit.
     """
     scheme, _, name = settings.model.partition(":")
     if scheme != "embedded":
@@ -75,10 +79,10 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
 
 
 def as_network(model: Network | nn.Module, num_classes: int | None = None, size: int | None = None) -> Network:
-    """A timm model as it is, but for a new classifier and another input size where they are asked for.
+    """Take a timm model as it is, with a new classifier or another input size where they are given.
 
     Args:
-        model: a timm model; a ``Network`` is returned as it is.
+        model: a timm model, changed in place and put in eval mode; a ``Network`` is returned as it is.
         num_classes: width of the classifier; None keeps the model's own.
         size: height and width of the input in pixels; None keeps the model's own.
 
@@ -108,9 +112,9 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
 
 
 def _size(model: nn.Module) -> tuple[int, int]:
-    """A ViT's own grid, else the size that timm's configuration names."""
-    made = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = made or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
+    """Height and width that a ViT's patch embedding is built for, else those of timm's configuration."""
+    grid = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = grid or model.pretrained_cfg["input_size"][1:]  # type: ignore[index]
     return height, width
 
 
@@ -131,7 +135,7 @@ def timm_with_own_models() -> Any:
 
 
 def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
-    """timm's model at an input size. CNNs take any; ViTs and their kin fix their grid when they are made."""
+    """timm's model at an input size. CNNs take any size; ViTs fix their patch grid when they are created."""
     timm = timm_with_own_models()
     config = timm.get_pretrained_cfg(name) if ":" not in name else None
     fixed = config is not None and config.fixed_input_size
@@ -147,13 +151,13 @@ def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
 
 
 def _resize(model: nn.Module, size: int) -> None:
-    """Move a ViT's grid to another input size; a model that takes any size is left as it is."""
+    """Resample a ViT's patch grid to another input size; a model that takes any size stays as it is."""
     if hasattr(model, "set_input_size"):
         model.set_input_size(img_size=size)  # type: ignore[operator]
 
 
 def _from_file(name: str, settings: NetworkSettings, num_classes: int | None) -> nn.Module:
-    """The architecture with a file's weights, at first with as many classes as the file has."""
+    """The architecture with a file's weights: created with the file's classes, then given ``num_classes``."""
     assert settings.checkpoint is not None
     state = read_weights(settings.checkpoint)
     model = _make(name, None)
@@ -189,7 +193,16 @@ def _check_known(name: str) -> None:
 
 
 def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
-    """Run a timm model once and keep what is asked for, of ``{"logits", "pooled", "maps", "token"}``."""
+    """Run a timm model once and return the outputs that are asked for.
+
+    Args:
+        model: a timm model.
+        x: images [B, 3, H, W].
+        needs: which outputs, of ``{"logits", "pooled", "maps", "token"}``.
+
+    Returns:
+        The outputs, see :class:`Features`. More than ``needs`` may be set where it comes at no cost.
+    """
     if needs == {"logits"}:
         return Features(logits=model(x))
     features = Features()
@@ -211,16 +224,24 @@ def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
 
 
 def stage_names(model: nn.Module) -> list[str]:
-    """Names of the maps that ``extract`` returns, shallow to deep."""
+    """Names of the maps that :func:`extract` returns, shallow to deep."""
     return [info["module"] for info in model.feature_info]  # type: ignore[union-attr]
 
 
 @torch.no_grad()
 def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> FeatureShapes:
-    """What a network in eval mode reports at its input size, found by running it.
+    """Measure the output shapes of a network in eval mode by running it on one random image.
+
+    Args:
+        model: a timm model.
+        spec: its input size.
+        needs: which outputs, as in :func:`extract`.
+
+    Returns:
+        The shapes without the batch axis.
 
     Raises:
-        NetworkError: the network cannot report what is needed, or not beside the logits that it gives by itself.
+        NetworkError: the network cannot give these outputs, or gives other logits when it does.
     """
     device = next(model.parameters()).device
     name = model.pretrained_cfg["architecture"]  # type: ignore[index]

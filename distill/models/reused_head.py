@@ -1,7 +1,7 @@
-"""A network with another one's head: convs lead its last map to features that the other one's classifier reads.
+"""A student with the teacher's classifier: convs project its last map to the features that the classifier reads.
 
-``p = mean over places of P(F)``, ``z = W p + b``: F [B, S, H, W] is what the network's ``forward_features`` gives,
-P the convs, p [B, width] in the space of the other network's pooled features, W and b its classifier, frozen.
+``p = mean over H, W of P(F)``, ``z = W p + b``: F [B, S, H, W] is the output of the student's ``forward_features``,
+P the convs, p [B, width] in the space of the teacher's pooled features, W and b the teacher's classifier, frozen.
 
 Shape suffixes: B batch, S channels of the network, H W map size, N tokens.
 """
@@ -22,45 +22,53 @@ from distill.models.settings import ReusedHead
 from distill.models.weights import NetworkError
 
 ARCHITECTURE = "reused_head"
-"""What timm calls a network that is made with such a head, see ``reused_head_entry``."""
+"""timm's entry point for networks with such a head, see ``reused_head_entry``."""
 CHILD = "reused_head"
-"""The convs' name in the network."""
+"""Name of the projector in the network."""
 
 
 class Projector(nn.Module):
     """The convs P: 1×1 to ``width / factor`` channels, 3×3, 1×1 to ``width``; batch norm after each, ReLU between.
 
-    It stands in for the network's own pooling and head: ``forward_head`` and ``reset_classifier`` are put in the place
-    of timm's.
+    Its ``forward_head`` and ``reset_classifier`` replace those of the network, so it replaces pooling and head.
+
+    Args:
+        settings: width and factor.
+        network: a timm model, which gets a new classifier of ``width`` inputs.
+        channels: S, of the network's last map.
+        classifier: name of the network's classifier.
     """
 
     def __init__(self, settings: ReusedHead, network: nn.Module, channels: int, classifier: str):
         super().__init__()
         self.settings, self.classifier = settings, classifier
-        width, between = settings.width, max(1, settings.width // settings.factor)
+        width, hidden = settings.width, max(1, settings.width // settings.factor)
         self.convs = nn.Sequential(
-            nn.Conv2d(channels, between, 1, bias=False),
-            nn.BatchNorm2d(between),
+            nn.Conv2d(channels, hidden, 1, bias=False),
+            nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            nn.Conv2d(between, between, 3, padding=1, bias=False),
-            nn.BatchNorm2d(between),
+            nn.Conv2d(hidden, hidden, 3, padding=1, bias=False),
+            nn.BatchNorm2d(hidden),
             nn.ReLU(),
-            nn.Conv2d(between, width, 1, bias=False),
+            nn.Conv2d(hidden, width, 1, bias=False),
             nn.BatchNorm2d(width),
         )
         own = [*network.get_submodule(classifier).parameters()]
         self.replaced = sum(p.numel() for p in own), tensor_bytes(own)
-        self._network = (network,)  # in a tuple, so that it does not become a child of its own child
+        self._network = (network,)  # in a tuple, so that it is no submodule of its own submodule
         self._new_classifier(network.num_classes)  # type: ignore[arg-type]
 
+    def extra_repr(self) -> str:
+        return f"width={self.settings.width}, factor={self.settings.factor}, classifier={self.classifier}"
+
     def forward_head(self, final: Tensor, pre_logits: bool = False) -> Tensor:
-        """In the place of the network's: [B, width], or logits [B, K]."""
+        """Replaces the network's: final features → logits [B, K], or pooled features [B, width]."""
         (network,) = self._network
         pooled = self.convs(as_map(network, final)).mean((2, 3))
         return pooled if pre_logits else network.get_submodule(self.classifier)(pooled)
 
     def reset_classifier(self, num_classes: int, *unused: Any, **also_unused: Any) -> None:
-        """In the place of the network's: a new classifier of that many classes."""
+        """Replaces the network's: a new classifier of that many classes."""
         self._network[0].num_classes = num_classes  # type: ignore[assignment]
         self._new_classifier(num_classes)
 
@@ -72,10 +80,10 @@ class Projector(nn.Module):
 
 
 def reuse_head(network: nn.Module, settings: ReusedHead) -> None:
-    """Give a timm network such a head, in place; its classifier is as yet anybody's.
+    """Give a timm network such a head, in place, with a new classifier that is frozen; load the teacher's into it.
 
-    Module names stay what they are, but for the new child ``reused_head``, which counts as part of the classifier: a
-    delta file holds both as the head. ``pretrained_cfg`` says so.
+    Module names stay the same, with one new module ``reused_head``. It counts as part of the classifier
+    (``pretrained_cfg`` names both), so a delta file holds both as the head.
 
     Raises:
         NetworkError: its classifier is not one linear layer, or its features are neither a map nor tokens on a grid.
@@ -98,7 +106,7 @@ def reuse_head(network: nn.Module, settings: ReusedHead) -> None:
 
 
 def reused(network: nn.Module) -> ReusedHead | None:
-    """The head that :func:`reuse_head` gave a network; None if it has its own, or was made with it by timm."""
+    """Settings of the head that :func:`reuse_head` gave a network; None if it has its own, or timm built it in."""
     projector = getattr(network, CHILD, None)
     made_with_it = network.pretrained_cfg["architecture"] == ARCHITECTURE  # type: ignore[index]
     return None if projector is None or made_with_it else projector.settings
@@ -106,18 +114,18 @@ def reused(network: nn.Module) -> ReusedHead | None:
 
 @dataclass(frozen=True)
 class Enlargement:
-    """By how much a network with a reused head is larger than with its own."""
+    """How much larger a network is with a reused head than with its own."""
 
     parameters: int
     bytes: int
     """With the batch-norm statistics."""
-    share: float
-    """Of the bytes that it would have with its own head."""
+    fraction: float
+    """Relative to its bytes with its own head."""
 
     def __str__(self) -> str:
         return (
             f"the reused head (convs and the teacher's classifier) stays in the student and enlarges it by "
-            f"{self.parameters:,} parameters, {self.bytes:,} bytes, {self.share:.1%}"
+            f"{self.parameters:,} parameters, {self.bytes:,} bytes, {self.fraction:.1%}"
         )
 
 
@@ -135,7 +143,7 @@ def enlargement(network: nn.Module) -> Enlargement | None:
 
 
 def as_map(network: nn.Module, final: Tensor) -> Tensor:
-    """[B, S, H, W]: what ``forward_features`` gives, tokens [B, N, S] folded to their grid without those before it."""
+    """Output of ``forward_features`` → [B, S, H, W]; tokens [B, N, S] without prefix tokens, folded to their grid."""
     if final.ndim == 4:
         return final.movedim(-1, 1) if getattr(network, "output_fmt", "NCHW") == "NHWC" else final
     if final.ndim == 3:

@@ -1,6 +1,8 @@
-"""timm's way to a network with another one's head: ``timm.create_model("reused_head", body="resnet18", width=2048)``.
+"""timm's entry point for networks with a reused head.
 
-It is the architecture of merged folders of such students; importing this module registers it.
+``timm.create_model("reused_head", body="resnet18", width=2048)`` creates one.
+
+Merged folders of such students have this architecture. Importing this module registers it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
 def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Module:
     network: Any = timm.create_model(body, **arguments)
     reuse_head(network, ReusedHead(width=width, factor=factor))
-    network.get_classifier().requires_grad_(True)  # here it is a network like any other
+    network.get_classifier().requires_grad_(True)  # built by timm, all of it can be trained
     network.body_cfg = network.pretrained_cfg  # timm overwrites it
     return network
 
@@ -29,6 +31,6 @@ def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Modul
 def reused_head(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """timm's ``body`` with three convs to ``width`` channels, pooling, and a linear classifier of that many inputs."""
     network: Any = build_model_with_cfg(_build, ARCHITECTURE, pretrained, **arguments)
-    if not network.pretrained_cfg["classifier"]:  # no folder says what it expects to see: the body does
+    if not network.pretrained_cfg["classifier"]:  # no folder gives the input: it is the body's
         network.pretrained_cfg = network.default_cfg = {**network.body_cfg, "architecture": ARCHITECTURE}
     return network

@@ -20,7 +20,7 @@ SCHEMES = ("embedded", "hf-hub", "local-dir")
 
 
 class NetworkSettings(Settings):
-    """Which network, with which weights, looking at which size."""
+    """Architecture, weights and input size of a network."""
 
     model: str = Field(
         description="'embedded:NAME' (weights inside the install), a timm name such as 'resnet50.a1_in1k', "
@@ -28,10 +28,12 @@ class NetworkSettings(Settings):
     )
     pretrained: bool = Field(True, description="load the weights that the model name stands for")
     checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
-    size: int | None = Field(None, ge=8, le=2048, description="input pixels; default: the network's own")
+    size: int | None = Field(
+        None, ge=8, le=2048, description="height and width of the input in pixels; default: the model's own"
+    )
 
     @model_validator(mode="after")
-    def _model_can_be_found(self) -> NetworkSettings:
+    def _check_model(self) -> Self:
         scheme, colon, name = self.model.partition(":")
         if colon and scheme not in SCHEMES:
             raise error_at("model", f"no models are called '{scheme}:…'{did_you_mean(scheme, SCHEMES)}")
@@ -41,7 +43,7 @@ class NetworkSettings(Settings):
 
 
 def _name(key: Any) -> Any:
-    """YAML reads a class called 0 as a number."""
+    """A class's name as a string: YAML reads a class called 0 as a number."""
     return str(key) if isinstance(key, int) and not isinstance(key, bool) else key
 
 
@@ -51,46 +53,55 @@ Labels = Literal["same", "names"] | dict[Annotated[str, BeforeValidator(_name)],
 
 
 class TeacherNetworkSettings(NetworkSettings):
-    weight: float = Field(1.0, gt=0, description="its share of every term that reads the teacher; normalized to sum 1")
+    """One of the teacher's networks, its weight, and the map of its classes to the student's."""
+
+    weight: float = Field(
+        1.0, gt=0, description="weight of this network in every term that reads the teacher; normalized to sum 1"
+    )
     labels: Labels = Field(
         "same",
         description="which of its classes are the student's. 'same': all, in the same order; 'names': those of the "
-        "same name; or {student's class: its class}, by number or name, a list where several of its classes are one",
+        "same name; or {student's class: its class}, by number or name, with a list of classes to be added up",
     )
 
 
 class WeightingSettings(Settings):
-    """How much each network of the teacher counts; ``networks.N.weight`` is where all of them start from.
+    """How the outputs of several teacher networks are weighted; ``weight`` is ``networks.N.weight``.
 
     ==========  ====================================================================================================
-    type        a network's part, in proportion to
+    type        weight of a network, before normalization to sum 1
     ==========  ====================================================================================================
     fixed       its ``weight``
-    confidence  weight · q^(1/T) for each sample, q the probability of the class that it finds most likely
-    agreement   weight · q^(1/T) for each sample, q the probability that it gives to the label; unlabeled: its weight
-    learned     exp(a) for all samples; a is learned by meta steps on images held out of training
+    confidence  weight · q^(1/T) for each sample, q the probability of its most likely class
+    agreement   weight · q^(1/T) for each sample, q its probability of the label; without a label: weight
+    learned     exp(a) for all samples; meta steps on images held out of training learn a
     ==========  ====================================================================================================
 
-    Learning looks at part of the validation split, so validation scores are then no longer of unseen images.
+    ``learned`` trains on part of the validation split, so validation scores are no longer of unseen images.
     """
 
     type: Literal["fixed", "confidence", "agreement", "learned"] = "fixed"
-    temperature: float = Field(1.0, gt=0, description="confidence, agreement: T; a small one leaves all to one network")
+    temperature: float = Field(
+        1.0, gt=0, description="confidence, agreement: T; the smaller, the closer to choosing one network"
+    )
     every: int = Field(10, ge=1, description="learned: steps between meta steps")
     lr: float = Field(1.0, gt=0, description="learned: step size; gradients are scaled to length 1 at most")
-    images: int = Field(512, ge=2, description="learned: how many labeled validation images are looked at")
-    batch_size: int = Field(64, ge=1, description="learned: how many of them in a meta step")
+    images: int = Field(512, ge=2, description="learned: number of labeled validation images for the meta steps")
+    batch_size: int = Field(64, ge=1, description="learned: images in a meta step")
 
 
 class CacheSettings(Settings):
-    """Keep what the teacher says of its views, for the next student on the same stream of them."""
+    """Keeps the teacher's outputs in a file, for later runs whose teacher gets the same views."""
 
     logits: Literal["full", "none"] | Annotated[int, Field(ge=1)] = Field(
-        "full", description="all of them, none, or how many of the largest; the others then share what is left evenly"
+        "full",
+        description="all, none, or how many of the largest of a sample; the rest of the probability is spread evenly",
     )
-    pooled: bool = Field(False, description="pooled features too, for objectives that read them")
-    dtype: Literal["float16", "float32"] = Field("float16", description="of the numbers in the file")
-    write: bool = Field(True, description="add what is missing; off: refuse to start without a cache of this stream")
+    pooled: bool = Field(False, description="keep pooled features too, for objectives that read them")
+    dtype: Literal["float16", "float32"] = Field("float16", description="of the values in the file")
+    write: bool = Field(
+        True, description="add missing outputs to the file; false: an error if there is no file for these views"
+    )
 
     @property
     def holds(self) -> frozenset[str]:
@@ -98,25 +109,27 @@ class CacheSettings(Settings):
         return frozenset(["logits"] * (self.logits != "none") + ["pooled"] * self.pooled)
 
     @model_validator(mode="after")
-    def _keeps_something(self) -> CacheSettings:
+    def _check_fields(self) -> Self:
         if not self.holds:
             raise error_at("logits", "none, and no pooled features either: there is nothing to keep")
         return self
 
 
 class TeacherSettings(Settings):
-    """The networks, as they are looked at: never trained here (``fit_teacher`` is a stage of its own)."""
+    """The teacher's networks and how they run. They are frozen here; the stage ``fit_teacher`` trains them before."""
 
     networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1)
     dtype: Literal["float32", "bfloat16"] = Field(
-        "float32", description="its own dtype, whatever the student trains in"
+        "float32", description="dtype of the teacher, independent of the student's precision"
     )
     weighting: WeightingSettings = WeightingSettings()
-    compile: bool = False
-    cache: CacheSettings | None = Field(None, description="keep its outputs in a file; none: it looks at every step")
+    compile: bool = Field(False, description="run the networks through torch.compile")
+    cache: CacheSettings | None = Field(
+        None, description="keep its outputs in a file; none: compute them at every step"
+    )
 
     @model_validator(mode="after")
-    def _there_is_something_to_weigh(self) -> TeacherSettings:
+    def _check_weighting(self) -> Self:
         if self.weighting.type != "fixed" and len(self.networks) == 1:
             raise error_at("weighting", f"{self.weighting.type}: there is only one network to weigh; add another")
         return self
@@ -132,7 +145,7 @@ class LearningSettings(Settings):
     batch_norm: Literal["train", "frozen"] = Field(
         "train", description="train: full only; 'frozen' keeps the running statistics, for few images or few steps"
     )
-    compile: bool = False
+    compile: bool = Field(False, description="run the student through torch.compile")
 
     @model_validator(mode="after")
     def _full_has_no_deltas(self) -> Self:
@@ -152,7 +165,7 @@ class StudentSettings(LearningSettings, BackboneSettings):  # fields of the last
 
 
 class ReusedHead(Settings):
-    """A head that reads another network's features, see :mod:`distill.models.reused_head`."""
+    """Sizes of a projector to another network's classifier, see :mod:`distill.models.reused_head`."""
 
-    width: int = Field(ge=1, description="of the pooled features that the classifier reads")
-    factor: int = Field(2, ge=1, description="width over that of the convs between")
+    width: int = Field(ge=1, description="number of pooled features that the classifier reads")
+    factor: int = Field(2, ge=1, description="width divided by the channels of the convs between")

@@ -1,15 +1,15 @@
-"""What several networks share is computed once: parts that are the same, as long as they are given the same tensor.
+"""Computes once what several networks share: equal parts, as long as they get the same input tensor.
 
-Every tensor has a number. What a shared part puts out is numbered after the part and the numbers of what it was given,
-whichever network it stands in; any other tensor has a number of its own. So equal numbers are equal bits, and a part
-that is about to compute a number which is at hand returns that tensor: image → stem → block 1 → …, up to the first part
-that differs. Nothing is assumed about the order of parts, or about the graph between them.
+Every tensor has a number. The output of a shared part is numbered by the part and the numbers of its inputs, whichever
+network the part is in; any other tensor gets a new number. So equal numbers mean equal bits, and a part whose output
+number exists already returns the existing tensor: image → stem → block 1 → …, up to the first part that differs.
+The order of the parts and the graph between them may be anything.
 
-A tensor that has been written to since (``ReLU(inplace=True)``) is another value: it keeps its old number no longer,
-what was kept of it is not returned, and the part that writes is always computed. Neither autocast nor a module in
-training mode is ever taken for the same; a part whose input needs a gradient is computed.
+A tensor that is written to in place (``ReLU(inplace=True)``) becomes another value: it gets a new number, a copy that
+was kept of it is not returned, and the part that writes is always computed. Outputs under another autocast dtype count
+as different, a module in training mode is always computed, and so is a part whose input needs a gradient.
 
-What happens between parts in plain functions ends the chain, but for timm's position embeddings (see
+Plain functions between parts end the chain, except timm's position embeddings (see
 :mod:`distill.models.module_equality`).
 """
 
@@ -30,19 +30,19 @@ from distill.models.module_equality import Part, equal_parts
 
 logger = logging.getLogger(__name__)
 
-Key = tuple[int, str, str]
-"""What a part is called in all networks: number of the first that has it, name of the module, method."""
-Place = tuple[int, Key]
-"""A network's own copy of a part."""
+PartKey = tuple[int, str, str]
+"""A part, the same key in all networks: number of the first network that has it, name of the module, method."""
+Node = tuple[int, PartKey]
+"""A part in one of the networks, by the network's number."""
 
 
 @dataclass
-class _Kept:
-    """A part's output, for others that come to the same number."""
+class _KeptOutput:
+    """The output of a part, for equal parts of other networks."""
 
     output: Tensor | tuple[Tensor | None, ...]
     limit: int | None
-    """How often it will be asked for."""
+    """How often it is taken in a step."""
     uses: int = 0
 
     def __post_init__(self) -> None:
@@ -55,7 +55,7 @@ class _Kept:
         return self.versions == _versions(_tensors(self.output))
 
     def take(self) -> Any:
-        """The output, for the current stream, which may be another one than that which it is computed on."""
+        """The output, usable on the current stream, which may differ from the stream that computes it."""
         self.uses += 1
         if self.ready is not None:
             for tensor in _tensors(self.output):
@@ -67,48 +67,48 @@ class _Kept:
 
 @dataclass
 class _Trial:
-    """What one forward pass of every network shows."""
+    """Observations from one forward pass of every network."""
 
-    seen: dict[int, set[Place]] = field(default_factory=dict)
-    """Number → where it came out."""
-    kept: dict[Place, list[_Kept]] = field(default_factory=dict)
-    takers: set[Place] = field(default_factory=set)
-    unlike: set[Key] = field(default_factory=set)
-    """Parts that put out something else when they are asked again, such as random ones."""
+    computed_by: dict[int, set[Node]] = field(default_factory=dict)
+    """Number of an output → the parts that computed it."""
+    kept: dict[Node, list[_KeptOutput]] = field(default_factory=dict)
+    taking: set[Node] = field(default_factory=set)
+    unequal: set[PartKey] = field(default_factory=set)
+    """Parts whose output differs from one call to the next, such as random ones."""
 
 
 class SharedTrunk:
-    """``with trunk: …`` around forward passes of the networks; afterwards they are as before, and nothing is kept.
+    """``with trunk: …`` around forward passes of the networks; on exit they are as before, and no tensor is kept.
 
-    Nothing is shared before ``try_out`` has found what can be. It holds for frozen weights as they are then: once they
-    have been written to, nothing is shared any more.
+    Nothing is shared until ``try_out`` has found the parts to share. They stay valid while the frozen weights do not
+    change: once one has been written to, nothing is shared any more.
 
     Args:
         networks: on their device.
     """
 
     def __init__(self, networks: Sequence[nn.Module] = ()):
-        self._parts: dict[Place, Part] = {}
-        names: dict[tuple[int, str, str], Key] = {}
+        self._parts: dict[Node, Part] = {}
+        names: dict[tuple[int, str, str], PartKey] = {}
         for (n, first), (m, second) in combinations(enumerate(networks), 2):
             for part, same in equal_parts(first, second):
                 key = names.setdefault((n, part.name, part.method), (n, part.name, part.method))
                 names[m, part.name, part.method] = key
                 self._parts |= {(n, key): part, (m, key): same}
-        self._keepers: dict[Place, int] = {}
-        """Whose outputs are kept → how often each is asked for."""
-        self._givers: set[int] = set()
-        """The networks that they are in."""
-        self._takers: set[Place] = set()
+        self._kept_nodes: dict[Node, int] = {}
+        """Parts whose output is kept → how often it is taken in a step."""
+        self._kept_networks: set[int] = set()
+        """Numbers of the networks that these parts are in."""
+        self._taking: set[Node] = set()
         self._trial: _Trial | None = None
         self._watched: list[nn.Parameter] = []
         self._written = 0
         self._clear()
 
     def try_out(self, forward: Callable[[], object]) -> None:
-        """Find what is shared in ``look()``, in which every network looks as it will in use.
+        """Find what is shared in ``forward()``, which runs every network as a training step does.
 
-        What would be shared is computed by everybody here, and compared.
+        Here every network computes the parts that would be shared, and the outputs are compared.
         """
         if not any(weight.ndim > 1 for part in self._parts.values() for weight in _weights(part)):
             self._parts = {}  # pooling, activations and fresh norms alone are no trunk
@@ -117,33 +117,33 @@ class SharedTrunk:
         with self, torch.no_grad():
             forward()
         self._trial = None
-        for place, kept in trial.kept.items():
+        for node, kept in trial.kept.items():
             uses = max(entry.uses for entry in kept)
-            # Who writes into what it is given needs a tensor of its own.
+            # A part that writes into its input needs a tensor of its own.
             written = any(entry.uses and not entry.intact for entry in kept)
-            if uses and not written and place[1] not in trial.unlike:
-                self._keepers[place] = uses
-        useful = {key for _, key in self._keepers}
-        self._givers = {n for n, _ in self._keepers}
-        self._takers = {(n, key) for n, key in trial.takers if key in useful}
-        common = {place for places in trial.seen.values() if len({n for n, _ in places}) > 1 for place in places}
-        chained = {place for place in common if place[1] not in trial.unlike} if useful else set()
-        self._parts = {place: part for place, part in self._parts.items() if place in chained}
+            if uses and not written and node[1] not in trial.unequal:
+                self._kept_nodes[node] = uses
+        useful = {key for _, key in self._kept_nodes}
+        self._kept_networks = {n for n, _ in self._kept_nodes}
+        self._taking = {(n, key) for n, key in trial.taking if key in useful}
+        common = {node for nodes in trial.computed_by.values() if len({n for n, _ in nodes}) > 1 for node in nodes}
+        chained = {node for node in common if node[1] not in trial.unequal} if useful else set()
+        self._parts = {node: part for node, part in self._parts.items() if node in chained}
         weights = [weight for part in self._parts.values() for weight in _weights(part)]
         self._watched = [weight for weight in weights if not weight.requires_grad]
         self._written = self._writes()
 
     def taken(self, n: int) -> list[nn.Module]:
-        """The modules of network n that are not computed, since another network's output is at hand."""
-        parts = [self._parts[place] for place in self._takers if place[0] == n]
+        """The modules of network n that are not computed, because another network's output is taken."""
+        parts = [self._parts[node] for node in self._taking if node[0] == n]
         return [part.module for part in parts if part.method == "forward"]
 
     def __enter__(self) -> None:
         if self._parts and self._trial is None and self._writes() != self._written:
             logger.warning("frozen weights have been written to: nothing is shared between the networks any more")
             self._parts = {}
-        for place, part in self._parts.items():
-            vars(part.module)[part.method] = partial(self._call, place, part, getattr(part.module, part.method))
+        for node, part in self._parts.items():
+            vars(part.module)[part.method] = partial(self._call, node, part, getattr(part.module, part.method))
 
     def __exit__(self, *error: object) -> None:
         for part in self._parts.values():
@@ -155,64 +155,64 @@ class SharedTrunk:
         self._numbers: Any = WeakTensorKeyDictionary()
         """Tensor → its version when it got its number, and the number."""
         self._results: dict[Hashable, int] = {}
-        self._kept: dict[int, _Kept] = {}
+        self._kept: dict[int, _KeptOutput] = {}
 
     def _writes(self) -> int:
-        """How often the shared parts' weights have been written to. Buffers are not asked: DDP copies them around."""
+        """How often weights of shared parts have been written to. Buffers do not count: DDP copies into them."""
         return sum(tensor._version for tensor in self._watched)
 
-    def _call(self, place: Place, part: Part, compute: Callable[..., Any], *given: Any, **named: Any) -> Any:
-        """In the place of a part's method."""
-        keeps = self._trial is not None or place in self._keepers
-        idle = not keeps and not self._kept and place[0] not in self._givers
+    def _call(self, node: Node, part: Part, compute: Callable[..., Any], *inputs: Any, **named: Any) -> Any:
+        """Replaces a part's method."""
+        keeps = self._trial is not None or node in self._kept_nodes
+        idle = not keeps and not self._kept and node[0] not in self._kept_networks
         if idle or any(module.training for module in part.reads):
-            return compute(*given, **named)
-        tensors = [value for value in (*given, *named.values()) if isinstance(value, Tensor)]
-        number = self._number_of_result(place[1], tensors, given, named)
+            return compute(*inputs, **named)
+        tensors = [value for value in (*inputs, *named.values()) if isinstance(value, Tensor)]
+        number = self._number_of_result(node[1], tensors, inputs, named)
         if number is None:
-            return compute(*given, **named)
+            return compute(*inputs, **named)
         earlier = self._kept.get(number)
         if earlier is not None and earlier.intact:
-            return self._take(place, number, earlier, partial(compute, *given, **named))
+            return self._take(node, number, earlier, partial(compute, *inputs, **named))
         before = _versions(tensors)
-        output = compute(*given, **named)
+        output = compute(*inputs, **named)
         made = _tensors(output)
         if not made or any(tensor.requires_grad for tensor in made):
             return output
         untouched = before == _versions(tensors)
-        if untouched and any(new is old for new in made for old in tensors):  # an Identity: it has its number
+        if untouched and any(new is old for new in made for old in tensors):  # nn.Identity returns its input
             return output
         for index, tensor in enumerate(made):
             self._numbers[tensor] = (tensor._version, self._number_of((number, index)))
         if self._trial is not None:
-            self._trial.seen.setdefault(number, set()).add(place)
+            self._trial.computed_by.setdefault(number, set()).add(node)
         if keeps and untouched:
-            self._kept[number] = kept = _Kept(output, self._keepers.get(place))
+            self._kept[number] = kept = _KeptOutput(output, self._kept_nodes.get(node))
             if self._trial is not None:
-                self._trial.kept.setdefault(place, []).append(kept)
+                self._trial.kept.setdefault(node, []).append(kept)
         return output
 
-    def _take(self, place: Place, number: int, earlier: _Kept, compute: Callable[[], Any]) -> Any:
+    def _take(self, node: Node, number: int, earlier: _KeptOutput, compute: Callable[[], Any]) -> Any:
         if self._trial is not None:
             output = compute()
             if not _equal(output, earlier.output):
-                self._trial.unlike.add(place[1])
+                self._trial.unequal.add(node[1])
                 return output
-            self._trial.seen[number].add(place)
-            self._trial.takers.add(place)
+            self._trial.computed_by[number].add(node)
+            self._trial.taking.add(node)
         output = earlier.take()
         if earlier.uses == earlier.limit:
             del self._kept[number]
         return output
 
     def _number_of_result(
-        self, key: Key, tensors: list[Tensor], given: tuple[Any, ...], named: dict[str, Any]
+        self, key: PartKey, tensors: list[Tensor], inputs: tuple[Any, ...], named: dict[str, Any]
     ) -> int | None:
-        """The number of what a part makes of its arguments; None where these are not comparable, or need a gradient."""
+        """The number of a part's output; None if its arguments cannot be compared or need a gradient."""
         if not tensors or any(tensor.requires_grad for tensor in tensors):
             return None
         arguments: list[Hashable] = []
-        for value in (*given, *named.values()):
+        for value in (*inputs, *named.values()):
             if isinstance(value, Tensor):
                 arguments.append(self._number(value))
             elif value is None or isinstance(value, (bool, int, float, str)):
@@ -224,7 +224,7 @@ class SharedTrunk:
         return self._number_of((key, precision, tuple(named), *arguments))
 
     def _number_of(self, origin: Hashable) -> int:
-        """The same number for the same origin."""
+        """The same number for the same origin: a part with its inputs, or one output of several."""
         return self._results.setdefault(origin, next(self._count))
 
     def _number(self, tensor: Tensor) -> int:
@@ -240,7 +240,7 @@ def _weights(part: Part) -> list[nn.Parameter]:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """A tensor, or the tensors of a tuple; none if anything else but None is in it."""
+    """The tensor, or the tensors of a tuple; empty if the tuple holds anything else but None."""
     if isinstance(values, Tensor):
         return [values]
     if not isinstance(values, tuple) or not all(value is None or isinstance(value, Tensor) for value in values):

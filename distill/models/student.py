@@ -1,4 +1,4 @@
-"""The student: a frozen timm backbone, deltas on its layers, and a new head. Or a whole network, all of it trained."""
+"""The student: a frozen timm backbone with deltas on its layers and a trained head, or a network trained in full."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Student(nn.Module):
     """``forward(view [B, 3, H, W]) → Features``.
 
     With ``train: deltas`` the backbone has no gradient and stays in eval mode (batch-norm statistics and affine fixed),
-    whatever ``.train()`` says to it; deltas are parametrizations of its layers and the head is timm's own classifier,
-    new and trainable. So timm's module names are kept, and merging gives a plain timm model.
+    even after ``.train()``. Deltas are parametrizations of its layers, the head is timm's classifier and learns. Module
+    names stay timm's, and merging gives a plain timm model. With ``train: full`` every weight learns.
 
     Args:
         network: a timm model whose classifier is the head, or a ``Network``. It is changed in place.
@@ -67,7 +67,7 @@ class Student(nn.Module):
             for number, init in enumerate(self._inits):
                 with entry_named(number):
                     added = attach(self.model, init.settings, exclude_head=head)
-                entry: dict[str, Delta] = {_called(site): site.delta for site in added}
+                entry: dict[str, Delta] = {_site_name(site): site.delta for site in added}
                 for name, delta in entry.items():
                     tensors, own = init.tensors.get(name, {}), delta.state_dict()
                     load_exactly({key: own[key] for key in tensors if key in own}, tensors, f"initial values of {name}")
@@ -89,37 +89,46 @@ class Student(nn.Module):
         self.compiled = settings.compile
         self._extract = torch.compile(extract) if settings.compile else extract
 
+    def extra_repr(self) -> str:
+        learned = sum(p.numel() for p in self.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.parameters())
+        return (
+            f"train={'full' if self.full else 'deltas'}, learned={learned:,} of {total:,} parameters, "
+            f"input={' x '.join(map(str, self.input.size))}, needs={'|'.join(sorted(self.needs))}"
+        )
+
     def forward(self, view: Tensor) -> Features:
+        """The outputs that ``needs`` names, for one view [B, 3, H, W]."""
         self._frozen.enforce()
         return self._extract(self.model, view, self.needs)
 
     def own_state(self) -> dict[str, Tensor]:
-        """What training changes, by name in ``state_dict``: all of it when trained whole, else deltas and head."""
+        """What training changes, by name in ``state_dict``: everything with ``train: full``, else deltas and head."""
         state = self.state_dict()
         return {key: state[key] for key in self._own_keys}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Let every method act on its deltas after an optimizer step; see ``Delta.after_step``."""
+        """Call ``Delta.after_step`` of every method with its deltas, after an optimizer step."""
         for entry, sites in zip(self._deltas, self.entries, strict=True):
-            method, own = _own(entry, sites)
+            method, own = _method_and_deltas(entry, sites)
             method.after_step(own, step, steps)
 
     def finish(self) -> list[DeltaInit] | None:
-        """What the trained deltas become, entry by entry; None where all stay as they are."""
+        """Entry by entry, what replaces the trained deltas (``Delta.finish``); None if no method replaces its own."""
         inits = []
         smaller = False
         for number, (entry, init, sites) in enumerate(zip(self._deltas, self._inits, self.entries, strict=True)):
-            method, own = _own(entry, sites)
-            became = method.finish(entry, own)
-            smaller |= became is not None
-            if became is None:
-                became = DeltaInit(init.settings, self.entry_state(number))
-            else:  # what stands in the place of the method's own deltas stays
+            method, own = _method_and_deltas(entry, sites)
+            replacement = method.finish(entry, own)
+            smaller |= replacement is not None
+            if replacement is None:
+                replacement = DeltaInit(init.settings, self.entry_state(number))
+            else:  # deltas that stand in for the method's own on small layers stay
                 others = {site: d for site, d in sites.items() if site not in own}
                 kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
                 tensors = {site: d.state_dict() for site, d in others.items()}
-                became = DeltaInit([*became.settings, *kept], {**became.tensors, **tensors})
-            inits.append(became)
+                replacement = DeltaInit([*replacement.settings, *kept], {**replacement.tensors, **tensors})
+            inits.append(replacement)
         return inits if smaller else None
 
     def entry_state(self, number: int) -> dict[str, dict[str, Tensor]]:
@@ -127,19 +136,19 @@ class Student(nn.Module):
         return {site: dict(delta.state_dict()) for site, delta in self.entries[number].items()}
 
 
-def _called(site: Site) -> str:
-    """A site's name in ``DeltaInit.tensors``."""
+def _site_name(site: Site) -> str:
+    """The name of a site in ``DeltaInit.tensors``."""
     return site.delta.settings.type if isinstance(site.delta, StructuralDelta) else site.name
 
 
-def _own(entry: DeltaSettings, sites: dict[str, Delta]) -> tuple[type[Delta], dict[str, Delta]]:
-    """An entry's method, and its deltas without those that stand in for it on layers that are too small."""
+def _method_and_deltas(entry: DeltaSettings, sites: dict[str, Delta]) -> tuple[type[Delta], dict[str, Delta]]:
+    """An entry's method and its deltas, without those that replace it on layers that are too small."""
     method = entry.component
     assert method is not None and issubclass(method, Delta)
     return method, {site: delta for site, delta in sites.items() if isinstance(delta, method)}
 
 
 def head_modules(model: nn.Module) -> list[nn.Module]:
-    """timm's classifier, or classifiers where a network has several (a distillation token)."""
+    """timm's classifier, or its classifiers where a model has several (a distillation token)."""
     classifier = model.get_classifier()  # type: ignore[operator]
     return list(classifier) if isinstance(classifier, (tuple, list)) else [classifier]

@@ -24,7 +24,7 @@ class Teacher(nn.Module):
     ``features[n][v]`` in fp32.
 
     Args:
-        networks: timm models as they are, or ``Network``s; they are frozen in place.
+        networks: timm models as they are, or objects of ``Network``; they are frozen in place.
         weights: of the networks, normalized to sum 1; None: all the same.
         needs: which fields of ``Features`` to compute.
         dtype: of weights and computation; outputs are fp32.
@@ -59,10 +59,18 @@ class Teacher(nn.Module):
         self.dtype, self.compiled = dtype, compile
         self._extract = torch.compile(extract) if compile else extract
 
+    def extra_repr(self) -> str:
+        dtype = str(self.dtype).removeprefix("torch.")
+        lines = [f"weighting={self.weighting.type}, dtype={dtype}, needs={'|'.join(sorted(self.needs))}"]
+        for n, (origin, spec, weight) in enumerate(zip(self.origins, self.inputs, self.weights, strict=True)):
+            lines.append(f"network {n}: {origin}, input={' x '.join(map(str, spec.size))}, weight={weight:.4g}")
+        return "\n".join(lines)
+
     @torch.no_grad()
     def forward(self, views: tuple[tuple[Tensor, ...], ...]) -> list[list[Features]]:
+        """``features[n][v]`` of network n for ``views[n][v]`` [B, 3, H, W]."""
         self._frozen.enforce()
-        # Autocast would undo the teacher's own dtype: it would cast weights that are bf16 already, and fp32 ones down.
+        # Autocast would override the teacher's dtype: it casts weights that are bf16 already, and fp32 ones to bf16.
         with torch.autocast(views[0][0].device.type, enabled=False):
             return [
                 [self.features_of(network, view) for view in network_views]
@@ -70,15 +78,15 @@ class Teacher(nn.Module):
             ]
 
     def knows(self, classes: int) -> bool:
-        """Whether every network's logits are of these classes, or are mapped to them."""
+        """Whether every network has logits of that many classes, or a map to them."""
         return all(shapes.classes == classes or self.maps[n] is not None for n, shapes in enumerate(self.shapes))
 
     def probabilities(self, n: int, logits: Tensor) -> Tensor:
-        """Network n's probabilities [B, K] of the student's classes, NaN at those that it does not know."""
+        """Network n's probabilities [B, K] of the student's classes, NaN at those that it lacks."""
         return logits.softmax(1) if (map_ := self.maps[n]) is None else map_.probabilities(logits)
 
     def mean(self, probabilities: Sequence[Tensor]) -> Tensor:
-        """[B, K], the networks' weighted mean: each class over those that know it, then all of them to sum 1."""
+        """[B, K], the weighted mean over networks: of each class over those that have it, then normalized to sum 1."""
         p_NBK = torch.stack([*probabilities])
         weights_NBK = torch.tensor(self.weights, dtype=p_NBK.dtype, device=p_NBK.device)[:, None, None] * ~p_NBK.isnan()
         known_BK = weights_NBK.sum(0)

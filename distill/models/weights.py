@@ -1,4 +1,4 @@
-"""Weights that come from outside: files of plain tensors, and the model hub. Nothing here unpickles code."""
+"""Reads weights from files of plain tensors and checks that the model hub is reachable. Nothing unpickles code."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _SHOWN = 20
 
 
 class NetworkError(UserError, ValueError):
-    """A network cannot be made; the text names the model or file and what would work."""
+    """A network cannot be created; the message names the model or file and what would work."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of a ``.safetensors`` file, or of a pickle that loads with ``weights_only=True``; nothing else.
 
-    A training checkpoint's own state dict is found in it, and prefixes of DDP and ``torch.compile`` come off.
+    In a training checkpoint the state dict under a usual key is taken; prefixes of DDP and ``torch.compile`` are
+    removed.
     """
     if not path.is_file():
         raise NetworkError(f"{path}: no such file")
@@ -53,7 +54,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:
-    """Raise ``NetworkError`` that lists every missing, unexpected and misshapen tensor, before anything is changed."""
+    """Check that a state dict fits a model, before anything is loaded.
+
+    Args:
+        own: the model's ``state_dict()``.
+        state: the tensors to load.
+        source: what they come from, for the message.
+
+    Raises:
+        NetworkError: lists tensors that are missing, unexpected or of another shape.
+    """
     problems = [f"missing {key}" for key in own if key not in state]
     problems += [f"unexpected {key}" for key in state if key not in own]
     problems += [
@@ -67,10 +77,13 @@ def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) ->
 
 
 def check_reachable(name: str) -> None:
-    """Fail in seconds, with what to do, when weights are neither cached nor reachable: the hub client would retry.
+    """Raise within seconds if weights are neither cached nor reachable; the hub client alone would retry for minutes.
 
     Args:
         name: a timm model name with pretrained weights, or ``hf-hub:OWNER/NAME``.
+
+    Raises:
+        NetworkError: names the model and what would work instead.
     """
     import timm
     from huggingface_hub import try_to_load_from_cache

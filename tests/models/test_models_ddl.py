@@ -43,6 +43,12 @@ def test_the_residual_is_its_equation(values: int, gate: str, value: str) -> Non
         torch.testing.assert_close(got[b].view(d, values), expected)
 
 
+def test_print_shows_sizes() -> None:
+    assert "dim=6, values=3, gate=mlp, value=sigmoid" in repr(DeltaResidual(6, 3, "mlp", "sigmoid"))
+    assert "dim=6, values=1, gate=linear, value=linear" in repr(DeltaResidual(6))
+    assert repr(Expand(6, 2)) == "Expand(dim=6, values=2)" and repr(Compress(6, 2)) == "Compress(dim=6, values=2)"
+
+
 def test_beta_keeps_projects_and_reflects() -> None:
     """By hand: along k = e0 the state (3, 1) becomes 3, 5, 7 as β goes 0, 1, 2 with v = 5; e1 never changes."""
     residual = DeltaResidual(2)

@@ -29,6 +29,7 @@ def test_by_hand() -> None:
     actual = MAP.probabilities(LOGITS)
     torch.testing.assert_close(actual[:, [0, 2]], torch.stack([p[:, 0] + p[:, 1], p[:, 2]], 1))
     assert actual[:, 1].isnan().all() and not MAP.whole
+    assert repr(MAP) == "LabelMap(student_classes=3, teacher_classes=4, shared_classes=2)"
 
 
 def test_another_order_alone_leaves_student_and_labels_as_they_are() -> None:
@@ -40,7 +41,7 @@ def test_another_order_alone_leaves_student_and_labels_as_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sources", "said"),
+    ("sources", "message"),
     [
         ({}, "share no class"),
         ({0: []}, "share no class"),
@@ -49,8 +50,8 @@ def test_another_order_alone_leaves_student_and_labels_as_they_are() -> None:
         ({0: [1], 2: [1]}, "the teacher's class 1 stands for two"),
     ],
 )
-def test_what_is_no_map(sources: dict, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+def test_what_is_no_map(sources: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         LabelMap(sources, 3, 4)
 
 
@@ -77,12 +78,12 @@ def test_classes_of_one_name_are_found_whatever_the_case(tmp_path: Path) -> None
     written = label_map({"rose": ("cat", 3)}, network, ["dog", "rose"])
     assert written is not None and written.sources_SG.tolist() == [[1, 3]]
     assert label_map("same", network, ["dog"]) is None
-    for labels, output in [
+    for labels, message in [
         ({"rsoe": 1}, "the data has no class 'rsoe'; did you mean 'rose'?"),
         ({"rose": "hrose"}, "no class 'hrose'; did you mean 'horse'?"),
         ({"rose": 4}, "the teacher has no class 4"),
     ]:
-        with pytest.raises(ValueError, match=output.replace("?", r"\?")):
+        with pytest.raises(ValueError, match=message.replace("?", r"\?")):
             label_map(labels, network, ["dog", "rose"])
     with pytest.raises(ValueError, match="share no class"):
         label_map("names", network, ["rose", "lily"])

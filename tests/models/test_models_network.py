@@ -202,7 +202,7 @@ def test_timm_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def deaf_host() -> str:
+def silent_host() -> str:
     """A host that takes connections into its queue and never answers; the queue is full from the start."""
     server = socket.socket()
     server.bind(("127.0.0.1", 0))
@@ -219,14 +219,14 @@ def deaf_host() -> str:
 
 
 def test_weights_out_of_reach_fail_in_seconds_with_what_to_do(
-    deaf_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    silent_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     quick = partial(weights.reach_hub, 0.5)
-    for proxy in (deaf_host, "http://127.0.0.1:9", "http://no-such-host.invalid:80"):
+    for proxy in (silent_host, "http://127.0.0.1:9", "http://no-such-host.invalid:80"):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         for name in ("resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"):
             # The first as it is, the others with less patience.

@@ -68,6 +68,7 @@ def test_logits_are_classifier_after_pooling_after_three_convs() -> None:
     torch.testing.assert_close(model.forward_head(map_, pre_logits=True), pooled)
     torch.testing.assert_close(model(x), pooled @ model.fc.weight.T + model.fc.bias)
     assert not model.fc.weight.requires_grad and model.get_classifier() is model.fc
+    assert "width=10, factor=2, classifier=fc" in repr(model.reused_head)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit", "test_convnext", "swin_tiny"])
@@ -112,7 +113,7 @@ def test_it_says_by_how_much_it_enlarges_the_network() -> None:
     own, now = (sum(p.numel() for p in m.parameters()) for m in (plain, model))
     assert larger.parameters == now - own == 5 * wide + 25 * 9 + 50 + 2 * 20 + 33 - 3 * (wide + 1)
     sizes = [sum(t.numel() * t.element_size() for t in m.state_dict().values()) for m in (plain, model)]
-    assert larger.bytes == sizes[1] - sizes[0] and larger.share == pytest.approx(sizes[1] / sizes[0] - 1)
+    assert larger.bytes == sizes[1] - sizes[0] and larger.fraction == pytest.approx(sizes[1] / sizes[0] - 1)
     assert f"{larger.parameters:,} parameters, {larger.bytes:,} bytes" in str(larger)
     assert enlargement(plain) is None and reused(plain) is None and reused(model) == HEAD
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from distill.models.module_equality import equal_parts
 from distill.models.network import extract
-from distill.models.shared_trunk import SharedTrunk, _Kept
+from distill.models.shared_trunk import SharedTrunk, _KeptOutput
 
 LOGITS, MAPS = frozenset({"logits"}), frozenset({"logits", "pooled", "maps"})
 LAYERS = (nn.Conv2d, nn.Linear)
@@ -58,7 +58,7 @@ def plain(module: nn.Module) -> Any:
     return module.eval().requires_grad_(False)
 
 
-def look(*networks: nn.Module, x: Tensor | None = None) -> list[Tensor]:
+def run_all(*networks: nn.Module, x: Tensor | None = None) -> list[Tensor]:
     x = images() if x is None else x
     with torch.no_grad():
         seen = [network(x) for network in networks[:-1]]
@@ -67,7 +67,7 @@ def look(*networks: nn.Module, x: Tensor | None = None) -> list[Tensor]:
 
 def tried(*networks: nn.Module) -> SharedTrunk:
     trunk = SharedTrunk(networks)
-    trunk.try_out(lambda: look(*networks))
+    trunk.try_out(lambda: run_all(*networks))
     return trunk
 
 
@@ -77,10 +77,10 @@ def images() -> Tensor:
 
 def assert_as_alone(trunk: SharedTrunk, *networks: nn.Module) -> list[Any]:
     """Outputs and gradients with the trunk are those without it; returns the layers that were computed with it."""
-    expected = look(*networks)
+    expected = run_all(*networks)
     with trunk:
         Layer.computed.clear()
-        actual = look(*networks)
+        actual = run_all(*networks)
         computed = list(Layer.computed)
     for own, reference in zip(actual, expected, strict=True):
         assert torch.equal(own, reference)
@@ -118,7 +118,7 @@ def test_whichever_looks_first_and_however_many() -> None:
     assert computed == [teacher.stem, teacher.body, teacher.head, other.body, other.head, student.head]
     with trunk:
         Layer.computed.clear()
-        look(student, teacher)
+        run_all(student, teacher)
         assert Layer.computed == [student.stem, student.body, student.head, teacher.stem, teacher.body, teacher.head]
 
 
@@ -129,14 +129,14 @@ def test_outside_of_it_networks_are_their_own_and_nothing_is_kept() -> None:
     student.body.register_forward_hook(lambda module, inputs, output: seen.append(weakref.ref(output)))
     with trunk:
         assert "forward" in vars(student.body)
-        look(teacher, student)
+        run_all(teacher, student)
     with pytest.raises(ValueError, match="stop"), trunk:
         raise ValueError("stop")
     gc.collect()
     assert seen and seen[0]() is None
     assert not any("forward" in vars(module) for net in (teacher, student) for module in net.modules())
     Layer.computed.clear()
-    look(teacher, student)
+    run_all(teacher, student)
     assert len(Layer.computed) == 6
 
 
@@ -217,7 +217,7 @@ def test_training_mode_ends_it() -> None:
     student.stem[0].train()
     Layer.computed.clear()
     with trunk:
-        look(teacher, student)
+        run_all(teacher, student)
     assert student.body in Layer.computed and student.stem[0].num_batches_tracked == 1
 
 
@@ -240,7 +240,7 @@ def test_what_is_random_even_in_eval_mode_is_computed_by_each() -> None:
     assert trunk.taken(1) == [student.stem]
     with trunk:
         Layer.computed.clear()
-        look(teacher, student)
+        run_all(teacher, student)
     assert student.body in Layer.computed
 
 
@@ -268,7 +268,7 @@ def test_autocast_and_gradients_to_the_input_end_it() -> None:
     assert actual.dtype == torch.bfloat16 and torch.equal(actual, expected)
     x.requires_grad_()
     with trunk:
-        look(teacher, student, x=x)[-1].sum().backward()
+        run_all(teacher, student, x=x)[-1].sum().backward()
     assert x.grad is not None and x.grad.any()
 
 
@@ -289,14 +289,14 @@ def test_hooks_are_called() -> None:
     assert trunk.taken(1) == [student]
     student.register_forward_hook(lambda *unused: called.append("outer"))
     with trunk:
-        look(*networks)
+        run_all(*networks)
     assert called == ["outer"]
     student.body.register_forward_hook(lambda *unused: called.append("inner"))
     trunk = tried(*networks)
     assert student.body in trunk.taken(1), "a module with a hook in it is taken apart"
     called.clear()
     with trunk:
-        look(*networks)
+        run_all(*networks)
     assert called == ["inner", "outer"]
 
 
@@ -328,7 +328,7 @@ def test_lists_are_not_looked_into_and_tuples_are_shared() -> None:
         trunk = tried(*networks)
         assert len(trunk.taken(1)) == shared
         with trunk:
-            assert torch.equal(*look(*networks))
+            assert torch.equal(*run_all(*networks))
 
 
 # --- timm's networks ----------------------------------------------------------------------------------------------
@@ -391,7 +391,7 @@ def test_a_position_embedding_that_differs_ends_it(change: str) -> None:
     student = copy.deepcopy(teacher)
     POSITIONS[change](student)
     trunk = SharedTrunk([teacher, student])
-    trunk.try_out(partial(look, teacher, student, x=torch.randn(2, 3, 160, 160)))
+    trunk.try_out(partial(run_all, teacher, student, x=torch.randn(2, 3, 160, 160)))
     assert trunk.taken(1) == [student.patch_embed]
 
 
@@ -419,7 +419,7 @@ def test_on_a_gpu_who_takes_waits_for_who_gives(monkeypatch: pytest.MonkeyPatch)
             notes.append(f"used on {stream.name}")
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("side"))
-    kept = _Kept(torch.ones(2).as_subclass(OnCuda), limit=1)
+    kept = _KeptOutput(torch.ones(2).as_subclass(OnCuda), limit=1)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream("main"))
     assert kept.take() is kept.output and kept.uses == 1
     assert notes == ["side has got so far", "main waits for event of side", "used on main"]

@@ -243,3 +243,20 @@ def test_a_model_with_deltas_is_refused_as_a_student(train: Literal["deltas", "f
 def test_what_is_not_from_timm_is_refused_as_a_student() -> None:
     with pytest.raises(NetworkError, match=r"expected a timm model.*not a torch.nn.modules.container\.Sequential"):
         Student(nn.Sequential(nn.Linear(2, 2)), LEARNED)
+
+
+# --- print --------------------------------------------------------------------------------------------------------
+
+
+def test_print_shows_what_learns_and_what_is_expected() -> None:
+    made = student(POOLED, deltas=["bias"])
+    learned = sum(p.numel() for p in made.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in made.parameters())
+    assert f"train=deltas, learned={learned:,} of {total:,} parameters, input=64 x 64, needs=pooled" in repr(made)
+    full = student(train="full")
+    total = sum(p.numel() for p in full.parameters())
+    assert f"train=full, learned={total:,} of {total:,} parameters" in repr(full)
+    teacher = Teacher([network(), network("test_vit", 96)], [1.0, 3.0], dtype=torch.bfloat16)
+    assert "weighting=fixed, dtype=bfloat16, needs=logits" in repr(teacher)
+    assert "network 0: random, input=64 x 64, weight=0.25" in repr(teacher)
+    assert "network 1: random, input=96 x 96, weight=0.75" in repr(teacher)
