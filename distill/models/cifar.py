@@ -153,7 +153,13 @@ class CifarNet(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """Two 3×3 convs of ``inside`` → ``width`` channels with batch norm; the input is added before the last ReLU."""
+    """Two 3×3 convs of ``inside`` → ``width`` channels with batch norm; the input is added before the last ReLU.
+
+    Args:
+        inside: channels of the input.
+        width: channels of the output.
+        stride: of the first conv and of the shortcut.
+    """
 
     def __init__(self, inside: int, width: int, stride: int):
         super().__init__()
@@ -172,7 +178,14 @@ class BasicBlock(nn.Module):
 
 
 class CifarResNet(CifarNet):
-    """Three stages of n blocks, ``depth`` = 6n + 2; ``widths`` are the channels of stem and stages."""
+    """ResNet of three stages of :class:`BasicBlock`.
+
+    Args:
+        depth: 6n + 2 for n blocks in each stage.
+        widths: channels of the stem and of each stage.
+        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        in_chans: channels of the images.
+    """
 
     stem_names = ("conv1", "bn1")
 
@@ -200,7 +213,13 @@ class CifarResNet(CifarNet):
 
 
 class PreActBlock(nn.Module):
-    """Batch norm and ReLU before each of two 3×3 convs. A 1×1 shortcut reads the first activation."""
+    """Batch norm and ReLU before each of two 3×3 convs. A 1×1 shortcut reads the first activation.
+
+    Args:
+        inside: channels of the input.
+        width: channels of the output.
+        stride: of the first conv and of the shortcut.
+    """
 
     def __init__(self, inside: int, width: int, stride: int):
         super().__init__()
@@ -217,7 +236,14 @@ class PreActBlock(nn.Module):
 
 
 class WideResNet(CifarNet):
-    """Three stages of n blocks, ``depth`` = 6n + 4; ``widen`` times 16, 32, 64 channels."""
+    """Wide ResNet of three stages of :class:`PreActBlock`.
+
+    Args:
+        depth: 6n + 4 for n blocks in each stage.
+        widen: factor of the stages' 16, 32 and 64 channels.
+        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        in_chans: channels of the images.
+    """
 
     def __init__(
         self,
@@ -247,7 +273,13 @@ class WideResNet(CifarNet):
 
 
 class CifarVGG(CifarNet):
-    """Five stages of ``depth`` 3×3 convs with batch norm and ReLU, max pooling after the first three."""
+    """VGG of five stages of 3×3 convs with batch norm and ReLU, max pooling after the first three.
+
+    Args:
+        depth: convs in each stage.
+        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        in_chans: channels of the images.
+    """
 
     classifier_name = "classifier"
     stem_names = ("block0.0", "block0.1")

@@ -19,7 +19,12 @@ from distill.models.ddl import DeltaResidual, compression, expansion
 
 
 class DeltaBlock(Block):
-    """timm's block with delta residuals in the place of the additions after attention and MLP."""
+    """timm's block with delta residuals in the place of the additions after attention and MLP.
+
+    Args:
+        dim: d, width of attention and MLP; other arguments are those of timm's block.
+        values, gate, value: see :class:`DeltaResidual`.
+    """
 
     def __init__(
         self, dim: int, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any
@@ -29,7 +34,16 @@ class DeltaBlock(Block):
         self.delta1, self.delta2 = (DeltaResidual(dim, values, gate, value) for _ in range(2))  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
-        """x: states [B, N, d · m]."""
+        """Update the states.
+
+        Args:
+            x: states [B, N, d · m].
+            attn_mask: of the attention, as in timm's block.
+            is_causal: whether the attention is causal.
+
+        Returns:
+            States [B, N, d · m].
+        """
         compressed = self.read1(x)
         c = self.norm1(compressed)
         proposal = self.ls1(self.attn(c, attn_mask=attn_mask, is_causal=is_causal))
@@ -40,7 +54,11 @@ class DeltaBlock(Block):
 
 
 class DeltaVit(VisionTransformer):
-    """timm's VisionTransformer on states: expanded after the embedding, compressed before the final norm."""
+    """timm's VisionTransformer on states: expanded after the embedding, compressed before the final norm.
+
+    Args:
+        values, gate, value: see :class:`DeltaResidual`; other arguments are those of timm's model.
+    """
 
     def __init__(self, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any):
         block = partial(DeltaBlock, values=values, gate=gate, value=value)
