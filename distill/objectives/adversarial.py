@@ -41,8 +41,8 @@ class Adversarial(Objective):
     """A discriminator D on pooled features (the student's through a linear projector P), trained by the same optimizer.
 
     ``discriminate = mean softplus(−D(f_t)) + mean softplus(D(P f_s))`` is D's loss. The student's is non-saturating,
-    ``mean softplus(−D(P f_s))`` (``mode: alternating``: D held still for it, and P f_s for D's: both in one step, each
-    with its own gradient), or D's own with the gradient turned round on the way to the student (``mode: reversed``).
+    ``mean softplus(−D(P f_s))`` (``mode: alternating``: D's weights get no gradient from it, and P f_s none from D's
+    loss; both in one step), or D's own with the gradient reversed on the way to the student (``mode: reversed``).
     The logged term is the sum of what is minimized.
 
     D is held smooth by spectral norm (``regularizer: spectral``) or by ``γ/2 · mean ‖∇D(f_t)‖²`` on the teacher's

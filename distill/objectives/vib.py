@@ -1,4 +1,4 @@
-"""Information bottleneck: the teacher's feature is predicted from a noisy code of the student's that may hold few bits.
+"""Information bottleneck: the teacher's feature is predicted from a noisy code of the student's with a limited rate.
 
 Shape suffixes: B batch, D pooled width, Z code width.
 """
@@ -43,8 +43,8 @@ class VIB(Objective):
 
         L = d(D z, f_t) + β · KL(N(μ, σ²) ‖ N(0, 1))
 
-    with d as in :func:`distill.objectives.pooled.pooled`. What of the student's feature says nothing about the
-    teacher's costs bits, so it is squeezed out: one way to an invariant representation.
+    with d as in :func:`distill.objectives.pooled.pooled`. Information in the code that does not predict the
+    teacher's feature costs KL without lowering d, so training removes it: one way to an invariant representation.
 
     Paper: Alemi et al., Deep Variational Information Bottleneck, ICLR 2017, arXiv 1612.00410; β 1e-3 there for labels.
 
