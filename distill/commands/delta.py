@@ -14,26 +14,26 @@ delta = typer.Typer(
     rich_markup_mode="rich",
 )
 
-One = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta folder, such as runs/quickstart/export/delta.")]
+Folder = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta folder, such as runs/quickstart/export/delta.")]
 First = Annotated[Path, typer.Argument(metavar="FIRST", help="A delta folder.")]
-Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Another one, of the same backbone.")]
+Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Another delta folder, of the same backbone.")]
 To = Annotated[Path, typer.Option("--to", "-o", help="The folder to write.")]
 Head = Annotated[
     Literal["first", "second"] | None,
-    typer.Option(help="Whose head to take where they differ; labels and preprocessing come along."),
+    typer.Option(help="Whose head to take if they differ; labels and preprocessing come from the same file."),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="The experiment whose backbone and validation images to use; default: by the file, and noise."),
+    typer.Option(help="Experiment with the backbone and validation images; default: the file's backbone, and noise."),
 ]
-Plugins = Annotated[bool, typer.Option("--allow-plugins", help="Import delta classes of your own that it names.")]
+Plugins = Annotated[bool, typer.Option("--allow-plugins", help="Import delta classes of your own that the file names.")]
 
 
 @delta.command()
 def add(
     first: First, second: Second, to: To, head: Head = None, config: Config = None, allow_plugins: Plugins = False
 ) -> None:
-    """What both change, together."""
+    """Add the changes of two files."""
     _combine("add", [first, second], to, config, allow_plugins, head=head)
 
 
@@ -41,7 +41,7 @@ def add(
 def subtract(
     first: First, second: Second, to: To, head: Head = None, config: Config = None, allow_plugins: Plugins = False
 ) -> None:
-    """What the first changes, without what the second does."""
+    """Subtract the changes of the second file from those of the first."""
     _combine("subtract", [first, second], to, config, allow_plugins, head=head)
 
 
@@ -49,50 +49,50 @@ def subtract(
 def interpolate(
     first: First,
     second: Second,
-    t: Annotated[float, typer.Argument(help="0 is the first, 1 the second; beyond is allowed.")],
+    t: Annotated[float, typer.Argument(help="0 is the first, 1 the second; values beyond extrapolate.")],
     to: To,
     head: Head = None,
     config: Config = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """Part of the way from the first to the second; heads for the same labels too."""
+    """Interpolate between the changes of two files, and between their heads if the labels are the same."""
     _combine("interpolate", [first, second], to, config, allow_plugins, t=t, head=head)
 
 
 @delta.command()
 def compose(first: First, second: Second, to: To, head: Head = None, allow_plugins: Plugins = False) -> None:
-    """The second's deltas on the layers that the first has changed."""
+    """Apply the deltas of the second file to the layers that the first has changed."""
     _combine("compose", [first, second], to, None, allow_plugins, head=head)
 
 
 @delta.command()
 def scale(
-    path: One,
-    factor: Annotated[float, typer.Argument(help="1 leaves it, 0.5 halves what it changes.")],
+    path: Folder,
+    factor: Annotated[float, typer.Argument(help="0.5 halves the change, 1 leaves it as it is.")],
     to: To,
     config: Config = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """More or less of what it changes; the head stays as it is."""
+    """Multiply the changes of a file by a factor; the head stays as it is."""
     _combine("scale", [path], to, config, allow_plugins, factor=factor)
 
 
 @delta.command()
-def negate(path: One, to: To, config: Config = None, allow_plugins: Plugins = False) -> None:
-    """The opposite of what it changes; the head stays as it is."""
+def negate(path: Folder, to: To, config: Config = None, allow_plugins: Plugins = False) -> None:
+    """Turn the changes of a file into their opposite; the head stays as it is."""
     _combine("negate", [path], to, config, allow_plugins)
 
 
 @delta.command()
 def truncate(
-    path: One,
+    path: Folder,
     to: To,
-    rank: Annotated[int | None, typer.Option(min=1, help="At most so many ranks a layer.")] = None,
-    budget: Annotated[str | None, typer.Option(help="Bytes of the deltas without the head: 200KB, 64KiB.")] = None,
+    rank: Annotated[int | None, typer.Option(min=1, help="Largest rank per site.")] = None,
+    budget: Annotated[str | None, typer.Option(help="Bytes of the deltas, without the head: 200KB, 64KiB.")] = None,
     config: Config = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """The nearest change of fewer ranks, to a rank or to a budget of bytes."""
+    """Approximate the changes of a file by low ranks: to a rank, or to a budget of bytes."""
     from distill.commands.delta_files import truncate_file
 
     truncate_file(path, to, rank, budget, config, allow_plugins, Console())
@@ -100,14 +100,14 @@ def truncate(
 
 @delta.command()
 def quantize(
-    path: One,
+    path: Folder,
     to: To,
-    form: Annotated[Literal["float16", "int8", "sign"], typer.Option("--as", help="Of the deltas' numbers.")] = "int8",
-    head: Annotated[Literal["float32", "float16", "int8"], typer.Option(help="Of the head's.")] = "float16",
+    form: Annotated[Literal["float16", "int8", "sign"], typer.Option("--as", help="Format of the deltas.")] = "int8",
+    head: Annotated[Literal["float32", "float16", "int8"], typer.Option(help="Format of the head.")] = "float16",
     config: Config = None,
     allow_plugins: Plugins = False,
 ) -> None:
-    """The same file in fewer bytes: half precision, 8 bits, or one bit per number and a scale per row."""
+    """Store a file in fewer bytes: half precision, 8 bits, or one bit per number and a scale per row."""
     from distill.commands.delta_files import quantize_file
 
     quantize_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())
@@ -115,7 +115,7 @@ def quantize(
 
 @delta.command()
 def diff(first: First, second: Second, config: Config = None, allow_plugins: Plugins = False) -> None:
-    """How far two files are apart, layer by layer."""
+    """Compare the changes of two files, site by site."""
     from distill.commands.delta_files import diff_files
 
     diff_files(first, second, config, allow_plugins, Console())

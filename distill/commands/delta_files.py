@@ -1,8 +1,8 @@
-"""What ``distill delta …`` does: opens files, finds their backbone, writes the result and says what it is.
+"""The work of ``distill delta …``: read files, find their backbone, write the result, print its sizes and its error.
 
-Exact operations say so. Those that are not (truncate, quantize) measure what they do to the logits: on the validation
-images of a config, else on seeded noise. That takes the backbone itself: the one of the config, or the one that the
-file names, if it can be made and its SHA-256 is right.
+Operations that are exact print that they are. Those that are not (truncate, quantize) measure the change of the logits:
+on the validation images of a config, else on seeded noise. That needs the backbone: the one of the config, or the one
+that the file names, if it can be made and its SHA-256 is right.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from distill.export.checksummed import ExportError
 from distill.export.delta import algebra
 from distill.export.delta.compare import diff, logits_change, seeded_images
 from distill.export.delta.io import MANIFEST, TENSORS, DeltaManifest, load_delta
-from distill.export.delta.model import DeltaFile, open_delta, save_opened
+from distill.export.delta.model import DeltaFile, open_delta, save_delta_file
 from distill.export.delta.packing import Format
 from distill.export.delta.quantize import quantize
 from distill.export.delta.truncate import truncate
@@ -45,10 +45,20 @@ def combine_files(
     options: Mapping[str, Any],
     console: Console,
 ) -> None:
-    """One of the operations of :mod:`distill.export.delta.algebra`."""
+    """Run one of the operations of :mod:`distill.export.delta.algebra`.
+
+    Args:
+        operation: name of its function.
+        paths: delta folders.
+        to: the folder to write.
+        config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
+        allow_plugins: import delta classes of the user's own that a file names.
+        options: the other arguments of the function.
+        console: where to print.
+    """
     files = [open_delta(path, allow_plugins) for path in paths]
     compute = getattr(algebra, operation)
-    _check_target(to)
+    _check_empty(to)
     try:
         done = compute(*files, **options)
     except algebra.NeedsBackbone as needs:
@@ -56,17 +66,17 @@ def combine_files(
         if isinstance(backbone, str):
             raise ExportError(f"{needs} ({backbone})") from None
         done = compute(*files, **options, backbone=backbone)
-    save_opened(to, done.file, done.made_by)
-    _say_size(to, done.file, files, console)
+    save_delta_file(to, done.file, done.made_by)
+    _print_size(to, done.file, files, console)
     if done.dense:
         size = sum(done.dense.values())
         console.print(
-            f"exact up to rounding: {len(done.dense)} places have no common form and became dense differences, "
+            f"exact up to rounding: {len(done.dense)} sites have no common form and became dense differences, "
             f"{size:,} bytes, e.g. {next(iter(done.dense))}",
             highlight=False,
         )
     else:
-        console.print("exact: every layer has a form of its own for the result")
+        console.print("exact: every layer has a form for the result")
 
 
 def truncate_file(
@@ -78,23 +88,34 @@ def truncate_file(
     allow_plugins: bool,
     console: Console,
 ) -> None:
+    """Run ``distill delta truncate``: write the file, print sizes, ranks and the change of the logits.
+
+    Args:
+        path: a delta folder.
+        to: the folder to write.
+        rank: largest rank per site.
+        budget: bytes of all deltas, such as ``200KB``; give this or ``rank``.
+        config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
+        allow_plugins: import delta classes of the user's own that a file names.
+        console: where to print.
+    """
     file = open_delta(path, allow_plugins)
-    _check_target(to)
+    _check_empty(to)
     backbone = find_backbone(file.manifest, config)
     try:
         limit = None if budget is None else parse_bytes(budget)
     except ValueError as error:
         raise ExportError(f"--budget: {error}") from None
     done = truncate(file, skeleton(file.manifest), rank=rank, budget=limit)
-    save_opened(to, done.file, done.made_by)
-    _say_size(to, done.file, [file], console)
+    save_delta_file(to, done.file, done.made_by)
+    _print_size(to, done.file, [file], console)
     ranks = [rank for rank in done.ranks.values() if rank]
     console.print(
         f"ranks {min(ranks, default=0)} to {max(ranks, default=0)} at {len(ranks)} of {len(done.ranks)} sites; "
         f"{done.kept:.2%} of the squared change of their weights is left",
         highlight=False,
     )
-    _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
+    _print_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
 
 def quantize_file(
@@ -106,16 +127,35 @@ def quantize_file(
     allow_plugins: bool,
     console: Console,
 ) -> None:
+    """Run ``distill delta quantize``: write the file, print sizes and the change of the logits.
+
+    Args:
+        path: a delta folder.
+        to: the folder to write.
+        form: format of the deltas.
+        head: format of the head; None: as it is.
+        config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
+        allow_plugins: import delta classes of the user's own that a file names.
+        console: where to print.
+    """
     file = open_delta(path, allow_plugins)
-    _check_target(to)
+    _check_empty(to)
     backbone = find_backbone(file.manifest, config)
     quantize(file, to, form, head)
-    _say_size(to, file, [file], console)
-    _say_change(path, to, file.manifest, backbone, config, allow_plugins, console)
+    _print_size(to, file, [file], console)
+    _print_change(path, to, file.manifest, backbone, config, allow_plugins, console)
 
 
 def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bool, console: Console) -> None:
-    """A table, and one line for the whole."""
+    """Run ``distill delta diff``: print a table with a line per site, and the sizes.
+
+    Args:
+        first: a delta folder.
+        second: another one, of the same backbone.
+        config: an experiment with the backbone; None: the backbone that the file names.
+        allow_plugins: import delta classes of the user's own that a file names.
+        console: where to print.
+    """
     a, b = (open_delta(path, allow_plugins) for path in (first, second))
     algebra.check_one_backbone(a, b)
     backbone = find_backbone(a.manifest, config)
@@ -124,14 +164,14 @@ def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bo
     else:
         lines = diff(a, b, backbone, knows_values=True)
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("place", overflow="fold")
+    table.add_column("site", overflow="fold")
     for heading in ("‖first‖", "‖second‖", "distance", "cosine"):
         table.add_column(heading, justify="right", no_wrap=True)
     for line in lines:
         cosine = "–" if line.cosine is None else f"{line.cosine:.3f}"
-        style = "bold" if line.place == "all" else None
+        style = "bold" if line.site == "all" else None
         numbers = (f"{value:.3g}" for value in (line.first, line.second, line.distance))
-        table.add_row(line.place, *numbers, cosine, style=style)
+        table.add_row(line.site, *numbers, cosine, style=style)
     console.print(table)
     sizes = f"{a.delta_bytes:,} and {b.delta_bytes:,}"
     console.print(f"deltas of {sizes} bytes, heads not counted; the heads {_heads(a, b)}", highlight=False)
@@ -147,7 +187,7 @@ def skeleton(manifest: DeltaManifest) -> nn.Module:
 
 
 def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | str:
-    """The backbone that a file belongs to, or why it is not at hand. A config's must be the right one."""
+    """The backbone that a file belongs to, or why it cannot be made. Raises if the config's is another one."""
     from distill.models.network import create_network
 
     if config is not None:
@@ -195,7 +235,7 @@ def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
     return torch.cat(views)[:IMAGES], f"{split} images of {config}"
 
 
-def _say_change(
+def _print_change(
     path: Path,
     to: Path,
     manifest: DeltaManifest,
@@ -217,7 +257,7 @@ def _say_change(
     )
 
 
-def _say_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: Console) -> None:
+def _print_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: Console) -> None:
     tensors, manifest = ((to / name).stat().st_size for name in (TENSORS, MANIFEST))
     head = sum(t.numel() * t.element_size() for t in file.values.values())
     console.print(f"wrote {to}", highlight=False)
@@ -228,7 +268,7 @@ def _say_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: C
     )
 
 
-def _check_target(to: Path) -> None:
+def _check_empty(to: Path) -> None:
     if to.is_dir() and any(to.iterdir()):
         raise ExportError(f"{to} is not empty; name a new folder")
 

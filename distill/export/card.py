@@ -1,4 +1,4 @@
-"""The model card: how to load the folder with timm alone, what it expects to see, what was measured."""
+"""The model card of a timm folder: how to load it with timm alone, its preprocessing, its results."""
 
 from __future__ import annotations
 
@@ -20,8 +20,16 @@ def card(
     """The text of ``README.md``.
 
     Args:
+        architecture: timm's name.
+        origin: where the backbone's weights came from.
+        preprocessing: how an image becomes the network's input.
+        labels: class names; empty if there are none.
+        results: measured numbers; the card gives mean and standard deviation over seeds.
         size: of the weights, in bytes.
         registered_by: the module that registers an architecture which is not timm's own.
+
+    Returns:
+        Markdown.
     """
     channels, height, width = preprocessing.input_size
     classes = f"{len(labels)} classes: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}." if labels else ""

@@ -1,7 +1,7 @@
-"""JSON manifests that notice any change to themselves, and the files of a folder that they vouch for.
+"""JSON manifests with a checksum of their own text, and files whose SHA-256 a manifest gives.
 
-A seal proves that nothing was damaged, not who wrote it: someone who changes a file on purpose can seal it again.
-Against that, compare ``digest`` with one that you got another way.
+The checksums detect damage. They do not prove who wrote a file: whoever changes one on purpose can write a new
+checksum. Against that, compare its SHA-256 with one that you got another way.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def read_checksummed(path: Path, kind: type[M]) -> M:
 
 
 def read_inside(folder: Path, name: str) -> bytes:
-    """The bytes of ``folder/name``, which must be a file of that folder itself: no path, and no link out of it."""
+    """The bytes of ``folder/name``, which must be in that folder itself: no path, and no link out of it."""
     path = folder / name
     if Path(name).name != name or path.resolve().parent != folder.resolve():
         raise ExportError(f"{path}: leads out of its folder")
@@ -68,7 +68,19 @@ def read_inside(folder: Path, name: str) -> bytes:
 
 
 def read_checked(folder: Path, name: str, sha256: str) -> bytes:
-    """The bytes of a file whose SHA-256 a manifest gives; nothing has looked into them before they are checked."""
+    """Read a file whose SHA-256 a manifest gives; the bytes are checked before anything parses them.
+
+    Args:
+        folder: of the manifest.
+        name: of a file in it.
+        sha256: what the manifest gives, in hexadecimal digits.
+
+    Returns:
+        The bytes.
+
+    Raises:
+        ExportError: the file cannot be read, is outside the folder, or has another SHA-256.
+    """
     data = read_inside(folder, name)
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ExportError(f"{folder / name}: damaged or replaced, its SHA-256 is not the one in the manifest")

@@ -1,4 +1,4 @@
-"""Logits of a torch model, by the same arithmetic for all that are compared."""
+"""Logits of a torch model, computed the same way for every model that is compared."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from torch import Tensor, nn
 def logits_of(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """A function of images [N, 3, H, W] that gives the model's logits [N, K] on the CPU.
 
-    fp32, eval mode, plain layout, 32 images at a time; the model is in training mode again afterwards where it was.
+    fp32, eval mode, plain memory layout, 32 images at a time. Modules that were in training mode are so again
+    afterwards.
     """
 
     @torch.no_grad()

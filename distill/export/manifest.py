@@ -24,7 +24,7 @@ class Preprocessing(Settings):
 
     @classmethod
     def of(cls, model: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
-        """What a timm model declares, at another height and width if given."""
+        """What a timm model declares, with another height and width if given."""
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         channels, *declared = config["input_size"]
         fields = {name: config[name] for name in cls.model_fields if name in config}

@@ -19,12 +19,14 @@ else:
 
 
 class ExportSettings(Settings):
-    """What is written beside the delta file, and how it is proved."""
+    """The formats written beside the delta file, and how they are verified."""
 
     targets: tuple[AnyTarget, ...] | None = Field(
         None, description="formats beside the delta file; default: timm_folder, a plain timm model with merged deltas"
     )
-    verify_images: int = Field(256, ge=1, description="real images on which everything written must equal the student")
+    verify_images: int = Field(
+        256, ge=1, description="real images on which every export must give the logits of the student"
+    )
 
     @model_validator(mode="after")
     def _one_folder_each(self) -> ExportSettings:
@@ -40,7 +42,7 @@ class ExportSettings(Settings):
         return self
 
     def make_targets(self) -> list[ExportTarget]:
-        """The targets, ready to write. Raises ``PluginError`` for a type that there is not."""
+        """The targets. Raises ``PluginError`` for an unknown type."""
         settings = self.targets
         if settings is None:
             settings = (TARGETS.settings_of("timm_folder").model_validate({"type": "timm_folder"}),)  # type: ignore[assignment]

@@ -1,8 +1,8 @@
-"""Proof that what was exported is what was trained: hashes first, then the same logits from a fresh process.
+"""Verification of an export: SHA-256 of every file first, then the same logits from a fresh process.
 
 The fresh process (``python -m distill.export.verify FOLDER``, a folder that :func:`verify` prepares) builds the
 backbone, loads the delta file onto it, opens a session of every target, and runs all of them on the same images. It
-knows no target by name.
+has no list of targets: their settings come with the request.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from distill.export.targets.base import ExportTarget
 from distill.models.network import timm_with_own_models
 
 TOLERANCE = 1e-5
-"""Of the delta file; a target has its own."""
+"""Of the delta file against the live model; a target has its own."""
 ENOUGH_IMAGES = 256
 DELTA, LIVE = "delta file", "live model"
 
 
 class Comparison(Settings):
-    """The logits of one thing that was written against others', over all images."""
+    """The logits of what was written, compared with a reference over all images."""
 
     what: str
     """Title of a target, or ``delta file``."""
@@ -56,7 +56,7 @@ class Comparison(Settings):
 
 
 class VerificationReport(Settings):
-    """What was proved."""
+    """What ``verify`` compared."""
 
     images: int
     hashes: dict[str, str]
@@ -69,13 +69,13 @@ class VerificationReport(Settings):
 
 
 class _VerifyRequest(Settings):
-    """What the fresh process is asked, beside ``images.safetensors`` and ``backbone.safetensors``."""
+    """What the fresh process reads, beside ``images.safetensors`` and ``backbone.safetensors``."""
 
     targets: dict[str, dict[str, Any]]
     """Folder of a target → its settings."""
     delta: str | None
     paths: tuple[str, ...]
-    """Where modules of the user's own classes are found."""
+    """``sys.path`` of this process, so that the user's own classes can be imported."""
 
 
 def verify(
@@ -92,11 +92,12 @@ def verify(
     Args:
         targets: folder → the target that wrote it; empty for a student that only the delta file can hold, which needs
             ``delta`` and ``model``.
-        images: [N, 3, H, W] fp32, normalized as the student sees them; real ones, at least ``enough``.
-        delta: the delta folder; none for a student of which every weight was trained.
-        make_backbone: makes the timm model that the delta belongs to, with the student's number of classes.
-        model: the model in memory that was exported, to compare with as well (or instead).
-        enough: how few images are too few.
+        images: [N, 3, H, W] fp32, normalized as the student sees them; real images, at least ``enough``.
+        delta: the delta folder; None for a student of which every weight was trained.
+        make_backbone: makes the timm model that the delta belongs to, with the student's number of classes; given
+            exactly when ``delta`` is.
+        model: the live model that was exported, to compare with besides the delta file or in its place.
+        enough: the smallest number of images.
 
     Returns:
         The report. It passes if every comparison is within its tolerance and has every top-1 the same.
@@ -106,7 +107,7 @@ def verify(
             fresh process cannot load what was written.
     """
     if len(images) < enough:
-        raise ExportError(f"{len(images)} images prove too little; give at least {enough}")
+        raise ExportError(f"{len(images)} images are too few; give at least {enough}")
     if (delta is None) != (make_backbone is None) or (delta is None and model is None):
         raise ExportError("verify needs a delta folder and its backbone, or the model in memory, or both")
     if not targets and (delta is None or model is None):

@@ -19,7 +19,7 @@ from distill.export.checksummed import ExportError
 from distill.export.delta.algebra import add, compose, interpolate, negate, scale, subtract
 from distill.export.delta.compare import diff, logits_change, seeded_images
 from distill.export.delta.io import load_delta, read_delta, save_delta, write_delta_files
-from distill.export.delta.model import open_delta, save_opened
+from distill.export.delta.model import open_delta, save_delta_file
 from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
 from distill.export.verify import _fresh_process, verify
 from distill.models.fingerprint import fingerprint
@@ -50,7 +50,7 @@ def files(tmp_path_factory):
 
 def changes(file, backbone, folder) -> dict[str, torch.Tensor]:
     """What a file changes, found by writing it and loading it again; also proves that the written file is valid."""
-    save_opened(folder, file, "test")
+    save_delta_file(folder, file, "test")
     before, after = weights(backbone), weights(load_delta(folder, backbone))
     # The head is a value of the file, not a change.
     return {n: after[n] - before[n] for n in after if not n.startswith("classifier")}
@@ -121,7 +121,7 @@ def test_compose_applies_the_second_to_what_the_first_made(files, backbone, tmp_
 
 
 def _saved(file, folder):
-    save_opened(folder, file, "test")
+    save_delta_file(folder, file, "test")
     return folder
 
 
@@ -180,7 +180,7 @@ def test_files_of_different_backbones_are_refused(files, tmp_path):
 
 def test_a_result_that_changes_nothing_is_not_written(files, tmp_path):
     with pytest.raises(ExportError, match="changes nothing"):
-        save_opened(tmp_path / "none", subtract(files["low"], files["low"]).file, "subtract")
+        save_delta_file(tmp_path / "none", subtract(files["low"], files["low"]).file, "subtract")
     assert not (tmp_path / "none").exists()
 
 
@@ -205,7 +205,7 @@ def test_results_tell_how_they_were_made_and_carry_no_figures(files, backbone, t
     identity = fingerprint(backbone_state(model, classifier_names(model)))
     save_delta(tmp_path / "r", model, identity, origin="random", results=[Result(name="test/top1", value=0.9)])
     done = scale(open_delta(tmp_path / "r"), 0.5)
-    save_opened(tmp_path / "half", done.file, done.made_by)
+    save_delta_file(tmp_path / "half", done.file, done.made_by)
     manifest = read_delta(tmp_path / "half")[0]
     assert manifest.results == ()
     assert manifest.made_by == f"scale 0.5 of {read_delta(tmp_path / 'r')[0].sha256}"
@@ -215,7 +215,7 @@ def test_a_result_passes_the_proof_of_exports(files, backbone, tmp_path, monkeyp
     """Merged equals unmerged, as for any delta file; the proof runs in this process, which is faster."""
     monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
     done = add(files["low"], files["scale"])
-    save_opened(tmp_path / "delta", done.file, done.made_by)
+    save_delta_file(tmp_path / "delta", done.file, done.made_by)
     write_timm_folder(tmp_path / "merged", load_delta(tmp_path / "delta", backbone), origin="random", labels=LABELS)
     images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     targets = {tmp_path / "merged": TimmFolder(TimmFolder.Settings())}
@@ -228,7 +228,7 @@ def test_diff_is_the_geometry_of_the_changes(files, backbone, tmp_path):
     x, y = changes(a, backbone, tmp_path / "a"), changes(b, backbone, tmp_path / "b")
     u, v = (torch.cat([t.flatten() for t in c.values()]) for c in (x, y))
     *lines, whole = diff(a, b, backbone, knows_values=False)
-    assert {line.place for line in lines} == {*a.layers, *b.layers}
+    assert {line.site for line in lines} == {*a.layers, *b.layers}
     assert whole.first == pytest.approx(float(u.norm()), rel=1e-5)
     assert whole.distance == pytest.approx(float((u - v).norm()), rel=1e-5)
     assert whole.cosine == pytest.approx(float(torch.cosine_similarity(u, v, dim=0)), abs=1e-5)

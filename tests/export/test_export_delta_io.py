@@ -162,7 +162,7 @@ def test_a_delta_that_changes_nothing_is_refused(folder: Path, trained: Trained)
 
 
 def _rewrite(folder: Path, change) -> None:
-    """What someone with the right tools could write: other tensors, sealed again."""
+    """Replace the tensors and write correct checksums, as someone who does it on purpose could."""
     manifest, tensors = read_delta(folder)
     data = safetensors.torch.save(change(tensors))
     (folder / "delta.safetensors").write_bytes(data)

@@ -12,7 +12,7 @@ from distill.deltas.scale_shift import ScaleShift
 from distill.export.checksummed import ExportError
 from distill.export.delta.compare import diff
 from distill.export.delta.io import TENSORS, load_delta, read_delta
-from distill.export.delta.model import open_delta, save_opened
+from distill.export.delta.model import open_delta, save_delta_file
 from distill.export.delta.packing import pack, unpack
 from distill.export.delta.quantize import quantize
 from distill.export.delta.truncate import truncate
@@ -127,7 +127,7 @@ def test_quantizing_twice_changes_nothing_more(mixed, tmp_path):
 
 
 def changes(file, backbone, folder):
-    save_opened(folder, file, "test")
+    save_delta_file(folder, file, "test")
     before, after = weights(backbone), weights(load_delta(folder, backbone))
     return {n: (after[n] - before[n]).double() for n in after if not n.startswith("classifier")}
 

@@ -126,8 +126,12 @@ def test_a_target_beyond_its_tolerance_fails(proof: Proof) -> None:
     targets: dict[Path, ExportTarget] = {}
     for path, target in proof.targets.items():
         targets[path] = Halved(Halved.Settings(type=HALVED, wrong=0.1)) if isinstance(target, Halved) else target
-    report = verify(targets, IMAGES, delta=proof.delta, make_backbone=make_backbone, enough=8)
-    assert [(c.what, c.passed) for c in report.comparisons] == [("merged model", True), ("half precision", False)]
+    report = verify(targets, IMAGES, model=proof.trained.model, enough=8)
+    assert [(c.what, c.against, c.passed) for c in report.comparisons] == [
+        ("merged model", "live model", True),
+        ("half precision", "live model", False),
+    ]
+    assert set(report.hashes) == {"merged model", "half precision"}
     assert report.comparisons[1].same_top1 == 8 and not report.passed
 
 
@@ -197,7 +201,7 @@ def test_a_tampered_file_is_refused_before_any_loader(
 
 
 def test_what_it_needs(folder: Path) -> None:
-    with pytest.raises(ExportError, match="8 images prove too little; give at least 256"):
+    with pytest.raises(ExportError, match="8 images are too few; give at least 256"):
         verify({folder: TIMM}, IMAGES, model=make_backbone())
     with pytest.raises(ExportError, match="without a target verify needs the delta folder"):
         verify({}, IMAGES, model=make_backbone(), enough=8)

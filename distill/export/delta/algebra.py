@@ -1,15 +1,15 @@
 """Sums, multiples and compositions of delta files of one backbone.
 
 ``scale``, ``negate``, ``add``, ``subtract`` and ``interpolate`` compute with the changes of weights and biases;
-``compose`` applies one file's deltas after the other's. ``compose`` and all that :mod:`distill.deltas.algebra` knows a
-form for are exact, without the backbone. Where there is none (two DoRA deltas on one layer, say), the layer gets the
-difference itself, as large as its weight, which needs the backbone: the result says where and how large.
+``compose`` applies one file's deltas after the other's. ``compose`` is exact and needs no backbone; so are sums and
+multiples of deltas that :mod:`distill.deltas.algebra` has a form for. Other layers (two DoRA deltas on one layer, say)
+get a dense difference, as large as their weight, which needs the backbone; the result lists them and their bytes.
 
 The head is no change and has no sum. Equal heads are kept. ``interpolate`` interpolates heads for the same labels.
 Otherwise the caller chooses ``head="first"`` or ``"second"``; labels, preprocessing and moved statistics come from the
-same file. Measured figures are not carried over.
+same file. Measured results are left out.
 
-Files of one backbone means: the same SHA-256 of all its tensors. Structural deltas are refused by name.
+All files must belong to one backbone: the same SHA-256 of all its tensors. Structural deltas are refused.
 
 Papers: Ilharco et al., task arithmetic, arXiv 2212.04089; Wortsman et al., WiSE-FT, arXiv 2109.01903 (interpolation).
 """
@@ -29,14 +29,14 @@ from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
 from distill.deltas.sites import layer_kind
 from distill.export.checksummed import ExportError
-from distill.export.delta.model import DeltaFile, by_layer, chain_bytes, change_of, layer_of, places
+from distill.export.delta.model import DeltaFile, by_layer, by_site, chain_bytes, change_of, layer_of
 from distill.models.fingerprint import differences
 
 Which = Literal["first", "second"]
 
 
 class NeedsBackbone(ExportError):
-    """The operation has no exact form on some layers; with the backbone it can be done."""
+    """The result has no exact form on some layers; with the backbone they can become dense differences."""
 
 
 @dataclass(frozen=True)
@@ -47,16 +47,28 @@ class Combined:
     made_by: str
     """The operation, with the SHA-256 of the files it was made from."""
     dense: Mapping[str, int] = field(default_factory=dict)
-    """Places that became a dense difference → its bytes. Equal to the sum up to rounding; all others are exact."""
+    """Site → bytes, for sites that became dense differences: exact up to rounding. All others are exact."""
 
 
 def scale(file: DeltaFile, factor: float, backbone: nn.Module | None = None) -> Combined:
-    """``factor · Δ``. The head stays as it is."""
+    """``factor · Δ``. The head stays as it is.
+
+    Args:
+        file: of weight deltas.
+        factor: 1 leaves the change as it is, 0.5 halves it.
+        backbone: the file's backbone; needed only where the result has no exact form.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
+    """
     return _combined([(file, factor)], f"scale {factor:g} of {_name(file)}", file, backbone)
 
 
 def negate(file: DeltaFile, backbone: nn.Module | None = None) -> Combined:
-    """``−Δ``: forget what was learned. The head stays as it is."""
+    """``−Δ``: the opposite change. The head stays as it is. See :func:`scale`."""
     return _combined([(file, -1.0)], f"negate {_name(file)}", file, backbone)
 
 
@@ -67,7 +79,22 @@ def add(
     head: Which | None = None,
     factors: tuple[float, float] = (1.0, 1.0),
 ) -> Combined:
-    """``f₁ · Δ_1 + f₂ · Δ_2``."""
+    """``f_1 · Δ_1 + f_2 · Δ_2``.
+
+    Args:
+        first: a file.
+        second: another one, of the same backbone.
+        backbone: the files' backbone; needed only where the result has no exact form.
+        head: whose head to take, with labels, preprocessing and moved statistics; None: they must be equal.
+        factors: ``f_1`` and ``f_2``.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
+        ExportError: the files belong to different backbones, or their heads differ and ``head`` is None.
+    """
     chosen = _choose(first, second, head)
     made_by = f"add {factors[0]:g} of {_name(first)} and {factors[1]:g} of {_name(second)}"
     return _combined([(first, factors[0]), (second, factors[1])], made_by, chosen, backbone)
@@ -76,21 +103,62 @@ def add(
 def subtract(
     first: DeltaFile, second: DeltaFile, backbone: nn.Module | None = None, head: Which | None = None
 ) -> Combined:
-    """``Δ_1 − Δ_2``."""
+    """``Δ_1 − Δ_2``.
+
+    Args:
+        first: a file.
+        second: another one, of the same backbone.
+        backbone: the files' backbone; needed only where the result has no exact form.
+        head: whose head to take, with labels, preprocessing and moved statistics; None: they must be equal.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
+        ExportError: the files belong to different backbones, or their heads differ and ``head`` is None.
+    """
     return add(first, second, backbone, head, (1.0, -1.0))
 
 
 def interpolate(
     first: DeltaFile, second: DeltaFile, t: float, backbone: nn.Module | None = None, head: Which | None = None
 ) -> Combined:
-    """``(1 − t) · Δ_1 + t · Δ_2``; t below 0 or above 1 extrapolates."""
+    """``(1 − t) · Δ_1 + t · Δ_2``; heads for the same labels are interpolated too.
+
+    Args:
+        first: a file.
+        second: another one, of the same backbone.
+        t: 0 is the first, 1 the second; below 0 or above 1 extrapolates.
+        backbone: the files' backbone; needed only where the result has no exact form.
+        head: whose head to take, with labels, preprocessing and moved statistics; None: interpolated.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
+        ExportError: the files belong to different backbones, or their classes differ and ``head`` is None.
+    """
     chosen = _choose(first, second, head, t)
     made_by = f"interpolate {t:g} of the way from {_name(first)} to {_name(second)}"
     return _combined([(first, 1 - t), (second, t)], made_by, chosen, backbone)
 
 
 def compose(first: DeltaFile, second: DeltaFile, head: Which | None = None) -> Combined:
-    """``W → d_2(d_1(W))``: the second file's deltas on the layers that the first has changed. Always exact."""
+    """``W → d_2(d_1(W))``: the second file's deltas on the layers that the first has changed. Always exact.
+
+    Args:
+        first: a file.
+        second: another one, of the same backbone.
+        head: whose head to take, with labels, preprocessing and moved statistics; None: they must be equal.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        ExportError: the files belong to different backbones, or their heads differ and ``head`` is None.
+    """
     chosen = _choose(first, second, head)
     layers = dict.fromkeys([*first.layers, *second.layers])
     chains = {layer: compact((*first.layers.get(layer, ()), *second.layers.get(layer, ()))) for layer in layers}
@@ -117,22 +185,22 @@ def _combined(
     factors = [factor for _, factor in terms]
     chains: dict[str, Chain] = {}
     without: dict[str, list[tuple[Chain, float]]] = {}
-    for place, parts in places(*(file for file, _ in terms)):
+    for site, parts in by_site(*(file for file, _ in terms)):
         used = [(chain, factor) for chain, factor in zip(parts, factors, strict=True) if chain and factor]
         chain = _sum(used)
-        chains[place] = chain or ()
+        chains[site] = chain or ()
         if chain is None:
-            without[place] = used
+            without[site] = used
     if without and backbone is None:
-        names = ", ".join(f"{place} ({_types(used)})" for place, used in list(without.items())[:3])
+        names = ", ".join(f"{site} ({_types(used)})" for site, used in list(without.items())[:3])
         raise NeedsBackbone(
-            f"{made_by}: {len(without)} layers have no form in which this is exact, e.g. {names}; give the backbone, "
-            "and they become dense differences, or merge the files and compare the models"
+            f"{made_by}: {len(without)} layers have no form in which this is exact, e.g. {names}; give the backbone "
+            "to make them dense differences, or merge the files and compare the models"
         )
     if backbone is not None:
-        for place, used in without.items():
-            chains[place] = _difference(backbone, place, used)
-    dense = {place: chain_bytes(chains[place]) for place in without}
+        for site, used in without.items():
+            chains[site] = _difference(backbone, site, used)
+    dense = {site: chain_bytes(chains[site]) for site in without}
     return Combined(replace(chosen, layers=by_layer(chains)), made_by, dense)
 
 
@@ -146,19 +214,19 @@ def _sum(used: Sequence[tuple[Chain, float]]) -> Chain | None:
     return total
 
 
-def _difference(backbone: nn.Module, place: str, used: Sequence[tuple[Chain, float]]) -> Chain:
-    """``Σ f · Δ(W)`` as it is."""
+def _difference(backbone: nn.Module, site: str, used: Sequence[tuple[Chain, float]]) -> Chain:
+    """``Σ f · Δ(W)`` as dense deltas."""
     total: dict[str, Tensor] = {}
     for chain, factor in used:
-        for name, change in change_of(backbone, place, chain).items():
+        for name, change in change_of(backbone, site, chain).items():
             total[name] = total[name] + factor * change if name in total else factor * change
     links = []
     if "weight" in total:
-        if layer_kind(backbone.get_submodule(layer_of(place))) == "norm":
-            raise ExportError(f"{place}: no delta holds a free change of a norm's weight; merge the files instead")
-        links.append(Link(place, DeltaTensors(Dense.Settings(), {"D": total["weight"]})))
+        if layer_kind(backbone.get_submodule(layer_of(site))) == "norm":
+            raise ExportError(f"{site}: no delta holds a free change of a norm's weight; merge the files instead")
+        links.append(Link(site, DeltaTensors(Dense.Settings(), {"D": total["weight"]})))
     if "bias" in total:
-        links.append(Link(place, DeltaTensors(Bias.Settings(), {"shift": total["bias"]})))
+        links.append(Link(site, DeltaTensors(Bias.Settings(), {"shift": total["bias"]})))
     return tuple(links)
 
 

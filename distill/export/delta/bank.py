@@ -1,14 +1,15 @@
-"""Several tasks on one live backbone: switch from one delta file to another without loading anything.
+"""Several tasks on one backbone in memory: switch from one delta file to another without reading files.
 
-Two ways, by what matters:
+There are two modes:
 
-* ``merged=False``: one model with deltas; a switch copies a task's numbers into them. Memory: one backbone and the
-  deltas. Every task must have the same deltas on the same layers (one recipe, several data sets).
-* ``merged=True``: one plain model; a switch points its changed weights to another task's, merged beforehand. Any weight
-  deltas, the speed of the backbone, and a switch that moves no numbers. Memory: the changed weights once per task.
+* ``merged=False``: one model with deltas; a switch copies a task's tensors into them. Memory: one backbone, and the
+  deltas and head of every task. All tasks need the same deltas on the same layers (one recipe, several data sets).
+* ``merged=True``: one model without deltas; a switch points its weights to a task's, which were merged when it was
+  added. It takes any weight deltas, runs at the speed of the backbone, and a switch copies nothing. Memory: the changed
+  weights once per task.
 
-A switch changes the model in place: finish a batch before it. With ``merged=True`` storages are swapped, which a CUDA
-graph does not see; ``torch.compile`` does.
+A switch changes the model in place: finish a batch before it. With ``merged=True`` the storages change, which a CUDA
+graph does not notice; ``torch.compile`` does.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from distill.export.delta.io import load_delta, parts_of, read_delta
 
 
 class DeltaBank:
-    """Delta files of one backbone, one of them live at a time.
+    """Delta files of one backbone, one of them live at a time: the first until :meth:`switch` is called.
 
     Example::
 
@@ -37,7 +38,7 @@ class DeltaBank:
 
     Args:
         backbone: the timm model that the files were learned on, with as many classes; it is copied, not changed.
-        merged: see above.
+        merged: whether the model has merged weights in place of deltas, see above.
         allow_plugins: import delta classes of your own that files name.
     """
 
@@ -50,13 +51,15 @@ class DeltaBank:
 
     @property
     def names(self) -> tuple[str, ...]:
+        """Of the tasks, in the order in which they were added."""
         return tuple(self._states)
 
     def add(self, name: str, folder: Path) -> None:
-        """Read and check a delta file, all of it, as ``load_delta`` does. The task that is live stays so.
+        """Read and check a delta file, as ``load_delta`` does. The live task stays the same.
 
         Raises:
-            ExportError: damaged, of another backbone, or (``merged=False``) with deltas that the first task has not.
+            ExportError: the name is taken, or the file is damaged, of another backbone, or (``merged=False``) has other
+                deltas than the first task or moved batch-norm statistics.
         """
         if name in self._states:
             raise ExportError(f"there is a task {name!r} already")
@@ -71,7 +74,7 @@ class DeltaBank:
         if self._model is None:
             self._model = model
             self._targets = dict(model.state_dict(keep_vars=True)) if self.merged else _own(model)
-            # The live model gets numbers of its own: a copy that is switched away must not change.
+            # The live model's tensors are its own: whoever trains it must not change what is kept for this task.
             self._states[name] = state if self.merged else {key: tensor.clone() for key, tensor in state.items()}
             self.live = name
             return
@@ -97,10 +100,10 @@ class DeltaBank:
 
     @torch.no_grad()
     def switch(self, name: str) -> nn.Module:
-        """Make a task the live one and return the model, the same object every time.
+        """Make a task the live one; returns the model, the same object every time.
 
         Raises:
-            ExportError: there is no such task; the text names those there are.
+            ExportError: there is no such task; the text names the tasks.
         """
         if name not in self._states:
             raise ExportError(f"no task {name!r}; there are {', '.join(self._states) or 'none'}")
@@ -116,5 +119,5 @@ class DeltaBank:
 
 
 def _own(model: nn.Module) -> dict[str, Tensor]:
-    """What differs from task to task while deltas are not merged: deltas and head."""
+    """The tensors of a task that is not merged: deltas and head."""
     return {**delta_state(model), **{f"head.{n}": t for n, t in head_state(model, classifier_names(model)).items()}}

@@ -1,4 +1,4 @@
-"""How far apart two delta files are: layer by layer in their weights, and as a whole in their logits."""
+"""Differences of two delta files: of their changes, site by site, and of the logits of two models."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from torch.nn import functional as F
 
 from distill.export.checksummed import ExportError
 from distill.export.delta.algebra import check_one_backbone
-from distill.export.delta.model import DeltaFile, change_of, needs_values, places
+from distill.export.delta.model import DeltaFile, by_site, change_of, needs_values
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Two changes of one place, or of all of them: weight and bias together, as one vector."""
+    """Two changes of one site (or of all together), each as one vector of weight and bias."""
 
-    place: str
+    site: str
     first: float
     """Euclidean norm of the first change."""
     second: float
     distance: float
     """Euclidean norm of the difference."""
     cosine: float | None
-    """Of the angle between the two; None where one of them is zero."""
+    """Of the angle between the two; None if one of them is zero."""
 
 
 @dataclass(frozen=True)
 class LogitsChange:
-    """What an operation did to the logits."""
+    """How much the logits of two models differ."""
 
     images: int
     relative: float
@@ -39,21 +39,26 @@ class LogitsChange:
 
 
 def diff(first: DeltaFile, second: DeltaFile, backbone: nn.Module, knows_values: bool) -> list[Difference]:
-    """A line for each place that one of them changes; the last line, ``all``, is of all together.
+    """Compare the changes of two files.
 
     Args:
+        first: a file.
+        second: another one, of the same backbone.
         backbone: of the files' architecture. Its values matter for deltas that depend on them (scale and shift, say).
         knows_values: whether they are the values of the files' backbone.
+
+    Returns:
+        One for each site that one of the files changes; the last, ``all``, is of all together.
 
     Raises:
         ExportError: different backbones, or the values are needed and not known.
     """
     check_one_backbone(first, second)
     lines, sums = [], torch.zeros(4, dtype=torch.float64)
-    for place, chains in places(first, second):
+    for site, chains in by_site(first, second):
         if not knows_values and any(needs_values(chain) for chain in chains):
-            raise ExportError(f"{place}: this change depends on the backbone's weights; give the backbone")
-        a, b = (change_of(backbone, place, chain) for chain in chains)
+            raise ExportError(f"{site}: this change depends on the backbone's weights; give the backbone")
+        a, b = (change_of(backbone, site, chain) for chain in chains)
         names = sorted(a.keys() | b.keys())
         shapes = {name: (a if name in a else b)[name] for name in names}
         u, v = (
@@ -62,12 +67,21 @@ def diff(first: DeltaFile, second: DeltaFile, backbone: nn.Module, knows_values:
         )
         products = torch.stack([u @ u, v @ v, (u - v) @ (u - v), u @ v])
         sums += products
-        lines.append(_line(place, products))
+        lines.append(_line(site, products))
     return [*lines, _line("all", sums)]
 
 
 def logits_change(before: nn.Module, after: nn.Module, images: Tensor) -> LogitsChange:
-    """Compare two models in eval mode on [N, 3, H, W] normalized images."""
+    """Compare the logits of two models.
+
+    Args:
+        before: in eval mode.
+        after: in eval mode.
+        images: [N, 3, H, W] fp32, normalized.
+
+    Returns:
+        The change from the first to the second.
+    """
     with torch.no_grad():
         pairs = [(before(batch), after(batch)) for batch in images.split(32)]
     old, new = (torch.cat(side).float() for side in zip(*pairs))
@@ -79,14 +93,23 @@ def logits_change(before: nn.Module, after: nn.Module, images: Tensor) -> Logits
 
 
 def seeded_images(size: tuple[int, int, int], count: int, seed: int = 0) -> Tensor:
-    """Smooth noise [count, C, H, W] of mean 0 and deviation 1: no photographs, but the same numbers everywhere."""
+    """Smooth noise of mean 0 and standard deviation 1 per image, in place of photographs.
+
+    Args:
+        size: channels, height, width.
+        count: of images.
+        seed: the same seed gives the same images.
+
+    Returns:
+        [count, C, H, W] fp32.
+    """
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(count, size[0], 12, 12, generator=generator)
     images = F.interpolate(noise, size[1:], mode="bicubic", align_corners=False)
     return (images - images.mean((1, 2, 3), keepdim=True)) / images.std((1, 2, 3), keepdim=True)
 
 
-def _line(place: str, products: Tensor) -> Difference:
+def _line(site: str, products: Tensor) -> Difference:
     first, second, distance = products[:3].sqrt().tolist()
     cosine = float(products[3]) / (first * second) if first and second else None
-    return Difference(place, first, second, distance, cosine)
+    return Difference(site, first, second, distance, cosine)

@@ -1,4 +1,4 @@
-"""The delta file: everything that was learned and nothing else, with proof of the backbone that it belongs to.
+"""The delta file: a student's deltas and head, and the SHA-256 of every tensor of the backbone that they belong to.
 
 A folder with ``delta.safetensors`` (``delta/…``, ``head/…``, and ``moved/…``: batch-norm statistics that moved) and
 ``delta.json``, a :class:`DeltaManifest`. Reading never unpickles and fails closed: every byte of both files is
@@ -82,14 +82,21 @@ def save_delta(
     """Write a trained student's deltas and head.
 
     Args:
+        folder: where to write ``delta.safetensors`` and ``delta.json``; it is made if it does not exist.
         model: a timm model with deltas attached; its classifier is the head. Without deltas it is a linear probe.
-        backbone: ``identify(backbone_state(model, classifier_names(model)))`` from before training.
+        backbone: ``fingerprint(backbone_state(model, classifier_names(model)))`` from before training.
         origin: the backbone's pretrained tag or file.
-        preprocessing: default: what the model declares.
-        model_args: default: what timm recorded on the model.
+        labels: class names in the order of the logits; empty if there are none.
+        preprocessing: how an image becomes the model's input; None: as the model declares.
+        results: measured numbers.
+        model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
+
+    Returns:
+        What ``delta.json`` says.
 
     Raises:
-        ExportError: a backbone weight changed although it is frozen, or every delta is still the identity.
+        ExportError: a backbone weight changed although it is frozen, every delta is still the identity, or there is
+            not one label for each class.
     """
     folder = Path(folder)
     head = classifier_names(model)
@@ -121,12 +128,16 @@ def save_delta(
 def write_delta_files(
     folder: Path, tensors: Mapping[str, Tensor], formats: Mapping[str, Format] | None = None, **about: Any
 ) -> DeltaManifest:
-    """Write the two files.
+    """Write the two files of a delta folder from tensors.
 
     Args:
+        folder: where to write; it is made if it does not exist.
         tensors: by their names in the file.
-        formats: which of them to store in fewer bytes, and how.
-        about: the other fields of the manifest.
+        formats: tensor name → format, for tensors that are stored in fewer bytes; None: all as they are.
+        about: the other fields of :class:`DeltaManifest`.
+
+    Returns:
+        What ``delta.json`` says.
     """
     stored, packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, formats or {})
     data = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in stored.items()})
@@ -136,7 +147,7 @@ def write_delta_files(
 
 
 def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
-    """The manifest and the tensors of a delta folder.
+    """Read and check a delta folder: its manifest, and its tensors by their names in the file.
 
     Raises:
         ExportError: a file is absent, truncated, or differs in any bit from what was written.
@@ -147,16 +158,20 @@ def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
 
 
 def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False) -> nn.Module:
-    """A copy of ``backbone`` in eval mode, frozen, with the deltas and the head of a delta folder.
+    """Put the deltas and the head of a delta folder on a copy of their backbone.
 
     Args:
+        folder: holds ``delta.safetensors`` and ``delta.json``.
         backbone: the timm model that the deltas were learned on, with as many classes; its head's values do not matter.
         allow_plugins: import the user's own delta classes that the manifest names (``package.module:Class``). Importing
             runs code: allow it only for files that you trust.
 
+    Returns:
+        The copy: frozen, in eval mode, deltas not merged. ``backbone`` itself is never changed.
+
     Raises:
         ExportError: damaged files, another backbone (tensors listed), names or shapes that do not fit, or deltas that
-            change nothing. ``backbone`` itself is never changed.
+            change nothing.
     """
     folder = Path(folder)
     manifest, tensors = read_delta(folder)
@@ -171,7 +186,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         buffers = {name: buffer for name, buffer in model.named_buffers() if name in parts["moved"]}
         load_exactly(buffers, parts["moved"], "set of moved statistics")
         freeze(model, head)
-        with torch.random.fork_rng(devices=[]):  # random starts are overwritten; the caller's draws stay what they were
+        with torch.random.fork_rng(devices=[]):  # initial values are overwritten; the caller's generator stays as it is
             for group in manifest.deltas:
                 settings = settings_of(group, allow_plugins)
                 if settings.component is not None and issubclass(settings.component, StructuralDelta):
@@ -187,7 +202,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
 
 
 def parts_of(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
-    """``delta``, ``head`` and ``moved`` → their tensors."""
+    """The tensors of a delta file by part: ``delta``, ``head`` and ``moved``, each by name without that prefix."""
     parts: dict[str, dict[str, Tensor]] = {"delta": {}, "head": {}, "moved": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
@@ -215,6 +230,7 @@ def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
 
 
 def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
+    """The settings of a group's deltas; a class outside this package is imported only if plug-ins are allowed."""
     name = str(group.settings.get("type"))
     if is_import_path(name) and not allow_plugins:
         raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True if you trust the file and that class")
@@ -224,7 +240,7 @@ def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
 
 
 def _moved(model: nn.Module, before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Buffers that differ from the identity. Any other difference is an error."""
+    """Buffers that differ from those before training. Any other difference is an error."""
     buffers = {name for name, _ in model.named_buffers()}
     changed = [name for name in before.tensors if now.tensors.get(name) != before.tensors[name]]
     foreign = [name for name in changed if name not in buffers] + sorted(now.tensors.keys() - before.tensors.keys())
@@ -235,7 +251,16 @@ def _moved(model: nn.Module, before: Fingerprint, now: Fingerprint) -> list[str]
 
 
 def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -> None:
-    """Raise ``ExportError`` that names the differences unless ``backbone`` is the one that a delta was made for."""
+    """Check that a backbone is the one that a delta was trained on.
+
+    Args:
+        manifest: of the delta.
+        backbone: a timm model without deltas.
+        folder: of the delta; errors name it.
+
+    Raises:
+        ExportError: it is another one; the text lists what differs.
+    """
     config: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     if deltas(backbone):
         raise ExportError(f"{folder}: the given backbone carries deltas already")
@@ -252,7 +277,7 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
 
 
 def _check_learned(model: nn.Module, folder: Path) -> None:
-    """Deltas that change nothing are what is left when a loader forgot to fill them."""
+    """Refuse deltas that change nothing: a loader that did not fill them leaves them so."""
     attached = [site.delta for site in deltas(model)]
     if attached and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters()):
         raise ExportError(f"{folder}: all-zero delta, nothing was learned")

@@ -1,7 +1,7 @@
-"""A delta file in memory, layer by layer: what algebra on files works on.
+"""A delta file in memory, layer by layer, for the algebra of delta files.
 
-Three kinds of things are in a file. *Changes* (``delta/…``) are what algebra is about. The *head* and *moved*
-batch-norm statistics are values, not changes: only ``interpolate`` computes with them, else they are kept or chosen.
+A file holds *changes* (``delta/…``), which the algebra computes with, and *values*: the head and moved batch-norm
+statistics. Only ``interpolate`` computes with values; the other operations keep them or take those of one file.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from distill.export.delta.packing import Format
 
 @dataclass(frozen=True)
 class DeltaFile:
-    """A file whose every byte has been checked."""
+    """The content of a delta file whose every byte has been checked."""
 
     manifest: DeltaManifest
     layers: Mapping[str, Chain]
-    """Layer → its deltas in their order, those of parts of it (``[q]``) among them."""
+    """Layer → its deltas in order, including those of slices of it (``[q]``)."""
     values: Mapping[str, Tensor]
     """``head/…`` and ``moved/…`` by their names in the file."""
 
     @property
     def delta_bytes(self) -> int:
-        """Bytes of the deltas' numbers as they are in memory: without head, names and manifest."""
+        """Bytes of the deltas' tensors in memory, without head, names and manifest."""
         return sum(chain_bytes(chain) for chain in self.layers.values())
 
 
@@ -46,7 +46,7 @@ def open_delta(folder: Path, allow_plugins: bool = False) -> DeltaFile:
     """Read a delta folder.
 
     Raises:
-        ExportError: damaged, or it holds a structural delta, whose effect on the logits is no sum of changes.
+        ExportError: damaged, or it holds a structural delta, which is no change of a weight.
     """
     manifest, tensors = read_delta(folder)
     parts = parts_of(tensors, Path(folder))
@@ -62,22 +62,31 @@ def open_delta(folder: Path, allow_plugins: bool = False) -> DeltaFile:
                 f"{folder}: {group.sites[0]!r} ({settings.type}) is structural; files of weight deltas can be combined"
             )
         for site in group.sites:
-            start = f"{site}.{group.order}."
-            own = {name: left.pop(name) for name in list(left) if name.startswith(start)}
-            learned = DeltaTensors(settings, {name.removeprefix(start): tensor for name, tensor in own.items()})
+            prefix = f"{site}.{group.order}."
+            own = {name: left.pop(name) for name in list(left) if name.startswith(prefix)}
+            learned = DeltaTensors(settings, {name.removeprefix(prefix): tensor for name, tensor in own.items()})
             layers[layer_of(site)] = (*layers.get(layer_of(site), ()), Link(site, learned))
     if left:
         raise ExportError(f"{folder}: the manifest names no delta for {', '.join(list(left)[:5])}")
     return DeltaFile(manifest, layers, {f"{part}/{name}": t for part, own in parts.items() for name, t in own.items()})
 
 
-def save_opened(
+def save_delta_file(
     folder: Path, file: DeltaFile, made_by: str, formats: Mapping[str, Format] | None = None
 ) -> DeltaManifest:
-    """Write it as a delta folder. Figures that were measured on the files it was made from do not come along.
+    """Write a delta folder. Results that were measured on the files it was made from are left out.
+
+    Args:
+        folder: where to write.
+        file: the content.
+        made_by: the operation, with the SHA-256 of the files it was made from.
+        formats: tensor name → format, for tensors that are stored in fewer bytes; None: all as they are.
+
+    Returns:
+        What ``delta.json`` says.
 
     Raises:
-        ExportError: nothing is left to write.
+        ExportError: every delta is zero; nothing is written.
     """
     groups: dict[str, DeltaGroup] = {}
     tensors = dict(file.values)
@@ -98,19 +107,24 @@ def save_opened(
 
 
 ABOUT = ("architecture", "model_args", "num_classes", "origin", "backbone", "labels", "preprocessing", "head")
-"""Fields of a manifest that say what the deltas and the head belong to."""
+"""Fields of a manifest that the result of an operation takes from one of its files."""
 
 
 def layer_of(site: str) -> str:
+    """The layer of a site: ``blocks.0.attn.qkv[q]`` → ``blocks.0.attn.qkv``."""
     return site.partition("[")[0]
 
 
 def chain_bytes(chain: Chain) -> int:
+    """Bytes of a chain's tensors in memory."""
     return sum(t.numel() * t.element_size() for link in chain for t in link.learned.tensors.values())
 
 
-def places(*files: DeltaFile) -> Iterator[tuple[str, list[Chain]]]:
-    """Site → each file's chain there; a layer of which one delta holds all and another a part is one place."""
+def by_site(*files: DeltaFile) -> Iterator[tuple[str, list[Chain]]]:
+    """Each site with every file's chain there, empty where a file has none.
+
+    If some delta is on a whole layer, the layer is one site, and deltas on slices of it belong to its chain.
+    """
     for layer in dict.fromkeys(layer for file in files for layer in file.layers):
         chains = [file.layers.get(layer, ()) for file in files]
         sites = dict.fromkeys(link.site for chain in chains for link in chain)
@@ -122,23 +136,29 @@ def places(*files: DeltaFile) -> Iterator[tuple[str, list[Chain]]]:
 
 
 def by_layer(chains: Mapping[str, Chain]) -> dict[str, Chain]:
-    """Chains of places as chains of layers; empty ones go."""
+    """Join chains of sites into chains of layers, without the empty ones."""
     layers: dict[str, Chain] = {}
-    for place, chain in chains.items():
+    for site, chain in chains.items():
         if chain:
-            layers[layer_of(place)] = (*layers.get(layer_of(place), ()), *chain)
+            layers[layer_of(site)] = (*layers.get(layer_of(site), ()), *chain)
     return layers
 
 
-def change_of(backbone: nn.Module, place: str, chain: Chain) -> dict[str, Tensor]:
-    """What a chain adds to ``weight`` and ``bias`` of a place, in fp32; what it leaves alone is not in the answer.
+def change_of(backbone: nn.Module, site: str, chain: Chain) -> dict[str, Tensor]:
+    """What a chain adds to the weight and the bias of a site.
 
     Args:
-        backbone: its values matter only where :func:`needs_values`.
+        backbone: a model of the files' architecture; its values matter only where :func:`needs_values`.
+        site: a layer, or a slice of one.
+        chain: the deltas there.
+
+    Returns:
+        ``weight`` and ``bias`` → what is added, fp32, in the parameter's shape; without a parameter that no delta
+        changes.
     """
-    where = find_target(backbone, place)
+    target = find_target(backbone, site)
     holder = nn.Module()
-    holder.add_module("layer", copy.deepcopy(backbone.get_submodule(where.layer)))
+    holder.add_module("layer", copy.deepcopy(backbone.get_submodule(target.layer)))
     layer = holder.get_submodule("layer").requires_grad_(False)
     if not needs_values(chain):  # then nothing is rounded away
         for parameter in layer.parameters():
@@ -146,20 +166,20 @@ def change_of(backbone: nn.Module, place: str, chain: Chain) -> dict[str, Tensor
     try:
         with torch.random.fork_rng(devices=[]):
             for link in chain:
-                at = find_target(backbone, link.site)
-                attach_delta(holder, link.learned.settings, Target(link.site, "layer", at.rows))
-        for site, link in zip(deltas(holder), chain, strict=True):
-            load_exactly(site.delta.state_dict(), link.learned.tensors, f"delta of {link.site}")
+                rows = find_target(backbone, link.site).rows
+                attach_delta(holder, link.learned.settings, Target(link.site, "layer", rows))
+        for attached, link in zip(deltas(holder), chain, strict=True):
+            load_exactly(attached.delta.state_dict(), link.learned.tensors, f"delta of {link.site}")
     except DeltaError as error:
         raise ExportError(str(error)) from error
-    change_of = {}
+    changes = {}
     with torch.no_grad():
-        for name, changes in getattr(layer, "parametrizations", {}).items():
-            change = getattr(layer, name) - changes.original
-            change_of[name] = change if where.rows is None else change[slice(*where.rows)]
-    return change_of
+        for name, parametrized in getattr(layer, "parametrizations", {}).items():
+            change = getattr(layer, name) - parametrized.original
+            changes[name] = change if target.rows is None else change[slice(*target.rows)]
+    return changes
 
 
 def needs_values(chain: Chain) -> bool:
-    """Whether its change depends on the backbone's weights."""
+    """Whether a chain's change depends on the backbone's weights."""
     return not all(link.method.additive for link in chain)

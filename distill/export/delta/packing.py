@@ -1,4 +1,4 @@
-"""Tensors in fewer bytes: half precision, 8-bit integers, one bit per sign; and booleans as bits.
+"""Tensors in fewer bytes: half precision, 8-bit integers, or one bit per sign; and booleans as bits.
 
 A packed tensor lies in the safetensors file under its own name, its scales (fp32) under ``<name>/scale``; the manifest
 says ``<format>[<shape>]`` for it. For a row x of n numbers:
@@ -39,9 +39,10 @@ _STORED = {"float16": torch.float16, "int8": torch.int8, "sign": torch.uint8, "b
 
 
 def pack(tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What to store, and the marks by which :func:`unpack` finds its way back.
+    """Pack tensors: what to store, and a mark for each packed tensor, which :func:`unpack` reads.
 
     Args:
+        tensors: by name, on the CPU.
         formats: by tensor name. Tensors not named stay as they are; booleans become bits anyway.
 
     Raises:
@@ -49,19 +50,19 @@ def pack(tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> tuple[
     """
     stored, marks = dict(tensors), {}
     for name, tensor in tensors.items():
-        wanted = formats.get(name)
+        requested = formats.get(name)
         if tensor.dtype == torch.bool:
             kind, stored[name] = "bits", _bits(tensor)
-        elif wanted is None:
+        elif requested is None:
             continue
         elif tensor.dtype != torch.float32:
-            raise ExportError(f"{name}: only float32 can be stored as {wanted}, this is {tensor.dtype}")
-        elif wanted == "float16" or tensor.ndim < 2:
+            raise ExportError(f"{name}: only float32 can be stored as {requested}, this is {tensor.dtype}")
+        elif requested == "float16" or tensor.ndim < 2:
             kind, stored[name] = "float16", tensor.half()
             if not stored[name].isfinite().all():
                 raise ExportError(f"{name}: {float(tensor.abs().max()):g} is more than half precision can hold")
         else:
-            kind, rows = wanted, _rows(tensor)
+            kind, rows = requested, _rows(tensor)
             scale = rows.abs().amax(1) / 127 if kind == "int8" else rows.abs().mean(1)
             stored[f"{name}/scale"] = scale
             # A row of zeros has scale 0; what it is divided by does not matter then.
@@ -72,7 +73,7 @@ def pack(tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> tuple[
 
 
 def unpack(stored: Mapping[str, Tensor], marks: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors again, in float32 and bool.
+    """The tensors that :func:`pack` was given, in float32 and bool, float32 up to rounding.
 
     Raises:
         ExportError: a mark that does not fit what is stored.

@@ -53,8 +53,8 @@ class ExportTarget(Component):
     """A format.
 
     Class attributes:
-        title: what messages and tables call what is written, e.g. ``merged model``.
-        folder: name of its folder in the run's ``export/``.
+        title: name of what is written in messages and tables, e.g. ``merged model``.
+        folder: name of its folder in the run's ``export/``; no two targets have the same.
         tolerance: largest difference from the live model's logits, relative to the largest absolute logit, that
             verification accepts; top-1 must be the same on every image.
     """
@@ -74,19 +74,26 @@ class ExportTarget(Component):
         return None
 
     def write(self, model: nn.Module, folder: Path, about: About) -> int:
-        """Write a model; returns the bytes of its weights as stored.
+        """Write a model.
 
         Args:
-            model: a timm model, with or without deltas; it stays as it is.
-            folder: where to write; this target's alone.
+            model: a timm model, with or without deltas; it is not changed.
+            folder: where to write; no other target writes there.
             about: what travels with the weights.
+
+        Returns:
+            Size of the stored weights in bytes.
         """
         raise NotImplementedError
 
     def check(self, folder: Path) -> str:
-        """SHA-256 of the weights, after every file was compared with what was written. Raises ``ExportError``."""
+        """Check that every file is what was written; returns the SHA-256 of the weights.
+
+        Raises:
+            ExportError: a file is absent, damaged or replaced.
+        """
         raise NotImplementedError
 
     def session(self, folder: Path) -> Session:
-        """Load what was written as its users do, without the code of this package where that is possible."""
+        """Load what was written, as its users do: without the code of this package where that is possible."""
         raise NotImplementedError

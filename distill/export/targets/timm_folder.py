@@ -1,6 +1,6 @@
 """A student as a plain timm model: a folder that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` loads.
 
-``config.json`` and ``model.safetensors`` are timm's; ``manifest.json`` is ours and holds their SHA-256.
+``config.json`` and ``model.safetensors`` are in timm's format; ``manifest.json`` holds their SHA-256.
 """
 
 from __future__ import annotations
@@ -57,11 +57,16 @@ def write_timm_folder(
     """Merge a copy of ``model`` and write it.
 
     Args:
+        folder: where to write; it is made if it does not exist.
         model: a timm model, with or without deltas.
         origin: the backbone's pretrained tag or file.
-        labels: class names in the order of the logits.
-        preprocessing: default: what the model declares.
-        model_args: default: what timm recorded on the model.
+        labels: class names in the order of the logits; empty if there are none.
+        preprocessing: how an image becomes the model's input; None: as the model declares.
+        results: measured numbers.
+        model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
+
+    Returns:
+        What ``manifest.json`` says.
 
     Raises:
         DeltaError: the model carries a structural delta.
@@ -94,10 +99,10 @@ def write_timm_folder(
 
 
 def check_timm_folder(folder: Path) -> FolderManifest:
-    """Prove that the folder is what was written, before anything loads it.
+    """Check that a folder is what was written, before anything loads it; returns what ``manifest.json`` says.
 
     Raises:
-        ExportError: a file is absent or differs in any bit, or there are other weights that timm might take instead.
+        ExportError: a file is absent or differs in any bit, or there are other weights that timm might load instead.
     """
     folder = Path(folder)
     manifest = read_checksummed(folder / MANIFEST, FolderManifest)
@@ -112,12 +117,12 @@ def check_timm_folder(folder: Path) -> FolderManifest:
 def _config(
     model: nn.Module, preprocessing: Preprocessing, labels: Sequence[str], model_args: dict[str, Any]
 ) -> dict[str, Any]:
-    """timm's ``config.json``: the loader builds the model from it and takes its preprocessing from it."""
+    """timm's ``config.json``, from which its loader takes architecture and preprocessing."""
     declared: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     kept = ("first_conv", "classifier", "fixed_input_size", "min_input_size", "license", "tag")
     pretrained_cfg = {name: declared[name] for name in kept if name in declared}
     pretrained_cfg |= preprocessing.model_dump(mode="json")
-    # The weights are timm's own names and shapes now, whatever file the backbone once came from.
+    # The weights have timm's own names and shapes, whatever file the backbone came from.
     pretrained_cfg |= {"num_classes": model.num_classes, "custom_load": False, "pool_size": None}
     architecture = declared["architecture"]
     if (head := reused(model)) is not None:
