@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from warm_server import verify_in_fork
 
 # Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -19,3 +20,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.fixture
+def verification_forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For exports that are not about the interpreter's start: verification is spared its ten seconds of imports.
+
+    It still runs in another process, from the files alone.
+    """
+    monkeypatch.setattr("distill.export.verify._run_fresh", verify_in_fork)

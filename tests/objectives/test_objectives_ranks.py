@@ -5,6 +5,7 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
+from warm_server import warm_server
 
 from augment.base import Registry
 from distill.models.features import Features, FeatureShapes
@@ -86,7 +87,8 @@ def worker(number, folder):
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    mp.spawn(worker, (str(folder),), nprocs=2)
+    warm_server()
+    mp.start_processes(worker, (str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{number}.pt", weights_only=True) for number in range(2)]
 
 

@@ -1,7 +1,6 @@
 """Runs as processes of their own, that can be killed, waited for, and searched for leftovers."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import pytest
 import torch
 import yaml
 from toy_training import tree
+from warm_server import warm_server
 
 from distill.training.checkpoints import VerifiedCheckpointIO, steps_of
 
@@ -114,7 +113,7 @@ class StartRun:
         else:
             from faulty_run import forked
 
-            run.process = warm().Process(target=forked, args=(command, environment, str(run.output)))
+            run.process = warm_server().Process(target=forked, args=(command, environment, str(run.output)))
             run.process.start()
         self.started.append(run)
         return run
@@ -123,13 +122,3 @@ class StartRun:
         for run in self.started:
             if run._group_lives():
                 run.signal_all(signal.SIGKILL)
-
-
-def warm() -> Any:
-    """A process that has imported everything and is forked for each run."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["faulty_run"])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{ROOT}")  # where it finds its modules
-        forkserver.ensure_running()
-    return context

@@ -20,9 +20,9 @@ from typing import Any
 import pytest
 import torch
 from deadly_saves import kill_savers, save, save_and_die, step_of
-from processes import warm
 from test_training_resume import interrupted
-from toy_training import STEPS, assert_bit_equal, experiment, network, student_fit, whole
+from toy_training import STEPS, assert_bit_equal, experiment, network, straight_fit, student_fit, whole
+from warm_server import warm_server
 
 from distill.models.network import NetworkError
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good, prune, steps_of
@@ -36,7 +36,7 @@ def apart(action: Callable[..., object], *arguments: Any) -> int | None:
     The process comes from one without threads: a fork of this one could wait for ever for a lock that a thread of this
     one held.
     """
-    child = warm().Process(target=action, args=arguments)
+    child = warm_server().Process(target=action, args=arguments)
     child.start()
     child.join(120)
     try:
@@ -114,7 +114,7 @@ def test_disk_full_for_real(tmp_path: Path) -> None:
 
 def test_disk_full_in_a_fit_is_an_error_and_the_fit_resumes(tmp_path: Path) -> None:
     settings, folder = experiment(tmp_path), tmp_path / "fit"
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     interrupted(settings, folder, 2)
     with _full_disk(folder), pytest.raises(CheckpointError, match="was not saved"):
         student_fit(settings, folder)
@@ -176,7 +176,7 @@ def test_foreign_files_are_refused_and_run_nothing(content: bytes, tmp_path: Pat
 @pytest.mark.parametrize("damage", ["truncated", "empty", "other", "folder"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(damage: str, tmp_path: Path, caplog) -> None:
     settings = experiment(tmp_path)
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     folder = tmp_path / "stopped"
     interrupted(settings, folder, STEPS + 1)
     newest, before = steps_of(folder)

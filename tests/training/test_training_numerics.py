@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from toy_training import STEPS, Watched, assert_bit_equal, experiment, student_fit
+from toy_training import STEPS, Watched, assert_bit_equal, experiment, straight_fit, student_fit
 
 from distill.training.checkpoints import checkpoint_path, newest_good
 from distill.training.guard import LossGuard, NonFiniteLossError
@@ -100,7 +100,7 @@ def test_spikes_are_counted_and_skipped_on_demand(action: str, tmp_path: Path, c
 
 def test_train_on_everything_keeps_the_frozen_parts_in_eval_mode(tmp_path: Path) -> None:
     settings = experiment(tmp_path)
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     frozen: dict[str, Tensor] = {}
 
     def tamper(module: Distillation) -> None:

@@ -8,7 +8,7 @@ import pytest
 import timm
 import torch
 from fits_in_ranks import forked
-from processes import StartRun, warm
+from processes import StartRun
 from toy_training import (
     FITS_IN_RANKS,
     PREPARED_IN_RANKS,
@@ -21,6 +21,7 @@ from toy_training import (
     probe_fit,
     student_fit,
 )
+from warm_server import warm_server
 
 from distill.deltas.attach import merge
 from distill.deltas.inventory import inventory
@@ -38,7 +39,7 @@ pytestmark = pytest.mark.slow
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of what two ranks have fitted: they start once for all tests, since imports take them longest."""
     folder = tmp_path_factory.mktemp("ranks")
-    first = warm().Process(target=forked, args=(str(folder),))
+    first = warm_server().Process(target=forked, args=(str(folder),))
     first.start()
     first.join(250)
     first.kill()

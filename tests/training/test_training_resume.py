@@ -4,7 +4,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from toy_training import STEPS, Watched, assert_bit_equal, experiment, raising, student_fit, whole
+from toy_training import STEPS, Watched, assert_bit_equal, experiment, raising, straight_fit, student_fit, whole
 
 from distill.training.callbacks import Checkpointing
 from distill.training.checkpoints import checkpoint_path, newest_good, steps_of
@@ -45,7 +45,7 @@ def test_resumed_is_bit_equal_to_never_stopped(kind: str, step: int, tmp_path: P
         "banks": {"objectives": [{"type": "ce"}, *BANKS]},
     }
     settings = experiment(tmp_path, **changes[kind])
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     first = interrupted(settings, tmp_path / "stopped", step)
     assert len(first.seen) == step + 1, "the signal lets the step finish, and no other begins"
     second = student_fit(settings, tmp_path / "stopped")
@@ -66,7 +66,7 @@ def test_dropout_and_drop_path_are_on_where_bit_equality_is_tested(tmp_path: Pat
 
 def test_stopped_three_times(tmp_path: Path) -> None:
     settings = experiment(tmp_path, student=whole(tmp_path))
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     seen = [at for step in (1, 3, STEPS + 1) for at in interrupted(settings, tmp_path / "stopped", step).seen]
     last = student_fit(settings, tmp_path / "stopped")
     assert seen + last.seen == straight.seen
@@ -76,7 +76,7 @@ def test_stopped_three_times(tmp_path: Path) -> None:
 def test_resume_from_the_checkpoint_of_an_epochs_end(tmp_path: Path) -> None:
     """What a kill in the next epoch leaves behind."""
     settings = experiment(tmp_path, student=whole(tmp_path))
-    straight = student_fit(settings, tmp_path / "straight")
+    straight = straight_fit(settings)
     interrupted(settings, tmp_path / "stopped", STEPS + 2)
     newest, end_of_epoch = steps_of(tmp_path / "stopped")
     assert end_of_epoch == checkpoint_path(tmp_path / "stopped", STEPS)

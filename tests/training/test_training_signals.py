@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from processes import StartRun
-from toy_training import STEPS, assert_bit_equal, experiment, raising, student_fit
+from toy_training import STEPS, assert_bit_equal, experiment, raising, straight_fit, student_fit
 
 from distill.training.checkpoints import newest_good
 from distill.training.signals import Interrupted
@@ -24,7 +24,7 @@ def test_every_signal_saves_and_says_which(number: signal.Signals, status: int, 
 
 @pytest.mark.slow
 def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: StartRun) -> None:
-    straight = student_fit(experiment(tmp_path), tmp_path / "straight")
+    straight = straight_fit(experiment(tmp_path))
     for position, (number, status) in enumerate(SIGNALS):
         run = start(*(["--resume"] if position else []), fault=f"{2 * position} 0 {int(number)}")
         assert run.wait() == status, run.output.read_text()
@@ -42,7 +42,7 @@ def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: StartRu
 
 @pytest.mark.slow
 def test_kill_9_and_resume(tmp_path: Path, start: StartRun) -> None:
-    straight = student_fit(experiment(tmp_path), tmp_path / "straight")
+    straight = straight_fit(experiment(tmp_path))
     run = start(fault=f"{STEPS + 3} 0 {int(signal.SIGKILL)}")
     assert run.wait() == -signal.SIGKILL and run.ended()
     assert run.status == "running" and run.trace() == straight.seen[: STEPS + 4]
@@ -55,7 +55,7 @@ def test_kill_9_and_resume(tmp_path: Path, start: StartRun) -> None:
 @pytest.mark.slow
 def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: StartRun) -> None:
     """What a scheduler does: SIGTERM to every process of the job, loader workers too."""
-    straight = student_fit(experiment(tmp_path), tmp_path / "straight")
+    straight = straight_fit(experiment(tmp_path))
     slow = {"workers": 1, "source": {"pause": 0.3}}
     run = start(fault="-1 0 0", data=slow)
     run.after_steps(2)

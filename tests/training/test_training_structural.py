@@ -14,7 +14,7 @@ from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("verification_forks")]
 
 QUIET = {"controls": {"linear_probe": False, "labels_only": False}, "training": {"epochs": 1, "ema": None}}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {

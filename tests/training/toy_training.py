@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -260,6 +262,33 @@ def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, 
         trained = stage.run(context, folder)
         watched.student, watched.summary = trained.student, trained.fit
     return watched
+
+
+@dataclass(frozen=True)
+class StraightFit:
+    """What a fit that nothing stopped came to."""
+
+    seen: list[tuple[int, list[int]]]
+    weights: dict[str, Tensor]
+    summary: FitSummary
+
+    def ids(self, epoch: int) -> list[int]:
+        return [id for at, ids in self.seen if at == epoch for id in ids]
+
+
+_straight: dict[str, StraightFit] = {}
+
+
+def straight_fit(settings: Experiment) -> StraightFit:
+    """:func:`student_fit` of the experiment, to compare others with; a process trains equal experiments once."""
+    key = settings.model_dump_json().replace(str(settings.output), "OUTPUT")
+    if key not in _straight:
+        with tempfile.TemporaryDirectory() as name:
+            watched = student_fit(settings, Path(name) / "fit")
+        assert watched.summary is not None
+        weights = {name: tensor.detach().clone() for name, tensor in watched.weights.items()}
+        _straight[key] = StraightFit(watched.seen, weights, watched.summary)
+    return copy.deepcopy(_straight[key])
 
 
 def fit_teachers(settings: Experiment, context: RunContext) -> list[Network]:
