@@ -65,6 +65,7 @@ def test_a_folder_that_is_no_run_is_named(command: str, capsys: pytest.CaptureFi
     assert status == 1 and "is no run folder: it holds no config.yaml" in err and "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_no_run_waits_for_no_slow_import(tmp_path: Path) -> None:
     script = (
         "import sys; from distill.cli import main\n"
@@ -104,6 +105,7 @@ def test_preview_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: 
         assert f"wrote {path}" in out and path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_users_classes_are_found_in_the_folder_that_the_command_runs_in(tmp_path: Path) -> None:
     (tmp_path / "my_part.py").write_text("from distill.objectives.kd import KD\n\n\nclass Mine(KD):\n    pass\n")
     (tmp_path / "json.py").write_text("raise RuntimeError('an installed module is shadowed')\n")

@@ -402,6 +402,7 @@ def test_a_slip_is_told_at_once_and_without_a_traceback(arguments: list[str], er
         assert seconds < 5
 
 
+@pytest.mark.slow
 def test_plain_slips_do_not_wait_for_torch() -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom distill.config import ConfigError, load_config\n"

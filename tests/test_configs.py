@@ -78,6 +78,7 @@ def test_there_are_configs() -> None:
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in sorted(CONFIGS.rglob("*.yaml"))]
 )

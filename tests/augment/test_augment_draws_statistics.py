@@ -53,6 +53,7 @@ def along() -> dict[str, torch.Tensor]:
     }
 
 
+@pytest.mark.slow
 def test_each_axis_is_read_as_it_says(along):
     for name, value in AXES.items():
         assert [float(value(n)) for n in (0, 1, 77)] == along[name][[0, 1, 77]].tolist(), name

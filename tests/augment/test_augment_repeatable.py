@@ -85,6 +85,7 @@ def digest() -> str:
     return hashlib.sha256(b"".join(view.contiguous().numpy().tobytes() for view in tensors(views))).hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_makes_the_very_same(monkeypatch):
     """A restart: another process, another hash seed, other numbers drawn before."""
     torch.rand(5)

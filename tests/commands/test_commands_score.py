@@ -72,6 +72,7 @@ def test_by_hand() -> None:
             t_stddev(wrong)
 
 
+@pytest.mark.slow
 def test_as_the_definition_says(tmp_path: Path) -> None:
     """One pipeline, image by image, in plain loops."""
     settings = experiment(tmp_path)
@@ -148,6 +149,7 @@ def test_a_draw_must_be_a_sample(tmp_path: Path) -> None:
         score({CONFIG: None}, make_data(settings), teacher_of(settings), seed=0, images=1000)
 
 
+@pytest.mark.slow
 def test_the_teacher_is_never_trained_here(tmp_path: Path) -> None:
     fit = {"method": "probe"}
     settings = experiment(tmp_path, fit_teacher=fit)

@@ -78,6 +78,7 @@ def test_a_hung_worker_ends_the_run_with_the_sample() -> None:
     assert time.perf_counter() - started < 20
 
 
+@pytest.mark.slow
 def test_spawned_workers_import_nothing_heavy() -> None:
     with pytest.raises(DataError, match=r"imported: \[\], python modules: True"):
         list(toy(faults={0: "import"}, samples=1, workers=1, start_method="spawn").eval_loader("val"))

@@ -78,6 +78,7 @@ def test_parquet(parquet: Path) -> None:
     assert len(train.sizes) == 6 and train.sizes[0] == len(png(0))  # type: ignore[attr-defined]
 
 
+@pytest.mark.slow
 def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
     plain, spawned = (
         list(ExperimentData(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))
@@ -124,6 +125,7 @@ def test_parquet_errors(tmp_path: Path) -> None:
         HuggingFace(hf(tmp_path, data_files={"train": str(tmp_path / "train-*")}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("offline", ["0", "1"])
 def test_an_unreachable_hub_fails_in_seconds_with_what_to_do(offline: str, tmp_path: Path) -> None:
     code = (

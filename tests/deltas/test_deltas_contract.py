@@ -238,6 +238,7 @@ def small() -> nn.Module:
     ).eval()
 
 
+@pytest.mark.slow
 @every_method
 def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
     check_compiled(small(), METHODS[name], torch.randn(2, 6, 9, 9), "aot_eager")

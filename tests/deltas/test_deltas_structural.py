@@ -235,6 +235,7 @@ def _ddp_rank(rank: int, folder: str, names: list[str]) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 @every_method
 def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
     check_compiled("test_vit", name, "aot_eager")
@@ -312,6 +313,7 @@ NOT_FOR = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families(family: str) -> None:
     """Identity and change on networks as timm builds them, but small; where one does not fit, what would is named."""

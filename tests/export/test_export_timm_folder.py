@@ -34,6 +34,7 @@ for folder in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_timm_alone_loads_it_in_a_fresh_process(tmp_path: Path) -> None:
     # another input size changes the shape of a ViT's position embedding
     cases = [("test_efficientnet", {}), ("test_nfnet", {}), ("test_convnext", {}), ("test_vit", {"img_size": 96})]

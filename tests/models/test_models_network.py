@@ -305,6 +305,7 @@ def test_families_report_what_they_compute(name: str) -> None:
     assert all(height <= side // 2 for _, height, _ in shapes.maps.values())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_reported_is_said_when_the_network_is_made() -> None:
     volo = timm.create_model("volo_d1_224", num_classes=7).eval()
     spec = InputSpec((224, 224))

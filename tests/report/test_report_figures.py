@@ -27,6 +27,7 @@ def many(run, classes, images=400):
     return run.model_copy(update={"classes": names, "labels": tuple(labels.tolist()), "predictions": predictions})
 
 
+@pytest.mark.slow
 def test_a_full_run_has_all_figures_in_two_themes(run):
     drawn = draw(run)
     assert list(drawn) == ["accuracy", "curves", "classes", "confusion"]
@@ -40,6 +41,7 @@ def test_a_bare_run_has_none(bare):
     assert draw(bare) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [41, 100])
 def test_many_classes_show_the_two_ends(run, classes):
     wide = many(run, classes)
@@ -67,6 +69,7 @@ def test_confusion_is_blue_for_the_better_on_and_off_the_diagonal(run):
     assert sorted(text.get_text() for text in axes.texts) == ["+1", "+1", "+1", "−1", "−1", "−1"]
 
 
+@pytest.mark.slow
 def test_nan_in_a_curve_is_marked(run):
     lines = figures.curves(run, LIGHT).axes[0].lines
     assert [list(line.get_xdata()) for line in lines if line.get_marker() == "x"] == [[20]]
@@ -89,6 +92,7 @@ def test_one_class_has_no_confusion(run):
     assert list(draw(single)) == ["accuracy", "curves", "classes"]
 
 
+@pytest.mark.slow
 def test_identical_predictions_and_perfect_accuracy_are_drawn(run):
     same = run.model_copy(
         update={
@@ -101,6 +105,7 @@ def test_identical_predictions_and_perfect_accuracy_are_drawn(run):
     assert [label.get_text() for label in labels] == ["student"]
 
 
+@pytest.mark.slow
 def test_class_names_in_any_script_and_with_any_sign_are_drawn(run):
     assert "classes" in draw(run.model_copy(update={"classes": ("$5 note", "猫", r"\frac{_^$")}))
 

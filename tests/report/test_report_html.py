@@ -133,17 +133,20 @@ def test_a_failed_verification_says_so(tmp_path, run):
     assert "failed" in actual.words and "3 of 256" in actual.words
 
 
+@pytest.mark.slow
 def test_a_contact_sheet_that_is_gone_is_reported_on_the_page(tmp_path, run):
     actual = page(tmp_path, run.model_copy(update={"pictures": (picture(tmp_path / "gone.png"),)}))
     assert "The picture was not found at " in actual.words
 
 
+@pytest.mark.slow
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
     write_report(tmp_path, run)
     write_report(tmp_path, bare)
     assert list((tmp_path / "figures").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run):
     strips = tmp_path / "strips.png"
     Image.new("RGB", (8, 8)).save(strips)
@@ -168,6 +171,7 @@ def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, ru
         Matrix(title="t", rows=("a", "b"), columns=("on a", "on b"), values=((0.5,), (0.5, 0.5)))
 
 
+@pytest.mark.slow
 def test_last_and_best_epoch_are_told_apart(tmp_path, run):
     watched = run.rows[2].model_copy(update={"last_epoch": 0.691, "best_epoch": 0.702, "best_at": 213})
     actual = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))

@@ -30,6 +30,7 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
+@pytest.mark.slow
 def test_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
     settings = experiment(tmp_path, training={"log_every": 1})
     student_fit(settings, tmp_path / "straight")
@@ -50,6 +51,7 @@ def test_a_row_holds_the_steps_of_one_epoch(tmp_path: Path) -> None:
     assert [step for step, _ in scalars(tmp_path / "fit", "loss")] == [STEPS, 2 * STEPS]
 
 
+@pytest.mark.slow
 def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path: Path) -> None:
     """A killed run has logged steps that its successor makes again."""
     settings, folder = experiment(tmp_path, training={"log_every": 1}), tmp_path / "killed"

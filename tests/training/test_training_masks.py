@@ -72,6 +72,7 @@ def test_a_learned_mask_is_sparse_in_the_end(mask: dict[str, Any], tmp_path: Pat
         assert "sparse" in kinds and any(t.dtype == torch.int32 for t in delta_state(student.model).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dora", "delta_rule"])
 def test_ranks_and_starts_from_a_warm_up(method: str, tmp_path: Path) -> None:
     student = fitted(tmp_path, type=method, ranks={"budget": "6KB", "start": "warm_up"})

@@ -35,6 +35,7 @@ def dual(chosen) -> DualAugment:
     return DualAugment(chosen.augment, [], InputSpec((16, 16)), chosen.seed)
 
 
+@pytest.mark.slow
 def test_the_workers_train_what_the_device_trains(tmp_path: Path) -> None:
     there = student_fit(settings(tmp_path, "loader", workers=1), tmp_path / "loader")
     here = student_fit(settings(tmp_path, "device"), tmp_path / "device")
@@ -45,6 +46,7 @@ def test_the_workers_train_what_the_device_trains(tmp_path: Path) -> None:
     assert_bit_equal(alone.weights, there.weights)
 
 
+@pytest.mark.slow
 def test_resumed_is_bit_equal_where_the_workers_make_the_views(tmp_path: Path) -> None:
     chosen = settings(tmp_path, "loader", workers=1)
     straight = student_fit(chosen, tmp_path / "straight")

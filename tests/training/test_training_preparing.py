@@ -62,6 +62,7 @@ class Enough(Exception):
     """The test has seen what it came for."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("call", "deltas"),
     [
@@ -115,6 +116,7 @@ def _check_export(settings: Experiment, student: Student, folder: Path) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_a_budget_is_kept_and_nearly_used(tmp_path: Path) -> None:
     for importance in ("fisher", "feature_change", "uniform"):
         settings = with_deltas(tmp_path, {**BUDGET, "ranks": {"budget": "9KB", "importance": importance}})
@@ -142,6 +144,7 @@ def test_what_would_fail_later_is_said_before_anything_is_trained(tmp_path: Path
             student_fit(with_deltas(tmp_path, deltas), tmp_path / "fit", lambda module: pytest.fail("it trains"))
 
 
+@pytest.mark.slow
 def test_evidence_is_the_loss_and_the_weights_of_the_free_student(tmp_path: Path) -> None:
     """Gradients by finite differences of the fit's own loss; free weights are backbone plus dense change."""
     settings = with_deltas(tmp_path, {**BUDGET, "sites": ["blocks.1.0.conv_pwl", "conv_stem"]})
@@ -181,6 +184,7 @@ def test_evidence_is_the_loss_and_the_weights_of_the_free_student(tmp_path: Path
         )
 
 
+@pytest.mark.slow
 def test_halrp_starts_from_the_closed_forms_of_its_warm_up(tmp_path: Path) -> None:
     settings = with_deltas(tmp_path, HALRP, "bias")
     began = Watched()

@@ -41,6 +41,7 @@ def assert_same(actual: Views, expected: Views) -> None:
         assert torch.equal(actual.mix.partner, expected.mix.partner) and actual.mix.student == expected.mix.student
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_every_step_of_a_run_stopped_and_resumed(name: str, tmp_path: Path) -> None:
     data = {"loader_ops": [{"type": "HueSaturationValue", "p": 0.5}], "workers": 1}

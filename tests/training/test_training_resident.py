@@ -57,6 +57,7 @@ def losses(folder: Path) -> list[tuple[str, ...]]:
         return [tuple(row.values()) for row in csv.DictReader(file) if "loss" in row["name"] or "val" in row["name"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, FITTED], ids=["plain", "teacher fitted, its words cached, few labels"])
 def test_the_same_training(changes: dict[str, Any], tmp_path: Path, decoded: list[str]) -> None:
     plain = fit(experiment(tmp_path / "plain", **changes), tmp_path / "plain" / "fit")
@@ -71,6 +72,7 @@ def test_the_same_training(changes: dict[str, Any], tmp_path: Path, decoded: lis
     assert len(once) == SIZES["val"], "decoded once, for the teacher's fit, its agreement and both validations"
 
 
+@pytest.mark.slow
 def test_resumed_in_the_middle_of_an_epoch(tmp_path: Path) -> None:
     settings = experiment(tmp_path, **held({}))
     whole = fit(settings, tmp_path / "whole")

@@ -26,6 +26,7 @@ def interrupted(settings, folder: Path, step: int) -> Watched:
     return watched
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "step"),
     [
@@ -64,6 +65,7 @@ def test_dropout_and_drop_path_are_on_where_bit_equality_is_tested(tmp_path: Pat
     assert any(getattr(module, "drop_prob", 0) > 0 for module in model.modules())
 
 
+@pytest.mark.slow
 def test_stopped_three_times(tmp_path: Path) -> None:
     settings = experiment(tmp_path, student=whole(tmp_path))
     straight = straight_fit(settings)

@@ -72,6 +72,7 @@ def test_a_mistake_in_the_student_is_an_error_before_its_teacher_is_trained(
     assert not (tmp_path / "teachers").exists()
 
 
+@pytest.mark.slow
 def test_a_teacher_of_other_content_is_fitted_anew(tmp_path: Path) -> None:
     variants: list[dict[str, Any]] = [
         {},
@@ -110,6 +111,7 @@ def test_a_teacher_needs_labels_to_be_fitted(tmp_path: Path) -> None:
         teachers(fitted(tmp_path, data={"source": {"labeled": False}}, objectives=[{"type": "kd"}]))
 
 
+@pytest.mark.slow
 def test_several_teachers_with_weights(tmp_path: Path) -> None:
     """A weight of all but nothing makes one teacher; the ensemble's word is the weighted mean of probabilities."""
     first, second = network(tmp_path, "test_resnet"), network(tmp_path, "test_resnet", seed=1)

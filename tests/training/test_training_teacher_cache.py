@@ -79,6 +79,7 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_full_float32_is_bit_equal_to_no_cache(case: str, tmp_path: Path, teacher_batches: list[int]) -> None:
     changes = dict(CASES[case])
@@ -90,6 +91,7 @@ def test_full_float32_is_bit_equal_to_no_cache(case: str, tmp_path: Path, teache
     assert_bit_equal(second.weights, live.weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cache", [{**NEEDED, "dtype": "float16"}, {**NEEDED, "logits": 3}])
 def test_less_is_close_and_the_same_for_every_student(
     cache: dict[str, Any], tmp_path: Path, teacher_batches: list[int]
@@ -102,6 +104,7 @@ def test_less_is_close_and_the_same_for_every_student(
             torch.testing.assert_close(first.weights[name], weight, rtol=0.05, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, teacher_batches: list[int]) -> None:
     """Its last steps are in the cache already, in float16, but were not seen by a checkpoint."""
     settings = experiment(tmp_path, teacher={"cache": NEEDED})
@@ -117,6 +120,7 @@ def test_an_interrupted_run_goes_on_bit_equal(tmp_path: Path, teacher_batches: l
     assert_bit_equal(again.weights, straight.weights)
 
 
+@pytest.mark.slow
 def test_written_in_advance_by_parts(
     tmp_path: Path, teacher_batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -141,6 +145,7 @@ def test_written_in_advance_by_parts(
     assert len(teacher_batches) == 2 * STEPS + 2, "the last four samples of an epoch's order are in no batch of 8"
 
 
+@pytest.mark.slow
 def test_workers_leave_out_what_the_cache_knows(
     tmp_path: Path, teacher_batches: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -165,6 +170,7 @@ def test_workers_leave_out_what_the_cache_knows(
     assert_bit_equal(second.weights, first.weights)
 
 
+@pytest.mark.slow
 def test_another_stream_has_another_cache(tmp_path: Path, teacher_batches: list[int]) -> None:
     """And what does not change what the teacher sees shares it."""
     student_fit(experiment(tmp_path, teacher={"cache": NEEDED}), tmp_path / "first")
@@ -220,6 +226,7 @@ def test_a_changed_image_or_operation_is_another_stream(tmp_path: Path, monkeypa
         student_fit(refused, tmp_path / "refused")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["byte", "moved", "zeros", "cut"])
 def test_a_row_that_is_not_whole_is_made_again(damage: str, tmp_path: Path, teacher_batches: list[int]) -> None:
     settings = experiment(tmp_path, teacher={"cache": NEEDED})

@@ -200,6 +200,7 @@ def networks(output: Path, *seeds: int) -> list[dict[str, Any]]:
 LEARNED = {"type": "learned", "every": 2, "images": 20, "batch_size": 8}
 
 
+@pytest.mark.slow
 def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     """One teacher is a student that has learned the labels, the other is as it was made."""
     labels_alone = {"teacher": None, "objectives": [{"type": "ce"}], "training": {"epochs": 6, "ema": None}}
@@ -227,6 +228,7 @@ def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     assert re.search(r"teacher_weight/1,0\.\d+", log)
 
 
+@pytest.mark.slow
 def test_a_resumed_fit_with_learned_weights_and_a_curriculum_is_bit_equal(tmp_path: Path) -> None:
     settings = experiment(
         tmp_path,
@@ -243,6 +245,7 @@ def test_a_resumed_fit_with_learned_weights_and_a_curriculum_is_bit_equal(tmp_pa
 # --- Whole runs ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_teachers_of_other_classes_and_sizes_teach_together(tmp_path: Path) -> None:
     """One as the student, one of a thousand classes that looks at fewer pixels, one that knows two of the four."""
     wide = {"model": "test_vit", "pretrained": False, "size": 48, "labels": {"a": 5, "b": [7, 8], "c": 0, "d": 999}}

@@ -34,6 +34,7 @@ def scored(monkeypatch: pytest.MonkeyPatch):
     return with_scores
 
 
+@pytest.mark.slow
 def test_early_stop(scored, tmp_path: Path) -> None:
     scored(0.1, 0.3, 0.2, 0.3, 0.9)
     fit = student_fit(experiment(tmp_path, training={"epochs": 5, "early_stop": {"patience": 2}}), tmp_path / "fit")
@@ -59,6 +60,7 @@ def test_the_last_epoch_is_always_validated(scored, tmp_path: Path) -> None:
     assert validated == [0, 1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ema", [None, 0.9])
 def test_keep_best(ema: float | None, scored, tmp_path: Path) -> None:
     """The result is the best epoch's weights (their average, with EMA), also if the run stopped after it."""
