@@ -129,6 +129,7 @@ def test_a_users_operation_draws_by_sample(name, kind):
     assert torch.equal(torch.get_rng_state(), state)
 
 
+@pytest.mark.slow
 def test_slow_packages_are_imported_only_when_named():
     code = (
         "import sys; from augment.dual import AugmentSettings; from augment.recipe import Op\n"
