@@ -51,7 +51,19 @@ def keep_best(importance: Tensor, price: Tensor, budget: float) -> Tensor:
 
 
 class AdaLoRA(WeightDelta):
-    """``W' = W + P diag(λ) Q``."""
+    """``W' = W + P diag(λ) Q``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.adalora import AdaLoRA
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [AdaLoRA.Settings(rank=2)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'P': [1, 16, 2], 'Q': [1, 2, 32], 'lam': [1, 2]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(SizedSettings):
         type: Literal["adalora"] = "adalora"

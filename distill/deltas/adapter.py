@@ -30,7 +30,20 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 
 
 class Adapter(StructuralDelta):
-    """``y + s ⊙ W_up act(W_down y)`` after attention and MLP, or after stages with a depthwise conv in between."""
+    """``y + s ⊙ W_up act(W_down y)`` after attention and MLP, or after stages with a depthwise conv in between.
+
+    >>> import timm, torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.adapter import Adapter
+    >>> model = timm.create_model("test_resnet", num_classes=3).eval()
+    >>> x = torch.zeros(1, 3, 32, 32)
+    >>> before = model(x)
+    >>> (site,) = attach(model, [Adapter.Settings(hidden=4)], exclude_head="fc")
+    >>> sum(p.numel() for p in site.delta.parameters())
+    3856
+    >>> site.delta.is_identity(), torch.equal(model(x), before)
+    (True, True)
+    """
 
     class Settings(DeltaSettings):
         type: Literal["adapter"] = "adapter"
@@ -82,6 +95,9 @@ class Bottleneck(nn.Module):
         nn.init.zeros_(self.up.weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.up.bias)  # type: ignore[arg-type]
         self.scale = nn.Parameter(torch.ones(channels)) if settings.scale else None
+
+    def extra_repr(self) -> str:
+        return f"act={self.act}"
 
     def adapt(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
         """The forward hook."""

@@ -57,6 +57,9 @@ class Change(nn.Module):
         super().__init__()
         self.delta, self.site, self.index, self.rows, self.of_bias = delta, site, index, rows, of_bias
 
+    def extra_repr(self) -> str:
+        return self.site
+
     def forward(self, tensor: Tensor) -> Tensor:
         change = self.delta.bias if self.of_bias else self.delta
         with torch.autocast(tensor.device.type, enabled=False):

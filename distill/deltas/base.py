@@ -155,6 +155,12 @@ class Delta(nn.Module, Component):
 
     settings: DeltaSettings
 
+    def extra_repr(self) -> str:
+        """The method's own settings, as ``rank=4, alpha=8.0``: not where it sits, and not what is left open."""
+        general = {*DeltaSettings.model_fields, "oversized"}
+        own = {name: getattr(self.settings, name) for name in type(self.settings).model_fields if name not in general}
+        return ", ".join(f"{name}={value}" for name, value in own.items() if value is not None)
+
     def penalty(self) -> Tensor | None:
         """What this delta adds to the loss, weighted by its own settings, or None where these ask for nothing.
 

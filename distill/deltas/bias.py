@@ -13,7 +13,19 @@ from distill.deltas.base import DeltaSettings, LayerRefused, WeightDelta
 
 
 class Bias(WeightDelta):
-    """``b' = b + shift``."""
+    """``b' = b + shift``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.bias import Bias
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [Bias.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'shift': [16]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["bias"] = "bias"

@@ -49,7 +49,19 @@ def pad_to(branch: Tensor, kernel: tuple[int, ...]) -> Tensor:
 
 
 class Branch(WeightDelta):
-    """``W' = W + Σ_j pad(P_j)``."""
+    """``W' = W + Σ_j pad(P_j)``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.branch import Branch
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [Branch.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'branches.0': [8, 4, 1, 3], 'branches.1': [8, 4, 3, 1]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["branch"] = "branch"

@@ -57,7 +57,20 @@ def wide(x: Tensor) -> Tensor:
 
 
 class DeepDelta(StructuralDelta):
-    """``y + β k (v − kᵀ y)`` after every block that ``sites`` finds (default: all residual blocks)."""
+    """``y + β k (v − kᵀ y)`` after every block that ``sites`` finds (default: all residual blocks).
+
+    >>> import timm, torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.deep_delta import DeepDelta
+    >>> model = timm.create_model("test_resnet", num_classes=3).eval()
+    >>> x = torch.zeros(1, 3, 32, 32)
+    >>> before = model(x)
+    >>> (site,) = attach(model, [DeepDelta.Settings(rank=2)], exclude_head="fc")
+    >>> sum(p.numel() for p in site.delta.parameters())
+    2580
+    >>> site.delta.is_identity(), torch.equal(model(x), before)
+    (True, True)
+    """
 
     class Settings(DeltaSettings):
         type: Literal["deep_delta"] = "deep_delta"
@@ -116,6 +129,9 @@ class Corrector(nn.Module):
         self.gate = nn.Sequential(*hidden, last)
         self.seen: Tensor | None = None
         """Means of β and of |v − kᵀy| in the last training forward."""
+
+    def extra_repr(self) -> str:
+        return f"values={self.values}, write_only={self.write_only}"
 
     def correct(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
         """The forward hook: the block's output in its own layout, corrected."""

@@ -38,7 +38,19 @@ def delta_rule_factors(weight: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tu
 
 
 class DeltaRule(RankedDelta):
-    """``W ← W + β k (vᵀ − kᵀ W)``, rank by rank."""
+    """``W ← W + β k (vᵀ − kᵀ W)``, rank by rank.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.delta_rule import DeltaRule
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [DeltaRule.Settings(rank=2)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'k': [1, 2, 16], 'v': [1, 2, 32], 'beta': [1, 2]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(RankedSettings):
         type: Literal["delta_rule"] = "delta_rule"

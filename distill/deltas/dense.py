@@ -24,7 +24,19 @@ def nuclear_norm(D: Tensor, epsilon: float = 1e-4) -> Tensor:
 
 
 class Dense(WeightDelta):
-    """``W' = W + D``."""
+    """``W' = W + D``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.dense import Dense
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [Dense.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'D': [16, 32]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["dense"] = "dense"

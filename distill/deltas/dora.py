@@ -41,7 +41,19 @@ def changed_lengths(weight: Tensor, lengths: Tensor, A: Tensor, B: Tensor) -> Te
 
 
 class DoRA(LowRank):
-    """``W' = (1 + magnitude) · ‖W‖ · V / ‖V‖``, ``V = W + (alpha / rank) B A``."""
+    """``W' = (1 + magnitude) · ‖W‖ · V / ‖V‖``, ``V = W + (alpha / rank) B A``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.dora import DoRA
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [DoRA.Settings(rank=2)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'A': [1, 2, 32], 'B': [1, 16, 2], 'magnitude': [16]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(LowRank.Settings):
         type: Literal["dora"] = "dora"  # type: ignore[assignment]

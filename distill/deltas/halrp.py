@@ -63,7 +63,19 @@ def pruning_size(entries: Tensor, allowed: int) -> float:
 
 
 class HALRP(RankedDelta):
-    """``W' = (1 + R) W (1 + S) + K2 K1``."""
+    """``W' = (1 + R) W (1 + S) + K2 K1``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.halrp import HALRP
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [HALRP.Settings(rank=2)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'R': [16], 'S': [32], 'K1': [1, 2, 32], 'K2': [1, 16, 2]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(RankedSettings):
         type: Literal["halrp"] = "halrp"

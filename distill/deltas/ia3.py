@@ -35,7 +35,19 @@ def scale_columns(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
 
 
 class IA3(WeightDelta):
-    """``W' = diag(1 + s) W``, ``b' = (1 + s) · b``, or ``W' = W diag(1 + s)``."""
+    """``W' = diag(1 + s) W``, ``b' = (1 + s) · b``, or ``W' = W diag(1 + s)``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.ia3 import IA3
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [IA3.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'scale': [16]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["ia3"] = "ia3"

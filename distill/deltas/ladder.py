@@ -37,7 +37,20 @@ from distill.deltas.structured_pruning import Importance, prune_into, stream_sco
 
 
 class Ladder(StructuralDelta):
-    """``F + U norm(s)`` with s climbing beside the frozen backbone."""
+    """``F + U norm(s)`` with s climbing beside the frozen backbone.
+
+    >>> import timm, torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.ladder import Ladder
+    >>> model = timm.create_model("test_resnet", num_classes=3).eval()
+    >>> x = torch.zeros(1, 3, 32, 32)
+    >>> before = model(x)
+    >>> (site,) = attach(model, [Ladder.Settings(reduction=2, init="random")], exclude_head="fc")
+    >>> sum(p.numel() for p in site.delta.parameters())
+    89691
+    >>> site.delta.is_identity(), torch.equal(model(x), before)
+    (True, True)
+    """
 
     class Settings(DeltaSettings):
         type: Literal["ladder"] = "ladder"

@@ -39,7 +39,19 @@ def fresh_factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Paramet
 
 
 class LowRank(RankedDelta):
-    """``W + (alpha / rank) B A``, block by block for grouped convs."""
+    """``W + (alpha / rank) B A``, block by block for grouped convs.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.low_rank import LowRank
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [LowRank.Settings(rank=2, alpha=4)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'A': [1, 2, 32], 'B': [1, 16, 2]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(RankedSettings):
         type: Literal["low_rank"] = "low_rank"

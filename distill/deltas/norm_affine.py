@@ -16,7 +16,19 @@ from distill.deltas.base import DeltaSettings, WeightDelta
 
 
 class NormAffine(WeightDelta):
-    """``γ' = γ + scale``, ``β' = β + shift``."""
+    """``γ' = γ + scale``, ``β' = β + shift``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.norm_affine import NormAffine
+    >>> model = torch.nn.Sequential(torch.nn.LayerNorm(16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [NormAffine.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'scale': [16], 'shift': [16]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["norm_affine"] = "norm_affine"

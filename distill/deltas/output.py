@@ -20,7 +20,20 @@ from distill.deltas.sites import classifier_names
 
 
 class OutputDelta(StructuralDelta):
-    """``z + g · W₂ gelu(W₁ f)`` on the classifier."""
+    """``z + g · W₂ gelu(W₁ f)`` on the classifier.
+
+    >>> import timm, torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.output import OutputDelta
+    >>> model = timm.create_model("test_resnet", num_classes=3).eval()
+    >>> x = torch.zeros(1, 3, 32, 32)
+    >>> before = model(x)
+    >>> (site,) = attach(model, [OutputDelta.Settings(hidden=4)], exclude_head="fc")
+    >>> sum(p.numel() for p in site.delta.parameters())
+    404
+    >>> site.delta.is_identity(), torch.equal(model(x), before)
+    (True, True)
+    """
 
     class Settings(DeltaSettings):
         type: Literal["output"] = "output"

@@ -20,7 +20,19 @@ from distill.deltas.base import DeltaSettings, WeightDelta, frozen
 
 
 class ScaleShift(WeightDelta):
-    """``W' = diag(1 + scale) W``, ``b' = (1 + scale) · b + shift``."""
+    """``W' = diag(1 + scale) W``, ``b' = (1 + scale) · b + shift``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.scale_shift import ScaleShift
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [ScaleShift.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'scale': [8], 'shift': [8]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["scale_shift"] = "scale_shift"

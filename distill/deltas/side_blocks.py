@@ -144,6 +144,9 @@ class SideTransformer(nn.Module):
         self.qkv, self.proj = nn.Linear(form.width, 3 * form.width), nn.Linear(form.width, form.width)
         self.fc1, self.fc2 = nn.Linear(form.width, form.hidden), nn.Linear(form.hidden, form.width)
 
+    def extra_repr(self) -> str:
+        return f"heads={self.heads}"
+
     def forward(self, s: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(s)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
@@ -174,6 +177,9 @@ class Rung(nn.Module):
     def keep(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
         """The forward hook on the tap."""
         self.seen = output.detach()
+
+    def extra_repr(self) -> str:
+        return f"width={self.form.width}, drop_path={self.drop_path}"
 
     def forward(self, s: Tensor | None) -> Tensor:
         assert self.seen is not None

@@ -42,7 +42,19 @@ def mean_size(D: Tensor) -> Tensor:
 
 
 class Sign(WeightDelta):
-    """``W' = W + diag(scale) · signs``."""
+    """``W' = W + diag(scale) · signs``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.sign import Sign
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [Sign.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'scale': [16]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(SizedSettings):
         type: Literal["sign"] = "sign"

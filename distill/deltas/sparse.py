@@ -47,7 +47,19 @@ def largest_of_all(scores: Mapping[str, Tensor], density: float) -> dict[str, Te
 
 
 class Sparse(WeightDelta):
-    """``W' = W``, but for ``values`` added at ``index``."""
+    """``W' = W``, but for ``values`` added at ``index``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.sparse import Sparse
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [Sparse.Settings(density=0.05)])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'values': [26]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(SizedSettings):
         type: Literal["sparse"] = "sparse"

@@ -106,7 +106,19 @@ class SoftThreshold(torch.autograd.Function):
 
 
 class SparseMask(WeightDelta):
-    """``W' = W + z ⊙ U``."""
+    """``W' = W + z ⊙ U``.
+
+    >>> import torch
+    >>> from distill.deltas.attach import attach
+    >>> from distill.deltas.sparse_mask import SparseMask
+    >>> model = torch.nn.Sequential(torch.nn.Linear(32, 16))
+    >>> before = model[0].weight.clone()
+    >>> (site,) = attach(model, [SparseMask.Settings()])
+    >>> {name: list(p.shape) for name, p in site.delta.named_parameters()}
+    {'U': [16, 32], 'log_alpha': [16, 32]}
+    >>> torch.equal(model[0].weight, before)
+    True
+    """
 
     class Settings(DeltaSettings):
         type: Literal["sparse_mask"] = "sparse_mask"
