@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from distill.api.deltas import attach, list_deltas, load_delta, save_delta
     from distill.api.models import create_student, create_teacher
     from distill.api.objectives import create_objective, list_objectives
+    from distill.api.step import create_step
     from distill.api.views import create_augment
     from distill.deltas.attach import merge
     from distill.export.delta.bank import DeltaBank
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from distill.models.teacher import Teacher
     from distill.objectives.base import Objective, Targets
     from distill.past_views import ids_of_step, replay
+    from distill.training.step import DistillationStep
 
     __version__: str
 
@@ -36,6 +38,7 @@ set_openmp_defaults()  # torch, which reads them when it is loaded, comes after 
 
 _HOMES = {
     "DeltaBank": "distill.export.delta.bank",
+    "DistillationStep": "distill.training.step",
     "Features": "distill.models.features",
     "InputSpec": "augment.views",
     "Objective": "distill.objectives.base",
@@ -46,6 +49,7 @@ _HOMES = {
     "attach": "distill.api.deltas",
     "create_augment": "distill.api.views",
     "create_objective": "distill.api.objectives",
+    "create_step": "distill.api.step",
     "create_student": "distill.api.models",
     "create_teacher": "distill.api.models",
     "ids_of_step": "distill.past_views",
@@ -61,6 +65,7 @@ _HOMES = {
 
 __all__ = [
     "DeltaBank",
+    "DistillationStep",
     "Features",
     "InputSpec",
     "Objective",
@@ -72,6 +77,7 @@ __all__ = [
     "attach",
     "create_augment",
     "create_objective",
+    "create_step",
     "create_student",
     "create_teacher",
     "ids_of_step",

@@ -28,23 +28,19 @@ def main(folder: str, steps: int = 20) -> list[float]:
     teacher = distill.create_teacher("embedded:tf_efficientnet_lite1", size=32, needs="pooled")
     recipe = [{"type": "RandomResizedCrop", "scale": [0.6, 1.0]}, {"type": "ColorJitter", "brightness": 0.4}]
     augment = distill.create_augment("shared_geometry", student=student, teacher=teacher, recipe=recipe, seed=0)
-    networks = {"student": student, "teacher": teacher}
-    objectives = [distill.create_objective("ce", **networks), distill.create_objective("pkt", weight=1000, **networks)]
+    objectives = ["ce", {"type": "pkt", "weight": 1000}]
+    step = distill.create_step(student, teacher, objectives, augment, steps_per_epoch=steps)
 
-    parameters = [p for module in (student, *objectives) for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=3e-3)
-    student.train()
+    optimizer = torch.optim.AdamW([p for p in step.parameters() if p.requires_grad], lr=3e-3)
+    step.train()
     losses = []
-    for step in range(steps):
+    for number in range(steps):
         ids = torch.randint(len(labels), (32,))
-        views = augment(images[ids], ids, epoch=step)
-        seen_by_teacher = teacher(views.teacher)[0][0]  # the first network's features of the first view
-        seen_by_student = student(views.student[0])
-        batch = distill.Targets(labels[ids])
-        loss = sum(o.settings.weight * o(seen_by_student, seen_by_teacher, batch) for o in objectives)
+        loss = step(images[ids], ids, labels[ids], epoch=number, step=number).loss  # epoch: new views at every step
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        step.after_update(number)
         losses.append(loss.item())
 
     print(f"loss {losses[0]:.2f} → {losses[-1]:.2f} in {steps} steps")

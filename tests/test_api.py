@@ -52,7 +52,15 @@ def test_a_misspelt_name_is_an_attribute_error_that_names_the_nearest():
 
 
 @pytest.mark.parametrize(
-    "module", ["distill", "distill.api.deltas", "distill.api.models", "distill.api.objectives", "distill.api.views"]
+    "module",
+    [
+        "distill",
+        "distill.api.deltas",
+        "distill.api.models",
+        "distill.api.objectives",
+        "distill.api.views",
+        "distill.training.step",
+    ],
 )
 def test_examples_in_docstrings_run(module):
     result = doctest.testmod(import_module(module))

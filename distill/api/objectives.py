@@ -15,6 +15,9 @@ from distill.models.student import Student
 from distill.models.teacher import Teacher
 from distill.objectives.base import Objective, Targets
 
+ObjectiveLike = str | Mapping[str, Any] | Objective.Settings
+"""``"kd"``, ``{"type": "kd", "temperature": 4}``, or settings."""
+
 
 class UnboundObjective(nn.Module):
     """An objective that learns the networks' shapes from the first features that it is given.
@@ -61,7 +64,7 @@ class UnboundObjective(nn.Module):
 
 
 def create_objective(
-    type: str | Mapping[str, Any] | Objective.Settings,
+    type: ObjectiveLike,
     *,
     student: Student | FeatureShapes | None = None,
     teacher: Teacher | FeatureShapes | None = None,
@@ -95,10 +98,7 @@ def create_objective(
         >>> float(kd(distill.Features(logits=logits), distill.Features(logits=logits), batch))
         0.0
     """
-    cls_settings = check_method(OBJECTIVES, type, "create_objective()", settings)
-    given = {"type": type} if isinstance(type, str) else dict(type)
-    own = type if isinstance(type, Objective.Settings) and not settings else cls_settings(**{**given, **settings})
-    assert isinstance(own, Objective.Settings)
+    own = objective_settings(type, "create_objective()", settings)
     cls = _component(own)
     if student is None:
         if teacher is not None:
@@ -107,13 +107,37 @@ def create_objective(
     if isinstance(teacher, Teacher) and len(teacher.shapes) != 1:
         raise UserError(f"{own.type} compares with one network; build one for each: teacher=teacher.shapes[n]")
     for name, network in (("student", student), ("teacher", teacher if cls.reads_teacher else None)):
-        _check_needs(name, own.type, network, cls.needs - ({"token"} if name == "teacher" else set()))
+        check_needs(name, own.type, network, cls.needs - ({"token"} if name == "teacher" else set()))
     teacher_shapes = teacher.shapes[0] if isinstance(teacher, Teacher) else teacher
     return cls(
         own,
         student.shapes if isinstance(student, Student) else student,
         teacher_shapes if cls.reads_teacher else None,
     )
+
+
+def objective_settings(value: ObjectiveLike, caller: str, more: Mapping[str, Any] | None = None) -> Objective.Settings:
+    """Settings of an objective given as a name, a mapping with ``type``, or settings.
+
+    Args:
+        value: the objective.
+        caller: how errors call what was given it.
+        more: settings beside ``value``, which they replace.
+
+    Returns:
+        The validated settings.
+
+    Raises:
+        TypeError: a setting has no such name; the text names the nearest one.
+        UserError: there is no such objective.
+        ValueError: a setting is out of range.
+    """
+    cls = check_method(OBJECTIVES, value, caller, more or {})
+    if isinstance(value, Objective.Settings) and not more:
+        return value
+    settings = cls(**{**({"type": value} if isinstance(value, str) else dict(value)), **(more or {})})
+    assert isinstance(settings, Objective.Settings)
+    return settings
 
 
 def list_objectives(pattern: str = "") -> list[str]:
@@ -133,7 +157,7 @@ def _component(settings: Objective.Settings) -> type[Objective]:
     return cls
 
 
-def _check_needs(name: str, kind: str, network: object, needs: frozenset[str] | set[str]) -> None:
+def check_needs(name: str, kind: str, network: object, needs: frozenset[str] | set[str]) -> None:
     """A network computes only what it was asked for: say which field is missing before a batch lacks it."""
     if isinstance(network, Student | Teacher) and (missing := needs - network.needs):
         wanted = ", ".join(repr(need) for need in sorted({*network.needs, *needs}))

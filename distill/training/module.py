@@ -75,7 +75,7 @@ class Distillation(DistillationStep, LightningModule):
         return batch._replace(images=images, labels=labels, view_pixels=view_pixels)
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        output = self(batch, self.current_epoch, self.global_step)
+        output = self(batch.pixels, batch.ids, batch.labels, epoch=self.current_epoch, step=self.global_step)
         self._step_metrics = output.loss.detach(), output.terms
         return output.loss
 

@@ -1,0 +1,70 @@
+"""The training step from the names of objectives, for a loop of one's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from torch import Tensor
+
+from augment.dual import DualAugment
+from distill.api.arguments import checks_names
+from distill.api.objectives import ObjectiveLike, check_needs, objective_settings
+from distill.models.student import Student
+from distill.models.teacher import Teacher
+from distill.objectives.base import Objective
+from distill.training.settings import TrainingSettings
+from distill.training.step import DistillationStep
+from distill.training.terms import build_terms
+
+
+@checks_names
+def create_step(
+    student: Student,
+    teacher: Teacher | None,
+    objectives: ObjectiveLike | Iterable[ObjectiveLike],
+    augment: DualAugment,
+    *,
+    steps_per_epoch: int,
+    epochs: int = 1,
+    train: tuple[Sequence[str], Tensor] | None = None,
+) -> DistillationStep:
+    """A batch to its loss: ``step(images, ids, labels, epoch=…, step=…) → loss and terms``; no loop, no optimizer.
+
+    Args:
+        student: what is trained, such as :func:`create_student` makes.
+        teacher: such as :func:`create_teacher` makes; None: the student learns from labels alone.
+        objectives: names (see :func:`list_objectives`), mappings with ``type`` and settings, or settings. A term that
+            reads the teacher counts for each of its networks with the network's weight.
+        augment: makes the views, such as :func:`create_augment` makes.
+        steps_per_epoch: number of batches in an epoch, in which the schedules of the objectives are counted.
+        epochs: length of the whole training, over which they run.
+        train: names and labels [N] of the training samples, for objectives with a memory bank; the ids of a batch are
+            then :func:`augment.draws.sample_key` of the names.
+
+    Returns:
+        A module on the CPU whose trainable parameters are those of the student and of the objectives.
+
+    Raises:
+        TypeError: an argument, or an objective's setting, has no such name; the text names the nearest one.
+        UserError: there is no such objective, or the networks do not compute what it reads.
+        ValueError: a setting is out of range, or the student cannot be compared with the teacher.
+
+    Example: see :class:`DistillationStep`.
+    """
+    given = [objectives] if isinstance(objectives, str | Mapping | Objective.Settings) else list(objectives)
+    settings = [objective_settings(value, f"create_step() objectives.{n},") for n, value in enumerate(given)]
+    if not settings:
+        raise ValueError("create_step() needs one objective at least")
+    for own in settings:
+        cls = own.component
+        if cls.needs_index and train is None:  # type: ignore[union-attr]
+            raise ValueError(f"{own.type} has a memory bank of the training samples: give train=(names, labels)")
+        check_needs("student", own.type, student, cls.needs)  # type: ignore[union-attr]
+        if cls.reads_teacher:  # type: ignore[union-attr]
+            if teacher is None:
+                raise ValueError(f"{own.type} reads a teacher, and there is none")
+            check_needs("teacher", own.type, teacher, cls.needs - {"token"})  # type: ignore[union-attr]
+    shapes, maps = (teacher.shapes, teacher.maps) if teacher is not None else ([], None)
+    terms = build_terms(settings, student.shapes, shapes, maps)
+    training = TrainingSettings(epochs=epochs)
+    return DistillationStep(student, teacher, terms, augment, training, steps_per_epoch, train)
