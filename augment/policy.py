@@ -117,6 +117,13 @@ class AugmentSettings(Settings):
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
     ramp: RampSettings | None = Field(None, description="augment few samples at first, then ever more; none: all")
 
+    def check(self, one_class: Sequence[str]) -> None:
+        """Refuse mixing for objectives that need one class per image; ``one_class`` are their types."""
+        if one_class and self.mix is not None:
+            raise error_at(
+                "augment.mix", f"{', '.join(one_class)} needs one class per image, but mixing gives an image two"
+            )
+
     @model_validator(mode="after")
     def _fits_the_policy(self, info: ValidationInfo) -> AugmentSettings:
         if self.policy == "identical" and self.teacher is not None:

@@ -106,18 +106,20 @@ class DistillationExperiment(Experiment):
             )
         if self.teacher is not None and not reading:
             raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
-        self._check_cache()
-        self._check_weights()
+        unweighable = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
+        if self.fit_teacher is not None:
+            self.fit_teacher.check()
+        if self.training.curriculum is not None:
+            self.training.curriculum.check([o.type for o in unweighable], self.teacher is not None)
+        if self.teacher is not None:
+            heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
+            self.teacher.check(heads, self.fit_teacher is not None)
+            not_weighed = [o.type for o in unweighable if o.type in reading]
+            self.teacher.weighting.check(not_weighed, self.student.compile)
+            if self.teacher.cache is not None:
+                self.teacher.cache.check(self._readers())
+        self.augment.check([o.type for o in self.objectives if o.needs_one_class])
         self._check_placement()
-        heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
-        if self.teacher is not None and len(heads) * len(self.teacher.networks) > 1:
-            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
-            raise error_at("objectives", text)
-        one_class = [o.type for o in self.objectives if o.needs_one_class]
-        if one_class and self.augment.mix is not None:
-            raise error_at(
-                "augment.mix", f"{', '.join(one_class)} needs one class per image, but mixing gives an image two"
-            )
         if self.fit_teacher is not None and self.teacher is None:
             raise error_at("fit_teacher", "there is no teacher to fit; add teacher.networks")
         batch, devices = self.data.batch_size, self.training.devices
@@ -134,61 +136,19 @@ class DistillationExperiment(Experiment):
                 text = "data.on_device leaves the loader without workers; say device or auto"
                 raise error_at(f"{key}.placement", text)
 
-    def _check_weights(self) -> None:
-        """What weighs samples or networks has somebody to ask, and objectives that listen."""
-        curriculum, teacher = self.training.curriculum, self.teacher
-        if self.fit_teacher is not None and self.fit_teacher.training.curriculum is not None:
-            text = "it asks a teacher which samples are easy, and the teacher's own fit has none"
-            raise error_at("fit_teacher.training.curriculum", text)
-        if curriculum is not None and teacher is None:
-            raise error_at("training.curriculum", "it asks a teacher which samples are easy, and there is none")
-        if teacher is None:
-            return
-        weighting = teacher.weighting.type
-        unsupported = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
-        if curriculum is not None and unsupported:
-            text = f"{', '.join(o.type for o in unsupported)}: no mean over samples whose parts could be weighed"
-            raise error_at("training.curriculum", text)
-        unsupported = [o for o in unsupported if o.component.reads_teacher]  # type: ignore[union-attr]
-        if weighting in ("confidence", "agreement") and unsupported:
-            text = f"{weighting} is by sample, and {', '.join(o.type for o in unsupported)} is no mean over samples"
-            raise error_at("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
-        if weighting == "learned" and self.student.compile:
-            text = "weighting: learned needs a gradient for each of the teacher's networks, which compiled code refuses"
-            raise error_at("student.compile", text)
-        for n, network in enumerate(teacher.networks):
-            if network.labels == "same":
-                continue
-            if self.fit_teacher is not None:
-                text = "fit_teacher trains the network on the data's own classes; leave labels out"
-                raise error_at(f"teacher.networks.{n}.labels", text)
-            heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
-            if heads:
-                text = f"{', '.join(heads)} gives the student the teacher's head as it is; leave labels out"
-                raise error_at(f"teacher.networks.{n}.labels", text)
-
-    def _check_cache(self) -> None:
-        """Refuse a cache that lacks something that is read of the teacher."""
-        if self.teacher is None or self.teacher.cache is None:
-            return
+    def _readers(self) -> dict[str, frozenset[str]]:
+        """What reads the teacher → the fields of its ``Features`` that it reads."""
+        assert self.teacher is not None
         components: list[Any] = [objective.component for objective in self.objectives]
         readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_teacher}
-        if self.teacher.weighting.type in ("confidence", "agreement"):
-            readers["teacher.weighting"] = frozenset({"logits"})
+        logits = frozenset({"logits"})
+        if self.teacher.weighting.by_sample:
+            readers["teacher.weighting"] = logits
         if self.training.curriculum is not None:
-            readers["training.curriculum"] = frozenset({"logits"})
+            readers["training.curriculum"] = logits
         if any(network.labels != "same" for network in self.teacher.networks):
-            readers["teacher.networks.labels"] = frozenset({"logits"})
-        for reader, needs in readers.items():
-            lacking = needs - self.teacher.cache.holds
-            if "maps" in lacking:
-                text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
-                raise error_at("teacher.cache", text)
-            if "logits" in lacking:
-                text = f"{reader} reads the teacher's logits; say full, or the number of largest ones to keep"
-                raise error_at("teacher.cache.logits", text)
-            if "pooled" in lacking:
-                raise error_at("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
+            readers["teacher.networks.labels"] = logits
+        return readers
 
 
 def as_distillation(experiment: Experiment, source: str) -> DistillationExperiment:

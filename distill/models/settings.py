@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -89,6 +90,25 @@ class WeightingSettings(Settings):
     images: int = Field(512, ge=2, description="learned: number of labeled validation images for the meta steps")
     batch_size: int = Field(64, ge=1, description="learned: images in a meta step")
 
+    @property
+    def by_sample(self) -> bool:
+        """Whether each sample weighs the networks in its own way."""
+        return self.type in ("confidence", "agreement")
+
+    def check(self, unweighable: Sequence[str], compiled: bool) -> None:
+        """Refuse a weighting that the objectives or the student cannot follow.
+
+        Args:
+            unweighable: types of the objectives that read the teacher and are no mean over samples.
+            compiled: whether the student is.
+        """
+        if self.by_sample and unweighable:
+            text = f"{self.type} is by sample, and {', '.join(unweighable)} is no mean over samples"
+            raise error_at("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
+        if self.type == "learned" and compiled:
+            text = "weighting: learned needs a gradient for each of the teacher's networks, which compiled code refuses"
+            raise error_at("student.compile", text)
+
 
 class CacheSettings(Settings):
     """Keeps the teacher's outputs in a file, for later runs whose teacher gets the same views."""
@@ -107,6 +127,23 @@ class CacheSettings(Settings):
     def holds(self) -> frozenset[str]:
         """The fields of ``Features`` that are kept."""
         return frozenset(["logits"] * (self.logits != "none") + ["pooled"] * self.pooled)
+
+    def check(self, readers: Mapping[str, frozenset[str]]) -> None:
+        """Refuse a cache that lacks something that is read of the teacher.
+
+        Args:
+            readers: name of what reads the teacher → the fields of ``Features`` that it reads.
+        """
+        for reader, needs in readers.items():
+            lacking = needs - self.holds
+            if "maps" in lacking:
+                text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
+                raise error_at("teacher.cache", text)
+            if "logits" in lacking:
+                text = f"{reader} reads the teacher's logits; say full, or the number of largest ones to keep"
+                raise error_at("teacher.cache.logits", text)
+            if "pooled" in lacking:
+                raise error_at("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
@@ -127,6 +164,26 @@ class TeacherSettings(Settings):
     cache: CacheSettings | None = Field(
         None, description="keep its outputs in a file; none: compute them at every step"
     )
+
+    def check(self, heads: Sequence[str], fitted: bool) -> None:
+        """Refuse networks that do not go together with objectives, or with a fit of the teacher.
+
+        Args:
+            heads: types of the objectives that give the student the teacher's head.
+            fitted: whether the networks are trained first, on the data's own classes.
+        """
+        for n, network in enumerate(self.networks):
+            if network.labels == "same":
+                continue
+            if fitted:
+                text = "fit_teacher trains the network on the data's own classes; leave labels out"
+                raise error_at(f"teacher.networks.{n}.labels", text)
+            if heads:
+                text = f"{', '.join(heads)} gives the student the teacher's head as it is; leave labels out"
+                raise error_at(f"teacher.networks.{n}.labels", text)
+        if len(heads) * len(self.networks) > 1:
+            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
+            raise error_at("objectives", text)
 
     @model_validator(mode="after")
     def _check_weighting(self) -> Self:

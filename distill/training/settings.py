@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from augment.base import Settings
+from augment.base import Settings, error_at
 from augment.policy import AugmentSettings
 
 
@@ -54,6 +55,19 @@ class CurriculumSettings(Settings):
     sharpness: float = Field(
         1.0, gt=0, le=20, description="at the start, a sample twice as hard as the mean counts exp(-sharpness) of it"
     )
+
+    def check(self, unweighable: Sequence[str], taught: bool) -> None:
+        """Refuse a curriculum that nothing can follow.
+
+        Args:
+            unweighable: types of the objectives that are no mean over samples.
+            taught: whether there is a teacher, which says what samples are easy.
+        """
+        if not taught:
+            raise error_at("training.curriculum", "it asks a teacher which samples are easy, and there is none")
+        if unweighable:
+            text = f"{', '.join(unweighable)}: no mean over samples whose parts could be weighed"
+            raise error_at("training.curriculum", text)
 
 
 class TrainingSettings(Settings):
@@ -122,3 +136,9 @@ class FitTeacherSettings(Settings):
     augment: AugmentSettings | None = Field(
         None, description="default: the student's chain of the experiment, without mix"
     )
+
+    def check(self) -> None:
+        """Refuse a curriculum: the teacher's own fit has no teacher."""
+        if self.training.curriculum is not None:
+            text = "it asks a teacher which samples are easy, and the teacher's own fit has none"
+            raise error_at("fit_teacher.training.curriculum", text)
