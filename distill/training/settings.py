@@ -56,14 +56,14 @@ class CurriculumSettings(Settings):
         1.0, gt=0, le=20, description="at the start, a sample twice as hard as the mean counts exp(-sharpness) of it"
     )
 
-    def check(self, unweighable: Sequence[str], taught: bool) -> None:
+    def check(self, unweighable: Sequence[str], has_teacher: bool) -> None:
         """Refuse a curriculum that nothing can follow.
 
         Args:
             unweighable: types of the objectives that are no mean over samples.
-            taught: whether there is a teacher, which says what samples are easy.
+            has_teacher: whether there is a teacher, which says what samples are easy.
         """
-        if not taught:
+        if not has_teacher:
             raise error_at("training.curriculum", "it asks a teacher which samples are easy, and there is none")
         if unweighable:
             text = f"{', '.join(unweighable)}: no mean over samples whose parts could be weighed"
