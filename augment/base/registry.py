@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -59,6 +60,11 @@ class Registry:
     base: str
 
     @property
+    def noun(self) -> str:
+        """The base class's name as messages write it: ``export target`` of ``ExportTarget``."""
+        return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", self.base).lower()
+
+    @property
     def contract(self) -> type[Component]:
         return getattr(importlib.import_module(f"{self.package}.base"), self.base)
 
@@ -88,11 +94,11 @@ class Registry:
         known = self.known()
         if name not in known:
             hint = did_you_mean(name, known)
-            raise PluginError(f"unknown {self.base.lower()} type {name!r}{hint} (or your own as package.module:Class)")
+            raise PluginError(f"unknown {self.noun} type {name!r}{hint} (or your own as package.module:Class)")
         return known[name]
 
     def validate(self, value: Any, info: ValidationInfo) -> Any:
-        kind = self.base.lower()
+        kind = self.noun
         if isinstance(value, Settings):
             if value.component is None or not issubclass(value.component, self.contract):
                 raise PydanticCustomError("wrong_family", f"{type(value).__qualname__} configures no {kind}")

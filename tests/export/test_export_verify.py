@@ -154,7 +154,7 @@ def test_a_delta_file_without_targets_is_compared_with_the_live_model(proof: Pro
 
 
 def test_targets_that_are_not_there_or_get_in_each_others_way() -> None:
-    with pytest.raises(PluginError, match="unknown exporttarget type 'timm_foldr'; did you mean 'timm_folder'"):
+    with pytest.raises(PluginError, match="unknown export target type 'timm_foldr'; did you mean 'timm_folder'"):
         TARGETS.settings_of("timm_foldr")
     with pytest.raises(ValidationError, match="timm_folder and timm_folder both write the folder 'merged'"):
         ExportSettings.model_validate({"targets": ["timm_folder", HALVED, "timm_folder"]})
