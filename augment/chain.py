@@ -14,7 +14,7 @@ from augment.draws import Draws
 from augment.fuse.compiler import Compile, missing_compiler
 from augment.fuse.planner import Barrier, PlannedOp, Segment, plan
 from augment.fuse.program import Finish, normalized, resized, to_unit
-from augment.fuse.run import FusedRun
+from augment.fuse.run import FusedSegment
 from augment.kornia_ops import FusedKorniaOp
 from augment.operation import SampledOp
 from augment.recipe import Op, built
@@ -34,15 +34,15 @@ class Chain(nn.Module):
 
     Args:
         recipe: the operations by name, or as objects of any shape that a name can have.
-        size: (height, width) of what comes out, whatever the operations do.
+        size: (height, width) of the result, whatever the operations do.
         engine: "fused" plans operations together (see :meth:`plan`); "kornia" does one after another, kornia's by
             kornia's own code with the same parameters.
-        compile: whether the passes are compiled: by torch.compile on a GPU, by a C compiler on a CPU. "auto": where
-            there is one; True: warn where there is none.
-        bounded: whether what comes out is held in [0, 1]; not for spectrograms, whose values have no bounds.
+        compile: whether the passes are compiled: by torch.compile on a GPU, by a C compiler on a CPU. "auto": if there
+            is a compiler; True: the same, with a warning if there is none.
+        bounded: whether the result is clamped to [0, 1]; False for spectrograms, whose values have no bounds.
 
-    Draws are keyed by an operation's name and how many of that name came before it, not by its place: adding a color
-    operation to a chain changes nothing about its crop.
+    Draws are keyed by an operation's name and how many of that name came before it, not by its position: adding a color
+    operation to a chain does not change its crop.
     """
 
     def __init__(
@@ -64,7 +64,9 @@ class Chain(nn.Module):
             seen[name] += 1
         self.steps = [PlannedOp(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
         self._stages = plan(self.steps)
-        self._runs = {n: FusedRun(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)}
+        self._segments = {
+            n: FusedSegment(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)
+        }
         users = [getattr(step.operation, "user", None) for step in self.steps]
         # Noise, bicubic reading and users' operations may leave [0, 1].
         self.clamps = bounded and not all(isinstance(user, FusedKorniaOp) and user.keeps_range for user in users)
@@ -76,7 +78,7 @@ class Chain(nn.Module):
         """The passes, a line each: which operations are computed together, and which alone and why."""
         lines = [str(stage) for stage in self._stages]
         lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalized")
-        if self._runs:
+        if self._segments:
             lines.append(f"{'on a CPU':9}{self._on_a_cpu()}")
         return "\n".join(lines)
 
@@ -85,7 +87,13 @@ class Chain(nn.Module):
             return "by torch's operators"
         if missing := missing_compiler("cpu"):
             return f"by torch's operators: {missing}"
-        parts = [part for run in self._runs.values() for in_c, some in run.stretches() if not in_c for part in some]
+        parts = [
+            part
+            for segment in self._segments.values()
+            for in_c, some in segment.stretches()
+            if not in_c
+            for part in some
+        ]
         names = " + ".join(step.operation.name for part in parts for step in part.steps)
         return f"in C; by torch's operators {names}" if names else "in C"
 
@@ -101,8 +109,8 @@ class Chain(nn.Module):
 
         Args:
             images: uint8, or floats in [0, 1].
-            draws: for this view of these samples.
-            geometry: of the same samples, for the operations that move pixels, where another view shares them.
+            draws: of this view, for these samples.
+            geometry: draws for the operations that move pixels, if another view shares them; None: ``draws``.
             spec: whose mean and std the result is normalized with; None leaves it in [0, 1].
             dtype: of the result.
 
@@ -110,9 +118,8 @@ class Chain(nn.Module):
             [B, C, *size] of ``dtype``, on the images' device.
 
         Raises:
-            ImageError: images of the wrong kind or with too few or too many channels, or, on a CPU, not finite. uint8
-                images are always finite; floats on a GPU are not looked at, as that would be a pass or a wait: see
-                :meth:`diagnose`.
+            ImageError: images of the wrong kind or with too few or too many channels, or, on a CPU, not finite. Floats
+                on a GPU are not checked, because that takes another pass and a synchronization: see :meth:`diagnose`.
         """
         self._check(images)
         finish = Finish((self.size[0], self.size[1]), self.clamps, spec, dtype)
@@ -135,7 +142,7 @@ class Chain(nn.Module):
             if isinstance(stage, Barrier):
                 x = stage.step.operation(to_unit(x), source(stage.step))
             else:
-                x = self._runs[n](x, source, finish if n == last else None)
+                x = self._segments[n](x, source, finish if n == last else None)
         return x if self._stages and isinstance(self._stages[-1], Segment) else finish(to_unit(x))
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
@@ -147,14 +154,14 @@ class Chain(nn.Module):
             geometry: as for :meth:`forward`.
 
         Raises:
-            ImageError: naming the operation and the places of the samples in the batch.
+            ImageError: names the operation and the rows of the samples in the batch.
         """
         x = to_unit(images)
         _check_finite(x, "the images given to the chain")
         for step in self.steps:
             source = geometry if geometry is not None and step.operation.geometric else draws
             x = step.operation(x, source.to(x.device).op(step.key))
-            _check_finite(x, f"what {step.operation.name} (operation {step.place + 1}) makes")
+            _check_finite(x, f"the results of {step.operation.name} (operation {step.place + 1})")
 
     def _check(self, images: Tensor) -> None:
         first = f"{self.steps[0].operation.name}, the first operation, needs" if self.steps else "a chain needs"

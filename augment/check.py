@@ -21,7 +21,7 @@ from augment.operation import BarrierOp, Operation, SampledOp
 
 Verdict = Literal["ok", "note", "fail"]
 BATCH = 7
-"""Images in the checks of what comes out; a prime, as nothing that an operation does should depend on it."""
+"""Images per check of a result; a prime, so that it equals no size inside an operation by chance."""
 TOLERANCE = 1e-6
 """How far a sample alone may be from the same sample in a batch: sums may be taken in another order."""
 GPU_TOLERANCE = 1e-4
@@ -132,7 +132,7 @@ def _deterministic(operation: Operation, size: tuple[int, int]) -> tuple[Verdict
 
 
 def _draws_by_sample(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str]:
-    many = 64  # so that what is done to one in ten is done to some
+    many = 64  # so that an operation with a probability of 0.1 changes some of them
     images = _images(*size)[:1].expand(many, -1, -1, -1)
     first, second = _run(operation, images), _run(operation, images, epoch=1)
     if len(torch.unique(first.flatten(1), dim=0)) > 1:
@@ -221,10 +221,10 @@ def _compiles(operation: Operation, size: tuple[int, int]) -> tuple[Verdict, str
         return "note", "a barrier runs uncompiled, between the compiled passes"
     else:
         return "note", "runs uncompiled, between the compiled passes"
-    torch.compiler.reset()  # operations of one class after another would run into its limit of recompiling
+    torch.compiler.reset()  # many operations of one class would reach its limit of recompilations
     try:
         made = torch.compile(work, backend="aot_eager", fullgraph=True)(*arguments)
-    except Exception as error:  # dynamo has dozens, and passes on those of the operation
+    except Exception as error:  # dynamo raises dozens of types, and passes on the operation's own
         reason = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return "note", f"runs uncompiled, because it breaks the graph: {reason}"
     apart = float((made - work(*arguments)).abs().max())
@@ -247,7 +247,7 @@ def _cost(operation: Operation, size: tuple[int, int], batch: int) -> tuple[Verd
     return "ok", f"{each * 1e6:.0f} µs per image, {1 / each:,.0f} images/s; {batch} of {size[0]}×{size[1]} on {where}"
 
 
-# --- Material -------------------------------------------------------------------------------------------------------
+# --- Inputs ---------------------------------------------------------------------------------------------------------
 
 
 def _images(height: int, width: int) -> Tensor:

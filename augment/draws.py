@@ -1,7 +1,7 @@
 """Random draws keyed by seed, epoch, view, sample and operation, without global state.
 
 A draw is a pure function of (seed, epoch, view, sample id, op, slot, element): the same sample gets the same numbers
-whatever the batch size, its place in the batch, the worker, the rank, the device or the restart point, and nothing
+whatever the batch size, its position in the batch, the worker, the rank, the device or the restart point, and nothing
 has to be stored to repeat them.
 
 The generator is counter-based. Seed, epoch, view and op are folded on the host into one 64-bit key; every sample id is
@@ -71,7 +71,7 @@ class Draws:
         seed: the run's seed.
         epoch: number of the epoch.
         view: name of the view; two views with the same name draw the same.
-        ids: [B] int64 sample ids, on the device that draws are wanted on; see :func:`sample_key`.
+        ids: [B] int64 sample ids, on the device of the draws; see :func:`sample_key`.
 
     ``draws.op("RandomCrop")`` gives the draws of one operation. Each method takes a ``slot``, which numbers the draws
     of an operation, and a ``shape`` per sample, and returns ``[B, *shape]``.

@@ -59,9 +59,9 @@ class DualAugment(nn.Module):
 
     @torch.no_grad()
     def render(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> ViewPixels:
-        """The pixels of every view as bytes, before normalization, which :meth:`forward` does.
+        """The pixels of every view as bytes, not normalized; :meth:`forward` normalizes them.
 
-        Loader workers call this where views are made by the loader.
+        Loader workers call this if the loader makes the views.
 
         Args:
             images: [B, C, H, W] uint8, or floats in [0, 1].
@@ -99,13 +99,14 @@ class DualAugment(nn.Module):
         Args:
             images: [B, C, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
                 :meth:`render` made of them: the same views, within the rounding to a byte.
-            ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: they are copied to a GPU without
-                a wait, but mixing and operations that are kornia's own code need them on the CPU too.
+            ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: copying them to a GPU does not
+                synchronize, but mixing and kornia's own code need them on the CPU, and copying them back does.
             epoch: number of the epoch.
-            teacher, student: whose views to make; what is left out is empty in the result, and changes nothing else.
+            teacher: whether to make the teacher's views; False: ``views.teacher`` is empty, the student's are the same.
+            student: whether to make the student's views; False: ``views.student`` is empty, the teacher's are the same.
 
         Returns:
-            Normalized views, mixed if the settings say so.
+            Normalized views, [B, C, h, w] each; mixed if ``settings.mix`` is set.
         """
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
         if isinstance(images, Mapping):
@@ -118,15 +119,15 @@ class DualAugment(nn.Module):
             raise ValueError(f"{len(batch)} images need ids [{len(batch)}], not {list(ids.shape)}")
 
         def view(view_spec: ViewSpec, spec: InputSpec) -> Tensor:
-            # Networks of one size share the pixels of a view, of one specification the view itself.
+            # Networks of one size share a view's pixels; networks of one InputSpec share the normalized view.
             name = _chain_name(view_spec, view_spec.size or spec.size)
             if (name, spec) in made:
                 return made[name, spec]
             if (name, None) in made:
                 made[name, spec] = normalized(made[name, None], spec)
             elif isinstance(images, Mapping):
-                raise ValueError(f"the view {name!r} was left out where the others were made")
-            elif self._specs[name] == {spec}:  # nobody else needs the pixels: the chain's last write normalizes them
+                raise ValueError(f"the view {name!r} is missing among the rendered views")
+            elif self._specs[name] == {spec}:  # no other network needs the pixels: the chain's last write normalizes
                 made[name, spec] = self._pixels(name, batch, ids, epoch, spec)
             else:
                 made[name, None] = self._pixels(name, batch, ids, epoch)
@@ -152,11 +153,13 @@ def _chain_name(view_spec: ViewSpec, size: tuple[int, int]) -> str:
 def _check_domains(teachers: Sequence[InputSpec], student: InputSpec) -> None:
     for spec in teachers:
         if (len(spec.mean), spec.bounded) != (len(student.mean), student.bounded):
-            raise ValueError(f"teacher and student look at one batch, but expect different kinds: {spec} and {student}")
+            raise ValueError(
+                f"teacher and student get the same images, but expect different kinds: {spec} and {student}"
+            )
 
 
 def _check_sizes(plan: ViewPlan, teachers: Sequence[InputSpec], student: InputSpec) -> None:
-    """Refuse a crop of the network's own pixels where networks of different sizes should see the same part."""
+    """Refuse a crop of the network's own size if networks of different sizes should see the same part of the image."""
     sizes = {spec.size for spec in (*teachers, student)}
     shared = {view_spec.key for view_spec in plan.teacher} & {view_spec.key for view_spec in plan.student}
     for view_spec in (*plan.teacher, *plan.student):

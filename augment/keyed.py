@@ -1,14 +1,13 @@
 """KeyedDraws: make code that uses torch's global generator draw by sample instead.
 
 :class:`KeyedDraws` is a dispatch mode: inside it ``torch.rand``, ``tensor.normal_()``, ``torch.randperm`` and the like
-take their numbers from :class:`augment.draws.Draws`. kornia modules and users' modules become repeatable with it,
-without knowing of it.
+take their numbers from :class:`augment.draws.Draws`. It makes kornia's and users' modules repeatable as they are.
 
 Which sample a number belongs to is read from the shape: a leading dimension as long as the batch is the batch. For that
 to be unambiguous, the code runs on a batch padded to a prime of at least 11 that divides no image dimension (see
 :func:`padded_rows`). A tensor without the batch dimension is one draw for the whole (seed, epoch, view, op). Whatever
-fits neither is an error: better no result than one that depends on the batch. What remains is a draw for the batch
-whose own length happens to be that prime; an operation with such a draw should declare its draws (see
+fits neither is an error, because its result would depend on the batch. Not detected is a draw for the whole batch whose
+own length happens to be that prime; an operation with such a draw should declare its draws (see
 :class:`augment.operation.Sampled`).
 """
 
@@ -29,7 +28,7 @@ from augment.draws import Draws
 
 
 class DrawError(UserError, RuntimeError):
-    """An operation drew random numbers in a way that cannot be tied to samples; the text names both."""
+    """An operation drew random numbers in a way that cannot be keyed by sample; the text names both."""
 
 
 def padded_rows(batch: int, sizes: Sequence[int]) -> int:
@@ -46,13 +45,13 @@ class KeyedDraws(TorchDispatchMode):
     Args:
         draws: of one operation, for the padded batch: ``len(draws)`` is a prime from :func:`padded_rows`.
         name: the operation, for error texts.
-        trusted: for kornia's own generators, read and tested here. A leading dimension B·k is then taken as k rows per
-            sample, and a random index into the batch as 0 (they use it only where all rows are equal).
+        trusted: True for kornia's own generators, which are known and tested. A leading dimension B·k then means k rows
+            per sample, and a random index into the batch is 0 (they use it only where all rows are equal).
 
     Raises:
         DrawError: on a draw that cannot be keyed (an unknown random operator, a batch dimension that is not the first,
-            a permutation of the batch, one draw per sample in a loop), and at the end if a global generator of torch,
-            NumPy or Python has moved all the same.
+            a permutation of the batch, one draw per sample in a loop), and at the end if the state of a global
+            generator of torch, NumPy or Python has changed.
     """
 
     def __init__(self, draws: Draws, name: str, trusted: bool = False):
@@ -80,7 +79,7 @@ class KeyedDraws(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        # Else torch wraps __torch_dispatch__ for the sake of torch.compile, which costs as much again per operator.
+        # Otherwise torch wraps __torch_dispatch__ for torch.compile, which doubles the cost per operator.
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -117,7 +116,7 @@ class KeyedDraws(TorchDispatchMode):
                 raise DrawError(f"{self.name} draws a tensor [{shown}]; the batch B must be its first dimension, alone")
             self._unbatched += 1
             if self._unbatched >= self._rows:
-                raise DrawError(f"{self.name} draws without a batch dimension again and again; draw [B, …] at once")
+                raise DrawError(f"{self.name} draws many times without a batch dimension; draw [B, …] at once")
         self._slot += 1
         draws = self._draws[batched] = self._draws[batched].to(device or "cpu")
         value = getattr(draws, kind)(self._slot, *arguments, shape=shape[1:] if batched else shape, **keywords)
@@ -156,7 +155,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _global_generators(trusted: bool) -> list[tuple[str, Any]]:
-    """The states of the generators that must not change: torch's, and for untrusted code Python's and NumPy's too."""
+    """The states of the generators that must not change: torch's, and for untrusted code also Python's and NumPy's."""
     generators = (torch.default_generator, *torch.cuda.default_generators)
     states: list[tuple[str, Any]] = [("torch", [bytes(generator.get_state().numpy()) for generator in generators])]
     if not trusted:

@@ -1,12 +1,13 @@
 """albumentations in the loader's workers, before both views.
 
-In YAML they look like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An operation runs
-on the uint8 canvas and must keep its size.
+In YAML they are written like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An
+operation runs on the uint8 canvas and must keep its size.
 
 albumentations draws from generators of its own, which a DataLoader copies into every worker: all workers then draw the
 same, and every epoch repeats. Here they are reseeded for every sample from its draws (seed, epoch, id), so results
-differ by sample and epoch and not by the number of workers. What albumentations only warns of, an argument that it does
-not know or a value that it replaces, is an error here, and its import does not ask the network for a newer version.
+differ by sample and epoch, and do not depend on the number of workers. An unknown argument, or a value that
+albumentations would replace with a warning, is an error here. Its import does not look for a newer version on the
+network.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ class LoaderOp(NamedCall):
 
 
 class LoaderOps:
-    """A sequence of transforms that is built in each worker at its first image.
+    """A sequence of transforms that each worker builds at its first image.
 
     Args:
-        ops: what is done, in order.
+        ops: the transforms, in order.
         seed: the run's seed.
     """
 
@@ -49,7 +50,15 @@ class LoaderOps:
         self._pipeline: Any = None
 
     def __call__(self, image: np.ndarray, epoch: int, id: str) -> np.ndarray:
-        """uint8 [H, W, 3] → the same.
+        """Transform one image.
+
+        Args:
+            image: [H, W, 3] uint8.
+            epoch: number of the epoch.
+            id: stable name of the sample.
+
+        Returns:
+            [H, W, 3] uint8, of the same size.
 
         Raises:
             OperationError: a transform changed the size or type; the text names the sample.
@@ -58,14 +67,14 @@ class LoaderOps:
             self._pipeline = _albumentations().Compose([op.build() for op in self.ops])
             import cv2
 
-            cv2.setNumThreads(0)  # the workers are the parallelism
+            cv2.setNumThreads(0)  # the workers already run in parallel
         self._pipeline.set_random_seed(loader_seed(self.seed, epoch, id))
         result = self._pipeline(image=image)["image"]
         if result.shape != image.shape or result.dtype != np.uint8:
             raise OperationError(
                 "type",
                 f"{id}: loader_ops {[op.type for op in self.ops]} made {result.dtype} {list(result.shape)}"
-                f" of the uint8 {list(image.shape)} canvas; they must keep it",
+                f" of the uint8 {list(image.shape)} canvas; they must keep its type and size",
             )
         return result
 
@@ -106,7 +115,7 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
         if argument not in parameters:
             raise OperationError(argument, f"{name} has no argument {argument!r}{did_you_mean(argument, parameters)}")
     with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # it warns of bad values and goes on with others
+        warnings.simplefilter("error", UserWarning)  # it warns of invalid values and replaces them
         try:
             return known[name](**arguments)
         except (ValueError, TypeError, UserWarning) as error:
@@ -114,7 +123,7 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
 
 
 def _albumentations() -> Any:
-    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # else the import asks the network for its newest version
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # otherwise the import looks for a newer version
     import albumentations
 
     return albumentations

@@ -33,13 +33,13 @@ STEPS = (
     "ShearY",
     "TranslateX",  # pixels, cut to whole ones
     "TranslateY",
-    "Rotate",  # degrees, against the clock
-    "Brightness",  # the factor, less 1
+    "Rotate",  # degrees, counterclockwise
+    "Brightness",  # the factor - 1
     "Color",
     "Contrast",
     "Sharpness",
-    "Posterize",  # bits that stay
-    "Solarize",  # values from here on are inverted
+    "Posterize",  # bits that are kept
+    "Solarize",  # the threshold: values from there on are inverted
     "AutoContrast",
     "Equalize",
     "Invert",
@@ -134,7 +134,7 @@ class MagnitudeOperation(Sampled):
 
 
 class _GeometricSteps(Sampled):
-    """The geometric steps as one affine operation: each position costs one resampling for all of them."""
+    """The geometric steps as one affine operation: one resampling per position for all of them."""
 
     def __init__(self, resample: Interpolation):
         self.resample = resample
@@ -176,13 +176,13 @@ def blend(base: Tensor, images: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def posterize(images: Tensor, bits: Tensor) -> Tensor:
-    """Images in 256 levels, of whose 8 bits the upper ``bits`` [B] stay and the others become 0."""
+    """Round images to 256 levels, keep the upper ``bits`` [B] of the 8 bits and set the others to 0."""
     step = by_sample(torch.exp2(8 - bits.round()))
     return images.mul(255).round_().div_(step).floor_().mul_(step).mul_(1 / 255)
 
 
 def solarize(images: Tensor, threshold: Tensor) -> Tensor:
-    """Values from ``threshold`` [B] on are inverted."""
+    """Invert the values from ``threshold`` [B] on."""
     # 204 of 255 counts as 0.8, whichever way it was rounded.
     return torch.where(images + 1e-6 >= by_sample(threshold), 1 - images, images)
 

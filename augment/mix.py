@@ -9,11 +9,11 @@ The box has the views' proportions, a uniform center, and is clipped at the bord
 relative position in every view. Its fraction of a view's pixels, counted after rounding and clipping, is that view's 1
 − λ.
 
-The draws belong to the *set* of samples in a batch, not to their order. The partner is the sample whose draw comes
-next: never the sample itself where there is another, and a function of the two samples and their batch. Mixing
-depends on the batch. timm pairs sample b with sample B − 1 − b instead.
+The draws depend on the *set* of samples in a batch, not on their order. The partner is the sample with the next larger
+draw (after the largest, the smallest), which is another sample if the batch has one. So mixing depends on the batch.
+timm pairs sample b with sample B − 1 − b instead.
 
-Views are mixed after normalization, which is the same as before it: both are affine in the pixels.
+Views are mixed after normalization. The result is the same as before it, because both are affine in the pixels.
 """
 
 from __future__ import annotations
@@ -101,6 +101,6 @@ def _cutmix(view: Tensor, partner: Tensor, plan: _Plan) -> tuple[Tensor, float]:
 
 
 def _span(center: float, side: int, part: float) -> tuple[int, int]:
-    """First and past-the-last pixel of ``part`` of a side round a center in [0, 1), clipped at the border."""
+    """First and past-the-last pixel of ``part`` of a side around a center in [0, 1), clipped at the border."""
     length, middle = int(side * part), int(center * side)
     return max(0, middle - length // 2), min(side, middle - length // 2 + length)

@@ -51,7 +51,7 @@ def find_class(name: str) -> type:
     declared = _declared(name)
     if declared is None and name in builtin:
         return builtin[name]
-    known = _kornia()  # most of a second to import: only when nothing else has the name, or might share it
+    known = _kornia()  # imported only if needed, because that takes most of a second
     if declared is not None:
         if name.islower():
             raise OperationError(

@@ -79,7 +79,7 @@ class Operation(nn.Module):
 
 
 class Sampled:
-    """An operation whose draws are apart from its work. Derive from it, or define the same methods.
+    """An operation that draws in one method and works in another. Derive from it, or define the same methods.
 
     Set ``geometric = True`` if it moves pixels, so that the policy ``shared_geometry`` shares it; an operation with
     ``affine`` is geometric anyway.
@@ -171,7 +171,7 @@ class BarrierOp(Operation):
 
 def kind_of(cls: type) -> Callable[[Any, str], Operation] | None:
     """The wrapper that runs objects of a user's class, or None if they are no operations."""
-    # Every nn.Module has an ``apply``, which is another thing.
+    # Every nn.Module has an ``apply``, which has another meaning.
     works = form_of(cls) is not None or getattr(cls, "apply", None) not in (None, nn.Module.apply, Sampled.apply)
     if callable(getattr(cls, "sample", None)) and works:
         return SampledOp

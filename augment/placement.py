@@ -1,9 +1,8 @@
 """Views made by the loader's workers, with the same draws and chains as on the device.
 
-A chain whose work is done on the CPU anyway (torchvision's transforms, kornia's rarer operations, a run without a GPU)
-holds up the training step while it runs. In the workers it runs beside the step. Whole views are moved, not single
-operations, so nothing has to exist twice: a worker calls the very chain that the step would call. What comes over is a
-byte per value instead of the canvas: the views are the same within that rounding, half of 1/255.
+A chain that runs on the CPU (torchvision's transforms, kornia's operations without a fused form, a run without a GPU)
+delays the training step. In the workers it runs in parallel with the step. They make whole views, with the same chain
+that the step would call, and send one byte per value: the views are the same within that rounding, half of 1/255.
 """
 
 from __future__ import annotations
@@ -33,8 +32,8 @@ class LoaderViews:
     """Make the views of a batch in a worker.
 
     Args:
-        dual: whose views are made. Only its settings travel to the worker, which builds its own at its first batch.
-        known: ``known(ids, epoch)`` tells whether a batch needs none of the teacher's views; travels there too.
+        dual: its views are made. Only its settings are sent to the worker, which builds its own at its first batch.
+        known: ``known(ids, epoch)`` tells whether a batch needs none of the teacher's views; also sent to the worker.
     """
 
     def __init__(self, dual: DualAugment, known: Callable[[Tensor, int], bool] | None = None):
@@ -43,7 +42,16 @@ class LoaderViews:
         self._known = known
 
     def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> ViewPixels:
-        """The views of a batch, not yet normalized: uint8 images [B, 3, H, W] and int64 ids [B] on the CPU."""
+        """The views of a batch, not yet normalized.
+
+        Args:
+            images: [B, 3, H, W] uint8 on the CPU.
+            ids: [B] int64 on the CPU.
+            epoch: number of the epoch.
+
+        Returns:
+            Name of a view → uint8 [B, 3, h, w].
+        """
         if self._dual is None:
             self._dual = DualAugment(*self._arguments)
         known = self._known is not None and self._known(ids, epoch)

@@ -18,15 +18,15 @@ Placement = Literal["auto", "device", "loader"]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
 _RESIZED_CROP = "RandomResizedCrop"
-# Their result is the same part of the image at any network's size; other operations cut out ``size`` pixels.
+# They show the same part of the image at any network's size; other operations cut out ``size`` pixels.
 FREE_OF_SIZE = {_RESIZED_CROP, "Resize"}
 
 
 class LocalCrops(Settings):
-    """Small crops of one size. DINO has 8 of 96 pixels beside its global ones of 224, SwAV 6."""
+    """Small crops of one size. DINO uses 8 of 96 pixels beside its global ones of 224, SwAV 6."""
 
     crops: int = Field(4, ge=1, le=32, description="how many the student sees")
-    scale: Scale = Field((0.05, 0.3), description="part of the image's area in a crop")
+    scale: Scale = Field((0.05, 0.3), description="fraction of the image's area in a crop")
     size: Annotated[int, Field(ge=8)] | None = Field(
         None, description="side of a crop in pixels; default half the student's input size"
     )
@@ -35,7 +35,7 @@ class LocalCrops(Settings):
     @model_validator(mode="after")
     def _in_order(self) -> LocalCrops:
         if self.scale[0] > self.scale[1]:
-            raise error_at("scale", f"the smaller part comes first, but it is {list(self.scale)}")
+            raise error_at("scale", f"the smaller fraction comes first, but it is {list(self.scale)}")
         return self
 
     def operations(self, student: list[Op]) -> list[Op]:
@@ -51,8 +51,8 @@ class MixSettings(Settings):
 
     mixup: float = Field(0.0, ge=0, description="α of mixup's λ ~ Beta(α, α); 0 turns it off; DeiT has 0.8")
     cutmix: float = Field(0.0, ge=0, description="α of cutmix's λ ~ Beta(α, α); 0 turns it off; DeiT has 1.0")
-    p: float = Field(1.0, gt=0, le=1, description="share of batches that are mixed")
-    switch_p: float = Field(0.5, ge=0, le=1, description="share of cutmix among mixed batches where both are on")
+    p: float = Field(1.0, gt=0, le=1, description="fraction of the batches that are mixed")
+    switch_p: float = Field(0.5, ge=0, le=1, description="probability of cutmix for a mixed batch if both are on")
 
     @model_validator(mode="after")
     def _mixes(self) -> MixSettings:
@@ -64,12 +64,12 @@ class MixSettings(Settings):
 class RampSettings(Settings):
     """A growing fraction of the samples is augmented. The others are only resized, in all of their views.
 
-    The share of augmented samples rises linearly from ``start`` to 1, reached after ``epochs`` epochs. Which samples
-    they are is drawn anew in every epoch, once for all views: what a policy says of two views holds at every share.
+    The fraction of augmented samples rises linearly from ``start`` to 1, reached after ``epochs`` epochs. Which samples
+    they are is drawn anew in every epoch, once for all views, so two views of a sample relate as the policy says.
     """
 
     epochs: float = Field(gt=0, description="after which every sample is augmented")
-    start: float = Field(0.0, ge=0, lt=1, description="share of augmented samples in the first epoch")
+    start: float = Field(0.0, ge=0, lt=1, description="fraction of augmented samples in the first epoch")
 
     def share(self, epoch: int) -> float:
         """Fraction of the samples that are augmented in an epoch."""
@@ -83,7 +83,7 @@ class AugmentSettings(Settings):
     policy              views
     ==================  ==========================================================================================
     identical           one view by the student's recipe; each network gets it at its size and normalization
-    independent         each network its own recipe and its own draws
+    independent         each network has its own recipe and its own draws
     shared_geometry     the same crop, flip and warp for both; color, blur and noise drawn for each
     weak_teacher        as independent, but the teacher's recipe is a mild crop and a flip unless given
     both_to_both        a view by either recipe; both networks see both, all four pairs are compared
@@ -108,14 +108,14 @@ class AugmentSettings(Settings):
     )
     engine: Literal["fused", "kornia"] = Field(
         "fused",
-        description="fused: operations are done together in few passes; kornia: one by one by kornia's own code",
+        description="fused: operations are computed together in few passes; kornia: one by one by kornia's own code",
     )
     compile: Literal["auto"] | bool = Field(
         "auto",
-        description="compiled passes: torch.compile's on a GPU, C on a CPU; auto: where there is a compiler",
+        description="compile the passes, by torch.compile on a GPU, in C on a CPU; auto: if there is a compiler",
     )
     mix: MixSettings | None = Field(None, description="mixup and cutmix of every view; none means neither")
-    ramp: RampSettings | None = Field(None, description="augment few samples at first, then ever more; none: all")
+    ramp: RampSettings | None = Field(None, description="augment a growing fraction of the samples; none: all of them")
 
     def check(self, one_class: Sequence[str]) -> None:
         """Refuse mixing for objectives that need one class per image; ``one_class`` are their types."""
@@ -143,7 +143,11 @@ class AugmentSettings(Settings):
     def alone(self, length: float = 1.0) -> AugmentSettings:
         """The same settings without a teacher's view, for a network that is trained without a teacher.
 
-        ``length`` is that of its training in epochs over the other's: a ramp is the same part of both.
+        Args:
+            length: epochs of its training over epochs of the training with a teacher; a ramp is scaled with it.
+
+        Returns:
+            The settings.
         """
         ramp = self.ramp and self.ramp.model_copy(update={"epochs": self.ramp.epochs * length})
         return self.model_copy(update={"policy": "identical", "teacher": None, "ramp": ramp})

@@ -8,8 +8,8 @@ A preset is a whole recipe or a part of one::
 
 A run's stored config lists the operations of the preset. Names of presets have no capital letters.
 
-The papers' code crops with bicubic interpolation in places; here it is bilinear throughout. Blurs have 23 taps, a tenth
-of 224 pixels as in SimCLR, whatever the size: they need images of 12 pixels or more.
+Some of the papers' code crops with bicubic interpolation; here it is always bilinear. Blurs have 23 taps, a tenth of
+224 pixels as in SimCLR, at every size: they need images of 12 pixels or more.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class NamedCall(Settings):
 
     @classmethod
     def of(cls, type: str, **arguments: Any) -> Self:
-        """An operation that is known to be valid, not built until it is used."""
+        """An operation that is known to be valid, not built until used."""
         return cls.model_construct(type=type, arguments=arguments)  # type: ignore[return-value]  # mypy's plugin
 
     @classmethod
@@ -127,7 +127,7 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
         given.setdefault("size", size)
     try:
         user = cls(**given)
-    except Exception as error:  # whatever the class raises is about these arguments
+    except Exception as error:  # any error of the class is reported as an error of its arguments
         named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", str(error))]
         key = named[0] if named else next(iter(arguments)) if len(arguments) == 1 else "type"
         raise OperationError(key, f"{name} refuses its arguments: {error}") from error

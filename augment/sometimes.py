@@ -30,7 +30,7 @@ class Sometimes(Sampled):
         return {"drawn": draws.bernoulli(0, self.p), **self.draw(draws, shape)}
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """What else is drawn for images of ``shape`` [B, C, H, W], row b for sample b; slot 0 is taken."""
+        """All other parameters for images of ``shape`` [B, C, H, W], row b for sample b; slot 0 holds ``drawn``."""
         return {}
 
 
@@ -52,8 +52,8 @@ class PerSampleChange(Sometimes, ABC):
 def change_(images: Tensor, drawn: Tensor, change: Callable[[Tensor, Params], Tensor], params: Params) -> Tensor:
     """Change the drawn samples, in place.
 
-    On a CPU only those are computed. Elsewhere all are, and the drawn ones taken: to gather them, the host would have
-    to wait for the device.
+    On a CPU only those are computed. Elsewhere all samples are computed and the drawn ones selected, because gathering
+    them would synchronize with the device.
 
     Args:
         images: [B, C, H, W]; overwritten.

@@ -1,8 +1,8 @@
 """TorchvisionOp: torchvision's transforms, called once per image with keyed draws.
 
 A transform of torchvision draws once per call, whatever the batch. For draws by sample it is called once per image,
-with draws keyed by that image, which is as slow as in a loop over a data set. A batched operation of the same meaning
-is much faster; ``augment check`` measures the cost of each.
+with draws keyed by that image, which is as slow as a loop over a data set. A batched operation of the same meaning is
+much faster; ``augment check`` measures the cost of each.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # settings are read without torch, and need to know of InputSpec
+if TYPE_CHECKING:  # settings are read without torch, and need InputSpec
     from torch import Tensor
 
 

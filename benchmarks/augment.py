@@ -313,7 +313,7 @@ def compiled_kernels() -> list[Row]:
 
     batch, kernel = SIZES[32]
     metrics.reset()
-    with mock.patch("augment.fuse.run.way_on", lambda device, wanted: "torch.compile"):
+    with mock.patch("augment.fuse.run.backend_for", lambda device, wanted: "torch.compile"):
         run = fused_chain(source(batch, 32), 32, kernel)
         _, programs = run_and_get_code(run)
         generated = metrics.generated_kernel_count

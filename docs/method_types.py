@@ -1,4 +1,4 @@
-"""The methods that a config can name, and those that a page of the site names."""
+"""The methods that a config can name, and those that a page of the site lists."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""``.. methods:: objective kd dkd``: documents methods from their modules and classes, so that the pages cannot drift.
+"""``.. methods:: objective kd dkd``: documents methods from their modules and classes, so that pages stay up to date.
 
 For each type: the module's docstring (what it is, its equation), the class, the functions that hold its maths, and a
-table of the settings that are its own. ``.. methods:: objective`` without names documents every type that no page
+table of its own settings. ``.. methods:: objective`` without names documents every type that no page
 names, so that a new method appears without an edit. ``.. method-settings:: objective`` is the table of the settings
 that all methods of a kind share, ``.. method-list:: objective`` one line for each method.
 """

@@ -30,14 +30,14 @@ from augment.base.settings import Settings, did_you_mean, error_at, is_deferred
 
 
 class Component:
-    """A class that a config can name, linked to its nested ``Settings``. One that writes none has its parent's keys."""
+    """A class that a config can name, linked to its nested ``Settings``, which default to those of its parent."""
 
     Settings: type[Settings] = Settings
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "Settings" not in cls.__dict__:
-            # A class of its own, for it names another component; any type, for it goes by another name.
+            # A subclass, because its ``component`` differs; any ``type``, because its import path is the name.
             named = {"__module__": cls.__module__, "__qualname__": f"{cls.__qualname__}.Settings"}
             cls.Settings = new_class(
                 "Settings", (cls.Settings,), exec_body=lambda body: body.update(named, __annotations__={"type": str})
@@ -52,7 +52,7 @@ class Registry:
     """A pydantic annotation for the settings of any method of one kind.
 
     Args:
-        package: dotted package whose modules hold the family's classes, one file each.
+        package: dotted name of the package whose modules define the classes, one file each.
         base: name of the base class, defined in ``<package>.base``.
     """
 
@@ -101,7 +101,7 @@ class Registry:
         kind = self.noun
         if isinstance(value, Settings):
             if value.component is None or not issubclass(value.component, self.contract):
-                raise PydanticCustomError("wrong_family", f"{type(value).__qualname__} configures no {kind}")
+                raise PydanticCustomError("wrong_component", f"{type(value).__qualname__} configures no {kind}")
             return value
         if isinstance(value, str):
             value = {"type": value}
@@ -129,7 +129,7 @@ class Registry:
             "anyOf": [
                 *options,
                 {"type": "object", "properties": {"type": own}, "required": ["type"]},
-                {"enum": list(known), "description": "by its name alone: all settings as they are by default"},
+                {"enum": list(known), "description": "the name alone: every setting has its default"},
                 own,
             ]
         }

@@ -23,8 +23,9 @@ VALIDATION_PASSES: tuple[frozenset[str], ...] = (
     frozenset({"operations"}),
     frozenset(),
 )
-"""What a config's validation takes on trust, look by look: first it opens nothing that a config names, then the classes
-(which need torch), then the operations (which need kornia). So a slip elsewhere is told before those are imported."""
+"""What each pass of a config's validation leaves unresolved. The first pass imports nothing that the config names, the
+second resolves the classes (which need torch), the third the operations (which need kornia). So a mistake in any other
+key is reported before torch and kornia are imported."""
 
 
 def is_deferred(info: ValidationInfo, what: str) -> bool:
@@ -52,7 +53,7 @@ KeyPath = tuple[int | str, ...]
 
 
 def error_at(path: str, text: str) -> ValidationError:
-    """For a validator of a whole model to raise: an error that is reported at the key path inside it."""
+    """An error at a key path inside a model, for a validator of the whole model to raise."""
     return _errors([_line(tuple(int(part) if part.isdigit() else part for part in path.split(".")), text)])
 
 
@@ -96,7 +97,7 @@ class Settings(BaseModel):
 
 
 def _hinted(detail: ErrorDetails, known: list[str]) -> InitErrorDetails:
-    """The same error again; an unknown key of this very model also names the nearest key there is."""
+    """The same error; for an unknown key of this model, with the nearest valid key."""
     path = detail["loc"]
     if detail["type"] == "extra_forbidden" and len(path) == 1:
         return _line(path, f"unknown key{did_you_mean(str(path[0]), known)}")
@@ -108,9 +109,9 @@ def _hinted(detail: ErrorDetails, known: list[str]) -> InitErrorDetails:
 
 
 def _changes_of_kind(given: Any, made: Any, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
-    """Where a number or truth value was made from a text, or one of the two from the other, and what to say of it.
+    """The values whose kind validation changed: a string to a number or a bool, or one of these two to the other.
 
-    pydantic's own strict mode would also refuse what YAML has no word for: tuples and paths.
+    Yields key path and error text of each. pydantic's strict mode would also refuse tuples and paths, which YAML lacks.
     """
     if isinstance(given, list | tuple) and isinstance(made, list | tuple):
         for index, (given_value, other) in enumerate(zip(given, made)):

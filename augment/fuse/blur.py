@@ -1,7 +1,7 @@
 """The blur pass: separable filters by sample.
 
-On a CPU it costs the samples that are drawn, and of each kernel the part that has any weight. Elsewhere all samples are
-filtered and the drawn ones selected: a host that must not wait cannot know which they are.
+On a CPU only the drawn samples are filtered, and only with the taps that have any weight. Elsewhere all samples are
+filtered and the drawn ones are selected, because the host would have to synchronize to know which are drawn.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from augment.fuse.color import Params, by_rows, by_sample, where_drawn
 
-NOTHING = 1e-9
-"""Weights below it are not computed with: of a whole kernel they move a pixel by less than float32 resolves."""
+NEGLIGIBLE = 1e-9
+"""Smaller weights are left out: a whole kernel of them changes a pixel by less than the resolution of float32."""
 
 
 def filtered(images: Tensor, vertical: Tensor, horizontal: Tensor) -> Tensor:
@@ -52,7 +52,7 @@ def _along(x: Tensor, kernel: Tensor, axis: int, size: int) -> Tensor:
 
 def _trimmed(kernel: Tensor) -> Tensor:
     reach = kernel.shape[1] // 2
-    used = (kernel.abs().amax(0) > NOTHING).nonzero()
+    used = (kernel.abs().amax(0) > NEGLIGIBLE).nonzero()
     if not len(used):
         return kernel
     least = min(int(used[0]), 2 * reach - int(used[-1]))

@@ -1,7 +1,8 @@
 """The color pass: pointwise steps one after another, with the statistics of the whole image that they need.
 
-On a CPU a step costs the samples that it is drawn for: they are gathered, changed and put back. Elsewhere it is
-computed for all and selected, so that the host never waits, and torch.compile makes one kernel of it.
+On a CPU a step is computed for the drawn samples only: they are gathered, changed and written back. Elsewhere it is
+computed for all samples and the drawn ones are selected, so that the host never synchronizes with the device and
+torch.compile can make one kernel of it.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ def by_rows(images: Tensor) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _kept(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    # Kept, because making a tensor on a GPU from numbers waits for the GPU.
+def _cached(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    # Cached, because making a tensor on a GPU from Python numbers synchronizes with the GPU.
     return torch.tensor(values, device=device, dtype=dtype).view(-1, 1, 1)
 
 
@@ -36,7 +37,7 @@ def per_channel(values: tuple[float, ...], like: Tensor) -> Tensor:
     """[C, 1, 1] on the device of ``like``."""
     if torch.compiler.is_compiling():
         return torch.tensor(values, device=like.device, dtype=like.dtype).view(-1, 1, 1)
-    return _kept(tuple(values), like.device, like.dtype)
+    return _cached(tuple(values), like.device, like.dtype)
 
 
 def colored(user: Any, images: Tensor, params: Params) -> Tensor:

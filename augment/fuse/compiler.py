@@ -9,25 +9,25 @@ from typing import Literal
 from augment.fuse.passes import NoCompiler, library
 
 Compile = Literal["auto"] | bool
-Way = Literal["torch", "torch.compile", "C"]
+Backend = Literal["torch", "torch.compile", "C"]
 
 
 @cache
-def way_on(device: str, wanted: Compile) -> Way:
-    """How the passes are computed on a type of device; torch's operators where nothing can be compiled."""
-    if not wanted:
+def backend_for(device: str, compile: Compile) -> Backend:
+    """How the passes are computed on a type of device; by torch's operators if nothing can be compiled."""
+    if not compile:
         return "torch"
     missing = missing_compiler(device)
     if not missing:
         return "C" if device == "cpu" else "torch.compile"
     # Under "auto" a CPU without a C compiler is no reason to warn; a GPU that cannot compile is.
-    if wanted is True or device != "cpu":
+    if compile is True or device != "cpu":
         warnings.warn(f"augmentation runs without compiled passes: {missing}", stacklevel=2)
     return "torch"
 
 
 def missing_compiler(device: str) -> str:
-    """What compiling for a type of device lacks; an empty string if nothing."""
+    """What is missing to compile for a type of device; an empty string if nothing is."""
     if device == "cpu":
         try:
             library()

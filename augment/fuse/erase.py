@@ -33,7 +33,7 @@ def erased(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) 
 
 
 def _filled(images: Tensor, boxes: Tensor, values: Tensor, drawn: Tensor | None) -> Tensor:
-    """The same on a CPU, where writing the boxes alone is cheaper; a drawn sample is written into a copy."""
+    """The same on a CPU, where writing only the boxes, into a copy, is cheaper than selecting every pixel."""
     rows = range(len(images)) if drawn is None else drawn.nonzero()[:, 0].tolist()
     if len(rows):
         images = images.clone()

@@ -1,7 +1,7 @@
 /* The passes of augment.fuse.passes: one image after another through all steps, so that it stays in the cache.
 
    Images are planes of floats, [channels][height][width]. A step reads its row of the table of parameters; what each
-   row holds is said above each function. The order of additions is fixed and no step looks at another image, so the
+   row holds is written above each function. The order of additions is fixed and no step reads another image, so the
    same image gets the same result in any batch and with any number of threads.
 
    Clamps are written as comparisons: compilers make single vector instructions of them. */
@@ -38,7 +38,7 @@ static void taps(double scale, double shift, int64_t count, int64_t size, int pa
                  float *near, float *far) {
     for (int64_t n = 0; n < count; n++) {
         double at = scale * (double)n + shift;
-        if (!(fabs(at) < 1e15)) at = at < 0 ? -1e15 : 1e15; /* no number, or none that an integer holds */
+        if (!(fabs(at) < 1e15)) at = at < 0 ? -1e15 : 1e15; /* NaN, or too large for an integer */
         double low = floor(at);
         int64_t a = (int64_t)low, b = a + 1;
         float part = (float)(at - low), rest = (float)(1.0 - (at - low));
@@ -72,11 +72,11 @@ typedef struct {
         const float *restrict near = r->near[1], *restrict far = r->far[1];                                          \
         for (int64_t c = 0; c < channels; c++)                                                                       \
             for (int64_t y = 0; y < h; y++) {                                                                        \
-                const TYPE *restrict one = source + (c * H + r->from[0][y]) * W;                                     \
-                const TYPE *restrict two = source + (c * H + r->to[0][y]) * W;                                       \
+                const TYPE *restrict above = source + (c * H + r->from[0][y]) * W;                                   \
+                const TYPE *restrict below = source + (c * H + r->to[0][y]) * W;                                     \
                 float upper = r->near[0][y], lower = r->far[0][y];                                                   \
                 for (int64_t x = first; x <= last; x++)                                                              \
-                    line[x] = upper * (value * (float)one[x]) + lower * (value * (float)two[x]);                     \
+                    line[x] = upper * (value * (float)above[x]) + lower * (value * (float)below[x]);                 \
                 float *restrict row = image + (c * h + y) * w;                                                       \
                 for (int64_t x = 0; x < w; x++) row[x] = near[x] * line[from[x]] + far[x] * line[to[x]];             \
             }                                                                                                        \
@@ -125,7 +125,7 @@ static void saturation(float *x, int64_t channels, int64_t pixels, float factor)
     }
 }
 
-/* A channel centered at c sixths: least + spread * unit(2 - |hue + turns - c|), the difference round the circle. */
+/* A channel centered at c sixths: least + spread * unit(2 - |hue + turns - c|), the difference around the circle. */
 static inline float channel(float hue, float center, float least, float spread) {
     float away = hue - center;
     away = fabsf(away - floorf(away + 0.5f));
@@ -200,14 +200,14 @@ static void linear(float *x, int64_t channels, int64_t pixels, const double *row
 
 /* --- Blur ------------------------------------------------------------------------------------------------------- */
 
-#define NOTHING 1e-9 /* as in augment.fuse.blur */
+#define NEGLIGIBLE 1e-9 /* as in augment.fuse.blur */
 
 /* The middle part of a kernel that has any weight: its reach, and where it begins. */
 static int64_t reach(const double *kernel, int64_t length) {
     int64_t half = length / 2, used = 0;
     for (int64_t n = 0; n < length; n++) {
         int64_t away = n > half ? n - half : half - n;
-        if (fabs(kernel[n]) > NOTHING && away > used) used = away;
+        if (fabs(kernel[n]) > NEGLIGIBLE && away > used) used = away;
     }
     return used;
 }
@@ -285,7 +285,7 @@ static void erase(float *x, int64_t channels, int64_t h, int64_t w, const double
 /* --- All of it -------------------------------------------------------------------------------------------------- */
 
 /* Images [batch][channels][H][W], bytes or floats, through the steps into [batch][channels][h][w]. The first step may
-   be READ; without it the images must be in `result` already. 0, or 1 where there is no memory. */
+   be READ; without it the images must be in `result` already. Returns 0, or 1 if there is not enough memory. */
 int run(const void *images, int64_t bytes, int64_t batch, int64_t channels, int64_t H, int64_t W, float *result,
         int64_t h, int64_t w, const Step *steps, int64_t count, const double *table, int64_t width) {
     int64_t longest = 1;

@@ -1,12 +1,12 @@
 """The passes in C: each image goes through all passes while it is in the processor's cache.
 
 A step becomes an :class:`Instruction`: what to do, and a row of numbers for every sample. ``passes.c`` carries the
-instructions out. A C compiler makes a library of it on first use in a process, in about a second, for the very
-processor that it runs on. Without a compiler torch does the same work step by step (:mod:`augment.fuse.run`), to the
-same pictures, a few times slower.
+instructions out. A C compiler makes a library of it on first use in a process, in about a second, for the processor
+that it runs on. Without a compiler torch's operators compute the same steps (:mod:`augment.fuse.run`) with the same
+results, a few times slower.
 
-Measured on one core (AVX2), strong chain: 128 images at 32 pixels take 10 ms by torch's operators and 3.8 here, 32 at
-224 pixels 73 and 16.
+Measured on one core (AVX2), strong chain: 128 images at 32 pixels take 10 ms by torch's operators and 3.8 ms here, 32
+images at 224 pixels 73 and 16 ms.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FLAGS = ("-std=c11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-m
 COMPILERS = ("cc", "gcc", "clang")
 PADDINGS = ("zeros", "border", "reflection", "symmetric")
 PART = 2**16
-"""Values that are worth a thread of their own."""
+"""Values per thread, at least."""
 
 
 class Kind(IntEnum):
@@ -52,8 +52,8 @@ class Kind(IntEnum):
 class Instruction:
     """One step for a batch.
 
-    ``numbers`` [B, n] float64 are the step's numbers; of all kinds but READ the first says whether the sample is drawn.
-    ``first`` and ``second`` are what all samples have in common.
+    ``numbers`` [B, n] float64 are the step's parameters; for every kind but READ the first is 1 if the sample is drawn.
+    ``first`` and ``second`` are integer parameters that all samples share.
     """
 
     kind: Kind
@@ -112,8 +112,6 @@ def linear(
 def carried_out(instructions: Sequence[Instruction], images: Tensor, size: tuple[int, int]) -> Tensor:
     """Run instructions of the C library on images.
 
-    The size changes only where the first instruction is READ.
-
     Args:
         instructions: in order; the size changes only where the first is READ.
         images: [B, C, H, W], uint8 or float32.
@@ -149,10 +147,10 @@ def carried_out(instructions: Sequence[Instruction], images: Tensor, size: tuple
     if threads == 1:
         failed = part(parts[0])
     else:
-        with ThreadPoolExecutor(threads) as pool:  # ctypes lets go of Python's lock
+        with ThreadPoolExecutor(threads) as pool:  # ctypes releases the GIL
             failed = max(pool.map(part, parts))
     if failed:
-        raise MemoryError("there is no memory for the rows of a blur and a crop")
+        raise MemoryError("not enough memory for the buffers of a blur and a crop")
     return result
 
 
@@ -161,17 +159,17 @@ def library() -> Callable[..., int]:
     """``run`` of ``passes.c``, compiled for this processor.
 
     Raises:
-        NoCompiler: there is none, it does not compile, or the temporary folder holds no programs.
+        NoCompiler: there is none, compiling fails, or the library cannot be loaded from the temporary folder.
     """
     compiler = shlex.split(os.environ.get("CC", "")) or [name for name in COMPILERS if shutil.which(name)][:1]
     if not compiler or shutil.which(compiler[0]) is None:
         raise NoCompiler("no C compiler is found; install gcc, or set CC")
-    # Not kept: a second once for a process is cheaper than a file outside the run's folder that somebody could change.
+    # Not cached on disk: one second per process is cheap, and others could change a file outside the run's folder.
     with tempfile.TemporaryDirectory() as scratch:
         try:
             return _loaded(_compiled(compiler, Path(scratch) / "passes.so"))
         except OSError as error:
-            raise NoCompiler(f"what {compiler[0]} made could not be loaded: {error}") from error
+            raise NoCompiler(f"the library that {compiler[0]} made could not be loaded: {error}") from error
 
 
 def _compiled(compiler: Sequence[str], target: Path) -> Path:
@@ -184,7 +182,7 @@ def _compiled(compiler: Sequence[str], target: Path) -> Path:
 
 def _loaded(file: Path) -> Callable[..., int]:
     run = ctypes.CDLL(str(file)).run
-    whole, address = ctypes.c_int64, ctypes.c_void_p
-    run.argtypes = [address, *[whole] * 5, address, whole, whole, address, whole, address, whole]
+    integer, address = ctypes.c_int64, ctypes.c_void_p
+    run.argtypes = [address, *[integer] * 5, address, integer, integer, address, integer, address, integer]
     run.restype = ctypes.c_int
     return run

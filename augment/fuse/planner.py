@@ -1,15 +1,15 @@
 """The planner: group the operations of a recipe into as few passes over the image as possible.
 
-Operations that declare a form (:mod:`augment.operation`) are gathered into *runs*; any other operation is a barrier
-between two of them. In a run
+Operations that declare a form (:mod:`augment.operation`) are gathered into *segments*; any other operation is a barrier
+between two of them. In a segment
 
 - neighboring ``affine`` operations become one resampling;
 - neighboring ``color`` and ``erase`` operations become one pass;
 - a ``kernel`` is a pass of its own;
-- a flip goes ahead of the colors and blurs that it follows, into the resampling before them: it moves whole pixels
-  within the frame, and neither knows where in the frame a pixel lies. Nothing else changes places: a rotation after a
-  color jitter reads between pixels that the jitter has clamped, and brings in black that the jitter's mean has not
-  seen.
+- a flip is moved ahead of the color and blur operations before it, into the resampling before them: it moves whole
+  pixels within the frame, and neither of them depends on a pixel's position. No other operation is moved: a rotation
+  after a color jitter interpolates between clamped pixels, and adds black pixels that the jitter's mean does not
+  include.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ class Pass:
     def reading(self) -> tuple[str, str]:
         """(resample, padding) of a geometry pass: of the first step that reads beyond the frame, else the first."""
         users = [step.user for step in self.steps if not _mirror(step)] or [self.steps[0].user]
-        looking = [user for user in users if not getattr(user, "stays_inside", False)]
-        return resample_of(users[0])[0], resample_of((looking or users)[0])[1]
+        beyond = [user for user in users if not getattr(user, "stays_inside", False)]
+        return resample_of(users[0])[0], resample_of((beyond or users)[0])[1]
 
     @property
     def parts(self) -> list[Pass]:
@@ -122,7 +122,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Barrier:
-    """An operation that is computed by itself."""
+    """An operation that is computed by itself, between two segments."""
 
     step: PlannedOp
 
@@ -133,18 +133,18 @@ class Barrier:
 def plan(steps: Sequence[PlannedOp]) -> list[Segment | Barrier]:
     """The segments and barriers of a recipe."""
     stages: list[Segment | Barrier] = []
-    run: list[PlannedOp] = []
+    group: list[PlannedOp] = []
     for step in steps:
         if step.operation.form is not None:
-            run.append(step)
+            group.append(step)
             continue
-        stages += _runs(run)
+        stages += _segments(group)
         stages.append(Barrier(step))
-        run = []
-    return stages + list(_runs(run))
+        group = []
+    return stages + list(_segments(group))
 
 
-def _runs(steps: Sequence[PlannedOp]) -> Iterator[Segment]:
+def _segments(steps: Sequence[PlannedOp]) -> Iterator[Segment]:
     if steps:
         yield Segment(tuple(_passes(_mirrors_first(steps))))
 

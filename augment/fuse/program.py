@@ -68,7 +68,7 @@ def normalized(images: Tensor, spec: InputSpec) -> Tensor:
     return (images * per_channel(scale, images)).add_(per_channel(shift, images))
 
 
-def in_one_go(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None) -> Tensor:
+def run_in_c(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], finish: Finish | None) -> Tensor:
     """Run all passes in C.
 
     Args:
@@ -112,14 +112,14 @@ def _change(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instru
 
 def _filter(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
     (step,) = pass_.steps
-    mine = params[step.place]
-    vertical, horizontal = step.user.kernel(mine, shape)
+    own = params[step.place]
+    vertical, horizontal = step.user.kernel(own, shape)
     for kernel, side, what in zip((vertical, horizontal), shape[-2:], ("high", "wide")):
         if kernel.shape[1] // 2 >= side:
             long = f"{step.operation.name} filters with {kernel.shape[1]} numbers, reflected at the border, but"
             raise ValueError(f"{long} the images are only {side} {what}; take a shorter kernel")
     sizes = {"first": vertical.shape[1], "second": horizontal.shape[1]}
-    return instruction(Kind.BLUR, _drawn(mine, shape), vertical, horizontal, **sizes)
+    return instruction(Kind.BLUR, _drawn(own, shape), vertical, horizontal, **sizes)
 
 
 def _erase(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:

@@ -1,11 +1,11 @@
-"""FusedRun: the passes between two barriers, from draws to the last write.
+"""FusedSegment: the passes between two barriers, from draws to the last write.
 
-On a CPU the images go through the passes in C one by one (:mod:`augment.fuse.passes`). What those do not know, or
-everything where there is no C compiler, torch's operators do for a few images at a time, so that they stay in the
-cache. Either way a step costs the samples it is drawn for.
+On a CPU the passes in C process one image after another (:mod:`augment.fuse.passes`). Steps without an instruction in
+C, and all steps if there is no C compiler, are computed by torch's operators on a few images at a time, so that they
+stay in the cache. Either way a step is computed only for the samples that it is drawn for.
 
-On a GPU the whole batch goes through, the host waits for nothing and no shape depends on the data (so that a CUDA graph
-can hold it), and torch.compile fuses what it can, draws included.
+On a GPU every pass is computed for the whole batch, the host never synchronizes and no shape depends on the data (so
+that a CUDA graph can capture it), and torch.compile fuses what it can, draws included.
 """
 
 from __future__ import annotations
@@ -20,29 +20,30 @@ from torch import Tensor
 from augment.draws import Draws, counters, uniforms
 from augment.fuse.blur import blur
 from augment.fuse.color import Params, batch_first, by_rows, color
-from augment.fuse.compiler import Compile, way_on
+from augment.fuse.compiler import Compile, backend_for
 from augment.fuse.erase import erase
 from augment.fuse.geometry import Map, composed, mirror, warp
 from augment.fuse.planner import Pass, PlannedOp, Segment
-from augment.fuse.program import Finish, in_one_go, shape_after, shape_after_all, to_unit
+from augment.fuse.program import Finish, run_in_c, shape_after, shape_after_all, to_unit
 from augment.kornia_ops import FusedKorniaOp
 
 CACHED = 3 * 96 * 96
-"""Floats per image from which a CPU takes images one by one. Measured on one core with 1 MiB of L2, strong chain, one
-by one against all together: 99 and 15 ms for 128 images at 32 pixels, 125 and 39 at 64, 133 and 144 for 32 at 224."""
+"""Floats per image from which a CPU processes images one by one. Measured on one core with 1 MiB of L2, strong chain,
+one by one against all together: 99 and 15 ms for 128 images at 32 pixels, 125 and 39 ms at 64, 133 and 144 ms for 32
+images at 224."""
 
 
-class FusedRun:
+class FusedSegment:
     """One segment of a plan as a callable.
 
     Args:
-        run: the passes.
-        compile: whether they are compiled; see :func:`augment.fuse.compiler.way_on`.
+        segment: the passes.
+        compile: whether they are compiled; see :func:`augment.fuse.compiler.backend_for`.
     """
 
-    def __init__(self, run: Segment, compile: Compile):
-        self.run, self.compile = run, compile
-        self.steps = run.steps
+    def __init__(self, segment: Segment, compile: Compile):
+        self.segment, self.compile = segment, compile
+        self.steps = segment.steps
         self.kornia_steps = [step for step in self.steps if isinstance(step.user, FusedKorniaOp)]
         self.counts = [step.user.uniforms + 1 for step in self.kornia_steps]
         self._compiled: Callable[..., Tensor] | None = None
@@ -51,7 +52,16 @@ class FusedRun:
         return {**self.__dict__, "_compiled": None}  # compiled functions cannot be copied
 
     def __call__(self, images: Tensor, source: Callable[[PlannedOp], Draws], finish: Finish | None) -> Tensor:
-        """``images`` through all passes; ``source(step)`` gives a step's draws on the images' device."""
+        """Run all passes on a batch.
+
+        Args:
+            images: [B, C, H, W], uint8 or floats in [0, 1].
+            source: ``source(step)`` gives a step's draws, on the images' device.
+            finish: clamping, size and normalization; None: neither.
+
+        Returns:
+            [B, C, h, w] floats.
+        """
         shape, foreign = images.shape, {}
         for step in self.steps:
             if step not in self.kornia_steps:
@@ -60,25 +70,25 @@ class FusedRun:
         draws = [source(step) for step in self.kornia_steps]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
         constants = counters(draws, self.counts, images.device)
-        way = way_on(images.device.type, self.compile)
-        if way == "torch.compile":
+        backend = backend_for(images.device.type, self.compile)
+        if backend == "torch.compile":
             if self._compiled is None:
                 self._compiled = torch.compile(self.whole)
             return self._compiled(images, ids, constants, foreign, finish)
         if not by_rows(images):
             return self.whole(images, ids, constants, foreign, finish)
         params = self.parameters(images.shape, ids, constants, foreign)
-        if way == "torch" or _wants_gradient(images, foreign):
-            return self.by_parts(self.run.passes, images, params, finish)
+        if backend == "torch" or _needs_gradient(images, foreign):
+            return self.by_parts(self.segment.passes, images, params, finish)
         stretches = self.stretches()
         for n, (in_c, passes) in enumerate(stretches):
             its_finish = finish if n == len(stretches) - 1 else None
-            images = (in_one_go if in_c else self.by_parts)(passes, images, params, its_finish)
+            images = (run_in_c if in_c else self.by_parts)(passes, images, params, its_finish)
         return images
 
     def stretches(self) -> list[tuple[bool, list[Pass]]]:
-        """Passes computed together on a CPU, and whether in C. A color pass is in C as far as its steps are."""
-        parts = [part for pass_ in self.run.passes for part in pass_.parts]
+        """Passes computed together on a CPU, and whether in C. The steps of a color pass are told apart."""
+        parts = [part for pass_ in self.segment.passes for part in pass_.parts]
         return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 
     def whole(
@@ -89,7 +99,7 @@ class FusedRun:
         foreign: dict[int, Params],
         finish: Finish | None,
     ) -> Tensor:
-        """Run all passes on the whole batch, without waiting for the device.
+        """Run all passes on the whole batch, without synchronizing with the device.
 
         Args:
             images: [B, C, H, W].
@@ -102,7 +112,8 @@ class FusedRun:
             [B, C, h, w] floats.
         """
         params = self.parameters(images.shape, ids, constants, foreign)
-        return _by_torch(self.run.passes, images, params, _maps(self.run.passes, images.shape, params), finish)
+        maps = _maps(self.segment.passes, images.shape, params)
+        return _by_torch(self.segment.passes, images, params, maps, finish)
 
     def parameters(
         self, shape: torch.Size, ids: Tensor, constants: tuple[Tensor, ...], foreign: dict[int, Params]
@@ -169,7 +180,7 @@ def _by_torch(
     maps: Sequence[Map | None],
     finish: Finish | None,
 ) -> Tensor:
-    """Images, uint8 or floats, through passes by torch's operators."""
+    """Run passes on images, uint8 or floats, by torch's operators."""
     x = to_unit(images)
     for pass_, back in zip(passes, maps):
         if back is not None:
@@ -189,7 +200,7 @@ _ALONE: dict[str, Callable[[Any, Tensor, Params], Tensor]] = {
 
 
 def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) -> list[Map | None]:
-    """For every pass what :func:`augment.fuse.geometry.composed` makes of it, if it resamples."""
+    """The composed map of every pass that resamples (:func:`augment.fuse.geometry.composed`), None for the others."""
     maps: list[Map | None] = []
     for pass_ in passes:
         resamples = pass_.kind == "geometry" and not pass_.mirrors
@@ -198,8 +209,8 @@ def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) 
     return maps
 
 
-def _wants_gradient(images: Tensor, foreign: dict[int, Params]) -> bool:
-    """Whether a gradient is needed through the images or a user's parameters; only torch's operators give it."""
+def _needs_gradient(images: Tensor, foreign: dict[int, Params]) -> bool:
+    """Whether a gradient is needed through the images or a user's parameters; only torch's operators compute it."""
     values = [images, *(value for params in foreign.values() for value in params.values())]
     return torch.is_grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in values)
 

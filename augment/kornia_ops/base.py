@@ -1,4 +1,4 @@
-"""FusedKorniaOp, the base of the kornia augmentations that a chain can fuse: their draws, and kornia's code on them."""
+"""FusedKorniaOp, the base of the kornia augmentations that a chain can fuse: it draws their parameters."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def ranged(u: Tensor, low: float | Tensor, high: float | Tensor) -> Tensor:
 
 
 def limits(value: Any) -> tuple[float, float]:
-    """The two ends of a range as kornia's modules keep it."""
+    """(lowest, highest) of a range as kornia's modules store it."""
     low, high = (float(end) for end in value)
     return low, high
 

@@ -57,8 +57,8 @@ class _Cut(FusedKorniaOp):
 
 
 class RandomResizedCrop(_Cut):
-    """A box of random area and aspect ratio, resized: the first of ten tries that fits into the image, else a large box
-    in the middle's proportions, placed at random.
+    """A box of random area and aspect ratio, resized: the first of ten tries that fits into the image, else the largest
+    box within the aspect ratios; at a random position.
 
     Example:
         >>> import augment, torch

@@ -11,7 +11,7 @@ from augment.kornia_ops.base import FusedKorniaOp, limits, ranged
 
 
 class RandomErasing(FusedKorniaOp):
-    """A box of random area and aspect ratio (height over width) at a random place gets one value.
+    """A box of random area and aspect ratio (height over width) at a random position is filled with one value.
 
     Example:
         >>> import augment, torch
@@ -37,7 +37,7 @@ class RandomErasing(FusedKorniaOp):
         H, W = shape[-2:]
         area = ranged(u[:, 0], *self.scale) * (H * W)
         low, high = self.ratio
-        if low < 1 < high:  # as likely upright as lying
+        if low < 1 < high:  # upright and lying boxes with equal probability
             ratio = torch.where(u[:, 1].round() > 0, ranged(u[:, 2], low, 1.0), ranged(u[:, 3], 1.0, high))
         else:
             ratio = ranged(u[:, 2], low, high)

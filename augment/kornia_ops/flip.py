@@ -1,4 +1,4 @@
-"""Flips. They keep the frame, so a chain may move one ahead of a color or a blur."""
+"""Flips. They keep the frame, so a chain may move one ahead of a color or blur operation."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class _Jitter(FusedKorniaOp):
         return images
 
     def by_kornia(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """kornia takes one order per call, so it is called once for each."""
+        """kornia takes one order per call, so it is called once for each order that was drawn."""
         if not len(images):
             return images
         result = torch.empty_like(images)
@@ -128,16 +128,16 @@ class ColorJitter(_Jitter):
         order = params["order"]
         factors = torch.stack([params[f"{name}_factor"] for name in NAMES], 1).gather(1, order)
         if len(self.steps) < len(NAMES):
-            order = torch.where(torch.isin(order, torch.tensor(self.steps)), order, -1)  # a step that is none
+            order = torch.where(torch.isin(order, torch.tensor(self.steps)), order, -1)  # -1: no step
         pairs = torch.stack([order, factors], 2).flatten(1)
         return instruction(Kind.JITTER, params["drawn"], torch.full_like(order[:, 0], order.shape[1]), pairs)
 
     def by_selection(self, images: Tensor, params: dict[str, Tensor]) -> Tensor:
-        """Up to three blends before the hue and three after, of which each sample uses three: one hue, not four."""
+        """Three blends before the hue and three after, of which each sample uses three: hue is computed once."""
         return self._blended(images, params, len(self.order))
 
     def statistics(self, images: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The mean luma that contrast finds: after the steps that come before it."""
+        """The mean luma that contrast uses: of the images after the steps before it."""
         if CONTRAST not in self.steps or by_rows(images):
             return {}
         images = images.clamp(0, 1)

@@ -1,7 +1,7 @@
-"""UnfusedKorniaOp, for the kornia augmentations that no FusedKorniaOp wraps; and which of the two a module gets.
+"""UnfusedKorniaOp, for the kornia augmentations that no FusedKorniaOp wraps, and the choice between the two.
 
 kornia separates drawing (``forward_parameters``) from applying (``forward(images, params=…)``). Here the drawing runs
-in :class:`augment.keyed.KeyedDraws` on a batch padded to a few more rows, which are then cut off. The parameters stay
+in :class:`augment.keyed.KeyedDraws` on a batch padded to a few more rows, which are removed again. The parameters stay
 on the CPU, where kornia reads them: on a GPU, reading them would synchronize with the device.
 
 What kornia draws once for a whole call (the kernel size of ``RandomMotionBlur``, for one) is drawn once per

@@ -38,7 +38,7 @@ def rotation(degrees: Tensor, center: tuple[float, float], scale: Tensor | None 
     """Rotation and scaling about a point.
 
     Args:
-        degrees: [B], anticlockwise as seen.
+        degrees: [B], counterclockwise in the displayed image.
         center: (x, y) in pixels.
         scale: [B, 2] along x and y, applied first; None: 1.
 
@@ -276,7 +276,7 @@ class RandomPerspective(_Warp):
         self.distortion, self.method = float(sampler.distortion_scale), sampler.sampling_method
 
     def parameters(self, u: Tensor, shape: torch.Size) -> dict[str, Tensor]:
-        # An image one pixel wide has no width to distort; kornia gives it a unit box that stays.
+        # An image one pixel wide has no width to distort; kornia gives it a fixed unit box.
         (right, width), (bottom, height) = ((1, 0) if side == 1 else (side - 1, side) for side in shape[:-3:-1])
         zero = torch.zeros_like(u[:, 0])
         start = torch.stack([zero, zero, zero + right, zero, zero + right, zero + bottom, zero, zero + bottom], 1)

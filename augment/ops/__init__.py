@@ -1,8 +1,8 @@
 """The operations of this package: one file each, named in a recipe by the name of its class.
 
-Files of this folder are found by themselves; there is no list to edit. They are batched: every sample has its own
-draws, and no loop runs over samples. Where kornia has an operation of the same meaning, the one here is
-faster or more exact, and its docstring says which.
+The files of this folder are discovered; there is no list to edit. The operations are batched: every sample has its own
+draws, and no loop runs over samples. If kornia has an operation of the same meaning, the one here is faster or more
+exact, and its docstring says which.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from augment.operation import Sampled
 
 @cache
 def operations() -> dict[str, type]:
-    """Every operation of this package by name. Imports torch, and nothing that is slower."""
+    """Every operation of this package by name. Imports torch, but not kornia."""
     classes: dict[str, type] = {}
     for file in iter_modules(__path__, f"{__name__}."):
         for name, value in vars(import_module(file.name)).items():

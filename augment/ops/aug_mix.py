@@ -38,7 +38,7 @@ class AugMix(MagnitudeOperation):
         all_ops: brightness, color, contrast and sharpness too. The paper leaves them out, because the corruptions of
             its test sets contain them; torchvision has them by default, as here.
         interpolation: how moved pixels are read: ``nearest`` or ``bilinear`` (as in the paper and torchvision).
-        fill: value of the pixels that come from outside, in [0, 1].
+        fill: value of the pixels outside the image, in [0, 1].
 
     Example:
         >>> import augment, torch
@@ -82,7 +82,7 @@ class AugMix(MagnitudeOperation):
             length = draws.integers(3, 1, LONGEST + 1, (self.width,)).repeat_interleave(depth, 1)
             idle = torch.arange(count, device=length.device) % depth >= length
             params["step"] = params["step"].masked_fill(idle, STEPS.index("Identity"))
-        # A gamma variable of whole α is a sum of α exponential ones, and their shares are Dirichlet's.
+        # A gamma variable of integer α is a sum of α exponential ones; normalized, they are Dirichlet distributed.
         exponential = -torch.log1p(-draws.uniform(4, (self.width + 2, self.alpha))).sum(2)
         kept, chains = exponential[:, :2], exponential[:, 2:]
         kept, chains = kept / kept.sum(1, keepdim=True), chains / chains.sum(1, keepdim=True)

@@ -50,7 +50,7 @@ _SUB_POLICIES: dict[str, str] = {
 }
 
 SPACE = (*(span for span in rand_augment.SPACE if span.step != "Identity"), MagnitudeRange("Invert"))
-"""RandAugment's ranges, which are these, with one step more and one less."""
+"""RandAugment's ranges, with Invert instead of Identity."""
 _NAMES = [span.step for span in SPACE]
 HIGHEST = 9
 
@@ -59,12 +59,12 @@ class AutoAugment(MagnitudeOperation):
     """One of 25 learned pairs of steps, each step with its own probability and magnitude.
 
     Cubuk et al., "AutoAugment" (arXiv 1805.09501), with the ranges of torchvision (whose Posterize keeps at least 4
-    bits, and whose magnitudes of either sign have equal chances).
+    bits, and whose signed magnitudes are negative with probability 1/2).
 
     Args:
         policy: which data set the pairs were learned on: ``imagenet``, ``cifar10`` or ``svhn``.
         interpolation: how moved pixels are read: ``nearest`` (as in the paper and torchvision) or ``bilinear``.
-        fill: value of the pixels that come from outside, in [0, 1].
+        fill: value of the pixels outside the image, in [0, 1].
 
     Example:
         >>> import augment, torch

@@ -10,13 +10,13 @@ from augment.sometimes import Params, Sometimes
 
 
 class Cutout(Sometimes):
-    """Fills a square whose center lies anywhere in the image; what leaves the image is lost.
+    """Fills a square whose center lies anywhere in the image; the part outside the image is cut off.
 
     DeVries & Taylor, "Improved regularization of convolutional neural networks with cutout" (arXiv 1708.04552): 16
     pixels for CIFAR-10, 8 for CIFAR-100, 20 for SVHN, at 32 pixels. For several squares name it several times.
 
     Args:
-        length: the square's side as a part of the image's shorter side; the paper's 16 of 32 pixels are 0.5.
+        length: the square's side as a fraction of the image's shorter side; the paper's 16 of 32 pixels are 0.5.
         fill: its value, in [0, 1]. The paper has the data set's mean (0 after normalization); 0.5 is near it.
         p: probability for a sample.
 
@@ -35,7 +35,7 @@ class Cutout(Sometimes):
     def __init__(self, length: float = 0.5, fill: float = 0.5, p: float = 1.0):
         super().__init__(p)
         if not 0 < length <= 1:
-            raise ValueError(f"length is a part of the shorter side, above 0 and up to 1, not {length}")
+            raise ValueError(f"length is a fraction of the shorter side, above 0 and up to 1, not {length}")
         self.length, self.fill = length, fill
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:

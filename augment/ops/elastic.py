@@ -58,7 +58,7 @@ class Elastic(PerSampleChange):
         return elastic(images, self.smooth(rough).mul_(by_sample(params["alpha"])))
 
     def smooth(self, rough: Tensor) -> Tensor:
-        """Noise [B, 2, H, W] blurred by the Gaussian, mirrored at the border; 0 to 4 sigma are counted."""
+        """Noise [B, 2, H, W] blurred by the Gaussian up to 4 sigma, mirrored at the border."""
         rows, cols = (_blur(side, self.sigma, rough.device) for side in rough.shape[2:])
         return rows @ rough @ cols.T
 

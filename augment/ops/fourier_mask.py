@@ -16,7 +16,7 @@ class FourierMask(PerSampleChange):
     """Sets the amplitude of randomly chosen frequencies to 0: ``F⁻¹(M · F(x))``, the phase of the others unchanged.
 
     Every frequency of the band is left out with the sample's own probability, in all channels together; the mean of an
-    image (frequency 0) always stays. Close relatives are the masks of Xie et al., "Masked frequency modeling"
+    image (frequency 0) always stays. Similar masks are those of Xie et al., "Masked frequency modeling"
     (arXiv 2206.07706), whose bands are whole discs.
 
     Args:
@@ -71,7 +71,7 @@ def distance(height: int, width: int, device: torch.device) -> Tensor:
 
 
 def _paired(level: Tensor, width: int) -> Tensor:
-    """Frequencies k and −k of a real image have one amplitude: where both are listed, they get one value."""
+    """Frequencies k and −k of a real image have the same amplitude: where rfft2 lists both, they get the same value."""
     row = torch.arange(level.shape[2], device=level.device)
     row = torch.minimum(row, level.shape[2] - row)
     for column in {0, width // 2} if width % 2 == 0 else {0}:

@@ -20,11 +20,11 @@ class FourierSwap(PerSampleChange):
 
     Args:
         amount: λ; a number, or [lowest, highest] to draw between for every sample.
-        band: frequencies up to this distance from 0 take part; 1 is the finest along an axis, 1.42 are all.
+        band: frequencies up to this distance from 0 are mixed; 1 is the finest along an axis, 1.42 includes all.
         p: probability for a sample.
 
-    The only operation here that depends on the batch: the partner is the sample of the batch whose draw comes next, in
-    any order of the batch. A sample alone stays as it is. The result is clipped to [0, 1].
+    The only operation here that depends on the batch: the partner is the sample of the batch with the next larger draw
+    (after the largest, the smallest). A sample alone stays as it is. The result is clipped to [0, 1].
 
     Example:
         >>> import augment, torch
@@ -46,20 +46,20 @@ class FourierSwap(PerSampleChange):
         self.band = float(band)
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """``partner`` [B]: the row of the batch whose amplitudes come in."""
+        """``partner`` [B]: the row of the batch whose amplitudes are mixed in."""
         order = draws.bits(2).argsort(stable=True)
         partner = torch.empty_like(order).scatter_(0, order, order.roll(-1))
         return {"amount": between(draws, 1, self.amount), "partner": partner}
 
     def apply(self, images: Tensor, params: Params) -> Tensor:
-        # Partners are looked up in the whole batch; ``change`` sees the drawn samples alone.
+        # Partners are looked up in the whole batch; ``change`` gets only the drawn samples.
         return super().apply(images, {**params, "partners": images[params["partner"]]}) if len(images) else images
 
     def change(self, images: Tensor, params: Params) -> Tensor:
         height, width = images.shape[2:]
         taking = by_sample(params["amount"]) * (distance(height, width, images.device) <= self.band)
-        mine = torch.fft.rfft2(images)
+        own = torch.fft.rfft2(images)
         partners = torch.fft.rfft2(params["partners"]).abs()
-        # A frequency that the image lacks has no phase, and stays away.
-        change = partners.div_(mine.abs().clamp_(min=1e-12)).sub_(1).mul_(taking).add_(1)
-        return torch.fft.irfft2(mine.mul_(change), s=(height, width)).clamp_(0, 1)
+        # A frequency that the image lacks has no phase, and stays 0.
+        change = partners.div_(own.abs().clamp_(min=1e-12)).sub_(1).mul_(taking).add_(1)
+        return torch.fft.irfft2(own.mul_(change), s=(height, width)).clamp_(0, 1)

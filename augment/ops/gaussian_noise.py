@@ -17,7 +17,7 @@ class GaussianNoise(PerSampleChange):
         std: σ, for images in [0, 1]; a number, or [lowest, highest] to draw between for every sample.
         p: probability for a sample.
 
-    kornia's RandomGaussianNoise has one σ for all, makes noise for samples that get none, and does not clip.
+    kornia's RandomGaussianNoise has one σ for all samples, draws noise also for unchanged ones, and does not clip.
 
     Example:
         >>> import augment, torch

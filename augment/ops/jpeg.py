@@ -13,7 +13,7 @@ from augment.draws import Draws
 from augment.fuse.color import by_sample
 from augment.sometimes import Params, PerSampleChange, Range, between, limits
 
-# ITU-T T.81, annex K: how coarsely each frequency of an 8 x 8 block is kept at quality 50.
+# ITU-T T.81, annex K: the quantization step of each frequency of an 8 x 8 block at quality 50.
 _LUMA = """16 11 10 16 24 40 51 61   12 12 14 19 26 58 60 55   14 13 16 24 40 57 69 56   14 17 22 29 51 87 80 62
 18 22 37 56 68 109 103 77   24 35 55 64 81 104 113 92   49 64 78 87 103 121 120 101   72 92 95 98 112 100 103 99"""
 _CHROMA = """17 18 24 47 99 99 99 99   18 21 26 66 99 99 99 99   24 26 56 99 99 99 99 99   47 66 99 99 99 99 99 99
@@ -24,11 +24,11 @@ class JPEG(PerSampleChange):
     """JPEG compression: 8 × 8 blocks, colors at half the resolution (4:2:0), libjpeg's tables.
 
     Args:
-        quality: 1 … 100; a number, or [lowest, highest] to draw a whole number from, all alike.
+        quality: 1 … 100; a number, or [lowest, highest] to draw a whole number from, uniformly.
         p: probability for a sample.
 
-    Nearly a file written and read by PIL: about one of 255 levels apart in the mean, as libjpeg rounds more often.
-    kornia's RandomJPEG rounds softly, to let gradients through, and takes many times as long. Images have 1 or 3
+    The result differs from a file written and read by PIL by about one of 255 levels in the mean, as libjpeg rounds
+    more often. kornia's RandomJPEG uses a differentiable rounding and takes many times as long. Images have 1 or 3
     channels.
 
     Example:
@@ -59,7 +59,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     height, width = images.shape[2:]
     color = images.shape[1] == 3
     unit = 16 if color else 8
-    # Blocks that the image does not fill repeat its last pixels.
+    # The image is padded to whole blocks with its last pixels.
     x = F.pad(images.mul(255).round_(), [0, -width % unit, 0, -height % unit], mode="replicate")
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor_()
     if not color:

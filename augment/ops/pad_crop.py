@@ -15,15 +15,15 @@ Padding = Literal["zeros", "border", "reflection", "symmetric"]
 
 
 class PadCrop(Sampled):
-    """Pads the border and cuts out ``size`` pixels anywhere, all places alike: whole pixels.
+    """Pads the border and cuts out ``size`` pixels at a position drawn uniformly, in whole pixels.
 
     The augmentation of CIFAR since "Deeply-supervised nets" (arXiv 1409.5185) and ResNet (arXiv 1512.03385).
 
     Args:
         size: (height, width) of the crop; the network's input size unless given.
         pixels: how many are added to every side.
-        padding: what they are: ``zeros`` (black), ``border`` (the outermost pixel again and again), ``reflection`` (the
-            image mirrored about its outermost pixels) or ``symmetric`` (mirrored about its edge).
+        padding: their values: ``zeros`` (black), ``border`` (the outermost pixel repeated), ``reflection`` (the image
+            mirrored about its outermost pixels) or ``symmetric`` (mirrored about its edge).
 
     Example:
         >>> import augment, torch

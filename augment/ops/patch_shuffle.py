@@ -1,4 +1,4 @@
-"""Patches in another order."""
+"""Patches permuted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from augment.sometimes import Params, PerSampleChange
 
 
 class PatchShuffle(PerSampleChange):
-    """Cuts an image into ``grid`` × ``grid`` patches and lays them in another order: local structure without a layout.
+    """Permutes the ``grid`` × ``grid`` patches of an image, which keeps local structure and removes the layout.
 
     Args:
         grid: patches along each side; the image's sides must be multiples of it.
@@ -39,7 +39,7 @@ class PatchShuffle(PerSampleChange):
         self.grid = grid
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """``order`` [B, grid²]: which patch comes to each place."""
+        """``order`` [B, grid²]: the patch that is moved to each position."""
         if shape[2] % self.grid or shape[3] % self.grid:
             raise self.refuse(f"grid={self.grid} does not divide images of {shape[2]} x {shape[3]} pixels")
         return {"order": draws.permutation(1, self.grid**2)}

@@ -16,19 +16,19 @@ from augment.sometimes import Params, PerSampleChange, limits, noise_seed, norma
 class PixelErasing(PerSampleChange):
     """Fills a rectangle with noise.
 
-    Zhong et al., "Random erasing data augmentation" (arXiv 1708.04896), as timm has it: up to ten tries at a rectangle
-    that fits, else the image stays. A fixed color, and much faster, is kornia's RandomErasing.
+    Zhong et al., "Random erasing data augmentation" (arXiv 1708.04896), as in timm: up to ten tries at a rectangle that
+    fits, else the image is unchanged. kornia's RandomErasing fills with a fixed color, and is much faster.
 
     Args:
-        scale: [lowest, highest] part of the image's area.
+        scale: [lowest, highest] fraction of the image's area.
         ratio: [lowest, highest] height : width, drawn uniformly in its logarithm.
-        noise: ``pixel``, every pixel its own, or ``color``, one for the rectangle.
+        noise: ``pixel``, drawn for every pixel, or ``color``, drawn once for the rectangle.
         mean: per channel, or one for all; by default ImageNet's.
         std: per channel, or one for all; by default ImageNet's.
         p: probability for a sample.
 
-    timm erases after normalization with standard normal noise; this is the same before it, but a network's own mean and
-    std have to be given, and the chain clips what leaves [0, 1].
+    timm erases after normalization with standard normal noise. This operation does the same before normalization, so a
+    network's own mean and std have to be given, and the chain clips values outside [0, 1].
 
     Example:
         >>> import augment, torch
@@ -61,7 +61,7 @@ class PixelErasing(PerSampleChange):
         self.noise, self.mean, self.std = noise, mean, std
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """``box`` [B, 4]: top, left, height, width in pixels; a box of no height where nothing fitted."""
+        """``box`` [B, 4]: top, left, height, width in pixels; a box of height 0 if no try fits."""
         height, width = shape[2:]
         low, high = self.scale
         area = (draws.uniform(1, (self.TRIES,)) * (high - low) + low) * (height * width)
@@ -83,7 +83,7 @@ class PixelErasing(PerSampleChange):
         pixels = (height, width) if self.noise == "pixel" else (1, 1)
         filling = normal_noise(params["noise"], (channels, *pixels))
         mean, std = (_per_channel(name, value, channels) for name, value in (("mean", self.mean), ("std", self.std)))
-        for channel in range(channels):  # numbers, not a tensor of them: a GPU would be waited for
+        for channel in range(channels):  # numbers: a tensor made of them would synchronize with a GPU
             filling[:, channel].mul_(std[channel]).add_(mean[channel])
         return torch.where(hole[:, None], filling, images)
 

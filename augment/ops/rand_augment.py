@@ -37,7 +37,7 @@ class RandAugment(MagnitudeOperation):
         magnitude: 0 … 30 (the paper's M: 9 for ResNet-50 on ImageNet; timm's scale ends at 10: its m9 is 27 here).
         mstd: standard deviation of normal noise on the magnitude of every step, as in timm; 0 is the paper's.
         interpolation: how moved pixels are read: ``nearest`` (as in the paper and torchvision) or ``bilinear``.
-        fill: value of the pixels that come from outside, in [0, 1].
+        fill: value of the pixels outside the image, in [0, 1].
 
     Example:
         >>> import augment, torch

@@ -17,7 +17,7 @@ class Sharpness(PerSampleChange):
         factor: 0 is the smoothed copy, 1 the image, 2 twice as sharp; a number, or [lowest, highest] to draw between.
         p: probability for a sample.
 
-    The same numbers as kornia's RandomSharpness, several times faster.
+    The results are those of kornia's RandomSharpness, several times faster.
 
     Example:
         >>> import augment, torch

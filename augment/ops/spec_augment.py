@@ -13,18 +13,18 @@ from augment.sometimes import Params, PerSampleChange
 
 
 class SpecAugment(PerSampleChange):
-    """Blanks bands of frequencies and stretches of time in spectrograms [B, C, F, T].
+    """Masks bands of frequencies and spans of time in spectrograms [B, C, F, T].
 
     Park et al., "SpecAugment" (arXiv 1904.08779): with mask width w uniform in 0 … the parameter, and the start uniform
-    in 0 … size − w. The defaults are the paper's policy LD. Its third part, the time warp, is left out: the paper finds
-    it to matter least and to cost most.
+    in 0 … size − w. The defaults are the paper's policy LD. Its time warp is left out: the paper finds that it helps
+    least and costs most.
 
     Args:
         frequency_masks: how many bands.
         frequency_width: a band's largest width, in bins.
-        time_masks: how many stretches.
-        time_width: a stretch's largest width, in frames.
-        time_part: no stretch is longer than this part of the spectrogram (the paper's p; 0.2 in its policy for
+        time_masks: how many spans.
+        time_width: a span's largest width, in frames.
+        time_part: no span is longer than this fraction of the spectrogram (the paper's p; 0.2 in its policy for
             Switchboard).
         fill: a value (0 is the mean of normalized spectrograms), or ``mean``, each spectrogram's own.
         p: probability for a sample.
@@ -66,7 +66,7 @@ class SpecAugment(PerSampleChange):
         self.fill = fill
 
     def draw(self, draws: Draws, shape: torch.Size) -> Params:
-        """First bin and width of every band ``frequencies`` [B, n, 2], and of every stretch ``times`` [B, n, 2]."""
+        """First bin and width of every band ``frequencies`` [B, n, 2], and of every span ``times`` [B, n, 2]."""
         bins, frames = shape[2:]
         longest = min(self.time_width, int(self.time_part * frames))
         return {
@@ -89,7 +89,7 @@ def _spans(draws: Draws, slot: int, count: int, longest: int, size: int) -> Tens
 
 
 def _covered(spans: Tensor, size: int) -> Tensor:
-    """[B, size] bool: whether any of the spans [B, n, 2] lies over a position."""
+    """[B, size] bool: whether any of the spans [B, n, 2] covers a position."""
     position = torch.arange(size, device=spans.device)
     start, width = spans[..., :1], spans[..., 1:]
     return ((position >= start) & (position < start + width)).any(1)

@@ -13,13 +13,13 @@ from augment.sometimes import Params, Range, between, change_, limits
 
 
 class ThreeAugment(Sampled):
-    """One of three, with equal chances: gray, solarized, or blurred.
+    """One of three with equal probability: gray, solarized, or blurred.
 
-    Touvron et al., "DeiT III" (arXiv 2204.07118). Color jitter of 0.3 and a flip go with it: see the preset ``deit3``.
+    Touvron et al., "DeiT III" (arXiv 2204.07118), who combine it with color jitter of 0.3 and a flip: preset ``deit3``.
 
     Args:
         sigma: the blur's standard deviation in pixels; a number, or [lowest, highest] to draw between.
-        threshold: values from here on are inverted by solarizing; the paper's 128 of 255.
+        threshold: solarizing inverts the values from here on; the paper's 128 of 255.
 
     Example:
         >>> import augment, torch
@@ -53,7 +53,7 @@ class ThreeAugment(Sampled):
         return solarize(images, torch.full_like(params["sigma"], self.threshold))
 
     def _blurred(self, images: Tensor, params: Params) -> Tensor:
-        # Three standard deviations of the widest; a small image has fewer pixels to mirror.
+        # Three standard deviations of the widest kernel, or fewer in a small image, which has fewer pixels to mirror.
         reach = min(round(3 * self.sigma[1] + 0.5), min(images.shape[2:]) - 1)
         offset = torch.arange(-reach, reach + 1, device=images.device)
         taps = torch.exp(-0.5 * (offset / params["sigma"][:, None]) ** 2)

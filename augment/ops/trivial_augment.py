@@ -34,7 +34,7 @@ class TrivialAugmentWide(MagnitudeOperation):
 
     Args:
         interpolation: how moved pixels are read: ``nearest`` (as in torchvision) or ``bilinear``.
-        fill: value of the pixels that come from outside, in [0, 1].
+        fill: value of the pixels outside the image, in [0, 1].
 
     Example:
         >>> import augment, torch

@@ -46,8 +46,7 @@ def view_overlap(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) 
     """Overlap and color distance of the views that ``augment`` makes of a batch, before any mixing.
 
     Of a teacher with several networks, the views of the first are measured: those of the others differ in size only.
-    An operation that is not declared ``geometric`` counts as color, so pixels that it moves count as a difference of
-    colors.
+    An operation that is not declared ``geometric`` counts as color, so moved pixels count as a difference of colors.
 
     Args:
         augment: with at least one teacher.
@@ -91,17 +90,17 @@ def _seen(
     sources = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
 
     sources, view = _to_borders(sources), F.pad(view, (1, 1, 1, 1), mode="replicate")
-    # Six points to a cell and more, so that whatever the angle one of them falls into the middle of a cell.
+    # At least six points per cell, so that at any angle one of them lies in the middle of a cell.
     fine = tuple(max(side, 6 * CELLS) for side in sources.shape[-2:])
     sources = F.interpolate(sources, fine, mode="bilinear", align_corners=True)
     view = F.interpolate(view, fine, mode="bilinear", align_corners=True)
     x, y, inside = sources.flatten(2).unbind(1)
-    # A pixel half outside has mixed the outside's zeros into all three.
+    # A pixel half outside is mixed with the zeros outside, in all three channels.
     x, y = x / inside, y / inside
     valid = (inside > 0.5) & (x >= 0) & (x < 1) & (y >= 0) & (y < 1)
     middle = valid & ((x * CELLS).frac() - 0.5).abs().le(1 / 6) & ((y * CELLS).frac() - 0.5).abs().le(1 / 6)
     cell = torch.where(middle, y * CELLS, 0).long() * CELLS + torch.where(middle, x * CELLS, 0).long()
-    cell = torch.where(middle, cell, CELLS**2)  # one more, for what falls into none
+    cell = torch.where(middle, cell, CELLS**2)  # one more, for points in no cell
     counts = torch.zeros(len(images), CELLS**2 + 1).scatter_add_(1, cell, torch.ones_like(x))
     sums = torch.zeros(len(images), 3, CELLS**2 + 1)
     sums.scatter_add_(2, cell[:, None].expand(-1, 3, -1), view.flatten(2))

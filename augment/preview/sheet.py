@@ -51,7 +51,8 @@ def contact_sheet(
     Args:
         originals: [N, 3, H, W] uint8, the images before augmentation.
         views: of the same images, from :class:`augment.dual.DualAugment`; of a larger batch, the first N are shown.
-        teachers, student: the specifications that the views were made for, to undo their normalization.
+        teachers: inputs of the teacher's networks, to undo their normalization.
+        student: input of the student, likewise.
         titles: a name for every row; default none.
         notes: small lines under every row's title, such as what it was mixed with.
         footer: lines under the pictures.

@@ -1,8 +1,8 @@
 """A strip per operation: its results on one image, from the weakest draw to the strongest.
 
-The range of an operation is read from itself: it draws for many samples, and the strip shows quantiles of what came
-out, ordered by how much it changed the image. So every operation has a strip, whoever wrote it and whatever its
-arguments mean.
+The range of an operation is measured: it draws for many samples, and the strip shows quantiles of the results, ordered
+by how much they differ from the image. So every operation has a strip, users' own included, whatever its arguments
+mean.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class Strip:
 def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws: int = 128, steps: int = 7) -> Strip:
     """The strip of one operation.
 
-    Strength is the mean way that pixels were moved, in percent of the image's diagonal, for a geometric operation; for
-    every other one the mean CIELAB distance (ΔE, 1976) between the image before and after.
+    The strength of a geometric operation is the mean distance that pixels moved, in percent of the image's diagonal.
+    That of any other operation is the mean CIELAB distance (ΔE, 1976) between the image before and after.
 
     Args:
         op: the operation.
@@ -66,7 +66,7 @@ def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws:
         size: (height, width) of the network's input, to which the image is brought first.
         seed: of the draws.
         draws: samples to draw for; the strip runs from the weakest to the strongest of those that changed the image.
-        steps: pictures at most; fewer where fewer different results were drawn.
+        steps: pictures at most; fewer if fewer different results were drawn.
 
     Returns:
         The strip, from the weakest to the strongest result.
@@ -92,7 +92,7 @@ def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws:
 
 
 def _quantiles(strength: Tensor, rows: Tensor, steps: int) -> list[int]:
-    """Up to ``steps`` of the rows, weakest to strongest, evenly by rank; of equals (a flip, say) only one."""
+    """Up to ``steps`` of the rows, weakest to strongest, evenly by rank; of equal results (a flip, say) only one."""
     if not len(rows):
         return []
     ordered = rows[strength[rows].argsort(stable=True)]

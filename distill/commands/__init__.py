@@ -1,1 +1,1 @@
-"""What the command line does besides training: one file for a command, or for a few that are alike."""
+"""The commands beside training: one file for each command, or for a few similar ones."""

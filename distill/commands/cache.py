@@ -1,4 +1,4 @@
-"""``distill cache``: what the teacher says in every epoch of a config's training, written in advance."""
+"""``distill cache``: compute the teacher's outputs for all epochs of a config's training and write them in advance."""
 
 from __future__ import annotations
 
@@ -26,19 +26,21 @@ from distill.yaml_tree import ConfigError
 
 
 class MissingBatches:
-    """The requests of all epochs and ranks whose rows are not all in the cache, found as they are asked for.
+    """The requests of all epochs and ranks whose rows are not all in the cache, searched as they are iterated over.
 
     Args:
+        cache: the teacher's cache.
         ranks: every rank's batches.
         ids: names of the training samples.
+        epochs: how many epochs the cache holds.
     """
 
     def __init__(self, cache: TeacherCache, ranks: list[EpochSampler], ids: list[str], epochs: int):
         self.cache, self.ranks, self.epochs = cache, ranks, epochs
         self.epoch_of: deque[int] = deque()
-        """The epochs of the requests that were handed out; the owner takes one off with each batch."""
+        """The epochs of the requests that were handed out; the owner removes one with each batch."""
         self.passed = 0
-        """Batches that are in the cache, or handed out."""
+        """Batches that are in the cache or were handed out."""
         self._keys = torch.tensor([sample_key(id) for id in ids])
 
     def __len__(self) -> int:
@@ -57,24 +59,24 @@ class MissingBatches:
 
 
 def make_teacher_networks(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
-    """The teacher's networks, fitted first if the config says so and they are not fitted yet."""
+    """The teacher's networks, fitted first if the config has ``fit_teacher`` and they are not fitted yet."""
     outputs = [finish(stage, context, context.root) for stage in experiment.plan_teacher()]
     return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
 
 
 def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherCache:
-    """Have the teacher look at the batches that the cache lacks. Fits the teacher first, if the config says so.
+    """Run the teacher on the batches that the cache lacks, and add its outputs. Fits the teacher first if necessary.
 
     Raises:
-        ConfigError: the config has no ``teacher.cache``, or one that is not to be written.
-        CacheError: the disk is full, or the cache another one's.
-        Interrupted: a signal arrived; what is written counts, and another call goes on from there.
+        ConfigError: the config has no ``teacher.cache``, or ``teacher.cache.write`` is off.
+        CacheError: the disk is full, or the folder holds a cache of other data or another teacher.
+        Interrupted: a signal arrived; written rows are kept, and another call continues from there.
     """
     settings = experiment.teacher
     if settings is None or settings.cache is None or not settings.cache.write:
         raise ConfigError("nothing to write: the config needs a teacher with teacher.cache, and its key write on")
     with open_context(experiment, console) as context:
-        # Fitting in several processes would start this command in each of them.
+        # Fitting with several devices would start this command in each of their processes.
         alone = experiment.training.devices == 1
         networks = (make_teacher_networks if alone else ready_teacher)(experiment, context).networks
         teacher = make_teacher(settings, experiment.objectives, networks).to(context.device)

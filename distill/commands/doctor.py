@@ -34,7 +34,7 @@ from distill.machine import (
 
 DISTRIBUTION = "delta-distill"
 NAMED = ("torch", "torchvision", "timm", "kornia", "lightning")
-"""Packages that get a line of their own."""
+"""Packages with a line of their own."""
 GIB = 2**30
 OVERSUBSCRIBED = 1.5
 """Load average per available CPU from which steps are clearly slower."""
@@ -52,10 +52,14 @@ class Diagnosis:
 
 
 def examine(console: Console, output: Path = Path("runs")) -> bool:
-    """Print the table; returns whether a run would work here.
+    """Print the table.
 
     Args:
+        console: where to print.
         output: the folder that runs would be written to.
+
+    Returns:
+        Whether a run would work here.
     """
     checks: dict[str, Callable[[], Iterator[Diagnosis]]] = {
         "versions": versions,
@@ -82,7 +86,7 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
 
 
 def _safely(name: str, check: Callable[[], Iterator[Diagnosis]]) -> list[Diagnosis]:
-    """The lines of a check; one that raises gives a cross, and the others still run."""
+    """The lines of a check; if it raises, a line with a cross, so that the other checks still run."""
     diagnoses: list[Diagnosis] = []
     try:
         diagnoses.extend(check())
@@ -110,7 +114,7 @@ def _table(diagnoses: list[Diagnosis]) -> Table:
 
 
 def versions() -> Iterator[Diagnosis]:
-    """Python and packages against the bounds that this release was tested with, as they stand in its metadata."""
+    """Python and packages against the versions that this release was tested with, from its metadata."""
     own = metadata.distribution(DISTRIBUTION)
     yield _version("python", platform.python_version(), SpecifierSet(own.metadata["Requires-Python"]))
     rest = []
@@ -134,7 +138,7 @@ def _package(requirement: Requirement) -> Diagnosis:
 
 
 def _version(name: str, version: str, tested: SpecifierSet) -> Diagnosis:
-    # A local part such as +cu128 says how a release was built, not which it is.
+    # A local part such as +cu128 tells how a release was built, not which release it is.
     if tested.contains(version.partition("+")[0], prereleases=True):
         return Diagnosis(name, "good", version)
     advice = f"pip install '{name}{tested}'" if name != "python" else f"make an environment with python {tested}"
@@ -142,7 +146,7 @@ def _version(name: str, version: str, tested: SpecifierSet) -> Diagnosis:
 
 
 def processor() -> Iterator[Diagnosis]:
-    """CPUs that this process may use, torch's threads, how they wait, and what else runs on the machine."""
+    """CPUs that this process may use, torch's threads, how they wait, and the load of the machine."""
     import torch
 
     cpus, threads, container = available_cpus(), torch.get_num_threads(), container_cpus()
@@ -159,7 +163,7 @@ def processor() -> Iterator[Diagnosis]:
 
 
 def waiting_threads(environment: Mapping[str, str]) -> Diagnosis:
-    """How OpenMP's threads wait for each other. ``distill`` makes it PASSIVE unless one of these variables is set."""
+    """How OpenMP's threads wait. ``distill`` sets OMP_WAIT_POLICY=PASSIVE unless one of these variables is set."""
     chosen = [f"{name}={environment[name]}" for name in WAIT_SETTINGS if name in environment]
     advice = "waiting threads spin, and slow down a machine that others use: export OMP_WAIT_POLICY=PASSIVE"
     if not chosen:
@@ -175,15 +179,15 @@ def load(average: float, cpus: float) -> Diagnosis:
     if average <= OVERSUBSCRIBED * cpus:
         return Diagnosis("load", "good", text)
     # Threads of one step wait for each other, so it may be a hundred times slower, not two or three.
-    advice = "other programs use these CPUs too, and a step is slower: wait for them, or export OMP_NUM_THREADS=1"
+    advice = "other programs use these CPUs too, which makes steps slower: wait for them, or export OMP_NUM_THREADS=1"
     return Diagnosis("load", "note", f"the machine is oversubscribed: {text}", advice)
 
 
 def memory() -> Iterator[Diagnosis]:
-    """Memory that is free for a run, and what loader workers share with it."""
+    """Free memory, and the shared memory that loader workers use."""
     free = free_memory()
     if free is None:
-        yield Diagnosis("memory", "note", "this system does not say how much is free")
+        yield Diagnosis("memory", "note", "this system does not report how much is free")
     elif free < 2 * GIB:
         yield Diagnosis("memory", "bad", f"{free / GIB:.1f} GiB free", "free 2 GiB, or give the container more")
     else:
@@ -191,7 +195,7 @@ def memory() -> Iterator[Diagnosis]:
     shared = Path("/dev/shm")
     if shared.is_dir():
         room = shutil.disk_usage(shared).free
-        advice = "loader workers hand batches over there: docker run --shm-size=1g, or data.workers=0"
+        advice = "loader workers pass batches through it: docker run --shm-size=1g, or data.workers=0"
         if room < GIB // 4:
             yield Diagnosis("shared memory", "note", f"{room / GIB:.2f} GiB in {shared}", advice)
         else:
@@ -210,14 +214,14 @@ def accelerator() -> Iterator[Diagnosis]:
             yield Diagnosis(f"GPU {index}", "good", f"{about.name}, {about.total_memory / GIB:.0f} GiB, {bf16}")
     elif shutil.which("nvidia-smi"):
         built = f"was built for CUDA {torch.version.cuda}" if torch.version.cuda else "was built without CUDA"
-        advice = "see that nvidia-smi works, and that its driver is new enough for this torch"
+        advice = "check that nvidia-smi works, and that the driver is new enough for this torch"
         yield Diagnosis("GPU", "note", f"torch, which {built}, sees none; runs use the processor", advice)
     else:
         yield Diagnosis("GPU", "note", "none; runs use the processor")
 
 
 def output_folder(output: Path) -> Iterator[Diagnosis]:
-    """Whether runs can be written, and how many."""
+    """Whether runs can be written, and the free space."""
     there = next(path for path in (output.absolute(), *output.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=there) as file:
@@ -237,7 +241,7 @@ def output_folder(output: Path) -> Iterator[Diagnosis]:
 
 
 def embedded_weights() -> Iterator[Diagnosis]:
-    """Whether the weights inside the install are whole, and load."""
+    """Whether the installed weights are complete, and load."""
     import timm
 
     from distill.models.embedded import EMBEDDED, EmbeddedError, load_embedded
@@ -268,7 +272,7 @@ def model_hub() -> Iterator[Diagnosis]:
 
 
 def training_step() -> Iterator[Diagnosis]:
-    """One real step: a teacher's forward, a student's forward and backward."""
+    """One training step: a teacher's forward, a student's forward and backward."""
     import torch
     from torch.nn import functional as F
 
@@ -290,12 +294,12 @@ def training_step() -> Iterator[Diagnosis]:
         loss = F.cross_entropy(student(images).logits, target)
         loss.backward()
         if not loss.isfinite() or not any(p.grad is not None and p.grad.any() for p in student.parameters()):
-            raise ArithmeticError(f"the loss is {loss.item()}, or no gradient came back")
+            raise ArithmeticError(f"the loss is {loss.item()}, or there is no gradient")
         return time.perf_counter() - begun
 
     seconds = step()
     for _ in range(3):
-        if seconds < 3:  # on a crowded machine the first one says enough
+        if seconds < 3:  # on a busy machine the first is enough
             seconds = min(seconds, step())
     rate = f"{len(images) / seconds:.0f} images/s at 64 pixels"
     yield Diagnosis("training step", "good", f"{seconds * 1000:.0f} ms for {len(images)} images on {device} ({rate})")

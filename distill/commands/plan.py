@@ -16,7 +16,7 @@ from distill.run.runner import Progress, check_plan
 def show_plan(experiment: Experiment, console: Console) -> None:
     """Print the plan. Opens data and networks to find finished stages; trains and writes nothing.
 
-    Stages of the newest unfinished run of this very config count, and those that are kept for all runs.
+    Stages count as finished in the newest unfinished run of the same config, or if they are kept for all runs.
     """
     stages = experiment.plan()
     check_plan(stages)
@@ -36,5 +36,7 @@ def show_plan(experiment: Experiment, console: Console) -> None:
             folder = str(progress.folder) if progress.finished else "–"
             table.add_row(Text(stage.name), Text(needs), Text(state, style=style), Text(folder))
     console.print(table)
-    where = f"--resume goes on in {context.folder.path}" if context.folder is not None else "a run starts anew"
+    where = (
+        f"--resume continues {context.folder.path}" if context.folder is not None else "a run starts from the beginning"
+    )
     console.print(where, highlight=False, soft_wrap=True)

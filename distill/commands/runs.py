@@ -53,8 +53,17 @@ def preview_views(
 ) -> None:
     """Write the pictures of an experiment's views without running it: of a step, of some ids, or of an epoch's start.
 
+    Args:
+        experiment: its data and augmentation are used.
+        to: ``NAME.png``, the picture of the views; that of the operations is ``NAME-operations.png``.
+        console: shows the overlap of the views, and the paths of the written files.
+        images: how many images to show, if no ids are given.
+        epoch: number of the epoch; None: 0.
+        step: number of a training step, which gives epoch and samples; None: by ``epoch`` and ``ids``.
+        ids: stable names of the samples to show; empty: the first batch of the epoch.
+
     Raises:
-        ConfigError: a step and an epoch or ids are given: each says which batch.
+        ConfigError: a step is given together with an epoch or ids.
     """
     if step is not None and (ids or epoch is not None):
         raise ConfigError("--step says which epoch and samples; leave out --epoch and --ids")
@@ -67,13 +76,25 @@ def preview_views(
     preview = draw_preview(data, view_batch, len(ids) or images)
     if preview.shared:
         console.print(f"teacher and student: {preview.shared}", highlight=False, soft_wrap=True)
-    _say_written(preview.write(to), console)
+    _print_written(preview.write(to), console)
 
 
 def score_views(
     experiment: DistillationExperiment, to: Path, console: Console, *, seeds: int, draws: int, images: int
 ) -> None:
-    """Rank pipelines by T-stddev under the experiment's teacher; trains nothing."""
+    """Rank pipelines by T-stddev under the experiment's teacher, and write the scores; trains nothing.
+
+    Args:
+        experiment: a config with a teacher.
+        to: ``NAME.png``; the files are ``NAME-score.csv`` and ``NAME-score.json``.
+        console: shows progress and the table.
+        seeds: number of seeds.
+        draws: draws per seed.
+        images: training images per draw.
+
+    Raises:
+        StageError: the config has no teacher, or its teacher is not fitted yet.
+    """
     if experiment.teacher is None:
         raise StageError("there is no teacher in this config; add teacher.networks")
     with open_context(experiment, console) as context:
@@ -86,7 +107,7 @@ def score_views(
         scores = score(pipelines, context.data, teacher, device=context.device, console=console, **options)
     console.print(score_table(scores, draws, images))
     origins = [network.origin for network in networks]
-    _say_written(write_scores(scores, to.with_suffix(""), **options, teacher=origins), console)
+    _print_written(write_scores(scores, to.with_suffix(""), **options, teacher=origins), console)
 
 
 def ready_teacher(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
@@ -108,16 +129,16 @@ def ready_teacher(experiment: DistillationExperiment, context: RunContext) -> Te
         return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
     for stage in load_finished(stages, context):
         assert isinstance(stage, FitTeacher)
-        looked = stage.store(context, context.digests[stage.name][:16])
+        store = stage.store(context, context.digests[stage.name][:16])
         raise StageError(
             f"the teacher {stage.network.model} is not fitted yet, and this command trains nothing: run the config "
-            f"first (distill train), with the same seed, data and fit_teacher; looked for in {looked}"
+            f"first (distill train), with the same seed, data and fit_teacher; looked for in {store}"
         )
     outputs = [context.get(stage.output) for stage in stages]
     return TeacherNetworks(tuple(network for output in outputs for network in output.networks))
 
 
-def _say_written(paths: Sequence[Path], console: Console) -> None:
+def _print_written(paths: Sequence[Path], console: Console) -> None:
     for path in paths:
         console.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
@@ -174,10 +195,10 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
 
 
 def verify_run(path: Path, console: Console) -> None:
-    """Prove a run's export; raises ``ExportError`` if the proof fails."""
+    """Verify a run's export; raises ``ExportError`` if a check fails."""
     experiment = as_distillation(read_run(path)[0], str(path))
     with open_context(experiment, console) as context:
-        # Where only one thing was exported, it is compared with the student that was trained.
+        # If there is only one export, it is compared with the trained student.
         alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
         student = _trained_student(experiment, context, path) if alone else None
         checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)

@@ -2,8 +2,8 @@
 
 Wang, Lohit, Jones and Fu, "What makes a 'good' data augmentation in knowledge distillation", NeurIPS 2022 (arXiv
 2012.02909). A student's loss is a mean over the images of an epoch. The more correlated these are, the higher the
-variance of that mean, so a good augmentation decorrelates them as the teacher sees them. The paper measures this on the
-mean of the teacher's probabilities over a set of images::
+variance of that mean, so a good augmentation decorrelates them. The paper measures this on the mean of the teacher's
+probabilities over a set of images::
 
     p̄_d = mean over the 2N images of draw d of softmax(teacher)        [K]
     T-stddev = mean over classes k of std over draws d of p̄_dk          unbiased, temperature 1
@@ -11,7 +11,7 @@ mean of the teacher's probabilities over a set of images::
 The 2N images of a draw are N training images, drawn anew, each one twice: without and with the augmentation, as the
 paper trains. *Lower is better.* Without augmentation both halves are equal, which is the worst case.
 
-Caveats. It ranks pipelines for one teacher and one N (it shrinks with √N), and says nothing of how much is gained.
+Caveats. It ranks pipelines for one teacher and one N (it shrinks with √N), and does not tell how much is gained.
 In the paper it correlates with the student's test loss (Pearson's r 0.96 for wrn_40_2 and wrn_16_2 on CIFAR-100, over
 nine augmentations), which need not hold for other data; a pipeline that destroys the classes can score well too.
 Where we deviate: the paper's first half is randomly cropped and flipped, ours is plain; the paper has N = 320 and draws
@@ -52,7 +52,7 @@ from distill.run.stage import StageError
 PLAIN, CONFIG = "no augmentation", "this config"
 logger = logging.getLogger(__name__)
 VIEW_PRESETS = ("weak", "strong", "cifar", "simclr", "mocov2", "dino", "deit3")
-"""Presets of one whole view; the others are further views of the same papers."""
+"""Presets of a whole view; the other presets are further views of the same papers."""
 
 
 def t_stddev(mean_probabilities: Tensor) -> Tensor:
@@ -125,7 +125,7 @@ def score(
         seed: the first seed.
         seeds: number of seeds, ``seed`` to ``seed + seeds - 1``, each with its own images and draws.
         draws: D, at least 2.
-        images: N of a draw, the first of that epoch's order, in batches of ``data.batch_size`` (mixing stays within).
+        images: N of a draw, the first of that epoch's order; views are made, and mixed, in batches of ``batch_size``.
         device: where views are made and the teacher runs.
         console: shows progress; None for none.
 

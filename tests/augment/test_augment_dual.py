@@ -198,7 +198,11 @@ def test_train_or_eval_and_state_make_no_difference():
             "local",
             "only policy 'multicrop' has local crops, but the policy is 'weak_teacher'",
         ),
-        ({"policy": "multicrop", "local": [{"scale": [0.3, 0.1]}]}, "local.0.scale", "the smaller part comes first"),
+        (
+            {"policy": "multicrop", "local": [{"scale": [0.3, 0.1]}]},
+            "local.0.scale",
+            "the smaller fraction comes first",
+        ),
         ({"policy": "multicrop", "local": [{"crops": 0}]}, "local.0.crops", "greater than or equal to 1"),
         ({"policy": "multicrop", "local": []}, "local", "at least 1 item"),
         ({"studnt": []}, "studnt", "did you mean 'student'?"),

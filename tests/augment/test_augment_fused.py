@@ -368,7 +368,7 @@ class Broken:
 
 def test_diagnose_names_the_operation():
     first = chain(CROP, mine(Broken), JITTER)
-    with pytest.raises(ImageError, match=r"what .*Broken \(operation 2\) makes are not finite in sample 0, 1, 2"):
+    with pytest.raises(ImageError, match=r"the results of .*Broken \(operation 2\) are not finite in sample 0, 1, 2"):
         first.diagnose(pictures(), draws())
     chain(*STRONG).diagnose(pictures(), draws())
 
@@ -394,7 +394,7 @@ def test_on_a_gpu_the_host_waits_for_nothing():
     first = chain(TURN, *STRONG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        run = first._runs[0]
+        run = first._segments[0]
         source = draws()
         steps = [source.op(step.key) for step in run.kornia_steps]
         constants = counters(steps, run.counts, torch.device("cpu"))
@@ -414,13 +414,13 @@ def test_a_missing_compiler_is_said_once_if_it_was_asked_for(monkeypatch):
     from augment.fuse import compiler
 
     monkeypatch.setattr(compiler, "missing_compiler", lambda device: "no compiler here")
-    compiler.way_on.cache_clear()
+    compiler.backend_for.cache_clear()
     first = chain(*STRONG, compile=True)
     with pytest.warns(UserWarning, match="runs without compiled passes: no compiler here"):
         view = first(pictures(), draws())
     assert torch.equal(view, first(pictures(), draws()))
     assert torch.equal(view, chain(*STRONG, compile="auto")(pictures(), draws()))
-    compiler.way_on.cache_clear()
+    compiler.backend_for.cache_clear()
 
 
 @pytest.mark.slow
@@ -430,7 +430,7 @@ def test_compiled_by_torch(monkeypatch):
     recipe = [CROP, FLIP, {**JITTER, "order": [0, 1, 2, 3]}, ERASE]
     plain, compiled = chain(*recipe), chain(*recipe)
     expected = [plain(pictures(batch), draws(batch), spec=SPEC) for batch in (8, 6, 4)]
-    monkeypatch.setattr("augment.fuse.run.way_on", lambda device, wanted: "torch.compile")
+    monkeypatch.setattr("augment.fuse.run.backend_for", lambda device, wanted: "torch.compile")
     torch._dynamo.utils.counters.clear()
     for batch, view in zip((8, 6, 4), expected):
         # In units of the std: 1e-5 of the pixels' range is 4.5e-5.

@@ -93,7 +93,7 @@ def test_distributions_are_right():
             "bad draws a tensor .*; the batch B must be its first",
         ),
         (lambda x: x * torch.rand(3, len(x)).T[..., None, None], r"draws a tensor \[3, B\]"),
-        (lambda x: torch.stack([image * torch.rand(()) for image in x]), "without a batch dimension again and again"),
+        (lambda x: torch.stack([image * torch.rand(()) for image in x]), "many times without a batch dimension"),
         (lambda x: x * torch.empty(len(x), 1, 1, 1).cauchy_(), "bad draws with aten.cauchy_.default"),
         (lambda x: x * torch.seed(), "torch's global generator"),
         (lambda x: x * random.random(), "Python's global generator"),

@@ -212,7 +212,7 @@ def test_blend_and_posterize_by_hand():
         (lambda: PadCrop((32,)), r"size is \(height, width\) in pixels"),
         (lambda: PadCrop((32, 32), pixels=-1), "pixels is a number from 0"),
         (lambda: PadCrop((32, 32), padding="mirror"), "padding is one of zeros, border, reflection, symmetric, not"),
-        (lambda: Cutout(length=16), "length is a part of the shorter side, above 0 and up to 1, not 16"),
+        (lambda: Cutout(length=16), "length is a fraction of the shorter side, above 0 and up to 1, not 16"),
         (lambda: PixelErasing(noise="gray"), "noise is 'pixel' or 'color', not 'gray'"),
         (lambda: PixelErasing(ratio=(0, 1)), "ratio is a number or"),
         (lambda: Elastic(sigma=0), "sigma is a number of pixels above 0"),

@@ -43,7 +43,7 @@ def test_the_stages_and_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     rows = shown(settings)
     assert rows["teacher"] == ["–", "to do", "–"] and rows["student"] == ["teacher", "to do", "–"]
     assert rows["test"][0] == "linear-probe, labels-only, student" and rows["report"][:2] == ["–", "always done"]
-    assert rows[""] == ["a run starts anew"] and not list(tmp_path.iterdir())
+    assert rows[""] == ["a run starts from the beginning"] and not list(tmp_path.iterdir())
 
     with open_context(settings) as context:
         teacher = settings.plan()[0]
@@ -58,4 +58,4 @@ def test_the_stages_and_what_is_finished(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows["teacher"] == ["–", "finished", str(fitted)]
     assert rows["linear-probe"] == ["–", "finished", str(tmp_path / "planned" / "linear-probe")]
     assert rows["student"] == ["teacher", "to do", "–"]
-    assert rows[""] == [f"--resume goes on in {tmp_path / 'planned'}"]
+    assert rows[""] == [f"--resume continues {tmp_path / 'planned'}"]
