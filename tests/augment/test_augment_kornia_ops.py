@@ -165,7 +165,7 @@ def test_jitter_by_hand():
 
 def test_hue_of_every_byte():
     """All grays, all edges of the color cube, and turns all the way round."""
-    from augment.kornia_ops.color import hue_rotated
+    from augment.kornia_ops.hue import hue_rotated
 
     steps = torch.linspace(0, 1, 18)
     cube = torch.cartesian_prod(steps, steps, steps).T.reshape(1, 3, 18, 324)

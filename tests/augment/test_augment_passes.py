@@ -13,7 +13,8 @@ from augment.fuse import passes
 from augment.fuse.blur import filtered
 from augment.fuse.geometry import axis_map, warp
 from augment.fuse.passes import PADDINGS, Instruction, Kind, NoCompiler, carried_out, instruction, linear
-from augment.kornia_ops.color import gray, hue_rotated
+from augment.kornia_ops.grayscale import gray
+from augment.kornia_ops.hue import hue_rotated
 from augment.recipe import Op
 from augment.views import InputSpec
 
