@@ -1,4 +1,4 @@
-"""The registry: known types come from the package, users' own by import path, and nothing else gets in."""
+"""The registry: known types come from the package, users' own by import path, and all others are refused."""
 
 import importlib
 import pickle
@@ -13,7 +13,7 @@ from distill.models.settings import StudentSettings
 from distill.objectives.base import Objective
 from distill.objectives.kd import KD
 
-FAMILIES = [
+REGISTRIES = [
     Registry("distill.objectives", "Objective"),
     Registry("distill.deltas", "Delta"),
     Registry("distill.data", "Source"),
@@ -31,29 +31,29 @@ class Plain(KD):
     """An objective without settings of its own."""
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.base)
-def test_every_type_of_a_package_is_known_and_comes_back_from_its_settings(family: Registry) -> None:
-    known = family.known()
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.base)
+def test_every_type_of_a_package_is_known_and_comes_back_from_its_settings(registry: Registry) -> None:
+    known = registry.known()
     assert known and list(known) == sorted(known)
     for name, settings in known.items():
         component = settings.component
-        assert component is not None and issubclass(component, family.contract)
+        assert component is not None and issubclass(component, registry.contract)
         assert component.Settings is settings  # type: ignore[attr-defined]
-        assert component.__module__.startswith(family.package), "one method, one file of the package"
+        assert component.__module__.startswith(registry.package), "one method, one file of the package"
         assert settings.model_fields["type"].default == name
-        assert settings.__doc__, f"{name} has no word for the editor"
+        assert settings.__doc__, f"{name} has no docstring for the editor"
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.base)
-def test_no_two_classes_of_a_package_have_one_name(family: Registry) -> None:
-    family.known()  # imports them all
+@pytest.mark.parametrize("registry", REGISTRIES, ids=lambda registry: registry.base)
+def test_no_two_classes_of_a_package_have_one_name(registry: Registry) -> None:
+    registry.known()  # imports them all
 
     def below(cls: type) -> set[type]:
         return {cls}.union(*(below(single) for single in cls.__subclasses__()))
 
-    own = [cls for cls in below(family.contract) if cls.__module__.startswith(f"{family.package}.")]
+    own = [cls for cls in below(registry.contract) if cls.__module__.startswith(f"{registry.package}.")]
     named = [cls for cls in own if get_args(cls.Settings.model_fields["type"].annotation)]  # type: ignore[attr-defined]
-    assert len(named) == len(family.known())
+    assert len(named) == len(registry.known())
 
 
 def test_a_structural_delta_can_be_named_beside_weight_deltas() -> None:
@@ -78,7 +78,7 @@ def test_settings_belong_to_the_class_that_was_named() -> None:
     assert pickle.loads(pickle.dumps(made)) == made, "a loader's worker may get it"
 
 
-def test_settings_of_another_family_are_refused() -> None:
+def test_settings_of_another_kind_are_refused() -> None:
     with pytest.raises(ValidationError, match="configures no delta"):
         StudentSettings.model_validate({"network": {"model": "resnet18"}, "deltas": [KD.Settings()]})
     assert StudentSettings.model_validate(

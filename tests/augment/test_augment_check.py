@@ -1,4 +1,4 @@
-"""``augment check`` finds every broken promise, and passes operations of every shape; the command line around it."""
+"""``augment check`` finds every requirement that is not met, and passes operations of every shape; the command line."""
 
 import json
 import random

@@ -55,7 +55,7 @@ def test_shapes_pairs_and_determinism(policy):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_sample_does_not_depend_on_its_batch(policy):
-    """What one worker, rank or restart makes of a sample is what any other makes of it."""
+    """Any worker, rank or restart makes the same views of a sample."""
     augment = dual(policy)
     together = tensors(augment(IMAGES, IDS, 3))
     order = torch.tensor([4, 2, 0, 5, 1, 3])
@@ -67,7 +67,7 @@ def test_a_sample_does_not_depend_on_its_batch(policy):
 
 
 def test_randomness_differs_by_sample_and_epoch():
-    """The failure of peers: all workers alike, every epoch a repetition."""
+    """Other libraries' mistake: the same draws in all workers, and again in every epoch."""
     augment = dual("independent", spec=PLAIN)
     same = IMAGES[:1].expand(8, -1, -1, -1)
     ids = torch.arange(8)
@@ -90,7 +90,7 @@ def test_independent_views_differ_even_with_one_recipe():
 
 
 def test_shared_geometry_is_the_same_crop_with_other_colors():
-    """Photometry that does nothing to a constant ramp's geometry: positions agree, colors do not."""
+    """Color operations do not move the ramp: positions agree, colors do not."""
     ramp = torch.linspace(0.2, 0.8, 40).view(1, 1, 1, 40).expand(6, 3, 40, 40)
     augment = dual("shared_geometry", [PLAIN], PLAIN, student=[CROP, "RandomHorizontalFlip", JITTER])
     views = augment(ramp, IDS, 0)

@@ -1,4 +1,4 @@
-"""Code that knows only torch's global generator draws by sample, or is refused."""
+"""Code that uses torch's global generator draws by sample, or is refused."""
 
 import random
 

@@ -35,7 +35,7 @@ ARGUMENTS = {
     "RandomTranslate": {"translate_x": [-0.3, 0.3], "translate_y": [-0.2, 0.3]},
     "Resize": {"size": [20, 26]},
 }
-NATIVE = [
+FUSED = [
     *("CenterCrop", "ColorJiggle", "ColorJitter", "Denormalize", "Normalize", "RandomAffine", "RandomBoxBlur"),
     *("RandomBrightness", "RandomChannelShuffle", "RandomContrast", "RandomCrop", "RandomErasing", "RandomGamma"),
     *("RandomGaussianBlur", "RandomGrayscale", "RandomHorizontalFlip", "RandomHue", "RandomInvert"),
@@ -53,7 +53,7 @@ def images(*shape, seed=0):
 
 
 def both(operation, x, seed=0):
-    """(ours, kornia's, parameters). Warps by kornia are done in double precision: in single they are off by 1e-5."""
+    """(fused result, kornia's, parameters). kornia warps in double precision here: in single it is off by 1e-5."""
     draws = Draws(seed, 0, "student", torch.arange(len(x))).op(operation.name)
     with torch.no_grad():
         params = operation.sample(draws, x.shape)
@@ -70,7 +70,7 @@ def assert_equal(actual, kornias, tolerance):
     torch.testing.assert_close(actual, kornias, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", FUSED)
 def test_equals_kornia(name):
     operation = make(name)
     assert isinstance(operation.user, FusedKorniaOp)
@@ -84,7 +84,7 @@ def test_equals_kornia(name):
     assert_equal(actual, kornias, 1e-4)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", FUSED)
 @pytest.mark.parametrize("p", [0.0, 1.0])
 def test_never_and_always(name, p):
     if name in ("RandomResizedCrop", "RandomCrop", "CenterCrop", "Resize"):
@@ -97,7 +97,7 @@ def test_never_and_always(name, p):
         assert_equal(actual, x, 1e-5)
 
 
-@pytest.mark.parametrize("name", NATIVE)
+@pytest.mark.parametrize("name", FUSED)
 def test_odd_sizes_one_channel_and_tiny_images(name):
     operation = make(name)
     for shape in [(3, 1, 33, 27), (2, 3, 27, 41), (1, 3, 25, 28)]:
@@ -118,7 +118,7 @@ def test_odd_sizes_one_channel_and_tiny_images(name):
 
 @pytest.mark.parametrize("name", ["ColorJitter", "ColorJiggle"])
 def test_jitter_in_every_order(name):
-    """All 24, also where only some steps do anything; on the path with and the one without knowledge of the host."""
+    """All 24 orders, on the path that reads the order on the host and on the one that does not."""
     x = images(4, 3, 16, 16)
     for order in itertools.permutations(range(4)):
         operation = make(name, order=order, p=1.0)

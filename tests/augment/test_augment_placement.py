@@ -45,7 +45,7 @@ def test_the_views_are_the_devices(settings):
         assert built.shape == other.shape and float((built - other).abs().max()) < HALF
 
 
-def test_networks_of_one_size_share_a_look():
+def test_networks_of_one_size_share_a_view():
     rendered = LoaderViews(dual())(IMAGES, IDS, 0)
     assert sorted(tuple(view_spec.shape) for view_spec in rendered.values()) == [(6, 3, 24, 24), (6, 3, 32, 32)]
 
@@ -58,7 +58,7 @@ def test_a_worker_keeps_no_networks_and_builds_once():
     assert there._dual is built and pickle.loads(pickle.dumps(there))._dual is None
 
 
-def test_ids_must_fit_the_looks():
+def test_ids_must_fit_the_views():
     augment = dual()
     with pytest.raises(ValueError, match=r"6 images need ids \[6\], not \[5\]"):
         augment(augment.render(IMAGES, IDS, 0), IDS[:5], 0)

@@ -56,7 +56,7 @@ def test_the_augmented_ones_are_what_they_are_without_a_ramp_and_neither_batch_n
     torch.testing.assert_close(some.teacher[0][0], ramped.teacher[0][0][rows])
 
 
-def test_looks_of_a_loader_are_ramped_too() -> None:
+def test_views_made_by_the_loader_are_ramped_too() -> None:
     maker = dual({"epochs": 4}, teachers=())
     views = maker(maker.render(IMAGES, IDS, 2), IDS, 2)
     torch.testing.assert_close(views.student[0], maker(IMAGES, IDS, 2).student[0], rtol=0, atol=0.02)

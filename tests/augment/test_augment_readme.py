@@ -74,7 +74,7 @@ def test_commands(folder):
 
 
 @pytest.mark.parametrize("name", ["Zoom", "Fog", "Shake", "Sort", "Speckle"])
-def test_every_example_keeps_its_promises(folder, name):
+def test_every_example_meets_the_requirements(folder, name):
     with pytest.raises(SystemExit) as left:
         command.main(["check", f"my_ops:{name}", "--size", "24"])
     assert left.value.code == 0
