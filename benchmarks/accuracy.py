@@ -1,4 +1,4 @@
-"""What the accuracy benchmarks share: flowers, views of them, and a notebook that survives a stop."""
+"""Shared by the accuracy benchmarks: flowers, views of them, and a file of results to which a stopped run adds."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def data_of(folder: Path, cache: Path, size: int, workers: int) -> dict[str, Any
 
 
 def training(epochs: int, lr: float) -> dict[str, Any]:
-    """The key ``training``; the held-out part is looked at after the last epoch alone."""
+    """The key ``training``; validation runs after the last epoch only."""
     return {
         "epochs": epochs,
         "optimizer": {"lr": lr, "weight_decay": 0.02},
@@ -48,9 +48,9 @@ def training(epochs: int, lr: float) -> dict[str, Any]:
 
 
 class Notebook:
-    """What was measured so far, one JSON line each; a line is written when its measurement is finished.
+    """The results so far, one JSON line each; a line is written when its measurement is finished.
 
-    Raises ``SystemExit`` where ``folder`` holds what was measured with other options.
+    Raises ``SystemExit`` if ``folder`` holds results that were measured with other options.
     """
 
     def __init__(self, folder: Path, options: dict[str, Any]):
@@ -64,7 +64,7 @@ class Notebook:
             self.add(first)
 
     def add(self, line: dict[str, Any]) -> None:
-        """Appended, so that two processes can measure different things into one notebook."""
+        """Append a line, so that two processes can add different results to one file."""
         self.lines.append(line)
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -81,7 +81,7 @@ def percent(values: list[float]) -> str:
 
 
 def tell(console: Console, headings: list[str], rows: list[list[str]], markdown: Path | None) -> None:
-    """The table on the terminal, and in a file."""
+    """Print a table, and write it to a file."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for n, heading in enumerate(headings):
         table.add_column(heading, justify="right" if n else "left", no_wrap=n > 0)
@@ -94,7 +94,7 @@ def tell(console: Console, headings: list[str], rows: list[list[str]], markdown:
 
 
 def fit_teacher(experiment: DistillationExperiment, context: RunContext) -> TeacherNetworks:
-    """The teacher's networks, fitted where they are not yet; they are in the context's outputs too."""
+    """The teacher's networks, fitted if they are not yet; they are added to the context's outputs."""
     outputs = [finish(stage, context, context.root) for stage in experiment.plan_teacher()]
     return TeacherNetworks(
         tuple(network for output in outputs for network in output.networks),
@@ -103,6 +103,6 @@ def fit_teacher(experiment: DistillationExperiment, context: RunContext) -> Teac
 
 
 def train_student(experiment: DistillationExperiment, context: RunContext, folder: Path) -> TrainedStudent:
-    """The experiment's student, trained in ``folder`` as a run does it; its teacher is in the context's outputs."""
+    """The experiment's student, trained in ``folder`` as in a run; its teacher is in the context's outputs."""
     [stage] = [stage for stage in experiment.plan() if isinstance(stage, TrainStudent)]
     return stage.run(context, folder)

@@ -1,27 +1,27 @@
-"""What a step costs when the teacher's outputs come from the cache, and what a cache in float16 changes.
+"""The time of a step with the teacher's outputs from the cache, and the change in KD by a cache in float16.
 
     python benchmarks/cache.py [--quick] [--size 224] [--device cuda] [--json FILE]
 
 Teacher: EfficientNet-Lite1, student: Lite0 with ImageNet weights and low-rank deltas of rank 8 on every layer, 61
-classes, batch 16, fp32, channels_last. A step is the step of training without Lightning round it: the student's view by
-the default chain, forward, objectives, backward, fused AdamW. The batch is in memory; ids go round an epoch of 2,048
-samples, so rows are read from all over the file. Three sides take turns, in one process and one run:
+classes, batch 16, fp32, channels_last. A step is a training step without Lightning: the student's view by the default
+chain, forward, objectives, backward, fused AdamW. The batch is in memory; ids run through an epoch of 2,048 samples, so
+rows are read from the whole file. Three sides take turns, in one process and one run:
 
 - student: no teacher at all, cross-entropy;
-- cached: cross-entropy + KD, the teacher's logits (all, float16) from a cache that is complete;
-- live: cross-entropy + KD, the teacher looks at its own view of the batch (policy weak_teacher).
+- cached: cross-entropy + KD, the teacher's logits (all, float16) from a complete cache;
+- live: cross-entropy + KD, the teacher's forward on its own view of the batch (policy weak_teacher).
 
 ======================  =============================================================================================
 row                     meaning
 ======================  =============================================================================================
-cache_step_vs_live      cached over student: what the cache costs a step that needs no teacher
-cached_over_live        cached over live: what it saves
-kd_change_float16_t4    |KD with what the cache keeps − KD| / KD at T 4, one number for each of 16 batches of generated
+cache_step_vs_live      cached over student: the cost of the cache over a step without a teacher
+cached_over_live        cached over live: the saving by the cache
+kd_change_float16_t4    |KD with the cached logits − KD| / KD at T 4, one number for each of 16 batches of generated
                         images, both networks with their 1,000 ImageNet classes: all logits in float16
-kd_change_top…_t1, _t4  the same with the largest 10, 50 and 200 of 1,000 logits, T 1 and T 4: what is left of the mass
-                        is spread evenly. Of images that the teacher is sure of, less is left
+kd_change_top…_t1, _t4  the same with the largest 10, 50 and 200 of 1,000 logits, T 1 and T 4: the remaining mass is
+                        spread evenly. It is smaller for images that the teacher is confident about
 bytes_…                 of a row with 1,000 classes: all logits, and the largest 10, both float16
-seconds_…               the sides themselves
+seconds_…               seconds of each side
 ======================  =============================================================================================
 """
 
@@ -51,7 +51,7 @@ from distill.models.network import NetworkSettings, create_network
 from distill.models.settings import CacheSettings, LearningSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
-from distill.objectives import base
+from distill.objectives.base import Targets
 from distill.objectives.kd import KD
 from distill.report.summary import Machine
 from distill.training.cache_rows import RowLayout
@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         with console.status("measuring: the step"):
             rows = steps(given, size, Path(folder))
-        with console.status("measuring: what the cache leaves out"):
+        with console.status("measuring: the change in KD"):
             rows += changes(size, Path(folder), 4 if given.quick else 16)
     machine = Machine.here()
     show(console, f"cache, lite1 → lite0, batch {BATCH}, {size} px, {given.device}", rows, TARGETS)
@@ -110,7 +110,7 @@ def steps(given: argparse.Namespace, size: int, folder: Path) -> list[Row]:
 
 
 def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callable[[Batch], None]:
-    """One whole step of a side."""
+    """One training step of a side."""
     torch.manual_seed(0)
     objectives = OBJECTIVES[:1] if side == "student" else OBJECTIVES
     of_student, of_teacher = needs_of(objectives)
@@ -133,7 +133,7 @@ def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callab
 
 
 def filled(folder: Path, shapes: list[FeatureShapes]) -> TeacherCache:
-    """A cache that has every row of an epoch; a step takes as long whatever the numbers in it are."""
+    """A cache with every row of an epoch; its values do not change the time of a step."""
     cache = TeacherCache(folder, {"seed": 0}, RowLayout(shapes, 1, CacheSettings()), IDS, epochs=1)
     for start in range(0, SAMPLES, 256):
         ids = torch.tensor([sample_key(id) for id in IDS[start : start + 256]])
@@ -143,7 +143,7 @@ def filled(folder: Path, shapes: list[FeatureShapes]) -> TeacherCache:
 
 @torch.inference_mode()
 def changes(size: int, folder: Path, batches: int) -> list[Row]:
-    """KD with what the cache keeps of real logits against KD with all of them."""
+    """KD with the cached form of real logits against KD with all logits."""
     pictures = sorted(generated(folder / "images", 16 * batches).rglob("*.jpg"))
     networks = {
         name: create_network(NetworkSettings(model=f"embedded:tf_efficientnet_{name}", size=size))
@@ -158,7 +158,7 @@ def changes(size: int, folder: Path, batches: int) -> list[Row]:
         images = np.stack([np.asarray(Image.open(path).resize((size, size))) for path in pictures[start : start + 16]])
         batch = torch.from_numpy(images).permute(0, 3, 1, 2)
         student, teacher = (Features(logits=net.model(eval_view(batch, net.input))) for net in networks.values())
-        labels = base.Batch(torch.zeros(len(batch), dtype=torch.int64))
+        labels = Targets(torch.zeros(len(batch), dtype=torch.int64))
         for name, layout in layouts.items():
             [[again]] = layout.decode(layout.encode([[teacher]]))
             for at, kd in losses.items():

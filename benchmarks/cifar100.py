@@ -3,13 +3,12 @@
     python benchmarks/cifar100.py [KEY=VALUE ...] [--cells NAMES] [--seeds 0] [--out FOLDER] [--markdown FILE] [--list]
 
 Runs ``configs/cifar100/CELL.yaml`` for two pairs of networks, the teacher first. ``KEY=VALUE`` changes every recipe as
-it does for ``train.py``, such as ``'data.source={type: huggingface, name: FOLDER}'``. This is work for a GPU;
-``--list`` trains nothing, and shows what is there. Every finished cell is a line of ``results.jsonl`` in ``--out``, and
-a cell that was stopped goes on from its newest checkpoint, so a second start with the same options does what is
-missing.
+it does for ``train.py``, such as ``'data.source={type: huggingface, name: FOLDER}'``. It needs a GPU; ``--list`` trains
+nothing, and shows the results so far. Every finished cell is a line of ``results.jsonl`` in ``--out``, and a stopped
+cell continues from its newest checkpoint, so a second start with the same options measures what is missing.
 
-**Last** is the accuracy after the last epoch. **Best** is the highest of all epochs on the test split, which chooses by
-the test split and is too high; it is here because papers often print it. Nothing is trained or kept by it.
+**Last** is the accuracy after the last epoch. **Best** is the highest of all epochs on the test split; it is selected
+on the test split and therefore too high, and is shown because papers often print it. Nothing is trained or kept by it.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ CELLS = {
     "icd_kd": "ICD+KD, identical views",
     "icd_kd_dual": "ICD+KD, dual views",
 }
-"""Recipe → how the table calls it. The teacher's own training is part of every recipe that has one."""
+"""Recipe → its name in the table. The teacher's own training is part of every recipe that has one."""
 
 SOURCES = {
     "CRD": "README of HobbitLong/RepDistiller, the code of CRD (arXiv 1910.10699), first table",
@@ -91,7 +90,7 @@ def main() -> None:
 
 
 def fill(book: Notebook, given: argparse.Namespace, pair: str, seed: int, stop: StopSignal, console: Console) -> None:
-    """Measure the cells of a pair and seed that are asked for and not there."""
+    """Measure the requested cells of a pair and seed that have no result yet."""
     done = {line["cell"] for line in book.with_key("cell") if (line["pair"], line["seed"]) == (pair, seed)}
     for cell in given.cells.split(",") if given.cells else CELLS:
         if cell not in CELLS:
@@ -111,7 +110,7 @@ def experiment(pair: str, cell: str, seed: int, given: argparse.Namespace) -> Di
     if cell != "scratch":
         changes.append(f"teacher.networks.0.model={teacher}_cifar")
     if cell == "dkd" and student == "resnet8x4":
-        changes.append("objectives.1.beta=8")  # as its paper has it for this pair
+        changes.append("objectives.1.beta=8")  # as in its paper for this pair
     recipe = "kd" if cell == "teacher" else cell
     path = RECIPES / f"{recipe}.yaml"
     return as_distillation(load_config(path, [*changes, *given.overrides]), str(path))
@@ -130,7 +129,7 @@ def measured(
         folder = out / "fits" / f"{pair.replace(' → ', ' to ')} {cell} seed {made.seed}"
         fit = train_student(made, context, folder).fit
     if fit.best_on_test is None:
-        raise SystemExit("training.test_every is off: there is neither last nor best epoch to tell")
+        raise SystemExit("training.test_every is off: there is no accuracy by epoch to report")
     epoch, best = fit.best_on_test
     seconds = time.perf_counter() - begun
     return {"last": fit.test_accuracies[-1], "best": best, "best_at": epoch + 1, "seconds": seconds}
@@ -150,7 +149,7 @@ def report(book: Notebook, overrides: list[str], console: Console, markdown: Pat
 
 
 def percents(accuracies: list[float]) -> str:
-    """Mean, with the sample's deviation of several seeds; empty where nothing is measured."""
+    """Mean, with the standard deviation over several seeds; empty if nothing is measured."""
     if not accuracies:
         return ""
     spread = f" ± {100 * stdev(accuracies):.2f}" if len(accuracies) > 1 else ""

@@ -1,4 +1,4 @@
-"""Accuracy against bytes: every delta at equal sizes, and what has to be beaten, on 61 kinds of flowers.
+"""Accuracy against bytes: every delta at equal sizes, and baselines, on 61 kinds of flowers.
 
     python benchmarks/delta_accuracy.py DATA [--arms NAMES] [--seeds 0,1,2] [--epochs 6] [--size 96] [--out FOLDER]
 
@@ -6,21 +6,21 @@ DATA is a folder with ``train*.parquet`` and ``test*.parquet``. EfficientNet-Lit
 (cross-entropy), crops, flips and color jitter; a fifth of train is held out.
 
 **Choices** are made on the held-out part: the linear probe's regularization, and for every method the learning rate,
-out of ``--rates``, by short fits of seed 0 at the middle budget. **Test** is looked at once per arm and seed, after its
-last epoch. Bytes are those of the deltas' numbers as fp32, without the head, which all have; all have the same number
-of epochs. Full fine-tuning keeps its batch-norm statistics, as the students do.
+out of ``--rates``, by short fits of seed 0 at the middle budget. **Test** accuracy is measured once per arm and seed,
+after the last epoch. Bytes are those of the deltas' parameters as fp32, without the head, which every arm has; all are
+trained for the same number of epochs. Full fine-tuning keeps its batch-norm statistics, as the students do.
 
 Arms: ``linear probe``, ``nearest class mean`` (cosine to the mean pooled feature of a class, without any gradient),
 ``full``, ``METHOD`` for those of one size (norm affine, bias, scale and shift), and ``METHOD@BUDGET``. At a budget
 
-- methods with a rank get ``ranks: {budget, importance}``: ``uniform``, or what HALRP is about, ``fisher``; ``low_rank``
-  all of ``delta_arms.ALLOCATIONS``;
+- methods with a rank get ``ranks: {budget, importance}``: ``uniform``, HALRP ``fisher``, ``low_rank`` all of
+  ``delta_arms.ALLOCATIONS``;
 - methods with a width get the largest that fits, sparse ones the density;
-- the others go on as many layers as fit, from the last layer on.
+- the others are attached to as many layers as fit, from the last layer on.
 
-An arm that no setting brings near its budget is left out and named. Every finished arm is a line of ``results.jsonl``
-in ``--out``; a second start with the same options goes on with what is missing. At the end: a table, which
-``--markdown FILE`` takes too, and ``pareto.png``.
+An arm without a setting near its budget is left out and named. Every finished arm is a line of ``results.jsonl`` in
+``--out``; a second start with the same options measures what is missing. At the end it prints a table, which
+``--markdown FILE`` also writes, and draws ``pareto.png``.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ from distill.training.signals import StopSignal
 MIDDLE = "200KB"
 """The budget at which a method's learning rate is chosen."""
 OF_WHOLE = 1 / 3
-"""Full fine-tuning chooses among this share of the rates: the largest that deltas bear break it."""
+"""Full fine-tuning chooses among the rates times this: the largest rates for deltas are too large for it."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def outcomes(book: Notebook) -> list[Outcome]:
 
 
 class Lab:
-    """Data that is opened once, and the fits."""
+    """The data, opened once, and the fits."""
 
     def __init__(self, given: argparse.Namespace, stop: StopSignal):
         self.given, self.stop = given, stop
@@ -136,8 +136,8 @@ def main() -> None:
         arms = [arm for arm in lab.arms if not given.arms or arm.name.startswith(tuple(given.arms.split(",")))]
         if given.list:
             for arm in arms:
-                told = "" if arm.bytes is None else f": {arm.bytes:,} bytes"
-                console.print(f"{arm.name}{told}", highlight=False)
+                size = "" if arm.bytes is None else f": {arm.bytes:,} bytes"
+                console.print(f"{arm.name}{size}", highlight=False)
             return
         for seed in [int(seed) for seed in given.seeds.split(",")]:
             done = {outcome.arm for outcome in outcomes(book) if outcome.seed == seed}
@@ -177,7 +177,7 @@ def outcome_of(lab: Lab, book: Notebook, arm: Arm, seed: int, rates: list[float]
 
 
 def chosen_rate(lab: Lab, book: Notebook, arm: Arm, rates: list[float]) -> float:
-    """The best on the held-out part after short fits of seed 0; once for a method, at the middle budget or its own."""
+    """The best on the held-out part after short fits of seed 0, once per method, at the middle budget or its own."""
     known = {line["rate_of"]: line["lr"] for line in book.with_key("rate_of")}
     if arm.method in known:
         return known[arm.method]
@@ -230,7 +230,7 @@ WITHOUT_TRAINING: dict[str, Callable[[DistillationExperiment, RunContext, int], 
 
 
 def report(outcomes: list[Outcome], folder: Path, console: Console, markdown: Path | None) -> None:
-    """The table, and the picture: accuracy over bytes, and the front that nothing is both smaller and better than.
+    """Print the table, and draw accuracy over bytes with the Pareto front.
 
     Bars are the standard deviation over seeds.
     """

@@ -1,4 +1,4 @@
-"""The rows of ``delta_accuracy.py``: every delta at every budget, and what has to be beaten."""
+"""The rows of ``delta_accuracy.py``: every delta at every budget, and the baselines."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ ALLOCATIONS: dict[str, dict[str, Any]] = {
 }
 """How low rank's ranks are chosen: see ``distill.deltas.ranked``."""
 SLACK = 0.8
-"""An arm that fills less than this share of its budget is not one of equal bytes."""
+"""An arm that fills less than this fraction of its budget is left out."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One row of the table: what a student learns with."""
+    """One row of the table: the deltas that a student is trained with."""
 
     name: str
     deltas: tuple[dict[str, Any], ...] = ()
@@ -49,7 +49,7 @@ class Arm:
 
 
 def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
-    """The controls, methods of one size, then every method at every budget; what cannot be is told."""
+    """The controls, methods of one size, then every method at every budget; prints which are left out."""
     arms = [Arm("linear probe"), Arm("nearest class mean"), Arm("full", train="full")]
     known = Registry("distill.deltas", "Delta").known()
     smallest = parse_bytes(BUDGETS[0])
@@ -68,7 +68,7 @@ def all_arms(backbone: nn.Module, console: Console) -> list[Arm]:
 
 
 def at_budget(backbone: nn.Module, name: str, budget: str) -> Iterator[Arm]:
-    """A method's arms of these bytes; none where it has no setting that comes near them."""
+    """A method's arms of about this many bytes; none if it has no such setting."""
     settings: Any = Registry("distill.deltas", "Delta").known()[name]
     limit = parse_bytes(budget)
     if issubclass(settings, RankedSettings):
@@ -123,7 +123,7 @@ def last_layers(backbone: nn.Module, name: str, limit: int) -> dict[str, Any] | 
 
 
 def size_of(backbone: nn.Module, entry: dict[str, Any]) -> int | None:
-    """Bytes of a delta with these settings, None where it cannot be built."""
+    """Bytes of a delta with these settings, None if it cannot be built."""
     try:
         return delta_bytes(attached(backbone, entry))
     except (DeltaError, ValueError):
@@ -131,7 +131,7 @@ def size_of(backbone: nn.Module, entry: dict[str, Any]) -> int | None:
 
 
 def attached(backbone: nn.Module, entry: dict[str, Any]) -> nn.Module:
-    """A copy with one entry of ``student.deltas`` on it. Raises ``DeltaError`` where it cannot be."""
+    """A copy of the backbone with one entry of ``student.deltas``. Raises ``DeltaError`` if it cannot be attached."""
     settings: Any = Registry("distill.deltas", "Delta").settings_of(entry["type"]).model_validate(entry)
     model = copy.deepcopy(backbone)
     attach(model, [settings], classifier_names(model))

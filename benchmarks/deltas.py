@@ -1,24 +1,24 @@
-"""What learning a delta costs: a step and its memory, against peft's LoRA, full fine-tuning and the least there can be.
+"""The cost of training a delta: a step and its memory, against peft's LoRA, full fine-tuning and a lower bound.
 
     pip install "delta-distill[bench]"
     python benchmarks/deltas.py [--quick] [--only resnet50,vits,methods,ladder,serving] [--device cuda] [--json FILE]
 
 A **step** is forward, cross-entropy, backward and a fused AdamW update of what is trained, on a batch in memory; fp32,
 random weights, channels_last for ResNet-50. Normalization keeps its running statistics on every side, full fine-tuning
-included. Sides take turns in one process; ratios are taken round by round, shown are medians and quartiles.
+included. Sides take turns in one process; ratios are of the same round, shown are medians and quartiles.
 
-**Memory** is the peak of what a step allocates beyond what lies there between steps (weights, optimizer state): saved
+**Memory** is the peak of what a step allocates beyond what is allocated between steps (weights, optimizer state): saved
 activations, gradients and temporaries. On a GPU the allocator counts it; on a CPU it is the running sum over the
-allocations and frees that ``torch.profiler`` records in one step, which is the same number every time. Scratch space
-that a library takes from the system by itself (oneDNN's) is in neither.
+allocations and frees that ``torch.profiler`` records in one step, which is deterministic. Scratch space that a library
+takes from the system itself (oneDNN) is not counted.
 
 Not in a step: a delta's own ``penalty`` (those of ``sparse_mask`` and ``halrp`` have one by default). Without peft its
 rows are left out.
 
-``--quick`` checks that everything runs; its figures are no evidence. With 2 images of 128 px a step has a twelfth of
-the work on activations that 8 of 224 px have, and the same work on weights (making the changed weight, its gradient,
-the optimizer), so whatever trains many numbers looks slower, and ratios to low rank and to the floor come out higher;
-three rounds say nothing of the spread.
+``--quick`` checks that everything runs; its figures mean little. With 2 images of 128 px a step has a twelfth of the
+work on activations that 8 of 224 px have, and the same work on weights (the changed weight, its gradient, the
+optimizer), so methods with many parameters look slower, and ratios to low rank and to the floor are higher; three
+rounds do not show the spread.
 
 ===============================  ====================================================================================
 row                              meaning
@@ -26,15 +26,16 @@ row                              meaning
 resnet50_step_vs_peft, _memory_  low rank on all convs, rank 8, over peft's LoRA on the same layers with the same rank;
                                  the head is trained on both sides
 resnet50_step_vs_full, _memory_  the same over full fine-tuning
-resnet50_step_vs_floor           the same over forward and gradient of the input through frozen weights: what no method
-                                 that reaches the first layer can do without
+resnet50_step_vs_floor           the same over forward and gradient of the input through frozen weights, a lower bound
+                                 for every method that trains the first layer
 vits_…                           the same on ViT-S/16, all Linears
-step_<method>_vs_low_rank        every mergeable delta there is, with its default settings, over low rank, on ResNet-50
+step_<method>_vs_low_rank        every mergeable delta, with its default settings, over low rank, on ResNet-50
 worst_weight_delta_vs_low_rank   the largest of them
 ladder_memory_vs_full            the ladder side network over full fine-tuning, ResNet-50
 ladder_step_vs_frozen_forward    a step of it over a forward pass without gradient
 merged_latency_vs_backbone       forward of the merged ResNet-50 over the plain one
-switch_ms, switch_merged_ms      another rank-8 delta on a live ResNet-50: numbers copied, or merged beforehand
+switch_ms, switch_merged_ms      switching a live ResNet-50 to another rank-8 delta: copying its numbers, or weights
+                                 merged beforehand
 ===============================  ====================================================================================
 """
 
@@ -53,7 +54,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from measure import Row, Turns, ratio, row, save, show
+from measure import Row, Turns, exact, ratio, row, save, show
 from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -91,7 +92,7 @@ Step = Callable[[], object]
 
 @dataclass
 class Bench:
-    """What all parts share."""
+    """Options of a run, and the networks, images and steps that all parts use."""
 
     device: torch.device
     rounds: int
@@ -156,7 +157,7 @@ def main() -> None:
     bench = Bench(
         device=torch.device(given.device),
         rounds=given.rounds or (3 if given.quick else 10),
-        window=10 if on_gpu else 1,  # a GPU's queue hides the host's work, which is part of the truth
+        window=10 if on_gpu else 1,  # as in training, the host runs ahead of the GPU
         batch=given.batch or (64 if on_gpu else 2 if given.quick else 8),
         size=given.size or (128 if given.quick and not on_gpu else 224),
         console=Console(),
@@ -248,7 +249,7 @@ def with_peft(model: nn.Module, layers: list[str]) -> tuple[nn.Module, list[nn.P
 
 
 def peak_bytes(bench: Bench, step: Step) -> int:
-    """The most that a step has allocated at one time beyond what was there before it."""
+    """Peak of the bytes that a step allocates beyond those allocated before it."""
     step()
     if bench.device.type == "cuda":
         torch.cuda.synchronize()
@@ -270,16 +271,11 @@ def peak_bytes(bench: Bench, step: Step) -> int:
     return peak
 
 
-def exact(name: str, value: float, unit: str) -> Row:
-    """A figure that is the same every time."""
-    return Row(name, value, unit, value, value)
-
-
 # --- Methods ------------------------------------------------------------------------------------------------------
 
 
 def methods(bench: Bench) -> list[Row]:
-    """Every weight delta over low rank, each beside a low-rank student of its own turn."""
+    """Every weight delta over low rank, measured by turns with a low-rank student."""
     rows = []
     reference = trained(bench, bench.student("resnet50", LowRank.Settings(rank=RANK)))
     for name, settings in weight_deltas():
@@ -306,7 +302,7 @@ def weight_deltas() -> Iterator[tuple[str, DeltaSettings]]:
 
 
 def ladder(bench: Bench) -> list[Row]:
-    """The side network over full fine-tuning, and over the forward pass that it cannot do without."""
+    """The side network over full fine-tuning, and over the forward pass that it needs in any case."""
     known = Registry("distill.deltas", "Delta").known()
     student = bench.student("resnet50", known["ladder"]())  # type: ignore[arg-type, call-arg]
     frozen = bench.network("resnet50").eval().requires_grad_(False).to(memory_format=torch.channels_last)
@@ -330,7 +326,7 @@ def ladder(bench: Bench) -> list[Row]:
 
 
 def serving(bench: Bench) -> list[Row]:
-    """Latency of the merged model, and switching between tasks."""
+    """Latency of the merged model, and switching between delta files."""
     student = bench.student("resnet50", LowRank.Settings(rank=RANK, kinds="conv"))
     plain = bench.network("resnet50").eval()
     identity = fingerprint(backbone_state(plain, classifier_names(plain)))
@@ -368,7 +364,7 @@ def serving(bench: Bench) -> list[Row]:
 
 
 def switching(bench: Bench, tasks: DeltaBank) -> list[float]:
-    """Milliseconds of switches to and fro."""
+    """Milliseconds of switches back and forth between two delta files."""
     values = []
     for number in range(4 * bench.rounds + 2):
         begun = bench.clock()

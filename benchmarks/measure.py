@@ -1,10 +1,11 @@
-"""What every benchmark needs: rows with their spread, a table of them, a file of them."""
+"""Shared by the benchmarks: rows with their spread, timing by turns, a table and a file of rows."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,14 +16,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-# This folder has an augment.py, which must not hide the package of that name: scripts import this file before it.
+# This folder has an augment.py, which must not hide the package of that name: scripts import this file first.
 if Path(sys.path[0]).resolve() == Path(__file__).parent:
     sys.path.append(sys.path.pop(0))
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measured figure: a median, with the quartiles ``low`` and ``high`` of what it is the median of."""
+    """One measured figure: a median, with the quartiles ``low`` and ``high`` of the measurements."""
 
     name: str
     value: float
@@ -52,23 +53,52 @@ def row(name: str, values: Sequence[float], unit: str) -> Row:
 
 
 def ratio(name: str, over: Sequence[float], under: Sequence[float]) -> Row:
-    """The row of ``over[i] / under[i]``, two sides measured one right after the other in round i."""
+    """The row of ``over[i] / under[i]``, two sides measured right after each other in round i."""
     return row(name, [a / b for a, b in zip(over, under, strict=True)], "×")
 
 
-class Turns:
-    """Hands batches to a loop and takes the time until the loop asks for the next: everything it does in a step.
+def exact(name: str, value: float, unit: str) -> Row:
+    """The row of a figure that is the same every time."""
+    return Row(name, value, unit, value, value)
 
-    In every round each side has a turn: ``before(side)`` prepares it untimed, then ``window`` batches are handed out
-    and timed together. So sides are interleaved, and a machine that is slow for a while is slow for all of them.
+
+def seconds_by_turns(
+    sides: dict[str, Callable[[], object]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, list[float]]:
+    """Seconds per call of each side. In every round each side is called once; two rounds of warm-up do not count.
 
     Args:
-        batch: what is handed out.
+        sides: name → what is timed.
+        rounds: rounds that count.
+        clock: seconds, read once the device has finished its work.
+
+    Returns:
+        Name → seconds, a number for each round.
+    """
+    seconds: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(rounds + 2):
+        for side, run in sides.items():
+            begun = clock()
+            run()
+            if number > 1:
+                seconds[side].append(clock() - begun)
+    return seconds
+
+
+class Turns:
+    """Yields batches to a loop and measures the time until the loop asks for the next: everything it does in a step.
+
+    In every round each side has a turn: ``before(side)`` prepares it untimed, then ``window`` batches are yielded and
+    timed together. So the sides are interleaved, and a temporarily slow machine is slow for all of them.
+
+    Args:
+        batch: the batch to yield.
         sides: their names, in the order of their turns.
-        rounds, warmup: rounds that count, and rounds before them that do not.
-        window: batches in a turn. More than one where the host runs ahead of the device.
+        rounds: rounds that count.
+        warmup: rounds before them that do not count.
+        window: batches in a turn; more than one where the host runs ahead of the device.
         before: called at the start of a turn with the side's name.
-        clock: seconds, once the device has done all it was asked to.
+        clock: seconds, read once the device has finished its work.
     """
 
     def __init__(
@@ -108,14 +138,14 @@ def show(console: Console, title: str, rows: Sequence[Row], targets: dict[str, f
     table.add_column("figure", no_wrap=True)
     for heading in ("median", "quartiles", "unit", "target"):
         table.add_column(heading, justify="left" if heading == "unit" else "right", no_wrap=True)
-    for single in rows:
-        limit = targets.get(single.name)
-        verdict = "" if limit is None else f"[{'green' if single.value <= limit else 'red'}]≤ {limit:g}[/]"
-        table.add_row(single.name, f"{single.value:.3g}", f"{single.low:.3g} … {single.high:.3g}", single.unit, verdict)
+    for entry in rows:
+        limit = targets.get(entry.name)
+        verdict = "" if limit is None else f"[{'green' if entry.value <= limit else 'red'}]≤ {limit:g}[/]"
+        table.add_row(entry.name, f"{entry.value:.3g}", f"{entry.low:.3g} … {entry.high:.3g}", entry.unit, verdict)
     console.print(table)
 
 
 def save(path: Path, rows: Sequence[Row]) -> None:
     """Write the rows as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps([asdict(single) for single in rows], indent=2) + "\n")
+    path.write_text(json.dumps([asdict(entry) for entry in rows], indent=2) + "\n")

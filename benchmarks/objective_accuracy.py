@@ -4,16 +4,17 @@
 
 DATA is a folder with ``train*.parquet`` and ``test*.parquet``. The teacher is an EfficientNet-Lite2 with ImageNet
 weights, fine-tuned once, on the same labels; the student an EfficientNet-Lite0, frozen, with 200 KB of low-rank deltas
-(equal ranks). A fifth of train is held out, and nothing is chosen on it here: rates are those of ``configs/flowers``,
-weights those of the papers but for the labels, which count one half beside a half of KD or DKD. ``icd`` has weight 0.5.
+(equal ranks). A fifth of train is held out, and nothing is chosen on it here: learning rates are those of
+``configs/flowers``, weights those of the papers, except that labels and KD or DKD have weight 0.5 each. ``icd`` has
+weight 0.5.
 
 Cells: ``OBJECTIVE/POLICY``, and ``labels only`` without a teacher. Policies: one view for both networks
-(``identical``), the same crop and flip and a color of one's own (``shared_geometry``), a view each
-(``independent``), a view each and the teacher's mild (``weak_teacher``).
+(``identical``), the same crop and flip with colors drawn for each (``shared_geometry``), a view for each
+(``independent``), a view for each, mild for the teacher (``weak_teacher``).
 
 Every cell is tested after its last epoch, once: accuracy, agreement with the teacher, and accuracy under each of
 ``CORRUPTIONS``, drawn by image and equal for all cells. A finished cell is a line of ``results.jsonl`` in ``--out``; a
-second start goes on with what is missing. ``--markdown FILE`` writes the table.
+second start measures what is missing. ``--markdown FILE`` writes the table.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def corrupted(batches: Iterable[Batch], kind: str) -> Iterator[Batch]:
 
 
 def test(context: RunContext, student: Student, teacher: Predictions | None) -> dict[str, Any]:
-    """Everything that the table shows of one student."""
+    """The accuracies of one student that the table shows."""
     clean = predict_student(context, student, "test")
     result: dict[str, Any] = {"test": clean.accuracy(), "held_out": predict_student(context, student, "val").accuracy()}
     if teacher is not None:
@@ -115,7 +116,7 @@ def test(context: RunContext, student: Student, teacher: Predictions | None) -> 
 
 
 class Lab:
-    """The data of each seed, and the teacher, fitted when it is first needed."""
+    """The experiments, and the teacher, fitted when it is first needed."""
 
     def __init__(self, given: argparse.Namespace, stop: StopSignal):
         self.given, self.stop = given, stop

@@ -1,29 +1,29 @@
-"""What each objective adds to a training step: its time against a ResNet-18's, its memory, and CRD's traffic.
+"""The cost of each objective: its time as a fraction of a ResNet-18 step, its memory, and CRD's memory traffic.
 
     python benchmarks/objectives.py [--quick] [--device cuda] [--json FILE]
 
-Every objective that the package knows, with its default settings, forward and backward, on made-up outputs of a student
-and a teacher: batch 256, 1,000 classes, both pooled features 2,048 wide, maps as a ResNet-18 and a ResNet-50 have them.
-A bank remembers 50,000 samples. The bare step is what any training pays for the student alone: forward, cross-entropy
-and backward of timm's ResNet-18 in train mode, fp32, channels_last; no optimizer, no teacher, no views.
+Every objective of the package, with its default settings, forward and backward, on random outputs of a student and a
+teacher: batch 256, 1,000 classes, both pooled features 2,048 wide, maps as those of a ResNet-18 and a ResNet-50. A bank
+holds 50,000 samples. The bare step is the student's part of any training: forward, cross-entropy and backward of timm's
+ResNet-18 in train mode, fp32, channels_last; no optimizer, no teacher, no views.
 
 On a GPU images are 224 px and a step is one batch. On a CPU a whole batch of such maps and images takes gigabytes and
-minutes, so objectives that read maps are measured with the maps of 64 px and held against the step at 64 px (both grow
-with the pixels); those that do not, against the step at 224 px; and a step is measured on 8 images at 224 px, 64 at
-64 px, and multiplied up to 256.
+minutes, so objectives that read maps are measured with the maps of 64 px and compared with the step at 64 px (both grow
+with the pixels); the others with the step at 224 px. A step is measured on 8 images at 224 px or 64 at 64 px, and
+scaled to 256.
 
 ======================  =============================================================================================
 row                     meaning
 ======================  =============================================================================================
 worst_objective_share   the largest share of all but CRD
 share_…                 time of an objective over the bare step, by turns
-seconds_…               the time itself, and of the two bare steps
-memory_…                the most that is allocated at one time during forward and backward, beyond the outputs
+seconds_…               seconds of each, and of the two bare steps
+memory_…                peak of the bytes allocated during forward and backward, beyond the outputs
 crd_bytes_vs_reference  bytes that CRD reads and writes in a step of batch 64, 16,384 negatives, over the 1.0 GB that
                         the usual code gathers from its banks (2 × 64 × 16,385 rows of 128 floats, written once)
-crd_bytes               those bytes, in a step after the first: every operation's inputs and outputs, of a lookup only
-                        the rows that it takes
-crd_bytes_plain         the same count for the usual way, written plainly here: rows of both banks for every sample
+crd_bytes               those bytes, in a step after the first: every operation's inputs and outputs, for a lookup only
+                        the rows that it reads
+crd_bytes_plain         the same count for the usual implementation, repeated here: rows of both banks for every sample
 ======================  =============================================================================================
 """
 
@@ -183,7 +183,7 @@ def timed(run: Callable[[], None], device: torch.device) -> float:
 
 
 def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
-    """The most that ``run`` has allocated at one time."""
+    """Peak of the bytes that ``run`` allocates."""
     if device.type == "cuda":
         run()
         before = torch.cuda.memory_allocated()
@@ -205,7 +205,7 @@ def peak_bytes(run: Callable[[], None], device: torch.device) -> int:
 
 
 def crd_rows() -> list[Row]:
-    """Bytes of CRD at the size that its paper has, and of the usual way to compute it."""
+    """Bytes of CRD at the size in its paper, and of the usual way to compute it."""
     torch.manual_seed(0)
     term, student, teacher, batch = example("crd", 64, 64, torch.device("cpu"))
     assert isinstance(term, CRD)
@@ -222,7 +222,7 @@ def crd_rows() -> list[Row]:
 
 
 def plain_crd(term: CRD, student: Features, teacher: Features, batch: Targets) -> Tensor:
-    """The loss with negatives of each sample's own, as the paper's equation stands: ``[B, 1 + K, P]`` of both banks."""
+    """The loss with its own negatives for each sample, as in the paper's equation: ``[B, 1 + K, P]`` of both banks."""
     assert student.pooled is not None and teacher.pooled is not None
     rows_B, count = batch.indices(), term.settings.negatives
     places = torch.cat([rows_B[:, None], torch.randint(SAMPLES, (len(rows_B), count))], dim=1)
@@ -238,7 +238,7 @@ def plain_crd(term: CRD, student: Features, teacher: Features, batch: Targets) -
 
 
 class Traffic(TorchDispatchMode):
-    """Counts what operations read and write: all of their inputs and outputs, of lookups only the rows concerned."""
+    """Counts the bytes that operations read and write: all inputs and outputs, for lookups only the rows concerned."""
 
     LOOKUPS = ("aten::index", "aten::index_select", "aten::gather", "aten::embedding")
 

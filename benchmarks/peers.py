@@ -1,4 +1,4 @@
-"""Our whole step of knowledge distillation against those of timm's task and of torchdistill.
+"""Our training step of knowledge distillation against those of timm's task and of torchdistill.
 
     pip install -e '.[bench]'
     python benchmarks/peers.py [--quick] [--device cuda] [--json FILE]
@@ -8,19 +8,19 @@ at temperature 4; AdamW without clipping. Copies of the same two networks, by tu
 
 **Ours** is one iteration of a real fit (``distill.training.fit``, as in ``benchmarks/step.py``): crop, flip and
 normalization of uint8 images on the device, identical for both networks, teacher, student, loss, backward, guard,
-update, schedule, callbacks, log. **The peers** get one ready-made normalized tensor, which favors them, and do what
-their documentation says a step is: ``timm.task.LogitDistillationTask``, backward, ``torch.optim.AdamW``; torchdistill's
-``DistillationBox`` with ``KDLoss``, ``forward_process`` and ``post_forward_process``. They run as they come, in torch's
-own memory format, and, since one who knows would ask for it, once more in channels_last, which ours always uses.
+update, schedule, callbacks, log. **The peers** get one ready-made normalized tensor, which favors them, and run a step
+as in their documentation: ``timm.task.LogitDistillationTask``, backward, ``torch.optim.AdamW``; torchdistill's
+``DistillationBox`` with ``KDLoss``, ``forward_process`` and ``post_forward_process``. They run by default in torch's
+own memory format, and once more in channels_last, which ours always uses.
 
 ====================================  ==================================================================================
 row                                   meaning
 ====================================  ==================================================================================
-step_vs_timm_task                     our step over timm's as it comes
-step_vs_torchdistill                  our step over torchdistill's as it comes
+step_vs_timm_task                     our step over timm's by default
+step_vs_torchdistill                  our step over torchdistill's by default
 step_vs_timm_task_channels_last       the same with the peer's networks and images in channels_last
 step_vs_torchdistill_channels_last
-seconds_…                             the sides themselves
+seconds_…                             seconds of each side
 ====================================  ==================================================================================
 """
 
@@ -82,7 +82,7 @@ def by_turns(device: torch.device, rounds: int, folder: Path, stop: StopSignal) 
     teacher, student = network("lite1", SIZE), network("lite0", SIZE)
     window = 10 if device.type == "cuda" else 1
     peers = {name: make(teacher, student, device) for name, make in PEERS.items()}
-    module = distillation(teacher, student, "whole", device.type)
+    module = distillation(teacher, student, "full", device.type)
     module.settings = module.settings.model_copy(update={"clip_norm": None})
     module.augment = DualAugment(VIEWS["identical"], module.teacher.inputs, module.student.input, seed=0)
     seconds: dict[str, list[float]] = {name: [] for name in peers}
@@ -158,7 +158,7 @@ def sides(
     teacher: Network, student: Network, device: torch.device, form: torch.memory_format
 ) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     """Copies of the two networks, and images and labels that are ready for them."""
-    frozen, trained = (copy.deepcopy(single.model).to(device, memory_format=form) for single in (teacher, student))
+    frozen, trained = (copy.deepcopy(net.model).to(device, memory_format=form) for net in (teacher, student))
     images = torch.randn(BATCH, 3, SIZE, SIZE, device=device).contiguous(memory_format=form)
     return frozen.eval().requires_grad_(False), trained.train(), images, torch.arange(BATCH, device=device) % CLASSES
 

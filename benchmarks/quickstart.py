@@ -1,12 +1,12 @@
-"""The quickstart as a new user runs it: whole seconds and test accuracies over seeds.
+"""The quickstart as a new user runs it: seconds of the whole run and test accuracies over seeds.
 
     python benchmarks/quickstart.py [--quick] [--json FILE] [--markdown FILE]
 
-Every seed is a run of ``train.py`` in a process of its own and an empty folder, so the teacher is fitted each time; the
-seed moves everything: teacher, head, deltas, order, views. The labels that the student sees (``data.label_seed``) and
-the split stay. A row's value is the mean over seeds, ``low`` and ``high`` are the smallest and the largest.
+Every seed is a run of ``train.py`` in its own process and an empty folder, so the teacher is fitted each time. The seed
+changes teacher, head, deltas, order and views; the student's labels (``data.label_seed``) and the split stay the same.
+A row's value is the mean over seeds, ``low`` and ``high`` are the smallest and the largest.
 
-``--quick`` runs one seed with one epoch for each fit: it shows that the benchmark works, not what the quickstart gives.
+``--quick`` runs one seed with one epoch for each fit: it checks that the benchmark works, and does not measure.
 """
 
 from __future__ import annotations

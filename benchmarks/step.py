@@ -1,4 +1,4 @@
-"""What a training step costs beyond the networks in it, what a second view adds, and how long a step waits for data.
+"""The time of a training step over that of its networks, the cost of a second view, and the wait for data.
 
     python benchmarks/step.py [--quick] [--data FOLDER] [--device cuda] [--json FILE]
 
@@ -10,7 +10,7 @@ batch of uint8 images to Lightning until Lightning asks for the next one. That i
 student with low-rank deltas of rank 8 on every layer, CE + KD, backward, clipping, the guard, the fused AdamW, the
 schedule, the callbacks and the log row every 20 steps. The batch is in memory already.
 
-**The parts** are what any training loop would have to pay: ``timm`` teacher forward in eval mode without gradient, plus
+**The parts** are the cost of any training loop: ``timm`` teacher forward in eval mode without gradient, plus
 ``timm`` student forward and backward in train mode, all parameters trainable, on ready-made normalized images. No loss
 but the cross-entropy that starts the backward pass, no optimizer, no clipping, no views.
 
@@ -18,18 +18,18 @@ but the cross-entropy that starts the backward pass, no optimizer, no clipping, 
 row                        meaning
 =========================  ==========================================================================================
 step_over_parts_224        step with identical views (crop and flip) over the parts
-step_over_parts_224_whole  the same, the student trained whole: no low-rank deltas, which save part of the backward pass
+step_over_parts_224_whole  the same, full fine-tuning of the student: no deltas, which save part of the backward pass
 second_view_cost           step with two independent views by the default chains over one with identical views by the
                            default student chain
 default_views_cost         step with two independent views by the default chains over one with identical crop and flip
 data_wait_share            part of the time that the loop waits for the loader: 2 workers, JPEGs of 160 px from
-                           ``--data`` (a folder with ``train*.parquet``) or made for the purpose, batch 32 at 160 px,
-                           the default chains; the first log row, in which workers start, is left out
-seconds_…                  the sides themselves: parts, identical (crop and flip), default (identical views by the
-                           default chain), two_views, and identical_whole for the student trained whole
+                           ``--data`` (a folder with ``train*.parquet``) or generated, batch 32 at 160 px, the default
+                           chains; the first log row, in which workers start, is left out
+seconds_…                  seconds of each side: parts, identical (crop and flip), default (identical views by the
+                           default chain), two_views, and identical_whole for full fine-tuning of the student
 =========================  ==========================================================================================
 
-Ratios are taken round by round, between turns right after one another; shown are their medians and quartiles.
+Ratios are of turns right after each other in the same round; shown are their medians and quartiles.
 """
 
 from __future__ import annotations
@@ -116,26 +116,26 @@ def whole_step(given: argparse.Namespace, folder: Path, stop: StopSignal) -> lis
     """the step over its parts"""
     rounds = 4 if given.quick else 16
     deltas = timed_fit(given, folder / "deltas", stop, "deltas", tuple(VIEWS), rounds)
-    whole = timed_fit(given, folder / "whole", stop, "whole", ("identical",), rounds)
+    full = timed_fit(given, folder / "full", stop, "full", ("identical",), rounds)
     first, default, second = (deltas[name] for name in VIEWS)
     return [
         ratio("step_over_parts_224", first, deltas[PARTS]),
-        ratio("step_over_parts_224_whole", whole["identical"], whole[PARTS]),
+        ratio("step_over_parts_224_whole", full["identical"], full[PARTS]),
         ratio("second_view_cost", second, default),
         ratio("default_views_cost", second, first),
         *(row(f"seconds_{name}", seconds, "s") for name, seconds in deltas.items()),
-        row("seconds_identical_whole", whole["identical"], "s"),
+        row("seconds_identical_whole", full["identical"], "s"),
     ]
 
 
 def timed_fit(
     given: argparse.Namespace, folder: Path, stop: StopSignal, train: str, views: tuple[str, ...], rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds per step of a fit whose views take turns, and of the parts beside it, round by round."""
+    """Seconds per step of a fit whose views take turns, and of the parts, in each round."""
     torch.manual_seed(0)
     teacher, student = (network(name, 224) for name in (given.teacher, "lite0"))
     device = torch.device(given.device)
-    window = 10 if given.device == "cuda" else 1  # a GPU's queue hides the host's work, which is part of the truth
+    window = 10 if given.device == "cuda" else 1  # as in training, the host runs ahead of the GPU
     parts = bare_parts(teacher, student, given.batch, device)
     module = distillation(teacher, student, train, given.device)
     specs = module.teacher.inputs, module.student.input
@@ -160,7 +160,7 @@ def timed_fit(
 
 
 class InMemory(Turns):
-    """Turns as a loader that a fit never waits for."""
+    """Turns as a loader whose batch is in memory."""
 
     @property
     def reader(self) -> InMemory:
@@ -182,7 +182,7 @@ def network(name: str, size: int) -> Network:
 
 
 def bare_parts(teacher: Network, student: Network, batch: int, device: torch.device) -> Callable[[], None]:
-    """Copies of the plain timm models, and what must be paid for them in a step."""
+    """A step of the plain timm models, on copies: the teacher's forward, the student's forward and backward."""
     frozen, trained = (
         copy.deepcopy(net.model).to(device, memory_format=torch.channels_last) for net in (teacher, student)
     )
@@ -203,20 +203,20 @@ def bare_parts(teacher: Network, student: Network, batch: int, device: torch.dev
 def distillation(
     teacher: Network, student: Network, train: str, accelerator: str, sites: tuple[str, ...] = ("*",)
 ) -> Distillation:
-    """The module of a run with CE + KD, as the stage ``TrainStudent`` makes it."""
+    """The module of a run with CE + KD, as the stage ``TrainStudent`` creates it."""
     deltas = (LowRank.Settings(rank=8, sites=sites),) if train == "deltas" else ()
     settings = LearningSettings(train=train, deltas=deltas)  # type: ignore[arg-type]
     of_student, of_teacher = needs_of(OBJECTIVES)
-    looking, learning = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)
-    terms = build_terms(OBJECTIVES, learning.shapes, looking.shapes)
-    # A rate so small that the weights stay what they are: random labels must not lead the run anywhere.
+    frozen, trained = Teacher([teacher], needs=of_teacher), Student(student, settings, of_student)
+    terms = build_terms(OBJECTIVES, trained.shapes, frozen.shapes)
+    # The rate is so small that random labels hardly change the weights.
     training = TrainingSettings(epochs=1, optimizer=OptimizerSettings(lr=1e-6), accelerator=accelerator)  # type: ignore[arg-type]
-    views = DualAugment(VIEWS["identical"], looking.inputs, learning.input, seed=0)
-    return Distillation(learning, looking, terms, views, training, steps_per_epoch=1)
+    views = DualAugment(VIEWS["identical"], frozen.inputs, trained.input, seed=0)
+    return Distillation(trained, frozen, terms, views, training, steps_per_epoch=1)
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:
-    """Seconds, read when the device has nothing left to do."""
+    """Seconds, read once the device has finished its work."""
 
     def clock() -> float:
         if device.type == "cuda":

@@ -1,18 +1,18 @@
-"""What a step saves where the teacher and the student are one backbone, and look at one view.
+"""The time that a step saves if teacher and student share a backbone and see the same view.
 
     python benchmarks/trunk.py [--quick] [--device cuda] [--json FILE]
 
 Student: EfficientNet-Lite0 with low-rank deltas of rank 8 on the second half of its blocks (8 of 16, and the conv
 behind them) and a new head. Teacher: Lite0 with the same weights. CE + KD, batch 16, fp32, channels_last, identical
 views (crop and flip). The step is one iteration of a real fit, as in ``benchmarks/step.py``; its two sides take turns:
-the trunk computed once, as it comes (``shared``), and by each network (``apart``).
+the trunk computed once, the default (``shared``), and by each network (``apart``).
 
 ====================  ===============================================================================================
 row                   meaning
 ====================  ===============================================================================================
 shared_trunk_step     a step with the trunk computed once over one with it computed twice
-shared_trunk_layers   part of the student's convs and linear layers that it takes from the teacher
-seconds_…             the sides themselves
+shared_trunk_layers   fraction of the student's convs and linear layers whose outputs it takes from the teacher
+seconds_…             seconds of each side
 ====================  ===============================================================================================
 """
 
@@ -65,7 +65,7 @@ def steps(given: argparse.Namespace, size: int, folder: Path, stop: StopSignal) 
     trunks: dict[str, SharedTrunk] = {}
 
     def before(side: str) -> None:
-        if not trunks:  # the fit has found by now what is shared
+        if not trunks:  # the fit has determined by now what is shared
             trunks.update(shared=module.trunk, apart=SharedTrunk())
         module.trunk = trunks[side]
 

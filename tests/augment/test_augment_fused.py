@@ -77,11 +77,7 @@ def test_a_flip_that_goes_ahead_changes_nothing():
 
 def test_a_gpus_path_gives_the_cpus_results():
     """Drawn samples are selected instead of gathered, and all images are computed at once."""
-    for recipe in (
-        STRONG,
-        [TURN, *STRONG],
-        USERS,
-    ):
+    for recipe in (STRONG, [TURN, *STRONG], USERS):
         for size in ((24, 24), (100, 100)):
             first = chain(*recipe, size=size, compile=False)
             actual = first(pictures(), draws())
