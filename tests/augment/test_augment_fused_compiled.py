@@ -4,6 +4,7 @@ import pickle
 
 import pytest
 import torch
+import torch._dynamo  # looks torch.compiler.is_compiling up when it is imported: before a test replaces it
 from augment_chains import (
     CROP,
     ERASE,
