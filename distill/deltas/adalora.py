@@ -1,20 +1,22 @@
-"""AdaLoRA: a low-rank change in the form of a singular value decomposition, whose ranks move between layers.
+"""AdaLoRA: a low-rank change in the form of a singular value decomposition; training moves ranks between layers.
 
 ``W' = W + P diag(λ) Q``, group by group. Shapes: P [g, out/g, r], λ [g, r], Q [g, r, n] with n = in/g · kh · kw and r =
-``rank``, less in layers that have no room for it. P and Q start orthonormal, λ at zero; ``orthogonality ·
-(‖PᵀP − I‖² + ‖QQᵀ − I‖²)`` keeps them near it.
+``rank``, at most out/g and n. P and Q are initialized orthonormal, λ to zero; the penalty ``orthogonality ·
+(‖PᵀP − I‖² + ‖QQᵀ − I‖²)`` keeps P and Q nearly orthonormal.
 
-Triplet i of a layer (λ_i, column P_i, row Q_i) has the sensitivity ``|λ_i g| + mean|P_i g| + mean|Q_i g|``, g the
-gradient of each entry. Smoothed, ``Ī ← β₁ Ī + (1 − β₁) I``; its uncertainty ``Ū ← β₂ Ū + (1 − β₂) |I − Ī|``; its
-importance ``Ī · Ū``. Every ``interval`` steps the most important triplets of all layers together are kept, as many as
-the budget of the moment pays for, and the λ of the others is set to zero; they go on learning and may come back. With t
-the share of the steps made, the budget is everything until ``warm_up``, then falls as ``end + (all − end) (1 − u)³``
-with u from 0 to 1, and is ``end`` in the last ``settle`` of training, in which nothing comes back any more.
+Triplet i of a layer (λ_i, column P_i, row Q_i) has the sensitivity ``I = |λ_i g| + mean|P_i g| + mean|Q_i g|``, g the
+gradient of each entry. It is smoothed, ``Ī ← β₁ Ī + (1 − β₁) I``, and has the uncertainty ``Ū ← β₂ Ū + (1 − β₂) |I −
+Ī|`` and the importance ``Ī · Ū``. Every ``interval`` steps the most important triplets of all layers are kept, as many
+as the current budget allows, and the λ of the others is set to zero. The others are still trained and can be kept again
+later. The budget is that of all triplets for the fraction ``warm_up`` of the steps, then falls as ``end + (all − end)
+(1 − u)³`` with u from 0 to 1, and is ``end`` for the last fraction ``settle``, in which the triplets that are kept no
+longer change.
 
-After training only what was kept is left, as ``low_rank``: A = Q, B = P diag(λ), layer by layer at its own rank.
+After training, the kept triplets of each layer become a ``low_rank`` delta: A = Q, B = P diag(λ).
 
-Deviations: P and Q start orthonormal, not as small random numbers; the smoothing is of triplets, not of entries, which
-would take three times the delta's memory; with a ``budget`` in bytes importance is compared byte for byte.
+Deviations: P and Q are initialized orthonormal, not with small random values; sensitivities are smoothed per triplet,
+not per entry, which would take three times the delta's memory; with a ``budget`` in bytes, importance per byte is
+compared.
 
 Paper: Zhang et al., arXiv 2303.10512 (β₁ = β₂ = 0.85, orthogonality 0.1).
 """
@@ -38,13 +40,31 @@ from distill.deltas.rank_settings import check_bytes, parse_bytes
 
 
 def budget_share(progress: float, warm_up: float, settle: float) -> float:
-    """How much of what will be taken away is still there, from 1 to 0, when ``progress`` of the steps are made."""
+    """Fraction of the triplets to be removed that the budget still includes.
+
+    Args:
+        progress: fraction of the steps made.
+        warm_up: fraction of the steps before the budget falls.
+        settle: fraction of the steps, the last ones, with the final budget.
+
+    Returns:
+        ``(1 − u)³``, from 1 to 0.
+    """
     u = (progress - warm_up) / (1 - warm_up - settle)
     return (1 - min(max(u, 0.0), 1.0)) ** 3
 
 
 def keep_best(importance: Tensor, price: Tensor, budget: float) -> Tensor:
-    """1 for the triplets [N] of the highest importance for their price whose prices together fit the budget, else 0."""
+    """Select triplets by importance per price, the highest first, until the budget is spent.
+
+    Args:
+        importance: [N].
+        price: [N], ranks or bytes.
+        budget: bound on the sum of the prices.
+
+    Returns:
+        [N], 1 for the selected triplets, else 0.
+    """
     order = torch.argsort(importance / price, descending=True, stable=True)
     fits = (price[order].cumsum(0) <= budget).to(importance.dtype)
     return torch.empty_like(fits).scatter_(0, order, fits)
@@ -67,13 +87,15 @@ class AdaLoRA(WeightDelta):
 
     class Settings(SizedSettings):
         type: Literal["adalora"] = "adalora"
-        rank: int = Field(12, ge=1, description="of every layer at the start")
+        rank: int = Field(12, ge=1, description="initial rank of every layer")
         target_rank: float | None = Field(
-            None, gt=0, description="mean rank of a layer at the end; default: two thirds of rank"
+            None, gt=0, description="mean rank of a layer after training; default: two thirds of rank"
         )
-        budget: str | int | None = Field(None, description="bytes at the end in place of target_rank: 200KB, 1MB")
-        warm_up: float = Field(0.1, ge=0, lt=1, description="share of the steps before the budget begins to fall")
-        settle: float = Field(0.3, ge=0, lt=1, description="share of the steps, the last, with ranks that stay")
+        budget: str | int | None = Field(None, description="bytes after training, instead of target_rank: 200KB, 1MB")
+        warm_up: float = Field(0.1, ge=0, lt=1, description="fraction of the steps before the budget falls")
+        settle: float = Field(
+            0.3, ge=0, lt=1, description="last fraction of the steps, in which ranks no longer change"
+        )
         interval: int = Field(10, ge=1, description="steps between reallocations")
         beta1: float = Field(0.85, gt=0, lt=1, description="smoothing of the sensitivity")
         beta2: float = Field(0.85, gt=0, lt=1, description="smoothing of its uncertainty")
@@ -86,11 +108,11 @@ class AdaLoRA(WeightDelta):
             if self.budget is not None and self.target_rank is not None:
                 raise error_at("target_rank", "give only one of target_rank and budget")
             if self.target_rank is not None and self.target_rank > self.rank:
-                raise error_at(
-                    "target_rank", f"{self.target_rank:g} is more than rank, {self.rank}, that it starts from"
-                )
+                raise error_at("target_rank", f"{self.target_rank:g} is more than the initial rank, {self.rank}")
             if self.warm_up + self.settle >= 1:
-                raise error_at("settle", "warm_up and settle leave no steps for the reallocation; their sum is below 1")
+                raise error_at(
+                    "settle", "warm_up and settle leave no steps for the reallocation; their sum must be below 1"
+                )
             return self
 
     settings: Settings
@@ -119,17 +141,17 @@ class AdaLoRA(WeightDelta):
 
     @classmethod
     def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
-        """The budget pays for a rank."""
+        """Raise ``DeltaError`` if the budget is too small for one rank."""
         assert isinstance(settings, cls.Settings)
         cls._budget(settings, {site: cls(settings, layer) for site, layer in layers.items()}, 0.0)
 
     @property
     def bytes_per_rank(self) -> int:
-        """Of the ``low_rank`` that it becomes."""
+        """Bytes of one rank of the ``low_rank`` delta that replaces it."""
         return (self.P[..., 0].numel() + self.Q[:, 0].numel()) * self.P.element_size()
 
     def factors(self) -> tuple[Tensor, Tensor]:
-        """A and B. While training, what is not kept still learns; outside, it is gone."""
+        """A and B; in eval mode, without the triplets that are not kept."""
         return self.Q, self.P * (self.lam if self.training else self.lam * self.kept)[:, None, :]
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -149,7 +171,7 @@ class AdaLoRA(WeightDelta):
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Take one step's gradients into sensitivity and uncertainty."""
+        """Update sensitivity and uncertainty with the gradients of one step."""
         if self.lam.grad is None or self.P.grad is None or self.Q.grad is None:
             return
         now = (self.lam * self.lam.grad).abs().sum(0)
@@ -160,11 +182,18 @@ class AdaLoRA(WeightDelta):
     @classmethod
     @torch.no_grad()
     def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
+        """Update the importance of all triplets, and which of them are kept.
+
+        Args:
+            deltas: site → delta.
+            step: number of steps made, 1 after the first.
+            steps: number of steps of the whole training.
+        """
         if not deltas:
             return
         settings = next(iter(deltas.values())).settings
         if step == 1:
-            cls._budget(settings, deltas, 0.0)  # one that is too small is told at once
+            cls._budget(settings, deltas, 0.0)  # raises if the budget is too small
         for delta in deltas.values():
             delta.observe()
         last = math.floor(steps * (1 - settings.settle))
@@ -177,8 +206,8 @@ class AdaLoRA(WeightDelta):
             cls._reallocate(settings, deltas, budget_share(step / steps, settings.warm_up, settings.settle))
 
     @classmethod
-    def _budget(cls, settings: Settings, deltas: Mapping[str, Self], share: float) -> tuple[list[int], float]:
-        """The price of a triplet, layer by layer, and ``end + share · (all − end)``."""
+    def _budget(cls, settings: Settings, deltas: Mapping[str, Self], fraction: float) -> tuple[list[int], float]:
+        """The price of a triplet in each layer, and the budget ``end + fraction · (all − end)``."""
         each = [1 if settings.budget is None else delta.bytes_per_rank for delta in deltas.values()]
         everything = sum(delta.lam.shape[1] * price for delta, price in zip(deltas.values(), each))
         if settings.budget is None:
@@ -188,11 +217,11 @@ class AdaLoRA(WeightDelta):
         if end < min(each):
             unit = "ranks" if settings.budget is None else "bytes"
             raise DeltaError(f"adalora: a budget of {end:g} {unit} is too small: the smallest takes {min(each)} {unit}")
-        return each, end + share * max(0.0, everything - end)
+        return each, end + fraction * max(0.0, everything - end)
 
     @classmethod
-    def _reallocate(cls, settings: Settings, deltas: Mapping[str, Self], share: float) -> None:
-        each, budget = cls._budget(settings, deltas, share)
+    def _reallocate(cls, settings: Settings, deltas: Mapping[str, Self], fraction: float) -> None:
+        each, budget = cls._budget(settings, deltas, fraction)
         ranks = [delta.lam.shape[1] for delta in deltas.values()]
         importance = torch.cat([delta.sensitivity * delta.uncertainty for delta in deltas.values()])
         prices = importance.new_tensor([price for rank, price in zip(ranks, each) for _ in range(rank)])
@@ -208,7 +237,7 @@ class AdaLoRA(WeightDelta):
             return None
         each, budget = cls._budget(settings, deltas, 0.0)
         if sum(float(delta.kept.sum()) * price for delta, price in zip(deltas.values(), each)) > budget:
-            with torch.no_grad():  # training ended early, or an earlier epoch was the best
+            with torch.no_grad():  # training stopped early, or the best epoch is an earlier one
                 cls._reallocate(settings, deltas, 0.0)
         sites: dict[int, list[str]] = defaultdict(list)
         tensors = {}

@@ -1,13 +1,14 @@
-"""Adapters: a bottleneck beside the identity, after the parts of a frozen network.
+"""Adapters: residual bottlenecks after the modules of a frozen network.
 
     y' = y + s ⊙ W_up act(W_down y)            tokens: W_down [hidden, C], W_up [C, hidden], biases
     y' = y + s ⊙ W_up act(DW(W_down y))        maps: 1×1, depthwise ``kernel`` × ``kernel``, 1×1
 
-s [C] starts at 1 and is learned (``scale: false`` leaves it out). W_up and its bias start at zero, so the adapter is
-the identity; the papers start near zero.
+s [C] is learned and initialized to 1 (``scale: false`` leaves it out). W_up and its bias are initialized to zero, so
+that the adapter is the identity before training; in the papers they are near zero.
 
-Where: in a transformer after the attention and after the MLP of every block, before each is added to the stream
-(behind timm's LayerScale, which would shrink it); elsewhere after every stage. ``sites`` names blocks or stages.
+Position: in a transformer, after the attention and after the MLP of every block, before the residual additions (and
+after timm's LayerScale, which would scale it down); in other networks, after every stage. ``sites`` names blocks or
+stages.
 
 Papers: Houlsby et al., arXiv 1902.00751; Chen et al., Conv-Adapter, arXiv 2208.07463; the scale per channel: Steitz and
 Roth, Adapters Strike Back (Adapter+), arXiv 2406.06820.
@@ -30,7 +31,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F
 
 
 class Adapter(StructuralDelta):
-    """``y + s ⊙ W_up act(W_down y)`` after attention and MLP, or after stages with a depthwise conv in between.
+    """``y + s ⊙ W_up act(W_down y)`` after attention and MLP, or after stages with a depthwise conv between.
 
     >>> import timm, torch
     >>> from distill.deltas.attach import attach
@@ -48,9 +49,9 @@ class Adapter(StructuralDelta):
     class Settings(DeltaSettings):
         type: Literal["adapter"] = "adapter"
         hidden: int = Field(16, ge=1, description="width of the bottleneck")
-        kernel: int = Field(3, ge=1, le=31, description="maps only: window of the depthwise conv, odd")
-        act: Literal["gelu", "relu", "silu"] = "gelu"
-        scale: bool = Field(True, description="a learned factor per channel on what is added")
+        kernel: int = Field(3, ge=1, le=31, description="maps only: window size of the depthwise conv, odd")
+        act: Literal["gelu", "relu", "silu"] = Field("gelu", description="activation between the two layers")
+        scale: bool = Field(True, description="multiply the adapter's output by a learned factor per channel")
 
         @field_validator("kernel")
         @classmethod
@@ -63,9 +64,9 @@ class Adapter(StructuralDelta):
 
     def __init__(self, settings: Settings, backbone: nn.Module):
         super().__init__(settings, backbone)
-        places = _places(backbone, settings)
-        self.names = [place.name for place in places]
-        self.adapters = nn.ModuleList(Bottleneck(settings, place) for place in places)
+        blocks = _adapted_blocks(backbone, settings)
+        self.names = [block.name for block in blocks]
+        self.adapters = nn.ModuleList(Bottleneck(settings, block) for block in blocks)
 
     def attach(self, backbone: nn.Module) -> None:
         for name, adapter in zip(self.names, self.adapters, strict=True):
@@ -76,11 +77,11 @@ class Adapter(StructuralDelta):
 
 
 class Bottleneck(nn.Module):
-    """The adapter at one place."""
+    """The adapter after one module."""
 
-    def __init__(self, settings: Adapter.Settings, place: BackboneBlock):
+    def __init__(self, settings: Adapter.Settings, block: BackboneBlock):
         super().__init__()
-        channels, hidden, self.axis = place.channels, settings.hidden, place.axis
+        channels, hidden, self.axis = block.channels, settings.hidden, block.axis
         self.act = settings.act
         self.down: nn.Module
         self.up: nn.Module
@@ -100,7 +101,16 @@ class Bottleneck(nn.Module):
         return f"act={self.act}"
 
     def adapt(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
-        """The forward hook."""
+        """Apply the adapter to a module's output: a forward hook of the module.
+
+        Args:
+            module: the module; not used.
+            inputs: its inputs; not used.
+            output: its output y, a map [B, C, H, W], or tokens or a map with the channels last.
+
+        Returns:
+            y', in the same layout.
+        """
         return self(output)
 
     def forward(self, y: Tensor) -> Tensor:
@@ -110,21 +120,21 @@ class Bottleneck(nn.Module):
         return y + added.to(y.dtype)
 
 
-def _places(backbone: nn.Module, settings: Adapter.Settings) -> list[BackboneBlock]:
-    """Where adapters go: behind both halves of every transformer block that was found, and behind any other module."""
+def _adapted_blocks(backbone: nn.Module, settings: Adapter.Settings) -> list[BackboneBlock]:
+    """Modules that get an adapter: attention and MLP of the matched transformer blocks, or the matched modules."""
     blocks = [backbone.get_submodule(name) for name in block_names(backbone, "blocks")]
-    blocks_found = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
-    names = [f"{block.name}.{half}" for block in blocks_found for half in _halves(backbone.get_submodule(block.name))]
+    matches = select_blocks(backbone, settings, "blocks" if blocks and all(map(_halves, blocks)) else "stages")
+    names = [f"{block.name}.{half}" for block in matches for half in _halves(backbone.get_submodule(block.name))]
     outputs = probe(backbone, names)
-    places = []
-    for block in blocks_found:
+    adapted = []
+    for block in matches:
         halves = [f"{block.name}.{half}" for half in _halves(backbone.get_submodule(block.name))]
-        places += [as_block(backbone, name, outputs[name]) for name in halves] or [block]
-    return places
+        adapted += [as_block(backbone, name, outputs[name]) for name in halves] or [block]
+    return adapted
 
 
 def _halves(block: nn.Module) -> list[str]:
-    """Children of a transformer block whose outputs are added to its stream."""
+    """Children of a transformer block whose outputs enter its residual additions; empty for other modules."""
     if not hasattr(block, "attn") or not hasattr(block, "mlp"):
         return []
     return ["ls1", "ls2"] if hasattr(block, "ls1") and hasattr(block, "ls2") else ["attn", "mlp"]

@@ -1,15 +1,16 @@
-"""Sums and multiples of what deltas change, layer by layer, without the layers.
+"""Sums and multiples of the changes that deltas make, layer by layer, from the deltas' tensors alone.
 
-A layer's deltas are a chain, applied in order: ``W → d_n(… d_1(W))``. Its change is ``Δ(W) = W' − W``. Algebra on
-changes is exact where the methods allow it, and this module says where (:class:`distill.deltas.base.WeightDelta`):
+A layer's deltas are a chain, applied in order: ``W → d_n(… d_1(W))``. Its change is ``Δ(W) = W' − W``. Sums
+and multiples of changes are exact for these methods (see the class attributes of
+:class:`distill.deltas.base.WeightDelta`):
 
-* ``additive`` deltas (low rank, dense, bias) add something that does not depend on W. So if all deltas of a chain but
-  the first are additive, ``Δ(W) = Δ_1(W) + Σ Δ_i``; call such a chain *a sum*.
-* a sum of deltas that are ``proportional_to`` some of their tensors is multiplied by multiplying those tensors.
+* ``additive`` deltas (low rank, dense, bias) add something that does not depend on W. If all deltas of a chain but the
+  first are additive, ``Δ(W) = Δ_1(W) + Σ Δ_i``. Such a chain is called *a sum* below.
+* a sum whose deltas are all ``proportional_to`` some of their tensors is multiplied by multiplying these tensors.
 * ``Δ_a + Δ_b`` is ``a`` followed by ``b`` if b is additive, or ``b`` followed by ``a`` if a is; two sums that begin
-  with the same kind of delta add up if those two do (scale and shift: ``s_a + s_b``).
+  with the same kind of delta can be added if their first deltas can (scale and shift: ``s_a + s_b``).
 
-Everything else has no form of its own, and the caller takes a dense difference: see
+For everything else these functions return None, and the caller computes a dense difference: see
 :mod:`distill.export.delta.algebra`.
 """
 
@@ -28,7 +29,7 @@ class Link:
     """One delta of a chain."""
 
     site: str
-    """The layer, or a part of it: ``blocks.0.attn.qkv[q]``."""
+    """Name of the layer, or of a part of it: ``blocks.0.attn.qkv[q]``."""
     learned: DeltaTensors
 
     @property
@@ -43,7 +44,7 @@ Chain = tuple[Link, ...]
 
 
 def scaled(chain: Chain, factor: float) -> Chain | None:
-    """The chain whose change is ``factor`` times this one's, or None if it has none of its own kind."""
+    """A chain of the same methods whose change is ``factor`` times this one's; None if there is none."""
     if factor == 1:
         return chain
     proportional = all(link.method.proportional_to for link in chain)
@@ -51,7 +52,7 @@ def scaled(chain: Chain, factor: float) -> Chain | None:
 
 
 def added(first: Chain, second: Chain) -> Chain | None:
-    """The chain whose change is the sum of both, or None."""
+    """A chain whose change is the sum of both; None if there is none."""
     if _is_additive(second):
         return compact(first + second)
     if _is_additive(first):
@@ -63,12 +64,12 @@ def added(first: Chain, second: Chain) -> Chain | None:
 
 
 def compact(chain: Chain) -> Chain:
-    """The same change in fewer deltas: of neighbors that are additive, those of one method and one site become one.
+    """The same change in fewer deltas: adjacent additive deltas of one method and one site become one.
 
-    What canceled goes.
+    Deltas whose change is zero are removed.
     """
     made: list[Link] = []
-    run = 0  # where the additive deltas at the end of ``made`` begin
+    run = 0  # index in ``made`` of the first of the additive deltas at its end
     for link in chain:
         if not link.method.additive:
             run = len(made) + 1

@@ -1,14 +1,15 @@
-"""Ranks from gains: which layer gets how many, under a budget of bytes or for a share of all that could be gained.
+"""Chooses each layer's rank from the gains of its ranks, for a budget of bytes or for a fraction of all gains.
 
-Model: near the weights W* that free training would reach, the loss is quadratic with one curvature per layer,
+Model: near the weights W* that training all weights would reach, the loss is quadratic with one curvature per layer,
 ``H_l / 2 · ‖W_l − W*_l‖²``. The best change of rank r keeps the r largest singular values σ of ``W*_l − W_l``, and each
-of them takes ``H_l σ² / 2`` off the loss. So rank i of layer l gains ``I_l · σ²_{l,i}``, I_l an estimate of H_l.
+of them lowers the loss by ``H_l σ² / 2``. So the gain of rank i of layer l is ``I_l · σ²_{l,i}``, I_l an estimate of
+H_l.
 
-Under a budget, ranks are bought in the order of gain per byte. Within a layer gains fall and every rank costs the same,
-so that is the best there is when one rank costs the same everywhere; where costs differ, what is lost against the best
-is at most the gain of the one rank that did not fit any more.
+Under a budget, ranks are added in the order of gain per byte. Within a layer, gains fall and every rank costs the same
+number of bytes. If a rank costs the same in all layers, the sum of gains is the largest possible; if costs differ, it
+is short of that by at most the gain of the first rank that does not fit.
 
-Source of the share rule: arXiv 2311.15161, equation for α.
+Source of the rule for a fraction of the gains: arXiv 2311.15161, equation for α.
 """
 
 from __future__ import annotations
@@ -24,18 +25,18 @@ from distill.deltas.base import DeltaError
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layer that could get ranks."""
+    """A layer that can get ranks."""
 
     gains: Tensor
-    """[k], falling: what the first, second, … rank gains; in any unit, the same for all layers."""
+    """[k], falling: the gains of the first, second, … rank, in any unit that is the same for all layers."""
     per_rank: int
     """Bytes of one rank."""
     fixed: int = 0
-    """Bytes that the layer's delta takes besides, as soon as it has a rank."""
+    """Bytes of the layer's delta that do not depend on its rank; 0 bytes for rank 0."""
     least: int = 0
-    """Ranks that it gets in any case."""
+    """The smallest rank that it gets."""
     most: int | None = None
-    """Ranks beyond which it gets none; None: as many as there are gains."""
+    """The largest rank that it gets; None: the number of gains."""
 
     @property
     def limit(self) -> int:
@@ -46,34 +47,35 @@ class Candidate:
 
 
 def within_budget(candidates: Mapping[str, Candidate], budget: int) -> dict[str, int]:
-    """Site → rank: as much gain as ``budget`` bytes buy. Ranks that gain nothing are not bought.
+    """Site → rank, with the largest sum of gains for ``budget`` bytes, see above. Ranks without gain are not added.
 
     Raises:
-        DeltaError: the budget is too small for one rank, or for the least ranks together; it says which would do.
+        DeltaError: the budget is too small for one rank, or for the least ranks of all layers; the text gives the
+            bytes.
     """
     ranks = {site: candidate.least for site, candidate in candidates.items()}
     left = budget - sum(candidate.bytes(candidate.least) for candidate in candidates.values())
     if left < 0:
         raise DeltaError(
-            f"a budget of {budget:,} bytes is too small: the least ranks everywhere take {budget - left:,} bytes"
+            f"a budget of {budget:,} bytes is too small: the least ranks of all layers take {budget - left:,} bytes"
         )
-    offers: list[tuple[float, int, str]] = []  # the best first; of equal ones the model's first layer
+    offers: list[tuple[float, int, str]] = []  # the best first; of equal ones, the layer that comes first in the model
 
-    def offer(place: int, site: str) -> None:
+    def offer(index: int, site: str) -> None:
         candidate, rank = candidates[site], ranks[site]
         if rank < candidate.limit and float(candidate.gains[rank]) > 0:
             price = candidate.bytes(rank + 1) - candidate.bytes(rank)
-            heapq.heappush(offers, (-float(candidate.gains[rank]) / price, place, site))
+            heapq.heappush(offers, (-float(candidate.gains[rank]) / price, index, site))
 
-    for place, site in enumerate(candidates):
-        offer(place, site)
+    for index, site in enumerate(candidates):
+        offer(index, site)
     while offers:
-        _, place, site = heapq.heappop(offers)
+        _, index, site = heapq.heappop(offers)
         price = candidates[site].bytes(ranks[site] + 1) - candidates[site].bytes(ranks[site])
         if price <= left:
             ranks[site] += 1
             left -= price
-            offer(place, site)
+            offer(index, site)
     if not any(ranks.values()):
         _explain_nothing(candidates, budget)
     return ranks
@@ -82,10 +84,10 @@ def within_budget(candidates: Mapping[str, Candidate], budget: int) -> dict[str,
 def by_share(candidates: Mapping[str, Candidate], alpha: float) -> dict[str, int]:
     """Site → rank: the fewest ranks, largest gains first, whose gains sum to more than ``alpha`` of all gains.
 
-    A layer's least and most ranks bind afterwards.
+    Each layer's least and most ranks are applied afterwards.
     """
     gains = sorted(
-        ((float(gain), -place, site) for place, (site, c) in enumerate(candidates.items()) for gain in c.gains),
+        ((float(gain), -index, site) for index, (site, c) in enumerate(candidates.items()) for gain in c.gains),
         reverse=True,
     )
     total = sum(gain for gain, _, _ in gains)
@@ -102,10 +104,10 @@ def by_share(candidates: Mapping[str, Candidate], alpha: float) -> dict[str, int
 
 
 def same_everywhere(candidates: Mapping[str, Candidate], budget: int) -> dict[str, int]:
-    """Site → rank: one rank for all, as large as fits, but in no layer more than it can have.
+    """Site → rank: the largest rank for which all layers fit the budget; layers with a smaller limit get their limit.
 
-    What is then left of the budget buys one rank more from the first layer on, so that bytes, and not steps of a rank
-    everywhere, are what different choices are compared at.
+    The rest of the budget adds one rank each, from the first layer on, so that different choices are compared at nearly
+    equal bytes.
     """
     limits = {site: candidate.limit for site, candidate in candidates.items()}
 
@@ -113,7 +115,7 @@ def same_everywhere(candidates: Mapping[str, Candidate], budget: int) -> dict[st
         return sum(candidate.bytes(min(rank, limits[site])) for site, candidate in candidates.items())
 
     if cost(1) > budget:
-        raise DeltaError(f"a budget of {budget:,} bytes is too small: one rank everywhere takes {cost(1):,} bytes")
+        raise DeltaError(f"a budget of {budget:,} bytes is too small: rank 1 in all layers takes {cost(1):,} bytes")
     rank = max(rank for rank in range(1, max(limits.values()) + 1) if cost(rank) <= budget)
     ranks = {site: min(rank, limit) for site, limit in limits.items()}
     left = budget - cost(rank)
@@ -127,7 +129,7 @@ def same_everywhere(candidates: Mapping[str, Candidate], budget: int) -> dict[st
 def _explain_nothing(candidates: Mapping[str, Candidate], budget: int | None) -> None:
     useful = {site: c for site, c in candidates.items() if len(c.gains) and float(c.gains[0]) > 0}
     if not useful:
-        raise DeltaError("no layer has anything to gain: all gradients or changes of the free training are zero")
+        raise DeltaError("no rank has a gain: all gradients, or all changes of the warm-up, are zero")
     site = min(useful, key=lambda site: useful[site].bytes(1))
     raise DeltaError(
         f"a budget of {budget:,} bytes is too small for one rank: the smallest, of {site!r}, "

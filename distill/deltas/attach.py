@@ -1,8 +1,7 @@
 """Put deltas on a model's layers, list them, and merge them away.
 
-A delta lives in ``layer.parametrizations``: the layer keeps its name and class, ``layer.weight`` becomes the changed
-weight. It is evaluated at every access; wrap an evaluation loop in ``torch.nn.utils.parametrize.cached()`` to do it
-once.
+A delta is registered in ``layer.parametrizations``: the layer keeps its name and class, and ``layer.weight`` is the
+changed weight. It is computed at every access; inside ``torch.nn.utils.parametrize.cached()``, once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Site:
-    """One delta on one place of the model."""
+    """One delta on one layer, or on a part of it."""
 
     name: str
     """Module name, ``[q]``, ``[k]`` or ``[v]`` behind it for a part of a fused projection."""
@@ -43,14 +42,21 @@ class Site:
 
     @property
     def key(self) -> str:
-        """What its tensors are called in a delta file, before the parameter's own name."""
+        """Prefix of the names of its tensors in a delta file."""
         return f"{self.name}.{self.index}"
 
 
 class Change(nn.Module):
-    """One delta's hold on a layer's weight, or on its bias: the parametrization itself.
+    """The parametrization that applies one delta to a layer's weight or bias.
 
-    A weight is changed in its own precision whatever autocast says, so that merging gives what was trained.
+    Computes in the weight's dtype, with autocast off, so that merging gives the weight that was trained.
+
+    Args:
+        delta: computes the change.
+        site: name of the layer, or of a part of it, as in :class:`Site`.
+        index: position of the delta among those of its layer.
+        rows: first and past-the-last row that it changes; None: all.
+        of_bias: whether it changes the bias, not the weight.
     """
 
     def __init__(self, delta: WeightDelta, site: str, index: int, rows: tuple[int, int] | None, of_bias: bool):
@@ -70,7 +76,7 @@ class Change(nn.Module):
                 changed = torch.cat([tensor[:first], change(tensor[first:end]), tensor[end:]])
         if changed.stride() == tensor.stride():
             return changed
-        # A convolution chooses its kernel by strides, even by those of size 1: others would round otherwise.
+        # A convolution selects its kernel by strides, also by those of axes of size 1; other kernels round differently.
         return torch.empty_like(tensor).copy_(changed)
 
 
@@ -79,18 +85,21 @@ def attach(
 ) -> list[Site]:
     """Freeze a model and put deltas on it, in place.
 
-    Every parameter outside the head stops requiring a gradient; the deltas' own require one. Several specs that find
-    the same layer compose in the order of ``specs``. A layer that cannot carry a delta (no bias where one is needed, or
-    a delta larger than the layer) is passed over as long as its pattern finds another layer that can.
+    The parameters outside the head no longer require gradients; those of the deltas do. Deltas of several specs on one
+    layer are composed in the order of ``specs``. A layer that cannot carry a delta (it lacks the bias that the delta
+    changes, or the delta would be larger than the layer) is skipped if the pattern matches another layer that can.
 
     Args:
         model: any module; names are those of ``model.named_modules()``.
         specs: settings of weight deltas and structural deltas.
-        exclude_head: module name(s) of the classifier: neither frozen, nor changed unless named without wildcards. See
-            :func:`distill.deltas.sites.classifier_names`.
+        exclude_head: module name(s) of the classifier. It is not frozen, and it gets a delta only from a pattern
+            without wildcards. See :func:`distill.deltas.sites.classifier_names`.
+
+    Returns:
+        The new deltas, layer by layer in the model's order, then structural ones.
 
     Raises:
-        DeltaError: a pattern finds nothing, or nothing that can carry its delta; the model is left half done.
+        DeltaError: a pattern matches no layer, or none that can carry its delta. Deltas attached before the error stay.
     """
     head = (exclude_head,) if isinstance(exclude_head, str) else tuple(exclude_head or ())
     before = {id(site.delta) for site in deltas(model)}
@@ -112,28 +121,37 @@ def freeze(model: nn.Module, head: Sequence[str]) -> None:
             parameter.requires_grad_(False)
 
 
-def attach_delta(model: nn.Module, settings: DeltaSettings, place: Target) -> None:
-    """Put one weight delta on one place. Raises ``LayerRefused`` where the layer cannot carry it."""
-    layer = model.get_submodule(place.layer)
+def attach_delta(model: nn.Module, settings: DeltaSettings, target: Target) -> None:
+    """Put one weight delta on one target.
+
+    Args:
+        model: changed in place.
+        settings: of the delta.
+        target: a layer, or rows of one.
+
+    Raises:
+        LayerRefused: the layer cannot carry the delta.
+    """
+    layer = model.get_submodule(target.layer)
     method = settings.component
     assert method is not None and issubclass(method, WeightDelta)
-    part = layer_at(model, place)
+    part = layer_at(model, target)
     try:
         delta = _fitting(method, settings, part)
     except DeltaError as error:
-        raise type(error)(f"{settings.type}: {place.name!r} {error}") from None
+        raise type(error)(f"{settings.type}: {target.name!r} {error}") from None
     if parametrize.is_parametrized(layer):
         _own_class(layer)
     method = type(delta)
     index = 1 + max((change.index for change in _changes(layer)), default=-1)
     if method.changes_weight:
-        change = Change(delta, place.name, index, place.rows, of_bias=False)
+        change = Change(delta, target.name, index, target.rows, of_bias=False)
         parametrize.register_parametrization(layer, "weight", change)
     if method.changes_bias and getattr(part, "bias", None) is not None:
-        change = Change(delta, place.name, index, place.rows, of_bias=True)
+        change = Change(delta, target.name, index, target.rows, of_bias=True)
         parametrize.register_parametrization(layer, "bias", change)
-    # parametrize gave this layer a class of its own: replacing that class's forward touches no other layer, survives
-    # a deepcopy, and goes away together with the parametrization.
+    # parametrize gave this layer a class of its own. Replacing the forward of that class changes no other layer, is
+    # kept by a deepcopy, and ends when the parametrization is removed.
     if type(layer).__bases__[0] in (nn.Linear, nn.Conv2d):
         type(layer).forward = _forward  # type: ignore[method-assign]
 
@@ -149,17 +167,17 @@ def attach_structural(model: nn.Module, settings: DeltaSettings) -> None:
     model.add_module(f"structural_{count}", delta)
 
 
-def layer_at(model: nn.Module, place: Target) -> nn.Module:
-    """The layer of a place; the rows of a fused one as a Linear, for a delta to take its shapes and values from."""
-    layer = model.get_submodule(place.layer)
-    if place.rows is None:
+def layer_at(model: nn.Module, target: Target) -> nn.Module:
+    """The layer of a target; for rows of a fused projection, a Linear with these rows."""
+    layer = model.get_submodule(target.layer)
+    if target.rows is None:
         return layer
     assert isinstance(layer, nn.Linear)
     has_bias = layer.bias is not None
-    part = nn.Linear(layer.in_features, place.rows[1] - place.rows[0], bias=has_bias, device="meta")
-    part.weight = nn.Parameter(layer.weight.detach()[slice(*place.rows)], requires_grad=False)
+    part = nn.Linear(layer.in_features, target.rows[1] - target.rows[0], bias=has_bias, device="meta")
+    part.weight = nn.Parameter(layer.weight.detach()[slice(*target.rows)], requires_grad=False)
     if has_bias:
-        part.bias = nn.Parameter(layer.bias.detach()[slice(*place.rows)], requires_grad=False)
+        part.bias = nn.Parameter(layer.bias.detach()[slice(*target.rows)], requires_grad=False)
     return part
 
 
@@ -176,7 +194,7 @@ def deltas(model: nn.Module) -> list[Site]:
 
 
 def penalty(sites: Sequence[Site]) -> Tensor | None:
-    """The sum of the deltas' penalties in fp32, or None where no delta asks for one."""
+    """The sum of the deltas' penalties in fp32; None if no delta has one."""
     device = next((parameter.device.type for site in sites for parameter in site.delta.parameters()), "cpu")
     with torch.autocast(device, enabled=False):
         terms = [term.float() for site in sites if (term := site.delta.penalty()) is not None]
@@ -187,25 +205,25 @@ def merge(model: nn.Module) -> None:
     """Replace every weight by its changed weight and remove the deltas, in place. Exact.
 
     Raises:
-        DeltaError: the model carries a structural delta, which no weight can absorb.
+        DeltaError: the model has a structural delta, which cannot be merged into weights.
     """
     for site in deltas(model):
         if isinstance(site.delta, StructuralDelta):
             raise DeltaError(
-                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Its delta file and "
-                "its backbone are the model; a weight delta such as low_rank can be merged"
+                f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Use its delta file "
+                "together with the backbone, or a weight delta such as low_rank, which can be merged"
             )
     with torch.no_grad():
         for layer in [module for module in model.modules() if _changes(module)]:
             for change in _changes(layer):
-                change.eval()  # a delta may be random while it is trained
+                change.eval()  # a delta may be random in training mode
             _own_class(layer)
             for name in list(_parametrizations(layer)):
                 parametrize.remove_parametrizations(layer, name, leave_parametrized=True)
 
 
 def _check_compatible(model: nn.Module, head: Sequence[str]) -> None:
-    """Refuse deltas on a backbone that another delta lets no gradient into."""
+    """Refuse deltas on a backbone into which another delta sends no gradient."""
     sites = [site for site in deltas(model) if not inside(site.name, head)]
     for site in sites:
         if isinstance(site.delta, StructuralDelta) and not site.delta.shares_backbone and len(sites) > 1:
@@ -217,22 +235,22 @@ def _check_compatible(model: nn.Module, head: Sequence[str]) -> None:
 
 
 def _add_everywhere(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> None:
-    for pattern, places in select(model, settings, head).items():
+    for pattern, targets in select(model, settings, head).items():
         refused = []
-        for place in places:
+        for target in targets:
             try:
-                attach_delta(model, settings, place)
+                attach_delta(model, settings, target)
             except LayerRefused as refusal:
                 refused.append(str(refusal))
-        if refused and len(refused) == len(places):
+        if refused and len(refused) == len(targets):
             more = f" (and {len(refused) - 1} more)" if len(refused) > 1 else ""
-            raise DeltaError(f"pattern {pattern!r} finds no layer that can carry its delta: {refused[0]}{more}")
+            raise DeltaError(f"pattern {pattern!r} matches no layer that can carry its delta: {refused[0]}{more}")
         if refused:
-            log.info("%d of %d layers of %r passed over, e.g. %s", len(refused), len(places), pattern, refused[0])
+            log.info("%d of %d layers of %r get no delta, e.g. %s", len(refused), len(targets), pattern, refused[0])
 
 
 def _fitting(method: type[WeightDelta], settings: DeltaSettings, layer: nn.Module) -> WeightDelta:
-    """The delta of one layer, or a dense one in its place if it would be oversized and the settings allow that."""
+    """The delta of one layer; a dense one if it would be oversized and the settings say ``oversized: dense``."""
     delta = method(settings, layer)
     own, size = tensor_bytes([layer.weight]), tensor_bytes(delta.state_dict().values())  # type: ignore[list-item]
     if not isinstance(settings, SizedSettings) or size < own:
@@ -241,11 +259,11 @@ def _fitting(method: type[WeightDelta], settings: DeltaSettings, layer: nn.Modul
         return Dense(Dense.Settings(), layer)
     advice = "make it smaller (rank, density), set oversized: dense, or leave the layer out"
     kind = DeltaError if settings.oversized == "error" else LayerRefused
-    raise kind(f"holds {own:,} bytes and its delta would hold {size:,}; {advice}")
+    raise kind(f"has a weight of {own:,} bytes, and its delta would take {size:,}; {advice}")
 
 
 def _parametrizations(layer: nn.Module) -> Any:
-    """ "weight" and "bias" → their parametrizations; nothing for a layer without."""
+    """``weight`` and ``bias`` → their parametrizations; empty for a layer without any."""
     return getattr(layer, "parametrizations", {})
 
 
@@ -254,13 +272,16 @@ def _changes(layer: nn.Module) -> list[Change]:
 
 
 def _own_class(layer: nn.Module) -> None:
-    """Deep copies share the class that parametrize made: adding or removing a tensor in one would break the others."""
+    """Give the layer a class of its own.
+
+    Deep copies share the class that parametrize makes: a tensor added to or removed from one would break the others.
+    """
     shared = type(layer)
     layer.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
 
 
 def _forward(layer: nn.Module, x: Tensor) -> Tensor:
-    """A plain Linear's or Conv2d's forward: the cheap way while gradients are recorded, the definition otherwise."""
+    """Forward of a plain Linear or Conv2d: ``delta.output`` while gradients are recorded, else the changed weight."""
     tensors = _parametrizations(layer)
     if torch.is_grad_enabled() and "weight" in tensors and len(tensors["weight"]) == 1:
         change = tensors["weight"][0]

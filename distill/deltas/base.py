@@ -1,4 +1,4 @@
-"""The two contracts of a delta: one that changes a weight, one that attaches modules."""
+"""The base classes of deltas: ``WeightDelta`` changes a layer's weight, ``StructuralDelta`` attaches modules."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeltaError(UserError, ValueError):
 
 @contextmanager
 def entry_named(number: int) -> Iterator[None]:
-    """Errors that an entry of the config raises in here begin with its key."""
+    """Prefix a ``DeltaError`` raised inside with the key of an entry, ``student.deltas.<number>``."""
     try:
         yield
     except DeltaError as error:
@@ -31,7 +31,7 @@ def entry_named(number: int) -> Iterator[None]:
 
 
 class LayerRefused(DeltaError):
-    """This layer cannot carry this delta: passed over where the pattern finds others, else an error."""
+    """A layer cannot carry a delta. ``attach`` skips it if the pattern matches other layers that can, else raises."""
 
 
 class DeltaSettings(Settings):
@@ -41,9 +41,9 @@ class DeltaSettings(Settings):
         min_length=1,
         description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'; 'blocks.*.attn.qkv[qv]' for q and v",
     )
-    exclude: tuple[str, ...] = Field((), description="patterns taken out again")
+    exclude: tuple[str, ...] = Field((), description="fnmatch patterns of names to leave out of those of sites")
     kinds: tuple[LayerKind, ...] | None = Field(
-        None, min_length=1, description="layer kinds to change; none means all that the method knows"
+        None, min_length=1, description="kinds of layers to change; none: all that the method supports"
     )
 
     @field_validator("sites", "exclude", mode="before", json_schema_input_type=str | tuple[str, ...])
@@ -58,82 +58,95 @@ class DeltaSettings(Settings):
 
 
 class SizedSettings(DeltaSettings):
-    """Of a method whose delta may come out as large as the layer itself."""
+    """Settings of a method whose delta may take as many bytes as the layer's weight."""
 
     oversized: Literal["skip", "dense", "error"] = Field(
         "skip",
-        description="where the delta would take as many bytes as the layer's weight (depthwise convs, tiny layers): "
-        "pass over the layer (an error if the pattern finds nothing else), learn a dense change instead, or an error",
+        description="for layers whose delta would take as many bytes as their weight, or more (depthwise convs, small "
+        "layers). skip: no delta (an error if the pattern matches no other layer); dense: a dense delta; error: stop",
     )
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Gradients of the experiment's own loss at one layer's weight, over batches of training views."""
+    """Statistics of the gradient of the experiment's loss in one layer's weight, over batches of training views."""
 
     mean: Tensor
-    """Of the weight's shape."""
+    """Mean over batches, of the weight's shape."""
     square: Tensor
-    """Mean over batches of the squared gradient, of the weight's shape: the diagonal of the empirical Fisher."""
+    """Mean of the square over batches, of the weight's shape: the diagonal of the empirical Fisher information."""
     inputs: float
-    """Mean square of an entry of the layer's input."""
+    """Mean square of the entries of the layer's input."""
 
 
 class CalibrationStats(Protocol):
-    """A student at one point of a free training; everything is by site, the rows of a fused site alone."""
+    """Measurements of the student after a warm-up, by site. A site in a fused projection has those of its own rows."""
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """What the weights have become."""
+        """Site → weight after the warm-up."""
 
     def gradients(self, samples: int) -> Mapping[str, Gradients]:
-        """Over at least ``samples`` training images, or all there are. Labels that training may not see are hidden."""
+        """Site → gradient statistics, over at least ``samples`` training images, or all if there are fewer.
+
+        Images whose labels the experiment withholds from training count as unlabeled.
+        """
 
     def feature_change(self, samples: int) -> Mapping[str, float]:
-        """``1 − CKA`` of the pooled features when one weight is put back to what it was before the free training."""
+        """Site → ``1 − CKA`` of the pooled features before and after this site's weight is reset.
+
+        All weights have their values after the warm-up; the reset gives one of them its value before the warm-up.
+        ``samples`` is the number of training images.
+        """
 
 
 class Calibration(Protocol):
-    """What a method may look at before training. Nothing is computed until it is asked for, and nothing twice."""
+    """Measurements of the student that a method may use before training. Each is computed once, on first use."""
 
     @property
     def backbone(self) -> nn.Module:
-        """The student's network as it is before training and without deltas, to look at; not to be changed."""
+        """The student's network before training, without deltas. It must not be changed."""
 
     @property
     def layers(self) -> Mapping[str, nn.Module]:
-        """Site → its layer as it is before training; the rows that a fused site names as a Linear of their own. A
-        structural delta is shown every Linear and Conv2d of the backbone."""
+        """Site → layer before training. For a site in a fused projection, its rows as a separate Linear.
+
+        A structural delta gets every Linear and Conv2d of the backbone.
+        """
 
     def after(
         self, epochs: int, train: Literal["weights", "head"] = "weights", lr: float | None = None
     ) -> CalibrationStats:
-        """The student after ``epochs`` of the experiment's own training, 0 for none.
+        """Train the student for a warm-up, with the experiment's data and loss.
 
         Args:
-            train: "weights" lets every weight at ``layers`` move freely, together with the head and the other deltas;
-                "head" trains the head alone and leaves the backbone as it is.
-            lr: learning rate, constant; None: the experiment's for the head, a tenth of it for weights, which take
-                smaller steps than deltas do.
+            epochs: length of the warm-up; 0: no training.
+            train: "weights": every weight at ``layers`` is trained, with the head and the other deltas; "head": the
+                head alone is trained.
+            lr: constant learning rate; None: the experiment's for "head", a tenth of it for "weights", since weights
+                need smaller steps than deltas.
+
+        Returns:
+            Measurements of the student after the warm-up.
         """
 
 
 @dataclass(frozen=True)
 class DeltaInit:
-    """How the deltas of one entry of ``student.deltas`` start, or what they have become."""
+    """Settings and tensors of the deltas of one entry of ``student.deltas``, before or after training."""
 
     settings: Sequence[DeltaSettings]
-    """In the entry's place, in this order; their ``sites`` may be exact names, say one entry for each rank."""
+    """Replace the entry, in this order. Their ``sites`` may be exact names, for example one entry per rank."""
     tensors: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    """Site → name in the delta's ``state_dict`` → value. What is not named starts as its class makes it. The site of a
-    structural delta, which is the only one of its entry, is called by its type."""
+    """Site → name in the delta's ``state_dict`` → value. Tensors that are not named keep the initial values that the
+    delta's class gives them. A structural delta, of which an entry has one, stands under its type instead of a site."""
     warm_start: CalibrationStats | None = None
-    """The point of a free training whose head, and whose other deltas, training goes on from; None: from new ones."""
+    """The warm-up whose head and other deltas training starts from; None: from newly initialized ones."""
 
 
 @dataclass(frozen=True)
 class DeltaTensors:
-    """A delta without its layer, as a delta file holds it."""
+    """Settings and tensors of a delta without its layer, as a delta file stores them."""
 
     settings: DeltaSettings
     tensors: Mapping[str, Tensor]
@@ -141,11 +154,11 @@ class DeltaTensors:
 
 
 class Delta(nn.Module, Component):
-    """What ``student.deltas`` can name: a learned change of a frozen backbone, of one of the two kinds below.
+    """A learned change of a frozen backbone, named in ``student.deltas``: a ``WeightDelta`` or ``StructuralDelta``.
 
     Class attributes:
         identity_at_init: whether a fresh delta leaves the backbone's output bit-equal.
-        no_weight_decay: names of its parameters that must not decay (scales, biases).
+        no_weight_decay: names of its parameters that get no weight decay (scales, biases).
     """
 
     Settings = DeltaSettings
@@ -156,57 +169,62 @@ class Delta(nn.Module, Component):
     settings: DeltaSettings
 
     def extra_repr(self) -> str:
-        """The method's own settings, as ``rank=4, alpha=8.0``: not where it sits, and not what is left open."""
+        """The method's own settings, such as ``rank=4, alpha=8.0``, without sites and without those that are None."""
         general = {*DeltaSettings.model_fields, "oversized"}
         own = {name: getattr(self.settings, name) for name in type(self.settings).model_fields if name not in general}
         return ", ".join(f"{name}={value}" for name, value in own.items() if value is not None)
 
     def penalty(self) -> Tensor | None:
-        """What this delta adds to the loss, weighted by its own settings, or None where these ask for nothing.
+        """A regularization term of the loss, weighted by the delta's settings; None if they turn it off.
 
         A scalar with a graph. Training sums it over all deltas, computes it outside autocast, and logs the sum as the
-        term ``penalty``. Whether it is None must follow from the settings alone.
+        term ``penalty``. Whether it is None must depend on the settings alone.
         """
         return None
 
     def metrics(self) -> dict[str, Tensor]:
-        """Scalars of the last training forward that are worth watching, by name; logged as ``delta/<type>/<name>``.
+        """Scalars of the last training forward, by name; logged as ``delta/<type>/<name>``.
 
-        Kept detached, on the device, by the forward itself; read only where the log is written.
+        ``forward`` keeps them, detached and on the device; they are read only when the log is written.
         """
         return {}
 
     @classmethod
     def prepares(cls, settings: DeltaSettings) -> bool:
-        """Whether ``prepare`` is to be called before training."""
+        """Whether ``prepare`` is called before training."""
         return False
 
     @classmethod
     def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
-        """Choose ranks, masks or starting values from the data, before training.
+        """Choose ranks, masks or initial values from the data, before training.
 
-        Runs once per entry of ``student.deltas``, whose result is kept in the run folder: a resumed run does not choose
-        again. Must be repeatable: random numbers only from torch's global generator, which is seeded. While free
-        training runs for ``evidence``, dense deltas take the place of all entries that prepare themselves.
+        Called once per entry of ``student.deltas``. The result is stored in the run folder, so a resumed run does not
+        choose again. It must be repeatable: random numbers come from torch's global generator alone, which is seeded.
+        During the warm-ups of ``calibration``, dense deltas replace all entries for which ``prepares`` is true.
         """
         raise NotImplementedError
 
     @classmethod
     def after_step(cls, deltas: Mapping[str, Self], step: int, steps: int) -> None:
-        """Act after an optimizer step, on all deltas of one entry at once (site → delta), gradients still in place.
+        """Update all deltas of one entry after an optimizer step, while their gradients are still there.
 
-        What has to be remembered from step to step is a buffer of the delta, so that a resumed run goes on with it.
-        Must not wait for the device. Under DDP every rank sees the same gradients and must do the same.
+        State that is kept from step to step must be a buffer of the delta, so that a resumed run continues with it. The
+        call must not synchronize with the device. Under DDP every rank has the same gradients and must make the same
+        changes.
 
         Args:
-            step, steps: steps made so far, 1 for the first; steps of the whole training.
+            deltas: site → delta.
+            step: number of steps made, 1 after the first.
+            steps: number of steps of the whole training.
         """
         return None
 
     @classmethod
     def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit | None:
-        """What the trained deltas of one entry become for evaluation and export (site → delta): cut to their ranks,
-        without what only training needed. None: they stay as they are. A function of their tensors alone.
+        """Convert the trained deltas of one entry (site → delta) for evaluation and export.
+
+        They are cut to their final ranks and lose tensors that only training needs. None: they stay as they are. The
+        result must depend on their tensors alone.
         """
         return None
 
@@ -215,20 +233,21 @@ class WeightDelta(Delta):
     """A learned change of one layer's weight, and of its bias where it has one: a torch parametrization.
 
     Definition: ``forward(weight) → weight`` of the same shape, and ``bias(bias) → bias``. So it works on every layer
-    that reads ``.weight``, keeps timm's module names, and merges exactly, by evaluating it once.
+    that reads ``.weight``, keeps timm's module names, and is merged exactly by evaluating it once.
 
-    That definition costs a full weight gradient. A delta may declare a cheaper way in ``output``, used while gradients
-    are recorded, on plain Linear and Conv2d where no other delta touches what it changes, and tested equal to the
-    definition.
+    Training by this definition computes the gradient of the full weight. A delta may compute the same in a cheaper way
+    in ``output``. It is used while gradients are recorded, on plain Linear and Conv2d layers where no other delta
+    changes the same tensors. Tests compare it with the definition.
 
     Class attributes:
-        kinds: layer kinds that it applies to, of ``LayerKind``. A conv with one input channel per group is "depthwise",
-            any other is "conv", grouped or not.
+        kinds: kinds of layers that it can change, of ``LayerKind``. A conv with one input channel per group is
+            "depthwise", any other is "conv", grouped or not.
         changes_weight: whether ``forward`` is more than the identity.
         changes_bias: whether ``bias`` is more than the identity.
-        additive: whether what it adds to weight and bias does not depend on them. Such changes add up in any order.
-        proportional_to: its tensors that the change is proportional to: multiply all of them by c, and it is c times
-            the change. Empty where there are none.
+        additive: whether what it adds to weight and bias is independent of their values. Such changes can be summed in
+            any order.
+        proportional_to: names of its tensors that the change is proportional to: multiplying all of them by c
+            multiplies the change by c. Empty if there are none.
     """
 
     kinds: ClassVar[frozenset[LayerKind]] = frozenset({"linear", "conv", "depthwise"})
@@ -240,25 +259,25 @@ class WeightDelta(Delta):
     def __init__(self, settings: DeltaSettings, layer: nn.Module):
         """Build the parameters from the layer's shapes, on its device and in its dtype.
 
-        Random starts draw from torch's global generator, so ``torch.manual_seed`` before ``attach`` repeats them.
+        Random initial values come from torch's global generator: ``torch.manual_seed`` before ``attach`` repeats them.
 
         Raises:
-            LayerRefused: the layer cannot carry it.
+            LayerRefused: the layer cannot carry this delta.
         """
         super().__init__()
         self.settings = settings
 
     @classmethod
     def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
-        """Raise ``DeltaError`` where the settings ask for what the layers of an entry (site → layer) cannot give.
+        """Raise ``DeltaError`` if the settings cannot be met on the layers of an entry (site → layer).
 
-        Called before anything is trained: for budgets and bounds that would otherwise fail only then.
+        Called before training, for budgets and bounds that would otherwise fail during it.
         """
         return None
 
     @classmethod
     def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
-        """One delta that changes by the sum of what ``parts``, all of this class, change; None where there is none."""
+        """One delta whose change is the sum of those of ``parts``, all of this class; None if no such delta exists."""
         first = parts[0]
         equal_settings = all(part.settings == first.settings for part in parts)
         if not equal_settings or not all(cls.proportional_to.issuperset(part.tensors) for part in parts):
@@ -273,7 +292,7 @@ class WeightDelta(Delta):
         return bias
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        """The changed layer's output computed the cheap way, or None where there is none.
+        """The changed layer's output for an input ``x``, computed in a cheaper way; None if there is none.
 
         ``frozen(layer, "weight")`` is the weight before any change; ``layer.bias`` is the bias after all changes.
         """
@@ -283,8 +302,8 @@ class WeightDelta(Delta):
 class StructuralDelta(Delta):
     """Modules attached to named blocks, or to the whole backbone; not mergeable.
 
-    ``attach`` hooks bound methods of this module into the backbone (bound methods survive a deepcopy together with
-    what they are bound to). The caller keeps the module itself as a child of the backbone.
+    ``attach`` registers bound methods of this module as hooks of the backbone; a deepcopy of the backbone copies them
+    together with the module. The caller adds the module as a child of the backbone.
 
     Class attributes:
         shares_backbone: whether other deltas may change the same backbone.
@@ -301,7 +320,7 @@ class StructuralDelta(Delta):
         raise NotImplementedError
 
     def is_identity(self) -> bool:
-        """Whether it still leaves the output as it is, as at the start: such a delta is not worth a file."""
+        """Whether it leaves the backbone's output unchanged, as before training. Such a delta is not exported."""
         raise NotImplementedError
 
 
@@ -319,7 +338,7 @@ def frozen_weight(layer: nn.Module) -> Tensor:
 
 
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
-    """What the tensors take in a file."""
+    """Bytes of the tensors' values."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 

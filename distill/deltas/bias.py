@@ -1,4 +1,4 @@
-"""Bias only (BitFit): ``b' = b + h``, h [out] starting at zero. Works on every layer that has a bias, norms included.
+"""Bias only (BitFit): ``b' = b + h``, h [out] initialized to zero, on any layer with a bias, norms included.
 
 Paper: Ben Zaken et al., BitFit, arXiv 2106.10199.
 """

@@ -1,7 +1,7 @@
-"""Where structural deltas go: a network's stages and residual blocks, as timm's ``group_matcher`` names them.
+"""The modules that structural deltas are attached to: stages and residual blocks, from timm's ``group_matcher``.
 
-timm's models declare which modules form a block (``layer1.0``, ``blocks.3``) and, coarsely, a stage (``layer1``); layer
-decay uses the same declaration. A transformer without stages has its blocks for both.
+timm's models declare which modules form a block (``layer1.0``, ``blocks.3``) and a stage (``layer1``); layer decay uses
+the same declaration. In a transformer without stages the blocks are used for both.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ Level = Literal["blocks", "stages"]
 
 @dataclass(frozen=True)
 class BackboneBlock:
-    """A module of the backbone and what it puts out for one image."""
+    """A module of the backbone, with the shape of its output for one image."""
 
     name: str
     shape: tuple[int, ...]
     """Without the batch axis: [C, H, W], [H, W, C] or [tokens, C]."""
     axis: int
-    """Where the channels are in a batch: 1 for [B, C, H, W], -1 for [B, H, W, C] and tokens."""
+    """Axis of the channels in a batch: 1 for [B, C, H, W], -1 for [B, H, W, C] and tokens."""
 
     @property
     def channels(self) -> int:
@@ -42,14 +42,14 @@ class BackboneBlock:
 
 
 def block_names(model: nn.Module, level: Level) -> list[str]:
-    """Names of the residual blocks, or of the stages, from input to output; empty where timm declares none."""
+    """Names of the residual blocks, or of the stages, from input to output; empty if the model declares none."""
     matcher: Any = getattr(model, "group_matcher", None)
     declared = matcher(coarse=level == "stages").get("blocks") if matcher else None
     if declared is None:
         return []
-    # Pairs (pattern, place in the order); what has a fixed place is a norm or a downsampling between the blocks.
+    # Pairs (pattern, order); modules with a fixed order are norms and downsamplings between the blocks.
     pairs = [(declared, None)] if isinstance(declared, str) else declared
-    patterns = [pattern for pattern, place in pairs if place is None]
+    patterns = [pattern for pattern, order in pairs if order is None]
     names = []
     for name, module in model.named_modules():
         if any(re.fullmatch(pattern, name) for pattern in patterns) and any(True for _ in module.children()):
@@ -59,15 +59,25 @@ def block_names(model: nn.Module, level: Level) -> list[str]:
 
 
 def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> list[BackboneBlock]:
-    """The blocks that ``settings.sites`` finds, in the model's order, with the shapes of their outputs.
+    """The blocks that ``settings.sites`` matches, in the model's order.
 
-    A pattern is looked for at ``level`` first, then at the other one; ``*`` is all of ``level``.
+    A pattern is matched with the names of ``level`` first, then with those of the other level; ``*`` is all of
+    ``level``.
+
+    Args:
+        model: a timm model.
+        settings: of a structural delta: ``sites`` and ``exclude``.
+        level: "blocks" or "stages".
+
+    Returns:
+        The blocks, with the shapes of their outputs.
 
     Raises:
-        DeltaError: no blocks are declared, a pattern finds none, or a block's output is not one tensor with channels.
+        DeltaError: the model declares no blocks, a pattern matches none, or a block's output is not one tensor with
+            channels.
     """
     if settings.kinds is not None:
-        raise DeltaError(f"{settings.type}: kinds are of layers, and it sits on blocks; leave kinds out")
+        raise DeltaError(f"{settings.type}: kinds select layers, and it is attached to blocks; leave kinds out")
     own, other = block_names(model, level), block_names(model, "stages" if level == "blocks" else "blocks")
     if not own:
         raise DeltaError(
@@ -87,26 +97,35 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
             )
     names = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in settings.exclude)]
     if not names:
-        raise DeltaError(f"{settings.type}: all blocks that its sites find are excluded")
+        raise DeltaError(f"{settings.type}: all blocks that its sites match are excluded")
     outputs = probe(model, names)
     for name in names:
         if not isinstance(outputs.get(name), Tensor) or outputs[name].ndim not in (3, 4):
             raise DeltaError(
-                f"{settings.type}: block {name!r} ({type(model.get_submodule(name)).__name__}) does not put out one "
-                "tensor of tokens or of a map; leave it out with exclude, or use a weight delta, or 'output'"
+                f"{settings.type}: block {name!r} ({type(model.get_submodule(name)).__name__}) does not return one "
+                "tensor of tokens or of a map; exclude it, or use a weight delta, or 'output'"
             )
     order = [name for name, _ in model.named_modules() if name in chosen and name in names]
     return [as_block(model, name, outputs[name]) for name in order]
 
 
 def as_block(model: nn.Module, name: str, output: Tensor) -> BackboneBlock:
-    """A block that put out ``output`` for one image."""
+    """The description of a block from its output.
+
+    Args:
+        model: that the block is in; its ``output_fmt`` decides where a map has its channels.
+        name: of the block.
+        output: of the block, for one image: tokens [1, N, C], or a map [1, C, H, W] or [1, H, W, C].
+
+    Returns:
+        Name, shape without the batch axis, and axis of the channels.
+    """
     channels_last = output.ndim == 3 or getattr(model, "output_fmt", "NCHW") == "NHWC"
     return BackboneBlock(name, tuple(output.shape[1:]), -1 if channels_last else 1)
 
 
 def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
-    """Outputs of the named modules for one empty image, in eval mode; a module that is not called is left out."""
+    """Name → output of the module for one image of zeros, in eval mode; without modules that are not called."""
     outputs: dict[str, Any] = {}
 
     def keep(name: str) -> Any:
@@ -123,19 +142,19 @@ def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
 
 
 def empty_image(model: nn.Module) -> Tensor:
-    """Zeros [1, 3, H, W] of the size that the network is made for."""
+    """Zeros [1, 3, H, W] of the network's input size."""
     patches = getattr(model, "patch_embed", None)
     config: Any = getattr(model, "pretrained_cfg", None)
     size = getattr(patches, "img_size", None) or (config["input_size"][1:] if config else None)
     if size is None:
-        raise DeltaError(f"{type(model).__name__} does not say its input size (pretrained_cfg): no timm model")
+        raise DeltaError(f"{type(model).__name__} has no pretrained_cfg with its input size, so it is no timm model")
     like = next(model.parameters())
     return torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Within it the model is in eval mode; afterwards every module is as it was."""
+    """Put the model in eval mode; on exit, modules that were in training mode are so again."""
     training = [module for module in model.modules() if module.training]
     model.eval()
     try:

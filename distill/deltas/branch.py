@@ -1,7 +1,7 @@
-"""Branch (Branch-Tuning): beside a frozen k×k conv, parallel convs with smaller windows, summed before the norm.
+"""Branch (Branch-Tuning): convs with smaller windows in parallel to a frozen k×k conv, summed before the norm.
 
-``y' = W ∗ x + b + Σ_j P_j ∗ x``, no norm and no bias in the branches, P_j starting at zero. Same stride, dilation and
-groups as the conv, and the same center, so ``W' = W + Σ_j pad(P_j)`` exactly.
+``y' = W ∗ x + b + Σ_j P_j ∗ x``, no norm and no bias in the branches, P_j initialized to zero. Same stride, dilation
+and groups as the conv, and the same center, so ``W' = W + Σ_j pad(P_j)`` exactly.
 
 ===========  ===========================================================================================
 ``form``     windows
@@ -11,11 +11,12 @@ groups as the conv, and the same center, so ``W' = W + Σ_j pad(P_j)`` exactly.
 ``3x3``      3×3
 ===========  ===========================================================================================
 
-A window is cut to the conv's own where that is smaller, and goes where another one covers it: a 1×1 conv has one 1×1
-branch, as in the paper. A window has no center in a conv of another parity (1×1 in the 4×4 of a patch embedding): such
-a layer is refused. Shapes: W [out, in/g, kh, kw], P_j [out, in/g, h_j, w_j].
+A window is cut to that of the conv if the conv's is smaller, and left out if another one contains it: a 1×1 conv has
+one 1×1 branch, as in the paper. A window cannot be centered in one of another parity (1×1 in the 4×4 of a patch
+embedding); such a layer is refused. Shapes: W [out, in/g, kh, kw], P_j [out, in/g, h_j, w_j].
 
-Cheap way: one conv with W' forward, no second output; backward takes the gradient of each branch's window alone.
+Computation: forward is one conv with W', without a second output; backward computes the gradient of each branch's
+window alone.
 
 Paper: Liu et al., arXiv 2403.18266.
 """
@@ -37,13 +38,13 @@ _WINDOWS = {"1x1": [(1, 1)], "1x3_3x1": [(1, 3), (3, 1)], "3x3": [(3, 3)]}
 
 
 def windows(form: str, kernel: tuple[int, int]) -> list[tuple[int, int]]:
-    """The branches' windows beside a kernel: no larger than it, none within another."""
+    """The branches' windows for a kernel: no larger than it, none inside another."""
     cut = dict.fromkeys((min(h, kernel[0]), min(w, kernel[1])) for h, w in _WINDOWS[form])
     return [a for a in cut if not any(a != b and a[0] <= b[0] and a[1] <= b[1] for b in cut)]
 
 
 def pad_to(branch: Tensor, kernel: tuple[int, ...]) -> Tensor:
-    """The branch's window in the middle of a window of ``kernel``, zeros round it."""
+    """The branch's weights centered in a window of size ``kernel``, with zeros around them."""
     h, w = ((k - b) // 2 for k, b in zip(kernel, branch.shape[2:]))
     return F.pad(branch, (w, w, h, h))
 
@@ -79,7 +80,7 @@ class Branch(WeightDelta):
         for h, w in shapes:
             if (kh - h) % 2 or (kw - w) % 2:
                 raise LayerRefused(
-                    f"has a {kh}×{kw} window, in which a branch of {h}×{w} has no center; leave the layer out, "
+                    f"has a {kh}×{kw} window, in which a {h}×{w} branch cannot be centered; leave the layer out, "
                     "or use low_rank or dense there"
                 )
         self.branches = nn.ParameterList(weight.new_zeros(out, inner, h, w) for h, w in shapes)
@@ -120,7 +121,7 @@ class _Parallel(torch.autograd.Function):
 
 
 def _branch_gradient(dy: Tensor, x: Tensor, branch: Tensor, kernel: tuple[int, ...], geometry: tuple) -> Tensor:
-    """As of a conv whose padding is less by what its window is smaller; below zero, the input's rim is cut off."""
+    """The gradient of a conv with the branch's window and less padding; if that is negative, the input is cropped."""
     stride, padding, dilation, groups = geometry
     less = [d * ((k - b) // 2) for k, b, d in zip(kernel, branch.shape[2:], dilation)]
     cut = [max(0, n - p) for n, p in zip(less, padding)]

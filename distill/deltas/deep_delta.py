@@ -1,22 +1,22 @@
-"""Deep delta corrector: after a frozen block, erase what lies along a learned direction and write something else there.
+"""Deep delta corrector: replaces the component of a frozen block's output along a learned direction by a new value.
 
 The state of a token is a matrix X [d, m] of d directions and m values. With a unit key k [d], a value v [m], a gate β:
 
     X' = X + β k (vᵀ − kᵀ X)        m = 1:   y' = y + β (v − kᵀ y) k
 
-A block's output y [C] is such a state, with d = C / m; the tokens of a CNN are its pixels. Key, value and gate are
-functions of the normalized output, c = RMSNorm(y):
+A block's output y [C] is reshaped to such a state, with d = C / m; in a CNN every pixel is a token. Key, value and gate
+are functions of the normalized output, c = RMSNorm(y):
 
     k = h / √(‖h‖² + ε²), h = W₂ W₁ c (W₁ [rank, C], W₂ [d, rank]), ε = 1e-5
     v = W_v c, or 4·sigmoid(W_v c + b) with ``value: sigmoid``
-    β = 2·tanh(w·c + b), or with a hidden layer of ``gate_hidden`` in the place of w·c (``gate: mlp``); in fp32
+    β = 2·tanh(w·c + b), or with a hidden layer of ``gate_hidden`` units instead of w·c (``gate: mlp``); in fp32
 
-β = 0 is the identity, 1 projects y onto the complement of k before it writes v, 2 reflects. ``write_only`` is the
-control: ``X + β k vᵀ``, which can only add.
+β = 0 is the identity, 1 removes the component along k and adds v, 2 reflects for v = 0. ``write_only`` is the control
+``X + β k vᵀ``, which removes nothing.
 
-Where we deviate: the operator corrects a frozen block in place of being its residual connection, so k comes from the
-output rather than from a sublayer being trained. The paper's gate 2·sigmoid(·) never gives an exact 0 and has hardly a
-gradient near it; 2·tanh(·) starts at exactly 0 with a gradient of 2, and may become negative.
+Deviations: the operator corrects the output of a frozen block instead of replacing its residual connection, so k is
+computed from the output, not by a trained sublayer. The paper's gate 2·sigmoid(·) is never exactly 0 and has a small
+gradient near 0; 2·tanh(·) is initialized to exactly 0, where its gradient is 2, and may become negative.
 
 Paper: Zhang et al., Deep Delta Learning, arXiv 2601.00417.
 """
@@ -35,13 +35,24 @@ from distill.deltas.blocks import BackboneBlock, select_blocks
 
 
 def delta_update(X: Tensor, k: Tensor, v: Tensor, beta: Tensor, write_only: bool = False) -> Tensor:
-    """``X + β k (vᵀ − kᵀX)``; X [..., d, m], k [..., d], v [..., m], β [...]. ``write_only``: ``X + β k vᵀ``."""
+    """``X + β k (vᵀ − kᵀX)``.
+
+    Args:
+        X: states [..., d, m].
+        k: unit keys [..., d].
+        v: values [..., m].
+        beta: gates β [...].
+        write_only: compute ``X + β k vᵀ`` instead.
+
+    Returns:
+        States [..., d, m], in the dtype of X.
+    """
     new = v if write_only else v - read(X, k)
     return X + ((beta.unsqueeze(-1) * k).unsqueeze(-1) * new.unsqueeze(-2)).to(X.dtype)
 
 
 def read(X: Tensor, k: Tensor) -> Tensor:
-    """What X holds along k: ``kᵀX`` [..., m]."""
+    """The component of X [..., d, m] along k [..., d]: ``kᵀX`` [..., m]."""
     return (k.unsqueeze(-2) @ X.to(k.dtype)).squeeze(-2)
 
 
@@ -52,12 +63,12 @@ def unit_key(h: Tensor, eps: float = 1e-5) -> Tensor:
 
 
 def wide(x: Tensor) -> Tensor:
-    """In fp32, if it is in a narrower type."""
+    """``x`` in fp32, or in its own dtype if that is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class DeepDelta(StructuralDelta):
-    """``y + β k (v − kᵀ y)`` after every block that ``sites`` finds (default: all residual blocks).
+    """``y + β k (v − kᵀ y)`` after every block that ``sites`` matches (default: all residual blocks).
 
     >>> import timm, torch
     >>> from distill.deltas.attach import attach
@@ -75,11 +86,11 @@ class DeepDelta(StructuralDelta):
     class Settings(DeltaSettings):
         type: Literal["deep_delta"] = "deep_delta"
         values: int = Field(1, ge=1, description="m: columns of the state; must divide the channels of every block")
-        rank: int = Field(8, ge=1, description="inner width of the map from the output to the key")
+        rank: int = Field(8, ge=1, description="width of the hidden layer between the output and the key")
         gate: Literal["linear", "mlp"] = "linear"
-        gate_hidden: int = Field(128, ge=1, description="gate: mlp only")
+        gate_hidden: int = Field(128, ge=1, description="gate: mlp only: units of its hidden layer")
         value: Literal["linear", "sigmoid"] = "linear"
-        write_only: bool = Field(False, description="the control: write v without erasing what is there")
+        write_only: bool = Field(False, description="control: add v without removing the component along k")
 
     settings: Settings
 
@@ -113,7 +124,7 @@ class Corrector(nn.Module):
         if channels % settings.values:
             raise DeltaError(
                 f"{settings.type}: {block.name!r} has {channels} channels, which values: {settings.values} does not "
-                "divide; choose a divisor, or leave the block out with exclude"
+                "divide; choose a divisor, or exclude the block"
             )
         self.write_only, self.sigmoid = settings.write_only, settings.value == "sigmoid"
         self.context_gain = nn.Parameter(torch.ones(channels))
@@ -134,12 +145,21 @@ class Corrector(nn.Module):
         return f"values={self.values}, write_only={self.write_only}"
 
     def correct(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> Tensor:
-        """The forward hook: the block's output in its own layout, corrected."""
+        """Correct the block's output: a forward hook of the block.
+
+        Args:
+            module: the block; not used.
+            inputs: its inputs; not used.
+            output: its output y, with channels at the block's channel axis.
+
+        Returns:
+            The corrected output, in the same layout.
+        """
         y = output.movedim(self.axis, -1)
         return self(y).movedim(-1, self.axis)
 
     def forward(self, y: Tensor) -> Tensor:
-        """y [..., C], corrected."""
+        """Correct y [..., C]."""
         c = F.rms_norm(y, y.shape[-1:], self.context_gain.to(y.dtype), 1e-6)
         k = unit_key(self.key(c))
         v = wide(self.value(c))

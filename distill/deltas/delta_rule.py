@@ -1,17 +1,21 @@
-"""The delta rule on a weight: erase what it answers along a direction, write something else.
+"""The delta rule on a weight: replaces the component of W along a direction k by a vector v, with step size β.
 
-``W ← W + β k (vᵀ − kᵀ W)`` with ‖k‖ = 1, ``rank`` times one after another. β = 0 changes nothing, β = 1 projects
+``W ← W + β k (vᵀ − kᵀ W)`` with ‖k‖ = 1, repeated ``rank`` times. β = 0 changes nothing, β = 1 projects
 (``kᵀ W' = vᵀ`` exactly), β = 2 with v = 0 reflects. This is the static form of Deep Delta Learning.
 
 Shapes: W [out, n], n = in/g · kh · kw, group by group; k [g, rank, out/g] (stored unnormalized), v [g, rank, n],
-β [g, rank]. k starts random, v and β at zero: step 0 changes nothing, and β alone moves first.
+β [g, rank]. k is initialized at random, v and β to zero: W is unchanged before training, and β alone has a
+gradient at first.
 
 All steps together add ``B A``: B = (β_i k_i), and the rows a_i = v_i − W_iᵀ k_i solve a triangular system, since
-``k_iᵀ W_i = k_iᵀ W + Σ_{j<i} (k_iᵀ k_j) β_j a_j``. So the cheap way is that of low rank, see ``projected``.
+``k_iᵀ W_i = k_iᵀ W + Σ_{j<i} (k_iᵀ k_j) β_j a_j``. So the output is computed as for ``low_rank``, see ``projected``.
 
-Weight decay acts on β alone, towards the unchanged weight: a direction has no size, and a v of zero erases.
+Weight decay acts on β alone, towards the unchanged weight: the length of k has no effect, and v = 0 would remove the
+component along k.
 
-Paper: arXiv 2601.00417; there on activations, block by block. Unbounded β is ours: there it is kept in [0, 2].
+Paper: arXiv 2601.00417; there on activations, block by block.
+
+Deviation: β is unbounded; in the paper it is in [0, 2].
 """
 
 from __future__ import annotations
@@ -30,7 +34,17 @@ from distill.deltas.ranked import RankedDelta
 
 
 def delta_rule_factors(weight: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """A [g, r, n] and B [g, m, r] of all steps together. weight [g, m, n], k [g, r, m], v [g, r, n], beta [g, r]."""
+    """Factors of all steps together: the steps add ``B A`` to the weight, per group.
+
+    Args:
+        weight: W [g, m, n], per group.
+        k: directions [g, r, m], normalized here.
+        v: new components [g, r, n].
+        beta: step sizes [g, r].
+
+    Returns:
+        A [g, r, n] and B [g, m, r].
+    """
     k = F.normalize(k, dim=2)
     steps = torch.tril((k @ k.mT) * beta[:, None, :], diagonal=-1)
     A = torch.linalg.solve_triangular(steps, v - k @ weight, upper=False, unitriangular=True)
@@ -70,7 +84,7 @@ class DeltaRule(RankedDelta):
     @classmethod
     def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
         U, S, Vh = torch.linalg.svd(cls.change(layer, free), full_matrices=False)
-        k = U[..., :rank].mT  # orthogonal: no step sees what another wrote
+        k = U[..., :rank].mT  # orthogonal, so the steps do not interact
         groups: int = getattr(layer, "groups", 1)
         v = k @ _blocks(layer.weight, groups) + S[:, :rank, None] * Vh[:, :rank]  # type: ignore[arg-type]
         return {"k": k.contiguous(), "v": v, "beta": torch.ones_like(S[:, :rank])}

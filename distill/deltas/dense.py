@@ -1,8 +1,8 @@
-"""Dense: ``W' = W + D``, D of W's shape, starting at zero. The reference that every smaller delta is compared with.
+"""Dense: ``W' = W + D``, D of W's shape, initialized to zero. Smaller deltas are compared with it.
 
-Penalty, summed over layers: ``l1 · Σ|D| + l2/2 · ΣD² + nuclear · ‖D‖_*``, D seen as [out, in/g · kh · kw]. All off by
-default. The nuclear norm drives D towards low rank; it is smoothed, ``Σ_i √(σ_i² + ε²) − ε`` with ε 1e-4, so that its
-gradient exists (and is zero) at the start, where all singular values are equal.
+Penalty, summed over layers: ``l1 · Σ|D| + l2/2 · ΣD² + nuclear · ‖D‖_*``, D reshaped to [out, in/g · kh · kw]. All are
+0 by default. The nuclear norm favors a D of low rank. It is smoothed, ``Σ_i √(σ_i² + ε²) − ε`` with ε 1e-4, so that its
+gradient exists (and is zero) before training, where all singular values are equal.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Dense(WeightDelta):
         nuclear: float = Field(
             0.0,
             ge=0,
-            description="weight of the sum of D's singular values in the loss; costs an eigenvalue problem "
+            description="weight of the sum of D's singular values in the loss; solves an eigenvalue problem "
             "per layer and step",
         )
 

@@ -1,14 +1,15 @@
-"""DoRA: a low-rank change of each output row's direction, and a length of its own for each row.
+"""DoRA: a low-rank change of each output row's direction, and a learned length for each row.
 
 ``W' = m · V / ‖V‖`` by rows, ``V = W + (alpha / rank) · B A``. Shapes as for ``low_rank``; m [out].
 
-The length is stored relative to the row's own, ``m = (1 + magnitude) · ‖W‖``: zero means unchanged, exactly. The
-gradient through ‖V‖ is kept (the paper offers to drop it; by way of the thin factors it costs little). A row of zeros
-stays one: it has no length to keep.
+The length is stored relative to the length of W's row, ``m = (1 + magnitude) · ‖W‖``: with ``magnitude`` and B zero, W'
+is exactly W. The gradient through ‖V‖ is computed (the paper also describes a variant without it; here it costs little,
+since it is computed from A and B). A row of zeros stays zero.
 
-A factor 1 + magnitude of less than 2⁻¹⁰ counts as that.
+The factor 1 + magnitude is at least 2⁻¹⁰ in absolute value.
 
-Cheap way: ``W' = diag(f) W + (f B) A`` with one factor f for each row, see ``projected``; no second output is kept.
+Computation: ``W' = diag(f) W + diag(f) B A`` with one factor f for each row, see ``projected``; no second output is
+kept.
 
 Paper: Liu et al., arXiv 2402.09353.
 """
@@ -28,15 +29,25 @@ from distill.deltas.projected import factor, projected
 
 
 def row_lengths(weight: Tensor) -> Tensor:
-    """‖W_o‖ of every row, at least the smallest normal number."""
+    """[out], ‖W_o‖ of every row, at least the smallest normal number."""
     return torch.linalg.vector_norm(weight.flatten(1), dim=1).clamp(min=torch.finfo(weight.dtype).tiny)
 
 
 def changed_lengths(weight: Tensor, lengths: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """‖V‖ of every row of ``V = W + B A`` without forming V: ``‖V‖² = ‖W‖² + 2 B·(W Aᵀ) + B (A Aᵀ) Bᵀ``."""
+    """‖V‖ of every row of ``V = W + B A`` without forming V: ``‖V‖² = ‖W‖² + 2 B·(W Aᵀ) + B (A Aᵀ) Bᵀ``.
+
+    Args:
+        weight: W [out, in/g, kh, kw] or [out, in].
+        lengths: ‖W‖ of every row [out].
+        A: [g, rank, n], n = in/g · kh · kw.
+        B: [g, out/g, rank], scaled.
+
+    Returns:
+        [out].
+    """
     blocks = weight.reshape(B.shape[0], B.shape[1], -1)
     square = lengths.square() + (B * (2 * (blocks @ A.mT) + B @ (A @ A.mT))).sum(2).flatten()
-    # Rounding may leave less than nothing where W and B A cancel.
+    # Rounding may give a negative value where W and B A cancel.
     return square.clamp(min=torch.finfo(weight.dtype).tiny).sqrt()
 
 
@@ -78,7 +89,7 @@ class DoRA(LowRank):
         return None  # lengths multiply
 
     def factors(self, lengths: Tensor, changed: Tensor) -> Tensor:
-        """What the rows of V are multiplied with; ‖W‖ and ‖V‖ are given."""
+        """[out], the factors of V's rows, ``(1 + magnitude) · ‖W‖ / ‖V‖``, from ``lengths`` ‖W‖ and ``changed`` ‖V‖."""
         return factor(self.magnitude) * (lengths / changed)
 
     def forward(self, weight: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""What a frozen network said of views that it has seen before, in main memory, found again by their content.
+"""A cache of a frozen network's outputs in main memory, keyed by the content of the views.
 
-Nothing has to declare that views repeat: views that do are found, others only fill the memory up to its limit. A
-network in eval mode treats samples one by one, so a batch may be put together of remembered and new ones; kernels
-chosen by batch size may round differently.
+Views need not be declared to repeat: those that do are found, others fill the memory up to its limit. A network in eval
+mode computes each sample independently, so a batch may combine cached and new samples; kernels that are selected by
+batch size may round differently.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class FeatureCache:
-    """Remembers up to ``capacity`` bytes; what comes after that is computed every time."""
+    """Holds up to ``capacity`` bytes; outputs that no longer fit are computed every time."""
 
     def __init__(self, capacity: int):
         self.capacity = capacity
@@ -31,7 +31,7 @@ class FeatureCache:
 
     @torch.compiler.disable
     def __call__(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        """``compute(x)``, done for the samples of ``x`` that are new."""
+        """``compute(x)``, computed only for the samples of ``x`` [B, ...] that are not in the cache."""
         keys = digests(x)
         rows = {key: self._rows[key] for key in keys if key in self._rows}
         self.asked += len(keys)
@@ -51,7 +51,7 @@ class FeatureCache:
 
 
 def digests(x: Tensor) -> list[tuple[Any, ...]]:
-    """128 bits of every sample's content, together with its shape and the precision in force. Waits for the device."""
+    """A key per sample: 128 bits of its content, its shape, and the dtype in use. Synchronizes with the device."""
     bits = x.detach().float().contiguous().flatten(1).view(torch.int32).long()
     generator = torch.Generator().manual_seed(0x1ADDE2)
     factors = torch.randint(-(2**62), 2**62, (bits.shape[1], 2), generator=generator).to(x.device) * 2 + 1

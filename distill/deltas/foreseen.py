@@ -1,4 +1,4 @@
-"""What can be known before anything is trained: that the deltas of an entry can do what its settings ask of them."""
+"""Checks before training that the settings of an entry of ``student.deltas`` can be met on its layers."""
 
 from __future__ import annotations
 
@@ -12,16 +12,18 @@ from distill.deltas.sites import find_target
 
 
 def check_entry(model: nn.Module, entry: DeltaSettings, deltas: Mapping[str, Delta]) -> None:
-    """See ``WeightDelta.check``.
+    """Run ``WeightDelta.check`` of an entry's method; structural deltas have none.
 
     Args:
-        model: carries the deltas of the entry; those whose ranks the data will choose at rank 1.
-        deltas: site → delta; what stands in for the entry's own on layers that are too small is left out.
+        model: has the deltas of the entry; those whose ranks are chosen from data have rank 1.
+        entry: settings of the deltas.
+        deltas: site → delta. Dense deltas that replace oversized ones are ignored.
 
     Raises:
-        DeltaError: what would end a training, maybe only at its end: a budget that buys nothing, a bound passed.
+        DeltaError: a budget is too small for one rank, or a bound cannot be kept. Training would fail for it, maybe
+            only at its end.
     """
     method = entry.component
     if method is not None and issubclass(method, WeightDelta):
         own = [find_target(model, site) for site, delta in deltas.items() if isinstance(delta, method)]
-        method.check(entry, {place.name: layer_at(model, place) for place in own})
+        method.check(entry, {target.name: layer_at(model, target) for target in own})

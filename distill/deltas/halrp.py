@@ -3,21 +3,24 @@
 For convs B is constant over the window: ``W'[o, i, :, :] = R_o W[o, i, :, :] S_i + (K2 K1)[o, i]``, group by group.
 
 Shapes: W [out, in/g, kh, kw], R [out], S [in], K1 [g, rank, in/g], K2 [g, out/g, rank]. R and S are stored as offsets
-from 1, starting at zero, and a factor smaller than 2⁻¹⁰ counts as that; K1 starts Kaiming uniform, K2 at zero. Where
-ranks are chosen from the data (``ranks``), they start from the closed forms after a free warm-up, as in the paper:
+from 1, initialized to zero; factors are at least 2⁻¹⁰ in absolute value. K1 is initialized Kaiming uniform, K2 to zero.
+If ranks are chosen from the data (``ranks``), the initial values are closed forms of Wf, the weight after a warm-up in
+which all weights are trained, as in the paper:
 
 - ``R_j = ⟨Wf_j, W_j⟩ / ‖W_j‖²`` for every row, then ``S_i = ⟨(R W)_i, Wf_i⟩ / ‖(R W)_i‖²`` for every column;
 - ``E = Wf − R W S``, averaged over the window, ``E ≈ U Σ Vᵀ``, ``K1 = √Σ Vᵀ``, ``K2 = U √Σ``.
 
-After training, entries of K1 and K2 whose size is below ``max(1e-5, t)`` are set to zero, and a rank of which one half
-is gone goes whole. t is the smallest size at which R, S and what is left of K1 and K2 are at most ``max_growth`` of the
-layers' own numbers; without ``max_growth`` it is 0.
+After training, entries of K1 and K2 whose absolute value is at most ``max(1e-5, t)`` are set to zero, and a rank whose
+row of K1 or column of K2 is zero is removed. t is the smallest value for which R, S and the remaining entries of K1 and
+K2 number at most ``max_growth`` times the entries of the layers' weights; without ``max_growth`` it is 0.
 
-Cheap way: gradients of R and S from the layer's two sides, see ``projected``; the first layer, whose input has no
-gradient, takes that of its full weight.
+Computation: the gradients of R and S come from the layer's input and output, see ``projected``. For the first layer,
+whose input has no gradient, the gradient of the full weight is computed.
 
-Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimizer's weight decay leaves them out.
-Deviation: R and S are pulled towards 1 instead of 0, so that decay leads back to the backbone.
+Penalty: ``l1 · (Σ|K1| + Σ|K2|) + l2/2 · (‖R‖² + ‖S‖² + ‖K1‖² + ‖K2‖²)``; the optimizer's weight decay does not
+apply to them.
+
+Deviation: R and S are regularized towards 1 instead of 0, so that the penalty favors the backbone's weights.
 
 Paper: arXiv 2311.15161 (l1 there 1e-6 … 1e-4, l2 1e-4).
 """
@@ -40,7 +43,16 @@ from distill.deltas.ranked import RankedDelta, by_rank, factors
 
 
 def closed_form(weight: Tensor, free: Tensor, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """Factors of the rows [out] and then of the columns [in] that bring W closest to ``free``; 1 where W is zero."""
+    """Least-squares factors of W's rows, then of its columns, for ``diag(R) W diag(S) ≈ Wf``; 1 where W is zero.
+
+    Args:
+        weight: W [out, in/g, kh, kw] or [out, in].
+        free: Wf, of W's shape.
+        groups: g.
+
+    Returns:
+        R [out] and S [in].
+    """
     rows = _best_factor(weight.flatten(1), free.flatten(1), dim=1)
     scaled = scale_rows(weight, rows)
     blocks = (groups, -1, *weight.shape[1:2], weight[0, 0].numel())
@@ -55,7 +67,7 @@ def _best_factor(a: Tensor, b: Tensor, dim: int | tuple[int, ...]) -> Tensor:
 
 
 def pruning_size(entries: Tensor, allowed: int) -> float:
-    """The size that an entry must exceed to be kept: 1e-5, or more where more than ``allowed`` exceed that."""
+    """The absolute value that an entry must exceed to be kept: 1e-5, or larger so that at most ``allowed`` are kept."""
     sizes = entries.abs()
     if allowed >= len(sizes):
         return 1e-5
@@ -82,7 +94,10 @@ class HALRP(RankedDelta):
         l1: float = Field(1e-5, ge=0, description="weight of Σ|K1| + Σ|K2| in the loss")
         l2: float = Field(1e-4, ge=0, description="weight of half the sum of all squares in the loss")
         max_growth: float | None = Field(
-            None, gt=0, le=1, description="numbers left after pruning, over those of the changed layers"
+            None,
+            gt=0,
+            le=1,
+            description="bound on the parameters after pruning, as a fraction of the entries of the changed weights",
         )
 
     settings: Settings
@@ -104,7 +119,7 @@ class HALRP(RankedDelta):
 
     @classmethod
     def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
-        """R and S, which are never pruned, are within ``max_growth``."""
+        """Raise ``DeltaError`` if R and S, which are never pruned, exceed ``max_growth`` alone."""
         super().check(settings, layers)
         assert isinstance(settings, cls.Settings)
         weights: list[Tensor] = [layer.weight for layer in layers.values()]  # type: ignore[misc]
@@ -115,8 +130,8 @@ class HALRP(RankedDelta):
         )
         if settings.max_growth is not None and scales > settings.max_growth * numbers:
             raise DeltaError(
-                f"halrp: R and S alone are {scales / numbers:.2%} of the layers, more than max_growth "
-                f"{settings.max_growth:.2%}; allow more, or leave small layers out"
+                f"halrp: R and S alone have {scales / numbers:.2%} of the entries of the layers, more than max_growth "
+                f"{settings.max_growth:.2%}; raise it, or leave small layers out"
             )
 
     @classmethod
@@ -150,13 +165,15 @@ class HALRP(RankedDelta):
             bound = settings.max_growth * sum(delta.numbers for delta in deltas.values())
             allowed = int(bound) - sum(delta.R.numel() + delta.S.numel() for delta in deltas.values())
             if allowed < 0:
-                raise DeltaError(f"halrp: R and S alone are more than max_growth {settings.max_growth:g} of the layers")
+                raise DeltaError(
+                    f"halrp: R and S alone have more than max_growth {settings.max_growth:g} of the layers' entries"
+                )
         smallest = pruning_size(entries, allowed)
         ranks, tensors = {}, {}
         for site, delta in deltas.items():
             K1, K2 = (K.detach() * (K.detach().abs() > smallest) for K in (delta.K1, delta.K2))
             whole = K1.flatten(2).any(2).any(0) & K2.any(1).any(0)
-            whole[0] |= not whole.any()  # a rank of zero has no form; one that is zero has
+            whole[0] |= not whole.any()  # no delta has rank 0, so one rank stays even if it is zero
             ranks[site] = int(whole.sum())
             tensors[site] = {"R": delta.R.detach(), "S": delta.S.detach(), "K1": K1[:, whole], "K2": K2[..., whole]}
         return DeltaInit(by_rank(settings, ranks), tensors)

@@ -1,15 +1,15 @@
-"""IA3: one factor per channel, of what a layer puts out or of what it takes in, and nothing else.
+"""IA3: one learned factor per output channel or per input channel of a layer.
 
 ``side: output``: ``y' = (1 + s) · y``, so ``W' = diag(1 + s) W`` and ``b' = (1 + s) · b``; s [out].
-``side: input``: ``y' = W ((1 + s) · x) + b``, so ``W' = W diag(1 + s)``; s [in]. IA3 scales keys and values at their
-output and the hidden layer of the feed-forward block at the input of the layer behind it:
+``side: input``: ``y' = W ((1 + s) · x) + b``, so ``W' = W diag(1 + s)``; s [in]. IA3 scales the
+output of the key and value projections, and the input of the second layer of the feed-forward block:
 ``{type: ia3, sites: "blocks.*.attn.qkv[kv]"}`` and ``{type: ia3, sites: "blocks.*.mlp.fc2", side: input}``.
 
-s starts at zero: it is stored as the offset from 1. Scale and shift at once is ``scale_shift``.
+s is stored as the offset from 1 and initialized to zero. ``scale_shift`` also learns a shift.
 
-Cheap way: scale the layer's own output or input; the gradient of the full weight is never formed.
+Computation: the layer's output or input is scaled; the gradient of the full weight is never formed.
 
-Paper: Liu et al., arXiv 2205.05638. There the factors stand beside the layer; here they are merged into it.
+Paper: Liu et al., arXiv 2205.05638. There the factors are separate from the layer; here they are merged into it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,16 @@ def scale_rows(weight: Tensor, factors: Tensor) -> Tensor:
 
 
 def scale_columns(weight: Tensor, factors: Tensor, groups: int) -> Tensor:
-    """``W diag(f)`` over input channels: W [out, in/g, …], f [in]; each group has its own channels."""
+    """``W diag(f)`` over input channels; each group has its own channels.
+
+    Args:
+        weight: W [out, in/g, …].
+        factors: f [in].
+        groups: g.
+
+    Returns:
+        [out, in/g, …].
+    """
     blocks = weight.view(groups, -1, *weight.shape[1:])
     return (blocks * factors.view(groups, 1, -1, *[1] * (weight.ndim - 2))).view(weight.shape)
 
@@ -51,7 +60,7 @@ class IA3(WeightDelta):
 
     class Settings(DeltaSettings):
         type: Literal["ia3"] = "ia3"
-        side: Literal["output", "input"] = Field("output", description="which channels have a factor")
+        side: Literal["output", "input"] = Field("output", description="which channels get factors")
 
     settings: Settings
     changes_bias = True

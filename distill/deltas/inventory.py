@@ -1,4 +1,4 @@
-"""What a model carries: every delta with its layer's kind and shape, its rank and its bytes."""
+"""A list of a model's deltas, each with its layer's kind and shape, its rank and its bytes."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Listed:
     site: str
     type: str
     kind: str
-    """The layer's kind; of a structural delta "structural"."""
+    """The layer's kind; "structural" for a structural delta."""
     shape: tuple[int, ...]
-    """Of the weight, or of the rows of it that the site names; empty for a structural delta."""
+    """Shape of the weight, or of the rows that the site names; empty for a structural delta."""
     rank: int | None
-    """None for a method that has none."""
+    """None for a method without ranks."""
     bytes: int
-    """As the delta file stores it."""
+    """Bytes of the delta's tensors, as the delta file stores them."""
     layer_bytes: int
-    """Of the frozen weight, or of its rows; 0 for a structural delta."""
+    """Bytes of the frozen weight, or of these rows; 0 for a structural delta."""
 
 
 def inventory(model: nn.Module) -> list[Listed]:
-    """All deltas of a model, in its order."""
+    """All deltas of a model, layer by layer in its order."""
     return [_listed(model, site.name, site.delta) for site in deltas(model)]
 
 
@@ -38,11 +38,11 @@ def _listed(model: nn.Module, name: str, delta: WeightDelta | StructuralDelta) -
     size, rank = tensor_bytes(delta.state_dict().values()), getattr(delta.settings, "rank", None)
     if isinstance(delta, StructuralDelta):
         return Listed(name, delta.settings.type, "structural", (), rank, size, 0)
-    place = find_target(model, name)
-    layer = model.get_submodule(place.layer)
+    target = find_target(model, name)
+    layer = model.get_submodule(target.layer)
     weight = frozen_weight(layer)
-    if place.rows is not None:
-        weight = weight[slice(*place.rows)]
+    if target.rows is not None:
+        weight = weight[slice(*target.rows)]
     kind = layer_kind(layer) or "other"
     return Listed(name, delta.settings.type, kind, tuple(weight.shape), rank, size, tensor_bytes([weight]))
 

@@ -1,22 +1,25 @@
-"""Ladder side network: a thin network beside a frozen one, fed from its stages. No gradient enters the backbone.
+"""Ladder side network: a thin network that reads the stages of a frozen one. No gradient enters the backbone.
 
 With the backbone's outputs h_i (without gradient) at its taps and widths w_i = C_i / ``reduction``, s = D_0 h_0, then
 
-    s ← Block_i(g_i · T_i s + (1 − g_i) · D_i h_i),    g_i = sigmoid(α_i / 0.1), α_i = 0 at the start
-    F' = F + U norm(s)                                 U = 0 at the start
+    s ← Block_i(g_i · T_i s + (1 − g_i) · D_i h_i),    g_i = sigmoid(α_i / 0.1), α_i = 0 before training
+    F' = F + U norm(s)                                 U = 0 before training
 
 D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does.
-F is what the backbone's ``forward_features`` gives: [B, D, H, W], [B, H, W, D] or [B, N, D]; the backbone's own pooling
-and the head follow. Since nothing before F records a graph, its activations are not kept.
+F is the output of the backbone's ``forward_features``: [B, D, H, W], [B, H, W, D] or [B, N, D]; the backbone's own
+pooling and head are applied to F'. Nothing before F records a graph, so the backbone's activations are not kept for
+backward.
 
-Side blocks have the form of the backbone's last block before the tap, made thinner, and start from its weights:
-structured pruning keeps the channels of the greatest importance, which is the empirical Fisher of the experiment's
-loss over ``samples`` images, measured once the head has been trained for an epoch. Without a preparation on data,
-squared weights stand in for it. Of a block on maps its convs and Linears are kept, its attention is not. ``init:
-random`` takes any backbone; its blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer block for tokens.
+A side block has the form of the backbone's last block up to the tap, with fewer channels, and is initialized from its
+weights by structured pruning: the channels of the greatest importance are kept. Importance is the empirical Fisher
+information of the experiment's loss over ``samples`` images, after the head has been trained for an epoch; if
+``prepare`` has not run, the squares of the weights. Of a block on maps, convs and Linears are kept, attention is not.
+``init: random`` works with any backbone: its side blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer
+block for tokens.
 
-Where we deviate: the paper replaces the backbone's output by U s; here U s is added, so that the student starts as the
-backbone. Layer drop is the paper's, fewer rungs (``every``); ``drop_path`` skips side blocks at random in training.
+Deviations: the paper replaces the backbone's output by U s; here U norm(s) is added, so that before training the
+student computes what the backbone does. ``every`` is the paper's layer drop (fewer rungs); ``drop_path`` skips side
+blocks at random in training.
 
 Paper: Sung et al., LST: Ladder Side-Tuning, arXiv 2206.06522.
 """
@@ -37,7 +40,7 @@ from distill.deltas.structured_pruning import Importance, prune_into, stream_sco
 
 
 class Ladder(StructuralDelta):
-    """``F + U norm(s)`` with s climbing beside the frozen backbone.
+    """``F + U norm(s)``, s the output of a side network that reads the frozen backbone's stages.
 
     >>> import timm, torch
     >>> from distill.deltas.attach import attach
@@ -54,18 +57,20 @@ class Ladder(StructuralDelta):
 
     class Settings(DeltaSettings):
         type: Literal["ladder"] = "ladder"
-        reduction: int = Field(8, ge=2, le=64, description="the backbone's width over the side network's")
+        reduction: int = Field(8, ge=2, le=64, description="width of the backbone divided by that of the side network")
         init: Literal["pruned", "random"] = Field(
-            "pruned", description="side blocks are cut out of the backbone's, or new"
+            "pruned", description="side blocks are pruned from the backbone's blocks, or new"
         )
-        samples: int = Field(1024, ge=1, description="init: pruned only: images over which the Fisher is measured")
-        every: int = Field(1, ge=1, description="layer drop: a rung at every n-th tap only, counted from the last")
-        drop_path: float = Field(0.0, ge=0, lt=1, description="chance that a sample skips a side block in training")
+        samples: int = Field(1024, ge=1, description="init: pruned only: images over which importance is averaged")
+        every: int = Field(1, ge=1, description="layer drop: one rung for every n-th tap, counted from the last")
+        drop_path: float = Field(
+            0.0, ge=0, lt=1, description="probability that a sample skips a side block in training"
+        )
         cache_mb: int = Field(
             0,
             ge=0,
-            description="megabytes of main memory in which the backbone's outputs are kept and found again by a view's "
-            "content: for views that repeat, such as those of a chain without random operations; 0: no cache",
+            description="MiB of main memory for a cache of the backbone's outputs, keyed by the content of a view: for "
+            "views that repeat, such as those of a chain without random operations; 0: no cache",
         )
 
     settings: Settings
@@ -79,7 +84,7 @@ class Ladder(StructuralDelta):
         if len(set(kinds)) > 1:
             outputs = ", ".join(f"{block.name} {list(block.shape)}" for block in (*taps, final))
             raise DeltaError(
-                f"ladder: its taps and forward_features must all give maps, or all the same tokens, but they give "
+                f"ladder: its taps and forward_features must all give maps, or all equally many tokens, but give "
                 f"{outputs}; name other stages, or use 'adapter'"
             )
         self.names = [tap.name for tap in taps]
@@ -104,7 +109,10 @@ class Ladder(StructuralDelta):
 
     @torch.no_grad()
     def prune(self, backbone: nn.Module, importance: Importance) -> None:
-        """Start the side blocks from the backbone's, see ``structured_pruning``. Taps of one width share a stream."""
+        """Initialize the side blocks from the backbone, see ``structured_pruning``.
+
+        The same channels are kept at all taps of one width.
+        """
         scores = [stream_scores(rung, backbone, importance) for rung in self.rungs]  # type: ignore[arg-type]
         for rung, own in zip(self.rungs, scores, strict=True):
             same = torch.stack([other for other in scores if len(other) == len(own)]).sum(0)
@@ -126,7 +134,7 @@ class Ladder(StructuralDelta):
     def attach(self, backbone: nn.Module) -> None:
         for name, rung in zip(self.names, self.rungs, strict=True):
             backbone.get_submodule(name).register_forward_hook(rung.keep)  # type: ignore[arg-type]
-        self._backbone = (backbone,)  # in a tuple, so that it does not become a child of its own child
+        self._backbone = (backbone,)  # in a tuple, so that it is not registered as a child of its own child
         backbone.forward_features = self.forward_features  # type: ignore[assignment]
         backbone.forward_intermediates = self.forward_intermediates  # type: ignore[assignment]
 
@@ -139,7 +147,16 @@ class Ladder(StructuralDelta):
         return outputs | ({"cached": torch.tensor(self.cache.hit_rate)} if self.cache.capacity else {})
 
     def forward_features(self, x: Tensor, *arguments: Any, **more: Any) -> Tensor:
-        """In the place of the backbone's."""
+        """Replaces the backbone's method.
+
+        Args:
+            x: images [B, 3, H, W].
+            arguments: of the backbone's method.
+            more: its keyword arguments.
+
+        Returns:
+            F', of the shape that the backbone's method returns.
+        """
 
         def compute(x: Tensor) -> tuple[Tensor, ...]:
             final = type(self._backbone[0]).forward_features(self._backbone[0], x, *arguments, **more)
@@ -155,7 +172,16 @@ class Ladder(StructuralDelta):
         return self.climb(final)
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **more: Any) -> Any:
-        """In the place of the backbone's; maps are the backbone's own, without gradient, and never cached."""
+        """Replaces the backbone's method. The maps are the backbone's, without gradient; the cache is not used.
+
+        Args:
+            x: images [B, 3, H, W].
+            arguments: of the backbone's method.
+            more: its keyword arguments.
+
+        Returns:
+            What the backbone's method returns, with F' in place of F.
+        """
         with torch.no_grad():
             outputs = type(self._backbone[0]).forward_intermediates(self._backbone[0], x, *arguments, **more)
         if not isinstance(outputs, tuple):
@@ -164,7 +190,7 @@ class Ladder(StructuralDelta):
         return self.climb(final), maps
 
     def climb(self, final: Tensor) -> Tensor:
-        """``F + U norm(s)``, from what the rungs have seen."""
+        """``F + U norm(s)``, from the outputs that the rungs have kept."""
         s = None
         for rung in self.rungs:
             s = rung(s)
@@ -174,12 +200,12 @@ class Ladder(StructuralDelta):
 
 
 def _final(backbone: nn.Module) -> BackboneBlock:
-    """What the pooling and the head are given."""
+    """The backbone's ``forward_features``, whose output pooling and head read."""
     with torch.no_grad(), eval_mode(backbone):
         output = backbone.forward_features(empty_image(backbone))  # type: ignore[operator]
     if not isinstance(output, Tensor) or output.ndim not in (3, 4):
         raise DeltaError(
-            f"ladder: {type(backbone).__name__}.forward_features gives no map and no tokens; use 'adapter'"
+            f"ladder: {type(backbone).__name__}.forward_features gives neither a map nor tokens; use 'adapter'"
         )
     return as_block(backbone, "forward_features", output)
 

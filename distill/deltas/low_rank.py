@@ -1,12 +1,12 @@
 """Low rank (LoRA): ``W' = W + (alpha / rank) · B A``.
 
 Shapes: W [out, in/g, kh, kw] of a conv with g groups (Linear: g = 1, no window), n = in/g · kh · kw,
-A [g, rank, n], B [g, out/g, rank]. Groups are changed block by block, one pair per group, so that merging is exact
-for grouped and depthwise convs too. A starts Kaiming uniform as a Linear's weight does, B at zero.
+A [g, rank, n], B [g, out/g, rank]. Each group has its own pair A, B, so that merging is exact for grouped and
+depthwise convs too. A is initialized Kaiming uniform, as the weight of a Linear, B to zero.
 
 Deviation from LoRA for convs: the whole window is one row of A (the ``[rank, in · kh · kw]`` form), without dropout.
 
-Cheap way: one convolution with the changed weight whose backward never forms the full weight's gradient; see
+Computation: one convolution with the changed weight; its backward never forms the gradient of the full weight, see
 ``projected``.
 
 Paper: Hu et al., LoRA, arXiv 2106.09685.
@@ -30,7 +30,7 @@ from distill.deltas.ranked import RankedDelta, factors
 
 
 def fresh_factors(layer: nn.Module, rank: int) -> tuple[nn.Parameter, nn.Parameter]:
-    """A at a Linear's usual start and B at zero, for a layer."""
+    """A [g, rank, n] with the usual initialization of a Linear, and B [g, out/g, rank] of zeros, for a layer."""
     weight: Tensor = layer.weight  # type: ignore[assignment]
     groups: int = getattr(layer, "groups", 1)
     out, inner = weight.shape[0], weight[0].numel()
@@ -55,14 +55,12 @@ class LowRank(RankedDelta):
 
     class Settings(RankedSettings):
         type: Literal["low_rank"] = "low_rank"
-        alpha: float | None = Field(
-            None, gt=0, description="the change is scaled by alpha / rank; none means rank, so 1"
-        )
+        alpha: float | None = Field(None, gt=0, description="the change is multiplied by alpha / rank; none: by 1")
 
         @model_validator(mode="after")
         def _no_scale_of_chosen_ranks(self) -> LowRank.Settings:
             if self.ranks is not None and self.alpha is not None:
-                raise error_at("alpha", "alpha / rank would scale layers of chosen ranks unevenly; leave it out")
+                raise error_at("alpha", "alpha / rank would differ between layers of different ranks; leave alpha out")
             return self
 
     settings: Settings
@@ -76,13 +74,22 @@ class LowRank(RankedDelta):
 
     @classmethod
     def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
-        """``A = √Σ Vᵀ`` and ``B = U √Σ`` of ``W_free − W``."""
+        """``A = √Σ Vᵀ`` and ``B = U √Σ``, from the singular value decomposition of ``W_free − W``.
+
+        Args:
+            layer: before training.
+            free: W_free, of the shape of the layer's weight.
+            rank: of the delta.
+
+        Returns:
+            ``A`` [g, rank, n] and ``B`` [g, out/g, rank].
+        """
         B, A = factors(cls.change(layer, free), rank)
         return {"A": A, "B": B}
 
     @classmethod
     def summed(cls, parts: Sequence[DeltaTensors]) -> DeltaTensors | None:
-        """The ranks of all parts side by side. Directions of equal A become one, those whose B is zero go."""
+        """The factors of all parts, concatenated. Ranks with equal A are merged, ranks whose B is zero removed."""
         settings: Any = [part.settings for part in parts]
         scales = [1.0 if own.alpha is None else own.alpha / own.rank for own in settings]
         A = torch.cat([part.tensors["A"] for part in parts], 1)
@@ -93,7 +100,7 @@ class LowRank(RankedDelta):
         kept = [i for i in rows.values() if B[..., i].any()] or [0]
         A, B = A[:, kept], B[..., kept]
         if A.numel() + B.numel() >= A.shape[0] * B.shape[1] * A.shape[2]:
-            return None  # as large as the layer: several deltas on it are the smaller form
+            return None  # as large as the layer: separate deltas take fewer bytes
         return DeltaTensors(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
 
     def forward(self, weight: Tensor) -> Tensor:

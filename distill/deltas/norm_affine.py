@@ -1,7 +1,7 @@
-"""Norm affine only: ``γ' = γ + c`` and ``β' = β + h`` of every norm layer, c and h starting at zero.
+"""Norm affine only: ``γ' = γ + c`` and ``β' = β + h`` of every norm layer, c and h initialized to zero.
 
-A norm without β gets c alone. Statistics of batch norms stay what they are. The same freedom as ``scale_shift`` with
-``kinds: norm``, in additive form: a γ of zero can move.
+A norm without β gets c alone. The statistics of batch norms do not change. ``scale_shift`` with ``kinds: norm`` has as
+many parameters, but in multiplicative form, so that it cannot change a γ of zero.
 
 Papers: Frankle et al., arXiv 2003.00152 (batch norm only); Zhao et al., arXiv 2312.11420 (layer norm only).
 """

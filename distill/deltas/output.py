@@ -1,9 +1,9 @@
-"""Output delta: ``z = z_head(f) + g · δ(f)``, with ``δ(f) = W₂ gelu(W₁ f)``; g starts at zero.
+"""Output delta: ``z = z_head(f) + g · δ(f)``, with ``δ(f) = W₂ gelu(W₁ f)`` and g initialized to zero.
 
 f [B, D] is the classifier's input, z [B, K] its logits, W₁ [hidden, D] and W₂ [K, hidden] have biases, g is a scalar.
-Under an objective on logits δ learns what the teacher says beyond the backbone, since that is what is left of the
-gradient. At the start only g has a gradient; δ follows as soon as g has moved. A network with several classifiers (a
-distillation token) gets one delta for each.
+With an objective on logits, δ learns the difference between the teacher's logits and those of the head. Before training
+only g has a gradient; δ has one as soon as g is not zero. A network with several classifiers (a distillation token)
+gets one correction for each.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class OutputDelta(StructuralDelta):
     def __init__(self, settings: Settings, backbone: nn.Module):
         super().__init__(settings, backbone)
         if settings.sites != ("*",) or settings.exclude or settings.kinds:
-            raise DeltaError("output: it sits on the classifier; leave sites, exclude and kinds out")
+            raise DeltaError("output: it is attached to the classifier; leave sites, exclude and kinds out")
         self.names = classifier_names(backbone)
         heads = [backbone.get_submodule(name) for name in self.names]
         if not heads or not all(isinstance(head, nn.Linear) for head in heads):
@@ -75,5 +75,14 @@ class Correction(nn.Module):
         self.gain = nn.Parameter(torch.zeros(()))
 
     def correct(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        """The forward hook."""
+        """Add the correction to the logits: a forward hook of the classifier.
+
+        Args:
+            module: the classifier; not used.
+            inputs: its input f [B, D], first of the tuple.
+            output: its logits [B, K].
+
+        Returns:
+            The corrected logits [B, K], in the dtype of ``output``.
+        """
         return output + (self.gain * self.out(F.gelu(self.into(inputs[0])))).to(output.dtype)

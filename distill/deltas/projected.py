@@ -1,17 +1,17 @@
-"""One convolution with the changed weight, and gradients to the thin tensors of the change alone.
+"""One convolution with the changed weight, and gradients of the change's factors alone.
 
 For ``y = W' ∗ x + b`` with ``W' = W + B A`` per group, backward computes ``dB = Σ dy · (A ∗ x)ᵀ`` and
 ``dA = corr(x, Bᵀ dy)``. The gradient of the full weight is never formed, no second set of activations is kept, and the
-output is that of the merged layer.
+output equals that of the merged layer.
 
-Factors of the rows and columns of W, ``W' = diag(R) W diag(S) + B A``, need no gradient of the full weight either. Both
-sides of ``y − b`` are known, and each factor scales its part of them, so (sums over batch and places)::
+Factors of the rows and columns of W, ``W' = diag(R) W diag(S) + B A``, need no gradient of the full weight either.
+Their gradients follow from the layer's input x and output y, with sums over batch and positions::
 
     R_o dR_o = Σ dy_o (y_o − b_o) − (B · dB)_o         S_i dS_i = Σ x_i dx_i − (A · dA)_i
 
-W' is made anew in backward: keeping it from forward to backward would take as much memory as the whole backbone, and
-making it costs ``2 r`` operations per weight, which is little beside the convolution's. y is kept where R is learned,
-which is free in front of a norm layer: that keeps it too.
+W' is computed again in backward: to keep it would take as much memory as the whole backbone, and to compute it takes
+``2 r`` operations per weight, few compared with the convolution. y is kept if R is learned; a norm layer that follows
+keeps it anyway.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _LEAST = 2**-10
 
 
 def factor(offset: Tensor) -> Tensor:
-    """``1 + offset``, but for sizes below 2⁻¹⁰, which become 2⁻¹⁰: its gradient is had by dividing by it.
+    """``1 + offset``, at least 2⁻¹⁰ in absolute value, because its gradient is computed by dividing by it.
 
-    The gradient to ``offset`` is that of ``1 + offset`` everywhere, so no factor is caught at the bound.
+    The gradient of ``offset`` is that of ``1 + offset`` everywhere, so training can move a factor away from the bound.
     """
     plain = 1 + offset
     bounded = torch.where(plain < 0, plain.clamp(max=-_LEAST), plain.clamp(min=_LEAST))
@@ -54,12 +54,18 @@ def projected(
     Gradients go to x, bias, A, B, rows and columns.
 
     Args:
-        weight: W [out, in/g, kh, kw], frozen.
-        A, B: [g, r, in/g · kh · kw] and [g, out/g, r].
-        rows, columns: [out] and [in], nowhere zero (see ``factor``); none: ones.
+        layer: gives stride, padding, dilation and groups.
+        x: input, [B, in, H, W] or [..., in].
+        weight: W [out, in/g, kh, kw] or [out, in], frozen.
+        bias: [out], or None.
+        A: [g, r, n], n = in/g · kh · kw.
+        B: [g, out/g, r].
+        rows: [out], nowhere zero (see ``factor``); None: ones.
+        columns: [in], nowhere zero; None: ones.
 
-    Returns None where the layer pads in another way than by numbers of zeros, or where columns are learned on an input
-    without gradient, the images: the definition is cheaper there.
+    Returns:
+        [B, out, H', W'] or [..., out]. None if the layer does not pad by numbers of zeros, or if there are columns but
+        x has no gradient, as images have none: the changed weight itself is then used.
     """
     if not pads_plainly(layer) or (columns is not None and not x.requires_grad):
         return None
@@ -79,7 +85,7 @@ def geometry_of(layer: nn.Module) -> Geometry:
 
 
 def as_computed(x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Input and bias in the precision that autocast asks for."""
+    """Input and bias in autocast's dtype, if autocast is on."""
     if not torch.is_autocast_enabled(x.device.type):
         return x, bias
     dtype = torch.get_autocast_dtype(x.device.type)
@@ -103,7 +109,7 @@ class _Projected(torch.autograd.Function):
         ctx.geometry, ctx.watched = geometry, None
         kept = None if rows is None else y
         if kept is not None and not torch.compiler.is_compiling():
-            # An activation that writes into y, as ReLU in place, would make an error of a saved tensor.
+            # If an in-place activation writes into y, autograd raises an error for a saved tensor.
             ctx.watched, kept = (y.detach(), y._version), None
         ctx.save_for_backward(x, weight, bias, A, B, rows, columns, kept)
         return y
@@ -114,12 +120,12 @@ class _Projected(torch.autograd.Function):
         x, weight, bias, A, B, rows, columns, y = ctx.saved_tensors
         geometry: Geometry = ctx.geometry
         a = A.to(x.dtype).reshape(-1, *weight.shape[1:])
-        # Bᵀ as a pointwise layer of dy, not B backwards: the same sums, two to eight times faster on a CPU.
+        # Bᵀ as a pointwise layer on dy: the same sums as B's backward, two to eight times faster on a CPU.
         b = B.mT.to(x.dtype).reshape(len(a), -1, *[1] * (weight.ndim - 2))
         pointwise = None if geometry is None else ((1, 1), (0, 0), (1, 1), geometry[3])
         dA = gradient(convolve(dy, b, None, pointwise), x, a, geometry, of="weight").reshape(A.shape).to(A.dtype)
         dB = gradient(convolve(x, a, None, geometry), dy, b, pointwise, of="weight")
-        # With B's own strides, also of sizes of 1: data-parallel training warns of others.
+        # With B's own strides, also of axes of size 1: DDP warns if they differ.
         dB = torch.empty_like(B).copy_(dB.reshape(B.mT.shape).mT)
         dx = drows = dcolumns = None
         if ctx.needs_input_grad[0] or rows is not None:
@@ -142,9 +148,20 @@ class _Projected(torch.autograd.Function):
 def changed_weight(
     weight: Tensor, A: Tensor, B: Tensor, rows: Tensor | None, columns: Tensor | None, dtype: torch.dtype
 ) -> Tensor:
-    """``diag(rows) W diag(columns) + B A`` in its own precision whatever autocast says, then as the layer computes.
+    """``diag(rows) W diag(columns) + B A``, computed in W's dtype with autocast off, then converted.
 
-    With the strides of W: a convolution chooses its kernel by them, and would round otherwise than the merged one.
+    It has the strides of W: a convolution selects its kernel by them, and other kernels round differently.
+
+    Args:
+        weight: W [out, in/g, kh, kw] or [out, in].
+        A: [g, r, n].
+        B: [g, out/g, r].
+        rows: [out]; None: ones.
+        columns: [in]; None: ones.
+        dtype: of the result.
+
+    Returns:
+        The shape of W.
     """
     window, scaled = [1] * (weight.ndim - 2), weight
     with torch.autocast(weight.device.type, enabled=False):
@@ -158,10 +175,17 @@ def changed_weight(
 
 
 def plus_product(weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    """``W + B A`` per group, with a gradient. A [g, r, n], B [g, out/g, r].
+    """``W + B A`` per group, with a gradient.
 
-    The product is added by the call that makes it, in W's own order of memory: on a CPU that takes two thirds of the
-    time of adding it afterwards.
+    One call multiplies and adds, in W's memory format: on a CPU it takes two thirds of the time of two calls.
+
+    Args:
+        weight: W [out, in/g, kh, kw] or [out, in].
+        A: [g, r, n], n = in/g · kh · kw.
+        B: [g, out/g, r].
+
+    Returns:
+        The shape of W.
     """
     if weight.is_contiguous():
         return torch.baddbmm(weight.view(len(A), -1, A.shape[2]), B, A).view(weight.shape)
@@ -174,12 +198,33 @@ def plus_product(weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
-    """A convolution, or a Linear where there is no geometry."""
+    """A convolution, or a Linear if ``geometry`` is None.
+
+    Args:
+        x: [B, in, H, W] or [..., in].
+        weight: [out, in/g, kh, kw] or [out, in].
+        bias: [out], or None.
+        geometry: stride, padding, dilation and groups.
+
+    Returns:
+        [B, out, H', W'] or [..., out].
+    """
     return F.linear(x, weight, bias) if geometry is None else F.conv2d(x, weight, bias, *geometry)
 
 
 def gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of: Literal["x", "weight"]) -> Tensor:
-    """The gradient of the input or the weight of ``convolve``."""
+    """The gradient of the input or the weight of ``convolve``.
+
+    Args:
+        dy: gradient of its output.
+        x: its input.
+        weight: its weight.
+        geometry: as in ``convolve``.
+        of: which gradient.
+
+    Returns:
+        The shape of ``x`` or ``weight``.
+    """
     if geometry is None:
         return dy @ weight if of == "x" else dy.flatten(0, -2).T @ x.flatten(0, -2)
     stride, padding, dilation, groups = geometry
@@ -191,5 +236,5 @@ def gradient(dy: Tensor, x: Tensor, weight: Tensor, geometry: Geometry, of: Lite
 
 
 def channel_sums(t: Tensor, geometry: Geometry) -> Tensor:
-    """Sums over all but the channels of what goes in or comes out of ``convolve``."""
+    """Sums of an input or output of ``convolve`` over all axes but the channels: [C]."""
     return t.flatten(0, -2).sum(0) if geometry is None else t.sum((0, 2, 3))

@@ -1,4 +1,4 @@
-"""Settings of methods with a rank: one for all layers, or chosen from the data as :mod:`distill.deltas.ranked` says."""
+"""Settings of methods with a rank: one rank for all layers, or chosen from the data (:mod:`distill.deltas.ranked`)."""
 
 from __future__ import annotations
 
@@ -22,40 +22,47 @@ def parse_bytes(text: str) -> int:
 
 
 def check_bytes(value: str | int | None) -> str | int | None:
-    """The validator of a field of bytes."""
+    """Validate a field that holds a number of bytes."""
     if value is not None and parse_bytes(str(value)) < 1:
         raise ValueError("must be at least one byte")
     return value
 
 
 class Allocation(Settings):
-    """Ranks chosen from the data: as many bytes as a budget allows, or as much of all gains as ``alpha`` asks for."""
+    """Ranks chosen from the data, within a budget of bytes or for a fraction ``alpha`` of all gains."""
 
     budget: str | int | None = Field(
         None,
-        description="bytes of all tensors of these deltas as the delta file stores them, head and JSON not counted: "
-        "200KB, 64KiB, 1MB",
+        description="bytes of all tensors of these deltas in the delta file, without head and JSON: 200KB, 64KiB, 1MB",
     )
-    alpha: float | None = Field(None, gt=0, lt=1, description="share of the summed gains that the ranks must exceed")
+    alpha: float | None = Field(
+        None, gt=0, lt=1, description="fraction of the sum of all gains that the chosen ranks must exceed"
+    )
     importance: Literal["fisher", "gradient", "activation", "feature_change", "none", "uniform"] = Field(
-        "fisher", description="what a layer's singular values are weighted with; uniform: one rank for all layers"
+        "fisher", description="weight of a layer's squared singular values; uniform: one rank for all layers"
     )
     spectrum: Literal["warm_up", "gradient"] = Field(
-        "warm_up", description="singular values of what a free warm-up changed, or of the first step it would make"
+        "warm_up", description="singular values of the change in a warm-up of all weights, or of the first step of one"
     )
-    warm_up: int = Field(1, ge=0, description="epochs before looking: of all weights (warm_up), of the head (gradient)")
+    warm_up: int = Field(
+        1,
+        ge=0,
+        description="epochs of the warm-up: of all weights (spectrum: warm_up) or of the head (spectrum: gradient)",
+    )
     warm_up_lr: float | None = Field(
-        None, gt=0, description="learning rate of the warm-up; none: training's for the head, a tenth of it for weights"
+        None,
+        gt=0,
+        description="learning rate of the warm-up; none: that of training for the head, a tenth of it for weights",
     )
-    samples: int = Field(1024, ge=1, description="training images over which gradients or features are gathered")
-    least: int | None = Field(
-        None, ge=0, description="ranks that every layer gets in any case; none: 1 for halrp, 0 for the others"
+    samples: int = Field(
+        1024, ge=1, description="training images over which gradients are averaged, or features compared"
     )
-    max_rank: int = Field(100, ge=1, description="no layer gets more")
+    least: int | None = Field(None, ge=0, description="smallest rank of a layer; none: 1 for halrp, 0 for the others")
+    max_rank: int = Field(100, ge=1, description="largest rank of a layer")
     start: Literal["identity", "warm_up"] | None = Field(
         None,
-        description="whether training starts from the unchanged backbone and a new head, or goes on from the free "
-        "warm-up cut to the ranks; none: as the method was published",
+        description="training starts from the unchanged backbone and a new head, or from the weights and head of the "
+        "warm-up, cut to the ranks; none: as the method was published",
     )
 
     _budget_is_bytes = field_validator("budget")(check_bytes)
@@ -65,16 +72,19 @@ class Allocation(Settings):
         if (self.budget is None) == (self.alpha is None):
             raise ValueError("give one of budget (such as 200KB) and alpha (such as 0.9)")
         if self.importance == "uniform" and self.budget is None:
-            raise error_at("importance", "uniform looks at no gains, so it needs a budget")
+            raise error_at("importance", "uniform uses no gains, so it needs a budget")
         if self.importance == "uniform" and self.least is not None:
-            raise error_at("least", "uniform gives every layer a rank; leave least out")
+            raise error_at("least", "uniform gives every layer the same rank; leave least out")
         if self.spectrum == "gradient":
             if self.importance == "feature_change":
-                raise error_at("importance", "feature_change takes back what a free warm-up did: spectrum: warm_up")
+                raise error_at(
+                    "importance",
+                    "feature_change resets the weights of a warm-up of all weights, so it needs spectrum: warm_up",
+                )
             if self.start == "warm_up":
-                raise error_at("start", "there is no free warm-up to go on from with spectrum: gradient")
+                raise error_at("start", "spectrum: gradient has no warm-up of the weights to start from")
         elif self.warm_up == 0 and self.importance != "uniform":
-            raise error_at("warm_up", "after 0 epochs nothing has changed yet; give 1 or more, or spectrum: gradient")
+            raise error_at("warm_up", "after 0 epochs no weight has changed; give 1 or more, or spectrum: gradient")
         return self
 
     @property
@@ -83,18 +93,18 @@ class Allocation(Settings):
 
 
 class RankedSettings(SizedSettings):
-    rank: int = Field(8, ge=1, description="inner width of every block")
-    ranks: Allocation | None = Field(None, description="choose each layer's rank from the data; then without rank")
+    rank: int = Field(8, ge=1, description="rank of the change of every layer, in each of its groups")
+    ranks: Allocation | None = Field(None, description="choose each layer's rank from the data; replaces rank")
 
     @model_validator(mode="after")
     def _rank_or_ranks(self) -> RankedSettings:
         if self.ranks is not None and self.rank != type(self).model_fields["rank"].default:
-            raise error_at("rank", "ranks chooses the rank of every layer: give only one of the two")
+            raise error_at("rank", "ranks chooses the rank of every layer; give rank or ranks, not both")
         return self
 
 
 def at_rank_one(entry: DeltaSettings) -> DeltaSettings:
-    """The settings with rank 1 where the data would choose the ranks: for whoever has to attach them without data."""
+    """The settings, with rank 1 if the ranks are to be chosen from data: to attach the deltas without data."""
     if isinstance(entry, RankedSettings) and entry.ranks is not None:
         return entry.model_copy(update={"ranks": None, "rank": 1})
     return entry

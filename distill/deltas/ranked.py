@@ -1,23 +1,24 @@
-"""Methods with a rank, and how their ranks are chosen from the data, layer by layer.
+"""Methods with a rank; each layer's rank can be chosen from the data.
 
-``ranks: {budget: 200KB}`` or ``ranks: {alpha: 0.9}`` in the place of ``rank: 8``. A layer's gains are
-``I_l · window · σ²``: see :mod:`distill.deltas.allocate` for what they mean and how ranks are bought with them.
+``ranks: {budget: 200KB}`` or ``ranks: {alpha: 0.9}`` replaces ``rank: 8``. The gains of a layer's ranks are
+``I_l · window · σ²``; :mod:`distill.deltas.allocate` derives them and chooses ranks from them.
 
-The singular values σ are those of a change E that training would make if it were free:
+The singular values σ are those of E, an estimate of the change that training all entries of the weight would make:
 
-- ``spectrum: warm_up``: E = W_free − W after ``warm_up`` epochs in which every weight at the sites moves freely
-  (HALRP);
-- ``spectrum: gradient``: no free training; the head alone learns for ``warm_up`` epochs, then gradients are gathered
-  over a pass without a step, and E = mean(g) / √mean(g²), entry by entry: the first step that Adam would make with the
-  whole pass as its batch. (LoRA-GA takes the singular values of one batch's gradient; we normalize as Adam will.)
+- ``spectrum: warm_up``: E = W_free − W, with W_free the weights after ``warm_up`` epochs in which every weight at the
+  sites is trained (HALRP);
+- ``spectrum: gradient``: the head alone is trained for ``warm_up`` epochs, then gradients g are averaged over one pass
+  without updates, and E = −mean(g) / √mean(g²), entry by entry: the first step of Adam on the whole pass as one batch.
+  (LoRA-GA takes the singular values of one batch's gradient; here it is normalized as by Adam.)
 
-The importance I_l is measured where E was: ``fisher``, the mean over the weight of its squared gradient, averaged over
-batches (HALRP); ``gradient``, the norm of the mean gradient; ``activation``, the mean square of the layer's input,
-which makes a gain the expected change of the layer's output; ``feature_change``, the drop of the features' CKA when the
-layer's change is taken back; ``none``, 1. ``uniform`` looks at nothing: the same rank everywhere.
+The importance I_l is measured at the same weights as E: ``fisher``, the mean over the weight of its squared gradient,
+averaged over batches (HALRP); ``gradient``, the norm of the mean gradient; ``activation``, the mean square of the
+layer's input, which makes a gain the expected change of the layer's output; ``feature_change``, 1 − CKA of the pooled
+features before and after the layer's weight is reset to W; ``none``, 1. ``uniform`` measures nothing and gives all
+layers one rank.
 
-Deviation from HALRP (arXiv 2311.15161): Fisher over augmented training batches, with the experiment's whole loss, not
-over a validation split: its labels choose the epoch to keep, and nothing else.
+Deviation from HALRP (arXiv 2311.15161): the Fisher information is that of the experiment's whole loss on augmented
+training batches, not on a validation split, whose labels are used only to choose the best epoch.
 """
 
 from __future__ import annotations
@@ -44,11 +45,11 @@ from distill.deltas.rank_settings import Allocation, RankedSettings
 
 
 class RankedDelta(WeightDelta):
-    """A weight delta with a rank; ``prepare`` chooses it where the settings say so.
+    """A weight delta with a rank, which ``prepare`` chooses if the settings have ``ranks``.
 
     Class attributes:
-        least_rank: ``least`` where the settings leave it open; 0 leaves layers out.
-        warm_starts: whether training by default goes on from the free warm-up.
+        least_rank: default of ``ranks.least``; with 0, layers may get no delta.
+        warm_starts: default of ``ranks.start``: whether training starts from the warm-up's weights, cut to the ranks.
     """
 
     Settings = RankedSettings
@@ -60,31 +61,40 @@ class RankedDelta(WeightDelta):
     def __init__(self, settings: RankedSettings, layer: nn.Module):
         super().__init__(settings, layer)
         if settings.ranks is not None:
-            raise DeltaError("has no rank yet: ranks are chosen by training, from the data; or give a rank")
+            raise DeltaError("has no rank yet: training chooses ranks from the data; attach it with a rank")
 
     @classmethod
     def change(cls, layer: nn.Module, free: Tensor) -> Tensor:
-        """The matrices [blocks, m, n] that a rank approximates, so that the weight becomes ``free``."""
+        """The matrices [blocks, m, n] that the ranks approximate, to change the layer's weight into ``free``."""
         groups: int = getattr(layer, "groups", 1)
         E: Tensor = free - layer.weight  # type: ignore[operator]
         return E.reshape(groups, len(E) // groups, -1)
 
     @classmethod
     def window(cls, layer: nn.Module) -> int:
-        """Entries of the weight that one entry of ``change`` stands for."""
+        """Number of entries of the weight that one entry of ``change`` is added to."""
         return 1
 
     @classmethod
     def cut(cls, layer: nn.Module, free: Tensor, rank: int) -> dict[str, Tensor]:
-        """The delta's tensors with which the weight comes closest to ``free``: its singular value decomposition."""
+        """The delta's tensors for which the changed weight approximates ``free``, by a singular value decomposition.
+
+        Args:
+            layer: before training.
+            free: W_free, the layer's weight after the warm-up, of its shape.
+            rank: of the delta.
+
+        Returns:
+            Name in the delta's ``state_dict`` → tensor.
+        """
         raise NotImplementedError
 
     @classmethod
     def check(cls, settings: DeltaSettings, layers: Mapping[str, nn.Module]) -> None:
-        """The budget pays for the ranks that are had in any case, and for one."""
+        """Raise ``DeltaError`` if the budget is too small for one rank, or for ``least`` ranks in every layer."""
         assert isinstance(settings, RankedSettings)
         if settings.ranks is not None and settings.ranks.bytes is not None:
-            _bought(settings.ranks, _candidates(cls, settings, layers, _no_gains(layers)))
+            _allocate(settings.ranks, _candidates(cls, settings, layers, _no_gains(layers)))
 
     @classmethod
     def prepares(cls, settings: DeltaSettings) -> bool:
@@ -96,22 +106,22 @@ class RankedDelta(WeightDelta):
         allocation = settings.ranks
         warm_start = cls.warm_starts if allocation.start is None else allocation.start == "warm_up"
         if warm_start and allocation.spectrum == "gradient":
-            raise DeltaError(f"{settings.type} goes on from its warm-up: spectrum: warm_up, or start: identity")
-        seen = None
+            raise DeltaError(f"{settings.type} starts from its warm-up: set spectrum: warm_up, or start: identity")
+        stats = None
         if allocation.importance != "uniform" or warm_start:
-            seen = calibration.after(
+            stats = calibration.after(
                 allocation.warm_up, "weights" if allocation.spectrum == "warm_up" else "head", allocation.warm_up_lr
             )
-        ranks = choose_ranks(cls, settings, calibration.layers, seen)
+        ranks = choose_ranks(cls, settings, calibration.layers, stats)
         tensors: dict[str, Mapping[str, Tensor]] = {}
-        if warm_start and seen is not None:
-            layers, free = calibration.layers, seen.weights
+        if warm_start and stats is not None:
+            layers, free = calibration.layers, stats.weights
             tensors = {site: cls.cut(layers[site], free[site], rank) for site, rank in ranks.items()}
-        return DeltaInit(by_rank(settings, ranks), tensors, seen if warm_start else None)
+        return DeltaInit(by_rank(settings, ranks), tensors, stats if warm_start else None)
 
 
 def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """``U √Σ`` [g, m, rank] and ``√Σ Vᵀ`` [g, rank, n] of the largest singular values of every block [g, m, n]."""
+    """``U √Σ`` [g, m, rank] and ``√Σ Vᵀ`` [g, rank, n] of the largest singular values of ``change`` [g, m, n]."""
     U, singular, Vt = torch.linalg.svd(change.detach().double(), full_matrices=False)
     root = singular[:, :rank].sqrt()
     left, right = U[:, :, :rank] * root[:, None, :], root[:, :, None] * Vt[:, :rank]
@@ -119,25 +129,38 @@ def factors(change: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def choose_ranks(
-    method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], seen: CalibrationStats | None
+    method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], stats: CalibrationStats | None
 ) -> dict[str, int]:
-    """Site → rank, at least 1; layers that get none are left out."""
+    """Choose a rank for each layer.
+
+    Args:
+        method: of the deltas.
+        settings: with ``ranks``.
+        layers: site → layer before training.
+        stats: measurements after the warm-up; None: all gains are equal.
+
+    Returns:
+        Site → rank, at least 1; without layers that get no delta.
+
+    Raises:
+        DeltaError: the budget is too small, or no layer has room for a rank.
+    """
     allocation = settings.ranks
     assert allocation is not None
-    gains = _no_gains(layers) if seen is None else gains_of_ranks(method, allocation, layers, seen)
-    ranks = _bought(allocation, _candidates(method, settings, layers, gains))
+    gains = _no_gains(layers) if stats is None else gains_of_ranks(method, allocation, layers, stats)
+    ranks = _allocate(allocation, _candidates(method, settings, layers, gains))
     return {site: rank for site, rank in ranks.items() if rank}
 
 
 def _no_gains(layers: Mapping[str, nn.Module]) -> dict[str, Tensor]:
-    """The same for every rank."""
+    """Equal gains for every rank."""
     return {site: torch.ones(min(_matrix(layer))) for site, layer in layers.items()}
 
 
 def _candidates(
     method: type[RankedDelta], settings: RankedSettings, layers: Mapping[str, nn.Module], gains: Mapping[str, Tensor]
 ) -> dict[str, Candidate]:
-    """Every layer that has room for a rank."""
+    """The layers for which a delta of rank 1 is smaller than the weight."""
     allocation = settings.ranks
     assert allocation is not None
     candidates = {}
@@ -148,14 +171,14 @@ def _candidates(
         if most >= 1:
             candidates[site] = Candidate(gains[site], per_rank, fixed, min(least, most), most)
         elif settings.oversized == "error":
-            raise DeltaError(f"{settings.type}: {site!r} is smaller than its delta of rank 1; leave it out")
+            raise DeltaError(f"{settings.type}: {site!r} is no larger than its delta of rank 1; leave it out")
     if not candidates:
-        raise DeltaError(f"{settings.type}: every layer at its sites is smaller than its delta of rank 1")
+        raise DeltaError(f"{settings.type}: no layer at its sites is larger than its delta of rank 1")
     return candidates
 
 
-def _bought(allocation: Allocation, candidates: Mapping[str, Candidate]) -> dict[str, int]:
-    """Site → rank, 0 for layers that get none."""
+def _allocate(allocation: Allocation, candidates: Mapping[str, Candidate]) -> dict[str, int]:
+    """Site → rank, 0 for layers that get no delta."""
     if allocation.bytes is None:
         assert allocation.alpha is not None
         return by_share(candidates, allocation.alpha)
@@ -165,7 +188,7 @@ def _bought(allocation: Allocation, candidates: Mapping[str, Candidate]) -> dict
 
 
 def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSettings]:
-    """The same settings once for each rank that occurs, with the sites that have it."""
+    """The settings, once for each rank that occurs, with the sites of that rank."""
     sites: dict[int, list[str]] = defaultdict(list)
     for site, rank in ranks.items():
         sites[rank].append(site)
@@ -177,34 +200,42 @@ def by_rank(settings: RankedSettings, ranks: Mapping[str, int]) -> list[DeltaSet
 
 
 def gains_of_ranks(
-    method: type[RankedDelta], allocation: Allocation, layers: Mapping[str, nn.Module], seen: CalibrationStats
+    method: type[RankedDelta], allocation: Allocation, layers: Mapping[str, nn.Module], stats: CalibrationStats
 ) -> dict[str, Tensor]:
-    """Site → what its ranks are worth, the first the most: the layer's importance times their singular values' squares.
+    """The gains of each layer's ranks: ``I_l · window · σ²``, see the top of this module.
 
-    The singular values are those of what the free warm-up changed, or of ``−mean / √square`` of the gradients, the
-    first step that a free training would make.
+    Args:
+        method: of the deltas; its ``change`` gives the matrices whose singular values are σ.
+        allocation: ``importance``, ``spectrum`` and ``samples``.
+        layers: site → layer before training.
+        stats: measurements after the warm-up.
+
+    Returns:
+        Site → gains [k], falling, in fp64.
     """
-    importance = _importance(allocation, layers, seen)
+    importance = _importance(allocation, layers, stats)
     gains = {}
     for site, layer in layers.items():
         if allocation.spectrum == "warm_up":
-            free = seen.weights[site]
+            free = stats.weights[site]
         else:
-            gradients = seen.gradients(allocation.samples)[site]
+            gradients = stats.gradients(allocation.samples)[site]
             free = layer.weight - gradients.mean / (gradients.square.sqrt() + 1e-12)  # type: ignore[operator]
         E = method.change(layer, free).detach()
-        # One rank is one direction in every block of a grouped conv.
+        # A rank of a grouped conv has one singular value in each of its blocks.
         squares = torch.linalg.svdvals(E.double()).square().sum(0)
         gains[site] = importance[site] * method.window(layer) * squares
     return gains
 
 
-def _importance(allocation: Allocation, layers: Mapping[str, nn.Module], seen: CalibrationStats) -> Mapping[str, float]:
+def _importance(
+    allocation: Allocation, layers: Mapping[str, nn.Module], stats: CalibrationStats
+) -> Mapping[str, float]:
     if allocation.importance == "none":
         return dict.fromkeys(layers, 1.0)
     if allocation.importance == "feature_change":
-        return seen.feature_change(allocation.samples)
-    gradients = seen.gradients(allocation.samples)
+        return stats.feature_change(allocation.samples)
+    gradients = stats.gradients(allocation.samples)
     if allocation.importance == "fisher":
         return {site: float(gradients[site].square.mean()) for site in layers}
     if allocation.importance == "gradient":
@@ -220,7 +251,7 @@ def _matrix(layer: nn.Module) -> tuple[int, int]:
 
 
 def _price(method: type[RankedDelta], settings: RankedSettings, layer: nn.Module) -> tuple[int, int]:
-    """Bytes that a delta takes at rank 0, and for each rank; found by making two. Nothing fits a layer that refuses."""
+    """Bytes of a delta at rank 0, and per rank, from two instances; more than the layer's if the layer is refused."""
     sizes = []
     for rank in (1, 2):
         try:
@@ -232,6 +263,6 @@ def _price(method: type[RankedDelta], settings: RankedSettings, layer: nn.Module
 
 
 def _most(layer: nn.Module, fixed: int, per_rank: int) -> int:
-    """The highest rank that means anything and leaves the delta smaller than the layer."""
+    """The largest rank for which the delta is smaller than the weight, at most the rank of the weight's matrix."""
     own = tensor_bytes([layer.weight])  # type: ignore[list-item]
     return min((own - fixed - 1) // per_rank, *_matrix(layer))

@@ -1,9 +1,9 @@
 """Scale and shift: ``y' = (1 + s) · y + h`` per output channel, so ``W' = diag(1 + s) W`` and ``b' = (1 + s) · b + h``.
 
-Shapes: s, h [out], both starting at zero (s is stored as the offset from 1, so that zero means unchanged). A layer
-without a bias gets s alone. On norm layers alone (``kinds: [norm]``) this is norm-affine tuning.
+Shapes: s, h [out], both initialized to zero. A layer without a bias gets s alone. On norm layers alone
+(``kinds: [norm]``) this is norm-affine tuning.
 
-Cheap way: scale the layer's own output; the gradient of the full weight is never formed.
+Computation: the layer's output is scaled and shifted; the gradient of the full weight is never formed.
 
 Papers: Lian et al., SSF, arXiv 2210.08823; Liu et al., IA3, arXiv 2205.05638 (scale only).
 """
@@ -60,7 +60,7 @@ class ScaleShift(WeightDelta):
         weight, bias = frozen(layer, "weight"), frozen(layer, "bias")
         assert weight is not None
         if isinstance(layer, nn.Conv2d):
-            y = layer._conv_forward(x, weight, bias)  # knows every padding mode
+            y = layer._conv_forward(x, weight, bias)  # handles every padding mode
             channels: tuple[int, ...] = (-1, 1, 1)
         else:
             y = F.linear(x, weight, bias)

@@ -1,6 +1,6 @@
-"""What stands beside the backbone in a ladder: thin blocks, and the rungs that feed them.
+"""The modules of a ladder's side network: thin blocks, and rungs that mix the backbone's outputs into them.
 
-Maps are [B, C, H, W] in here whatever the backbone's layout, tokens [B, N, C].
+Maps are [B, C, H, W] here, whatever the backbone's layout; tokens are [B, N, C].
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch.nn import functional as F
 from distill.deltas.base import DeltaError
 from distill.deltas.blocks import BackboneBlock, block_names
 
-# Layers of a block that are not on the way of its stream.
+# Submodules of a block that are not on its main path.
 _ASIDE = {"downsample", "shortcut", "se", "attn", "attn_se", "attn_last", "conv_skip"}
 
 
 @dataclass(frozen=True)
 class SideLayer:
-    """One conv of a side block, and the backbone's layer that it is a thinner copy of, if any."""
+    """One conv of a side block, and the name of the backbone's layer that it is pruned from, if any."""
 
     inputs: int
     outputs: int
@@ -32,20 +32,20 @@ class SideLayer:
 
 @dataclass(frozen=True)
 class Form:
-    """What a side block looks like."""
+    """The layers and widths of a side block."""
 
     width: int
     steps: tuple[SideLayer, ...] = ()
-    """Of a block of convs; empty for a transformer block."""
+    """Layers of a block of convs; empty for a transformer block."""
     heads: int = 1
     hidden: int = 0
     """Width of a transformer block's MLP."""
     source: str = ""
-    """The backbone's transformer block that it is a thinner copy of, if any."""
+    """Name of the backbone's transformer block that it is pruned from, if any."""
 
 
 def free_form(tap: BackboneBlock, reduction: int) -> Form:
-    """A form for any backbone: depthwise 3×3 and two 1×1, or a transformer block with heads of 32."""
+    """A form for any backbone: a depthwise 3×3 and two 1×1 convs, or a transformer block with heads of width 32."""
     width = max(1, tap.channels // reduction)
     if tap.is_map:
         steps = (
@@ -59,16 +59,24 @@ def free_form(tap: BackboneBlock, reduction: int) -> Form:
 
 
 def pruned_form(backbone: nn.Module, tap: BackboneBlock, reduction: int) -> Form:
-    """The form of the backbone's last block up to the tap, ``reduction`` times thinner.
+    """The form of the backbone's last block up to the tap, ``reduction`` times narrower.
+
+    Args:
+        backbone: a timm model.
+        tap: a block or stage, whose output is read.
+        reduction: width of the block divided by that of its pruned copy.
+
+    Returns:
+        The form, with the names of the layers to prune.
 
     Raises:
-        DeltaError: its layers are no chain of convs, and no attention and MLP as timm's ViT has them.
+        DeltaError: the block's layers are neither a chain of convs nor the attention and MLP of timm's ViT.
     """
     inside = [name for name in block_names(backbone, "blocks") if f"{name}.".startswith(f"{tap.name}.")]
     name = inside[-1] if inside else tap.name
     block: Any = backbone.get_submodule(name)
     refusal = DeltaError(
-        f"ladder: no side block can be cut out of {name!r} ({type(block).__name__}) {{}}; set init: random, or name "
+        f"ladder: no side block can be pruned from {name!r} ({type(block).__name__}) {{}}; set init: random, or name "
         "other stages"
     )
     if not tap.is_map:
@@ -135,7 +143,7 @@ class SideConvs(nn.Module):
 
 
 class SideTransformer(nn.Module):
-    """What a pre-norm transformer block adds to its stream."""
+    """The residual branch of a pre-norm transformer block: what it adds to its input."""
 
     def __init__(self, form: Form):
         super().__init__()
@@ -155,13 +163,13 @@ class SideTransformer(nn.Module):
 
 
 class Rung(nn.Module):
-    """One step up: what the backbone shows at a tap is mixed into the side stream, and a side block follows.
+    """One step of the side network: mixes the backbone's output at a tap into the side stream and applies a side block.
 
     Args:
-        tap: where it looks.
-        form: of its block.
-        before: width of the stream that arrives; None for the first rung, where none does.
-        drop_path: chance that a sample skips the block in training.
+        tap: the block of the backbone whose output it reads.
+        form: of the side block.
+        before: width of the side stream before this rung; None for the first rung.
+        drop_path: probability that a sample skips the block in training.
     """
 
     def __init__(self, tap: BackboneBlock, form: Form, before: int | None, drop_path: float):
@@ -172,10 +180,16 @@ class Rung(nn.Module):
         self.gate = nn.Parameter(torch.zeros(())) if before is not None else None
         self.block = SideConvs(form) if form.steps else SideTransformer(form)
         self.seen: Tensor | None = None
-        """What the backbone showed at the tap, until the rung has used it."""
+        """The backbone's output at the tap, kept until ``forward`` reads it."""
 
     def keep(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
-        """The forward hook on the tap."""
+        """Keep the tap's output: a forward hook of the tap.
+
+        Args:
+            module: the tap; not used.
+            inputs: its inputs; not used.
+            output: its output, a map or tokens in the backbone's layout; kept without gradient.
+        """
         self.seen = output.detach()
 
     def extra_repr(self) -> str:
@@ -200,10 +214,19 @@ class Rung(nn.Module):
 
 
 def gate(alpha: Tensor) -> Tensor:
-    """Share of the side stream in the mix: ``sigmoid(α / 0.1)``."""
+    """Weight of the side stream in the mix: ``sigmoid(α / 0.1)``."""
     return torch.sigmoid(alpha / 0.1)
 
 
 def pointwise(inputs: int, outputs: int, is_map: bool) -> nn.Module:
-    """A linear map of the channels."""
+    """A linear map of the channels.
+
+    Args:
+        inputs: number of input channels.
+        outputs: number of output channels.
+        is_map: whether the input is a map [B, C, H, W], else tokens [B, N, C].
+
+    Returns:
+        A 1×1 conv or a Linear, with bias.
+    """
     return nn.Conv2d(inputs, outputs, 1) if is_map else nn.Linear(inputs, outputs)

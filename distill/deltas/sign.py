@@ -1,12 +1,14 @@
-"""Sign (BitDelta): of a free training's difference ``D = W_free − W`` keep the signs, and learn one size for each row.
+"""Sign (BitDelta): the signs of a weight's change in a warm-up, ``D = W_free − W``, and one learned scale per row.
 
-``W' = W + diag(a) · sign(D)``, a [out] starting at the mean of |D| over the row, which is the size that comes closest
-to D. Only the sizes are trained, against the same objectives: the paper's scale distillation. The sign of 0 is +1.
+``W' = W + diag(a) · sign(D)``, a [out] initialized to the mean of |D| over the row, the least-squares scale. Only the
+scales are trained, with the experiment's objectives: the paper's scale distillation. The sign of 0 is +1.
 
-Stored are ``bits`` [⌈numel/8⌉] uint8, eight signs to a byte, the first in the lowest bit, 1 for +, and ``scale`` [out]:
-about a 32nd of the layer. D comes from ``warm_up`` epochs in which all weights move freely, before training; the head
-goes on from there. Until then all signs are + and all sizes zero. Deviation: a size per row, the paper has one per
-layer.
+``bits`` [⌈numel/8⌉] uint8 holds eight signs per byte, the first in the lowest bit, 1 for +. With ``scale`` [out] the
+delta takes about 1/32 of the layer's bytes. W_free are the weights after ``warm_up`` epochs, before training, in which
+all weights are trained; training continues with the head from there. If ``prepare`` has not run, all signs are + and
+all scales zero.
+
+Deviation: one scale per row; the paper has one per layer.
 
 Paper: Liu et al., arXiv 2402.10193.
 """
@@ -58,7 +60,7 @@ class Sign(WeightDelta):
 
     class Settings(SizedSettings):
         type: Literal["sign"] = "sign"
-        warm_up: int = Field(1, ge=1, description="epochs of free training that D comes from")
+        warm_up: int = Field(1, ge=1, description="epochs of training of all weights that give D")
 
     settings: Settings
     bits: Tensor
@@ -78,12 +80,12 @@ class Sign(WeightDelta):
     @classmethod
     def prepare(cls, settings: DeltaSettings, calibration: Calibration) -> DeltaInit:
         assert isinstance(settings, Sign.Settings)
-        seen = calibration.after(settings.warm_up, "weights")
+        stats = calibration.after(settings.warm_up, "weights")
         tensors = {}
         for site, layer in calibration.layers.items():
-            D = (seen.weights[site] - layer.weight).detach()  # type: ignore[operator]
+            D = (stats.weights[site] - layer.weight).detach()  # type: ignore[operator]
             tensors[site] = {"bits": pack_signs(D), "scale": mean_size(D)}
-        return DeltaInit([settings], tensors, seen)
+        return DeltaInit([settings], tensors, stats)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight + scale_rows(unpack_signs(self.bits, weight), self.scale)

@@ -1,4 +1,4 @@
-"""Where deltas go: layer kinds, name patterns, the classifier, and the q, k, v rows of a fused projection.
+"""The layers that get deltas: kinds, name patterns, the classifier, and the q, k, v rows of a fused projection.
 
 A site is a module's name, as timm gives it, or one part of a fused attention projection: ``blocks.0.attn.qkv[q]``.
 """
@@ -44,10 +44,10 @@ class Target:
 
 
 def layer_kind(layer: nn.Module) -> LayerKind | None:
-    """The kind of a layer that has a weight of its own to change, else None.
+    """The kind of a layer that has a weight of its own; None for any other module.
 
-    Told by class, so timm's Conv2dSame, StdConv2d and BatchNormAct2d count as what they derive from. Norms that derive
-    from no torch norm (timm's RmsNorm, FrozenBatchNormAct2d) are known by ``Norm`` in their class's name.
+    Decided by class, so timm's Conv2dSame, StdConv2d and BatchNormAct2d count as their base classes. Norms that derive
+    from no torch norm (timm's RmsNorm, FrozenBatchNormAct2d) are recognized by ``Norm`` in their class's name.
     """
     weight = getattr(layer, "weight", None)
     if not isinstance(weight, Tensor):
@@ -70,12 +70,12 @@ def classifier_names(model: nn.Module) -> tuple[str, ...]:
 
 
 def inside(name: str, parents: Iterable[str]) -> bool:
-    """Whether the module or tensor ``name`` is one of ``parents`` or lies below one."""
+    """Whether the module or tensor ``name`` is one of ``parents`` or inside one."""
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
 def find_target(model: nn.Module, site: str) -> Target:
-    """The place of one site name. Raises ``DeltaError`` for a name that the model does not have."""
+    """The target that a site names. Raises ``DeltaError`` if the model has no such layer."""
     modules = dict(model.named_modules())
     part = _PART.match(site)
     name = part["name"] if part else site
@@ -87,12 +87,20 @@ def find_target(model: nn.Module, site: str) -> Target:
 
 
 def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Target]]:
-    """Pattern → the places that it finds, in the model's order; a place belongs to the first pattern that finds it.
+    """The layers that a delta's patterns match.
 
-    The classifier (``head``) is left out unless a pattern without wildcards names it.
+    The classifier is left out unless a pattern without wildcards names it.
+
+    Args:
+        model: names are those of ``model.named_modules()``.
+        settings: of a weight delta: its ``sites``, ``exclude`` and ``kinds``.
+        head: names of the classifier's modules.
+
+    Returns:
+        Pattern → targets in the model's order. A target that several patterns match belongs to the first of them.
 
     Raises:
-        DeltaError: a pattern finds no layer of the right kind; the text names the nearest module names.
+        DeltaError: a pattern matches no layer of the right kind; the text gives similar module names.
     """
     method = settings.component
     assert method is not None and issubclass(method, WeightDelta)
@@ -100,7 +108,7 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
     if kinds - method.kinds:
         raise DeltaError(
             f"{settings.type}: cannot change layers of kind {', '.join(sorted(kinds - method.kinds))}; "
-            f"it knows {', '.join(kind for kind in LAYER_KINDS if kind in method.kinds)}"
+            f"it supports {', '.join(kind for kind in LAYER_KINDS if kind in method.kinds)}"
         )
     modules = dict(model.named_modules())
     own = [name for name, module in modules.items() if isinstance(module, StructuralDelta)]
@@ -121,23 +129,23 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         glob = part["name"] if part else pattern
         matches = [name for name in layers if fnmatchcase(name, glob)]
         if not matches:
-            kin = [name for name, kind in layers.items() if kind in kinds] or layers
-            parts = "; in brackets stand q, k or v" if "[" in glob else ""
-            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, kin)}{parts}")
+            candidates = [name for name, kind in layers.items() if kind in kinds] or layers
+            parts = "; brackets hold q, k or v" if "[" in glob else ""
+            raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, candidates)}{parts}")
         matches = [name for name in matches if name == glob or not inside(name, head)]
         matches = [name for name in matches if not any(fnmatchcase(name, out) for out in settings.exclude)]
         fitting = [name for name in matches if layers[name] in kinds]
         if not fitting:
-            other = f" (it finds {matches[0]!r}, a {layers[matches[0]]})" if matches else " (all are excluded)"
+            other = f" (it matches {matches[0]!r}, a {layers[matches[0]]})" if matches else " (all are excluded)"
             raise DeltaError(
                 f"{settings.type}: pattern {pattern!r} matches no {' or '.join(sorted(kinds))} layer{other}"
             )
-        places = [Target(name, name) for name in fitting]
+        matched = [Target(name, name) for name in fitting]
         if part:
             letters = dict.fromkeys(part["parts"])
-            places = [Target(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
-        targets.setdefault(pattern, []).extend(place for place in places if place.name not in taken)
-        taken.update(place.name for place in places)
+            matched = [Target(f"{n}[{q}]", n, _rows(modules, n, q)) for n in fitting for q in letters]
+        targets.setdefault(pattern, []).extend(target for target in matched if target.name not in taken)
+        taken.update(target.name for target in matched)
     return targets
 
 
@@ -148,7 +156,7 @@ def _rows(modules: dict[str, nn.Module], name: str, letter: str) -> tuple[int, i
     if not known or not name.endswith("qkv") or not isinstance(layer, nn.Linear) or layer.out_features % 3:
         owner = f"{type(parent).__module__}.{type(parent).__name__}"
         raise DeltaError(
-            f"{name}[{letter}]: where q, k and v lie in {owner} is not known; change the whole layer with {name!r}"
+            f"{name}[{letter}]: the rows of q, k and v in {owner} are not known; change the whole layer with {name!r}"
         )
     third = layer.out_features // 3
     start = "qkv".index(letter) * third
@@ -156,7 +164,7 @@ def _rows(modules: dict[str, nn.Module], name: str, letter: str) -> tuple[int, i
 
 
 def _near(name: str, layers: Iterable[str]) -> str:
-    """At most a few names: a model has hundreds."""
+    """The nearest name, or a few examples: a model has hundreds."""
     names = list(layers)
     hint = did_you_mean(name, names)
     return hint if hint.startswith("; did") else f"; layers are named like {', '.join(map(repr, names[:5]))}"

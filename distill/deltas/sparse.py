@@ -1,19 +1,19 @@
-"""Sparse: ``W' = W + M ⊙ U``, a fixed mask M and one learned number for each of its entries.
+"""Sparse: ``W' = W + M ⊙ U``, a fixed mask M and one learned value for each of its entries.
 
-Stored are the places, ``index`` [entries] int32 into the flattened weight, rising, and ``values`` [entries], starting
-at zero. Which entries those are is chosen once, before training, as the largest of a score:
+``index`` [entries] int32 holds the entries' indices in the flattened weight, ascending; ``values`` [entries] is
+initialized to zero. The entries are chosen once, before training, as those with the largest score:
 
 ==============  ====================================================================================================
 ``by``          score of an entry
 ==============  ====================================================================================================
-``gradient``    \\|mean gradient\\| of the experiment's loss, after the head has learned for ``warm_up`` epochs
-``fisher``      mean squared gradient at the same place (FISH mask)
-``difference``  \\|W_free − W\\| after ``warm_up`` epochs in which all weights moved freely
-``magnitude``   \\|W\\|; looks at no data. Also what a delta starts with where nothing has been chosen for it
+``gradient``    \\|mean gradient\\| of the experiment's loss, after a warm-up of the head for ``warm_up`` epochs
+``fisher``      mean squared gradient, after the same warm-up (FISH mask)
+``difference``  \\|W_free − W\\|, W_free the weight after a warm-up of all weights for ``warm_up`` epochs
+``magnitude``   \\|W\\|; uses no data. Also the initial choice of a delta for which ``prepare`` has not run
 ==============  ====================================================================================================
 
-``scope: layer`` gives each layer its share, ``density`` of its entries; ``scope: model`` takes the largest scores of
-all layers together, up to half of a layer.
+``scope: layer`` chooses the fraction ``density`` of each layer's entries; ``scope: model`` chooses the largest scores
+of all layers together, at most half of a layer.
 
 Papers: Sung et al., FISH mask, arXiv 2111.09839; Ansell et al., LT-SFT (by difference), arXiv 2110.07560.
 """
@@ -32,22 +32,22 @@ from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSetting
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Places of the ``count`` largest scores of a layer, rising, int32."""
+    """Indices of the ``count`` largest scores of a layer, flattened: [count] int32, ascending."""
     return scores.flatten().topk(count).indices.sort().values.int()
 
 
 def largest_of_all(scores: Mapping[str, Tensor], density: float) -> dict[str, Tensor]:
-    """Site → places of the largest scores of all layers together, at most half of a layer (less one)."""
+    """Site → indices of the largest scores of all layers together, less than half of each layer."""
     wanted = max(1, round(density * sum(score.numel() for score in scores.values())))
     capped = {site: score.flatten().topk(max(1, (score.numel() - 1) // 2)) for site, score in scores.items()}
     values = torch.cat([top.values for top in capped.values()])
-    owners = torch.cat([torch.full_like(top.indices, n) for n, top in enumerate(capped.values())])
-    counts = owners[values.topk(min(wanted, len(values))).indices].bincount(minlength=len(capped)).tolist()
+    layer_of = torch.cat([torch.full_like(top.indices, n) for n, top in enumerate(capped.values())])
+    counts = layer_of[values.topk(min(wanted, len(values))).indices].bincount(minlength=len(capped)).tolist()
     return {site: top.indices[:n].sort().values.int() for (site, top), n in zip(capped.items(), counts) if n}
 
 
 class Sparse(WeightDelta):
-    """``W' = W``, but for ``values`` added at ``index``.
+    """``W' = W`` with ``values`` added at ``index``.
 
     >>> import torch
     >>> from distill.deltas.attach import attach
@@ -63,12 +63,22 @@ class Sparse(WeightDelta):
 
     class Settings(SizedSettings):
         type: Literal["sparse"] = "sparse"
-        density: float = Field(0.01, gt=0, le=1, description="share of the weight's entries that change")
-        entries: int | None = Field(None, ge=1, description="how many change in every layer; takes density's place")
-        by: Literal["gradient", "fisher", "difference", "magnitude"] = Field("gradient", description="what counts")
-        scope: Literal["layer", "model"] = Field("layer", description="whether scores are compared across layers")
-        warm_up: int = Field(1, ge=0, description="epochs of the head (of all weights for difference) before looking")
-        samples: int = Field(1024, ge=1, description="training images over which gradients are gathered")
+        density: float = Field(0.01, gt=0, le=1, description="fraction of the weight's entries that are changed")
+        entries: int | None = Field(
+            None, ge=1, description="number of entries that are changed in every layer; replaces density"
+        )
+        by: Literal["gradient", "fisher", "difference", "magnitude"] = Field(
+            "gradient", description="score of an entry"
+        )
+        scope: Literal["layer", "model"] = Field(
+            "layer", description="compare scores within each layer, or across all layers"
+        )
+        warm_up: int = Field(
+            1,
+            ge=0,
+            description="epochs of training before scores are computed: of the head, for difference of all weights",
+        )
+        samples: int = Field(1024, ge=1, description="training images over which gradients are averaged")
 
     settings: Settings
     index: Tensor
@@ -79,7 +89,7 @@ class Sparse(WeightDelta):
         weight: Tensor = layer.weight  # type: ignore[assignment]
         count = settings.entries or max(1, round(settings.density * weight.numel()))
         if count > weight.numel():
-            raise DeltaError(f"has {weight.numel()} entries, of which {count} cannot change; lower entries")
+            raise DeltaError(f"has {weight.numel()} entries, fewer than entries: {count}; lower it")
         self.register_buffer("index", largest(weight.detach().abs(), count))
         self.values = nn.Parameter(weight.new_zeros(count))
 
@@ -98,7 +108,7 @@ class Sparse(WeightDelta):
                 site: largest(score, settings.entries or max(1, round(settings.density * score.numel())))
                 for site, score in scores.items()
             }
-        return DeltaInit(by_count(settings, index), {site: {"index": places} for site, places in index.items()})
+        return DeltaInit(by_count(settings, index), {site: {"index": indices} for site, indices in index.items()})
 
     def forward(self, weight: Tensor) -> Tensor:
         added = weight.new_zeros(weight.numel()).index_add(0, self.index, self.values)
@@ -106,10 +116,10 @@ class Sparse(WeightDelta):
 
 
 def by_count(settings: DeltaSettings, index: Mapping[str, Tensor]) -> list[DeltaSettings]:
-    """Settings of deltas with as many entries as ``index`` has, once for each number that occurs."""
+    """Settings for the sites of ``index``, one entry for each number of indices that occurs."""
     sites: dict[int, list[str]] = defaultdict(list)
-    for site, places in index.items():
-        sites[len(places)].append(site)
+    for site, indices in index.items():
+        sites[len(indices)].append(site)
     chosen = {"exclude": (), "kinds": None}
     return [settings.model_copy(update={**chosen, "entries": n, "sites": tuple(sites[n])}) for n in sorted(sites)]
 

@@ -1,19 +1,19 @@
-"""Sparse with a learned mask: ``W' = W + z ⊙ U`` in training, afterwards a ``sparse`` delta of what is not zero.
+"""Sparse with a learned mask: ``W' = W + z ⊙ U`` in training, a ``sparse`` delta of the nonzero entries after it.
 
-U has W's shape and starts at zero. The mask z is learned together with it:
+U has W's shape and is initialized to zero. The mask z is learned together with it:
 
-- ``mask: l0``, hard concrete gates with location ``log_alpha`` of W's shape, starting at 0. In training mode
+- ``mask: l0``, hard concrete gates with location ``log_alpha`` of W's shape, initialized to 0. In training mode
   ``s = sigmoid((log u − log(1−u) + log_alpha) / β)`` with u uniform, in steps of 2⁻⁸, and
   ``z = clamp(s · (ζ − γ) + γ, 0, 1)``; in eval mode ``z = clamp(sigmoid(log_alpha) · (ζ − γ) + γ, 0, 1)``; β 2/3,
   γ −0.1, ζ 1.1. Penalty: ``cost`` times the expected number of open gates, ``Σ sigmoid(log_alpha − β log(−γ/ζ))``.
   Louizos et al., arXiv 1712.01312.
-- ``mask: l1``, soft thresholding: ``z ⊙ U = sign(U) · max(|U| − threshold, 0)``, the gradient handed to U as if there
-  were no threshold, so that entries can come and go. Penalty: ``cost · Σ|U|``. Kusupati et al., arXiv 2002.03231, with
-  a fixed threshold.
+- ``mask: l1``, soft thresholding: ``z ⊙ U = sign(U) · max(|U| − threshold, 0)``, U gets the gradient as if there were
+  no threshold, so that entries can become zero and nonzero again. Penalty: ``cost · Σ|U|``. Kusupati et al., arXiv
+  2002.03231, with a fixed threshold.
 
-While training it holds as many numbers as the layer, or twice as many; how many remain depends on the data. The full
-weight's gradient is needed; so that little else is added to it, gates are made and differentiated in one go, over parts
-of the weight that stay in a CPU's cache, and of all that only z is kept for backward.
+In training it has as many parameters as the layer's weight, or twice as many; how many entries remain depends on the
+data. The gradient of the full weight is computed. To add little time and memory, gates are computed and differentiated
+in one function, over parts of the weight that fit a CPU's cache, and only z and U are kept for backward.
 """
 
 from __future__ import annotations
@@ -33,17 +33,26 @@ from distill.deltas.sparse import Sparse
 
 _BETA, _GAMMA, _ZETA = 2 / 3, -0.1, 1.1
 _CACHED = 2**16
-"""Entries of a thread's part: most of its tensors stay in a cache of 1 MB, and calls take little beside the work."""
+"""Entries of a part per thread: most of its tensors fit a cache of 1 MB, and the overhead of calls is small."""
 
 
 def draw_noise(like: Tensor) -> Tensor:
-    """A random int8 for every entry, all 256 equally likely: eight from one draw, which is what costs on a CPU."""
+    """Uniformly random int8 of the shape of ``like``. One draw gives eight of them, since draws are slow on a CPU."""
     draws = torch.empty(-(-like.numel() // 8), dtype=torch.int64, device=like.device).random_(-(2**63), None)
     return draws.view(torch.int8)[: like.numel()].view(like.shape)
 
 
 def hard_concrete(log_alpha: Tensor, noise: Tensor | None, out: Tensor) -> Tensor:
-    """The gates in [0, 1]: random with ``noise`` (see ``draw_noise``), what is kept in the end without. No gradient."""
+    """The gates z in [0, 1], without gradient.
+
+    Args:
+        log_alpha: locations, of the weight's shape.
+        noise: int8 of that shape, see ``draw_noise``, for random gates; None: those of eval mode.
+        out: written to, of that shape.
+
+    Returns:
+        ``out``.
+    """
     if noise is None:
         out.copy_(log_alpha)
     else:
@@ -64,7 +73,7 @@ class _Gated(torch.autograd.Function):
         changed, z = torch.empty_like(weight), torch.empty_like(U)
         for rows in _parts(U):
             hard_concrete(log_alpha[rows], None if noise is None else noise[rows], out=z[rows])
-            # In two steps, rounded as the sparse delta it becomes.
+            # In two steps, so that rounding is that of the sparse delta after training.
             torch.mul(U[rows], z[rows], out=changed[rows]).add_(weight[rows])
         ctx.save_for_backward(U, z)
         ctx.slope = 1 / ((_ZETA - _GAMMA) * (1 if noise is None else _BETA))
@@ -77,7 +86,7 @@ class _Gated(torch.autograd.Function):
         dU, d_alpha = torch.empty_like(U), torch.empty_like(U)
         for rows in _parts(U):
             torch.mul(dW[rows], z[rows], out=dU[rows])
-            # dz/dlog_alpha = slope (z − γ)(ζ − z) = slope (z − z² − γζ), as γ + ζ = 1; nothing where z is 0 or 1.
+            # dz/dlog_alpha = slope (z − γ)(ζ − z) = slope (z − z² − γζ), as γ + ζ = 1; zero where z is 0 or 1.
             d = torch.addcmul(z[rows], z[rows], z[rows], value=-1, out=d_alpha[rows])
             torch.threshold_(d, 0, _GAMMA * _ZETA).sub_(_GAMMA * _ZETA)
             d.mul_(U[rows]).mul_(dW[rows]).mul_(ctx.slope)
@@ -85,7 +94,7 @@ class _Gated(torch.autograd.Function):
 
 
 def _parts(weight: Tensor) -> Iterator[slice]:
-    """Rows that together stay in a CPU core's cache; all at once elsewhere."""
+    """Slices of rows that fit the caches of the CPU's cores; one slice on other devices."""
     count = len(weight)
     if weight.device.type == "cpu" and not torch.compiler.is_compiling():
         count = max(1, torch.get_num_threads() * _CACHED // weight[0].numel())
@@ -94,10 +103,20 @@ def _parts(weight: Tensor) -> Iterator[slice]:
 
 
 class SoftThreshold(torch.autograd.Function):
-    """``sign(U) · max(|U| − threshold, 0)``, with the gradient of U itself."""
+    """``sign(U) · max(|U| − threshold, 0)``; backward is the identity."""
 
     @staticmethod
     def forward(ctx: Any, U: Tensor, threshold: float) -> Tensor:
+        """Soft thresholding.
+
+        Args:
+            ctx: of autograd.
+            U: any shape.
+            threshold: greater than 0.
+
+        Returns:
+            The shape of U.
+        """
         return torch.nn.functional.softshrink(U, threshold)
 
     @staticmethod
@@ -122,9 +141,11 @@ class SparseMask(WeightDelta):
 
     class Settings(DeltaSettings):
         type: Literal["sparse_mask"] = "sparse_mask"
-        mask: Literal["l0", "l1"] = Field("l0", description="how entries are chosen: gates, or a threshold")
-        cost: float = Field(1e-6, ge=0, description="what one open gate (l0), or a size of 1 (l1), adds to the loss")
-        threshold: float = Field(1e-3, gt=0, description="for l1: smaller changes of a weight are none")
+        mask: Literal["l0", "l1"] = Field(
+            "l0", description="how entries are chosen: l0: learned gates; l1: soft thresholding"
+        )
+        cost: float = Field(1e-6, ge=0, description="loss per open gate (l0), or per unit of Σ|U| (l1)")
+        threshold: float = Field(1e-3, gt=0, description="l1 only: entries of U of smaller absolute value count as 0")
 
     settings: Settings
     no_weight_decay = frozenset({"log_alpha"})
@@ -136,7 +157,7 @@ class SparseMask(WeightDelta):
         self.log_alpha = nn.Parameter(torch.zeros_like(weight)) if settings.mask == "l0" else None
 
     def forward(self, weight: Tensor) -> Tensor:
-        """Another one at every call in training mode of ``mask: l0``."""
+        """The changed weight; random in training mode with ``mask: l0``."""
         if self.log_alpha is None:
             return weight + SoftThreshold.apply(self.U, self.settings.threshold)
         noise = draw_noise(self.U) if self.training else None
@@ -149,7 +170,7 @@ class SparseMask(WeightDelta):
 
     @classmethod
     def finish(cls, settings: DeltaSettings, deltas: Mapping[str, Self]) -> DeltaInit:
-        """A sparse delta where entries are left, a dense one where that is smaller, none where nothing is left."""
+        """Per layer, a sparse delta of the nonzero entries; a dense one if that is smaller, none if all are zero."""
         specs: list[DeltaSettings] = []
         tensors: dict[str, dict[str, Tensor]] = {}
         for site, delta in deltas.items():

@@ -1,4 +1,4 @@
-"""A model's tensors seen apart: what the deltas hold, and what the backbone holds under timm's own names."""
+"""A model's tensors by owner: those of the deltas, and those of backbone and head under timm's own names."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ def delta_state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def load_delta_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into the model's deltas. Strict both ways.
+    """Copy ``state`` into the model's deltas. Names, shapes and dtypes must agree exactly.
 
     Raises:
-        DeltaError: lists missing and unexpected tensors, and wrong shapes and dtypes; nothing was changed.
+        DeltaError: they do not; the text lists the tensors. Nothing is changed.
     """
     load_exactly(delta_state(model), state, "delta")
 
 
 def load_exactly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
-    """Copy ``state`` into ``targets`` in place, after checking that names, shapes and dtypes agree exactly."""
+    """Copy ``state`` into ``targets`` in place, after checking that names, shapes and dtypes agree exactly.
+
+    Args:
+        targets: name → the tensor to overwrite.
+        state: name → its new values.
+        what: what ``state`` is, for the error's text.
+
+    Raises:
+        DeltaError: they do not agree; the text lists the tensors. Nothing is changed.
+    """
     problems = [f"missing {name}" for name in targets if name not in state]
     problems += [f"unexpected {name}" for name in state if name not in targets]
     for name, target in targets.items():
@@ -56,7 +65,7 @@ def head_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
 
 
 def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Backbone and head together: the state dict of the model as it was without deltas."""
+    """Backbone and head together: the state dict that the model has without deltas."""
     structural = [site.name for site in deltas(model) if isinstance(site.delta, StructuralDelta)]
     state = {}
     for name, tensor in model.state_dict().items():

@@ -1,6 +1,6 @@
-"""Structured pruning: the channels of a frozen block that matter most, as the start of a thinner block.
+"""Structured pruning: initializes a side block from the most important channels of a frozen block.
 
-The importance of a channel is the sum of its weights' importances, over all that write it and all that read it.
+The importance of a channel is the sum of the importances of the weights that compute it and of those that read it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,16 @@ def top(scores: Tensor, count: int) -> Tensor:
 
 
 def stream_scores(rung: Rung, backbone: nn.Module, importance: Importance) -> Tensor:
-    """Importance of every channel of the stream at the rung's tap, for the block that the rung copies."""
+    """Importance of the channels at a rung's tap.
+
+    Args:
+        rung: of the side network; its form names the backbone's layers.
+        backbone: a timm model.
+        importance: of the layers' weights.
+
+    Returns:
+        [C], for the C channels of the tap's output.
+    """
     if rung.form.steps:
         first, last = rung.form.steps[0], rung.form.steps[-1]
         scores = _matrix(backbone, last.source, importance).sum(1)
@@ -36,7 +45,14 @@ def stream_scores(rung: Rung, backbone: nn.Module, importance: Importance) -> Te
 
 @torch.no_grad()
 def prune_into(rung: Rung, backbone: nn.Module, importance: Importance, stream: Tensor) -> None:
-    """Copy what is kept of the backbone's block into the rung; ``stream`` are the kept channels at its tap."""
+    """Copy the kept channels of the backbone's block into a rung.
+
+    Args:
+        rung: overwritten.
+        backbone: a timm model.
+        importance: of the layers' weights.
+        stream: indices of the kept channels of the tap's output, ascending, as many as the rung is wide.
+    """
     selection = torch.zeros_like(rung.down.weight)  # type: ignore[arg-type]
     selection[torch.arange(len(stream)), stream] = 1
     rung.down.weight.copy_(selection)  # type: ignore[operator, union-attr]
@@ -96,13 +112,13 @@ def _prune_transformer(
 
 
 def _matrix(backbone: nn.Module, name: str, importance: Importance) -> Tensor:
-    """[out, in] importances of a layer, summed over the window; of a depthwise conv a diagonal."""
+    """[out, in] importances of a layer, summed over the window; a diagonal matrix for a depthwise conv."""
     values = importance(name)
     return _ungrouped(backbone.get_submodule(name), values).flatten(2).sum(2)
 
 
 def _ungrouped(layer: nn.Module, values: Tensor) -> Tensor:
-    """A weight-shaped tensor as that of a conv without groups, [out, in, kh, kw]: zero between the groups."""
+    """A tensor of the weight's shape as that of a conv without groups, [out, in, kh, kw], with zeros between groups."""
     values = values.view(*values.shape, *[1] * (4 - values.ndim))
     groups: int = getattr(layer, "groups", 1)
     if groups == 1:

@@ -120,7 +120,7 @@ def test_settings_and_budgets_that_cannot_be() -> None:
     with pytest.raises(DeltaError, match="a budget of 100 bytes is too small: the smallest takes 512 bytes"):
         train(model, actual, 5)
     for settings, error_at in (
-        ({"rank": 4, "target_rank": 5}, "5 is more than rank, 4"),
+        ({"rank": 4, "target_rank": 5}, "5 is more than the initial rank, 4"),
         ({"target_rank": 5, "budget": "1KB"}, "only one of target_rank and budget"),
         ({"warm_up": 0.5, "settle": 0.5}, "leave no steps"),
     ):

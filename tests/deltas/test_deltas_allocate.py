@@ -86,7 +86,7 @@ def test_the_same_rank_everywhere() -> None:
     known = {"a": Candidate(torch.ones(1), 10), "b": Candidate(torch.ones(9), 20), "c": Candidate(torch.ones(9), 30)}
     assert same_everywhere(known, 110) == {"a": 1, "b": 2, "c": 2}
     assert same_everywhere(known, 130) == {"a": 1, "b": 3, "c": 2}, "20 bytes are left, and buy one more in b"
-    with pytest.raises(DeltaError, match="one rank everywhere takes 60 bytes"):
+    with pytest.raises(DeltaError, match="rank 1 in all layers takes 60 bytes"):
         same_everywhere(known, 59)
 
 
@@ -95,10 +95,10 @@ def test_a_budget_too_small_says_what_would_do() -> None:
     with pytest.raises(DeltaError, match=r"249 bytes is too small for one rank: the smallest, of 'b', takes 250 bytes"):
         within_budget(known, 249)
     least = {site: Candidate(c.gains, c.per_rank, c.fixed, least=1) for site, c in known.items()}
-    with pytest.raises(DeltaError, match="the least ranks everywhere take 650 bytes"):
+    with pytest.raises(DeltaError, match="the least ranks of all layers take 650 bytes"):
         within_budget(least, 649)
     assert within_budget(least, 650) == {"a": 1, "b": 1}
-    with pytest.raises(DeltaError, match="no layer has anything to gain"):
+    with pytest.raises(DeltaError, match="no rank has a gain"):
         by_share({"a": Candidate(gains(0, 0), 1)}, 0.5)
 
 
@@ -134,11 +134,11 @@ def test_bytes_are_read_as_people_write_them() -> None:
         ({"budget": "1KB", "alpha": 0.9}, "give one of budget"),
         ({"budget": "many"}, "expected bytes such as"),
         ({"budget": 0}, "at least one byte"),
-        ({"alpha": 0.9, "importance": "uniform"}, "uniform looks at no gains"),
-        ({"budget": 10, "importance": "uniform", "least": 0}, "gives every layer a rank"),
-        ({"budget": 10, "spectrum": "gradient", "importance": "feature_change"}, "takes back what a free warm-up did"),
-        ({"budget": 10, "spectrum": "gradient", "start": "warm_up"}, "no free warm-up to go on from"),
-        ({"budget": 10, "warm_up": 0}, "after 0 epochs nothing has changed"),
+        ({"alpha": 0.9, "importance": "uniform"}, "uniform uses no gains"),
+        ({"budget": 10, "importance": "uniform", "least": 0}, "gives every layer the same rank"),
+        ({"budget": 10, "spectrum": "gradient", "importance": "feature_change"}, "resets the weights of a warm-up"),
+        ({"budget": 10, "spectrum": "gradient", "start": "warm_up"}, "no warm-up of the weights to start from"),
+        ({"budget": 10, "warm_up": 0}, "after 0 epochs no weight has changed"),
     ],
 )
 def test_settings_that_do_not_fit_together(settings: dict, error_at: str) -> None:

@@ -43,7 +43,7 @@ def test_windows_are_cut_to_the_kernel() -> None:
 
 
 def test_a_window_without_a_center_is_refused_by_name() -> None:
-    with pytest.raises(DeltaError, match=r"branch: '0' has a 4×4 window, in which a branch of 1×3 has no center"):
+    with pytest.raises(DeltaError, match=r"branch: '0' has a 4×4 window, in which a 1×3 branch cannot be centered"):
         attach(nn.Sequential(nn.Conv2d(3, 4, 4, stride=4)), [Branch.Settings()])
     assert attach(nn.Sequential(nn.Conv2d(3, 4, 2), nn.Conv2d(4, 4, 3)), [Branch.Settings()])[0].name == "1"
 

@@ -37,16 +37,22 @@ def plain() -> nn.Module:
         ({"type": "low_rank", "sites": "blocks.9.*"}, "pattern 'blocks.9.*' matches no layer; did you mean 'blocks."),
         (
             {"type": "low_rank", "sites": "blocks.1.0.conv_exp[qz]"},
-            "matches no layer; did you mean 'blocks.1.0.conv_exp'?; in brackets stand q, k or v",
+            "matches no layer; did you mean 'blocks.1.0.conv_exp'?; brackets hold q, k or v",
         ),
         ({"type": "low_rank", "ranks": {"budget": 100}}, "too small for one rank: the smallest, of 'conv_stem', takes"),
         ({"type": "dora", "ranks": {"budget": 100}}, "too small for one rank"),
         ({"type": "low_rank", "ranks": {"budget": 100, "importance": "uniform"}}, "one rank everywhere takes 11,404"),
-        ({"type": "low_rank", "ranks": {"budget": "6KB", "least": 1}}, "the least ranks everywhere take 11,404 bytes"),
+        (
+            {"type": "low_rank", "ranks": {"budget": "6KB", "least": 1}},
+            "the least ranks of all layers take 11,404 bytes",
+        ),
         ({"type": "halrp", "ranks": {"budget": "1KB"}}, "a budget of 1,000 bytes is too small"),
-        ({"type": "halrp", "max_growth": 0.001}, "R and S alone are 2.24% of the layers, more than max_growth 0.10%"),
+        (
+            {"type": "halrp", "max_growth": 0.001},
+            "R and S alone have 2.24% of the entries of the layers, more than max_growth 0.10%",
+        ),
         ({"type": "adalora", "budget": 100}, "adalora: a budget of 100 bytes is too small"),
-        ({"type": "sparse", "entries": 10**6}, "of which 1000000 cannot change; lower entries"),
+        ({"type": "sparse", "entries": 10**6}, "fewer than entries: 1000000; lower it"),
         ({"type": "ladder", "exclude": "blocks.9"}, "exclude pattern 'blocks.9' matches no block"),
     ],
 )

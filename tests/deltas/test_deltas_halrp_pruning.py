@@ -67,5 +67,5 @@ def test_a_rank_that_lost_a_half_goes_whole() -> None:
 
 
 def test_a_bound_below_its_scales_is_an_error() -> None:
-    with pytest.raises(DeltaError, match=r"R and S alone are more than max_growth 0\.001"):
+    with pytest.raises(DeltaError, match=r"R and S alone have more than max_growth 0\.001"):
         finished(build("test_vit"), max_growth=0.001)

@@ -15,7 +15,7 @@ from distill.deltas.sites import classifier_names, layer_kind
 
 def test_qkv_of_an_unknown_layout_is_refused() -> None:
     model = timm.create_model("tiny_vit_5m_224", num_classes=2)
-    with pytest.raises(DeltaError, match=r"where q, k and v lie in timm.models.tiny_vit.Attention is not known"):
+    with pytest.raises(DeltaError, match=r"the rows of q, k and v in timm.models.tiny_vit.Attention are not known"):
         attach(model, [LowRank.Settings(sites="*.attn.qkv[q]")])
 
 
@@ -24,14 +24,14 @@ def test_qkv_of_an_unknown_layout_is_refused() -> None:
     [
         (Dense.Settings(sites="blocks.*.conv_pv"), "pattern 'blocks.*.conv_pv' matches no layer"),
         (Dense.Settings(sites="conv_sten"), "did you mean 'conv_stem'"),
-        (Dense.Settings(sites="bn1"), "matches no conv or depthwise or linear layer (it finds 'bn1', a norm)"),
+        (Dense.Settings(sites="bn1"), "matches no conv or depthwise or linear layer (it matches 'bn1', a norm)"),
         (Dense.Settings(sites="conv_stem", exclude="conv*"), "all are excluded"),
         (
             Dense.Settings(exclude="bloks.*"),
             "exclude pattern 'bloks.*' matches no layer; layers are named like 'conv_stem'",
         ),
-        (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it knows linear, conv, depthwise"),
-        (LowRank.Settings(sites="*.conv_dw"), "holds 4,608 bytes and its delta would hold 40,960"),
+        (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it supports linear, conv, depthwise"),
+        (LowRank.Settings(sites="*.conv_dw"), "has a weight of 4,608 bytes, and its delta would take 40,960"),
         (LowRank.Settings(rank=500, sites="conv_stem"), "make it smaller (rank, density), set oversized: dense"),
         (LowRank.Settings(oversized="error"), "would hold"),
         (Bias.Settings(sites="conv_stem"), "bias: 'conv_stem' has no bias"),

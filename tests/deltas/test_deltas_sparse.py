@@ -74,7 +74,7 @@ def test_magnitude_needs_no_data_and_too_many_entries_are_refused() -> None:
         model[0].weight.copy_(torch.tensor([[1.0, -9, 2, 3], [0, 8, -1, 0]]))
     with pytest.raises(DeltaError, match="of which 9 cannot change"):
         attach(model, [Sparse.Settings(entries=9)])
-    with pytest.raises(DeltaError, match="holds 32 bytes and its delta would hold 32"):
+    with pytest.raises(DeltaError, match="has a weight of 32 bytes, and its delta would take 32"):
         attach(model, [Sparse.Settings(density=0.5)])
     assert attach(model, [Sparse.Settings(entries=2)])[0].delta.index.tolist() == [1, 5]
 

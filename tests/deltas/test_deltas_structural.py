@@ -111,7 +111,9 @@ def test_deepcopy_is_independent_and_merging_is_refused(model: str, name: str) -
         assert torch.equal(twin(x), expected)
         disturb(twin)
         assert torch.equal(network(x), expected) and not torch.equal(twin(x), expected)
-    with pytest.raises(DeltaError, match=r"is structural: it cannot be merged.*a weight delta such as low_rank can"):
+    with pytest.raises(
+        DeltaError, match=r"is structural: it cannot be merged.*a weight delta such as low_rank, which can"
+    ):
         merge(network)
 
 
@@ -277,10 +279,14 @@ def check_compiled(model: str, name: str, backend: str, stage: str = "") -> None
         ),
         ("adapter", {"sites": ("layr1",)}, "adapter: pattern 'layr1' matches no block; did you mean 'layer1'"),
         ("ladder", {"exclude": ("layer9",)}, "ladder: exclude pattern 'layer9' matches no block; did you mean 'layer"),
-        ("adapter", {"exclude": ("*",)}, "adapter: all blocks that its sites find are excluded"),
-        ("deep_delta", {"kinds": ("conv",)}, "kinds are of layers, and it sits on blocks; leave kinds out"),
+        ("adapter", {"exclude": ("*",)}, "adapter: all blocks that its sites match are excluded"),
+        ("deep_delta", {"kinds": ("conv",)}, "kinds select layers, and it is attached to blocks; leave kinds out"),
         ("deep_delta", {"values": 7}, "'layer1.0' has 32 channels, which values: 7 does not divide"),
-        ("output", {"sites": ("layer1",)}, "output: it sits on the classifier; leave sites, exclude and kinds out"),
+        (
+            "output",
+            {"sites": ("layer1",)},
+            "output: it is attached to the classifier; leave sites, exclude and kinds out",
+        ),
     ],
 )
 def test_errors_name_the_block(name: str, changes: dict[str, object], message: str) -> None:
@@ -306,9 +312,9 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "vgg11": {"mlp_ratio": 0.05},
 }
 NOT_FOR = {
-    ("eva02_tiny_patch14_224", "ladder"): "no side block can be cut out of 'blocks.0' .* set init: random",
-    ("efficientformer_l1", "ladder"): "must all give maps, or all the same tokens, .*'adapter'",
-    ("mvitv2_tiny", "*"): "does not put out one tensor of tokens or of a map; leave it out with exclude",
+    ("eva02_tiny_patch14_224", "ladder"): "no side block can be pruned from 'blocks.0' .* set init: random",
+    ("efficientformer_l1", "ladder"): "must all give maps, or all equally many tokens, .*'adapter'",
+    ("mvitv2_tiny", "*"): "does not return one tensor of tokens or of a map; exclude it",
     ("vgg11", "*"): r"VGG declares no blocks \(timm's group_matcher\); use a weight delta, or 'output'",
 }
 

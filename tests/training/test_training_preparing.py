@@ -243,7 +243,7 @@ def test_linear_cka_by_hand_and_its_invariances() -> None:
 
 def test_ranks_are_refused_where_nothing_was_trained(tmp_path: Path) -> None:
     settings = with_deltas(tmp_path, BUDGET)
-    with StopSignal() as stop, pytest.raises(DeltaError, match="has no rank yet: ranks are chosen by training"):
+    with StopSignal() as stop, pytest.raises(DeltaError, match="has no rank yet: training chooses ranks"):
         student_spec(settings, RunContext.of(settings, stop)).build()
     with pytest.raises(ValueError, match=r"student.deltas.0.rank: ranks chooses the rank of every layer"):
         validate_tree(tree(tmp_path, student={"deltas": [{**BUDGET, "rank": 3}]}), "toy")
