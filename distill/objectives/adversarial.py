@@ -1,4 +1,4 @@
-"""Adversarial distillation: a discriminator tells student features from teacher features, and the student fools it.
+"""Adversarial distillation: the student is trained against a discriminator of student and teacher features.
 
 Shape suffixes: B batch, D pooled width.
 """
@@ -33,19 +33,19 @@ class _Reversed(torch.autograd.Function):
 
 
 def reversed_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
-    """``x``; backward, its gradient comes out times ``−factor`` (Ganin and Lempitsky, 2015, arXiv 1409.7495)."""
+    """``x``; backward multiplies its gradient by ``−factor`` (Ganin and Lempitsky, 2015, arXiv 1409.7495)."""
     return _Reversed.apply(x, factor)
 
 
 class Adversarial(Objective):
     """A discriminator D on pooled features (the student's through a linear projector P), trained by the same optimizer.
 
-    ``discriminate = mean softplus(−D(f_t)) + mean softplus(D(P f_s))`` is D's loss. The student's is non-saturating,
-    ``mean softplus(−D(P f_s))`` (``mode: alternating``: D's weights get no gradient from it, and P f_s none from D's
-    loss; both in one step), or D's own with the gradient reversed on the way to the student (``mode: reversed``).
-    The logged term is the sum of what is minimized.
+    ``discriminate = mean softplus(−D(f_t)) + mean softplus(D(P f_s))`` is D's loss. The student's loss is
+    non-saturating, ``mean softplus(−D(P f_s))`` (``mode: alternating``: it sends no gradient to D's weights, and D's
+    loss none to P f_s; both are computed in one step), or D's loss with the gradient reversed at P f_s (``mode:
+    reversed``). The term is the sum of the losses.
 
-    D is held smooth by spectral norm (``regularizer: spectral``) or by ``γ/2 · mean ‖∇D(f_t)‖²`` on the teacher's
+    D is regularized by spectral norm (``regularizer: spectral``) or by ``γ/2 · mean ‖∇D(f_t)‖²`` on the teacher's
     features (``r1``).
 
     Papers: Goodfellow et al., 2014, arXiv 1406.2661; R1: Mescheder et al., ICML 2018, arXiv 1801.04406; spectral norm:
@@ -63,10 +63,12 @@ class Adversarial(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["adversarial"] = "adversarial"
-        mode: Literal["alternating", "reversed"] = "alternating"
-        regularizer: Literal["spectral", "r1", "none"] = "spectral"
+        mode: Literal["alternating", "reversed"] = Field(
+            "alternating", description="the student's loss: non-saturating, or the discriminator's, gradient reversed"
+        )
+        regularizer: Literal["spectral", "r1", "none"] = Field("spectral", description="of the discriminator")
         r1: float = Field(1.0, ge=0, description="γ of regularizer: r1")
-        hidden: int = Field(256, gt=0, description="width of the discriminator")
+        hidden: int = Field(256, gt=0, description="width of the discriminator's two hidden layers")
 
     weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
@@ -91,21 +93,22 @@ class Adversarial(Objective):
         if self.settings.mode == "reversed":
             losses_B = self.discriminate(reversed_gradient(fake_BD), teacher_BD)
         else:
-            losses_B = self.discriminate(fake_BD.detach(), teacher_BD) + F.softplus(-self._judge_held_still(fake_BD))
+            losses_B = self.discriminate(fake_BD.detach(), teacher_BD)
+            losses_B = losses_B + F.softplus(-self._score_with_fixed_weights(fake_BD))
         return weighed(losses_B, batch.weights).mean()
 
     def discriminate(self, fake_BD: Tensor, real_BD: Tensor) -> Tensor:
-        """[B]: the discriminator's losses, with R1 if asked for."""
+        """[B]: the discriminator's losses, with ``regularizer: r1`` including its penalty."""
         r1 = self.settings.regularizer == "r1"
         real_BD = real_BD.detach().requires_grad_(r1)
-        judged_B = self.discriminator(real_BD)[:, 0]
-        losses_B = F.softplus(-judged_B) + F.softplus(self.discriminator(fake_BD)[:, 0])
+        scores_B = self.discriminator(real_BD)[:, 0]
+        losses_B = F.softplus(-scores_B) + F.softplus(self.discriminator(fake_BD)[:, 0])
         if r1:
-            [slope_BD] = torch.autograd.grad(judged_B.sum(), real_BD, create_graph=True)
+            [slope_BD] = torch.autograd.grad(scores_B.sum(), real_BD, create_graph=True)
             losses_B = losses_B + self.settings.r1 / 2 * slope_BD.square().sum(1)
         return losses_B
 
-    def _judge_held_still(self, fake_BD: Tensor) -> Tensor:
-        """[B]: D's verdicts with gradient to its input alone."""
-        held = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        return torch.func.functional_call(self.discriminator, held, fake_BD)[:, 0]
+    def _score_with_fixed_weights(self, fake_BD: Tensor) -> Tensor:
+        """[B]: D's outputs, with gradient to its input but not to its weights."""
+        fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+        return torch.func.functional_call(self.discriminator, fixed, fake_BD)[:, 0]

@@ -1,4 +1,4 @@
-"""Attention transfer: where the student's activations are strong, the teacher's are.
+"""Attention transfer: matches the networks' spatial maps of activation strength.
 
 Shape suffixes: B batch, C channels, H W map size, N = H · W.
 """
@@ -16,14 +16,15 @@ from distill.objectives.stages import MapObjective, on_one_grid
 
 
 def attention(map_BCHW: Tensor) -> Tensor:
-    """[B, N]: the mean over channels of F², at length 1 for each sample; 0 where the map is all zero."""
+    """[B, N]: the mean over channels of F², normalized to length 1 per sample; 0 if the map is zero."""
     return F.normalize(map_BCHW.square().mean(dim=1).flatten(1))
 
 
 def at(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """[B]: ``mean((a(F_s) − a(F_t))²)`` over the pixels, with ``a(F) = mean_c F_c² / ‖mean_c F_c²‖``.
 
-    Maps of different sizes meet on the smaller grid. Channels may differ. Zero where the two attentions are equal.
+    Maps of different sizes are average-pooled to the smaller grid. The numbers of channels may differ. Zero if the two
+    attention maps are equal.
     """
     student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
     return F.mse_loss(attention(student_BCHW), attention(teacher_BCHW), reduction="none").mean(1)
@@ -33,9 +34,9 @@ class AT(MapObjective):
     """Attention transfer: the sum of :func:`at` over the matched stages, mean over the batch.
 
     Paper: Zagoruyko and Komodakis, Paying More Attention to Attention, ICLR 2017, arXiv 1612.03928. The weight is β of
-    their code, 1000, which belongs to the mean over pixels.
+    their code, 1000, for the mean over pixels.
 
-    Deviation: of two grids the smaller is used, where theirs shrinks both to the smaller height alone.
+    Deviation: both maps are pooled to the smaller height and width; their code pools both to the smaller height.
 
     Example:
         >>> import torch, distill

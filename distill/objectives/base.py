@@ -1,4 +1,4 @@
-"""The contract of an objective: ``loss(student, teacher, batch) → scalar tensor`` with a graph."""
+"""The base class of objectives: ``loss(student, teacher, batch) → scalar tensor`` with a graph."""
 
 from __future__ import annotations
 
@@ -21,38 +21,40 @@ __all__ = ["UNLABELED", "Objective", "Schedule", "Targets"]
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known of a batch's samples, beside what the two networks made of them."""
+    """Labels and other data of a batch's samples, besides the networks' outputs."""
 
     labels: Tensor
-    """[B] int64, ``UNLABELED`` where a sample has none."""
+    """[B] int64, ``UNLABELED`` for samples without a label."""
     index: Tensor | None = None
-    """[B] int64, each sample's place in the training split: the key of a memory bank."""
+    """[B] int64, each sample's index in the training split, for memory banks."""
     mixed_labels: Tensor | None = None
-    """[B] int64, the labels of what was mixed in; None where the images are not mixed."""
+    """[B] int64, labels of the images that were mixed in; None if images are not mixed."""
     mix_lambda: float = 1.0
-    """Part of the student's view that is the sample's own image; the rest belongs to ``mixed_labels``."""
+    """Fraction of the sample's own image in the student's view; the rest has ``mixed_labels``."""
     weights: Tensor | None = None
     """[B] factors of the samples' losses, without gradient; None: all 1. See ``Objective.weighs_samples``."""
 
     def indices(self) -> Tensor:
-        """``index``. Raises ``ValueError`` where the batch does not have it."""
+        """``index``. Raises ``ValueError`` if the batch has none."""
         if self.index is None:
-            raise ValueError("this objective needs each sample's place in the training split, which the batch lacks")
+            raise ValueError("this objective needs each sample's index in the training split, which the batch lacks")
         return self.index
 
 
 class Schedule(augment.base.Settings):
-    """When a term counts: a factor of its weight over training, in epochs (fractions allowed).
+    """A factor of a term's weight over training, in epochs (fractions allowed).
 
-    0 before ``start``; then a linear rise to 1 over ``warmup``; then a linear way to ``final``, reached at the end;
-    0 from ``until`` on.
+    It is 0 before ``start``, rises linearly to 1 over ``warmup``, changes linearly to ``final`` at the end, and is 0
+    from ``until`` on.
     """
 
-    start: float = Field(0.0, ge=0, description="epochs before the term counts")
-    warmup: float = Field(0.0, ge=0, description="epochs of linear rise from there, 0 to 1")
-    final: float = Field(1.0, ge=0, description="factor at the end, reached linearly after the warm-up")
+    start: float = Field(0.0, ge=0, description="epochs for which the factor is 0")
+    warmup: float = Field(0.0, ge=0, description="epochs over which the factor then rises linearly from 0 to 1")
+    final: float = Field(
+        1.0, ge=0, description="factor at the end; the factor changes linearly to it after the warm-up"
+    )
     until: float | None = Field(
-        None, gt=0, description="epoch from which it no longer counts; none: it counts to the end"
+        None, gt=0, description="epoch from which the factor is 0; none: not before training ends"
     )
 
     @model_validator(mode="after")
@@ -63,7 +65,7 @@ class Schedule(augment.base.Settings):
         return self
 
     def factor(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """The factor at the end of a step, so that the first one of a warm-up is not 0.
+        """The factor at the end of a step, so that it is not 0 in the first step of a warm-up.
 
         Args:
             step: number of the update, from 0.
@@ -87,30 +89,31 @@ class Objective(nn.Module, Component):
     """One term of the loss.
 
     The training step sums ``weight · forward(...)`` over all terms and logs each under its name. With several
-    teachers, a term that reads the teacher is built once per teacher (each with projectors of its own) and summed with
+    teachers, a term that reads the teacher is built once per teacher (each with its own projectors) and summed with
     the teachers' weights; with several views it is averaged over the pairs that the view policy declares.
 
-    A subclass writes ``loss``; calling the module runs it with autocast off, so that every term computes in fp32. It
-    averages over the batch such that its gradients, averaged over ranks as DDP does, are those of the whole batch. It
-    stays attached to the student's graph even when a batch gives it nothing to do (no labeled sample, say): a zero,
-    not a constant. No gradient reaches the teacher. A NaN that a network hands over comes out as NaN, which training
-    watches for.
+    A subclass implements ``loss``. Calling the module computes it with autocast off, in fp32. Requirements on ``loss``:
+
+    - its mean over the batch is such that its gradients, averaged over ranks as by DDP, are those of the whole batch;
+    - it has a graph to the student for every batch: without a labeled sample, for example, it is a zero with a graph;
+    - it sends no gradient to the teacher;
+    - a NaN in a network's outputs gives a NaN, which training detects.
 
     A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported.
 
     Class attributes:
-        paper: where it comes from, in short; its docstring says more.
-        needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; the last one of the
-            student only.
-        reads_teacher: whether it needs a teacher at all.
+        paper: short citation.
+        needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; ``token`` is read of
+            the student only.
+        reads_teacher: whether it reads a teacher's outputs.
         needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
-        weighs_samples: whether it is a mean of losses that belong to one sample each, and multiplies them by
-            ``batch.weights``. What a sample is compared with (negatives, a queue, a batch norm's statistics) is not
-            weighed. An objective on relations among samples has no such losses: it refuses weights, and a config that
-            asks for them (``training.curriculum``, ``teacher.weighting``) is refused before anything runs.
-        sets_head: whether it decides what the student's head is; one term with one teacher can.
-        no_weight_decay: names of its parameters that must not decay (temperatures, scales); norms and biases are
-            excluded anyway.
+        weighs_samples: whether it is a mean of one loss per sample, which it multiplies by ``batch.weights``. What a
+            sample is compared with (negatives, a queue, a batch norm's statistics) is not weighted. An objective on
+            relations among samples has no loss per sample; it raises an error for weights, and a config that sets them
+            (``training.curriculum``, ``teacher.weighting``) is refused before training.
+        sets_head: whether it replaces the student's head; only one term, with one teacher, may do so.
+        no_weight_decay: names of its parameters without weight decay (temperatures, scales), besides norms and
+            biases.
     """
 
     class Settings(augment.base.Settings):
@@ -120,11 +123,11 @@ class Objective(nn.Module, Component):
 
         @property
         def needs_one_class(self) -> bool:
-            """Whether an image must have one class, not two: refused together with mixup and cutmix."""
+            """Whether it needs images with one class each, so that mixup and cutmix are refused."""
             return False
 
         def head(self, teacher: FeatureShapes) -> ReusedHead | None:
-            """What the student's head is replaced by before anything is trained; None: it keeps its own."""
+            """The head that replaces the student's before training; None: the student keeps its own."""
             return None
 
     paper: ClassVar[str] = ""
@@ -136,10 +139,15 @@ class Objective(nn.Module, Component):
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
-        """Build projectors from the shapes that the two networks report; ``teacher`` is None without one.
+        """Create the term's parameters for two networks.
+
+        Args:
+            settings: of the objective.
+            student: shapes of the student's outputs.
+            teacher: shapes of the teacher's outputs; None without a teacher.
 
         Raises:
-            ValueError: the two cannot be compared, the text says which shapes met; or there is no teacher to read.
+            ValueError: the outputs cannot be compared (the text gives their shapes), or a teacher is needed.
         """
         super().__init__()
         if self.reads_teacher:
@@ -148,31 +156,31 @@ class Objective(nn.Module, Component):
 
     def extra_repr(self) -> str:
         """The settings, for ``print``; the schedule where there is one."""
-        unseen = {"type"} if self.settings.schedule != Schedule() else {"type", "schedule"}
-        return ", ".join(f"{name}={value!r}" for name, value in self.settings if name not in unseen)
+        hidden = {"type"} if self.settings.schedule != Schedule() else {"type", "schedule"}
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings if name not in hidden)
 
     def remember(self, labels: Tensor) -> None:
-        """Make memory banks for the training split, whose labels [N] come in the order of ``batch.index``."""
+        """Create memory banks for the training split; ``labels`` [N] are in the order of ``batch.index``."""
 
     def after_step(self) -> None:
-        """Act after an update of the weights."""
+        """Called after every update of the weights."""
 
     def forward(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
-        """``loss`` in fp32, whatever autocast says.
+        """``loss``, computed with autocast off.
 
         Args:
-            student: outputs for the student's view, in whatever dtype the network computes.
+            student: outputs for the student's view, in the dtype that the network computes in.
             teacher: outputs for the teacher's view of the same samples; None without a teacher.
-            batch: labels [B] and what else is known of the samples.
+            batch: labels [B] and other data of the samples.
 
         Returns:
             A scalar with a graph.
 
         Raises:
-            ValueError: the samples are weighed, and this objective cannot weigh them; or what ``loss`` raises.
+            ValueError: the batch has weights, but the objective has no loss per sample; or raised by ``loss``.
         """
         if batch.weights is not None and not self.weighs_samples:
-            text = "compares samples with each other, so it has no losses of single ones to weigh"
+            text = "compares samples with each other, so it has no loss per sample to weight"
             raise ValueError(f"{self.settings.type} {text}")
         with torch.autocast(batch.labels.device.type, enabled=False):
             return self.loss(student, teacher, batch)
@@ -181,14 +189,14 @@ class Objective(nn.Module, Component):
         """The unweighted term.
 
         Args:
-            student: outputs for the student's view, in whatever dtype the network computes.
+            student: outputs for the student's view, in the dtype that the network computes in.
             teacher: outputs for the teacher's view of the same samples, without gradient; None without a teacher.
-            batch: labels and places of the samples.
+            batch: labels [B] and other data of the samples.
 
         Returns:
             A scalar with a graph.
 
         Raises:
-            ValueError: the two outputs cannot be compared; the text names the shapes.
+            ValueError: the outputs cannot be compared; the text gives their shapes.
         """
         raise NotImplementedError

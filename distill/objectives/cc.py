@@ -1,4 +1,4 @@
-"""Correlation congruence: the kernel between the samples of a batch is the teacher's.
+"""Correlation congruence: the kernel matrix of a batch's samples matches the teacher's.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P embedded width.
 """
@@ -38,7 +38,7 @@ def kernel(rows_GP: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
 
 
 def cc(student_BP: Tensor, teacher_BP: Tensor, gamma: float = 0.4, order: int = 2) -> Tensor:
-    """``‖k(S) − k(T)‖² / G²`` over the batch of all ranks. Zero where all cosines agree.
+    """``‖k(S) − k(T)‖² / G²`` over the batch of all ranks. Zero if all cosines are equal.
 
     Args:
         student_BP: embedded student features.
@@ -56,12 +56,12 @@ def cc(student_BP: Tensor, teacher_BP: Tensor, gamma: float = 0.4, order: int = 
 class CC(Objective):
     """Correlation congruence on embedded pooled features. See :func:`cc`.
 
-    Each network's feature goes through a linear layer to ``dim``, both trained.
+    A trained linear layer per network maps its feature to width ``dim``.
 
     Paper: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv 1904.01802: γ 0.4, second
     order, weight 0.02, beside KD.
 
-    Deviation: kernels are over the batch of all ranks, so that two ranks train as one does.
+    Deviation: kernels are those of the batch of all ranks, so that the loss does not depend on their number.
 
     Example:
         >>> import torch, distill

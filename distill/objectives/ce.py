@@ -1,4 +1,4 @@
-"""Cross-entropy with the labels: the one term that needs no teacher.
+"""Cross-entropy with the labels; needs no teacher.
 
 Shape suffixes: B batch, K classes.
 """
@@ -25,18 +25,18 @@ def cross_entropy(
     mix_lambda: float = 1.0,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy, mean over the labeled samples of all ranks; zero, with a graph, where nothing is labeled.
+    """Cross-entropy, mean over the labeled samples of all ranks; zero, with a graph, if no sample is labeled.
 
     ``L = −(1/N) Σ_i Σ_k q_ik log softmax(z_i)_k`` over the N samples with a label y, where
-    ``q_ik = (1 − ε)·[k = y_i] + ε/K``. Of a mixed image, ``[k = y_i]`` becomes ``λ[k = y_i] + (1 − λ)[k = y'_i]``,
-    and it counts as labeled only if both of its labels are known.
+    ``q_ik = (1 − ε)·[k = y_i] + ε/K``. For mixed images, ``[k = y_i]`` is replaced by
+    ``λ[k = y_i] + (1 − λ)[k = y'_i]``, and a sample counts as labeled only if both of its labels are known.
 
     Args:
         logits_BK: student logits.
-        labels_B: class indices, ``UNLABELED`` where a sample has none.
+        labels_B: class indices, ``UNLABELED`` for samples without a label.
         label_smoothing: ε in [0, 1).
-        mixed_labels_B: y', class indices of what was mixed into the images.
-        mix_lambda: λ, how much of an image is its own.
+        mixed_labels_B: y', class indices of the images that were mixed in; None: images are not mixed.
+        mix_lambda: λ, the fraction of the sample's own image.
         weights_B: factors of the samples' losses.
 
     Returns:
@@ -72,7 +72,9 @@ class CrossEntropy(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["ce"] = "ce"
-        label_smoothing: float = Field(0.0, ge=0, lt=1, description="part of the target spread over all classes")
+        label_smoothing: float = Field(
+            0.0, ge=0, lt=1, description="fraction of the target distributed over all classes"
+        )
 
     reads_teacher: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = True

@@ -1,6 +1,6 @@
-"""What two networks handed over, ready to be compared: present, in fp32, of shapes that fit, the teacher detached.
+"""Reads the outputs that an objective compares, and checks that they exist and have matching shapes.
 
-Shapes are compared exactly: [8, 10] against [1, 10] would broadcast into a loss that means nothing.
+Shapes must be equal: [8, 10] and [1, 10] would broadcast to a meaningless loss.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from distill.models.features import Features, FeatureShapes
 
 
 def field_of(side: str, features: Features | None, field: Literal["logits", "pooled", "token"]) -> Tensor:
-    """``features.logits`` [B, K], ``.pooled`` [B, D] or ``.token`` [B, K] in fp32; ``side`` says whose, in errors.
+    """``features.logits`` [B, K], ``.pooled`` [B, D] or ``.token`` [B, K] in fp32.
 
     Args:
         side: ``student`` or ``teacher``, for the error's text.
-        features: the network's outputs; None where there is no such network.
-        field: which of them.
+        features: the network's outputs; None without such a network.
+        field: the output to read.
 
     Returns:
         [B, K] or [B, D] in fp32.
@@ -28,7 +28,7 @@ def field_of(side: str, features: Features | None, field: Literal["logits", "poo
     """
     values = None if features is None else getattr(features, field)
     if values is None:
-        raise ValueError(f"the {side} handed over no {field}")
+        raise ValueError(f"the {side} has no {field}")
     if values.ndim != 2 or values.shape[0] == 0:
         raise ValueError(f"{side} {field}: expected shape (batch, width) with at least one sample, got {shape(values)}")
     return values.float()
@@ -37,12 +37,12 @@ def field_of(side: str, features: Features | None, field: Literal["logits", "poo
 def matched_fields(
     student: Features, teacher: Features | None, field: Literal["logits", "pooled"]
 ) -> tuple[Tensor, Tensor]:
-    """The field of both networks in fp32, the teacher's detached. Batches must agree, and for logits the classes.
+    """One output of both networks in fp32, the teacher's detached. Batch sizes must be equal; for logits, classes too.
 
     Args:
         student: the student's outputs.
         teacher: the teacher's; None is an error.
-        field: which of them.
+        field: the output to read.
 
     Returns:
         The student's and the teacher's, [B, K] or [B, D] each.
@@ -72,14 +72,14 @@ def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
     known = require_teacher(teacher).classes
     if student.classes != known:
         raise ValueError(
-            f"the student has {student.classes} classes, the teacher {known}: their logits do not compare; let "
-            "fit_teacher train it on these classes, say in teacher.networks.N.labels which are which, or compare "
+            f"the student has {student.classes} classes, the teacher {known}: their logits cannot be compared; train "
+            "the teacher on these classes with fit_teacher, map its classes with teacher.networks.N.labels, or compare "
             "features instead"
         )
 
 
 def require_teacher(teacher: FeatureShapes | None) -> FeatureShapes:
-    """The teacher's shapes. Raises ``ValueError`` where there is no teacher."""
+    """The teacher's shapes. Raises ``ValueError`` without a teacher."""
     if teacher is None:
         raise ValueError("this objective reads a teacher, and there is none")
     return teacher

@@ -27,20 +27,20 @@ def nce(
 ) -> Tensor:
     """Noise-contrastive estimation with uniform noise, mean over the batch.
 
-    ``L = −log h⁺ / (h⁺ + M/N) − Σ_k log (M/N) / (h_k + M/N)`` with ``h = exp(u·m / τ) / Z`` and M the negatives that
-    count: with logits ``x = log h − log M/N`` it is ``softplus(−x⁺) + Σ_k softplus(x_k)``, few passes over [B, K].
+    ``L = −log h⁺ / (h⁺ + M/N) − Σ_k log (M/N) / (h_k + M/N)`` with ``h = exp(u·m / τ) / Z`` and M the number of the
+    sample's negatives. With logits ``x = log h − log M/N`` it is computed as ``softplus(−x⁺) + Σ_k softplus(x_k)``.
 
     Args:
-        positive_B: log h of each sample with its own place in the bank.
-        negative_BK: log h with the drawn places.
-        counts_BK: bool, which of those are negatives of the sample.
-        samples: N.
+        positive_B: log h of each sample with its own row of the bank.
+        negative_BK: log h with the drawn rows.
+        counts_BK: bool, which of the drawn rows are negatives of the sample.
+        samples: N, number of training samples.
         weights_B: factors of the samples' losses.
 
     Returns:
         A scalar with a graph.
     """
-    # A sample without negatives has no noise: its logit is +inf, and the loss 0.
+    # Without negatives M is 0, so the logit of the positive is +inf and its loss 0.
     noise_B = (counts_BK.sum(1) / samples).log()
     negative_BK = (negative_BK - noise_B[:, None]).masked_fill(~counts_BK, -torch.inf)
     return weighed(F.softplus(noise_B - positive_B) + F.softplus(negative_BK).sum(1), weights_B).mean()
@@ -49,19 +49,19 @@ def nce(
 class CRD(Objective):
     """Contrastive representation distillation on pooled features, in both directions. See :func:`nce`.
 
-    ``u_s = P_s f_s / ‖·‖``, ``u_t = P_t f_t / ‖·‖`` with one linear layer each, both trained. Two banks keep a vector
-    of every training sample for either network, ``m ← normalize(momentum · m + (1 − momentum) · u)`` when it is seen.
-    The student's u is held against the teacher's bank, the teacher's against the student's. Z is set by the first
-    batch, so that h is 1 / N on average, and stays.
+    ``u_s = P_s f_s / ‖·‖``, ``u_t = P_t f_t / ‖·‖`` with one trained linear layer each. Two banks hold a vector
+    of every training sample, one for each network, ``m ← normalize(momentum · m + (1 − momentum) · u)`` whenever the
+    sample is in a batch. The student's u is compared with the teacher's bank, the teacher's with the student's. Z is
+    set by the first batch such that the mean of h is 1 / N, and then stays fixed.
 
     Paper: Tian, Krishnan and Isola, Contrastive Representation Distillation, ICLR 2020, arXiv 1910.10699: 128
     dimensions, K 16384, τ 0.07, momentum 0.5; weight 0.8.
 
-    Deviations, for speed: one set of K places is drawn for the batch, uniformly with replacement, and a sample's
-    negatives are those of another class (of another sample, without labels); the usual code draws K for every sample in
-    the loader and moves ``B · K`` rows of both banks, here it is K. M then varies by sample, and is used in its place.
-    The draws are keyed by the step, so ranks share them and a resumed run repeats them. Banks live on the device: ``2 ·
-    N · 128`` floats, 51 MB for 50,000 samples.
+    Deviations, for speed: one set of K rows is drawn per batch, uniformly with replacement, and those of other classes
+    are a sample's negatives (for unlabeled samples, those of other samples). The usual code draws K rows for every
+    sample in the loader and reads ``B · K`` rows of both banks, this one K. The number of negatives M then varies by
+    sample and replaces K in the loss. The draws are keyed by the step, so that all ranks have the same and a resumed
+    run repeats them. The banks are on the device: ``2 · N · 128`` floats, 51 MB for 50,000 samples.
 
     Example:
         >>> import torch, distill
@@ -77,9 +77,9 @@ class CRD(Objective):
         type: Literal["crd"] = "crd"
         weight: float = Field(0.8, ge=0, description="factor of this term in the sum")
         dim: int = Field(128, gt=0, description="width of the projected features")
-        negatives: int = Field(16384, gt=0, description="places of the bank drawn for each batch, K")
+        negatives: int = Field(16384, gt=0, description="rows of the bank drawn for each batch, K")
         temperature: float = Field(0.07, gt=0, description="τ")
-        momentum: float = Field(0.5, ge=0, lt=1, description="how much of a bank's vector stays when it is seen again")
+        momentum: float = Field(0.5, ge=0, lt=1, description="weight of the old vector when a row of a bank is updated")
 
         @property
         def needs_one_class(self) -> bool:
@@ -106,7 +106,7 @@ class CRD(Objective):
         self.register_buffer("steps", torch.zeros(1, dtype=torch.int64))
 
     def remember(self, labels: Tensor) -> None:
-        """Banks of unit vectors in random directions, one for each sample."""
+        """Create both banks: [N, dim], random unit vectors."""
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, F.normalize(torch.randn(len(labels), self.settings.dim)))
         self.register_buffer("labels", labels.clone(), persistent=False)
@@ -114,15 +114,15 @@ class CRD(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         index_B, samples = batch.indices(), len(self.labels)
-        places_K = Draws(0, 0, "crd", self.steps).integers(0, 0, samples, (self.settings.negatives,))[0]
-        own_labels_B, drawn_labels_K = self.labels[index_B][:, None], self.labels[places_K]
-        counts_BK = (index_B[:, None] != places_K) & ((own_labels_B != drawn_labels_K) | (own_labels_B == UNLABELED))
+        rows_K = Draws(0, 0, "crd", self.steps).integers(0, 0, samples, (self.settings.negatives,))[0]
+        own_labels_B, drawn_labels_K = self.labels[index_B][:, None], self.labels[rows_K]
+        counts_BK = (index_B[:, None] != rows_K) & ((own_labels_B != drawn_labels_K) | (own_labels_B == UNLABELED))
         student_BP = F.normalize(self.student_projector(student_BD))
         teacher_BP = F.normalize(self.teacher_projector(teacher_BD))
         total = torch.zeros((), device=student_BD.device)
         for side, (rows_BP, bank_NP) in enumerate([(student_BP, self.teacher_bank), (teacher_BP, self.student_bank)]):
             rows_BP = rows_BP / self.settings.temperature
-            positive_B, negative_BK = (rows_BP * bank_NP[index_B]).sum(1), rows_BP @ bank_NP[places_K].T
+            positive_B, negative_BK = (rows_BP * bank_NP[index_B]).sum(1), rows_BP @ bank_NP[rows_K].T
             scale = self._scale(side, positive_B, negative_BK, samples)
             total = total + nce(positive_B - scale, negative_BK - scale, counts_BK, samples, batch.weights)
         self._keep(index_B, student_BP, teacher_BP)
@@ -130,8 +130,8 @@ class CRD(Objective):
 
     @torch.no_grad()
     def _scale(self, side: int, positive_B: Tensor, negative_BK: Tensor, samples: int) -> Tensor:
-        """log Z: N times the mean over the first batch of all ranks, without asking the device whether it is first."""
-        if not self._scaled[side]:  # in this process; a resumed run knows its own already
+        """log Z, from N times the mean over the first batch of all ranks, without synchronizing with the device."""
+        if not self._scaled[side]:  # in this process; a resumed run has loaded it
             mean = sum_over_ranks(torch.cat([positive_B[:, None], negative_BK], dim=1).exp().mean()) / world_size()
             self.normalizer[side] = torch.where(self.normalizer[side] == _UNSET, mean, self.normalizer[side])
             self._scaled[side] = True

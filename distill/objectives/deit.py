@@ -21,14 +21,14 @@ class DeiT(Objective):
     """``L = (1 − α) · CE(z_class, y) + α · D(z_token, z_teacher)`` for students with a distillation token.
 
     ``hard``: D is the cross-entropy with the teacher's decision ``argmax z_teacher``. ``soft``: D is KD at temperature
-    T. It has the labels' part in it, so it stands without a ``ce`` term. In evaluation the two heads are averaged, as
-    timm does.
+    T. It includes the cross-entropy with the labels, so no ``ce`` term is needed. In evaluation the logits of the two
+    heads are averaged, as in timm.
 
     Paper: Touvron et al., Training data-efficient image transformers, ICML 2021, arXiv 2012.12877: hard, α 0.5; soft
     there with α 0.1 and T 3.
 
-    Students: timm's ``deit_*_distilled_*`` and other networks with ``head_dist``; another one is an error when it is
-    built.
+    Students: timm's ``deit_*_distilled_*`` and other networks with ``head_dist``; for others, building the
+    objective is an error.
 
     Example:
         >>> import torch, distill
@@ -41,10 +41,14 @@ class DeiT(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["deit"] = "deit"
-        kind: Literal["hard", "soft"] = "hard"
-        alpha: float = Field(0.5, ge=0, le=1, description="share of the distillation token's part")
+        kind: Literal["hard", "soft"] = Field(
+            "hard", description="hard: cross-entropy with the teacher's top-1 class; soft: KD"
+        )
+        alpha: float = Field(
+            0.5, ge=0, le=1, description="weight of the distillation token's loss, α; the class token's has 1 − α"
+        )
         temperature: float = Field(3.0, gt=0, description="soft only: T")
-        standardize: bool = Field(False, description="soft only: z-score each row of logits first")
+        standardize: bool = Field(False, description="soft only: standardize each row of logits first")
         label_smoothing: float = Field(0.0, ge=0, lt=1, description="of the labels; the paper has 0.1")
 
     needs: ClassVar[frozenset[str]] = frozenset({"logits", "token"})
@@ -70,6 +74,6 @@ class DeiT(Objective):
         if s.kind == "soft":
             token_loss = kd(token_BK, teacher_BK, s.temperature, s.standardize, weights_B)
             return (1 - s.alpha) * label_loss + s.alpha * token_loss
-        # A NaN has no argmax: it must come out, not become a class.
+        # argmax would turn a NaN into a class; adding 0 · sum keeps it a NaN.
         token_loss = cross_entropy(token_BK, teacher_BK.argmax(dim=1), weights_B=weights_B) + 0 * teacher_BK.sum()
         return (1 - s.alpha) * label_loss + s.alpha * token_loss

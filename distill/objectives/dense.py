@@ -1,6 +1,6 @@
-"""Dense feature distillation: every place of the student's map says what the teacher's says there. Needs no labels.
+"""Dense feature distillation: a distance between the two networks' maps at every position. Needs no labels.
 
-Shape suffixes: B batch, C channels, H W map size.
+Shape suffixes: B batch, C channels, H W map size, N positions of the batch, D = C.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field
 from torch import Tensor, nn
 
 from distill.models.features import FeatureShapes
@@ -18,10 +19,10 @@ from distill.objectives.stages import MapObjective, Stages, stages_field
 
 
 def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosine") -> Tensor:
-    """[B]: the distance of :func:`distill.objectives.pooled.pooled` between the vectors of a place, mean over places.
+    """[B]: the distance of :func:`distill.objectives.pooled.pooled` of the vectors at a position, mean over positions.
 
-    The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's is
-    the target. Zero where the resized map equals it.
+    The student's map is resized to the teacher's grid (bilinear, antialiased where it shrinks), since the teacher's map
+    is the target. Zero if the resized map equals it.
 
     Args:
         student_BCHW: student map, with the teacher's channels.
@@ -33,14 +34,14 @@ def dense(student_BCHW: Tensor, teacher_BCHW: Tensor, distance: Distance = "cosi
     """
     if student_BCHW.shape[2:] != teacher_BCHW.shape[2:]:
         student_BCHW = F.interpolate(student_BCHW, teacher_BCHW.shape[2:], mode="bilinear", antialias=True)
-    places_s, places_t = (map_.movedim(1, -1).flatten(0, 2) for map_ in (student_BCHW, teacher_BCHW))
-    return apart(places_s, places_t, distance).unflatten(0, (len(teacher_BCHW), -1)).mean(1)
+    student_ND, teacher_ND = (map_.movedim(1, -1).flatten(0, 2) for map_ in (student_BCHW, teacher_BCHW))
+    return apart(student_ND, teacher_ND, distance).unflatten(0, (len(teacher_BCHW), -1)).mean(1)
 
 
 class DenseFeature(MapObjective):
-    """Dense feature distillation, label-free: a foundation teacher's patch tokens teach any student. See :func:`dense`.
+    """Dense feature distillation without labels, for example from a foundation model's patch tokens. See :func:`dense`.
 
-    The student's map goes through a trained 1×1 convolution to the teacher's channels, one per pair of stages.
+    A trained 1×1 convolution per pair of stages maps the student's channels to the teacher's.
 
     Papers: spatial features with cosine as in AM-RADIO (Ranzinger et al., CVPR 2024, arXiv 2312.06709); the whitened
     target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
@@ -57,7 +58,7 @@ class DenseFeature(MapObjective):
 
     class Settings(MapObjective.Settings):
         type: Literal["dense"] = "dense"
-        distance: Distance = "cosine"
+        distance: Distance = Field("cosine", description="distance of the vectors at a position")
         stages: Stages = stages_field("last")
 
     paper: ClassVar[str] = "Ranzinger et al., CVPR 2024, arXiv 2312.06709; Wei et al. 2022, arXiv 2205.14141"

@@ -1,4 +1,4 @@
-"""DIST: the student's class probabilities correlate with the teacher's, along each sample and along each class.
+"""DIST: correlation of the student's class probabilities with the teacher's, along each sample and along each class.
 
 Shape suffixes: B batch, K classes.
 """
@@ -19,7 +19,7 @@ from distill.objectives.ranks import gather_batch
 
 
 def pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
-    """Pearson's correlation along ``dim``: the cosine of the centered vectors; 0 where one of them is constant.
+    """Pearson's correlation along ``dim``: the cosine of the centered vectors; 0 if one of them is constant.
 
     Args:
         a: any shape.
@@ -31,7 +31,7 @@ def pearson(a: Tensor, b: Tensor, dim: int, eps: float = 1e-8) -> Tensor:
         The shape of ``a`` without ``dim``.
     """
     a, b = a - a.mean(dim, keepdim=True), b - b.mean(dim, keepdim=True)
-    # rsqrt of the product would underflow for flat softmax rows; the norms themselves do not.
+    # The product of the squared norms would underflow for flat softmax rows; the norms do not.
     return (a * b).sum(dim) / ((a.norm(dim=dim) + eps) * (b.norm(dim=dim) + eps))
 
 
@@ -49,8 +49,8 @@ def dist(
 
         L = T² · (β · (1 − mean_b ρ(p_s[b, :], p_t[b, :])) + γ · (1 − mean_k ρ(p_s[:, k], p_t[:, k])))
 
-    with ρ Pearson's correlation. Zero (to 1e-6) where student equals teacher, unless a row or column is constant: its
-    correlation counts as 0. So a batch of one adds γ T² without gradient.
+    with ρ Pearson's correlation. Zero (to 1e-6) if student equals teacher, unless a row or column is constant: its
+    correlation is 0. For a batch of one, the last term is γ T², without gradient.
 
     Args:
         student_BK: student logits.
@@ -58,7 +58,7 @@ def dist(
         beta: weight of the relations between classes, along each sample; 2 on CIFAR.
         gamma: weight of the relations between samples, along each class; 2 on CIFAR.
         temperature: T; 4 on CIFAR.
-        standardize: z-score each row first.
+        standardize: standardize each row of logits first.
 
     Returns:
         A scalar with a graph.

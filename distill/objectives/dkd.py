@@ -1,4 +1,4 @@
-"""Decoupled knowledge distillation: how sure of the true class, and what among the others, weighed apart.
+"""Decoupled knowledge distillation: separate weights for the true class and for the distribution over the others.
 
 Shape suffixes: B batch, K classes.
 """
@@ -36,24 +36,24 @@ def dkd(
 
         L = T² · (α · KL(b_t ‖ b_s) + β · KL(p̂_t ‖ p̂_s))
 
-    With ``β = 1 − p_t,y`` and α = 1 this would be KD. Zero where student equals teacher, and where nothing is labeled.
+    With ``β = 1 − p_t,y`` and α = 1 this is KD. Zero if student equals teacher, or no sample is labeled.
 
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
-        labels_B: true classes, ``UNLABELED`` where a sample has none: it is left out.
+        labels_B: true classes; ``UNLABELED`` samples are left out.
         alpha: weight of the target-class part.
         beta: weight of the non-target part: 8 on CIFAR-100 (2 for ResNet-56/110 teachers, 6 for VGG and WRN pairs), 0.5
             on ImageNet with T 1.
         temperature: T.
-        standardize: z-score each row first.
+        standardize: standardize each row of logits first.
         weights_B: factors of the samples' losses.
 
     Returns:
         A scalar with a graph.
 
     Raises:
-        ValueError: the shapes differ, or there is one class.
+        ValueError: the shapes differ, or there is only one class.
     """
     same_shape("logits", student_BK, teacher_BK)
     two_classes("dkd", student_BK)
@@ -65,7 +65,7 @@ def dkd(
     for logits_BK in (student_BK / temperature, teacher_BK / temperature):
         log_p_BK = F.log_softmax(logits_BK, dim=1)
         log_target_B1 = log_p_BK.gather(1, target_B[:, None])
-        # log(1 − p_y) as the log-sum of the others: exact where p_y rounds to 1.
+        # log(1 − p_y) as the log-sum of the others, which is accurate even if p_y rounds to 1.
         others_BK = log_p_BK.scatter(1, target_B[:, None], -torch.inf)
         log_rest_B1 = others_BK.logsumexp(dim=1, keepdim=True)
         parts.append((torch.cat([log_target_B1, log_rest_B1], dim=1), log_others(logits_BK, target_B)))

@@ -1,4 +1,4 @@
-"""FitNets: the student's map of a middle stage, through a regressor, equals the teacher's.
+"""FitNets: squared error between the student's map of a middle stage, after a regressor, and the teacher's.
 
 Shape suffixes: B batch, C channels, H W map size.
 """
@@ -20,14 +20,14 @@ class FitNets(MapObjective):
     """Hints: ``L = mean((r(F_s) − F_t)²)`` over batch, channels and pixels, mean over the matched stages.
 
     r is a 1×1 convolution with bias from the student's channels to the teacher's, one per pair of stages, trained and
-    never exported. Maps of different sizes meet on the smaller grid, by averages. Zero where ``r(F_s) = F_t``.
+    never exported. Maps of different sizes are average-pooled to the smaller grid. Zero if ``r(F_s) = F_t``.
 
-    Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550; weight 100 in the usual
-    comparisons on CIFAR-100.
+    Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550; weight 100 is
+    usual in comparisons on CIFAR-100.
 
-    Deviations: beside the other terms from the start, as those comparisons have it, where the paper trains on hints
-    alone first (``schedule: {until: …}`` and a later ``start`` for the others give that); a 1×1 regressor where the
-    paper's window makes up for a difference in size.
+    Deviations: trained together with the other terms from the beginning, as in these comparisons; the paper first
+    trains on hints alone (use ``schedule: {until: …}`` and a later ``start`` for the other terms). The regressor is
+    1×1; in the paper its window compensates for a difference in size.
 
     Example:
         >>> import distill

@@ -1,4 +1,4 @@
-"""Invariant contrastive distillation: each sample's student feature finds its own teacher feature in the batch.
+"""Invariant contrastive distillation: contrasts each student feature with the teacher features of the batch.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P projected width.
 """
@@ -26,9 +26,9 @@ def icd(
     labels_B: Tensor | None = None,
     weights_B: Tensor | None = None,
 ) -> Tensor:
-    """Contrast and invariance of projected features.
+    """Contrastive and invariance loss of projected features.
 
-    With ``u = f / ‖f‖`` and ``l = s · u_s u_tᵀ`` (row: student, column: teacher) over the batch of all ranks::
+    With ``u = f / ‖f‖`` and ``l = s · u_s u_tᵀ`` (rows: student, columns: teacher) over the batch of all ranks::
 
         L_con = CE(l, diagonal)
         L_inv = KL(P2 ‖ P1),   P1 = softmax(l over columns),  P2 = softmax(l over rows)ᵀ
@@ -43,9 +43,9 @@ def icd(
         teacher_BP: projected teacher features. Gradient flows into them, since the projector is trained.
         scale: s, at least 0.
         invariance: factor of L_inv.
-        labels_B: if given, two samples of the same class are no negatives of each other. Samples without a label stay
-            negatives of all.
-        weights_B: factors of the samples' rows in both parts.
+        labels_B: if given, samples of one class are not negatives of each other. Samples without a label are negatives
+            of all others.
+        weights_B: factors of the samples' losses, in both parts.
 
     Returns:
         A scalar with a graph.
@@ -68,7 +68,7 @@ def icd(
     log_p1_BG = F.log_softmax(rows_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
     log_p2_BG = F.log_softmax(columns_BG.masked_fill(no_negative_BG, -torch.inf), dim=1)
     contrast_B = F.nll_loss(log_p1_BG, own_B, reduction="none")
-    # A left-out pair has probability 0 in both: equal finite numbers make it count for nothing instead of 0 · (∞ − ∞).
+    # A left-out pair has probability 0 in both; equal finite logarithms give it divergence 0 instead of 0 · (∞ − ∞).
     log_p1_BG, log_p2_BG = log_p1_BG.masked_fill(no_negative_BG, 0), log_p2_BG.masked_fill(no_negative_BG, 0)
     divergence_B = F.kl_div(log_p1_BG, log_p2_BG, log_target=True, reduction="none").sum(1)
     return weighed(contrast_B + invariance * divergence_B, weights_B).mean()
@@ -77,14 +77,14 @@ def icd(
 class ICD(Objective):
     """Invariant contrastive distillation on pooled features. See :func:`icd`.
 
-    ``u_s = P_s f_s``, ``u_t = P_t f_t`` with one linear layer each, both trained; ``s = min(exp τ, 10)``, where τ is
-    learned and starts at 1.
+    ``u_s = P_s f_s``, ``u_t = P_t f_t`` with one trained linear layer each; ``s = min(exp τ, 10)``, with τ learned and
+    initialized to 1.
 
-    Paper: Giakoumoglou and Stathaki, 2024, arXiv 2407.11802. With an augmentation of its own for the teacher this is
-    ICDA, arXiv 2410.09474. Total there: ``1·CE + a·KD(T = 4) + 1·ICD``, a = 0 or 1.
+    Paper: Giakoumoglou and Stathaki, 2024, arXiv 2407.11802. With separate augmentations for teacher and
+    student it is ICDA, arXiv 2410.09474. Total loss there: ``1·CE + a·KD(T = 4) + 1·ICD``, a = 0 or 1.
 
-    Deviations: no additive bias on l, since softmax does not see it; τ does not decay; negatives come from all ranks;
-    ``mask_same_class`` is ours.
+    Deviations: no additive bias on l, since softmax does not depend on it; no weight decay on τ; negatives from all
+    ranks; ``mask_same_class`` is an addition.
 
     Example:
         >>> import torch, distill
@@ -100,7 +100,7 @@ class ICD(Objective):
         type: Literal["icd"] = "icd"
         dim: int = Field(128, gt=0, description="width of the projected features")
         invariance: float = Field(0.5, ge=0, description="factor of the invariance term")
-        mask_same_class: bool = Field(False, description="take samples of the same class out of the negatives")
+        mask_same_class: bool = Field(False, description="samples of the same class are not negatives")
 
         @property
         def needs_one_class(self) -> bool:

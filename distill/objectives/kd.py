@@ -25,17 +25,17 @@ def kd(
 ) -> Tensor:
     """Knowledge distillation.
 
-    ``L = T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch. T² keeps the gradient's size independent
-    of T. Zero exactly where the two distributions are equal; labels are not used.
+    ``L = T² · KL(softmax(z_t / T) ‖ softmax(z_s / T))``, mean over the batch. The factor T² makes the
+    magnitude of the gradient nearly independent of T. Zero if the two distributions are equal; labels are not used.
 
-    Paper: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Usual there: 0.1 of the
-    cross-entropy with the labels and 0.9 of this.
+    Paper: Hinton et al., Distilling the Knowledge in a Neural Network, 2015, arXiv 1503.02531. Common
+    weights: 0.1 for the cross-entropy with the labels and 0.9 for this term.
 
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
         temperature: T.
-        standardize: z-score each row first, see :func:`distill.objectives.logits.standardize`.
+        standardize: standardize each row first, see :func:`distill.objectives.logits.standardize`.
         weights_B: factors of the samples' losses.
 
     Returns:

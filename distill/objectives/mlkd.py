@@ -1,4 +1,4 @@
-"""Multi-level logit distillation: by sample, by pairs of classes and by pairs of samples, at several temperatures.
+"""Multi-level logit distillation: of samples, of pairs of classes and of pairs of samples, at several temperatures.
 
 Shape suffixes: B batch, K classes.
 """
@@ -31,13 +31,13 @@ def mlkd(
 
         L_T = T² KL(p_t ‖ p_s) + ‖p_sᵀ p_s − p_tᵀ p_t‖² / K + ‖p_s p_sᵀ − p_t p_tᵀ‖² / B
 
-    (squared Frobenius norms). Zero where student equals teacher.
+    (squared Frobenius norms). Zero if student equals teacher.
 
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
-        temperatures: the Ts.
-        standardize: z-score each row first.
+        temperatures: values of T.
+        standardize: standardize each row of logits first.
 
     Returns:
         A scalar with a graph.
@@ -64,8 +64,8 @@ class MLKD(Objective):
 
     Paper: Jin, Wang and Lin, Multi-Level Logit Distillation, CVPR 2023.
 
-    Deviations: one view of each image, where the paper also aligns a weak with a strong one (views are chosen in
-    ``augment.policy`` here); no masks by the teacher's confidence.
+    Deviations: one view of each image; the paper also aligns a weakly with a strongly augmented one (here
+    ``augment.policy`` chooses the views); no masks by the teacher's confidence.
 
     Example:
         >>> import torch, distill
@@ -77,8 +77,10 @@ class MLKD(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["mlkd"] = "mlkd"
-        temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field((2.0, 3.0, 4.0, 5.0, 6.0), min_length=1)
-        standardize: bool = Field(False, description="z-score each row of logits first")
+        temperatures: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+            (2.0, 3.0, 4.0, 5.0, 6.0), min_length=1, description="values of T, over which the loss is averaged"
+        )
+        standardize: bool = Field(False, description="standardize each row of logits first")
 
     paper: ClassVar[str] = "Jin et al., CVPR 2023"
 

@@ -1,4 +1,4 @@
-"""Normalized knowledge distillation: the teacher's confidence in the true class, and its other classes renormalized.
+"""Normalized knowledge distillation: the teacher's probability of the true class, and its renormalized other classes.
 
 Shape suffixes: B batch, K classes.
 """
@@ -31,23 +31,23 @@ def nkd(
     """Soft target loss and normalized non-target loss, mean over the labeled samples.
 
     ``L = −p_t,y · log p_s,y − γ T² Σ_{k≠y} p̂_t,k log p̂_s,k`` with ``p = softmax(z)`` and ``p̂`` the softmax of z / T
-    over the classes other than y. A cross-entropy, so its minimum over the non-target part is γ T² times the teacher's
-    entropy there, not zero; the first term vanishes only at p_s,y = 1.
+    over the classes other than y. The non-target part is a cross-entropy, so its minimum is γ T² times the teacher's
+    entropy there, not zero; the first term is zero only for p_s,y = 1.
 
     Args:
         student_BK: student logits.
         teacher_BK: teacher logits; no gradient flows into them.
-        labels_B: true classes, ``UNLABELED`` where a sample has none: it is left out.
+        labels_B: true classes; ``UNLABELED`` samples are left out.
         gamma: γ.
         temperature: T of the non-target part.
-        standardize: z-score each row first.
+        standardize: standardize each row of logits first.
         weights_B: factors of the samples' losses.
 
     Returns:
         A scalar with a graph.
 
     Raises:
-        ValueError: the shapes differ, or there is one class.
+        ValueError: the shapes differ, or there is only one class.
     """
     same_shape("logits", student_BK, teacher_BK)
     two_classes("nkd", student_BK)
@@ -59,7 +59,7 @@ def nkd(
     p_t_B1 = teacher_BK.softmax(dim=1).gather(1, target_B1)
     target = -(p_t_B1 * F.log_softmax(student_BK, dim=1).gather(1, target_B1)).squeeze(1)
     log_q_s, log_q_t = (log_others(logits / temperature, target_B) for logits in (student_BK, teacher_BK))
-    # log_others holds 0 at the target, so exp of it is no probability there; the product with log_q_s = 0 is 0.
+    # log_others is 0 at the target, so its exp is no probability there, but the product with log_q_s = 0 is 0.
     others = -(log_q_t.exp() * log_q_s).sum(1)
     return mean_where(target + gamma * temperature**2 * others, labels_B != UNLABELED, weights_B)
 
@@ -68,7 +68,7 @@ class NKD(Objective):
     """Normalized knowledge distillation. See :func:`nkd`.
 
     Paper: Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with Normalized
-    Loss and Customized Soft Labels, ICCV 2023, arXiv 2303.13005; there beside a cross-entropy of weight 1.
+    Loss and Customized Soft Labels, ICCV 2023, arXiv 2303.13005; there with a cross-entropy of weight 1.
 
     Example:
         >>> import torch, distill

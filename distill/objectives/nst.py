@@ -1,4 +1,4 @@
-"""Neuron selectivity transfer: the distribution of the student's neurons over positions is the teacher's.
+"""Neuron selectivity transfer: matches the distributions of the networks' neurons, as functions of position.
 
 Shape suffixes: B batch, C channels, H W map size, N = H · W.
 """
@@ -18,16 +18,17 @@ from distill.objectives.stages import MapObjective, Stages, on_one_grid, stages_
 def nst(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
     """[B]: squared maximum mean discrepancy between the two sets of neurons.
 
-    A neuron is a channel's activations over the N positions, at length 1. With the kernel ``k(x, y) = (x·y)²``::
+    A neuron is the vector of a channel's activations at the N positions, normalized to length 1. With the kernel ``k(x,
+    y) = (x·y)²``::
 
         L = mean k(t, t') + mean k(s, s') − 2 mean k(s, t)
 
-    over all pairs of channels. Never negative; zero where the networks' mean outer products of neurons agree, student
-    equal to teacher among them. Maps of different sizes meet on the smaller grid; channels may differ.
+    over all pairs of channels. Never negative; zero if the networks' mean outer products of neurons are equal, as for
+    equal maps. Maps of different sizes are average-pooled to the smaller grid; the numbers of channels may differ.
     """
     student_BCHW, teacher_BCHW = on_one_grid(student_BCHW, teacher_BCHW)
-    # mean k(x, y) = <M_x, M_y> with M = mean of x xᵀ [N, N]: without the pairs of channels where N is smaller, and
-    # the three terms are then one squared norm, which rounding cannot make negative.
+    # mean k(x, y) = <M_x, M_y> with M = mean of x xᵀ [N, N]. This needs no pairs of channels, and the three terms
+    # become one squared norm, which rounding cannot make negative.
     moments = []
     for map_ in (student_BCHW, teacher_BCHW):
         neurons_BCN = F.normalize(map_.flatten(2), dim=2)
@@ -41,8 +42,8 @@ class NST(MapObjective):
     Paper: Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer, 2017, arXiv
     1707.01219, kernel of degree 2 and offset 0; weight 50.
 
-    Memory: two [N, N] matrices a sample and stage; N is 3,136 for a 56 × 56 map (39 MB each): choose late ``stages`` at
-    large inputs.
+    Memory: two [N, N] matrices per sample and stage. N is 3,136 for a 56 × 56 map (39 MB each), so choose late
+    ``stages`` for large inputs.
 
     Example:
         >>> import torch, distill

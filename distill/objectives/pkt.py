@@ -1,4 +1,4 @@
-"""Probabilistic knowledge transfer: how likely each sample is to pick each other one, as the teacher has it.
+"""Probabilistic knowledge transfer: matches the conditional probabilities of pairs of samples with the teacher's.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width.
 """
@@ -20,8 +20,8 @@ from distill.objectives.ranks import gather_batch
 def pkt(student_BD: Tensor, teacher_BE: Tensor, eps: float = 1e-7) -> Tensor:
     """``mean(P_t · log((P_t + ε) / (P_s + ε)))`` over the pairs of the batch of all ranks.
 
-    ``P[i, j] = K[i, j] / Σ_j K[i, j]`` with the cosine kernel ``K = (1 + cos(f_i, f_j)) / 2``, each sample itself
-    included. Zero where the two networks' cosines agree. Widths may differ.
+    ``P[i, j] = K[i, j] / Σ_j K[i, j]`` with the cosine kernel ``K = (1 + cos(f_i, f_j)) / 2``, j = i
+    included. Zero if the two networks' cosines are equal. Widths may differ.
 
     Args:
         student_BD: student features.
@@ -44,9 +44,9 @@ class PKT(Objective):
     """Probabilistic knowledge transfer on pooled features. See :func:`pkt`.
 
     Paper: Passalis and Tefas, Learning Deep Representations with Probabilistic Knowledge Transfer, ECCV 2018, arXiv
-    1803.10837; weight 30000, which belongs to the mean over pairs.
+    1803.10837; weight 30000, for the mean over pairs.
 
-    Deviation: pairs are over the batch of all ranks, so that two ranks train as one does.
+    Deviation: pairs are those of the batch of all ranks, so that the loss does not depend on their number.
 
     Example:
         >>> import torch, distill

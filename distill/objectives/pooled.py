@@ -1,4 +1,4 @@
-"""Pooled-feature distillation: the student's feature, projected, points where the teacher's does. Needs no labels.
+"""Pooled-feature distillation: a distance between the student's projected feature and the teacher's. Needs no labels.
 
 Shape suffixes: B batch, D pooled width.
 """
@@ -22,12 +22,12 @@ Distance = Literal["cosine", "mse", "whitened_mse"]
 def pooled(
     student_BD: Tensor, teacher_BD: Tensor, distance: Distance = "cosine", weights_B: Tensor | None = None
 ) -> Tensor:
-    """Distance between pooled features of the same width, mean over the batch, each sample times its weight.
+    """Distance between pooled features of the same width, weighted by sample, mean over the batch.
 
-    - ``cosine``: ``1 − cos(f_s, f_t)``, blind to length;
+    - ``cosine``: ``1 − cos(f_s, f_t)``, independent of length;
     - ``mse``: ``‖f_s − f_t‖² / D``;
     - ``whitened_mse``: the same after ``f_t ← (f_t − mean(f_t)) / std(f_t)`` over each sample's D values (LayerNorm
-      without affine, eps 1e-5), so that a few large channels do not rule the loss.
+      without affine, eps 1e-5), so that a few large channels do not dominate the loss.
 
     Each is zero where the student's feature equals its target.
 
@@ -67,7 +67,7 @@ def apart(student_BD: Tensor, teacher_BD: Tensor, distance: Distance) -> Tensor:
 
 
 class PooledFeature(Objective):
-    """Pooled-feature distillation, label-free: any teacher that gives a feature can teach. See :func:`pooled`.
+    """Pooled-feature distillation, from any teacher with pooled features, without labels. See :func:`pooled`.
 
     Papers: cosine on the summary feature as in AM-RADIO (Ranzinger et al., CVPR 2024, arXiv 2312.06709); the whitened
     target as in feature distillation (Wei et al., 2022, arXiv 2205.14141).
@@ -84,7 +84,7 @@ class PooledFeature(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["pooled"] = "pooled"
-        distance: Distance = "cosine"
+        distance: Distance = Field("cosine", description="distance between the projected feature and the teacher's")
         projector: Literal["linear", "identity"] = Field(
             "linear", description="from the student's width to the teacher's; identity needs equal widths"
         )

@@ -1,8 +1,8 @@
-"""One batch spread over the ranks of ``torch.distributed``: gathered with gradient, counted, located.
+"""Functions for a batch that is distributed over ranks: gathering with gradient, means, batch norm.
 
-Everything here is exact for data-parallel training that *averages* gradients over ranks: two ranks with half the
-batch each get the gradient of one rank with all of it. Without an initialized process group there is one rank.
-Calls must not depend on the data: a rank that skips one leaves the others waiting.
+They are exact for data-parallel training that *averages* gradients over ranks: the gradient is that of the whole batch
+on one rank. Without an initialized process group of ``torch.distributed`` there is one rank. All ranks must make the
+same calls, whatever their data: a rank that skips one makes the others wait for it.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 def mean_where(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean of [B] values over the samples of all ranks where ``mask`` is true; zero, with a graph, if nowhere.
 
-    Ranks may hold different numbers of such samples. So each divides its sum by count / world_size, not by its own
-    count: the mean over ranks is then the mean over samples. ``weights`` [B] are factors of the values; they do not
-    change what is divided by.
+    Ranks may have different numbers of such samples. Each divides its sum by count / world_size, with the count of all
+    ranks, so that the mean over ranks is the mean over samples. Weights do not change the count.
 
     Args:
         values: [B].
-        mask: [B] bool, which of them count.
-        weights: [B], factors of the values.
+        mask: [B] bool, which of them to use.
+        weights: [B], factors of the values; None: all 1.
 
     Returns:
         A scalar with a graph.
@@ -49,7 +48,7 @@ def mean_where(values: Tensor, mask: Tensor, weights: Tensor | None = None) -> T
 
 
 def weighed(values: Tensor, weights: Tensor | None) -> Tensor:
-    """``values · weights``, both [B]; the values themselves where nothing weighs the samples."""
+    """``values · weights``, both [B]; the values themselves if ``weights`` is None."""
     if weights is None:
         return values
     if weights.shape != values.shape:
@@ -60,20 +59,22 @@ def weighed(values: Tensor, weights: Tensor | None) -> Tensor:
 def gather_batch(local: Tensor) -> Tensor:
     """The batch of all ranks: [B, ...] → [world_size · B, ...] in rank order, with gradient to every rank's part.
 
-    This rank's rows start at ``rank() · B``. Every rank must bring the same B, as a sampler that pads or drops the last
-    batch gives.
+    This rank's rows start at ``rank() · B``. B must be the same on all ranks: the sampler pads or drops the last batch.
 
-    The backward pass *sums* what all ranks' losses ask of a row. The average that follows over parameter gradients then
-    makes it the gradient of the mean loss.
+    The backward pass *sums* the gradients of all ranks' losses for a row. Averaging the gradients of parameters over
+    ranks then gives the gradient of the mean loss.
     """
     return local if world_size() == 1 else _Gather.apply(local)
 
 
 class RankBatchNorm(nn.Module):
-    """Batch norm of [B, C, H, W] with the batch statistics of all ranks, for what is trained and never evaluated.
+    """Batch norm of [B, C, H, W] with the batch statistics of all ranks, for modules that are never evaluated.
 
     ``y = w (x − mean) / √(var + 1e-5) + b`` per channel, w and b learned. There are no running statistics. torch's
-    SyncBatchNorm does the same on GPUs only.
+    SyncBatchNorm works on GPUs only.
+
+    Args:
+        channels: C.
     """
 
     def __init__(self, channels: int):
@@ -81,8 +82,11 @@ class RankBatchNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
+    def extra_repr(self) -> str:
+        return str(len(self.weight))
+
     def forward(self, x: Tensor) -> Tensor:
-        if world_size() == 1 and x.numel() > x.shape[1]:  # torch's own, in one pass, refuses one number per channel
+        if world_size() == 1 and x.numel() > x.shape[1]:  # one pass; needs two values per channel
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
         mean = gather_batch(x.mean((0, 2, 3))[None]).mean(0)
         centered = x - mean[:, None, None]

@@ -1,4 +1,4 @@
-"""Knowledge review: the student's stages, fused from deep to shallow, teach each other what each teacher stage knows.
+"""Knowledge review: fuses the student's stages from deep to shallow and compares each with the teacher's stage.
 
 Shape suffixes: B batch, C channels, H W map size.
 """
@@ -21,10 +21,16 @@ _POOLS = (4, 2, 1)
 
 
 class Fusion(nn.Module):
-    """Attention-based fusion (ABF) of one stage with what comes from the deeper ones.
+    """Attention-based fusion (ABF) of one stage with the fused deeper ones.
 
     ``x = BN(conv1×1(F_s))``; with a deeper ``y`` (resized to x): ``x ← a₁ x + a₂ y``, ``a = sigmoid(conv1×1([x, y]))``.
     Returns the fused x for the next shallower stage, and ``BN(conv3×3(x))`` with the teacher's channels.
+
+    Args:
+        student_width: channels of the student's map.
+        middle: channels of x and y.
+        teacher_width: channels of the teacher's map.
+        has_deeper: whether there is a deeper stage, False for the last one.
     """
 
     def __init__(self, student_width: int, middle: int, teacher_width: int, has_deeper: bool):
@@ -46,9 +52,10 @@ class Fusion(nn.Module):
 
 
 def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
-    """[B]: hierarchical context loss, the mean squared error of maps and of their averages on 4, 2 and 1 cells a side.
+    """[B]: hierarchical context loss, the mean squared error of maps and of their averages on 4×4, 2×2 and 1×1 cells.
 
-    Weights 1, ½, ¼, ⅛ over their sum; grids as large as the map or larger are left out. Zero where the maps are equal.
+    The weights are 1, ½, ¼, ⅛, divided by their sum; grids not smaller than the map are left out. Zero if the maps are
+    equal.
     """
     error_BCHW = student_BCHW - teacher_BCHW
     total, weights, weight = mean_square(error_BCHW), 1.0, 1.0
@@ -56,19 +63,19 @@ def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
         if cells >= min(student_BCHW.shape[2:]):
             continue
         weight /= 2
-        pooled = F.adaptive_avg_pool2d(error_BCHW, cells)  # the difference of averages is the average difference
+        pooled = F.adaptive_avg_pool2d(error_BCHW, cells)  # the mean of the differences is the difference of the means
         total, weights = total + weight * mean_square(pooled), weights + weight
     return total / weights
 
 
 class ReviewKD(MapObjective):
-    """Review of the stages from deep to shallow: the sum of :func:`hcl` between fused student and teacher maps.
+    """Knowledge review: the sum over stages of :func:`hcl` between the fused student map and the teacher's map.
 
     Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044; weight 5 beside a
     cross-entropy, with a linear warm-up over 20 of 240 epochs (``schedule: {warmup: 20}``).
 
-    Deviations: batch norms see the batch of all ranks; fused maps meet the teacher's on the smaller of two grids; the
-    paper's extra stage of pooled features is left to an objective of its own (``pooled``).
+    Deviations: batch norms use the batch of all ranks; fused maps and the teacher's are average-pooled to the smaller
+    of the two grids; the paper's extra stage of pooled features is a separate objective here (``pooled``).
 
     Example:
         >>> import torch, distill
@@ -84,7 +91,7 @@ class ReviewKD(MapObjective):
     class Settings(MapObjective.Settings):
         type: Literal["reviewkd"] = "reviewkd"
         weight: float = Field(5.0, ge=0, description="factor of this term in the sum")
-        width: int = Field(64, gt=0, description="channels in the fusion; 512 at most, and usual, on ImageNet")
+        width: int = Field(64, gt=0, description="channels of the fused maps; 512 is usual on ImageNet")
 
     paper: ClassVar[str] = "Chen et al., CVPR 2021, arXiv 2104.09044"
 

@@ -1,4 +1,4 @@
-"""Relational knowledge distillation: distances and angles between samples are those of the teacher.
+"""Relational knowledge distillation: distances and angles between samples match the teacher's.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width.
 """
@@ -20,7 +20,7 @@ from distill.objectives.ranks import gather_batch
 
 def lengths(rows_GD: Tensor) -> Tensor:
     """[G, G] Euclidean distances; exactly 0 between equal rows, and the gradient there is 0."""
-    # Not by way of a matrix product: its rounding would leave samples a distance from themselves.
+    # Not by a matrix product, whose rounding would give a nonzero distance of a sample to itself.
     return torch.cdist(rows_GD, rows_GD, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -30,9 +30,10 @@ def distances(length_GG: Tensor) -> Tensor:
 
 
 def angles(length_GG: Tensor) -> Tensor:
-    """[G, G, G] cosines: ``[i, j, k]`` of the angle at sample i between j and k; 0 where j or k coincides with i.
+    """[G, G, G] cosines: ``[i, j, k]`` of the angle at sample i between j and k; 0 if j or k coincides with i.
 
-    By the law of cosines, ``(l_ij² + l_ik² − l_jk²) / 2 l_ij l_ik``: the features' width costs nothing here.
+    Computed by the law of cosines, ``(l_ij² + l_ik² − l_jk²) / 2 l_ij l_ik``, at a cost independent of the features'
+    width.
     """
     square_GG, apart_GG = length_GG.square(), length_GG > 0
     inverse_GG = length_GG.where(apart_GG, torch.inf).reciprocal()
@@ -41,11 +42,11 @@ def angles(length_GG: Tensor) -> Tensor:
 
 
 def rkd(student_BD: Tensor, teacher_BE: Tensor, distance: float = 25.0, angle: float = 50.0) -> Tensor:
-    """``distance · h(d_s, d_t) + angle · h(a_s, a_t)`` over the batch of all ranks, h the mean of the smooth L1 (δ 1).
+    """``distance · h(d_s, d_t) + angle · h(a_s, a_t)`` over the batch of all ranks, h the mean smooth L1 loss (δ 1).
 
-    d are the pairwise distances over their mean, a the cosines of all triplets. Zero where the student's features are
-    the teacher's, turned, moved or scaled. Widths may differ. Time and memory of the angles grow with G³ (64 samples:
-    1 MB, 256: 67 MB for each of a few tensors).
+    d are the pairwise distances divided by their mean, a the cosines of the angles of all triplets. Zero if the
+    student's features are the teacher's up to rotation, translation and scale. Widths may differ. Time and memory of
+    the angles grow with G³ (64 samples: 1 MB, 256: 67 MB for each of a few tensors).
 
     Args:
         student_BD: student features.
@@ -68,22 +69,20 @@ class RKD(Objective):
 
     Paper: Park et al., Relational Knowledge Distillation, CVPR 2019, arXiv 1904.05068; factors 25 and 50.
 
-    Deviations: relations are over the batch of all ranks, so that two ranks train as one does; angles come from the
-    distances, not from the vectors between samples.
+    Deviations: relations are computed over the batch of all ranks, so that the loss does not depend on their number;
+    angles are computed from the distances, not from the vectors between samples.
 
     Example:
-        >>> import torch, distill
-        >>> rkd = distill.create_objective("rkd")
-        >>> student, teacher = distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3) + 1)
-        >>> rkd(student, teacher, distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # nor do scale and origin
-        0.0
+        >>> import torch, distill >>> rkd = distill.create_objective("rkd") >>> student, teacher =
+        distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3) + 1) >>> rkd(student, teacher,
+        distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # scale and origin do not count 0.0
     """
 
     class Settings(Objective.Settings):
         type: Literal["rkd"] = "rkd"
         distance: float = Field(25.0, ge=0, description="factor of the distances")
         angle: float = Field(
-            50.0, ge=0, description="factor of the angles; 0 leaves out what grows with the batch cubed"
+            50.0, ge=0, description="factor of the angles, whose cost grows with the batch size cubed; 0: not computed"
         )
 
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})

@@ -1,4 +1,4 @@
-"""Relational representation distillation: how a sample relates to a queue of past ones, as the teacher has it.
+"""Relational representation distillation: similarities to a queue of past samples match the teacher's.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P projected width, Q length of the queue.
 """
@@ -29,17 +29,16 @@ def rrd(
 ) -> Tensor:
     """Cross-entropy between two distributions over the queue, mean over the batch.
 
-    ``L = −Σ_q softmax(u_t · m_q / τ_t) log softmax(u_s · m_q / τ_s)`` with unit vectors u, and m the queue's, which are
-    the teacher's. Its minimum is the teacher's entropy over the queue. The teacher's distribution is a target without
-    gradient.
+    ``L = −Σ_q softmax(u_t · m_q / τ_t) log softmax(u_s · m_q / τ_s)`` with unit vectors u, and m the rows of the queue,
+    which are features of the teacher. Its minimum is the entropy of the teacher's distribution, which gets no gradient.
 
     Args:
         student_BP: projected student features.
         teacher_BP: projected teacher features.
         queue_QP: unit vectors.
-        filled: how many rows of the queue count; default all.
+        filled: number of rows of the queue that are used; None: all.
         student_temperature: τ_s.
-        teacher_temperature: τ_t, the sharper of the two.
+        teacher_temperature: τ_t, usually smaller than τ_s.
         weights_B: factors of the samples' losses.
 
     Returns:
@@ -61,14 +60,14 @@ def rrd(
 class RRD(Objective):
     """Relational representation distillation on pooled features, with a queue of teacher vectors. See :func:`rrd`.
 
-    The student's feature goes through a trained linear layer into a space ``dim`` wide, the teacher's through a fixed
-    random orthogonal one: its distribution is a target, which gives no gradient. The queue starts empty and fills batch
-    by batch, with the batches of all ranks, first in, first out; the batch itself is in it when the loss is taken.
+    A trained linear layer projects the student's feature to width ``dim``, a fixed random orthogonal matrix the
+    teacher's. The queue is empty before training and gets the batches of all ranks, first in, first out; the current
+    batch is in it when the loss is computed.
 
     Paper: Giakoumoglou and Stathaki, Relational Representation Distillation, 2024, arXiv 2407.12073; queue 16384,
     temperatures 0.02 and 0.1.
 
-    Deviation: the teacher's projection is fixed; nothing would train it but the queue that it fills.
+    Deviation: the teacher's projection is fixed, since the loss gives it no gradient.
 
     Example:
         >>> import torch, distill
@@ -76,7 +75,7 @@ class RRD(Objective):
         >>> student, teacher = FeatureShapes(2, pooled=8), FeatureShapes(2, pooled=16)
         >>> rrd = distill.create_objective("rrd", student=student, teacher=teacher)
         >>> student, teacher = distill.Features(pooled=torch.ones(1, 8)), distill.Features(pooled=torch.ones(1, 16))
-        >>> rrd(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # it is alone in the queue
+        >>> rrd(student, teacher, distill.Targets(labels=torch.tensor([0]))).item()  # the queue holds this sample alone
         0.0
         >>> rrd.pushed.item()
         1
@@ -85,9 +84,9 @@ class RRD(Objective):
     class Settings(Objective.Settings):
         type: Literal["rrd"] = "rrd"
         dim: int = Field(128, gt=0, description="width of the projected features, at most the teacher's own")
-        queue: int = Field(16384, gt=0, description="teacher vectors kept")
-        student_temperature: float = Field(0.1, gt=0)
-        teacher_temperature: float = Field(0.02, gt=0, description="the sharper of the two")
+        queue: int = Field(16384, gt=0, description="number of teacher features in the queue")
+        student_temperature: float = Field(0.1, gt=0, description="τ_s")
+        teacher_temperature: float = Field(0.02, gt=0, description="τ_t, usually smaller than τ_s")
 
     weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
@@ -113,15 +112,15 @@ class RRD(Objective):
         self._push(gather_batch(teacher_BP))
         s = self.settings
         student_BP = self.student_projector(student_BD)
-        # A copy: a second pair of views pushes before the backward pass of the first.
+        # A copy, since a second pair of views changes the queue before the backward pass of the first.
         queue = self.queue.clone()
         temperatures = s.student_temperature, s.teacher_temperature
         return rrd(student_BP, teacher_BP, queue, self.pushed, *temperatures, batch.weights)
 
     @torch.no_grad()
     def _push(self, rows_GP: Tensor) -> None:
-        """Write the rows over the oldest ones, without asking the device where they are."""
+        """Overwrite the oldest rows, without synchronizing with the device."""
         rows_GP = rows_GP[-len(self.queue) :]
-        places = (self.pushed + torch.arange(len(rows_GP), device=rows_GP.device)) % len(self.queue)
-        self.queue.index_copy_(0, places, rows_GP)
+        indices = (self.pushed + torch.arange(len(rows_GP), device=rows_GP.device)) % len(self.queue)
+        self.queue.index_copy_(0, indices, rows_GP)
         self.pushed += len(rows_GP)

@@ -1,4 +1,4 @@
-"""SimKD: the student's projected feature equals the teacher's, and the teacher's own classifier reads it.
+"""SimKD: trains the student's projected feature to equal the teacher's, and applies the teacher's classifier to it.
 
 Shape suffixes: B batch, K classes, S and T pooled width of student and teacher.
 """
@@ -21,11 +21,11 @@ from distill.objectives.ranks import weighed
 
 
 def simkd(projected_BT: Tensor, teacher_BT: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """``L = ‖p − f_t‖² / T``, mean over the batch; zero where the projected feature p is the teacher's.
+    """``L = ‖p − f_t‖² / T``, weighted by sample, mean over the batch; zero if the projected feature p equals f_t.
 
     Args:
-        projected_BT: the student's features, projected.
-        teacher_BT: the teacher's; no gradient flows into them.
+        projected_BT: projected student features.
+        teacher_BT: teacher features; no gradient flows into them.
         weights_B: factors of the samples' losses.
 
     Returns:
@@ -45,7 +45,7 @@ def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tu
     Args:
         projector: P and q, from S to T features.
         weight_KT: W_t.
-        bias_K: b_t; None counts as 0.
+        bias_K: b_t; None: 0.
 
     Returns:
         Weight [K, S] and bias [K] of that layer.
@@ -55,25 +55,26 @@ def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tu
 
 
 class SimKD(Objective):
-    """The teacher's classifier reused. ``p = P(f_s)`` learns to be f_t, see :func:`simkd`; logits: ``W_t p + b_t``.
+    """Reuses the teacher's classifier: ``p = P(f_s)`` is trained to equal f_t, and the logits are ``W_t p + b_t``.
 
-    - ``projector: linear``: P is one linear layer on the pooled features, ``P f_s + q``. After every update it is
-      folded with the teacher's classifier into the student's own linear head, see :func:`folded`. So what is evaluated
-      and exported is a plain network of the student's size. The head learns in no other way: beside other terms on
-      logits, their gradient reaches the backbone through the head, but the head's own update is replaced.
-    - ``projector: conv``: P is the paper's, three convs (1×1, 3×3, 1×1) with batch norm and ReLU on the student's last
-      map, and then the average over places, see :mod:`distill.models.reused_head`. Convs and classifier stay in the
-      student, are exported with it, and enlarge it; a run says by how much. Its pooled features are then p.
+    - ``projector: linear``: P is one linear layer on the pooled features, ``P f_s + q``. After every update P and the
+      teacher's classifier are written as one layer into the student's linear head, see :func:`folded`. So the network
+      that is evaluated and exported has the student's architecture. Gradients of other terms on logits reach the
+      backbone through the head, but do not change the head.
+    - ``projector: conv``: P is the paper's: three convs (1×1, 3×3, 1×1) with batch norm and ReLU on the student's last
+      map, then the mean over positions, see :mod:`distill.models.reused_head`. Convs and classifier are part of the
+      student, are exported with it, and enlarge it; the run's report says by how much. Its pooled features are p.
 
-    Needs no labels. Head and classifier need to be one linear layer each, the two networks the same classes in the same
-    order, and there can be one teacher only.
+    Needs no labels. The student's head and the teacher's classifier must each be one linear layer, with the same
+    classes in the same order. There can be only one teacher.
 
     Paper: Chen et al., Knowledge Distillation with the Reused Teacher Classifier, CVPR 2022, arXiv 2203.14001: conv,
     factor 2, trained with this term alone.
 
-    Deviations: the linear form is ours; it expresses less. conv: p and f_t are compared after the pooling, not place by
-    place, so that teachers whose features are no average of a map (a ViT's class token) and caches of pooled features
-    serve; no ReLU after the last norm, since features of other networks than ReLU ones are negative at places.
+    Deviations: ``linear`` is an addition, with a less expressive P. With ``conv``, p and f_t are compared after
+    pooling, not per position, so that teachers whose features are not the mean of a map (a ViT's class token) and
+    caches of pooled features can be used; there is no ReLU after the last norm, since features of networks without ReLU
+    can be negative.
 
     Example:
         >>> import torch, distill
@@ -87,9 +88,10 @@ class SimKD(Objective):
     class Settings(Objective.Settings):
         type: Literal["simkd"] = "simkd"
         projector: Literal["linear", "conv"] = Field(
-            "linear", description="linear: folded into the student's head; conv: the paper's, it enlarges the student"
+            "linear",
+            description="linear: merged into the student's head; conv: the paper's, which enlarges the student",
         )
-        factor: int = Field(2, ge=1, description="conv only: the teacher's width over that of the convs between")
+        factor: int = Field(2, ge=1, description="conv only: the teacher's width divided by that of the hidden convs")
 
         def head(self, teacher: FeatureShapes) -> ReusedHead | None:
             return ReusedHead(width=teacher.pooled, factor=self.factor) if self.projector == "conv" else None
@@ -108,8 +110,8 @@ class SimKD(Objective):
         same_classes(student, teacher)
         head, classifier = _linear("student", student), _linear("teacher", require_teacher(teacher))
         if parametrize.is_parametrized(head):
-            raise ValueError("simkd writes the student's head, but a delta changes that layer; exclude it from sites")
-        # In a tuple, because it is the student's: neither trained here nor kept twice in checkpoints.
+            raise ValueError("simkd replaces the student's head, but a delta changes that layer; exclude it from sites")
+        # In a tuple, so that the student's head is not registered as a part of this module as well.
         self._head = (head,)
         self.projector: nn.Module
         if settings.projector == "conv":
@@ -128,7 +130,7 @@ class SimKD(Objective):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Write the student's head, where it is folded."""
+        """With ``projector: linear``, write projector and classifier into the student's head."""
         if isinstance(self.projector, nn.Linear):
             (head,) = self._head
             weight, bias = folded(self.projector, self.weight, self.bias)
@@ -138,11 +140,11 @@ class SimKD(Objective):
 
 @torch.no_grad()
 def _copy(classifier: nn.Linear, head: nn.Linear) -> None:
-    """Make the student's classifier the teacher's."""
+    """Copy the teacher's classifier into the student's."""
     if head.weight.requires_grad or head.weight.shape != classifier.weight.shape:
         raise ValueError(
-            f"simkd: projector: conv needs a frozen head that reads the teacher's {classifier.in_features} features, "
-            f"and the student's own reads {head.in_features}; see distill.models.reused_head.reuse_head"
+            f"simkd: projector: conv needs a frozen head with {classifier.in_features} inputs, as the teacher's, "
+            f"but the student's has {head.in_features}; call distill.models.reused_head.reuse_head"
         )
     head.weight.copy_(classifier.weight)
     head.bias.zero_()
@@ -151,9 +153,11 @@ def _copy(classifier: nn.Linear, head: nn.Linear) -> None:
 
 
 def _linear(side: str, shapes: FeatureShapes) -> nn.Linear:
-    """The classifier, which must be one linear layer on the pooled features, the student's with a bias."""
+    """The classifier, checked to be one linear layer on the pooled features, for the student with a bias."""
     if shapes.classifier is None:
-        raise ValueError(f"simkd reuses the teacher's classifier as the student's; the {side}'s is no linear layer")
+        raise ValueError(
+            f"simkd reuses the teacher's classifier as the student's, but the {side}'s is not one linear layer"
+        )
     if side == "student" and shapes.classifier.bias is None:
-        raise ValueError("simkd needs a bias in the student's classifier: the projector's ends there")
+        raise ValueError("simkd needs a bias in the student's classifier, to which it adds the projector's")
     return shapes.classifier

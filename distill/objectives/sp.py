@@ -1,4 +1,4 @@
-"""Similarity-preserving distillation: samples that are alike for the teacher are alike for the student.
+"""Similarity-preserving distillation: the similarities between the samples of a batch match the teacher's.
 
 Shape suffixes: B batch of this rank, G batch of all ranks, C channels, H W map size.
 """
@@ -18,9 +18,9 @@ from distill.objectives.stages import MapObjective, Stages, stages_field
 
 
 def sp(student_BX: Tensor, teacher_BY: Tensor) -> Tensor:
-    """``‖n(S Sᵀ) − n(T Tᵀ)‖² / G²`` over the batch of all ranks, n the division of each row by its length.
+    """``‖n(S Sᵀ) − n(T Tᵀ)‖² / G²`` over the batch of all ranks, with n the normalization of each row to length 1.
 
-    Rows S [G, X] and T [G, Y] are flattened activations of any widths. Zero where they are equal, and for one sample.
+    Rows S [G, X] and T [G, Y] are flattened activations of any widths. Zero if they are equal, or for one sample.
     """
     student_GX, teacher_GY = (gather_batch(rows.float().flatten(1)) for rows in (student_BX, teacher_BY.detach()))
     return F.mse_loss(F.normalize(student_GX @ student_GX.T), F.normalize(teacher_GY @ teacher_GY.T))
@@ -31,7 +31,7 @@ class SP(MapObjective):
 
     Paper: Tung and Mori, Similarity-Preserving Knowledge Distillation, ICCV 2019, arXiv 1907.09682; weight 3000.
 
-    Deviation: similarities are over the batch of all ranks, so that two ranks train as one does.
+    Deviation: similarities are computed over the batch of all ranks, so that the loss does not depend on their number.
 
     Example:
         >>> import torch, distill

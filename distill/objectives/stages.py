@@ -1,8 +1,8 @@
-"""Which stages of two networks are compared, and how their maps are brought to one shape.
+"""Matches the stages of two networks and resizes their maps to one grid.
 
 Shape suffixes: B batch, C channels, H W map size, of the student (s) or the teacher (t).
 
-The tokens of a ViT come as maps too, folded back to their grid, so a CNN and a ViT meet here as two CNNs do.
+The tokens of a ViT are maps too, reshaped to their grid, so that a CNN and a ViT are compared as two CNNs are.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ Stages = Literal["all", "middle", "last"] | dict[str, str]
 
 
 def stages_field(default: Stages) -> Any:
-    """The key ``stages`` with a method's own default."""
+    """The settings field ``stages`` with a method's default."""
     return Field(
         default,
-        description="'all': every stage of the student with the teacher's of the same relative depth; 'middle', 'last':"
-        " that one alone; or a mapping, the student's stage: the teacher's",
+        description="'all': every stage of the student with the teacher's stage of the nearest relative depth; "
+        "'middle', 'last': that stage alone; or a mapping {student's stage: teacher's stage}",
     )
 
 
 class MapObjective(Objective):
-    """An objective on maps: what those have in common that compare stage by stage.
+    """The base class of objectives that compare maps stage by stage.
 
-    ``pairs`` are the stages that meet, ``widths`` their channels (student's, teacher's), for projectors;
-    ``maps(student, teacher)`` are the maps themselves. A subclass writes ``losses``, of which ``loss`` is the mean with
-    the samples' weights; or ``loss``, if it compares samples with each other.
+    ``pairs`` are the matched stages, ``widths`` their channels (student's, teacher's), for projectors; ``maps(student,
+    teacher)`` returns the maps. A subclass implements ``losses``, of which ``loss`` is the mean with the samples'
+    weights; or ``loss``, if it compares samples with each other.
     """
 
     class Settings(Objective.Settings):
@@ -68,15 +68,16 @@ class MapObjective(Objective):
         return weighed(self.losses(self.maps(student, teacher)), batch.weights).mean()
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
-        """[B], of every sample its own, from the maps of the pairs."""
+        """[B], the loss of every sample, from the maps of the pairs."""
         raise NotImplementedError
 
 
 def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes | None) -> Pairs:
     """(student's stage, teacher's stage) from shallow to deep.
 
-    Stage i of n lies at depth ``(i + 1) / n``; its partner is the teacher's stage of the nearest depth, the deeper one
-    in a tie. So the last stages always meet, and a student with more stages than the teacher uses some of those twice.
+    Stage i of n has depth ``(i + 1) / n``; it is matched with the teacher's stage of the nearest depth, the deeper one
+    in a tie. So the last stages are always matched, and if the student has more stages than the teacher, some of the
+    teacher's are used twice.
 
     Args:
         stages: ``all``, ``middle``, ``last``, or the student's stage → the teacher's.
@@ -107,7 +108,7 @@ def match_stages(stages: Stages, student: FeatureShapes, teacher: FeatureShapes 
 
     def partner(index: int) -> str:
         depth = (index + 1) / len(student_stages)
-        # Rounded, for 1/3 and 2/6 must tie with what lies at the same depth.
+        # Rounded, so that equal depths such as 1/3 and 2/6 tie.
         return min(
             reversed(teacher_stages),
             key=lambda name: round(abs((teacher_stages.index(name) + 1) / len(teacher_stages) - depth), 9),
@@ -127,13 +128,13 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
     Args:
         student: the student's outputs.
         teacher: the teacher's; None is an error.
-        pairs: which stages meet, as :func:`match_stages` gives them.
+        pairs: the matched stages, from :func:`match_stages`.
 
     Returns:
         For each pair the two maps, [B, C, H, W] each.
 
     Raises:
-        ValueError: a map that was not computed, or has no batch, or batches that differ.
+        ValueError: a map was not computed or has no batch, or the batches differ.
     """
     matched = []
     for name_s, name_t in pairs:
@@ -141,7 +142,7 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
         for side, features, name in (("student", student, name_s), ("teacher", teacher, name_t)):
             map_ = None if features is None else features.maps.get(name)
             if map_ is None:
-                raise ValueError(f"the {side} handed over no map {name!r}")
+                raise ValueError(f"the {side} has no map {name!r}")
             if map_.ndim != 4 or map_.shape[0] == 0:
                 raise ValueError(f"{side} map {name!r}: expected shape (batch, C, H, W), got {shape(map_)}")
             maps.append(map_.float())
@@ -152,17 +153,17 @@ def map_pairs(student: Features, teacher: Features | None, pairs: Pairs) -> list
 
 
 def mean_square(error_BCHW: Tensor, dims: tuple[int, ...] = (1, 2, 3)) -> Tensor:
-    """The mean of the squares over ``dims``, by way of the length: the gradient has the error's order of memory.
+    """The mean of the squares over ``dims``, computed from the norm: its gradient has the error's memory format.
 
-    That of ``error.square().mean(dims)`` has not: channels-last convolutions and batch norms would have to reorder it,
-    which takes longer than the loss itself.
+    The gradient of ``error.square().mean(dims)`` has another: channels-last convolutions and batch norms would convert
+    it, which takes longer than the loss itself.
     """
     count = math.prod(error_BCHW.shape[dim] for dim in dims)
     return torch.linalg.vector_norm(error_BCHW, dim=dims).square() / count
 
 
 def on_one_grid(student_BCHW: Tensor, teacher_BCHW: Tensor) -> tuple[Tensor, Tensor]:
-    """Both maps averaged onto the smaller of the two grids, height and width each for itself."""
+    """Both maps average-pooled to the smaller height and the smaller width of the two."""
     height, width = (min(student_BCHW.shape[dim], teacher_BCHW.shape[dim]) for dim in (2, 3))
     return tuple(
         map_ if map_.shape[2:] == (height, width) else F.adaptive_avg_pool2d(map_, (height, width))

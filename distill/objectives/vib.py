@@ -1,4 +1,4 @@
-"""Information bottleneck: the teacher's feature is predicted from a noisy code of the student's with a limited rate.
+"""Information bottleneck: predicts the teacher's feature from a noisy code of the student's, of limited rate.
 
 Shape suffixes: B batch, D pooled width, Z code width.
 """
@@ -21,7 +21,7 @@ from distill.objectives.ranks import weighed
 
 
 def code_length(mean_BZ: Tensor, variance_BZ: Tensor, weights_B: Tensor | None = None) -> Tensor:
-    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, mean over the batch, each times its weight.
+    """``KL(N(μ, σ²) ‖ N(0, 1)) = ½ Σ (μ² + σ² − 1 − log σ²)`` in nats, weighted by sample, mean over the batch.
 
     Args:
         mean_BZ: μ.
@@ -44,12 +44,13 @@ class VIB(Objective):
         L = d(D z, f_t) + β · KL(N(μ, σ²) ‖ N(0, 1))
 
     with d as in :func:`distill.objectives.pooled.pooled`. Information in the code that does not predict the
-    teacher's feature costs KL without lowering d, so training removes it: one way to an invariant representation.
+    teacher's feature increases the KL term without lowering d, so training removes it.
 
-    Paper: Alemi et al., Deep Variational Information Bottleneck, ICLR 2017, arXiv 1612.00410; β 1e-3 there for labels.
+    Paper: Alemi et al., Deep Variational Information Bottleneck, ICLR 2017, arXiv 1612.00410; with
+    β 1e-3 there, for labels.
 
-    Deviations: the target is the teacher's feature, not the label; ε is keyed by sample and step, so that ranks and
-    resumed runs draw the same.
+    Deviations: the target is the teacher's feature, not the label; ε is keyed by sample and step, so that it is the
+    same for any number of ranks and in a resumed run.
 
     Example:
         >>> import torch, distill
@@ -64,8 +65,8 @@ class VIB(Objective):
     class Settings(Objective.Settings):
         type: Literal["vib"] = "vib"
         dim: int = Field(128, gt=0, description="width of the code")
-        beta: float = Field(1e-3, ge=0, description="β, what a nat costs")
-        distance: Distance = "cosine"
+        beta: float = Field(1e-3, ge=0, description="β, loss per nat of the code")
+        distance: Distance = Field("cosine", description="distance between the decoded code and the teacher's feature")
 
     weighs_samples: ClassVar[bool] = True
     needs: ClassVar[frozenset[str]] = frozenset({"pooled"})
@@ -85,7 +86,7 @@ class VIB(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         mean_BZ = self.mean(student_BD)
-        # As in the paper: σ = 1/e or so at first, away from 0, where its logarithm has no bound.
+        # As in the paper, σ is about 1/e before training, away from 0, where log σ² is unbounded.
         spread_BZ = F.softplus(self.spread(student_BD) - 1) + 1e-6
         code_BZ = mean_BZ + spread_BZ * self._noise(batch.indices(), mean_BZ.shape[1])
         length = code_length(mean_BZ, spread_BZ.square(), batch.weights)
@@ -93,7 +94,7 @@ class VIB(Objective):
         return error + self.settings.beta * length
 
     def _noise(self, index_B: Tensor, width: int) -> Tensor:
-        """[B, width] standard normal, by sample and step."""
+        """[B, width] standard normal, drawn by sample and step."""
         noise = Draws(0, 0, "vib", index_B + (self.steps << 32)).normal(0, (width,))
         self.steps += 1
         return noise

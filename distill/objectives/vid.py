@@ -1,4 +1,4 @@
-"""Variational information distillation: the teacher's maps are likely under a Gaussian that the student predicts.
+"""Variational information distillation: the likelihood of the teacher's maps under a Gaussian predicted by the student.
 
 Shape suffixes: B batch, C channels, H W map size.
 """
@@ -21,10 +21,10 @@ _FIRST_VARIANCE = 5.0
 
 
 def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
-    """[B]: ``½ · mean((μ − F_t)² / σ² + log σ²)`` over channels and pixels; σ² one per channel.
+    """[B]: ``½ · mean((μ − F_t)² / σ² + log σ²)`` over channels and pixels, with one σ² per channel.
 
-    The negative log-likelihood without its constant; its minimum for given errors e² is ``½ (1 + log mean e²)``, at
-    ``σ² = mean e²``: it may be negative.
+    The negative log-likelihood without its constant term. For given errors e² its minimum is ``½ (1 + log mean e²)``,
+    at ``σ² = mean e²``, which may be negative.
 
     Args:
         mean_BCHW: μ, on the teacher's grid.
@@ -41,8 +41,8 @@ def vid(mean_BCHW: Tensor, teacher_BCHW: Tensor, variance_C: Tensor) -> Tensor:
 class VID(MapObjective):
     """Variational information distillation, the mean of :func:`vid` over the matched stages and the batch.
 
-    ``μ`` is a small network on the student's map (1×1 – ReLU – 1×1 – ReLU – 1×1, as wide as the teacher),
-    ``σ² = softplus(α) + 1e-5`` starts at 5.
+    ``μ`` is a small network on the student's map: 1×1 conv, ReLU, 1×1 conv, ReLU, 1×1 conv, all with the teacher's
+    number of channels. ``σ² = softplus(α) + 1e-5`` is initialized to 5.
 
     Paper: Ahn et al., Variational Information Distillation for Knowledge Transfer, CVPR 2019, arXiv 1904.05835.
 

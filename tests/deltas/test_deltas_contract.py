@@ -18,7 +18,7 @@ from distill.models.fingerprint import fingerprint
 
 METHODS = weight_deltas()
 MODELS = ["test_efficientnet", "test_resnet", "test_vit", "test_nfnet"]
-REFUSED = {("branch", "test_vit"): "no center", ("norm_affine", "test_nfnet"): "matches no norm layer"}
+REFUSED = {("branch", "test_vit"): "cannot be centered", ("norm_affine", "test_nfnet"): "matches no norm layer"}
 CASES = [(model, name) for model in MODELS for name in METHODS if (name, model) not in REFUSED]
 
 COSTS = ("l1", "l2", "nuclear", "cost", "orthogonality")

@@ -27,7 +27,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "efficientformerv2_s0": {"img_size": 64, "depths": (1, 1, 2, 2), "num_vit": 1},
 }
 METHODS = weight_deltas()
-REFUSALS = ("no center", "matches no norm layer", "no conv or depthwise layer")
+REFUSALS = ("cannot be centered", "matches no norm layer", "no conv or depthwise layer")
 """What a method may say of a network that has no layer for it."""
 
 

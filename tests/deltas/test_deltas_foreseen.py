@@ -41,7 +41,7 @@ def plain() -> nn.Module:
         ),
         ({"type": "low_rank", "ranks": {"budget": 100}}, "too small for one rank: the smallest, of 'conv_stem', takes"),
         ({"type": "dora", "ranks": {"budget": 100}}, "too small for one rank"),
-        ({"type": "low_rank", "ranks": {"budget": 100, "importance": "uniform"}}, "one rank everywhere takes 11,404"),
+        ({"type": "low_rank", "ranks": {"budget": 100, "importance": "uniform"}}, "rank 1 in all layers takes 11,404"),
         (
             {"type": "low_rank", "ranks": {"budget": "6KB", "least": 1}},
             "the least ranks of all layers take 11,404 bytes",

@@ -33,9 +33,9 @@ def test_qkv_of_an_unknown_layout_is_refused() -> None:
         (LowRank.Settings(kinds="norm"), "cannot change layers of kind norm; it supports linear, conv, depthwise"),
         (LowRank.Settings(sites="*.conv_dw"), "has a weight of 4,608 bytes, and its delta would take 40,960"),
         (LowRank.Settings(rank=500, sites="conv_stem"), "make it smaller (rank, density), set oversized: dense"),
-        (LowRank.Settings(oversized="error"), "would hold"),
+        (LowRank.Settings(oversized="error"), "would take"),
         (Bias.Settings(sites="conv_stem"), "bias: 'conv_stem' has no bias"),
-        (Dense.Settings(sites="blocks.1.0.conv_pwl[q]"), "is not known"),
+        (Dense.Settings(sites="blocks.1.0.conv_pwl[q]"), "are not known"),
         (Dense.Settings(sites="classifie?"), "all are excluded"),
     ],
 )

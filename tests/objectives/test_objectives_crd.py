@@ -93,5 +93,5 @@ def test_a_state_goes_on_where_it_was():
 
 
 def test_a_batch_that_does_not_know_its_samples_is_refused():
-    with pytest.raises(ValueError, match="place in the training split"):
+    with pytest.raises(ValueError, match="index in the training split"):
         term(torch.arange(8))(*features(), Targets(torch.arange(4)))

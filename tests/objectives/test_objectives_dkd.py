@@ -71,5 +71,5 @@ def test_a_sure_teacher_stays_finite():
 
 
 def test_one_class_is_refused():
-    with pytest.raises(ValueError, match="dkd compares the classes beside the true one"):
+    with pytest.raises(ValueError, match="dkd compares the classes other than the true one"):
         dkd(torch.zeros(2, 1), torch.zeros(2, 1), torch.zeros(2, dtype=torch.long))

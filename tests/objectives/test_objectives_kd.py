@@ -77,7 +77,7 @@ def test_equal_logits_stay_finite_when_standardized():
 
 def test_one_class():
     assert kd(torch.randn(3, 1), torch.randn(3, 1)).item() == 0
-    with pytest.raises(ValueError, match=r"\(3, 1\) cannot be standardized: it takes two classes"):
+    with pytest.raises(ValueError, match=r"\(3, 1\) cannot be standardized: at least two classes are needed"):
         kd(torch.randn(3, 1), torch.randn(3, 1), standardize=True)
 
 

@@ -234,7 +234,7 @@ def test_review_passes_what_is_deep_to_what_is_shallow():
 def test_a_teacher_map_that_is_missing_is_named():
     student, teacher = shapes((2, 4, 4)), shapes((3, 2, 2))
     term = FitNets(FitNets.Settings(), student, teacher)
-    with pytest.raises(ValueError, match="the teacher handed over no map 's0'"):
+    with pytest.raises(ValueError, match="the teacher has no map 's0'"):
         term(maps_of(student), Features(), LABELS)
 
 

@@ -65,15 +65,15 @@ def test_conv_asks_for_a_head_of_the_teachers_width_and_fills_it() -> None:
     projected, target = torch.randn(2, 5, 6)
     actual = term(Features(pooled=projected), Features(pooled=target), Targets(torch.full((5,), -1)))
     torch.testing.assert_close(actual, (projected - target).square().mean())
-    with pytest.raises(ValueError, match=r"a frozen head that reads the teacher's 6 features.* own reads 4"):
+    with pytest.raises(ValueError, match=r"a frozen head with 6 inputs, as the teacher's, but the student's has 4"):
         SimKD(settings, FeatureShapes(3, 4, {}, nn.Linear(4, 3)), shapes)
 
 
 @pytest.mark.parametrize(
     ("student", "teacher", "classes", "text"),
     [
-        (None, nn.Linear(6, 3), 3, "the student's is no linear layer"),
-        (nn.Linear(4, 3), None, 3, "the teacher's is no linear layer"),
+        (None, nn.Linear(6, 3), 3, "the student's is not one linear layer"),
+        (nn.Linear(4, 3), None, 3, "the teacher's is not one linear layer"),
         (nn.Linear(4, 3, bias=False), nn.Linear(6, 3), 3, "needs a bias in the student's classifier"),
         (nn.Linear(4, 5), nn.Linear(6, 3), 5, "the student has 5 classes, the teacher 3"),
     ],

@@ -40,7 +40,7 @@ def test_the_students_head_is_the_folded_one(train: str, objectives: list[str], 
 
 def test_a_delta_on_the_head_is_in_the_way(tmp_path: Path) -> None:
     deltas = [{"type": "low_rank", "rank": 2, "sites": ["*", "classifier"]}]
-    with pytest.raises(StageError, match="simkd writes the student's head, but a delta changes that layer"):
+    with pytest.raises(StageError, match="simkd replaces the student's head, but a delta changes that layer"):
         student_fit(experiment(tmp_path, objectives=["simkd"], student={"deltas": deltas}), tmp_path / "fit")
 
 
