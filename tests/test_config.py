@@ -258,7 +258,7 @@ def test_one_term_with_one_teacher_writes_the_head(tree: dict[str, Any]) -> None
     validate_tree(alone, "test")
     networks = alone["teacher"]["networks"]
     for twice in ({"objectives": ["simkd", "simkd"]}, {"teacher": {"networks": networks * 2}}):
-        with pytest.raises(ConfigError, match=r"objectives: simkd.* writes the student's head, which one term"):
+        with pytest.raises(ConfigError, match=r"objectives: simkd.* replaces the student's head, which only one term"):
             validate_tree(merge_trees(alone, twice), "test")
 
 

@@ -1,1 +1,1 @@
-"""What ``import distill`` offers to people who write Python; ``distill`` itself loads it name by name."""
+"""The public Python API; ``import distill`` loads its names on first use."""

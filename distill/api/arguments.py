@@ -1,4 +1,4 @@
-"""Arguments that name their nearest neighbor when they are misspelt, and the choices that names stand for."""
+"""Checks of argument names, whose errors give the nearest valid name; the registries of objectives and deltas."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> N
     """Raise ``TypeError`` for the first unknown name.
 
     Args:
-        caller: what the error names as the function that was called.
+        caller: the function that the error names.
         given: names of arguments.
         known: names that are accepted.
     """
@@ -44,19 +44,19 @@ def refuse_unknown(caller: str, given: Iterable[str], known: Iterable[str]) -> N
 
 
 def check_method(registry: Registry, value: object, caller: str, more: Iterable[str] = ()) -> type[Settings]:
-    """The settings class of a method given as a name, a mapping with ``type``, or settings; every key is known to it.
+    """The settings class of a method, given as a name, a mapping with ``type``, or settings; checks the names of keys.
 
     Args:
-        registry: the methods that there are.
-        value: which one, and perhaps its settings.
-        caller: how errors call what was given ``value``.
-        more: names of settings beside ``value``.
+        registry: of the methods.
+        value: a name, a mapping with ``type`` and settings, or settings.
+        caller: the function and argument that errors name.
+        more: names of settings given in addition to ``value``.
 
     Returns:
         The class that validates them.
 
     Raises:
-        TypeError: ``value`` is of another kind, or a setting has no such name.
+        TypeError: ``value`` is of another type, or there is no setting of a given name.
         PluginError: there is no such method.
     """
     if isinstance(value, Settings):

@@ -1,4 +1,4 @@
-"""Deltas by name, on any model; delta files from and to models."""
+"""Attaches deltas by name to any model; saves and loads delta files."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ def attach(
 ) -> list[Site]:
     """Freeze any model and put deltas on it, in place.
 
-    :func:`create_student` does this for a timm model and knows its shapes; this is for networks that are none.
+    :func:`create_student` does this for timm models; this function is for other networks.
 
     Args:
         model: names are those of ``model.named_modules()``.
         deltas: names, mappings with ``type`` and settings, or settings; several on one layer compose in this order.
-        head: module names that stay trainable and get no deltas; None: a timm model's classifier, else nothing.
+        head: module names that stay trainable and get no deltas; None: the classifier of a timm model, else none.
 
     Returns:
         The new deltas, each with the name of its layer.
 
     Raises:
-        TypeError: an argument or a setting has no such name; the text names the nearest one.
+        TypeError: there is no argument or setting of a given name; the text gives the nearest one.
         UserError: no such delta, or it fits no layer.
 
     Example:
@@ -64,16 +64,16 @@ def save_delta(
 ) -> io.DeltaManifest:
     """Write a student's deltas and head: ``delta.safetensors`` and ``delta.json``.
 
-    The file holds what was learned and SHA-256 of every tensor of the backbone, but not the backbone.
+    The files hold what was trained and the SHA-256 of every tensor of the backbone, but not the backbone.
 
     Args:
         student: from :func:`create_student`.
-        folder: where to; it is made if it does not exist.
+        folder: where to write; it is made if it does not exist.
         labels: class names in the order of the logits.
         results: measured numbers to keep with the file.
 
     Returns:
-        What ``delta.json`` says.
+        The content of ``delta.json``.
 
     Raises:
         ExportError: nothing was learned, a frozen weight changed, or there is not one label for each class.
@@ -109,21 +109,21 @@ def save_delta(
 def load_delta(
     folder: Path | str, backbone: str | nn.Module | None = None, *, allow_plugins: bool = False
 ) -> nn.Module:
-    """The timm model that a delta folder makes of its backbone: frozen, in eval mode, deltas not merged.
+    """Load a delta folder onto its backbone: a frozen timm model in eval mode, deltas not merged.
 
     Args:
         folder: holds ``delta.safetensors`` and ``delta.json``.
-        backbone: a timm model with as many classes, which is copied; or a model's name; None: the name that the file
-            gives. Any other weights than those that the deltas were learned on are refused.
-        allow_plugins: whether to import delta classes of yours that the file names (``package.module:Class``).
-            Importing runs code: allow it only for files that you trust.
+        backbone: a timm model with as many classes, which is copied; or a model's name; None: the name in the file.
+            Its weights must be those that the deltas were trained on.
+        allow_plugins: whether to import delta classes outside this package that the file names
+            (``package.module:Class``). Importing runs code: allow it only for files that you trust.
 
     Returns:
         A model from images [B, 3, H, W], normalized, to logits [B, K]; :func:`merge` makes it a plain timm model.
 
     Raises:
         ExportError: a damaged file, another backbone, names or shapes that do not fit, or deltas that change nothing.
-        UserError: the backbone's weights cannot be had.
+        UserError: the backbone's weights are not available.
 
     Example: see :func:`save_delta`.
     """
@@ -136,7 +136,7 @@ def load_delta(
 
 
 def list_deltas(pattern: str = "") -> list[str]:
-    """Names of the deltas, sorted; those that an fnmatch pattern finds.
+    """Names of the deltas that match an fnmatch pattern, sorted; all without a pattern.
 
     Example:
         >>> import distill

@@ -38,13 +38,13 @@ def create_student(
 ) -> Student:
     """A frozen backbone with deltas on its layers and a trainable head: ``student(view [B, 3, H, W]) → Features``.
 
-    ``student.model`` is the timm model under timm's own names; a parameter learns if it requires a gradient.
+    ``student.model`` is the timm model under timm's own names; a parameter is trained if it requires a gradient.
 
     Args:
         model: a name (``"resnet50.a1_in1k"``, ``"embedded:tf_efficientnet_lite0"``, ``"hf-hub:OWNER/NAME"``,
             ``"local-dir:FOLDER"``), or a timm model, which is frozen and given its deltas in place.
         deltas: names (see :func:`list_deltas`), mappings with ``type`` and settings, or settings; several on one layer
-            compose in this order. None at all: only the head learns.
+            compose in this order. Empty: only the head is trained.
         num_classes: width of a new, freshly initialized classifier; None keeps the model's own.
         size: height and width of the input in pixels; None: the model's own.
         train: ``"deltas"`` freezes the backbone, ``"full"`` trains every weight and takes no deltas.
@@ -58,8 +58,8 @@ def create_student(
         The student, in fp32, on the CPU or where the given model is.
 
     Raises:
-        TypeError: an argument, or a delta's setting, has no such name; the text names the nearest one.
-        UserError: unknown model or delta, weights that cannot be had, a delta that fits no layer.
+        TypeError: there is no argument, or no setting of a delta, of a given name; the text gives the nearest one.
+        UserError: an unknown model or delta, weights that are not available, or a delta that fits no layer.
         ValueError: a value is out of range; the text names the key.
 
     Example:
@@ -100,18 +100,18 @@ def create_teacher(
             place: its parameters stop requiring gradients.
         num_classes: width of a new classifier, for features alone or for weights loaded later; None keeps the models'.
         size: height and width of the input in pixels; None: each model's own.
-        weights: how much each network counts, normalized to sum 1; None: equally.
+        weights: of the networks, positive, normalized to sum 1; None: equal.
         pretrained: whether to load the weights of these names.
         needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``.
-        dtype: what the networks compute in; autocast does not change it.
+        dtype: of the networks' weights and computation; autocast does not change it.
         compile: whether to run the models through ``torch.compile``.
 
     Returns:
         The teacher; ``teacher.inputs`` are the input sizes and normalizations that its networks expect.
 
     Raises:
-        TypeError: an argument has no such name; the text names the nearest one.
-        UserError: an unknown model, or weights that cannot be had.
+        TypeError: there is no argument of a given name; the text gives the nearest one.
+        UserError: an unknown model, or weights that are not available.
         ValueError: a value is out of range, or there is not one weight for each network.
 
     Example:
@@ -122,7 +122,7 @@ def create_teacher(
     """
     given = [models] if isinstance(models, str | nn.Module) else list(models)
     if not given:
-        raise ValueError("create_teacher() needs one network at least")
+        raise ValueError("create_teacher() needs at least one network")
     if weights is not None and (len(weights) != len(given) or min(weights) <= 0):
         raise ValueError(f"weights must be {len(given)} positive numbers, one for each network, not {list(weights)}")
     if isinstance(dtype, str) and dtype not in DTYPES:
@@ -137,13 +137,13 @@ def create_teacher(
 
 
 class _Deltas(Settings):
-    """For errors that begin with the key of a delta: ``deltas.0.rank``."""
+    """Validates deltas, so that errors begin with a key such as ``deltas.0.rank``."""
 
     deltas: tuple[AnyDelta, ...]
 
 
 def delta_settings(deltas: DeltaLike | Iterable[DeltaLike], caller: str) -> tuple[DeltaSettings, ...]:
-    """Settings of every delta; one alone needs no list around it."""
+    """Settings of every delta, for one delta or several; ``caller`` is the function that errors name."""
     if not isinstance(deltas, Iterable):
         raise TypeError(f"{caller}: deltas are names, mappings with 'type', or settings, not {deltas!r}")
     given = [deltas] if isinstance(deltas, str | Mapping | DeltaSettings) else list(deltas)
@@ -153,7 +153,7 @@ def delta_settings(deltas: DeltaLike | Iterable[DeltaLike], caller: str) -> tupl
 
 
 def fields(needs: str | Iterable[str]) -> frozenset[str]:
-    """Names of fields of ``Features``, checked."""
+    """Names of fields of ``Features``; raises ``ValueError`` for an unknown one."""
     chosen = frozenset([needs] if isinstance(needs, str) else needs)
     for need in sorted(chosen.difference(FIELDS)):
         raise ValueError(f"networks give no {need!r}{did_you_mean(need, FIELDS)}")
@@ -171,5 +171,5 @@ def _network(
     if isinstance(model, str):
         return create_network(_settings(model, size, pretrained, checkpoint), num_classes)
     if checkpoint is not None:
-        raise TypeError("checkpoint belongs to a model's name; load it into the given model yourself")
+        raise TypeError("checkpoint can only be given with a model's name; load it into the given model before")
     return as_network(model, num_classes, size)

@@ -1,4 +1,4 @@
-"""Objectives by name."""
+"""Creates objectives by name."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ ObjectiveLike = str | Mapping[str, Any] | Objective.Settings
 
 
 class UnboundObjective(nn.Module):
-    """An objective that learns the networks' shapes from the first features that it is given.
+    """An objective that is built from the shapes of the first features it gets.
 
-    For objectives without parameters of their own. Those with projectors or banks must be built before the optimizer
-    is, so they need ``student`` and ``teacher`` in :func:`create_objective`.
+    It is for objectives without parameters. Those with projectors or memory banks must be built before the optimizer,
+    so :func:`create_objective` needs ``student`` and ``teacher`` for them.
 
     Shapes: B batch, K classes. Returns a scalar with a graph.
     """
@@ -42,20 +42,20 @@ class UnboundObjective(nn.Module):
         Args:
             student: outputs for the student's view.
             teacher: outputs for the teacher's view of the same samples; None for an objective that reads no teacher.
-            batch: labels [B] and what else is known of the samples.
+            batch: labels [B] and other data of the samples.
 
         Returns:
             A scalar with a graph.
 
         Raises:
-            UserError: the objective has parameters of its own, which no optimizer would know.
+            UserError: the objective has parameters or a memory bank, which no optimizer would update.
         """
         if self.objective is None:
             shapes = None if teacher is None else _shapes(teacher)
             objective = _component(self.settings)(self.settings, _shapes(student), shapes)
             if any(True for _ in objective.parameters()) or objective.needs_index:
                 raise UserError(
-                    f"{self.settings.type} has parameters or a memory bank of its own, so it must be built before the "
+                    f"{self.settings.type} has parameters or a memory bank, so it must be built before the "
                     f"optimizer: create_objective({self.settings.type!r}, student=student, teacher=teacher)"
                 )
             self.objective = objective.to(batch.labels.device)
@@ -72,22 +72,22 @@ def create_objective(
 ) -> Objective | UnboundObjective:
     """One term of the loss: ``objective(student_features, teacher_features, targets) → scalar``.
 
-    What it returns is not weighted: ``objective.settings.weight`` is the factor that its paper gives it.
+    The result is not weighted: ``objective.settings.weight`` is the weight in its paper.
 
     Args:
         type: a name of :func:`list_objectives`, ``package.module:Class``, a mapping with ``type``, or settings.
-        student: the student, or its ``shapes``; None: taken from the first batch, for objectives that have no
-            projectors of their own.
+        student: the student, or its ``shapes``; None: taken from the first batch, for objectives without
+            projectors.
         teacher: the teacher, of one network, or its ``shapes``. Needed together with ``student`` by objectives that
             read a teacher.
-        settings: the objective's own settings, such as ``temperature``; ``distill objectives`` lists them.
+        settings: of the objective, such as ``temperature``; ``distill objectives`` lists them.
 
     Returns:
         A module; its parameters, where it has any, are trained together with the student and are not exported.
 
     Raises:
-        TypeError: a setting has no such name; the text names the nearest one.
-        UserError: there is no such objective, or the networks do not report what it reads.
+        TypeError: there is no setting of a given name; the text gives the nearest one.
+        UserError: there is no such objective, or the networks do not compute what it reads.
         ValueError: a setting is out of range, or the two networks cannot be compared.
 
     Example:
@@ -105,7 +105,7 @@ def create_objective(
             raise TypeError("create_objective() got a teacher without a student; give both, or neither")
         return UnboundObjective(own)
     if isinstance(teacher, Teacher) and len(teacher.shapes) != 1:
-        raise UserError(f"{own.type} compares with one network; build one for each: teacher=teacher.shapes[n]")
+        raise UserError(f"{own.type} reads one network; create one objective for each: teacher=teacher.shapes[n]")
     for name, network in (("student", student), ("teacher", teacher if cls.reads_teacher else None)):
         check_needs(name, own.type, network, cls.needs - ({"token"} if name == "teacher" else set()))
     teacher_shapes = teacher.shapes[0] if isinstance(teacher, Teacher) else teacher
@@ -120,15 +120,15 @@ def objective_settings(value: ObjectiveLike, caller: str, more: Mapping[str, Any
     """Settings of an objective given as a name, a mapping with ``type``, or settings.
 
     Args:
-        value: the objective.
-        caller: how errors call what was given it.
-        more: settings beside ``value``, which they replace.
+        value: a name, a mapping with ``type`` and settings, or settings.
+        caller: the function and argument that errors name.
+        more: settings that override those of ``value``.
 
     Returns:
         The validated settings.
 
     Raises:
-        TypeError: a setting has no such name; the text names the nearest one.
+        TypeError: there is no setting of a given name; the text gives the nearest one.
         UserError: there is no such objective.
         ValueError: a setting is out of range.
     """
@@ -141,7 +141,7 @@ def objective_settings(value: ObjectiveLike, caller: str, more: Mapping[str, Any
 
 
 def list_objectives(pattern: str = "") -> list[str]:
-    """Names of the objectives, sorted.
+    """Names of the objectives that match an fnmatch pattern, sorted; all without a pattern.
 
     Example:
         >>> import distill
@@ -158,12 +158,22 @@ def _component(settings: Objective.Settings) -> type[Objective]:
 
 
 def check_needs(name: str, kind: str, network: object, needs: frozenset[str] | set[str]) -> None:
-    """A network computes only what it was asked for: say which field is missing before a batch lacks it."""
+    """Check that a network computes the outputs that an objective reads.
+
+    Args:
+        name: "student" or "teacher".
+        kind: type of the objective.
+        network: ``Student`` or ``Teacher``; anything else is not checked.
+        needs: fields of ``Features`` that the objective reads of it.
+
+    Raises:
+        UserError: a field is missing; the text gives the ``needs`` to create the network with.
+    """
     if isinstance(network, Student | Teacher) and (missing := needs - network.needs):
         wanted = ", ".join(repr(need) for need in sorted({*network.needs, *needs}))
         raise UserError(
             f"{kind} reads {' and '.join(sorted(missing))}, which the {name} does not compute; "
-            f"make it with needs=({wanted},)"
+            f"create it with needs=({wanted},)"
         )
 
 

@@ -1,4 +1,4 @@
-"""The training step from the names of objectives, for a loop of one's own."""
+"""Creates a training step from the names of objectives, for a custom training loop."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def create_step(
     epochs: int = 1,
     train: tuple[Sequence[str], Tensor] | None = None,
 ) -> DistillationStep:
-    """A batch to its loss: ``step(images, ids, labels, epoch=…, step=…) → loss and terms``; no loop, no optimizer.
+    """The training step without loop and optimizer: ``step(images, ids, labels, epoch=…, step=…) → loss and terms``.
 
     Args:
         student: what is trained, such as :func:`create_student` makes.
         teacher: such as :func:`create_teacher` makes; None: the student learns from labels alone.
         objectives: names (see :func:`list_objectives`), mappings with ``type`` and settings, or settings. A term that
-            reads the teacher counts for each of its networks with the network's weight.
+            reads the teacher is computed for each of its networks and weighted with the network's weight.
         augment: makes the views, such as :func:`create_augment` makes.
-        steps_per_epoch: number of batches in an epoch, in which the schedules of the objectives are counted.
-        epochs: length of the whole training, over which they run.
+        steps_per_epoch: number of batches in an epoch, for the schedules of the objectives.
+        epochs: number of epochs of the whole training, for the schedules.
         train: names and labels [N] of the training samples, for objectives with a memory bank; the ids of a batch are
             then :func:`augment.draws.sample_key` of the names.
 
@@ -45,7 +45,7 @@ def create_step(
         A module on the CPU whose trainable parameters are those of the student and of the objectives.
 
     Raises:
-        TypeError: an argument, or an objective's setting, has no such name; the text names the nearest one.
+        TypeError: there is no argument, or no setting of an objective, of a given name; the text gives the nearest one.
         UserError: there is no such objective, or the networks do not compute what it reads.
         ValueError: a setting is out of range, or the student cannot be compared with the teacher.
 
@@ -54,7 +54,7 @@ def create_step(
     given = [objectives] if isinstance(objectives, str | Mapping | Objective.Settings) else list(objectives)
     settings = [objective_settings(value, f"create_step() objectives.{n},") for n, value in enumerate(given)]
     if not settings:
-        raise ValueError("create_step() needs one objective at least")
+        raise ValueError("create_step() needs at least one objective")
     for own in settings:
         cls = own.component
         if cls.needs_index and train is None:  # type: ignore[union-attr]

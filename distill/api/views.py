@@ -1,4 +1,4 @@
-"""The augmentation of two views, for a student and a teacher that exist."""
+"""Creates the augmentation that makes a student's and a teacher's views."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def create_augment(
     """Two views of a batch, at the sizes and normalizations that the networks expect.
 
     ``augment(images, ids, epoch) → Views``: images [B, 3, H, W] uint8, or floats in [0, 1]; ids [B] int64. A sample's
-    views depend on seed, epoch and id alone, so they are the same in any batch and after any restart.
+    views depend only on seed, epoch and id, so they are the same in any batch and after a restart.
 
     Args:
         policy: how the two views relate, see :class:`augment.policy.AugmentSettings`.
         student: the student, or the input that it expects.
         teacher: the teacher, or the inputs that its networks expect; None: views for the student alone.
         recipe: the student's operations in order, or a preset such as ``"simclr"``; None: ``"strong"``.
-        teacher_recipe: the teacher's; None: as the policy has it.
+        teacher_recipe: the teacher's; None: as the policy defines.
         seed: of all draws.
         settings: other keys of ``AugmentSettings``: ``mix``, ``ramp``, ``local``, ``engine``, ``compile``.
 
@@ -44,7 +44,7 @@ def create_augment(
         A module without parameters.
 
     Raises:
-        TypeError: a setting has no such name; the text names the nearest one.
+        TypeError: there is no setting of a given name; the text gives the nearest one.
         ValueError: an operation or a value cannot be used; the text names its key. Or teacher and student expect
             different kinds of images.
 
@@ -70,5 +70,5 @@ def create_augment(
 
 
 def _plain(value: Any) -> Any:
-    """Tuples as lists, which is what a recipe is."""
+    """A tuple as a list, which a recipe must be; other values unchanged."""
     return list(value) if isinstance(value, tuple) else value

@@ -26,7 +26,9 @@ Config = Annotated[
     Path | None,
     typer.Option(help="Experiment with the backbone and validation images; default: the file's backbone, and noise."),
 ]
-Plugins = Annotated[bool, typer.Option("--allow-plugins", help="Import delta classes of your own that the file names.")]
+Plugins = Annotated[
+    bool, typer.Option("--allow-plugins", help="Import delta classes outside this package that the file names.")
+]
 
 
 @delta.command()

@@ -1,8 +1,8 @@
-"""The work of ``distill delta …``: read files, find their backbone, write the result, print its sizes and its error.
+"""Implements ``distill delta …``: reads files, finds their backbone, writes the result, prints its sizes and its error.
 
-Operations that are exact print that they are. Those that are not (truncate, quantize) measure the change of the logits:
-on the validation images of a config, else on seeded noise. That needs the backbone: the one of the config, or the one
-that the file names, if it can be made and its SHA-256 is right.
+Exact operations print that they are exact. The others (truncate, quantize) measure the change of the logits: on the
+validation images of a config, else on seeded noise. That needs the backbone: that of the config, or the one that the
+file names, if it can be created and its SHA-256 is that in the file.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def combine_files(
         paths: delta folders.
         to: the folder to write.
         config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
-        allow_plugins: import delta classes of the user's own that a file names.
+        allow_plugins: import delta classes outside this package that a file names.
         options: the other arguments of the function.
         console: where to print.
     """
@@ -96,7 +96,7 @@ def truncate_file(
         rank: largest rank per site.
         budget: bytes of all deltas, such as ``200KB``; give this or ``rank``.
         config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
-        allow_plugins: import delta classes of the user's own that a file names.
+        allow_plugins: import delta classes outside this package that a file names.
         console: where to print.
     """
     file = open_delta(path, allow_plugins)
@@ -135,7 +135,7 @@ def quantize_file(
         form: format of the deltas.
         head: format of the head; None: as it is.
         config: experiment with the backbone and validation images; None: the backbone that the file names, and noise.
-        allow_plugins: import delta classes of the user's own that a file names.
+        allow_plugins: import delta classes outside this package that a file names.
         console: where to print.
     """
     file = open_delta(path, allow_plugins)
@@ -153,7 +153,7 @@ def diff_files(first: Path, second: Path, config: Path | None, allow_plugins: bo
         first: a delta folder.
         second: another one, of the same backbone.
         config: an experiment with the backbone; None: the backbone that the file names.
-        allow_plugins: import delta classes of the user's own that a file names.
+        allow_plugins: import delta classes outside this package that a file names.
         console: where to print.
     """
     a, b = (open_delta(path, allow_plugins) for path in (first, second))
@@ -187,7 +187,7 @@ def skeleton(manifest: DeltaManifest) -> nn.Module:
 
 
 def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | str:
-    """The backbone that a file belongs to, or why it cannot be made. Raises if the config's is another one."""
+    """The backbone that a file belongs to, or why there is none. Raises if the config has another backbone."""
     from distill.models.network import create_network
 
     if config is not None:
@@ -195,21 +195,21 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
         from distill.experiments.distillation import as_distillation
 
         experiment = as_distillation(load_config(config), str(config))
-        torch.manual_seed(experiment.seed)  # a backbone of random weights is known by its seed
+        torch.manual_seed(experiment.seed)  # the seed determines a backbone of random weights
         model = create_network(experiment.student.network, manifest.num_classes).model
         if fingerprint(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
             raise ExportError(f"{config}: its student.network is not the backbone of the file ({manifest.origin})")
         return model
     if manifest.origin == "random":
-        return "its weights were random: name the experiment with --config"
+        return "its weights were random: give the experiment with --config"
     size = manifest.model_args.get("img_size")
     try:
         settings = NetworkSettings(model=manifest.origin, size=size if isinstance(size, int) else None)
         model = create_network(settings, manifest.num_classes).model
     except (NetworkError, ValueError) as error:
-        return f"{manifest.origin} cannot be made, so name the experiment with --config: {error}"
+        return f"{manifest.origin} cannot be created, so give the experiment with --config: {error}"
     if fingerprint(backbone_state(model, classifier_names(model))).sha256 != manifest.backbone.sha256:
-        return f"{manifest.origin} is not what it was when the file was made"
+        return f"{manifest.origin} has other weights than when the file was written"
     return model
 
 

@@ -36,12 +36,12 @@ from distill.models.network import create_network
 from distill.report.numbers import MISSING, count, percent, size
 
 WIDE = 100  # terminal columns from which the column of layer kinds is shown
-SHOWN = 3  # layers that cannot carry a delta named before "and N more"
+SHOWN = 3  # number of layers without delta that are named before "and N more"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Size of a method's deltas on a whole backbone, with default settings; ``refused``: why it has none there."""
+    """Size of a method's deltas on a whole backbone, with default settings."""
 
     type: str
     sites: int = 0
@@ -51,10 +51,11 @@ class Cost:
     shrinks: bool = False
     """Whether training removes part of it."""
     refused: str = ""
+    """Why the method cannot be attached to the backbone; empty if it can."""
 
 
 def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
-    """Print both tables. Builds the network; reads no image and trains nothing."""
+    """Print both tables. Creates the network, but reads no images and trains nothing."""
     torch.manual_seed(experiment.seed)
     network = create_network(experiment.student.network)
     head = classifier_names(network.model)
@@ -70,7 +71,7 @@ def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
         console.print(costs_table([cost for cost in all_costs if not cost.refused], backbone))
         for cost in all_costs:
             if cost.refused:
-                console.print(f"{cost.type} cannot go here: {escape(cost.refused)}", highlight=False)
+                console.print(f"{cost.type} cannot be attached here: {escape(cost.refused)}", highlight=False)
     finally:
         logging.getLogger("distill.deltas").disabled = quiet
 
@@ -79,7 +80,7 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
     """Cost of every known method, attached with its default settings to a copy of the model.
 
     Returns:
-        one cost per method, the smallest first, those that the model refuses last.
+        One cost per method, the smallest first, those that cannot be attached last.
     """
     all_costs = []
     for name, settings in Registry("distill.deltas", "Delta").known().items():
@@ -106,7 +107,7 @@ def costs(model: nn.Module, head: Sequence[str]) -> list[Cost]:
 def configured(
     model: nn.Module, entries: Sequence[DeltaSettings], head: Sequence[str]
 ) -> tuple[list[Listed], list[list[str]]]:
-    """The deltas of a config, attached to a copy of the model. Deltas whose ranks come from the data have rank 1.
+    """The deltas of a config, attached to a copy of the model. Deltas whose ranks are chosen from data have rank 1.
 
     Args:
         model: the backbone with its head.
@@ -114,7 +115,7 @@ def configured(
         head: names of the head's layers, which get no delta.
 
     Returns:
-        the deltas, one row per site, and for every entry the layers that its pattern matches but that cannot carry it.
+        The deltas, one row per site, and for every entry the layers that its pattern matches but that cannot carry it.
     """
     whole, passed_over = copy.deepcopy(model), []
     for number, entry in enumerate(entries):
@@ -138,7 +139,7 @@ def sites_table(listed: Sequence[Listed], width: int, chosen: frozenset[str] = f
         chosen: delta types whose ranks are chosen from the data: their bytes are those of rank 1.
 
     Returns:
-        the table, with sums in its footer.
+        The table, with sums in its footer.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
     table.add_column("site", footer=f"{len(listed)} sites", overflow="fold")
@@ -189,7 +190,7 @@ def _print_configured(
     for entry, left_out in zip(entries, passed_over):
         if left_out:
             more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
-            advice = "; oversized: dense learns such layers whole" if isinstance(entry, SizedSettings) else ""
+            advice = "; with oversized: dense they get dense deltas" if isinstance(entry, SizedSettings) else ""
             console.print(
                 f"{escape(entry.type)} leaves out {len(left_out)} matching layers that cannot carry it: "
                 f"{escape(', '.join(left_out[:SHOWN]))}{more}{advice}",

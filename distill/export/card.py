@@ -26,7 +26,7 @@ def card(
         labels: class names; empty if there are none.
         results: measured numbers; the card gives mean and standard deviation over seeds.
         size: of the weights, in bytes.
-        registered_by: the module that registers an architecture which is not timm's own.
+        registered_by: the module that registers an architecture that is not part of timm.
 
     Returns:
         Markdown.

@@ -1,7 +1,7 @@
 """JSON manifests with a checksum of their own text, and files whose SHA-256 a manifest gives.
 
-The checksums detect damage. They do not prove who wrote a file: whoever changes one on purpose can write a new
-checksum. Against that, compare its SHA-256 with one that you got another way.
+The checksums detect damage. They do not prove who wrote a file: a file that is changed on purpose can get a new
+checksum. To detect that, compare its SHA-256 with one from a trusted source.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from distill.files import write_atomic
 
 
 class ExportError(UserError, ValueError):
-    """An exported file is damaged, foreign or does not fit; the text names it and what was expected."""
+    """An exported file is damaged, of another kind, or does not fit; the text names it and what was expected."""
 
 
 class Checksummed(BaseModel):
@@ -39,7 +39,7 @@ def read_checksummed(path: Path, kind: type[M]) -> M:
     """Read a manifest.
 
     Raises:
-        ExportError: absent, not exactly as it was written (any bit of it), or not of this kind.
+        ExportError: the file is absent, differs in any bit from what was written, or is not of this kind.
     """
     raw = read_inside(path.parent, path.name)
     try:
@@ -47,7 +47,7 @@ def read_checksummed(path: Path, kind: type[M]) -> M:
         content.pop("seal")
         rendered = _render(content)
     except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise ExportError(f"{path}: damaged, or no sealed manifest") from error
+        raise ExportError(f"{path}: damaged, or not a manifest with a seal") from error
     if raw != rendered:
         raise ExportError(f"{path}: damaged, its text does not match its seal")
     try:
@@ -57,7 +57,7 @@ def read_checksummed(path: Path, kind: type[M]) -> M:
 
 
 def read_inside(folder: Path, name: str) -> bytes:
-    """The bytes of ``folder/name``, which must be in that folder itself: no path, and no link out of it."""
+    """The bytes of ``folder/name``; ``name`` must be a file in the folder, not a path or a link to outside."""
     path = folder / name
     if Path(name).name != name or path.resolve().parent != folder.resolve():
         raise ExportError(f"{path}: leads out of its folder")

@@ -1,4 +1,4 @@
-"""What travels with exported weights: preprocessing, labels, results."""
+"""Metadata stored with exported weights: preprocessing and results."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Preprocessing(Settings):
 
     @classmethod
     def of(cls, model: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:
-        """What a timm model declares, with another height and width if given."""
+        """The preprocessing that a timm model declares, with another height and width if given."""
         config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
         channels, *declared = config["input_size"]
         fields = {name: config[name] for name in cls.model_fields if name in config}

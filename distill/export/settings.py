@@ -1,4 +1,4 @@
-"""Which formats a run's student is written in; no torch in here."""
+"""Settings of the formats that a student is exported in. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 The fresh process (``python -m distill.export.verify FOLDER``, a folder that :func:`verify` prepares) builds the
 backbone, loads the delta file onto it, opens a session of every target, and runs all of them on the same images. It
-has no list of targets: their settings come with the request.
+reads the targets' settings from a request file.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from distill.export.targets.base import ExportTarget
 from distill.models.network import timm_with_own_models
 
 TOLERANCE = 1e-5
-"""Of the delta file against the live model; a target has its own."""
-ENOUGH_IMAGES = 256
+"""For the delta file compared with the live model; every target has its own."""
+MIN_IMAGES = 256
 DELTA, LIVE = "delta file", "live model"
 
 
@@ -56,7 +56,7 @@ class Comparison(Settings):
 
 
 class VerificationReport(Settings):
-    """What ``verify`` compared."""
+    """The result of ``verify``."""
 
     images: int
     hashes: dict[str, str]
@@ -69,7 +69,7 @@ class VerificationReport(Settings):
 
 
 class _VerifyRequest(Settings):
-    """What the fresh process reads, beside ``images.safetensors`` and ``backbone.safetensors``."""
+    """Input of the fresh process, besides ``images.safetensors`` and ``backbone.safetensors``."""
 
     targets: dict[str, dict[str, Any]]
     """Folder of a target → its settings."""
@@ -85,19 +85,19 @@ def verify(
     delta: Path | None = None,
     make_backbone: Callable[[], nn.Module] | None = None,
     model: nn.Module | None = None,
-    enough: int = ENOUGH_IMAGES,
+    min_images: int = MIN_IMAGES,
 ) -> VerificationReport:
     """Check an export.
 
     Args:
         targets: folder → the target that wrote it; empty for a student that only the delta file can hold, which needs
             ``delta`` and ``model``.
-        images: [N, 3, H, W] fp32, normalized as the student sees them; real images, at least ``enough``.
-        delta: the delta folder; None for a student of which every weight was trained.
+        images: [N, 3, H, W] fp32, normalized as the student sees them; real images, at least ``min_images``.
+        delta: the delta folder; None for a student whose every weight was trained.
         make_backbone: makes the timm model that the delta belongs to, with the student's number of classes; given
             exactly when ``delta`` is.
-        model: the live model that was exported, to compare with besides the delta file or in its place.
-        enough: the smallest number of images.
+        model: the live model that was exported, to compare with in addition to the delta file, or instead of it.
+        min_images: smallest number of images that is accepted.
 
     Returns:
         The report. It passes if every comparison is within its tolerance and has every top-1 the same.
@@ -106,8 +106,8 @@ def verify(
         ExportError: a file is damaged or replaced (before any loader reads it), the backbone is another one, or the
             fresh process cannot load what was written.
     """
-    if len(images) < enough:
-        raise ExportError(f"{len(images)} images are too few; give at least {enough}")
+    if len(images) < min_images:
+        raise ExportError(f"{len(images)} images are too few; give at least {min_images}")
     if (delta is None) != (make_backbone is None) or (delta is None and model is None):
         raise ExportError("verify needs a delta folder and its backbone, or the model in memory, or both")
     if not targets and (delta is None or model is None):
@@ -117,7 +117,7 @@ def verify(
     backbone = None if make_backbone is None else make_backbone()
     if manifest is not None and backbone is not None and delta is not None:
         hashes[DELTA] = manifest.sha256
-        check_backbone(manifest, backbone, delta)  # the fresh process does so too, and takes longer
+        check_backbone(manifest, backbone, delta)  # the fresh process checks it too, but only after it has started
     inputs = {"images": images.detach().float().cpu().contiguous()}
     logits: dict[str, Tensor] = {}
     if model is not None:
@@ -169,7 +169,7 @@ def _run_fresh(work: Path) -> None:
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "distill.export.verify", str(work)]
     environment = {**os.environ, "PYTHONPATH": path}
-    # In a group of its own: Ctrl-C is for the run, which finishes this stage and stops after it.
+    # In its own process group, so that Ctrl-C reaches only the run, which stops after this stage.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, process_group=0)
     if done.returncode < 0:
         raise ExportError(f"the fresh process was ended by {signal.Signals(-done.returncode).name}")

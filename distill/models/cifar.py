@@ -5,8 +5,9 @@ and ``resnet32x4`` (stages 64, 128, 256 wide), ``wrn_16_2``, ``wrn_40_1``, ``wrn
 1605.07146) and ``vgg8``, ``vgg13`` (with batch norm, one linear layer). On 32 × 32 pixels, 100 classes.
 
 Modules have the names of the checkpoints that go with CRD, DKD and others (``layer1.0.conv1``, ``block1.layer.0.bn1``,
-``block0.0`` …), so such a file loads with ``checkpoint: FILE``. ``resnet*`` shortens with a 1×1 conv and batch norm,
-where the first paper pads with zeros. Input is 32 × 32 pixels; other sizes work, since pooling is global.
+``block0.0`` …), so such a file loads with ``checkpoint: FILE``. The shortcuts of ``resnet*`` are a 1×1 conv and batch
+norm where the shape changes; the first paper pads with zeros. Input is 32 × 32 pixels; other sizes work, since pooling
+is global.
 """
 
 from __future__ import annotations
@@ -101,7 +102,7 @@ class CifarNet(nn.Module):
             x: images [B, 3, H, W].
             indices: which stages, as timm reads them; None: all.
             norm: without effect, as there is no norm after the stages.
-            stop_early: run no stage after the last one that is asked for.
+            stop_early: run no stage after the last one of ``indices``.
             output_fmt: "NCHW" only.
             intermediates_only: leave the final features out.
 
@@ -120,7 +121,7 @@ class CifarNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's contract: remove the stages after the last one that is asked for.
+        """timm's contract: remove the stages after the last one of ``indices``.
 
         Args:
             indices: which stages, as timm reads them.
@@ -128,7 +129,7 @@ class CifarNet(nn.Module):
             prune_head: remove the classifier too.
 
         Returns:
-            The numbers of the stages that were asked for.
+            The numbers of the stages of ``indices``.
         """
         take, deepest = feature_take_indices(len(self.stages), indices)
         for name in self.stages[deepest + 1 :]:
@@ -183,8 +184,10 @@ class CifarResNet(CifarNet):
     Args:
         depth: 6n + 2 for n blocks in each stage.
         widths: channels of the stem and of each stage.
-        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        num_classes: width of the classifier.
         in_chans: channels of the images.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
     """
 
     stem_names = ("conv1", "bn1")
@@ -241,8 +244,10 @@ class WideResNet(CifarNet):
     Args:
         depth: 6n + 4 for n blocks in each stage.
         widen: factor of the stages' 16, 32 and 64 channels.
-        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        num_classes: width of the classifier.
         in_chans: channels of the images.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
     """
 
     def __init__(
@@ -277,8 +282,10 @@ class CifarVGG(CifarNet):
 
     Args:
         depth: convs in each stage.
-        num_classes, global_pool, drop_rate: see :meth:`CifarNet.finish`.
+        num_classes: width of the classifier.
         in_chans: channels of the images.
+        global_pool: timm's name of the pooling before the classifier.
+        drop_rate: dropout before the classifier.
     """
 
     classifier_name = "classifier"
@@ -327,7 +334,7 @@ default_cfgs = generate_default_cfgs(
             "pool_size": None,
             "crop_pct": 1.0,
             "interpolation": "bicubic",
-            # Of CIFAR-100's training images, with which those checkpoints were trained.
+            # Of CIFAR-100's training images, on which these checkpoints were trained.
             "mean": (0.5071, 0.4867, 0.4408),
             "std": (0.2675, 0.2565, 0.2761),
             "first_conv": cls.stem_names[0],

@@ -1,4 +1,4 @@
-"""Maps a teacher's classes to the student's, by name or as the config says."""
+"""Maps a teacher's classes to the student's, by name or by the config."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from distill.models.settings import Labels
 
 
 def label_map(labels: Labels, network: Network, student: Sequence[str]) -> LabelMap | None:
-    """Create the map that the settings describe.
+    """Create the map for a network of the teacher.
 
     Args:
         labels: ``teacher.networks.N.labels``.
@@ -28,13 +28,13 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
     if labels == "same":
         return None
     if not student:
-        raise ValueError("the data has no classes to compare the teacher's with")
+        raise ValueError("the data has no classes that the teacher's could be mapped to")
     names = class_names(network)
     teacher_classes: int = network.model.num_classes  # type: ignore[assignment]
     if labels == "names":
         if names is None:
             raise ValueError(
-                f"{network.origin} has no class names; write which of its {teacher_classes} classes are the student's:"
+                f"{network.origin} has no class names; map its {teacher_classes} classes by number:"
                 " {student's class: the teacher's number}"
             )
         sources = _matched(names, student)
@@ -81,7 +81,7 @@ def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[in
         if len(teacher_classes) > 1:
             numbers = ", ".join(map(str, teacher_classes))
             raise ValueError(
-                f"{student[student_class]!r} names several of the teacher's classes ({numbers}); say which"
+                f"{student[student_class]!r} names several of the teacher's classes ({numbers}); give a number"
             )
     return matches
 
@@ -94,7 +94,9 @@ def _class_index(wanted: int | str, names: Sequence[frozenset[str]] | None, orig
         raise ValueError(f"{origin} has no class names, so {wanted!r} cannot be found; give its number")
     matches = [index for index, aliases in enumerate(names) if _folded(wanted) in aliases]
     if len(matches) > 1:
-        raise ValueError(f"{origin} has several classes called {wanted!r}: {', '.join(map(str, matches))}; say which")
+        raise ValueError(
+            f"{origin} has several classes called {wanted!r}: {', '.join(map(str, matches))}; give a number"
+        )
     if not matches:
         hint = did_you_mean(_folded(wanted), frozenset().union(*names))
         raise ValueError(f"{origin} has no class {wanted!r}{hint if 'did you mean' in hint else ''}")

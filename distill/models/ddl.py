@@ -1,4 +1,4 @@
-"""Deep Delta Learning's residual connection, in the place of ``x + f(x)`` in ``ddl_vit`` and ``ddl_resnet``.
+"""Deep Delta Learning's residual connection, which replaces ``x + f(x)`` in ``ddl_vit`` and ``ddl_resnet``.
 
 A token's state is a matrix X [d, m]. A sublayer f reads it as a vector and returns a direction k; the gate β moves
 the component of the state along k towards v:
@@ -8,11 +8,12 @@ the component of the state along k towards v:
     β = 2·sigmoid(w·c + b₀), or 2·sigmoid(w₂·tanh(W₁ c) + b₀) with ``gate: mlp`` (128 hidden); in fp32
     v = W_v c, or 4·sigmoid(W_v x + b) with ``value: sigmoid``
 
-(I − β k kᵀ) has the eigenvalue 1 − β once and 1 otherwise: β near 0 keeps, 1 projects, 2 reflects. b₀ = 0, so β starts
-at 1. Expansion repeats x over the m columns, compression reads them with a vector that starts at 1/m; both go through a
-depthwise conv of width 4 along the columns that starts as the identity. For m = 1 both are the identity.
+(I − β k kᵀ) has the eigenvalue 1 − β once and 1 otherwise: it is the identity for β = 0, a projection for 1, a
+reflection for 2. b₀ is initialized to 0, so that β is near 1. Expansion repeats x over the m columns, compression
+multiplies them by a vector that is initialized to 1/m; both include a depthwise conv of width 4 along the columns,
+initialized to the identity. For m = 1 both are the identity.
 
-States travel as [..., d · m] between blocks, so that a backbone keeps the shapes that timm expects of it.
+Between blocks, states have the shape [..., d · m], as timm expects it.
 
 Paper: Zhang et al., Deep Delta Learning, arXiv 2601.00417.
 """

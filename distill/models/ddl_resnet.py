@@ -2,7 +2,7 @@
 
 Stages of blocks at widths 32, 64, 128, 256, two blocks each, on 32 × 32 pixels: a 3×3 stem, then every stage after the
 first halves the map with a 2×2 conv of stride 2. A block's sublayer is 3×3 conv, batch norm, ReLU, 3×3 conv, batch
-norm, on the RMS-normalized state; a pixel is a token. Registered with timm, with timm's methods for features.
+norm, on the RMS-normalized state; each pixel is a token. Registered with timm, with timm's methods for features.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from distill.models.ddl import DeltaResidual, compression, expansion
 
 
 class DeltaConvBlock(nn.Module):
-    """Two 3×3 convs that give the direction, and the delta residual. States [B, d · m, H, W].
+    """Two 3×3 convs that compute the direction, and the delta residual. States [B, d · m, H, W].
 
     Args:
         dim: d, channels of the convs.
-        values, gate, value: see :class:`DeltaResidual`.
+        values: as in :class:`DeltaResidual`.
+        gate: as there.
+        value: as there.
     """
 
     def __init__(self, dim: int, values: int, gate: str, value: str):
@@ -63,7 +65,9 @@ class DeltaResNet(nn.Module):
         in_chans: channels of the images.
         widths: d of each stage.
         depths: number of blocks of each stage.
-        values, gate, value: see :class:`DeltaResidual`.
+        values: as in :class:`DeltaResidual`.
+        gate: as there.
+        value: as there.
         global_pool: timm's name of the pooling before the classifier.
         drop_rate: dropout before the classifier.
     """
@@ -138,7 +142,7 @@ class DeltaResNet(nn.Module):
             x: images [B, 3, H, W].
             indices: which stages, as timm reads them; None: all.
             norm: without effect, as there is no norm after the stages.
-            stop_early: run no stage after the last one that is asked for.
+            stop_early: run no stage after the last one of ``indices``.
             output_fmt: "NCHW" only.
             intermediates_only: leave the final features out.
 
@@ -157,7 +161,7 @@ class DeltaResNet(nn.Module):
     def prune_intermediate_layers(
         self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
     ) -> list[int]:
-        """timm's contract: remove the stages after the last one that is asked for.
+        """timm's contract: remove the stages after the last one of ``indices``.
 
         Args:
             indices: which stages, as timm reads them.
@@ -165,7 +169,7 @@ class DeltaResNet(nn.Module):
             prune_head: remove the classifier too.
 
         Returns:
-            The numbers of the stages that were asked for.
+            The numbers of the stages of ``indices``.
         """
         take, last = feature_take_indices(len(self.stages), indices)
         self.stages = self.stages[: last + 1]

@@ -1,6 +1,6 @@
 """``ddl_vit``: a small ViT for training from scratch whose residual connections are Deep Delta Learning's.
 
-timm's vision transformer with other blocks, registered with timm: sizes, features, pooling and position
+timm's vision transformer with other residual connections, registered with timm: sizes, features, pooling and position
 embeddings are timm's. RMSNorm, 4 × 4 patches of 32 × 32 pixels, mean pooling, 192 wide, 6 blocks of 3 heads. Every
 argument of timm's VisionTransformer can be given, and ``values``, ``gate``, ``value`` of :class:`DeltaResidual`.
 """
@@ -19,11 +19,15 @@ from distill.models.ddl import DeltaResidual, compression, expansion
 
 
 class DeltaBlock(Block):
-    """timm's block with delta residuals in the place of the additions after attention and MLP.
+    """timm's block with delta residuals instead of the additions after attention and MLP.
 
     Args:
-        dim: d, width of attention and MLP; other arguments are those of timm's block.
-        values, gate, value: see :class:`DeltaResidual`.
+        dim: d, width of attention and MLP.
+        arguments: of timm's block.
+        values: as in :class:`DeltaResidual`.
+        gate: as there.
+        value: as there.
+        more: keyword arguments of timm's block.
     """
 
     def __init__(
@@ -57,7 +61,11 @@ class DeltaVit(VisionTransformer):
     """timm's VisionTransformer on states: expanded after the embedding, compressed before the final norm.
 
     Args:
-        values, gate, value: see :class:`DeltaResidual`; other arguments are those of timm's model.
+        arguments: of timm's model.
+        values: as in :class:`DeltaResidual`.
+        gate: as there.
+        value: as there.
+        more: keyword arguments of timm's model.
     """
 
     def __init__(self, *arguments: Any, values: int = 1, gate: str = "linear", value: str = "linear", **more: Any):

@@ -12,10 +12,10 @@ from augment.base import Settings
 
 
 class Fingerprint(Settings):
-    """Hashes of a backbone's tensors, by which a delta file recognizes it."""
+    """Hashes of a backbone's tensors, with which a delta file is checked against a backbone."""
 
     sha256: str
-    """Of all names and fingerprints together."""
+    """SHA-256 of all names and tensor fingerprints."""
     tensors: dict[str, str]
     """Name → ``dtype[shape] sha256``, sorted by name."""
 
@@ -23,7 +23,8 @@ class Fingerprint(Settings):
 def tensor_fingerprint(tensor: Tensor) -> str:
     """``dtype[shape] sha256``, the SHA-256 of the values in row-major order, little-endian as torch holds them.
 
-    Memory layout (channels_last), device and whether it is a parameter make no difference; the sign of a zero does.
+    It does not depend on memory layout (channels_last), on the device or on whether the tensor is a parameter, but on
+    the sign of a zero.
     """
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     shape = ",".join(map(str, tensor.shape))
@@ -32,7 +33,7 @@ def tensor_fingerprint(tensor: Tensor) -> str:
 
 
 def fingerprint(state: Mapping[str, Tensor]) -> Fingerprint:
-    """The fingerprint of a state dict; the order of its names makes no difference."""
+    """The fingerprint of a state dict; it does not depend on the order of the names."""
     tensors = {name: tensor_fingerprint(state[name]) for name in sorted(state)}
     lines = "".join(f"{name} {mark}\n" for name, mark in tensors.items())
     return Fingerprint(sha256=hashlib.sha256(lines.encode()).hexdigest(), tensors=tensors)

@@ -21,7 +21,7 @@ class Frozen:
 
 
 def freeze(root: nn.Module) -> Frozen:
-    """Turn off all gradients and eval mode on; the result keeps it on."""
+    """Turn all gradients off and eval mode on; ``enforce`` of the result restores eval mode."""
     root.requires_grad_(False)
     return Frozen(root.modules())
 

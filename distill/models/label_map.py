@@ -1,7 +1,7 @@
-"""Teachers with other classes than the student's: which of their logits are compared with which of the student's.
+"""Maps between the classes of a teacher and of a student, for comparing their logits.
 
 Shape suffixes: B batch, T the teacher's classes, K the student's, S those of the student that the teacher has, G the
-largest number of teacher classes that stand for one student class.
+largest number of teacher classes that are mapped to one student class.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ from distill.models.features import Features, FeatureShapes
 class LabelMap(nn.Module):
     """Maps logits and labels to the S classes that teacher and student share.
 
-    Logits are selected, so a softmax over them is the network's own, renormalized over the shared classes. Where
-    several teacher classes stand for one student class, their probabilities add up: ``logsumexp`` of their logits. A
-    student class that the teacher lacks is left out of the comparison; a teacher class that stands for none is ignored.
+    Logits are selected, so a softmax over them is the network's softmax, renormalized over the shared classes. If
+    several teacher classes are mapped to one student class, their probabilities are summed: ``logsumexp`` of their
+    logits. A student class that the teacher lacks is left out of the comparison; a teacher class that is not mapped is
+    ignored.
 
     Args:
-        sources: student class → the teacher's classes that stand for it.
+        sources: student class → the teacher's classes that are mapped to it.
         student_classes: K.
         teacher_classes: T.
 
     Raises:
-        ValueError: no class is shared, a class is out of range, or a teacher class stands for two student classes.
+        ValueError: no class is shared, a class is out of range, or a teacher class is mapped to two student classes.
     """
 
     known_S: Tensor
@@ -51,7 +52,7 @@ class LabelMap(nn.Module):
         taken = [teacher_class for student_class in known for teacher_class in sources[student_class]]
         if len(set(taken)) < len(taken):
             twice = next(teacher_class for teacher_class in taken if taken.count(teacher_class) > 1)
-            raise ValueError(f"the teacher's class {twice} stands for two of the student's")
+            raise ValueError(f"the teacher's class {twice} is mapped to two of the student's")
         self.student_classes, self.teacher_classes = student_classes, teacher_classes
         self.classes = len(known)
         most = max(len(sources[student_class]) for student_class in known)
@@ -90,7 +91,7 @@ class LabelMap(nn.Module):
         return logits_BK if self.whole else logits_BK[:, self.known_S]
 
     def labels(self, labels_B: Tensor) -> Tensor:
-        """[B], indices of the shared classes; ``UNLABELED`` where there is no label, or the teacher lacks the class."""
+        """[B], indices of the shared classes; ``UNLABELED`` without a label, or for a class the teacher lacks."""
         return self.index_K[labels_B.clamp(min=0)].masked_fill(labels_B == UNLABELED, UNLABELED)
 
     def probabilities(self, logits_BT: Tensor) -> Tensor:
@@ -111,7 +112,7 @@ class LabelMap(nn.Module):
 
 
 class LabelMaps(nn.Module):
-    """``maps[n]`` is the map of the teacher's network n; None where its classes are the student's."""
+    """``maps[n]`` is the map of the teacher's network n; None if its classes are the student's."""
 
     def __init__(self, maps: Sequence[LabelMap | None] = ()):
         super().__init__()

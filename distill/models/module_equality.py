@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 METHODS = ("_pos_embed",)
-"""Methods of timm's transformers that compute something between two modules; they count as modules."""
+"""Methods of timm's transformers that compute between two modules; they are compared as modules are."""
 
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 _ABSENT = object()
@@ -27,17 +27,18 @@ class Part:
     method: str
     module: nn.Module
     reads: tuple[nn.Module, ...]
-    """All modules whose state goes into it."""
+    """All modules whose state it depends on."""
 
 
 def equal_parts(first: nn.Module, second: nn.Module, name: str = "") -> Iterator[tuple[Part, Part]]:
-    """Find the largest equal parts of two networks. In the place of a container stand its children.
+    """Find the largest equal parts of two networks. A container is replaced by its children.
 
     A forward may call a container's children one by one, as timm's ``forward_intermediates`` does. Training flags are
     not compared, since they change.
 
     Args:
-        first, second: the networks, or modules of one name inside them.
+        first: a network, or a module inside it.
+        second: the other network, or its module of the same name.
         name: of these modules; empty for the networks.
 
     Returns:
@@ -58,7 +59,7 @@ def equal_parts(first: nn.Module, second: nn.Module, name: str = "") -> Iterator
 
 
 def _same(first: nn.Module, second: nn.Module, below: bool = False) -> bool:
-    """Whether both compute the same. Modules below the top one have no hooks: they would not be called."""
+    """Whether both compute the same. Modules below the top one must have no hooks, which would not be called."""
     if type(first) is not type(second) or isinstance(first, torch.jit.ScriptModule):
         return False
     if below and (_hooked(first) or _hooked(second)):
@@ -84,7 +85,7 @@ def _hooked(module: nn.Module) -> bool:
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether two values make no difference to what a module computes; False where that is unknown."""
+    """Whether two attributes have the same effect on what a module computes; False if that is unknown."""
     if first is second and not isinstance(first, Tensor):
         return True
     if type(first) is not type(second):
@@ -102,7 +103,7 @@ def _equal(first: Any, second: Any) -> bool:
 
 
 def _equal_bits(first: Tensor, second: Tensor) -> bool:
-    """Whether frozen tensors have equal bits and layout, which kernels depend on; False where there are NaNs."""
+    """Whether frozen tensors have equal bits and layout, which kernels depend on; False if they have NaNs."""
     kind = [(t.dtype, t.device, t.shape, t.stride()) for t in (first, second)]
     if kind[0] != kind[1] or first.requires_grad or second.requires_grad:
         return False
@@ -119,7 +120,7 @@ def _reads(first: nn.Module, second: nn.Module, method: str) -> list[tuple[nn.Mo
     pairs = [(first, second)]
     for name in {method} | _names(function.__code__, type(first), set()) - {"training"}:
         mine, other = getattr(first, name, _ABSENT), getattr(second, name, _ABSENT)
-        if isinstance(mine, MethodType):  # the class's own: what it reads is among the names
+        if isinstance(mine, MethodType):  # a method of the class, whose own names are included
             if name in vars(first) or name in vars(second):
                 return None
         elif isinstance(mine, nn.Module) and isinstance(other, nn.Module):

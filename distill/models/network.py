@@ -79,7 +79,7 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
 
 
 def as_network(model: Network | nn.Module, num_classes: int | None = None, size: int | None = None) -> Network:
-    """Take a timm model as it is, with a new classifier or another input size where they are given.
+    """Wrap a timm model, with a new classifier or another input size if these are given.
 
     Args:
         model: a timm model, changed in place and put in eval mode; a ``Network`` is returned as it is.
@@ -143,7 +143,7 @@ def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
         arguments["img_size"] = size
     try:
         model = timm.create_model(name, **arguments)
-    except Exception as error:  # whatever timm raises is about this name, this folder or this size
+    except Exception as error:  # all errors that timm raises here concern the name, the folder or the size
         raise NetworkError(f"{name}{f' at {size} pixels' if fixed and size else ''}: {error}") from error
     if not fixed and size is not None:
         _resize(model, size)
@@ -193,7 +193,7 @@ def _check_known(name: str) -> None:
 
 
 def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
-    """Run a timm model once and return the outputs that are asked for.
+    """Run a timm model once and return the outputs that ``needs`` names.
 
     Args:
         model: a timm model.
@@ -201,7 +201,7 @@ def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
         needs: which outputs, of ``{"logits", "pooled", "maps", "token"}``.
 
     Returns:
-        The outputs, see :class:`Features`. More than ``needs`` may be set where it comes at no cost.
+        The outputs, see :class:`Features`. Others may be set too if they cost nothing.
     """
     if needs == {"logits"}:
         return Features(logits=model(x))
@@ -217,7 +217,7 @@ def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:
         features.token = model.head_dist(final[:, 1])  # type: ignore[operator]
     if "logits" in needs:
         classifier = model.get_classifier()  # type: ignore[operator]
-        # A head of several classifiers (a distillation token, say) combines them by itself.
+        # A head of several classifiers (with a distillation token, for example) combines their logits itself.
         single = isinstance(classifier, nn.Linear)
         features.logits = classifier(features.pooled) if single else model.forward_head(final)  # type: ignore[operator]
     return features
@@ -241,7 +241,7 @@ def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> 
         The shapes without the batch axis.
 
     Raises:
-        NetworkError: the network cannot give these outputs, or gives other logits when it does.
+        NetworkError: the network does not have these outputs, or its logits change when they are computed.
     """
     device = next(model.parameters()).device
     name = model.pretrained_cfg["architecture"]  # type: ignore[index]

@@ -68,7 +68,13 @@ class Projector(nn.Module):
         return pooled if pre_logits else network.get_submodule(self.classifier)(pooled)
 
     def reset_classifier(self, num_classes: int, *unused: Any, **also_unused: Any) -> None:
-        """Replaces the network's: a new classifier of that many classes."""
+        """Replaces the network's: a new, freshly initialized classifier.
+
+        Args:
+            num_classes: its width.
+            unused: accepted for timm's interface, such as its ``global_pool``; ignored.
+            also_unused: likewise, by keyword.
+        """
         self._network[0].num_classes = num_classes  # type: ignore[assignment]
         self._new_classifier(num_classes)
 
@@ -80,7 +86,7 @@ class Projector(nn.Module):
 
 
 def reuse_head(network: nn.Module, settings: ReusedHead) -> None:
-    """Give a timm network such a head, in place, with a new classifier that is frozen; load the teacher's into it.
+    """Give a timm network such a head, in place, with a new, frozen classifier to load the teacher's weights into.
 
     Module names stay the same, with one new module ``reused_head``. It counts as part of the classifier
     (``pretrained_cfg`` names both), so a delta file holds both as the head.
@@ -91,7 +97,7 @@ def reuse_head(network: nn.Module, settings: ReusedHead) -> None:
     config: dict[str, Any] = network.pretrained_cfg  # type: ignore[assignment]
     name = config["architecture"]
     if hasattr(network, CHILD):
-        raise NetworkError(f"{name} has the head of another network already")
+        raise NetworkError(f"{name} already has the head of another network")
     names = classifier_names(network)
     if len(names) != 1 or not isinstance(network.get_submodule(names[0]), nn.Linear):
         raise NetworkError(f"{name} has no classifier that is one linear layer, so it cannot take another network's")
@@ -154,4 +160,4 @@ def as_map(network: nn.Module, final: Tensor) -> Tensor:
         if height * width == tokens.shape[1]:
             return tokens.transpose(1, 2).unflatten(2, (height, width))
     name = network.pretrained_cfg["architecture"]  # type: ignore[index]
-    raise NetworkError(f"{name}: its features {tuple(final.shape)} are no map [B, C, H, W] and no tokens on a grid")
+    raise NetworkError(f"{name}: its features {tuple(final.shape)} are neither a map [B, C, H, W] nor tokens on a grid")

@@ -22,7 +22,7 @@ default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
 def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Module:
     network: Any = timm.create_model(body, **arguments)
     reuse_head(network, ReusedHead(width=width, factor=factor))
-    network.get_classifier().requires_grad_(True)  # built by timm, all of it can be trained
+    network.get_classifier().requires_grad_(True)  # a network that timm builds can be trained in full
     network.body_cfg = network.pretrained_cfg  # timm overwrites it
     return network
 
@@ -31,6 +31,6 @@ def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Modul
 def reused_head(pretrained: bool = False, **arguments: Any) -> nn.Module:
     """timm's ``body`` with three convs to ``width`` channels, pooling, and a linear classifier of that many inputs."""
     network: Any = build_model_with_cfg(_build, ARCHITECTURE, pretrained, **arguments)
-    if not network.pretrained_cfg["classifier"]:  # no folder gives the input: it is the body's
+    if not network.pretrained_cfg["classifier"]:  # without a folder that gives the input, it is that of the body
         network.pretrained_cfg = network.default_cfg = {**network.body_cfg, "architecture": ARCHITECTURE}
     return network

@@ -1,4 +1,4 @@
-"""Settings of networks, teacher and student; no torch in here."""
+"""Settings of networks, teacher and student. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class NetworkSettings(Settings):
         description="'embedded:NAME' (weights inside the install), a timm name such as 'resnet50.a1_in1k', "
         "'hf-hub:OWNER/NAME', or 'local-dir:FOLDER' (a timm folder, such as the merged one of a run)"
     )
-    pretrained: bool = Field(True, description="load the weights that the model name stands for")
+    pretrained: bool = Field(True, description="load the pretrained weights of this model name")
     checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
     size: int | None = Field(
         None, ge=8, le=2048, description="height and width of the input in pixels; default: the model's own"
@@ -82,9 +82,7 @@ class WeightingSettings(Settings):
     """
 
     type: Literal["fixed", "confidence", "agreement", "learned"] = "fixed"
-    temperature: float = Field(
-        1.0, gt=0, description="confidence, agreement: T; the smaller, the closer to choosing one network"
-    )
+    temperature: float = Field(1.0, gt=0, description="confidence, agreement: T; a small T nearly selects one network")
     every: int = Field(10, ge=1, description="learned: steps between meta steps")
     lr: float = Field(1.0, gt=0, description="learned: step size; gradients are scaled to length 1 at most")
     images: int = Field(512, ge=2, description="learned: number of labeled validation images for the meta steps")
@@ -92,30 +90,31 @@ class WeightingSettings(Settings):
 
     @property
     def by_sample(self) -> bool:
-        """Whether each sample weighs the networks in its own way."""
+        """Whether the weights differ between samples."""
         return self.type in ("confidence", "agreement")
 
     def check(self, unweighable: Sequence[str], compiled: bool) -> None:
-        """Refuse a weighting that the objectives or the student cannot follow.
+        """Raise if the objectives or the student do not support the weighting.
 
         Args:
-            unweighable: types of the objectives that read the teacher and are no mean over samples.
-            compiled: whether the student is.
+            unweighable: types of the objectives that read the teacher and are not a mean over samples.
+            compiled: whether the student is compiled.
         """
         if self.by_sample and unweighable:
-            text = f"{self.type} is by sample, and {', '.join(unweighable)} is no mean over samples"
+            text = f"{self.type} weights each sample, and {', '.join(unweighable)} is not a mean over samples"
             raise error_at("teacher.weighting", f"{text}; fixed and learned weights work with every objective")
         if self.type == "learned" and compiled:
-            text = "weighting: learned needs a gradient for each of the teacher's networks, which compiled code refuses"
+            text = "weighting: learned needs one gradient per teacher network, which a compiled student cannot compute"
             raise error_at("student.compile", text)
 
 
 class CacheSettings(Settings):
-    """Keeps the teacher's outputs in a file, for later runs whose teacher gets the same views."""
+    """Settings of a file with the teacher's outputs, for later runs with the same teacher and views."""
 
     logits: Literal["full", "none"] | Annotated[int, Field(ge=1)] = Field(
         "full",
-        description="all, none, or how many of the largest of a sample; the rest of the probability is spread evenly",
+        description="full, none, or the number of largest logits per sample to keep; the remaining probability is then "
+        "distributed evenly",
     )
     pooled: bool = Field(False, description="keep pooled features too, for objectives that read them")
     dtype: Literal["float16", "float32"] = Field("float16", description="of the values in the file")
@@ -129,10 +128,10 @@ class CacheSettings(Settings):
         return frozenset(["logits"] * (self.logits != "none") + ["pooled"] * self.pooled)
 
     def check(self, readers: Mapping[str, frozenset[str]]) -> None:
-        """Refuse a cache that lacks something that is read of the teacher.
+        """Raise if the cache lacks an output of the teacher that is read.
 
         Args:
-            readers: name of what reads the teacher → the fields of ``Features`` that it reads.
+            readers: name of an objective or other reader → the fields of ``Features`` that it reads.
         """
         for reader, needs in readers.items():
             lacking = needs - self.holds
@@ -140,20 +139,20 @@ class CacheSettings(Settings):
                 text = f"{reader} reads the teacher's maps, which no cache holds; remove the cache"
                 raise error_at("teacher.cache", text)
             if "logits" in lacking:
-                text = f"{reader} reads the teacher's logits; say full, or the number of largest ones to keep"
+                text = f"{reader} reads the teacher's logits; set full, or the number of largest ones to keep"
                 raise error_at("teacher.cache.logits", text)
             if "pooled" in lacking:
-                raise error_at("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; say true")
+                raise error_at("teacher.cache.pooled", f"{reader} reads the teacher's pooled features; set true")
 
     @model_validator(mode="after")
     def _check_fields(self) -> Self:
         if not self.holds:
-            raise error_at("logits", "none, and no pooled features either: there is nothing to keep")
+            raise error_at("logits", "none without pooled features: the cache would hold nothing")
         return self
 
 
 class TeacherSettings(Settings):
-    """The teacher's networks and how they run. They are frozen here; the stage ``fit_teacher`` trains them before."""
+    """The teacher's networks and how they run. They are frozen; the stage ``fit_teacher`` can train them beforehand."""
 
     networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1)
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -166,63 +165,64 @@ class TeacherSettings(Settings):
     )
 
     def check(self, heads: Sequence[str], fitted: bool) -> None:
-        """Refuse networks that do not go together with objectives, or with a fit of the teacher.
+        """Raise if the networks cannot be combined with the objectives, or with a fit of the teacher.
 
         Args:
-            heads: types of the objectives that give the student the teacher's head.
-            fitted: whether the networks are trained first, on the data's own classes.
+            heads: types of the objectives that replace the student's head by the teacher's.
+            fitted: whether the networks are trained first, on the data's classes.
         """
         for n, network in enumerate(self.networks):
             if network.labels == "same":
                 continue
             if fitted:
-                text = "fit_teacher trains the network on the data's own classes; leave labels out"
+                text = "fit_teacher trains the network on the data's classes; leave labels out"
                 raise error_at(f"teacher.networks.{n}.labels", text)
             if heads:
-                text = f"{', '.join(heads)} gives the student the teacher's head as it is; leave labels out"
+                text = f"{', '.join(heads)} gives the student the teacher's head with its own classes; leave labels out"
                 raise error_at(f"teacher.networks.{n}.labels", text)
         if len(heads) * len(self.networks) > 1:
-            text = f"{', '.join(heads)} writes the student's head, which one term with one teacher can do"
+            text = f"{', '.join(heads)} replaces the student's head, which only one term with one teacher can do"
             raise error_at("objectives", text)
 
     @model_validator(mode="after")
     def _check_weighting(self) -> Self:
         if self.weighting.type != "fixed" and len(self.networks) == 1:
-            raise error_at("weighting", f"{self.weighting.type}: there is only one network to weigh; add another")
+            raise error_at("weighting", f"{self.weighting.type}: there is only one network to weight; add another")
         return self
 
 
 class LearningSettings(Settings):
-    """What a student learns on top of its backbone, and what stays frozen; without the backbone itself."""
+    """Which parts of a student are trained and which are frozen, without the choice of the backbone."""
 
     train: Literal["deltas", "full"] = Field(
-        "deltas", description="'deltas': the backbone is frozen, deltas and head learn; 'full': every weight learns"
+        "deltas",
+        description="'deltas': the backbone is frozen, deltas and head are trained; 'full': every weight is trained",
     )
-    deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head learns (a linear probe by gradient)")
+    deltas: tuple[AnyDelta, ...] = Field((), description="none: only the head is trained (a linear probe by gradient)")
     batch_norm: Literal["train", "frozen"] = Field(
-        "train", description="train: full only; 'frozen' keeps the running statistics, for few images or few steps"
+        "train", description="train: full only: 'frozen' keeps the running statistics, for few images or few steps"
     )
     compile: bool = Field(False, description="run the student through torch.compile")
 
     @model_validator(mode="after")
     def _full_has_no_deltas(self) -> Self:
         if self.train == "full" and self.deltas:
-            raise error_at("deltas", "there are none with train: full, which trains every weight")
+            raise error_at("deltas", "train: full trains every weight and takes no deltas")
         return self
 
 
 class BackboneSettings(Settings):
-    """The network that deltas and head are learned on."""
+    """The network that deltas and head are trained on."""
 
     network: NetworkSettings
 
 
 class StudentSettings(LearningSettings, BackboneSettings):  # fields of the last base come first: network, train, …
-    """The backbone, what is learned on top of it, and what stays frozen."""
+    """The backbone, and which parts of the student are trained and frozen."""
 
 
 class ReusedHead(Settings):
-    """Sizes of a projector to another network's classifier, see :mod:`distill.models.reused_head`."""
+    """Sizes of the projector to a reused classifier, see :mod:`distill.models.reused_head`."""
 
     width: int = Field(ge=1, description="number of pooled features that the classifier reads")
-    factor: int = Field(2, ge=1, description="width divided by the channels of the convs between")
+    factor: int = Field(2, ge=1, description="width divided by the number of channels of the hidden convs")

@@ -1,13 +1,13 @@
-"""Computes once what several networks share: equal parts, as long as they get the same input tensor.
+"""Computes equal parts of several networks once, as long as their inputs are the same tensor.
 
 Every tensor has a number. The output of a shared part is numbered by the part and the numbers of its inputs, whichever
 network the part is in; any other tensor gets a new number. So equal numbers mean equal bits, and a part whose output
 number exists already returns the existing tensor: image → stem → block 1 → …, up to the first part that differs.
 The order of the parts and the graph between them may be anything.
 
-A tensor that is written to in place (``ReLU(inplace=True)``) becomes another value: it gets a new number, a copy that
-was kept of it is not returned, and the part that writes is always computed. Outputs under another autocast dtype count
-as different, a module in training mode is always computed, and so is a part whose input needs a gradient.
+A tensor that is changed in place (``ReLU(inplace=True)``) gets a new number, its kept output is no longer returned, and
+the part that changes it is always computed. Outputs under another autocast dtype count as different, a module in
+training mode is always computed, and so is a part whose input needs a gradient.
 
 Plain functions between parts end the chain, except timm's position embeddings (see
 :mod:`distill.models.module_equality`).
@@ -111,7 +111,7 @@ class SharedTrunk:
         Here every network computes the parts that would be shared, and the outputs are compared.
         """
         if not any(weight.ndim > 1 for part in self._parts.values() for weight in _weights(part)):
-            self._parts = {}  # pooling, activations and fresh norms alone are no trunk
+            self._parts = {}  # pooling, activations and newly initialized norms alone are not worth sharing
             return
         trial = self._trial = _Trial()
         with self, torch.no_grad():

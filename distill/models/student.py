@@ -22,18 +22,18 @@ class Student(nn.Module):
     """``forward(view [B, 3, H, W]) → Features``.
 
     With ``train: deltas`` the backbone has no gradient and stays in eval mode (batch-norm statistics and affine fixed),
-    even after ``.train()``. Deltas are parametrizations of its layers, the head is timm's classifier and learns. Module
-    names stay timm's, and merging gives a plain timm model. With ``train: full`` every weight learns.
+    even after ``.train()``. Deltas are parametrizations of its layers; the head is timm's classifier and is trained.
+    Module names are timm's, and merging gives a plain timm model. With ``train: full`` every weight is trained.
 
     Args:
         network: a timm model whose classifier is the head, or a ``Network``. It is changed in place.
-        settings: what to train; ``StudentSettings`` will do, whose ``network`` is not read here.
-        needs: which fields of ``Features`` objectives will ask for; evaluation asks for logits.
-        inits: what each entry of ``settings.deltas`` starts with; None: as its settings say.
+        settings: what to train. ``StudentSettings`` may be given too; their ``network`` is not read here.
+        needs: which fields of ``Features`` to compute: those that objectives read; evaluation reads logits.
+        inits: settings and initial tensors of each entry of ``settings.deltas``; None: as its settings give them.
 
     Raises:
-        NetworkError: the module is not from timm, or cannot report what ``needs`` asks for.
-        DeltaError: the model carries deltas already, or a delta fits none of its layers.
+        NetworkError: the module is not from timm, or does not have the outputs that ``needs`` names.
+        DeltaError: the model already has deltas, or a delta fits none of its layers.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class Student(nn.Module):
         network = as_network(network)
         if present := deltas(network.model):
             raise DeltaError(
-                f"the model carries {len(present)} deltas already, the first at {present[0].name!r}; merge them "
+                f"the model already has {len(present)} deltas, the first at {present[0].name!r}; merge them "
                 "into its weights, or give a model without deltas"
             )
         self.network = network
@@ -103,7 +103,7 @@ class Student(nn.Module):
         return self._extract(self.model, view, self.needs)
 
     def own_state(self) -> dict[str, Tensor]:
-        """What training changes, by name in ``state_dict``: everything with ``train: full``, else deltas and head."""
+        """The tensors that training changes, by name in ``state_dict``; without ``train: full``, deltas and head."""
         state = self.state_dict()
         return {key: state[key] for key in self._own_keys}
 
@@ -114,7 +114,7 @@ class Student(nn.Module):
             method.after_step(own, step, steps)
 
     def finish(self) -> list[DeltaInit] | None:
-        """Entry by entry, what replaces the trained deltas (``Delta.finish``); None if no method replaces its own."""
+        """For each entry, the deltas that replace the trained ones (``Delta.finish``); None if none is replaced."""
         inits = []
         smaller = False
         for number, (entry, init, sites) in enumerate(zip(self._deltas, self._inits, self.entries, strict=True)):
@@ -123,7 +123,7 @@ class Student(nn.Module):
             smaller |= replacement is not None
             if replacement is None:
                 replacement = DeltaInit(init.settings, self.entry_state(number))
-            else:  # deltas that stand in for the method's own on small layers stay
+            else:  # dense deltas that replace oversized ones stay
                 others = {site: d for site, d in sites.items() if site not in own}
                 kept = [d.settings.model_copy(update={"sites": (site,)}) for site, d in others.items()]
                 tensors = {site: d.state_dict() for site, d in others.items()}
@@ -142,7 +142,7 @@ def _site_name(site: Site) -> str:
 
 
 def _method_and_deltas(entry: DeltaSettings, sites: dict[str, Delta]) -> tuple[type[Delta], dict[str, Delta]]:
-    """An entry's method and its deltas, without those that replace it on layers that are too small."""
+    """An entry's method and its deltas, without dense ones that replace oversized ones."""
     method = entry.component
     assert method is not None and issubclass(method, Delta)
     return method, {site: delta for site, delta in sites.items() if isinstance(delta, method)}

@@ -25,12 +25,12 @@ class Teacher(nn.Module):
 
     Args:
         networks: timm models as they are, or objects of ``Network``; they are frozen in place.
-        weights: of the networks, normalized to sum 1; None: all the same.
+        weights: of the networks, normalized to sum 1; None: equal.
         needs: which fields of ``Features`` to compute.
         dtype: of weights and computation; outputs are fp32.
         compile: whether to run the networks through ``torch.compile``.
-        maps: of the networks' classes to the student's; None: they are the same classes.
-        weighting: how the networks are weighed against each other in training; None: by ``weights`` alone.
+        maps: from the networks' classes to the student's; None: the classes are the same.
+        weighting: how the networks are weighted in training; None: by ``weights`` alone.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Teacher(nn.Module):
         return logits.softmax(1) if (map_ := self.maps[n]) is None else map_.probabilities(logits)
 
     def mean(self, probabilities: Sequence[Tensor]) -> Tensor:
-        """[B, K], the weighted mean over networks: of each class over those that have it, then normalized to sum 1."""
+        """[B, K], the weighted mean over networks, for each class over those that have it, normalized to sum 1."""
         p_NBK = torch.stack([*probabilities])
         weights_NBK = torch.tensor(self.weights, dtype=p_NBK.dtype, device=p_NBK.device)[:, None, None] * ~p_NBK.isnan()
         known_BK = weights_NBK.sum(0)

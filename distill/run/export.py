@@ -117,7 +117,7 @@ def verify_export(
         delta=delta,
         make_backbone=None if delta is None else backbone,
         model=student.model if student is not None else None,
-        enough=min(export.verify_images, len(images)),
+        min_images=min(export.verify_images, len(images)),
     )
     hashes = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in report.hashes.items())
     checks = [Check(name="hashes", passed=True, detail=hashes)]

@@ -30,7 +30,7 @@ def test_the_tables_fit_and_say_what_is_asked(width: int) -> None:
     assert re.search(r"192×64\s+low_rank\s+4\s+4.1\skB\s+8.3\s%", row), row
     assert re.search(r"^blocks\.0\.norm1 .* bias +– +256\sB", text, re.M)
     assert re.search(r"^dense +25 +294,912 +1.18\sMB", text, re.M) and re.search(r"^adalora .* ≤ ", text, re.M)
-    assert re.search(r"^branch cannot go here: pattern '\*' matches no layer", text, re.M)
+    assert re.search(r"^branch cannot be attached here: pattern '\*' matches no layer", text, re.M)
 
 
 def test_costs_are_those_of_every_method() -> None:
@@ -59,7 +59,7 @@ def test_layers_that_cannot_carry_their_delta_are_named() -> None:
     text = " ".join(console.export_text().split())
     # Depthwise 3 x 3 convs have nine numbers a channel; one block per channel of rank 4 would have 40.
     assert re.search(
-        r"low_rank leaves out \d+ matching layers .*: [^;]*conv_dw.*; oversized: dense learns",
+        r"low_rank leaves out \d+ matching layers .*: [^;]*conv_dw.*; with oversized: dense they get",
         text,
     )
 

@@ -219,7 +219,7 @@ def test_a_result_passes_the_proof_of_exports(files, backbone, tmp_path, monkeyp
     write_timm_folder(tmp_path / "merged", load_delta(tmp_path / "delta", backbone), origin="random", labels=LABELS)
     images = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     targets = {tmp_path / "merged": TimmFolder(TimmFolder.Settings())}
-    report = verify(targets, images, delta=tmp_path / "delta", make_backbone=make_backbone, enough=8)
+    report = verify(targets, images, delta=tmp_path / "delta", make_backbone=make_backbone, min_images=8)
     assert report.passed
 
 

@@ -59,7 +59,7 @@ def test_operations_write_files_and_say_that_they_are_exact(folders, tmp_path):
 
 
 def test_what_is_not_exact_needs_the_backbone_and_says_so(folders, tmp_path):
-    with pytest.raises(ExportError, match=r"low_rank then scale_shift.*its weights were random: name the experiment"):
+    with pytest.raises(ExportError, match=r"low_rank then scale_shift.*its weights were random: give the experiment"):
         run("scale", folders / "mixed", 2, "--to", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

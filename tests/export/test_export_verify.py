@@ -89,7 +89,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.export.verify._run_fresh", run_and_keep)
         report = verify(
-            targets, IMAGES, delta=root / "delta", make_backbone=make_backbone, model=trained.model, enough=8
+            targets, IMAGES, delta=root / "delta", make_backbone=make_backbone, model=trained.model, min_images=8
         )
     logits = safetensors.torch.load_file(root / "logits.safetensors")
     return Proof(trained, root / "delta", targets, report, logits)
@@ -126,7 +126,7 @@ def test_a_target_beyond_its_tolerance_fails(proof: Proof) -> None:
     targets: dict[Path, ExportTarget] = {}
     for path, target in proof.targets.items():
         targets[path] = Halved(Halved.Settings(type=HALVED, wrong=0.1)) if isinstance(target, Halved) else target
-    report = verify(targets, IMAGES, model=proof.trained.model, enough=8)
+    report = verify(targets, IMAGES, model=proof.trained.model, min_images=8)
     assert [(c.what, c.against, c.passed) for c in report.comparisons] == [
         ("merged model", "live model", True),
         ("half precision", "live model", False),
@@ -139,7 +139,7 @@ def test_a_target_beyond_its_tolerance_fails(proof: Proof) -> None:
 def test_a_folder_of_other_weights_fails(folder: Path, trained: Trained) -> None:
     delta, merged = export(folder, trained)
     write_timm_folder(merged, make_backbone(seed=4), origin="random")
-    report = verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, enough=8)
+    report = verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, min_images=8)
     assert not report.passed and report.comparisons[0].relative_difference > 1e-5
 
 
@@ -166,7 +166,7 @@ def test_another_backbone_is_named_before_a_process_is_started(
     delta, merged = export(folder, trained)
     monkeypatch.setattr("distill.export.verify._run_fresh", lambda work: pytest.fail("started a process"))
     with pytest.raises(ExportError, match="made for another backbone"):
-        verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=lambda: make_backbone(seed=4), enough=8)
+        verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=lambda: make_backbone(seed=4), min_images=8)
 
 
 def test_logits_that_are_not_finite_fail() -> None:
@@ -197,16 +197,16 @@ def test_a_tampered_file_is_refused_before_any_loader(
     monkeypatch.setattr("timm.create_model", loader)
     monkeypatch.setattr("subprocess.run", loader)
     with pytest.raises(ExportError, match=Path(name).name):
-        verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, enough=8)
+        verify({merged: TIMM}, IMAGES, delta=delta, make_backbone=make_backbone, min_images=8)
 
 
 def test_what_it_needs(folder: Path) -> None:
     with pytest.raises(ExportError, match="8 images are too few; give at least 256"):
         verify({folder: TIMM}, IMAGES, model=make_backbone())
     with pytest.raises(ExportError, match="without a target verify needs the delta folder"):
-        verify({}, IMAGES, model=make_backbone(), enough=8)
+        verify({}, IMAGES, model=make_backbone(), min_images=8)
     with pytest.raises(ExportError, match="needs a delta folder and its backbone"):
-        verify({folder: TIMM}, IMAGES, enough=8)
+        verify({folder: TIMM}, IMAGES, min_images=8)
 
 
 def test_a_terminals_signal_is_not_for_the_fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,7 @@ def test_another_order_alone_leaves_student_and_labels_as_they_are() -> None:
         ({0: []}, "share no class"),
         ({3: [0]}, "the student has no class 3: it has 3"),
         ({0: [4]}, "the teacher has no class 4: it has 4"),
-        ({0: [1], 2: [1]}, "the teacher's class 1 stands for two"),
+        ({0: [1], 2: [1]}, "the teacher's class 1 is mapped to two"),
     ],
 )
 def test_what_is_no_map(sources: dict, message: str) -> None:

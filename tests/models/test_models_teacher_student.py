@@ -234,7 +234,7 @@ def test_settings_with_a_network_give_the_same_student() -> None:
 def test_a_model_with_deltas_is_refused_as_a_student(train: Literal["deltas", "full"]) -> None:
     model = network().model
     attach(model, [LowRank.Settings(rank=2, sites=("blocks.1.*",))])
-    with pytest.raises(DeltaError, match=r"carries 2 deltas already, the first at 'blocks\.1\.0\.conv_exp'; merge"):
+    with pytest.raises(DeltaError, match=r"already has 2 deltas, the first at 'blocks\.1\.0\.conv_exp'; merge"):
         Student(model, LearningSettings(train=train))
     merge(model)
     assert Student(model, LearningSettings(train=train)).shapes.classes == 5

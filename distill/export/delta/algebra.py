@@ -5,9 +5,9 @@
 multiples of deltas that :mod:`distill.deltas.algebra` has a form for. Other layers (two DoRA deltas on one layer, say)
 get a dense difference, as large as their weight, which needs the backbone; the result lists them and their bytes.
 
-The head is no change and has no sum. Equal heads are kept. ``interpolate`` interpolates heads for the same labels.
-Otherwise the caller chooses ``head="first"`` or ``"second"``; labels, preprocessing and moved statistics come from the
-same file. Measured results are left out.
+The head is not a change, so heads are not summed. Equal heads are kept. ``interpolate`` interpolates heads for the same
+labels. Otherwise the caller chooses ``head="first"`` or ``"second"``; labels, preprocessing and moved statistics come
+from the same file. Measured results are left out.
 
 All files must belong to one backbone: the same SHA-256 of all its tensors. Structural deltas are refused.
 
@@ -223,7 +223,9 @@ def _difference(backbone: nn.Module, site: str, used: Sequence[tuple[Chain, floa
     links = []
     if "weight" in total:
         if layer_kind(backbone.get_submodule(layer_of(site))) == "norm":
-            raise ExportError(f"{site}: no delta holds a free change of a norm's weight; merge the files instead")
+            raise ExportError(
+                f"{site}: no delta can hold an arbitrary change of a norm's weight; merge the files instead"
+            )
         links.append(Link(site, DeltaTensors(Dense.Settings(), {"D": total["weight"]})))
     if "bias" in total:
         links.append(Link(site, DeltaTensors(Bias.Settings(), {"shift": total["bias"]})))
@@ -244,7 +246,9 @@ def _choose(first: DeltaFile, second: DeltaFile, head: Which | None, t: float | 
         if t is not None:
             return replace(first, values={name: _between(a[name], b[name], t) for name in a})
     why = "differ" if comparable and same_labels else "are for different classes"
-    raise ExportError(f"the heads of the two files {why}, and heads have no sum; choose head, first or second (--head)")
+    raise ExportError(
+        f"the heads of the two files {why}, and heads cannot be summed; choose head, first or second (--head)"
+    )
 
 
 def _between(a: Tensor, b: Tensor, t: float) -> Tensor:

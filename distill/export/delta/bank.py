@@ -27,7 +27,7 @@ from distill.export.delta.io import load_delta, parts_of, read_delta
 
 
 class DeltaBank:
-    """Delta files of one backbone, one of them live at a time: the first until :meth:`switch` is called.
+    """Delta files of one backbone, of which the model has one at a time: the first until :meth:`switch` is called.
 
     Example::
 
@@ -39,7 +39,7 @@ class DeltaBank:
     Args:
         backbone: the timm model that the files were learned on, with as many classes; it is copied, not changed.
         merged: whether the model has merged weights in place of deltas, see above.
-        allow_plugins: import delta classes of your own that files name.
+        allow_plugins: import delta classes outside this package that files name.
     """
 
     def __init__(self, backbone: nn.Module, *, merged: bool = False, allow_plugins: bool = False):
@@ -74,7 +74,7 @@ class DeltaBank:
         if self._model is None:
             self._model = model
             self._targets = dict(model.state_dict(keep_vars=True)) if self.merged else _own(model)
-            # The live model's tensors are its own: whoever trains it must not change what is kept for this task.
+            # A copy, since the live model may be trained, which must not change the tensors stored for this task.
             self._states[name] = state if self.merged else {key: tensor.clone() for key, tensor in state.items()}
             self.live = name
             return

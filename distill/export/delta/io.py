@@ -1,8 +1,8 @@
 """The delta file: a student's deltas and head, and the SHA-256 of every tensor of the backbone that they belong to.
 
 A folder with ``delta.safetensors`` (``delta/…``, ``head/…``, and ``moved/…``: batch-norm statistics that moved) and
-``delta.json``, a :class:`DeltaManifest`. Reading never unpickles and fails closed: every byte of both files is
-checked before a loader sees it, and the backbone, shapes and names before any tensor is copied.
+``delta.json``, a :class:`DeltaManifest`. Reading never unpickles. The checksums of
+both files are verified before they are parsed, and the backbone, shapes and names before any tensor is copied.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class DeltaGroup(Settings):
 
 
 class DeltaManifest(Checksummed):
-    """What ``delta.json`` says."""
+    """The content of ``delta.json``."""
 
     schema_version: Literal[1] = 1
     architecture: str
@@ -63,9 +63,9 @@ class DeltaManifest(Checksummed):
     packed: dict[str, str] = Field(default_factory=dict)
     """Tensors that are stored in fewer bytes, see :mod:`distill.export.delta.packing`."""
     head: ReusedHead | None = None
-    """The head that takes the place of the architecture's own; its tensors are under ``head/`` as usual."""
+    """A head that replaces the architecture's; its tensors are under ``head/``."""
     made_by: str = ""
-    """The operation on other delta files, named by their SHA-256, that made this one; empty if training did."""
+    """The operation that made this file from others, named by their SHA-256; empty for the result of training."""
 
 
 def save_delta(
@@ -92,7 +92,7 @@ def save_delta(
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
 
     Returns:
-        What ``delta.json`` says.
+        The content of ``delta.json``.
 
     Raises:
         ExportError: a backbone weight changed although it is frozen, every delta is still the identity, or there is
@@ -137,7 +137,7 @@ def write_delta_files(
         about: the other fields of :class:`DeltaManifest`.
 
     Returns:
-        What ``delta.json`` says.
+        The content of ``delta.json``.
     """
     stored, packed = pack({name: tensor.detach().cpu() for name, tensor in tensors.items()}, formats or {})
     data = safetensors.torch.save({name: tensor.contiguous().clone() for name, tensor in stored.items()})
@@ -163,8 +163,8 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
     Args:
         folder: holds ``delta.safetensors`` and ``delta.json``.
         backbone: the timm model that the deltas were learned on, with as many classes; its head's values do not matter.
-        allow_plugins: import the user's own delta classes that the manifest names (``package.module:Class``). Importing
-            runs code: allow it only for files that you trust.
+        allow_plugins: import delta classes outside this package that the manifest names (``package.module:Class``).
+            Importing runs code: allow it only for files that you trust.
 
     Returns:
         The copy: frozen, in eval mode, deltas not merged. ``backbone`` itself is never changed.
@@ -240,13 +240,13 @@ def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
 
 
 def _moved(model: nn.Module, before: Fingerprint, now: Fingerprint) -> list[str]:
-    """Buffers that differ from those before training. Any other difference is an error."""
+    """Names of the buffers that differ from those before training. Any other difference is an error."""
     buffers = {name for name, _ in model.named_buffers()}
     changed = [name for name in before.tensors if now.tensors.get(name) != before.tensors[name]]
     foreign = [name for name in changed if name not in buffers] + sorted(now.tensors.keys() - before.tensors.keys())
     if foreign:
         names = ", ".join(foreign[:5])
-        raise ExportError(f"the backbone is frozen, yet {len(foreign)} of its tensors are not what they were: {names}")
+        raise ExportError(f"the backbone is frozen, but {len(foreign)} of its tensors have changed: {names}")
     return changed
 
 
@@ -263,7 +263,7 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
     """
     config: dict[str, Any] = backbone.pretrained_cfg  # type: ignore[assignment]
     if deltas(backbone):
-        raise ExportError(f"{folder}: the given backbone carries deltas already")
+        raise ExportError(f"{folder}: the given backbone already has deltas")
     problems = []
     if config["architecture"] != manifest.architecture:
         problems.append(f"architecture is {config['architecture']}, expected {manifest.architecture}")
@@ -277,7 +277,7 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
 
 
 def _check_learned(model: nn.Module, folder: Path) -> None:
-    """Refuse deltas that change nothing: a loader that did not fill them leaves them so."""
+    """Raise if the deltas change nothing, as after a loader that has not filled them."""
     attached = [site.delta for site in deltas(model)]
     if attached and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters()):
         raise ExportError(f"{folder}: all-zero delta, nothing was learned")
@@ -289,7 +289,7 @@ def _check_learned(model: nn.Module, folder: Path) -> None:
                     return
     structural = [delta for delta in attached if isinstance(delta, StructuralDelta)]
     if attached and all(delta.is_identity() for delta in structural):
-        raise ExportError(f"{folder}: all {len(attached)} deltas leave the backbone as it is, nothing was learned")
+        raise ExportError(f"{folder}: all {len(attached)} deltas leave the backbone unchanged, nothing was learned")
 
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:

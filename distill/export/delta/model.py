@@ -28,7 +28,7 @@ from distill.export.delta.packing import Format
 
 @dataclass(frozen=True)
 class DeltaFile:
-    """The content of a delta file whose every byte has been checked."""
+    """The content of a delta file, after its checksums have been verified."""
 
     manifest: DeltaManifest
     layers: Mapping[str, Chain]
@@ -46,7 +46,7 @@ def open_delta(folder: Path, allow_plugins: bool = False) -> DeltaFile:
     """Read a delta folder.
 
     Raises:
-        ExportError: damaged, or it holds a structural delta, which is no change of a weight.
+        ExportError: the files are damaged, or hold a structural delta, which does not change a weight.
     """
     manifest, tensors = read_delta(folder)
     parts = parts_of(tensors, Path(folder))
@@ -83,7 +83,7 @@ def save_delta_file(
         formats: tensor name → format, for tensors that are stored in fewer bytes; None: all as they are.
 
     Returns:
-        What ``delta.json`` says.
+        The content of ``delta.json``.
 
     Raises:
         ExportError: every delta is zero; nothing is written.
@@ -145,7 +145,7 @@ def by_layer(chains: Mapping[str, Chain]) -> dict[str, Chain]:
 
 
 def change_of(backbone: nn.Module, site: str, chain: Chain) -> dict[str, Tensor]:
-    """What a chain adds to the weight and the bias of a site.
+    """The change that a chain makes to the weight and the bias of a site.
 
     Args:
         backbone: a model of the files' architecture; its values matter only where :func:`needs_values`.
@@ -160,7 +160,7 @@ def change_of(backbone: nn.Module, site: str, chain: Chain) -> dict[str, Tensor]
     holder = nn.Module()
     holder.add_module("layer", copy.deepcopy(backbone.get_submodule(target.layer)))
     layer = holder.get_submodule("layer").requires_grad_(False)
-    if not needs_values(chain):  # then nothing is rounded away
+    if not needs_values(chain):  # with zeros, the change is not rounded
         for parameter in layer.parameters():
             parameter.zero_()
     try:

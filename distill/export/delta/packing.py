@@ -1,7 +1,7 @@
 """Tensors in fewer bytes: half precision, 8-bit integers, or one bit per sign; and booleans as bits.
 
-A packed tensor lies in the safetensors file under its own name, its scales (fp32) under ``<name>/scale``; the manifest
-says ``<format>[<shape>]`` for it. For a row x of n numbers:
+A packed tensor is stored in the safetensors file under its own name, its scales (fp32) under ``<name>/scale``; the
+manifest has ``<format>[<shape>]`` for it. For a row x of n numbers:
 
 =========  ========================================  ==============================  ===============================
 format     stored                                    bytes                           error
@@ -14,7 +14,8 @@ bits       booleans                                  ⌈n / 8⌉                
 =========  ========================================  ==============================  ===============================
 
 A row of a weight is one output channel. A low-rank factor [groups, a, b] has its rows along the longer of a and b: one
-per rank, which costs the fewest scales. A vector (bias, scale) has no rows: asked for int8 or sign, it gets float16.
+per rank, which costs the fewest scales. A vector (bias, scale) has no rows and is stored as float16 instead of int8 or
+sign.
 
 Paper: Liu et al., BitDelta, arXiv 2402.10193 (sign; there of whole weights, per matrix).
 """
@@ -65,7 +66,7 @@ def pack(tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> tuple[
             kind, rows = requested, _rows(tensor)
             scale = rows.abs().amax(1) / 127 if kind == "int8" else rows.abs().mean(1)
             stored[f"{name}/scale"] = scale
-            # A row of zeros has scale 0; what it is divided by does not matter then.
+            # A row of zeros has scale 0; it may be divided by any number.
             whole = (rows / scale.where(scale > 0, 1)[:, None]).round().clamp(-127, 127).to(torch.int8)
             stored[name] = whole if kind == "int8" else _bits(rows >= 0)
         marks[name] = f"{kind}[{','.join(map(str, tensor.shape))}]"

@@ -26,7 +26,7 @@ def quantize(file: DeltaFile, to: Path, form: Format, head: Format | None) -> De
         head: format of the head's tensors; None: as they are.
 
     Returns:
-        What the new ``delta.json`` says.
+        The content of the new ``delta.json``.
     """
     formats: dict[str, Format] = {}
     for chain in file.layers.values():

@@ -4,8 +4,8 @@ The additive deltas of a layer add up to one change Δ, reshaped to [groups, out
 decomposition ``Δ = U Σ Vᵀ`` (per group) gives the nearest change of rank r, ``B = U_r √Σ_r``, ``A = √Σ_r V_rᵀ``: its
 squared error is ``Σ_{i>r} σ_i²`` (Eckart and Young).
 
-A **budget** counts the bytes of the deltas' tensors in fp32: not the head, not names, not ``delta.json``. It is spent
-on the directions of all layers with the largest ``σ² / bytes``, which minimizes the error of the weights, not of the
+A **budget** counts the bytes of the deltas' tensors in fp32: not the head, not names, not ``delta.json``. It is used
+for the ranks of all layers with the largest ``σ² / bytes``, which minimizes the error of the weights, not of the
 logits: measure those. Deltas that are not additive (scale and shift, DoRA, …), or change no matrix (bias, norms), stay
 as they are, and their bytes are taken off the budget first.
 

@@ -1,6 +1,6 @@
-"""The contract of an export target: a format that a trained student is written in, and how to run what was written.
+"""The base class of export targets: writes a trained student in a format, and runs what was written.
 
-A target is one file: a class with its settings nested in it, found by its ``type`` in ``export.targets``::
+A target is a class in a file of its own, with its settings nested in it; ``export.targets`` names its ``type``::
 
     class TorchScript(ExportTarget):
         class Settings(ExportTarget.Settings):
@@ -32,7 +32,7 @@ Session = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class About:
-    """What travels with exported weights.
+    """Metadata stored with exported weights.
 
     Args:
         origin: where the backbone's weights came from, e.g. ``resnet50.a1_in1k``.
@@ -50,7 +50,7 @@ class About:
 
 
 class ExportTarget(Component):
-    """A format.
+    """A format that a student is exported in.
 
     Class attributes:
         title: name of what is written in messages and tables, e.g. ``merged model``.
@@ -70,7 +70,7 @@ class ExportTarget(Component):
         self.settings = settings
 
     def unsupported(self, model: nn.Module) -> str | None:
-        """Why this format cannot hold a model, or None if it can."""
+        """The reason why this format cannot hold a model; None if it can."""
         return None
 
     def write(self, model: nn.Module, folder: Path, about: About) -> int:
@@ -79,7 +79,7 @@ class ExportTarget(Component):
         Args:
             model: a timm model, with or without deltas; it is not changed.
             folder: where to write; no other target writes there.
-            about: what travels with the weights.
+            about: metadata to store with the weights.
 
         Returns:
             Size of the stored weights in bytes.
@@ -95,5 +95,5 @@ class ExportTarget(Component):
         raise NotImplementedError
 
     def session(self, folder: Path) -> Session:
-        """Load what was written, as its users do: without the code of this package where that is possible."""
+        """Load what was written, without the code of this package where that is possible, as users do."""
         raise NotImplementedError

@@ -31,7 +31,7 @@ _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}
 
 
 class FolderManifest(Checksummed):
-    """What ``manifest.json`` says."""
+    """The content of ``manifest.json``."""
 
     schema_version: Literal[1] = 1
     config_sha256: str
@@ -66,11 +66,11 @@ def write_timm_folder(
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
 
     Returns:
-        What ``manifest.json`` says.
+        The content of ``manifest.json``.
 
     Raises:
         DeltaError: the model carries a structural delta.
-        ExportError: labels, but not one per class.
+        ExportError: there are labels, but not one for each class.
     """
     folder = Path(folder)
     num_classes: int = model.num_classes  # type: ignore[assignment]
@@ -91,15 +91,15 @@ def write_timm_folder(
     )
     write_checksummed(folder / MANIFEST, manifest)
     size = sum(map(_bytes, tensors.values()))
-    home = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
-    own_module = None if home.startswith("timm.") else home
+    module = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
+    own_module = None if module.startswith("timm.") else module
     text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module)
     write_atomic(folder / CARD, text.encode())
     return manifest
 
 
 def check_timm_folder(folder: Path) -> FolderManifest:
-    """Check that a folder is what was written, before anything loads it; returns what ``manifest.json`` says.
+    """Check that a folder is what was written, before anything loads it; returns the content of ``manifest.json``.
 
     Raises:
         ExportError: a file is absent or differs in any bit, or there are other weights that timm might load instead.
@@ -110,7 +110,7 @@ def check_timm_folder(folder: Path) -> FolderManifest:
     read_checked(folder, TENSORS, manifest.weights_sha256)
     for path in sorted(folder.iterdir()):
         if path.suffix in _WEIGHTS and path.name != TENSORS:
-            raise ExportError(f"{path}: weights that the manifest does not know")
+            raise ExportError(f"{path}: weights that are not in the manifest")
     return manifest
 
 
