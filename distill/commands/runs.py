@@ -18,13 +18,14 @@ from distill.experiments.distillation import DistillationExperiment, as_distilla
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
 from distill.export.manifest import Result
+from distill.export.settings import DELTA
 from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
 from distill.models.network import NetworkSettings, create_network
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, batch_of_step, data_of
 from distill.run.context import RunContext, open_context
-from distill.run.export import DELTA, export_student, verify_export, written_targets
+from distill.run.export import export_student, verify_export, written_targets
 from distill.run.folder import RunError
 from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field, model_validator
@@ -9,6 +10,14 @@ from pydantic import Field, model_validator
 from augment.base import Registry, Settings, error_at
 
 TARGETS = Registry("distill.export.targets", "ExportTarget")
+DELTA = "delta"
+"""Name of the delta file's folder, and what tables of sizes call it."""
+BACKBONE, REUSED_HEAD = "backbone", "reused head, beyond its own"
+"""What tables of sizes call these."""
+DELTA_FILE, LIVE_MODEL = "delta file", "live model"
+"""What the results of ``verify`` call these."""
+_USED = {"folder": {DELTA}, "title": {DELTA, BACKBONE, REUSED_HEAD, DELTA_FILE, LIVE_MODEL}}
+"""Names that a run gives to something else."""
 
 if TYPE_CHECKING:  # the base class of targets imports torch
     from distill.export.targets.base import ExportTarget
@@ -29,16 +38,20 @@ class ExportSettings(Settings):
     )
 
     @model_validator(mode="after")
-    def _one_folder_each(self) -> ExportSettings:
-        by_folder: dict[str, str] = {}
+    def _names_are_unique(self) -> ExportSettings:
+        """Files are written by a target's folder, sizes and checks are kept by its title."""
+        known: dict[tuple[str, str], str] = {}
         for index, target in enumerate(self.targets or ()):
             if not isinstance(target, Settings):  # still a mapping: its class is not imported yet
                 continue
-            folder: str = target.component.folder  # type: ignore[union-attr]
-            if folder in by_folder:
-                text = f"{by_folder[folder]} and {target.type} both write the folder {folder!r}"
-                raise error_at(f"targets.{index}", text)
-            by_folder[folder] = target.type
+            for field in ("folder", "title"):
+                name = getattr(target.component, field, None)
+                key = (field, str(name).casefold())  # some file systems take "ONNX" and "onnx" for one folder
+                if reason := _unusable(field, name):
+                    raise error_at(f"targets.{index}", f"{target.type}: {reason}")
+                if key in known:
+                    raise error_at(f"targets.{index}", f"{known[key]} and {target.type} both have the {field} {name!r}")
+                known[key] = target.type
         return self
 
     def make_targets(self) -> list[ExportTarget]:
@@ -47,3 +60,14 @@ class ExportSettings(Settings):
         if settings is None:
             settings = (TARGETS.settings_of("timm_folder").model_validate({"type": "timm_folder"}),)  # type: ignore[assignment]
         return [target.component(target) for target in settings or ()]  # type: ignore[misc]
+
+
+def _unusable(field: str, name: object) -> str | None:
+    """Why a target cannot have this folder or title."""
+    if not isinstance(name, str) or not name:
+        return f"its class has no {field!r}"
+    if field == "folder" and not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        return f"its folder {name!r} is not made of letters, digits, '-' and '_'"
+    if name.casefold() in _USED[field]:
+        return f"its {field} {name!r} is used for something else in every run"
+    return None

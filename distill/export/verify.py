@@ -26,14 +26,13 @@ from distill.deltas.state import whole_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import check_backbone, load_delta, read_delta
 from distill.export.logits import logits_of
-from distill.export.settings import TARGETS
+from distill.export.settings import DELTA_FILE, LIVE_MODEL, TARGETS
 from distill.export.targets.base import ExportTarget
 from distill.models.network import timm_with_own_models
 
 TOLERANCE = 1e-5
 """For the delta file compared with the live model; every target has its own."""
 MIN_IMAGES = 256
-DELTA, LIVE = "delta file", "live model"
 
 
 class Comparison(Settings):
@@ -116,12 +115,12 @@ def verify(
     manifest = None if delta is None else read_delta(delta)[0]
     backbone = None if make_backbone is None else make_backbone()
     if manifest is not None and backbone is not None and delta is not None:
-        hashes[DELTA] = manifest.sha256
+        hashes[DELTA_FILE] = manifest.sha256
         check_backbone(manifest, backbone, delta)  # the fresh process checks it too, but only after it has started
     inputs = {"images": images.detach().float().cpu().contiguous()}
     logits: dict[str, Tensor] = {}
     if model is not None:
-        logits[LIVE] = logits_of(model)(inputs["images"])
+        logits[LIVE_MODEL] = logits_of(model)(inputs["images"])
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         safetensors.torch.save_file(inputs, work / "images.safetensors")
@@ -141,11 +140,11 @@ def verify(
     comparisons = [
         _compare(target.title, logits[str(folder.resolve())], against, logits[against], target.tolerance)
         for folder, target in targets.items()
-        for against in (DELTA, LIVE)
+        for against in (DELTA_FILE, LIVE_MODEL)
         if against in logits
     ]
     if not targets:
-        comparisons.append(_compare(DELTA, logits[DELTA], LIVE, logits[LIVE], TOLERANCE))
+        comparisons.append(_compare(DELTA_FILE, logits[DELTA_FILE], LIVE_MODEL, logits[LIVE_MODEL], TOLERANCE))
     return VerificationReport(images=len(images), hashes=hashes, comparisons=tuple(comparisons))
 
 
@@ -192,7 +191,7 @@ def _fresh_process(work: Path) -> None:
             manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
         )
         backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
-        outputs[DELTA] = logits_of(load_delta(Path(request.delta), backbone))(images)
+        outputs[DELTA_FILE] = logits_of(load_delta(Path(request.delta), backbone))(images)
     safetensors.torch.save_file(outputs, work / "logits.safetensors")
 
 

@@ -15,7 +15,7 @@ from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
-from distill.export.settings import ExportSettings
+from distill.export.settings import BACKBONE, DELTA, REUSED_HEAD, ExportSettings
 from distill.export.targets.base import About, ExportTarget
 from distill.export.verify import verify
 from distill.models.network import create_network
@@ -24,9 +24,6 @@ from distill.models.settings import StudentSettings
 from distill.models.student import Student
 from distill.report.items import Check
 from distill.run.context import RunContext
-
-DELTA = "delta"
-"""Name of the delta file's folder, and what tables call it."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +57,14 @@ def export_student(
         save_delta(folder / DELTA, student.model, student.backbone, **vars(about))
         sizes[DELTA] = (folder / DELTA / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
-        sizes["backbone"] = sum(t.numel() * t.element_size() for t in backbone.values())
+        sizes[BACKBONE] = sum(t.numel() * t.element_size() for t in backbone.values())
     for target in export.make_targets():
         if (reason := target.unsupported(student.model)) is not None:
             refused[target.title] = reason
         else:
             sizes[target.title] = target.write(student.model, folder / target.folder, about)
     if (larger := enlargement(student.model)) is not None:
-        sizes["reused head, beyond its own"] = larger.bytes
+        sizes[REUSED_HEAD] = larger.bytes
     return Exported(sizes, refused)
 
 

@@ -21,10 +21,10 @@ from distill.deltas.scale_shift import ScaleShift
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import save_delta
 from distill.export.logits import logits_of
-from distill.export.settings import TARGETS, ExportSettings
+from distill.export.settings import DELTA_FILE, TARGETS, ExportSettings
 from distill.export.targets.base import About, ExportTarget
 from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
-from distill.export.verify import DELTA, VerificationReport, _compare, _fresh_process, _run_fresh, verify
+from distill.export.verify import VerificationReport, _compare, _fresh_process, _run_fresh, verify
 
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 TIMM = TimmFolder(TimmFolder.Settings())
@@ -118,7 +118,7 @@ def test_a_true_export_passes(proof: Proof) -> None:
 def test_a_delta_file_is_bit_equal_in_a_fresh_process_with_moved_statistics(proof: Proof) -> None:
     moved = proof.trained.model.bn1.running_mean  # type: ignore[union-attr]
     assert not torch.equal(moved, make_backbone().bn1.running_mean)  # type: ignore[arg-type, union-attr]
-    assert torch.equal(proof.logits[DELTA], logits_of(proof.trained.model)(IMAGES))
+    assert torch.equal(proof.logits[DELTA_FILE], logits_of(proof.trained.model)(IMAGES))
 
 
 @pytest.mark.usefixtures("same_process")
@@ -156,8 +156,39 @@ def test_a_delta_file_without_targets_is_compared_with_the_live_model(proof: Pro
 def test_targets_that_are_not_there_or_get_in_each_others_way() -> None:
     with pytest.raises(PluginError, match="unknown export target type 'timm_foldr'; did you mean 'timm_folder'"):
         TARGETS.settings_of("timm_foldr")
-    with pytest.raises(ValidationError, match="timm_folder and timm_folder both write the folder 'merged'"):
+    with pytest.raises(ValidationError, match="timm_folder and timm_folder both have the folder 'merged'") as caught:
         ExportSettings.model_validate({"targets": ["timm_folder", HALVED, "timm_folder"]})
+    assert caught.value.errors()[0]["loc"] == ("targets", 2)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ({"folder": "half"}, "Halved and .*Renamed both have the folder 'half'"),
+        ({"folder": "HALF"}, "Halved and .*Renamed both have the folder 'HALF'"),
+        ({"title": "half precision"}, "Halved and .*Renamed both have the title 'half precision'"),
+        ({"folder": "delta"}, "Renamed: its folder 'delta' is used for something else"),
+        ({"title": "delta"}, "Renamed: its title 'delta' is used for something else"),
+        ({"title": "Delta file"}, "Renamed: its title 'Delta file' is used for something else"),
+        ({"folder": "../half"}, r"Renamed: its folder '\.\./half' is not made of letters"),
+        ({"folder": "stage.json"}, r"Renamed: its folder 'stage\.json' is not made of letters"),
+        ({"folder": ""}, "Renamed: its class has no 'folder'"),
+        ({"title": None}, "Renamed: its class has no 'title'"),
+    ],
+)
+def test_a_folder_or_title_of_something_else_is_an_error(
+    names: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Renamed(Halved):
+        title, folder = "renamed", "renamed"
+
+    monkeypatch.setattr(sys.modules[__name__], "Renamed", Renamed, raising=False)
+    targets = [HALVED, f"{__name__}:Renamed"]
+    assert ExportSettings.model_validate({"targets": targets}).targets
+    for name, value in names.items():
+        setattr(Renamed, name, value)
+    with pytest.raises(ValidationError, match=message):
+        ExportSettings.model_validate({"targets": targets})
 
 
 def test_another_backbone_is_named_before_a_process_is_started(

@@ -53,8 +53,8 @@ class ExportTarget(Component):
     """A format that a student is exported in.
 
     Class attributes:
-        title: name of what is written in messages and tables, e.g. ``merged model``.
-        folder: name of its folder in the run's ``export/``; no two targets have the same.
+        title: name of what is written in messages and tables, e.g. ``merged model``; unique among a run's targets.
+        folder: name of its folder in the run's ``export/``; unique as well, and neither may be used by the run itself.
         tolerance: largest difference from the live model's logits, relative to the largest absolute logit, that
             verification accepts; top-1 must be the same on every image.
     """
