@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 from distill.machine import set_openmp_defaults
 
 if TYPE_CHECKING:
+    from augment.base.errors import UserError
+    from augment.dual import DualAugment
     from augment.names import list_operations
     from augment.views import InputSpec, Views
     from distill.api.deltas import attach, list_deltas, load_delta, save_delta
@@ -25,12 +27,13 @@ if TYPE_CHECKING:
     from distill.api.views import create_augment
     from distill.deltas.attach import merge
     from distill.export.delta.bank import DeltaBank
-    from distill.models.features import Features
+    from distill.export.manifest import Result
+    from distill.models.features import Features, FeatureShapes
     from distill.models.student import Student
     from distill.models.teacher import Teacher
     from distill.objectives.base import Objective, Targets
     from distill.past_views import ids_of_step, replay
-    from distill.training.step import DistillationStep
+    from distill.training.step import DistillationStep, StepOutput
 
     __version__: str
 
@@ -39,12 +42,17 @@ set_openmp_defaults()  # torch, which reads them when it is loaded, comes after 
 _HOMES = {
     "DeltaBank": "distill.export.delta.bank",
     "DistillationStep": "distill.training.step",
+    "DualAugment": "augment.dual",
+    "FeatureShapes": "distill.models.features",
     "Features": "distill.models.features",
     "InputSpec": "augment.views",
     "Objective": "distill.objectives.base",
+    "Result": "distill.export.manifest",
+    "StepOutput": "distill.training.step",
     "Student": "distill.models.student",
     "Targets": "distill.objectives.base",
     "Teacher": "distill.models.teacher",
+    "UserError": "augment.base.errors",
     "Views": "augment.views",
     "attach": "distill.api.deltas",
     "create_augment": "distill.api.views",
@@ -66,12 +74,17 @@ _HOMES = {
 __all__ = [
     "DeltaBank",
     "DistillationStep",
+    "DualAugment",
+    "FeatureShapes",
     "Features",
     "InputSpec",
     "Objective",
+    "Result",
+    "StepOutput",
     "Student",
     "Targets",
     "Teacher",
+    "UserError",
     "Views",
     "__version__",
     "attach",

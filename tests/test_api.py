@@ -9,6 +9,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import timm
@@ -17,11 +18,19 @@ from pydantic import ValidationError
 from torch import nn
 
 import distill
-from augment.base.errors import UserError
+from augment.base import Settings, UserError
 from distill.deltas.low_rank import LowRank
 from distill.objectives.kd import KD, kd
 
 LITE0 = "embedded:tf_efficientnet_lite0"
+METHODS = {
+    "DistillationStep": ("forward", "after_update"),
+    "DualAugment": ("forward",),
+    "Objective": ("__init__", "forward", "loss"),
+    "Student": ("forward",),
+    "Teacher": ("forward",),
+}
+"""Of the classes that a loop of one's own calls, and that an objective of one's own writes: arguments and results."""
 PUBLIC = [name for name in distill.__all__ if name != "__version__"]
 
 
@@ -44,6 +53,27 @@ def test_every_name_is_there_and_known_to_type_checkers():
     assert typed == distill._HOMES
     assert sorted(typed) == sorted(PUBLIC)
     assert set(PUBLIC) <= set(dir(distill))
+
+
+def own_classes(hint: object) -> set[type]:
+    """The classes of this project in a type, but for settings, in whose place names and mappings are taken."""
+    if inspect.isclass(hint):
+        named = hint.__module__.partition(".")[0] in ("distill", "augment")
+        return {hint} if named and not (issubclass(hint, Settings) and hint.component) else set()
+    return set().union(*map(own_classes, get_args(hint)), set())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_argument_can_be_made_with_what_is_offered(name):
+    """No signature asks for a class that has to be looked for elsewhere."""
+    value = getattr(distill, name)
+    functions = [value] if inspect.isfunction(value) else [getattr(value, own) for own in METHODS.get(name, ())]
+    offered = {getattr(distill, public) for public in PUBLIC}
+    for function in functions:
+        hints = get_type_hints(inspect.unwrap(function))
+        if name not in METHODS:
+            hints.pop("return")
+        assert set().union(*map(own_classes, hints.values())) <= offered, function
 
 
 def test_a_misspelt_name_is_an_attribute_error_that_names_the_nearest():
