@@ -70,7 +70,7 @@ def test_every_argument_can_be_made_with_what_is_offered(name):
     functions = [value] if inspect.isfunction(value) else [getattr(value, own) for own in METHODS.get(name, ())]
     offered = {getattr(distill, public) for public in PUBLIC}
     for function in functions:
-        hints = get_type_hints(inspect.unwrap(function))
+        hints = get_type_hints(inspect.unwrap(function), localns=dict(vars(value)))  # a class may name what is in it
         if name not in METHODS:
             hints.pop("return")
         assert set().union(*map(own_classes, hints.values())) <= offered, function
