@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PRELOAD = ["faulty_run", "deltas_models", "distill.export.verify"]
+PRELOAD = [
+    "faulty_run",
+    "deadly_stages",
+    "deltas_models",
+    "augment.kornia_ops.unfused",
+    "distill.export.verify",
+    "distill.stages.report",
+]
 
 
 def warm_server() -> ForkServerContext:
