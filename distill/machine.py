@@ -16,6 +16,10 @@ WAIT_POLICY = "OMP_WAIT_POLICY"
 WAIT_SETTINGS = (WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 """Environment variables by which a user chooses how threads wait; any of them is left as it is."""
 THREADS = "OMP_NUM_THREADS"
+OWN_THREADS = "DISTILL_OMP_NUM_THREADS"
+"""The value that was set here. Processes inherit both, and where they differ, the user has chosen."""
+LOCAL_RANKS = "LOCAL_WORLD_SIZE"
+"""Number of ranks on this machine, where ``torchrun`` has started them."""
 
 
 def set_openmp_defaults(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
@@ -42,10 +46,32 @@ def set_wait_policy(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def set_threads(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
-    """``OMP_NUM_THREADS`` before torch is loaded, where a container's limit allows fewer CPUs than there are cores."""
-    threads = default_threads(root)
+    """``OMP_NUM_THREADS`` before torch is loaded, where there are fewer CPUs for this process than cores.
+
+    That is so in a container with a limit, and with several ranks on one machine, each of which gets a part.
+    """
+    ranks = environment.get(LOCAL_RANKS, "1")
+    threads = max(1, default_threads(root) // max(1, int(ranks) if ranks.isdigit() else 1))
     if "torch" not in sys.modules and THREADS not in environment and threads < affinity():
-        environment[THREADS] = str(threads)
+        environment[THREADS] = environment[OWN_THREADS] = str(threads)
+
+
+def divide_threads(ranks: int, environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> int | None:
+    """Divide the threads of this machine by its ranks, for those that inherit the environment.
+
+    Args:
+        ranks: processes on this machine that compute at the same time.
+        environment: the process's environment variables.
+        root: root of the file system with the container's limits.
+
+    Returns:
+        Threads for this rank, to be set if torch is loaded already; None where the user has set their number.
+    """
+    if environment.get(THREADS) != environment.get(OWN_THREADS):
+        return None
+    threads = max(1, default_threads(root) // ranks)
+    environment[THREADS] = environment[OWN_THREADS] = str(threads)
+    return threads
 
 
 def default_threads(root: Path = ROOT) -> int:

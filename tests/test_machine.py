@@ -83,10 +83,46 @@ def test_threads_follow_a_limit_unless_the_user_chose(tmp_path: Path, not_loaded
     assert environment == {}, "without a limit, OpenMP chooses"
     root = write(tmp_path, {"sys/fs/cgroup/cpu.max": "250000 100000\n"})
     machine.set_threads(environment, root)
-    assert environment == {"OMP_NUM_THREADS": "2"}
+    assert environment == {"OMP_NUM_THREADS": "2", "DISTILL_OMP_NUM_THREADS": "2"}
     chosen = {"OMP_NUM_THREADS": "5"}
     machine.set_threads(chosen, root)
     assert chosen == {"OMP_NUM_THREADS": "5"}
+
+
+@pytest.mark.parametrize(("ranks", "threads"), [("1", "6"), ("2", "3"), ("4", "1"), ("9", "1"), ("", "6")])
+def test_ranks_that_torchrun_has_started_get_a_part_each(
+    ranks: str, threads: str, tmp_path: Path, not_loaded: None
+) -> None:
+    root = write(tmp_path, {"sys/fs/cgroup/cpu.max": "600000 100000\n"})
+    environment = {"LOCAL_WORLD_SIZE": ranks}
+    machine.set_threads(environment, root)
+    assert environment["OMP_NUM_THREADS"] == threads
+    chosen = {"LOCAL_WORLD_SIZE": ranks, "OMP_NUM_THREADS": "5"}
+    machine.set_threads(chosen, root)
+    assert chosen["OMP_NUM_THREADS"] == "5"
+
+
+def test_ranks_on_a_machine_without_a_limit_get_a_part_each(tmp_path: Path, not_loaded: None) -> None:
+    environment = {"LOCAL_WORLD_SIZE": "2"}
+    machine.set_threads(environment, tmp_path)
+    assert environment["OMP_NUM_THREADS"] == "4"
+
+
+def test_ranks_that_a_run_starts_get_a_part_each_unless_the_user_chose(tmp_path: Path, not_loaded: None) -> None:
+    root = write(tmp_path, {"sys/fs/cgroup/cpu.max": "600000 100000\n"})
+    first: dict[str, str] = {}
+    machine.set_threads(first, root)
+    assert first["OMP_NUM_THREADS"] == "6"
+    assert machine.divide_threads(2, first, root) == 3
+    further = dict(first)  # inherited, before torch is loaded there
+    machine.set_threads(further, root)
+    assert further["OMP_NUM_THREADS"] == "3"
+    assert machine.divide_threads(2, further, root) == 3, "not divided twice"
+    assert machine.divide_threads(8, further, root) == 1
+    assert machine.divide_threads(2, {}, tmp_path / "no limit") == 4
+    for chosen in ({"OMP_NUM_THREADS": "5"}, {"OMP_NUM_THREADS": "5", "DISTILL_OMP_NUM_THREADS": "6"}):
+        assert machine.divide_threads(2, chosen, root) is None
+        assert chosen["OMP_NUM_THREADS"] == "5"
 
 
 @pytest.mark.parametrize("name", machine.WAIT_SETTINGS)

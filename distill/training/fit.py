@@ -18,6 +18,7 @@ from rich.console import Console
 from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.files import write_atomic
+from distill.machine import divide_threads
 from distill.models.network import check_fits
 from distill.models.reused_head import reused
 from distill.models.student import Student
@@ -96,6 +97,8 @@ def fit(
         return load_summary(folder)
 
     settings = module.settings
+    if settings.devices > 1 and (threads := divide_threads(settings.devices)) is not None:
+        torch.set_num_threads(threads)
     choose_placement(module.augment, loader, folder, device_for(settings), console, module.cache)
     message = loader.reader.prepare()
     if message and console is not None:

@@ -1,6 +1,7 @@
 """The small parts of training, each against cases worked out by hand."""
 
 import math
+import os
 import time
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import experiment, network, student_fit
 
 from augment.views import InputSpec
+from distill import machine
 from distill.data.reader import Batch as LoadedBatch
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Targets
@@ -27,6 +29,33 @@ from distill.training.terms import build_terms, needs_of
 from distill.training.timer import StepTimer
 
 CPU = torch.device("cpu")
+
+
+# --- Threads ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("chosen", "set_to"), [(None, [3]), ("5", [])])
+def test_each_rank_of_a_fit_gets_its_part_of_the_threads(
+    chosen: str | None, set_to: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Started(Exception):
+        """Lightning would start the other ranks."""
+
+    def start(**arguments: object) -> None:
+        raise Started
+
+    values: list[int] = []
+    monkeypatch.setattr(machine, "default_threads", lambda root: 6)
+    for name in (machine.THREADS, machine.OWN_THREADS):
+        monkeypatch.setenv(name, chosen or "6")
+    if chosen:
+        monkeypatch.delenv(machine.OWN_THREADS)
+    monkeypatch.setattr("distill.training.fit.Trainer", start)
+    monkeypatch.setattr(torch, "set_num_threads", values.append)
+    with pytest.raises(Started):
+        student_fit(experiment(tmp_path, training={"devices": 2}), tmp_path / "fit")
+    assert values == set_to
+    assert os.environ[machine.THREADS] == (chosen or "3"), "which the other ranks inherit"
 
 
 # --- Average ------------------------------------------------------------------------------------------------------
