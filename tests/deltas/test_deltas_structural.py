@@ -21,6 +21,7 @@ from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, save_delta
 from distill.models.fingerprint import fingerprint
+from distill.models.network import extract
 
 METHODS: dict[str, DeltaSettings] = {
     name: settings()  # type: ignore[misc]
@@ -250,6 +251,22 @@ def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
 def test_torch_compile(model: str, name: str, stage: str) -> None:
     """A CNN's first stage stands for the others: what is compiled in each is the same, and takes as long again."""
     check_compiled(model, name, "inductor", stage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["test_vit", "test_resnet"])
+@every_variant
+def test_a_whole_network_is_one_graph(model: str, name: str) -> None:
+    """What the student compiles, without a graph break."""
+    torch.compiler.reset()
+    network, x, needs = with_delta(model, name), view(model), frozenset({"logits", "maps"})
+    disturb(network)
+    traced = torch.compile(extract, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        actual, expected = traced(network, x, needs), extract(network, x, needs)
+    assert actual.maps.keys() == expected.maps.keys() and len(expected.maps) > 1
+    for tensor, other in zip(actual.tensors(), expected.tensors(), strict=True):
+        assert relative(tensor, other) < 1e-5
 
 
 def check_compiled(model: str, name: str, backend: str, stage: str = "") -> None:
