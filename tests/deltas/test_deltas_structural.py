@@ -255,7 +255,7 @@ def test_torch_compile(model: str, name: str, stage: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["test_vit", "test_resnet"])
-@every_variant
+@every_method
 def test_a_whole_network_is_one_graph(model: str, name: str) -> None:
     """What the student compiles, without a graph break."""
     torch.compiler.reset()
