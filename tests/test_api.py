@@ -233,7 +233,7 @@ def test_several_teachers_are_weighed_and_frozen():
     teacher = distill.create_teacher([small(), small()], weights=[1, 3], dtype="bfloat16", needs=("logits", "pooled"))
     assert teacher.weights == [0.25, 0.75] and teacher.dtype == torch.bfloat16
     assert not any(p.requires_grad for p in teacher.parameters())
-    with pytest.raises(UserError, match=r"kd compares with one network.*teacher.shapes\[n\]"):
+    with pytest.raises(UserError, match=r"kd reads one network.*teacher.shapes\[n\]"):
         distill.create_objective("kd", student=distill.create_student(small()), teacher=teacher)
 
 

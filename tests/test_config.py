@@ -236,7 +236,7 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, error_a
         ("teacher=null", "objectives: kd, icd read a teacher, and there is none; add teacher.networks"),
         ("objectives=[ce]", "teacher: no objective reads it; add one such as kd, or remove the teacher"),
         ("augment.mix={mixup: 0, cutmix: 0}", "augment.mix.mixup: neither mixup nor cutmix is on"),
-        ("student.train=full", "student.deltas: there are none with train: full"),
+        ("student.train=full", "student.deltas: train: full trains every weight and takes no deltas"),
         ("training.devices=3", "data.batch_size: 64 cannot be shared out evenly over 3 training.devices"),
     ],
 )

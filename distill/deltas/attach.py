@@ -230,7 +230,7 @@ def _check_compatible(model: nn.Module, head: Sequence[str]) -> None:
             other = next(another for another in sites if another is not site)
             raise DeltaError(
                 f"{site.delta.settings.type}: no gradient enters the backbone, so {other.delta.settings.type} at "
-                f"{other.name!r} would not learn; leave one of them out (deltas of the classifier may stay)"
+                f"{other.name!r} would get no gradient; leave one of them out (deltas of the classifier may stay)"
             )
 
 

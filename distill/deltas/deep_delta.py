@@ -108,10 +108,10 @@ class DeepDelta(StructuralDelta):
         return not any(bool(p.any()) for c in self.correctors for p in c.gate[-1].parameters())  # type: ignore[index, union-attr]
 
     def metrics(self) -> dict[str, Tensor]:
-        seen = [corrector.seen for corrector in self.correctors if corrector.seen is not None]
-        if not seen:
+        means = [corrector.means for corrector in self.correctors if corrector.means is not None]
+        if not means:
             return {}
-        gate, error = torch.stack(seen).mean(0)  # type: ignore[arg-type]
+        gate, error = torch.stack(means).mean(0)  # type: ignore[arg-type]
         return {"beta": gate, "error": error}
 
 
@@ -138,7 +138,7 @@ class Corrector(nn.Module):
         nn.init.zeros_(last.bias)
         hidden = [nn.Linear(channels, settings.gate_hidden), nn.Tanh()] if settings.gate == "mlp" else []
         self.gate = nn.Sequential(*hidden, last)
-        self.seen: Tensor | None = None
+        self.means: Tensor | None = None
         """Means of β and of |v − kᵀy| in the last training forward."""
 
     def extra_repr(self) -> str:
@@ -170,5 +170,5 @@ class Corrector(nn.Module):
             X = y.unflatten(-1, (-1, self.values))
             if self.training:
                 error = (v - read(X, k)).detach().norm(dim=-1).mean()
-                self.seen = torch.stack([beta.detach().mean(), error])
+                self.means = torch.stack([beta.detach().mean(), error])
             return delta_update(X, k, v, beta, self.write_only).flatten(-2)

@@ -160,13 +160,13 @@ class Ladder(StructuralDelta):
 
         def compute(x: Tensor) -> tuple[Tensor, ...]:
             final = type(self._backbone[0]).forward_features(self._backbone[0], x, *arguments, **more)
-            return (final, *(rung.seen for rung in self.rungs))  # type: ignore[misc]
+            return (final, *(rung.tap_output for rung in self.rungs))  # type: ignore[misc]
 
         with torch.no_grad():
             if self.cache.capacity:
-                final, *seen = self.cache(x, compute)
-                for rung, h in zip(self.rungs, seen, strict=True):
-                    rung.seen = h
+                final, *outputs = self.cache(x, compute)
+                for rung, h in zip(self.rungs, outputs, strict=True):
+                    rung.tap_output = h
             else:
                 final = compute(x)[0]
         return self.climb(final)

@@ -66,7 +66,7 @@ class OutputDelta(StructuralDelta):
 
 
 class Correction(nn.Module):
-    """``g · W₂ gelu(W₁ f)`` beside one classifier."""
+    """``g · W₂ gelu(W₁ f)``, added to the logits of one classifier."""
 
     def __init__(self, head: nn.Linear, hidden: int):
         super().__init__()

@@ -179,7 +179,7 @@ class Rung(nn.Module):
         self.across = pointwise(before, form.width, tap.is_map) if before not in (None, form.width) else nn.Identity()  # type: ignore[arg-type]
         self.gate = nn.Parameter(torch.zeros(())) if before is not None else None
         self.block = SideConvs(form) if form.steps else SideTransformer(form)
-        self.seen: Tensor | None = None
+        self.tap_output: Tensor | None = None
         """The backbone's output at the tap, kept until ``forward`` reads it."""
 
     def keep(self, module: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
@@ -190,15 +190,15 @@ class Rung(nn.Module):
             inputs: its inputs; not used.
             output: its output, a map or tokens in the backbone's layout; kept without gradient.
         """
-        self.seen = output.detach()
+        self.tap_output = output.detach()
 
     def extra_repr(self) -> str:
         return f"width={self.form.width}, drop_path={self.drop_path}"
 
     def forward(self, s: Tensor | None) -> Tensor:
-        assert self.seen is not None
-        h = self.seen.movedim(-1, 1) if self.to_front else self.seen
-        self.seen = None
+        assert self.tap_output is not None
+        h = self.tap_output.movedim(-1, 1) if self.to_front else self.tap_output
+        self.tap_output = None
         mixed = self.down(h)
         if s is not None and self.gate is not None:
             s = self.across(s)

@@ -1,4 +1,4 @@
-"""A model's tensors by owner: those of the deltas, and those of backbone and head under timm's own names."""
+"""A model's tensors by part: those of the deltas, and those of backbone and head under timm's names."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {
 `manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
 
 ## License
-To be filled in by whoever publishes this: the backbone's license and that of the training images apply.
+To be filled in before publication: the licenses of the backbone and of the training images apply.
 """
 
 

@@ -22,7 +22,7 @@ class ExportError(UserError, ValueError):
 
 
 class Checksummed(BaseModel):
-    """A manifest. On disk it carries ``seal``, the SHA-256 of its own text without that line."""
+    """A manifest. Its file has the key ``seal``, the SHA-256 of the text without that line."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 

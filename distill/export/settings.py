@@ -28,10 +28,11 @@ else:
 
 
 class ExportSettings(Settings):
-    """The formats written beside the delta file, and how they are verified."""
+    """The formats written in addition to the delta file, and how they are verified."""
 
     targets: tuple[AnyTarget, ...] | None = Field(
-        None, description="formats beside the delta file; default: timm_folder, a plain timm model with merged deltas"
+        None,
+        description="formats in addition to the delta file; default: timm_folder, a timm model with merged deltas",
     )
     verify_images: int = Field(
         256, ge=1, description="real images on which every export must give the logits of the student"

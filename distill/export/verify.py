@@ -91,7 +91,7 @@ def verify(
     Args:
         targets: folder → the target that wrote it; empty for a student that only the delta file can hold, which needs
             ``delta`` and ``model``.
-        images: [N, 3, H, W] fp32, normalized as the student sees them; real images, at least ``min_images``.
+        images: [N, 3, H, W] fp32, normalized as the student's input; real images, at least ``min_images``.
         delta: the delta folder; None for a student whose every weight was trained.
         make_backbone: makes the timm model that the delta belongs to, with the student's number of classes; given
             exactly when ``delta`` is.

@@ -112,7 +112,7 @@ def reuse_head(network: nn.Module, settings: ReusedHead) -> None:
 
 
 def reused(network: nn.Module) -> ReusedHead | None:
-    """Settings of the head that :func:`reuse_head` gave a network; None if it has its own, or timm built it in."""
+    """Settings of the head that :func:`reuse_head` gave a network; None if it has none, or timm created it with one."""
     projector = getattr(network, CHILD, None)
     made_with_it = network.pretrained_cfg["architecture"] == ARCHITECTURE  # type: ignore[index]
     return None if projector is None or made_with_it else projector.settings

@@ -77,7 +77,7 @@ class Teacher(nn.Module):
                 for network, network_views in zip(self.networks, views, strict=True)
             ]
 
-    def knows(self, classes: int) -> bool:
+    def has_classes(self, classes: int) -> bool:
         """Whether every network has logits of that many classes, or a map to them."""
         return all(shapes.classes == classes or self.maps[n] is not None for n, shapes in enumerate(self.shapes))
 

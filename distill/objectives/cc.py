@@ -59,7 +59,7 @@ class CC(Objective):
     A trained linear layer per network maps its feature to width ``dim``.
 
     Paper: Peng et al., Correlation Congruence for Knowledge Distillation, ICCV 2019, arXiv 1904.01802: γ 0.4, second
-    order, weight 0.02, beside KD.
+    order, weight 0.02, together with KD.
 
     Deviation: kernels are those of the batch of all ranks, so that the loss does not depend on their number.
 

@@ -1,4 +1,4 @@
-"""Distillation through a token: a ViT's distillation token learns from the teacher, its class token from the labels.
+"""Distillation through a token: trains a ViT's distillation token with the teacher, its class token with labels.
 
 Shape suffixes: B batch, K classes.
 """

@@ -71,8 +71,8 @@ def hcl(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 class ReviewKD(MapObjective):
     """Knowledge review: the sum over stages of :func:`hcl` between the fused student map and the teacher's map.
 
-    Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044; weight 5 beside a
-    cross-entropy, with a linear warm-up over 20 of 240 epochs (``schedule: {warmup: 20}``).
+    Paper: Chen et al., Distilling Knowledge via Knowledge Review, CVPR 2021, arXiv 2104.09044; weight 5, with a
+    cross-entropy and a linear warm-up over 20 of 240 epochs (``schedule: {warmup: 20}``).
 
     Deviations: batch norms use the batch of all ranks; fused maps and the teacher's are average-pooled to the smaller
     of the two grids; the paper's extra stage of pooled features is a separate objective here (``pooled``).

@@ -139,7 +139,7 @@ class FitSpec:
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
         """Whether there are validation images, and whether the teacher's answer to them compares with the student's."""
         has_val = self.context.data.has_split("val")
-        comparable = self.teacher is not None and self.teacher.knows(student.shapes.classes)
+        comparable = self.teacher is not None and self.teacher.has_classes(student.shapes.classes)
         scored = has_val and (comparable or bool((self.context.data.subset("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):
             allocation = "training.early_stop" if self.training.early_stop else "training.keep: best"

@@ -57,7 +57,7 @@ class Evaluate(Stage[Evaluation]):
         student = context.get(self.student)
         predictions = {model.name: model.predict(context, split) for model in models}
         teacher = student.teacher
-        if teacher is not None and teacher.knows(student.student.shapes.classes):
+        if teacher is not None and teacher.has_classes(student.student.shapes.classes):
             predictions["teacher"] = FrozenTeacher("teacher", "", teacher).predict(context, split)
         if is_first_rank():
             tensors = {

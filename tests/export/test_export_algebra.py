@@ -157,7 +157,7 @@ def test_slices_of_a_fused_projection_are_places_of_their_own(tmp_path):
 
 def test_heads_have_no_sum(backbone, tmp_path):
     a, b = (open_delta(write_file(tmp_path / n, [LOW], head_seed=s)) for n, s in (("a", 1), ("b", 2)))
-    with pytest.raises(ExportError, match="the heads of the two files differ, and heads have no sum; choose head"):
+    with pytest.raises(ExportError, match="the heads of the two files differ, and heads cannot be summed; choose head"):
         add(a, b)
     name = "head/classifier.weight"
     assert torch.equal(add(a, b, head="second").file.values[name], b.values[name])

@@ -126,7 +126,7 @@ def test_a_class_counts_for_the_teachers_that_know_it() -> None:
         for n in (3, 4)
     ]
     teacher = Teacher(networks, [3.0, 1.0], maps=LabelMaps([None, MAP]))
-    assert teacher.knows(3) and not teacher.knows(4)
+    assert teacher.has_classes(3) and not teacher.has_classes(4)
     first, second = torch.randn(2, 3), LOGITS
     p, q = first.softmax(1), MAP.probabilities(second)
     expected = torch.stack([0.75 * p[:, 0] + 0.25 * q[:, 0], p[:, 1], 0.75 * p[:, 2] + 0.25 * q[:, 2]], 1)

@@ -447,7 +447,7 @@ def test_float16_changes_the_loss_by_less_than_a_thousandth() -> None:
         ({}, [{"type": "fitnets"}], r"teacher\.cache: fitnets reads the teacher's maps, which no cache holds"),
         ({}, [{"type": "kd"}, {"type": "pooled"}], r"teacher\.cache\.pooled: pooled reads .* features; set true"),
         ({"logits": "none", "pooled": True}, [{"type": "kd"}], r"teacher\.cache\.logits: kd reads .*; set full, or"),
-        ({"logits": "none"}, [{"type": "kd"}], r"teacher\.cache\.logits: none, and no pooled features either"),
+        ({"logits": "none"}, [{"type": "kd"}], r"teacher\.cache\.logits: none without pooled features"),
         ({"logits": 0}, [{"type": "kd"}], r"teacher\.cache\.logits"),
     ],
 )

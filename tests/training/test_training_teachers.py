@@ -286,7 +286,7 @@ REFUSED = [
     ({"teacher": {"weighting": {"type": "learned"}}}, "teacher.weighting: learned: there is only one network"),
     (
         {"teacher": {"two": {"type": "confidence"}}, "objectives": [{"type": "ce"}, {"type": "rkd"}, {"type": "kd"}]},
-        "teacher.weighting: confidence is by sample, and rkd is no mean over samples",
+        "teacher.weighting: confidence weights each sample, and rkd is not a mean over samples",
     ),
     (
         {"objectives": [{"type": "kd"}, {"type": "pkt"}], "training": {"curriculum": {"epochs": 1}}},

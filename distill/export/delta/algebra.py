@@ -2,8 +2,9 @@
 
 ``scale``, ``negate``, ``add``, ``subtract`` and ``interpolate`` compute with the changes of weights and biases;
 ``compose`` applies one file's deltas after the other's. ``compose`` is exact and needs no backbone; so are sums and
-multiples of deltas that :mod:`distill.deltas.algebra` has a form for. Other layers (two DoRA deltas on one layer, say)
-get a dense difference, as large as their weight, which needs the backbone; the result lists them and their bytes.
+multiples of deltas that :mod:`distill.deltas.algebra` has a form for. Other layers (such as two DoRA deltas on one
+layer) get a dense difference, as large as their weight, which needs the backbone; the result lists them and their
+bytes.
 
 The head is not a change, so heads are not summed. Equal heads are kept. ``interpolate`` interpolates heads for the same
 labels. Otherwise the caller chooses ``head="first"`` or ``"second"``; labels, preprocessing and moved statistics come

@@ -44,7 +44,7 @@ def diff(first: DeltaFile, second: DeltaFile, backbone: nn.Module, knows_values:
     Args:
         first: a file.
         second: another one, of the same backbone.
-        backbone: of the files' architecture. Its values matter for deltas that depend on them (scale and shift, say).
+        backbone: of the files' architecture. Its values matter for deltas that depend on them, such as scale and shift.
         knows_values: whether they are the values of the files' backbone.
 
     Returns:

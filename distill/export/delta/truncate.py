@@ -82,7 +82,7 @@ def truncate(file: DeltaFile, skeleton: nn.Module, *, rank: int | None = None, b
         The result, not written yet.
 
     Raises:
-        ExportError: neither or both are given, or the budget is too small; the text says what the smallest is.
+        ExportError: neither or both are given, or the budget is too small; the text gives the smallest.
     """
     if (rank is None) == (budget is None):
         raise ExportError("expected a rank or a budget, one of the two")

@@ -27,7 +27,7 @@ from augment.base import Component
 from distill.export.manifest import Preprocessing, Result
 
 Session = Callable[[Tensor], Tensor]
-"""fp32 images [N, 3, H, W], normalized as the student sees them → logits [N, K] fp32, on the CPU."""
+"""fp32 images [N, 3, H, W], normalized as the student's input → logits [N, K] fp32, on the CPU."""
 
 
 @dataclass(frozen=True)
