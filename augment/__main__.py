@@ -86,7 +86,7 @@ def _argument(text: str) -> tuple[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line; known errors are one message and exit status 2."""
-    sys.path.append(os.getcwd())  # users' own classes are looked up in the current folder, last of all
+    sys.path.append(os.getcwd())  # users' own classes are looked up last in the current folder
     try:
         app(arguments, prog_name="augment")
     except UserError as error:

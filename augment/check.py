@@ -64,7 +64,7 @@ def examine(operation: Operation, size: tuple[int, int], batch: int = 32) -> lis
     for name, check in checks:
         try:
             results.append(CheckResult(name, *check(operation, size)))
-        except Exception as error:  # whatever a user's class raises is the result
+        except Exception as error:  # any error of a user's class is a result
             text = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             results.append(CheckResult(name, "fail", text.strip().split("\n")[0]))
     return results

@@ -189,7 +189,7 @@ def _check_draws_by_sample(name: str, module: Any) -> None:
 
 
 def _as_annotated(value: Any, annotation: Any) -> Any:
-    """YAML has lists where kornia wants tuples, and in a few places tensors."""
+    """Convert YAML's lists to tuples, or to tensors where kornia expects these."""
     if not isinstance(value, list | tuple):
         return value
     import torch

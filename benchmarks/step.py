@@ -166,6 +166,11 @@ class InMemory(Turns):
     def reader(self) -> InMemory:
         return self
 
+    @property
+    def unreadable(self) -> dict[str, str]:
+        """No image is read, so none is unreadable."""
+        return {}
+
     def prepare(self) -> str:
         """There is nothing to read."""
         return ""
@@ -256,6 +261,7 @@ class FirstBatches:
     def __init__(self, loader: TrainLoader, batches: int):
         self.loader, self.batches = loader, min(batches, len(loader))
         self.reader, self.read_wait_seconds, self.close = loader.reader, loader.read_wait_seconds, loader.close
+        self.unreadable = loader.unreadable
 
     def __len__(self) -> int:
         return self.batches

@@ -36,4 +36,4 @@ def missing_compiler(device: str) -> str:
         return ""
     from torch.utils._triton import has_triton
 
-    return "" if has_triton() else "Triton is not installed, or does not know this GPU"
+    return "" if has_triton() else "Triton is not installed, or does not support this GPU"

@@ -87,7 +87,7 @@ class FusedSegment:
         return images
 
     def stretches(self) -> list[tuple[bool, list[Pass]]]:
-        """Passes computed together on a CPU, and whether in C. The steps of a color pass are told apart."""
+        """Passes computed together on a CPU, and whether in C. A color pass is split into its steps."""
         parts = [part for pass_ in self.segment.passes for part in pass_.parts]
         return [(in_c, list(some)) for in_c, some in groupby(parts, lambda part: part.in_c)]
 

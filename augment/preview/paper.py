@@ -25,7 +25,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def wrapped(text: str, type_: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """Break a text at spaces into lines of at most ``width`` pixels; a longer word is cut short.
+    """Break a text at spaces into lines of at most ``width`` pixels; a longer word is shortened.
 
     Args:
         text: one line.
