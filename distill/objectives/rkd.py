@@ -73,9 +73,11 @@ class RKD(Objective):
     angles are computed from the distances, not from the vectors between samples.
 
     Example:
-        >>> import torch, distill >>> rkd = distill.create_objective("rkd") >>> student, teacher =
-        distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3) + 1) >>> rkd(student, teacher,
-        distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # scale and origin do not count 0.0
+        >>> import torch, distill
+        >>> rkd = distill.create_objective("rkd")
+        >>> student, teacher = distill.Features(pooled=torch.eye(3)), distill.Features(pooled=2 * torch.eye(3) + 1)
+        >>> rkd(student, teacher, distill.Targets(labels=torch.tensor([0, 1, 0]))).item()  # no effect of scale, origin
+        0.0
     """
 
     class Settings(Objective.Settings):
