@@ -57,6 +57,7 @@ from distill.report.summary import Machine
 from distill.training.cache_rows import RowLayout
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
+from distill.training.step import DistillationStep
 from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import build_terms, needs_of
 
@@ -119,7 +120,8 @@ def stepping(side: str, size: int, device: torch.device, folder: Path) -> Callab
     terms = build_terms(objectives, student.shapes, teacher.shapes if teacher else [])
     dual = DualAugment(AugmentSettings(), teacher.inputs if teacher else (), student.input, seed=0)
     cache = filled(folder, teacher.shapes) if teacher is not None and side == "cached" else None
-    module = Distillation(student, teacher, terms, dual, TrainingSettings(epochs=1), 1, cache=cache).to(device)
+    training = TrainingSettings(epochs=1)
+    module = Distillation(DistillationStep(student, teacher, terms, dual, training, 1, cache=cache)).to(device)
     optimizer = module.configure_optimizers()["optimizer"]
     module.train()
 

@@ -83,8 +83,8 @@ def by_turns(device: torch.device, rounds: int, folder: Path, stop: StopSignal) 
     window = 10 if device.type == "cuda" else 1
     peers = {name: make(teacher, student, device) for name, make in PEERS.items()}
     module = distillation(teacher, student, "full", device.type)
-    module.settings = module.settings.model_copy(update={"clip_norm": None})
-    module.augment = DualAugment(VIEWS["identical"], module.teacher.inputs, module.student.input, seed=0)
+    module.step.settings = module.step.settings.model_copy(update={"clip_norm": None})
+    module.step.augment = DualAugment(VIEWS["identical"], module.step.teacher.inputs, module.step.student.input, seed=0)
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     clock = device_clock(device)
 
@@ -98,7 +98,7 @@ def by_turns(device: torch.device, rounds: int, folder: Path, stop: StopSignal) 
     canvas = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8)
     batch = Batch(canvas, torch.arange(BATCH) % CLASSES, torch.arange(BATCH))
     turns = InMemory(batch, (OURS,), rounds, 1, window, before, clock)
-    module.steps_per_epoch = len(turns)
+    module.step.steps_per_epoch = len(turns)
     fit(module, turns, None, None, folder, "step", stop, None)  # type: ignore[arg-type]
     return {**turns.seconds, **{name: values[-rounds:] for name, values in seconds.items()}}
 

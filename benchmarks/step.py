@@ -69,6 +69,7 @@ from distill.training.fit import fit
 from distill.training.module import Distillation
 from distill.training.settings import OptimizerSettings, TrainingSettings
 from distill.training.signals import StopSignal
+from distill.training.step import DistillationStep
 from distill.training.terms import build_terms, needs_of
 
 CLASSES = 61
@@ -138,13 +139,13 @@ def timed_fit(
     window = 10 if given.device == "cuda" else 1  # as in training, the host runs ahead of the GPU
     parts = bare_parts(teacher, student, given.batch, device)
     module = distillation(teacher, student, train, given.device)
-    specs = module.teacher.inputs, module.student.input
+    specs = module.step.teacher.inputs, module.step.student.input
     augments = {name: DualAugment(VIEWS[name], *specs, seed=0) for name in views}
     clock = device_clock(device)
     bare: list[float] = []
 
     def before(side: str) -> None:
-        module.augment = augments[side]
+        module.step.augment = augments[side]
         if side == views[0]:
             begun = clock()
             for _ in range(window):
@@ -154,7 +155,7 @@ def timed_fit(
     canvas = torch.randint(0, 256, (given.batch, 3, 256, 256), dtype=torch.uint8)
     batch = Batch(canvas, torch.arange(given.batch) % CLASSES, torch.arange(given.batch))
     turns = InMemory(batch, views, rounds, 1, window, before, clock)
-    module.steps_per_epoch = len(turns)
+    module.step.steps_per_epoch = len(turns)
     fit(module, turns, None, None, folder, "step", stop, None)  # type: ignore[arg-type]
     return {PARTS: bare[-rounds:], **turns.seconds}
 
@@ -217,7 +218,7 @@ def distillation(
     # The rate is so small that random labels hardly change the weights.
     training = TrainingSettings(epochs=1, optimizer=OptimizerSettings(lr=1e-6), accelerator=accelerator)  # type: ignore[arg-type]
     views = DualAugment(VIEWS["identical"], frozen.inputs, trained.input, seed=0)
-    return Distillation(trained, frozen, terms, views, training, steps_per_epoch=1)
+    return Distillation(DistillationStep(trained, frozen, terms, views, training, steps_per_epoch=1))
 
 
 def device_clock(device: torch.device) -> Callable[[], float]:
@@ -246,9 +247,9 @@ def waiting(given: argparse.Namespace, folder: Path, stop: StopSignal) -> list[R
     settings = {"source": source, "size": 160, "batch_size": 32, "workers": 2, "val_fraction": 0.0}
     loader = FirstBatches(ExperimentData(DataSettings.model_validate(settings)).train_loader(), steps)
     module = distillation(teacher, student, "deltas", given.device)
-    module.augment = DualAugment(VIEWS["two_views"], module.teacher.inputs, module.student.input, seed=0)
-    module.settings = module.settings.model_copy(update={"log_every": every})
-    module.steps_per_epoch = len(loader)
+    module.step.augment = DualAugment(VIEWS["two_views"], module.step.teacher.inputs, module.step.student.input, seed=0)
+    module.step.settings = module.step.settings.model_copy(update={"log_every": every})
+    module.step.steps_per_epoch = len(loader)
     fit(module, loader, None, None, folder / "waiting", "waiting", stop, None)  # type: ignore[arg-type]
     with (folder / "waiting" / "log.csv").open() as file:
         fractions = [float(line["value"]) for line in csv.DictReader(file) if line["name"] == "share/data"]

@@ -66,16 +66,16 @@ def steps(given: argparse.Namespace, size: int, folder: Path, stop: StopSignal) 
 
     def before(side: str) -> None:
         if not trunks:  # the fit has determined by now what is shared
-            trunks.update(shared=module.trunk, apart=SharedTrunk())
-        module.trunk = trunks[side]
+            trunks.update(shared=module.step.trunk, apart=SharedTrunk())
+        module.step.trunk = trunks[side]
 
     canvas = torch.randint(0, 256, (BATCH, 3, size + 32, size + 32), dtype=torch.uint8)
     batch = Batch(canvas, torch.arange(BATCH) % CLASSES, torch.arange(BATCH))
     clock = device_clock(torch.device(given.device))
     turns = InMemory(batch, SIDES, 12 if given.quick else 40, 2, window, before, clock)
-    module.steps_per_epoch = len(turns)
+    module.step.steps_per_epoch = len(turns)
     fit(module, turns, None, None, folder, "step", stop, None)  # type: ignore[arg-type]
-    student = module.student.model
+    student = module.step.student.model
     taken = {layer for part in trunks["shared"].taken(1) for layer in part.modules() if isinstance(layer, LAYERS)}
     every = [layer for layer in student.modules() if isinstance(layer, LAYERS)]
     return [

@@ -27,6 +27,7 @@ from distill.training.fit import FitSummary, fit
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
+from distill.training.step import DistillationStep
 from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import Term, build_terms
 
@@ -75,9 +76,10 @@ class FitSpec:
         cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache) if teacher else None
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
-            return Distillation(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
+            step = DistillationStep(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
+        return Distillation(step)
 
     def check(self, student: Student, name: str) -> None:
         """Raise ``StageError`` for what would stop this student's fit before its first step."""
@@ -120,8 +122,8 @@ class FitSpec:
         context, teacher = self.context, self.teacher
         loader = self.loader()
         module = self.module(student, loader, name)
-        if module.cache is not None:
-            context.print(module.cache.describe())
+        if module.step.cache is not None:
+            context.print(module.step.cache.describe())
         has_val, comparable = self._scored(student, name)
         summary = fit(
             module,

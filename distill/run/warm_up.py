@@ -153,7 +153,9 @@ class WarmUpPoint:
         """Site → ``1 − CKA`` between the pooled features, and those with this site's dense delta set to zero."""
         changes = {}
         with self._module() as module, eval_mode(self.student):
-            views = [module.augment(batch.images, batch.ids, 0).student[0] for batch in self._batches(module, samples)]
+            views = [
+                module.step.augment(batch.images, batch.ids, 0).student[0] for batch in self._batches(module, samples)
+            ]
             whole_ND = self._pooled(views)
             for site, delta in self.dense_deltas(number).items():
                 kept = delta.D.clone()
@@ -179,7 +181,7 @@ class WarmUpPoint:
             if path is None:
                 raise CheckpointError(f"{self.folder}: the checkpoints of this warm-up are gone; delete the folder")
             state = VerifiedCheckpointIO().load_checkpoint(path)["state_dict"]
-            terms = {name: tensor for name, tensor in state.items() if name.startswith("terms.")}
+            terms = {name: tensor for name, tensor in state.items() if name.startswith("step.terms.")}
             module.load_state_dict(terms, strict=False)
         module.to(self.fit_spec.context.device)
         try:

@@ -42,10 +42,10 @@ class MetricsReader(Callback):
         self.loader.read_wait_seconds()
         if module.note:
             self.progress.note(f"{self.progress.name}: {module.note}")
-        self.progress.start(trainer.max_epochs or 0, module.steps_per_epoch, trainer.global_step)
+        self.progress.start(trainer.max_epochs or 0, module.step.steps_per_epoch, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
-        module.clock.stop("student")
+        module.step.clock.stop("student")
         if module.average is not None:
             module.average.update()
         self._images += len(batch.images) * trainer.world_size
@@ -66,10 +66,10 @@ class MetricsReader(Callback):
         metrics = module.read_metrics()
         if not metrics:
             return
-        module.clock.add("data", self.loader.read_wait_seconds())
+        module.step.clock.add("data", self.loader.read_wait_seconds())
         now = time.perf_counter()
         elapsed, self._since = now - self._since, now
-        spans = module.clock.read()
+        spans = module.step.clock.read()
         for span, seconds in {**spans, "wall": elapsed, "images": float(self._images)}.items():
             self.totals[span] = self.totals.get(span, 0.0) + seconds
         metrics["images_per_second"] = self._images / elapsed
@@ -77,7 +77,7 @@ class MetricsReader(Callback):
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["spikes"] = spikes = int(module.guard.spikes)
         if spikes > self._spikes:
-            done = "left out" if module.settings.spike.action == "skip" else "made"
+            done = "left out" if module.step.settings.spike.action == "skip" else "made"
             logger.warning("%d loss spike(s) by step %d; their updates were %s", spikes, trainer.global_step, done)
         self._spikes = spikes
         self._images = 0
@@ -139,7 +139,7 @@ class Validation(Callback):
             if score is not None and score > self.best_score:
                 self.best_score, self.best_epoch = score, epoch
                 if self.best is not None and trainer.is_global_zero:
-                    VerifiedCheckpointIO().save_checkpoint({"student": module.student.own_state()}, self.best)
+                    VerifiedCheckpointIO().save_checkpoint({"student": module.step.student.own_state()}, self.best)
         self.stale = self.patience is not None and epoch - self.best_epoch >= self.patience * self.every
         trainer.should_stop = self.stale
         module.train()

@@ -78,7 +78,7 @@ def fit(
     console: Console | None,
     test: Callable[[], Predictions] | None = None,
 ) -> FitSummary:
-    """Train ``module.student`` and leave the result in it, and in ``folder``.
+    """Train ``module.step.student`` and leave the result in it, and in ``folder``.
 
     A fit that ``folder`` holds finished is loaded; an unfinished one goes on from its newest good checkpoint.
 
@@ -93,13 +93,13 @@ def fit(
         CheckpointError: nothing usable to resume from, or nowhere to save to.
     """
     if (folder / SUMMARY).is_file():
-        load_result(module.student, folder)
+        load_result(module.step.student, folder)
         return load_summary(folder)
 
-    settings = module.settings
+    settings = module.step.settings
     if settings.devices > 1 and (threads := divide_threads(settings.devices)) is not None:
         torch.set_num_threads(threads)
-    choose_placement(module.augment, loader, folder, device_for(settings), console, module.cache)
+    choose_placement(module.step.augment, loader, folder, device_for(settings), console, module.step.cache)
     message = loader.reader.prepare()
     if message and console is not None:
         console.print(message, highlight=False, soft_wrap=True)
@@ -130,7 +130,7 @@ def fit(
             trainer = Trainer(
                 accelerator="gpu" if settings.accelerator == "cuda" else settings.accelerator,
                 devices=settings.devices,
-                strategy=_strategy(settings, module.student),
+                strategy=_strategy(settings, module.step.student),
                 precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
                 max_epochs=settings.epochs,
                 logger=RunLog(folder, resumed_at),
@@ -155,12 +155,12 @@ def fit(
 
     trainer.strategy.barrier()
     if settings.keep == "best" and (folder / BEST).is_file():
-        load_result(module.student, folder, BEST)
+        load_result(module.step.student, folder, BEST)
     elif module.average is not None:
         module.average.apply()
     summary = _summary(trainer, metrics, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
-        save_result(module.student, folder)
+        save_result(module.step.student, folder)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
     trainer.strategy.barrier()
     return summary

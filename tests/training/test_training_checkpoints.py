@@ -234,10 +234,10 @@ def test_what_is_frozen_stays_out(tmp_path: Path) -> None:
     [newest, _] = steps_of(tmp_path / "fit")
     checkpoint = IO.load_checkpoint(newest)
     keys = set(checkpoint["state_dict"])
-    assert {key.removeprefix("student.") for key in keys if key.startswith("student.")} == trained
+    assert {key.removeprefix("step.student.") for key in keys if key.startswith("step.student.")} == trained
     assert all(".parametrizations." in key or key.startswith("model.classifier.") for key in trained)
     assert not any(key.endswith(".original") for key in trained)
-    assert {key.partition(".")[0] for key in keys} == {"student", "terms", "guard"}
+    assert {key.removeprefix("step.").partition(".")[0] for key in keys} == {"student", "terms", "guard"}
     assert set(checkpoint["frozen"]) == {"student's backbone", "teacher"}
     # Weights, their average, and the two moments of AdamW; projectors of ICD beside them.
     numbers = sum(t.numel() for t in checkpoint["state_dict"].values())

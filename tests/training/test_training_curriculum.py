@@ -79,7 +79,7 @@ def test_in_training_it_weighs_until_its_end(tmp_path: Path) -> None:
     seen: list = []
 
     def watch(module: Distillation) -> None:
-        term = module.terms[0]
+        term = module.step.terms[0]
         if not hasattr(term, "watched"):
             term.watched, forward = True, term.forward
             term.forward = lambda *given: (seen.append(given[3][0].weights), forward(*given))[1]

@@ -28,7 +28,7 @@ class Snapshots:
         self.of: list[dict[str, Tensor]] = []
 
     def __call__(self, module: Distillation) -> None:
-        self.of.append({name: tensor.clone() for name, tensor in module.student.own_state().items()})
+        self.of.append({name: tensor.clone() for name, tensor in module.step.student.own_state().items()})
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
@@ -104,19 +104,19 @@ def test_train_on_everything_keeps_the_frozen_parts_in_eval_mode(tmp_path: Path)
     frozen: dict[str, Tensor] = {}
 
     def tamper(module: Distillation) -> None:
-        assert module.teacher is not None
+        assert module.step.teacher is not None
         if not frozen:
             frozen.update({name: t.clone() for name, t in buffers(module).items()})
         module.train()
-        module.teacher.train()
-        module.teacher.networks[0].layer1.train()  # type: ignore[operator,union-attr]
-        module.student.model.blocks.train()  # type: ignore[operator,union-attr]
+        module.step.teacher.train()
+        module.step.teacher.networks[0].layer1.train()  # type: ignore[operator,union-attr]
+        module.step.student.model.blocks.train()  # type: ignore[operator,union-attr]
         for part in module.modules():
             part.training = True
         tamper.module = module  # type: ignore[attr-defined]
 
     def buffers(module: Distillation) -> dict[str, Tensor]:
-        parts = (module.student.model, module.teacher)
+        parts = (module.step.student.model, module.step.teacher)
         return {
             f"{i} {name}": t for i, part in enumerate(parts) for name, t in part.named_buffers() if "running" in name
         }

@@ -294,9 +294,9 @@ def test_a_step_never_waits_for_the_device(optimizer: str, weighting: str, tmp_p
     [module] = modules
     images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
     batch = LoadedBatch(images, torch.arange(8) % 4, torch.arange(8))
-    views = module.augment(batch.images, batch.ids, 0)  # draws are made on the CPU, and may read them there
-    del module.augment
-    module.augment = lambda *_, **__: views
+    views = module.step.augment(batch.images, batch.ids, 0)  # draws are made on the CPU, and may read them there
+    del module.step.augment
+    module.step.augment = lambda *_, **__: views
     configured = module.configure_optimizers()
     steps, schedule = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     for name in ("tolist", "cpu", "numpy", "item"):

@@ -190,7 +190,8 @@ def test_halrp_starts_from_the_closed_forms_of_its_warm_up(tmp_path: Path) -> No
     began = Watched()
 
     def stop_at_once(module: Any) -> None:
-        if module.student.entries and "HALRP" in {type(d).__name__ for d in module.student.entries[0].values()}:
+        entries = module.step.student.entries
+        if entries and "HALRP" in {type(delta).__name__ for delta in entries[0].values()}:
             raise Enough
 
     with pytest.raises(Enough):

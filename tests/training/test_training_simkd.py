@@ -25,8 +25,8 @@ def test_the_students_head_is_the_folded_one(train: str, objectives: list[str], 
     modules: list[Distillation] = []
     watched = student_fit(experiment(tmp_path, **changes), tmp_path / "fit", modules.append, Watched())
     module, fitted = modules[-1], watched.student
-    projector = module.terms[-1].objectives[0].projector
-    reused = module.teacher.networks[0].get_classifier()
+    projector = module.step.terms[-1].objectives[0].projector
+    reused = module.step.teacher.networks[0].get_classifier()
     view = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
         fitted.needs = frozenset({"logits", "pooled"})
@@ -34,7 +34,7 @@ def test_the_students_head_is_the_folded_one(train: str, objectives: list[str], 
         expected = reused(projector(seen.pooled))
     torch.testing.assert_close(seen.logits, expected, rtol=1e-4, atol=1e-5)
     assert isinstance(fitted.model.get_classifier(), torch.nn.Linear)
-    kept = {key.partition("objectives.0.")[2] for key in module.trained_state() if key.startswith("terms.")}
+    kept = {key.partition("objectives.0.")[2] for key in module.trained_state() if key.startswith("step.terms.")}
     assert kept - {""} == {"projector.weight", "projector.bias"}
 
 
@@ -56,11 +56,11 @@ def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path:
     def watch(module: Distillation) -> None:
         modules.append(module)
         if len(starts) < 1:
-            starts.append({name: t.detach().clone() for name, t in module.student.model.named_parameters()})
+            starts.append({name: t.detach().clone() for name, t in module.step.student.model.named_parameters()})
 
     watched = student_fit(experiment(tmp_path, student=student, **CONV), tmp_path / "fit", watch)
     fitted = watched.student.model
-    reused = modules[-1].teacher.networks[0].get_classifier()
+    reused = modules[-1].step.teacher.networks[0].get_classifier()
     head = fitted.get_classifier()
     assert head.weight.equal(reused.weight) and head.bias.equal(reused.bias)
     moved = {name for name, t in fitted.named_parameters() if not t.equal(starts[0][name])}

@@ -47,8 +47,9 @@ def test_a_plain_loop_is_the_fit_bit_for_bit(tmp_path: Path, monkeypatch: pytest
 
     def noted_step(module: Distillation, batch: Any, index: int) -> torch.Tensor:
         if not steps:  # the same parts as they are before the first step
-            parts = copy.deepcopy((module.student, module.teacher, list(module.terms), module.augment))
-            steps.append(DistillationStep(*parts, module.settings, module.steps_per_epoch))
+            own = module.step
+            parts = copy.deepcopy((own.student, own.teacher, list(own.terms), own.augment))
+            steps.append(DistillationStep(*parts, own.settings, own.steps_per_epoch))
         batches.append((batch, module.current_epoch))
         loss = training_step(module, batch, index)
         losses.append(loss.detach().clone())
@@ -57,7 +58,7 @@ def test_a_plain_loop_is_the_fit_bit_for_bit(tmp_path: Path, monkeypatch: pytest
         return loss
 
     def noted_clip(module: Distillation, *arguments: Any, **more: Any) -> None:
-        fit_gradients.append(gradients(module))
+        fit_gradients.append(gradients(module.step))
         clip(module, *arguments, **more)
 
     monkeypatch.setattr(Distillation, "training_step", noted_step)

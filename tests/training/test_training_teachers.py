@@ -211,8 +211,8 @@ def test_learned_weights_prefer_the_teacher_that_helps(tmp_path: Path) -> None:
     seen: list[float] = []
 
     def watch(module: Distillation) -> None:
-        assert module.teacher_weights is not None
-        seen.append(module.teacher_weights.preference.softmax(0)[1].item())
+        assert module.step.teacher_weights is not None
+        seen.append(module.step.teacher_weights.preference.softmax(0)[1].item())
 
     weighting = {**LEARNED, "lr": 20.0}
     settings = experiment(
@@ -253,8 +253,8 @@ def test_teachers_of_other_classes_and_sizes_teach_together(tmp_path: Path) -> N
     sizes: list[list[int]] = []
 
     def watch(module: Distillation) -> None:
-        assert module.teacher is not None
-        sizes.append([spec.size[0] for spec in module.teacher.inputs])
+        assert module.step.teacher is not None
+        sizes.append([spec.size[0] for spec in module.step.teacher.inputs])
 
     for weighting in ("fixed", "agreement"):
         settings = experiment(

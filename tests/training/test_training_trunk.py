@@ -25,6 +25,7 @@ from distill.objectives.kd import KD
 from distill.training.module import Distillation
 from distill.training.progress import FitProgress
 from distill.training.settings import TrainingSettings
+from distill.training.step import DistillationStep
 from distill.training.terms import build_terms, needs_of
 
 CE_AND_KD = (CrossEntropy.Settings(), KD.Settings())
@@ -57,7 +58,7 @@ def distillation(
     terms = build_terms(objectives, student.shapes, teacher.shapes)
     views = AugmentSettings.model_validate({"policy": policy, "student": ["RandomHorizontalFlip"]})
     dual = DualAugment(views, teacher.inputs, student.input, seed=0)
-    return Distillation(student, teacher, terms, dual, TrainingSettings(epochs=1, **training), 1)
+    return Distillation(DistillationStep(student, teacher, terms, dual, TrainingSettings(epochs=1, **training), 1))
 
 
 def step(module: Distillation) -> tuple[Tensor, dict[str, Tensor], int]:
@@ -115,7 +116,7 @@ NOT_SHARED: dict[str, dict[str, Any]] = {
 def test_what_is_not_the_same_is_not_shared(case: str) -> None:
     module = distillation(**NOT_SHARED[case])
     shared, apart = assert_same_step(module)
-    assert shared == apart and not module.trunk.taken(1)
+    assert shared == apart and not module.step.trunk.taken(1)
     note = "no shared trunk: the student computes in" if "bfloat16" in case else ""
     assert module.note.startswith(note) and bool(module.note) == bool(note)
 
@@ -124,14 +125,14 @@ def test_what_is_not_the_same_is_not_shared(case: str) -> None:
 def test_networks_without_a_common_layer_are_not_tried_out(other: tuple[str, int]) -> None:
     module = distillation(teachers=[made(*other)])
     calls: list[nn.Module] = []
-    module.teacher.register_forward_hook(lambda teacher, *unused: calls.append(teacher))  # type: ignore[union-attr]
+    module.step.teacher.register_forward_hook(lambda teacher, *unused: calls.append(teacher))  # type: ignore[union-attr]
     module.on_fit_start()
     assert not calls, "pooling, activations and fresh norms are no trunk"
 
 
 def test_compiled_networks_are_left_alone() -> None:
     module = distillation()
-    module.student.compiled = True
+    module.step.student.compiled = True
     module.on_fit_start()
     assert module.note == "no shared trunk: compiled networks (student.compile, teacher.compile) are not taken apart"
 
@@ -140,9 +141,9 @@ def test_batch_statistics_that_move_are_not_shared() -> None:
     """A part in training mode, whatever has brought it there."""
     module = distillation()
     module.on_fit_start()
-    module.student._frozen._modules.clear()
-    module.student.train()
-    (norm,) = [part for key, part in module.student.model.named_modules() if key == "bn1"]
+    module.step.student._frozen._modules.clear()
+    module.step.student.train()
+    (norm,) = [part for key, part in module.step.student.model.named_modules() if key == "bn1"]
     before = norm.running_mean.clone()  # type: ignore[union-attr, operator]
     step(module)
     assert not torch.equal(norm.running_mean, before)  # type: ignore[arg-type]

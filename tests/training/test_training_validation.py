@@ -72,7 +72,7 @@ def test_keep_best(ema: float | None, scored, tmp_path: Path) -> None:
     assert whole.summary and whole.summary.best_epoch == 1
     checkpoint = VerifiedCheckpointIO().load_checkpoint(tmp_path / "fit" / f"step-{2 * STEPS:08d}.ckpt")
     name, weight = next((name, weight) for name, weight in best.items() if name.endswith(".B"))
-    assert torch.equal(weight, checkpoint["average"][name] if ema else checkpoint["state_dict"][f"student.{name}"])
+    assert torch.equal(weight, checkpoint["average"][name] if ema else checkpoint["state_dict"][f"step.student.{name}"])
     scored(0.1, 0.3, 0.2)
     interrupted(experiment(tmp_path, training=training), tmp_path / "stopped", 2 * STEPS + 1)
     scored(0.2)

@@ -251,7 +251,7 @@ def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, 
     watched = into if into is not None else Watched()
 
     def noted(module: Distillation) -> None:
-        watched.student = module.student
+        watched.student = module.step.student
         if fault is not None:
             fault(module)
 
