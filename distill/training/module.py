@@ -150,7 +150,7 @@ class Distillation(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: of student, objectives and teacher weights, and the guard's running mean."""
+        """The tensors that training changes: of student, objectives, teacher weights, and the guard's statistics."""
         own = {f"step.student.{key}": value for key, value in self.step.student.own_state().items()}
         rest = {
             key: value

@@ -34,7 +34,8 @@ from distill.models.teacher import Teacher
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, load_trained
-from distill.run.warm_up import StudentCalibration, WarmUp, linear_cka
+from distill.run.warm_up import StudentCalibration, WarmUp
+from distill.run.warm_up_stats import linear_cka
 from distill.training.signals import Interrupted, StopSignal
 
 SITES = ["conv_stem", "blocks.[0123].*"]
