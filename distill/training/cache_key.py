@@ -1,7 +1,7 @@
-"""Everything that a teacher's words depend on, as plain values: what a cache of them is known by.
+"""The key of a teacher cache: plain values of everything that the teacher's outputs depend on.
 
-Left out is what makes no difference but in rounding: the device, where views are made, compilation, the batch size
-(unless samples are mixed); and whatever concerns the student alone.
+Two groups of settings are not in the key. Some change the outputs only by rounding: the device, where the views are
+made, compilation, and the batch size unless samples are mixed. Others concern only the student.
 """
 
 from __future__ import annotations
@@ -21,12 +21,21 @@ from distill.models.fingerprint import fingerprint
 from distill.models.teacher import Teacher
 
 PROBES = 8
-"""Training images whose pixels are looked at; ids and file sizes are of all."""
+"""The pixels of about this many training images are hashed; ids and file sizes are hashed of all."""
 _NOT_OF_THE_TEACHER = {"policy", "student", "teacher", "local", "placement", "compile"}
 
 
 def cache_key_of(teacher: Teacher, dual: DualAugment, data: ExperimentData) -> dict[str, Any]:
-    """The teacher's networks, its views, and the training samples."""
+    """The key of the cache of a teacher's outputs.
+
+    Args:
+        teacher: its weights, structure and input sizes are in the key.
+        dual: makes the views; the recipes and draws of the teacher's views are in the key.
+        data: the ids of its training samples and a hash of some of their pixels are in the key.
+
+    Returns:
+        Name → plain values that JSON can hold.
+    """
     networks = {
         str(n): {
             "weights": fingerprint(network.state_dict()).sha256[:16],
@@ -42,7 +51,7 @@ def cache_key_of(teacher: Teacher, dual: DualAugment, data: ExperimentData) -> d
         "teacher": networks,
         "views": {**views, **own, "version": version("delta-distill"), "kornia": version("kornia")},
         "data": _data(data),
-        # Mixing depends on the batch: on its size, then, and on how many ranks share it.
+        # Mixing takes partners from the batch of a rank, so the size of that batch matters.
         "batch": data.settings.batch_size // data.world_size if dual.mix else None,
     }
 
@@ -57,7 +66,7 @@ def _view(view_spec: ViewSpec) -> dict[str, Any]:
 
 
 def _source_of(cls: type) -> str:
-    """Of the file that a class is written in: somebody's own operation has no version."""
+    """Hash of the file that defines a class (a user's own operation has no version), else its package's version."""
     file = modules[cls.__module__].__file__
     return _short(Path(file).read_bytes()) if file is not None else version(cls.__module__.partition(".")[0])
 

@@ -1,9 +1,9 @@
-"""What a teacher said of one sample as a row of bytes, and back.
+"""Encodes a teacher's outputs for one sample as a row of bytes, and decodes them.
 
-A row holds, for every network n and view v of the teacher: its logits [K] (field ``logits.n.v``), or the ``top`` k of
-them with their classes and one number for the rest, and its pooled features [D] (``pooled.n.v``).
+A row holds, for each network n and view v of the teacher: the logits [K] (field ``logits.n.v``), or the k largest of
+them with their classes (``classes.n.v``) and one number for all others; and the pooled features [D] (``pooled.n.v``).
 
-Shape suffixes: B batch, K classes, k of them that are kept.
+Shape suffixes: B batch, K classes, k classes that are kept.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _NUMPY = {torch.float16: "<f2", torch.float32: "<f4", torch.int16: "<i2", torch.
 
 
 class CacheError(UserError, RuntimeError):
-    """The teacher's cache cannot be used or written; the text names the folder, and what would work."""
+    """The teacher's cache cannot be used or written; the text names the folder and what would work."""
 
 
 def top_logits(logits_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest logits, then the one that stands for each of the others: [B, k + 1]; and their classes [B, k].
+    """The k largest logits and one value for all others, [B, k + 1], and the classes of the k largest, [B, k].
 
-    ``rest = log(Σ_others exp(z) / (K − k))``: at temperature 1 the kept classes have the very probabilities that they
-    had, and what is left of the mass is spread evenly over the others. At other temperatures that is an approximation.
+    ``rest = log(Σ_others exp(z) / (K − k))``: at temperature 1 the kept classes keep their exact probabilities, and the
+    rest of the probability is spread evenly over the other classes. At other temperatures this is an approximation.
     """
     top_Bk, classes_Bk = logits_BK.topk(k)
     others_B = logits_BK.scatter(1, classes_Bk, -torch.inf).logsumexp(1)
@@ -40,20 +40,29 @@ def top_logits(logits_BK: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def from_top(values_Bk1: Tensor, classes_Bk: Tensor, classes: int) -> Tensor:
-    """Logits [B, K] of what :func:`top_logits` has kept."""
+    """Logits rebuilt from the output of :func:`top_logits`.
+
+    Args:
+        values_Bk1: the k largest logits, then the value of each other class.
+        classes_Bk: classes of the k largest.
+        classes: K.
+
+    Returns:
+        Logits [B, K].
+    """
     return values_Bk1[:, -1:].repeat(1, classes).scatter_(1, classes_Bk.long(), values_Bk1[:, :-1])
 
 
 class RowLayout:
-    """Which bytes of a row are what.
+    """The fields of a row: their names, dtypes and widths.
 
     Args:
-        shapes: of each network of the teacher.
-        views: how many the teacher sees of a sample.
-        settings: what to keep.
+        shapes: of the outputs of each of the teacher's networks.
+        views: number of views of a sample that the teacher gets.
+        settings: which outputs to keep, and their dtype.
 
     Raises:
-        CacheError: more classes are to be kept than there are.
+        CacheError: ``logits`` is not smaller than the number of classes.
     """
 
     def __init__(self, shapes: Sequence[FeatureShapes], views: int, settings: CacheSettings):
@@ -78,7 +87,7 @@ class RowLayout:
         self.dtype = np.dtype([(name, _NUMPY[kind], (width,)) for name, (kind, width) in fields.items()])
 
     def encode(self, features: Sequence[Sequence[Features]]) -> dict[str, Tensor]:
-        """Field → [B, width], on the device of ``features[n][v]``."""
+        """Field → values [B, width] of ``features[n][v]`` (network n, view v), on their device."""
         fields: dict[str, Tensor] = {}
         for n, of_network in enumerate(features):
             for v, seen in enumerate(of_network):
@@ -95,7 +104,7 @@ class RowLayout:
         return {name: fields[name].to(kind) for name, (kind, _) in self.fields.items()}
 
     def decode(self, fields: Mapping[str, Tensor]) -> list[list[Features]]:
-        """``features[n][v]`` in fp32 of what :meth:`encode` made."""
+        """``features[n][v]`` in fp32 from the fields that :meth:`encode` returns."""
         return [
             [self._features(fields, f"{n}.{v}", shapes.classes) for v in range(self.views)]
             for n, shapes in enumerate(self.shapes)
@@ -112,14 +121,14 @@ class RowLayout:
         return features
 
     def pack(self, fields: Mapping[str, Tensor]) -> np.ndarray:
-        """Rows [B] of ``dtype`` from fields on the CPU."""
+        """Rows [B] of ``self.dtype`` from fields on the CPU."""
         rows = np.empty(len(next(iter(fields.values()))), self.dtype)
         for name, values in fields.items():
             rows[name] = values.numpy()
         return rows
 
     def unpack(self, rows: np.ndarray, device: torch.device) -> dict[str, Tensor]:
-        """Fields of rows [B], on the device; a copy to a GPU is not waited for."""
+        """Fields of rows [B], on the device; copies to a GPU are asynchronous."""
         fields = {name: torch.from_numpy(np.ascontiguousarray(rows[name])) for name in self.fields}
         if device.type == "cuda":
             fields = {name: values.pin_memory().to(device, non_blocking=True) for name, values in fields.items()}

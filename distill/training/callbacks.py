@@ -1,4 +1,4 @@
-"""What happens around the step: figures are read, the split is validated, work is saved, signals are obeyed."""
+"""Callbacks around the training step: read metrics, validate, save checkpoints, stop on signals."""
 
 from __future__ import annotations
 
@@ -25,7 +25,13 @@ BEST = "best.ckpt"
 
 
 class MetricsReader(Callback):
-    """Reads the step's figures every ``log_every`` steps and hands them to the log and the progress display."""
+    """Reads the step's metrics every few steps and passes them to the log and the progress display.
+
+    Args:
+        loader: of the fit, for the seconds spent waiting for data.
+        progress: the display.
+        every: steps between readings.
+    """
 
     def __init__(self, loader: TrainLoader, progress: FitProgress, every: int):
         self.loader = loader
@@ -45,14 +51,23 @@ class MetricsReader(Callback):
         self.progress.start(trainer.max_epochs or 0, module.step.steps_per_epoch, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
+        """End the step: stop its clock, update the average of the weights, and read the metrics if they are due.
+
+        Args:
+            trainer: Lightning's.
+            module: that is trained.
+            outputs: not used.
+            batch: of this step, for the number of images.
+            index: of the batch in the epoch, counted from 0.
+        """
         module.step.clock.stop("student")
         if module.average is not None:
             module.average.update()
         self._images += len(batch.images) * trainer.world_size
-        # Reading a flag costs nothing on a CPU; on a device it would hold up the queue, so it waits for the next row.
+        # Reading the flag is free on a CPU. A GPU has to be synchronized for it, so there ``read`` does it.
         if module.device.type == "cpu":
             module.guard.check()
-        if (index + 1) % self.every == 0:  # within the epoch, whose end is read too: no row of one or two steps
+        if (index + 1) % self.every == 0:  # counted from the epoch's start, since its end is read too
             self.read(trainer, module)
         else:
             self.progress.step(trainer.global_step)
@@ -61,7 +76,7 @@ class MetricsReader(Callback):
         self.read(trainer, module)
 
     def read(self, trainer: Trainer, module: Distillation) -> None:
-        """Read, check, log and show the figures since the last reading."""
+        """Read, check, log and show the metrics since the last reading."""
         module.guard.check()
         metrics = module.read_metrics()
         if not metrics:
@@ -92,7 +107,7 @@ class MetricsReader(Callback):
         self.totals = state["totals"]
 
     def shift(self, seconds: float) -> None:
-        """Leave time out that was not spent on steps (validation, saving)."""
+        """Exclude seconds that were not spent on steps (validation, saving) from the speed."""
         self._since += seconds
 
 
@@ -100,10 +115,12 @@ class Validation(Callback):
     """Validates after every ``every`` epochs: accuracy where there are labels, else agreement with the teacher.
 
     Args:
-        validate: predictions of the student as it stands.
-        teacher: predictions of the teacher for the same samples, made once; None without a teacher.
-        patience: stop after that many validations without a better score.
-        best: where to keep the best weights; None keeps none.
+        validate: makes the current student's predictions for the validation split.
+        teacher: makes the teacher's predictions for the same samples, called once; None without a teacher.
+        metrics: reads the metrics; validation time is excluded from its speed.
+        every: epochs between validations; the last epoch is always validated.
+        patience: number of validations without a better score after which training stops; None: never.
+        best: file for the weights of the best epoch; None keeps none.
     """
 
     def __init__(
@@ -160,7 +177,7 @@ class Validation(Callback):
         return scores
 
     def on_train_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
-        trainer.should_stop = self.stale  # stopped early, and killed before the result was written
+        trainer.should_stop = self.stale  # a resumed fit that had stopped early but has no result yet
 
     def state_dict(self) -> dict[str, Any]:
         names = ("best_score", "best_epoch", "scores", "stale")
@@ -171,7 +188,14 @@ class Validation(Callback):
 
 
 class Checkpointing(Callback):
-    """Saves at every epoch's end, every few minutes within one, and when a signal asks the run to end."""
+    """Saves a checkpoint at the end of each epoch, every few minutes within one, and when a signal arrives.
+
+    Args:
+        folder: for the checkpoints.
+        minutes: between two checkpoints within an epoch.
+        stop: remembers the signal.
+        metrics: read before each checkpoint; saving time is excluded from its speed.
+    """
 
     def __init__(self, folder: Path, minutes: float, stop: StopSignal, metrics: MetricsReader):
         self.folder = folder
@@ -184,11 +208,20 @@ class Checkpointing(Callback):
         self.stop.install()
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]
-        # A run that resumes after an epoch's last batch would never validate that epoch: its end comes first.
+        """Save a checkpoint if one is due or a signal has arrived; raise ``Interrupted`` after a signal.
+
+        Args:
+            trainer: Lightning's.
+            module: that is trained.
+            outputs: not used.
+            batch: not used.
+            index: not used.
+        """
+        # A run resumed after the last batch of an epoch would not validate it: on_train_epoch_end saves instead.
         if trainer.is_last_batch:
             return
         number = self.stop.agreed()
-        # Ranks have clocks of their own and saving is collective, so only a single process saves by the clock.
+        # Saving is collective and the clocks of ranks differ, so only a run of one process saves by time.
         due = trainer.world_size == 1 and time.monotonic() - self._saved > self.seconds
         if number is not None or due:
             self.save(trainer, module)
@@ -202,12 +235,20 @@ class Checkpointing(Callback):
             raise Interrupted(number)
 
     def on_exception(self, trainer: Trainer, module: Distillation, error: BaseException) -> None:  # type: ignore[override]
-        # A signal to a whole process group ends the loader's workers too, and here the wait between two steps.
+        """Save a checkpoint if a signal ended the loader's workers.
+
+        Args:
+            trainer: Lightning's.
+            module: that is trained.
+            error: that the fit raised.
+        """
+        # A signal to the process group also ends the loader's workers, which raises DataError between two steps.
         if self.stop.received is not None and isinstance(error, DataError) and trainer.world_size == 1:
             self.save(trainer, module)
 
     def save(self, trainer: Trainer, module: Distillation) -> None:
-        # A checkpoint of weights that a NaN has stopped would be resumed from; the latch is read first.
+        """Save a checkpoint of the current step, and remove old ones."""
+        # ``read`` raises after a NaN: a checkpoint saved then would be resumed in that state.
         self.metrics.read(trainer, module)
         begun = time.perf_counter()
         trainer.save_checkpoint(checkpoint_path(self.folder, trainer.global_step))

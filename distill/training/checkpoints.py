@@ -1,4 +1,4 @@
-"""Checkpoints that survive: whole or absent, checked by SHA-256, the previous one kept, the student's side only."""
+"""Checkpoints: written atomically, verified by SHA-256, two kept; they hold only what training changes."""
 
 from __future__ import annotations
 
@@ -26,16 +26,26 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class VerifiedCheckpointIO(CheckpointIO):
-    """Writes torch's format with the SHA-256 of it as the last 32 bytes; reads only what matches.
+    """Writes torch's format followed by its SHA-256 (32 bytes); reads only files whose hash matches.
 
-    One file, so that one rename replaces both: with the hash in a file beside it, a kill between two renames would
-    leave a new file and an old hash. ``torch.load`` reads it too, since it looks past the end of an archive.
+    Content and hash are one file, so that one rename replaces both; with two files, a kill between the renames would
+    leave a new file with an old hash. ``torch.load`` reads the file too: it ignores bytes after the archive.
 
-    Checkpoints hold tensors and plain containers and are read with ``weights_only=True``, so a file made by someone
-    else cannot run code.
+    Checkpoints hold tensors and plain containers and are read with ``weights_only=True``, so a file from somebody else
+    cannot run code.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        """Write a checkpoint atomically.
+
+        Args:
+            checkpoint: tensors and plain containers.
+            path: the file; an older one is replaced.
+            storage_options: Lightning's; not used.
+
+        Raises:
+            CheckpointError: the file cannot be written.
+        """
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         buffer.write(hashlib.sha256(buffer.getbuffer()).digest())
@@ -47,6 +57,19 @@ class VerifiedCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
+        """Read and verify a checkpoint.
+
+        Args:
+            path: the file.
+            map_location: Lightning's; not used, tensors are loaded to the CPU.
+            weights_only: Lightning's; not used, it is always true.
+
+        Returns:
+            What :meth:`save_checkpoint` got.
+
+        Raises:
+            CheckpointError: the file cannot be read, is damaged, or holds other objects.
+        """
         try:
             data = memoryview(Path(path).read_bytes())
         except OSError as error:
@@ -73,18 +96,18 @@ def steps_of(folder: Path) -> list[Path]:
 
 
 def prune(folder: Path, keep: int = KEPT) -> None:
-    """Remove all but the newest ``keep``, and what killed saves left; called once a new one is safely on the disk."""
-    hour_ago = time.time() - 3600  # a younger one may be another process's, which fits the same teacher
+    """Remove all but the newest ``keep`` checkpoints, and temporary files of killed processes; call it after a save."""
+    hour_ago = time.time() - 3600  # a younger one may belong to another process that fits the same teacher
     stale = [path for path in folder.glob(".*.ckpt.*.tmp") if path.stat().st_mtime < hour_ago]
     for path in [*steps_of(folder)[keep:], *stale]:
         VerifiedCheckpointIO().remove_checkpoint(path)
 
 
 def newest_good(folder: Path) -> Path | None:
-    """The newest checkpoint that can be trusted; damaged ones are named and passed over.
+    """The newest checkpoint that is intact, None if there is no checkpoint; each damaged one is logged and skipped.
 
     Raises:
-        CheckpointError: there are checkpoints, and not one of them is good: starting afresh must be somebody's choice.
+        CheckpointError: all checkpoints are damaged. The fit does not start again by itself.
     """
     damaged = []
     for path in steps_of(folder):

@@ -1,6 +1,6 @@
-"""Easy samples first: weights of samples by the gap between teacher and student, or by the teacher's doubt.
+"""Curriculum: sample weights that favor easy samples at first, by the teacher-student gap or the teacher's entropy.
 
-Shape suffixes: B batch of this rank, K classes, N networks of the teacher, V views that the teacher sees.
+Shape suffixes: B batch of this rank, K classes, N networks of the teacher, V views of the teacher.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def entropy(teacher_BK: Tensor) -> Tensor:
 def easy_first(difficulty_B: Tensor, strength: float) -> Tensor:
     """[B] weights ``exp(−strength · d / mean d)``, of mean 1; both means are over the batch of all ranks.
 
-    d ≥ 0 in any unit. Weights are equal where the strength is 0, or all d are 0.
+    d ≥ 0 in any unit. The weights are equal if the strength is 0 or all d are 0.
     """
     mean = sum_over_ranks(difficulty_B.mean()) / world_size()
     weights_B = (-strength * difficulty_B / mean.clamp_min(_TINY)).exp()
@@ -44,14 +44,20 @@ def easy_first(difficulty_B: Tensor, strength: float) -> Tensor:
 
 
 class Curriculum(nn.Module):
-    """Weights the samples of a batch, ever more evenly until ``epochs`` have passed; then it does nothing.
+    """Weights the samples of a batch by their difficulty; from epoch ``epochs`` on, all weights are equal.
 
-    ``w_i ∝ exp(−(1 − r) · sharpness · d_i / mean d)`` with r rising linearly from 0 to 1. d is the gap between teacher
-    and student, or the teacher's entropy: the mean over the views that are compared, weighed over the networks as the
-    terms weigh them. No gradient flows through the weights.
+    ``w_i ∝ exp(−(1 − r) · sharpness · d_i / mean d)``, where r rises linearly from 0 to 1 over ``epochs``. d is the gap
+    between teacher and student, or the teacher's entropy: the mean over the pairs of views, weighted over the networks
+    as in the terms. No gradient flows through the weights.
 
-    Self-paced learning (Kumar et al., NeurIPS 2010) leaves samples above a threshold out; here every sample counts a
-    little.
+    Self-paced learning (Kumar et al., NeurIPS 2010) excludes the samples above a threshold; here each sample has a
+    positive weight.
+
+    Args:
+        settings: of ``training.curriculum``.
+        student: shapes of the student's outputs.
+        teachers: shapes of the outputs of each of the teacher's networks.
+        maps: of the networks' classes to the student's.
 
     Raises:
         ValueError: ``by: gap`` with a network whose logits are not of the student's classes.
@@ -76,7 +82,7 @@ class Curriculum(nn.Module):
                         raise ValueError(f"training.curriculum by the gap: {error}") from None
 
     def strength(self, step: int, steps_per_epoch: int) -> float:
-        """(1 − r) · sharpness."""
+        """``(1 − r) · sharpness`` at an update, which is counted from 0; 0 from epoch ``epochs`` on."""
         rest = max(0.0, 1 - step / steps_per_epoch / self.settings.epochs)
         return rest * self.settings.sharpness
 
@@ -90,7 +96,19 @@ class Curriculum(nn.Module):
         batches: Sequence[Targets],
         teacher_weights: Tensor,
     ) -> list[Targets]:
-        """The batches of the student's views with weights; arguments as of ``Term.forward``."""
+        """Adds the weights of the samples to the targets.
+
+        Args:
+            strength: from :meth:`strength`.
+            students: ``students[v]``: outputs for the student's view v.
+            teachers: ``teachers[n][v]``: outputs of network n for the teacher's view v.
+            pairs: (teacher's view, student's view) that the terms compare.
+            batches: ``batches[v]``: targets of the student's view v.
+            teacher_weights: [N], or [N, V, B] if they differ by sample.
+
+        Returns:
+            ``batches`` with ``weights`` [B], of mean 1 over all ranks.
+        """
         weighed = []
         for s, batch in enumerate(batches):
             difficulties = [
@@ -100,7 +118,7 @@ class Curriculum(nn.Module):
                 for t, other in pairs
                 if other == s
             ]
-            # A sum over views in the place of their mean: easy_first takes any unit.
+            # The sum over views does as well as the mean: easy_first is independent of the unit.
             weighed.append(replace(batch, weights=easy_first(torch.stack(difficulties).sum(0), strength)))
         return weighed
 

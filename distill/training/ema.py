@@ -1,4 +1,4 @@
-"""An exponential moving average of the trained tensors, used in their place for evaluation and export."""
+"""Exponential moving average of the trained weights, which replaces them in evaluation and export."""
 
 from __future__ import annotations
 
@@ -10,10 +10,14 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """``average ← d · average + (1 − d) · weight`` after every step, d rising to ``decay`` as min(decay, (1+t)/(10+t)).
+    """``average ← d · average + (1 − d) · weight`` after each update t, with ``d = min(decay, (1 + t) / (10 + t))``.
 
-    Only what training changes is averaged; the frozen backbone is not copied. Buffers (batch-norm statistics of a
-    student trained whole) are taken as they are.
+    Only trainable parameters are averaged; the frozen backbone is not copied. Buffers (the batch-norm statistics of a
+    fully trained student) keep their current values.
+
+    Args:
+        module: whose trainable parameters are averaged.
+        decay: largest d, in (0, 1).
     """
 
     def __init__(self, module: nn.Module, decay: float):
@@ -23,18 +27,19 @@ class WeightAverage:
         self.average = {name: p.detach().clone() for name, p in self._weights.items()}
 
     def to(self, device: torch.device) -> None:
-        """Follow the module to its device."""
+        """Move the average to the module's device."""
         self.average = {name: average.to(device) for name, average in self.average.items()}
 
     @torch.no_grad()
     def update(self) -> None:
+        """Add the current weights to the average; call it after each update."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within the block the module holds the average; afterwards its own weights again."""
+        """Within the block the module's weights are the average; afterwards they are its own again."""
         self._swap()
         try:
             yield
@@ -49,7 +54,7 @@ class WeightAverage:
             self.average[name].copy_(kept)
 
     def apply(self) -> None:
-        """Make the average the module's weights."""
+        """Replace the module's weights by the average."""
         with torch.no_grad():
             for name, weight in self._weights.items():
                 weight.copy_(self.average[name])

@@ -1,4 +1,4 @@
-"""Predictions of a network over a split: each sample once, in any number of ranks."""
+"""Predictions of a network for a split, each sample once, with any number of ranks."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from distill.data.base import UNLABELED
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a network said of a split, on the CPU, ordered by sample id so that networks can be compared row by row."""
+    """Outputs of a network for a split, on the CPU, ordered by sample id so that rows of two networks correspond."""
 
     logits: Tensor
     """[N, K] float32."""
     labels: Tensor
-    """[N] int64, ``UNLABELED`` where there is none."""
+    """[N] int64, ``UNLABELED`` where a sample has none."""
     ids: Tensor
     """[N] int64."""
 
@@ -39,7 +39,7 @@ class Predictions:
         return (self.classes[labeled] == self.labels[labeled]).float().mean().item()
 
     def agreement(self, other: Predictions) -> float:
-        """Share of the samples on which both predict the same class."""
+        """Fraction of the samples for which both predict the same class, in [0, 1]."""
         if not torch.equal(self.ids, other.ids):
             raise ValueError("predictions of different samples cannot be compared")
         return (self.classes == other.classes).float().mean().item()
@@ -49,12 +49,21 @@ class Predictions:
 def predict(
     logits_of: Callable[[Tensor], Tensor], batches: Iterable, spec: InputSpec, device: torch.device | str = "cpu"
 ) -> Predictions:
-    """Run ``logits_of`` ([B, 3, H, W] → [B, K]) over the evaluation views of the batches.
+    """Run a network over the evaluation views of a split.
 
-    Under ``torch.distributed`` every rank brings its share of the split and all of them get the whole.
+    Under ``torch.distributed`` each rank computes its part of the split, and all ranks get the outputs of all parts.
+
+    Args:
+        logits_of: normalized views [B, 3, H, W] → logits [B, K].
+        batches: of the split: images uint8 [B, 3, H, W], labels [B], ids [B].
+        spec: size and normalization of the views.
+        device: where the views are made.
+
+    Returns:
+        One row for each sample of the split, on the CPU, ordered by id.
     """
     logits, labels, ids = [], [], []
-    with parametrize.cached():  # a changed weight is evaluated once, not once per batch
+    with parametrize.cached():  # weights with deltas are computed once, not for each batch
         for batch in batches:
             view = eval_view(batch.images.to(device, non_blocking=True), spec)
             logits.append(logits_of(view.contiguous(memory_format=torch.channels_last)).float())

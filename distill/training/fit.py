@@ -1,4 +1,4 @@
-"""One fit, from its start or its last good checkpoint to its result: the only way in which anything is trained."""
+"""Runs one fit, from its start or its newest good checkpoint to its result. All training goes through here."""
 
 from __future__ import annotations
 
@@ -40,29 +40,31 @@ SUMMARY = "fit.json"
 
 @dataclass
 class FitSummary:
-    """Summary of a finished fit; kept as ``fit.json``, whose presence means that it is finished."""
+    """Summary of a finished fit, saved as ``fit.json``; a fit with this file is finished."""
 
     epochs: int
     steps: int
     seconds: float
-    """Of steps, without validation and saving."""
+    """Wall time of the steps, without validation and saving."""
     images_per_second: float
     time_fractions: dict[str, float]
-    """Part of the step's time by span: data, augment, teacher, student."""
+    """Span (data, augment, teacher, student) → fraction of the wall time of the steps."""
     spikes: int
+    """Number of loss spikes."""
     best_epoch: int
-    """Counted from 0; -1 where nothing could be validated."""
+    """Counted from 0; -1 if no epoch was scored."""
     scores: dict[str, float] = field(default_factory=dict)
+    """Name of a score → its value in the last validation."""
     tested_epochs: list[int] = field(default_factory=list)
-    """Counted from 0: those that ``training.test_every`` had tested, rising."""
+    """Epochs, counted from 0 and ascending, that were tested because of ``training.test_every``."""
     test_accuracies: list[float] = field(default_factory=list)
-    """Of these epochs."""
+    """Top-1 accuracy on the test split after each of ``tested_epochs``, in [0, 1]."""
     unreadable: dict[str, str] = field(default_factory=dict)
-    """Id → reason of the images that training had to skip."""
+    """Id → reason, for each training image that was skipped because it could not be read."""
 
     @property
     def best_on_test(self) -> tuple[int, float] | None:
-        """Epoch, counted from 0, and accuracy, the first of equals; None where nothing was tested."""
+        """Epoch, counted from 0, and accuracy of the best tested epoch (the first of equals); None without tests."""
         tested = zip(self.tested_epochs, self.test_accuracies, strict=True)
         return max(tested, key=lambda pair: pair[1], default=None)
 
@@ -78,19 +80,28 @@ def fit(
     console: Console | None,
     test: Callable[[], Predictions] | None = None,
 ) -> FitSummary:
-    """Train ``module.step.student`` and leave the result in it, and in ``folder``.
+    """Train the student of a module in place, and save the result in a folder.
 
-    A fit that ``folder`` holds finished is loaded; an unfinished one goes on from its newest good checkpoint.
+    A fit that is finished in ``folder`` is loaded; an unfinished one is resumed from its newest good checkpoint.
 
     Args:
-        validate: predictions on the validation split; None validates nothing.
-        teacher: the teacher's predictions on the same split, for the agreement.
-        test: predictions on the test split, for the record that ``training.test_every`` asks for.
+        module: the training step, with the student; ``module.step.settings`` configures the fit.
+        loader: training batches; the fit closes it.
+        validate: makes the student's predictions for the validation split; None: no validation.
+        teacher: makes the teacher's predictions for the same split, for the agreement; None: no agreement.
+        folder: for checkpoints, log, result and summary.
+        name: of the fit, for the console.
+        stop: remembers a signal that asks the run to stop.
+        console: where to print; None prints nothing.
+        test: makes the student's predictions for the test split, if ``training.test_every`` is set.
+
+    Returns:
+        Summary of the finished fit.
 
     Raises:
-        Interrupted: a signal arrived; the checkpoint is saved.
-        NonFiniteLossError: the loss or gradient became NaN; earlier checkpoints are the last good state.
-        CheckpointError: nothing usable to resume from, or nowhere to save to.
+        Interrupted: a signal arrived; a checkpoint is saved.
+        NonFiniteLossError: the loss or the gradient became NaN or infinite; the last checkpoint was saved before that.
+        CheckpointError: no checkpoint is intact, or a checkpoint cannot be written.
     """
     if (folder / SUMMARY).is_file():
         load_result(module.step.student, folder)
@@ -123,7 +134,7 @@ def fit(
         logging.getLogger(f"lightning.{part}").setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Lightning's advice to people who write a Trainer by hand, and what it calls that torch has deprecated.
+            # Advice for users of Lightning, and its calls of functions that torch has deprecated.
             warnings.filterwarnings("ignore", category=PossibleUserWarning)
             warnings.filterwarnings("ignore", module=r"lightning\..*")
             warnings.filterwarnings("ignore", message=".isinstance.treespec, LeafSpec.", category=FutureWarning)
@@ -148,7 +159,7 @@ def fit(
     except DataError as error:
         if stop.received is None:
             raise
-        raise Interrupted(stop.received) from error  # it ended the loader's workers too
+        raise Interrupted(stop.received) from error  # the signal ended the loader's workers too
     finally:
         progress.close()
         loader.close()
@@ -167,7 +178,7 @@ def fit(
 
 
 def save_result(student: Student, folder: Path) -> None:
-    """Keep a trained student's weights as the folder's result."""
+    """Save a trained student's weights as the result of the fit in a folder."""
     head = reused(student.model)
     content = {
         "student": student.own_state(),
@@ -186,14 +197,24 @@ def load_summary(folder: Path) -> FitSummary:
 
 
 def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
-    """Load a finished fit's weights into the student. Raises ``CheckpointError`` or ``NetworkError``."""
+    """Load the weights of a fit into a student.
+
+    Args:
+        student: of the same network, deltas and classes; changed in place.
+        folder: of the fit.
+        file: which of its files.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged.
+        NetworkError: its tensors do not fit the student.
+    """
     own = VerifiedCheckpointIO().load_checkpoint(folder / file)["student"]
     check_fits(student.own_state(), own, str(folder / file))
     student.load_state_dict(own, strict=False)
 
 
 def device_for(settings: TrainingSettings) -> torch.device:
-    """Where evaluation outside a fit runs: the same kind of device as the fit."""
+    """The device for evaluation outside a fit: of the kind that the fit uses."""
     use_cuda = settings.accelerator == "cuda" or (settings.accelerator == "auto" and torch.cuda.is_available())
     return torch.device("cuda" if use_cuda else "cpu")
 
@@ -201,8 +222,8 @@ def device_for(settings: TrainingSettings) -> torch.device:
 def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
     if settings.devices == 1:
         return "auto"
-    # Static: every step uses the same parameters, but not always all of them (no term may read the head's logits).
-    moving = student.full or reused(student.model) is not None  # batch-norm statistics that must agree
+    # static_graph: every step uses the same parameters, but maybe not all (if no term reads the head's logits).
+    moving = student.full or reused(student.model) is not None  # batch-norm statistics must be equal on all ranks
     return DDPStrategy(broadcast_buffers=moving, gradient_as_bucket_view=True, static_graph=True)
 
 

@@ -1,7 +1,7 @@
-"""What stands between a bad loss and the weights, without waiting for the device.
+"""Protects the weights from non-finite losses and loss spikes, without synchronizing the device.
 
-A non-finite term or gradient sets a latch on the device that makes the fused optimizer leave out this update and every
-later one, so the weights stay the last good ones until the host reads the latch and stops the run.
+A non-finite term or gradient sets a latch on the device, and from then on the fused optimizer skips every update. The
+weights stay the last good ones until the host reads the latch and stops the run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ class NonFiniteLossError(UserError, RuntimeError):
 
 
 class LossGuard(nn.Module):
-    """Watches the loss terms and the gradient norm of every step; all state lives on the device.
+    """Checks the loss terms and the gradient norm of every step; all state is on the device.
 
     Args:
         terms: names of the loss terms, in the order of the vectors given to ``watch``.
-        spike: what counts as a spike and whether such an update is left out.
+        spike: what counts as a spike, and whether its update is skipped.
     """
 
     mean: Tensor
@@ -39,13 +39,23 @@ class LossGuard(nn.Module):
         self.spike = spike
         self.register_buffer("mean", torch.zeros(()))
         self.register_buffer("spikes", torch.zeros((), dtype=torch.int64))
-        # The latch is not saved: a run that has stopped here resumes from before it.
+        # The latch is not saved: a run that it stopped is resumed from a checkpoint before it was set.
         self.register_buffer("bad", torch.zeros(len(self.terms), dtype=torch.bool), persistent=False)
         self.register_buffer("bad_step", torch.full((), -1, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
     def watch(self, step: int, loss: Tensor, terms: Tensor, gradient_norm: Tensor) -> Tensor:
-        """Take in one step's metrics; returns the optimizer's ``found_inf``: 1.0 where the update must be left out."""
+        """Check the metrics of one step.
+
+        Args:
+            step: number of the step, counted from 0.
+            loss: scalar.
+            terms: [T], in the order of ``terms`` of the class.
+            gradient_norm: scalar.
+
+        Returns:
+            The optimizer's ``found_inf``, a scalar: 1.0 if the update must be skipped, else 0.0.
+        """
         bad = ~torch.isfinite(torch.cat([terms, gradient_norm.reshape(1)]))
         fresh = bad.any() & (self.bad_step < 0)
         self.bad.copy_(torch.where(fresh, bad, self.bad))
@@ -61,7 +71,7 @@ class LossGuard(nn.Module):
         return skipped.float()
 
     def check(self) -> None:
-        """Read the latch, which waits for the device. Raises ``NonFiniteLossError`` if it is set."""
+        """Read the latch, which synchronizes the device. Raises ``NonFiniteLossError`` if it is set."""
         step = int(self.bad_step)
         if step >= 0:
             names = [name for name, bad in zip(self.terms, self.bad.tolist()) if bad]

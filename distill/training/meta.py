@@ -1,14 +1,14 @@
-"""Weights of the teacher's networks, learned by what each of them does to the loss on held-out images.
+"""Learns the weights of the teacher's networks from the gradient of the loss on held-out images.
 
 Shape suffixes: M held-out images, N networks of the teacher, P trained parameters of the student.
 
-The student's parameters move by ``θ' = θ − η Σ_n w_n ∇L_n``, with ``L_n`` what the objectives make of network n. So::
+An update is ``θ' = θ − η Σ_n w_n ∇L_n``, where ``L_n`` is the sum of the objectives with network n. Therefore::
 
     d L_held(θ') / d w_n = −η ⟨∇L_held(θ'), ∇L_n(θ)⟩  ≈  −η ⟨∇L_held(θ), ∇L_n(θ)⟩
 
 the first-order approximation (as in learning to reweight examples, Ren et al., ICML 2018, arXiv 1803.09050, and DARTS,
-Liu et al., ICLR 2019, arXiv 1806.09055, equation 6). A network whose gradient points the way that the held-out loss
-falls gets more weight. The optimizer's preconditioning is left out of it.
+Liu et al., ICLR 2019, arXiv 1806.09055, equation 6). A network gets more weight if a step along the gradient of its
+loss reduces the held-out loss. The optimizer's preconditioning is ignored.
 """
 
 from __future__ import annotations
@@ -26,28 +26,37 @@ _TINY = torch.finfo(torch.float32).tiny
 
 
 def alignment(held_out_P: Tensor, of_network_NP: Tensor) -> Tensor:
-    """[N] ``⟨v, g_n⟩ / (‖v‖ · max_m ‖g_m‖)``, in [−1, 1]: the inner products up to one factor. 0 where all are 0."""
+    """[N] ``⟨v, g_n⟩ / (‖v‖ · max_m ‖g_m‖)`` in [−1, 1]: inner products up to a common factor; 0 for zero vectors."""
     longest = of_network_NP.norm(dim=1).amax()
     return of_network_NP @ held_out_P / (held_out_P.norm() * longest).clamp_min(_TINY)
 
 
 def updated_preference(preference_N: Tensor, alignment_N: Tensor, lr: float) -> Tensor:
-    """[N] ``a_n + lr · w_n (c_n − Σ_m w_m c_m)``: a gradient step through ``w = softmax(a)``."""
+    """``a_n + lr · w_n (c_n − Σ_m w_m c_m)``: a gradient step through ``w = softmax(a)``.
+
+    Args:
+        preference_N: a.
+        alignment_N: c, from :func:`alignment`.
+        lr: step size.
+
+    Returns:
+        The new a [N].
+    """
     weights_N = preference_N.softmax(0)
     return preference_N + lr * weights_N * (alignment_N - weights_N @ alignment_N)
 
 
 class MetaStep(nn.Module):
-    """Every ``every`` steps, moves the preference by the gradients of that step.
+    """Updates the preference a of the teacher's networks every ``every`` steps, from the gradients of that step.
 
-    The held-out images are looked at in turn, as evaluation sees them, with the student in eval mode: neither random
-    numbers nor running statistics are touched. All ranks look at the same ones. A NaN in a gradient makes the weights
-    NaN, and with them the loss, which training watches for.
+    Each meta step uses the next batch of held-out images, as evaluation views, with the student in eval mode: it draws
+    no random numbers and changes no running statistics. All ranks use the same images. A NaN in a gradient makes the
+    weights and the loss NaN, and the guard then stops the run.
 
     Args:
-        settings: of ``weighting``.
+        settings: of ``teacher.weighting``.
         images: [M, 3, H, W] uint8, in the order in which they are used.
-        labels: [M].
+        labels: [M] class indices.
     """
 
     images: Tensor
@@ -60,16 +69,20 @@ class MetaStep(nn.Module):
         self.register_buffer("targets", labels, persistent=False)
 
     def due(self, step: int) -> bool:
+        """Whether there is a meta step in this training step, which is counted from 0."""
         return step % self.settings.every == 0
 
     def forward(self, step: int, student: Student, of_network: Tensor, preference_N: Tensor) -> Tensor:
-        """The new preference.
+        """One meta step.
 
         Args:
-            step: number of the step: which images are looked at.
-            student: what the losses are of.
-            of_network: [N] the losses, with a graph, which is kept.
-            preference_N: as it is.
+            step: number of the training step; it selects the images.
+            student: whose parameters are trained.
+            of_network: [N] loss with each of the networks, with a graph, which is kept.
+            preference_N: the current preference.
+
+        Returns:
+            The new preference [N].
         """
         parameters = [p for p in student.parameters() if p.requires_grad]
         held_out_P = _gradient(self._loss(step, student), parameters)
@@ -91,6 +104,6 @@ class MetaStep(nn.Module):
 
 
 def _gradient(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """[P], zero where the loss does not depend on a parameter; the graph is kept, for the step's own backward pass."""
+    """[P], zero where the loss does not depend on a parameter; the graph is kept for the backward pass of the step."""
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True, materialize_grads=True)
     return torch.cat([gradient.float().flatten() for gradient in gradients])

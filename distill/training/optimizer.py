@@ -13,7 +13,7 @@ from distill.training.settings import OptimizerSettings, ScheduleSettings
 
 
 def exempt_from_decay(root: nn.Module) -> set[int]:
-    """Ids of the parameters that a module declares in ``no_weight_decay``, by their path in it, as timm does."""
+    """Python ids of the parameters that modules list in ``no_weight_decay`` by their names, as timm's models do."""
     exempt: set[int] = set()
     for module in root.modules():
         declared = getattr(module, "no_weight_decay", ())
@@ -23,9 +23,18 @@ def exempt_from_decay(root: nn.Module) -> set[int]:
 
 
 def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> list[dict[str, object]]:
-    """The trainable parameters in at most four groups: head or not, decaying or not; each in module order.
+    """The trainable parameters in at most four groups: in the head or not, with or without weight decay.
 
-    Matrices and kernels decay, vectors if ``settings.decay`` says so; what their modules exempt does not.
+    Matrices and kernels have weight decay, vectors only with ``decay: all``, and parameters in ``no_weight_decay``
+    never.
+
+    Args:
+        root: holds all parameters.
+        head: modules whose learning rate is multiplied by ``head_lr_factor``.
+        settings: learning rate, weight decay.
+
+    Returns:
+        Parameter groups of a torch optimizer, with ``params`` in module order, ``weight_decay`` and ``lr``.
     """
     head_parameters = {id(p) for module in head for p in module.parameters()}
     exempt = exempt_from_decay(root)
@@ -46,7 +55,19 @@ def parameter_groups(root: nn.Module, head: list[nn.Module], settings: Optimizer
 
 
 def build_optimizer(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
-    """AdamW or SGD, fused: the fused kernels take a device-side flag that leaves an update out, see ``guard``."""
+    """AdamW or SGD, fused: the kernels read the flag by which :mod:`distill.training.guard` skips an update.
+
+    Args:
+        root: holds all parameters.
+        head: modules whose learning rate is multiplied by ``head_lr_factor``.
+        settings: type and hyper-parameters.
+
+    Returns:
+        The optimizer of all trainable parameters.
+
+    Raises:
+        ValueError: there are none.
+    """
     groups = parameter_groups(root, head, settings)
     if not groups:
         raise ValueError("nothing to train: the student has neither deltas nor a head with gradients")
@@ -57,7 +78,17 @@ def build_optimizer(root: nn.Module, head: list[nn.Module], settings: OptimizerS
 
 
 def build_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """The schedule as a factor on every group's rate, stepped once per batch."""
+    """The schedule as a factor on each group's learning rate, stepped once per batch.
+
+    Args:
+        optimizer: whose groups have their peak rates.
+        settings: warm-up and shape.
+        epochs: length of the training.
+        steps_per_epoch: batches in an epoch.
+
+    Returns:
+        The scheduler.
+    """
     return LambdaLR(optimizer, lambda step: lr_factor(step / steps_per_epoch, epochs, settings))
 
 
@@ -65,6 +96,14 @@ def lr_factor(epoch: float, epochs: int, settings: ScheduleSettings) -> float:
     """Factor on the peak learning rate at a fractional epoch.
 
     Warm-up rises linearly from one hundredth of the peak; cosine falls from 1 to ``final`` over the epochs after it.
+
+    Args:
+        epoch: from the start of the training, with fractions.
+        epochs: length of the training.
+        settings: warm-up and shape.
+
+    Returns:
+        The factor, in [0, 1].
     """
     if epoch < settings.warmup:
         return max(0.01, epoch / settings.warmup)

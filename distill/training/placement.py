@@ -1,4 +1,4 @@
-"""Where a fit's views are made: on the device, or by the loader's workers. See :mod:`augment.placement`."""
+"""Chooses where the views of a fit are made: on the device or by the loader's workers; see :mod:`augment.placement`."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from distill.training.teacher_cache import TeacherCache
 
 PLACEMENT = "placement.json"
 BATCHES = 6
-"""Batches that are timed on either side, after one for each worker to warm up."""
+"""Batches that are timed on each side, after one for each worker as warm-up."""
 GAIN = 1.1
-"""How much faster the loader's side has to be: the device's views need no rounding."""
+"""The loader's side is chosen if it is faster by this factor; views on the device are not rounded to uint8."""
 
 Placement = Literal["device", "loader"]
 
@@ -35,10 +35,20 @@ def choose_placement(
     console: Console | None,
     cache: TeacherCache | None = None,
 ) -> Placement:
-    """Have the views made where the settings say; ``auto`` is measured once, and kept in ``folder`` for a resumed fit.
+    """Configure a loader to make views if the settings say so; ``auto`` measures both sides once.
 
-    Workers make no views of the teacher for what is in ``cache``. Call it before the loader's first pass, which starts
-    the workers.
+    Call it before the loader's first pass, which starts the workers.
+
+    Args:
+        dual: makes the views; its settings hold the placement.
+        loader: of the fit; with "loader", its workers make the views.
+        folder: of the fit; holds the result of the measurement, for a resumed fit.
+        device: of the fit.
+        console: where to print the result of the measurement; None prints nothing.
+        cache: of the teacher's outputs; workers make no teacher's views for batches that it holds.
+
+    Returns:
+        "device" or "loader".
     """
     where = dual.settings.placement
     chosen: Placement = _measured(dual, loader, folder, device, console) if where == "auto" else where
@@ -48,7 +58,7 @@ def choose_placement(
 
 
 def read_placement(dual: DualAugment, folder: Path) -> Placement:
-    """Where the views of a fit in ``folder`` are made; the device while ``auto`` is not measured."""
+    """Where the views of the fit in ``folder`` are made; the device if ``auto`` has not been measured."""
     where = dual.settings.placement
     if where != "auto":
         return where
@@ -57,7 +67,17 @@ def read_placement(dual: DualAugment, folder: Path) -> Placement:
 
 
 def seconds_per_batch(dual: DualAugment, loader: TrainLoader, place: Placement, device: torch.device) -> float:
-    """Seconds between two batches of finished views, with the loader's workers at hand and nothing else to do."""
+    """Measures the time that the loader and the augmentation take for a batch of views, without training.
+
+    Args:
+        dual: makes the views, on ``device``.
+        loader: of the fit; its settings are used for a separate loader.
+        place: where the views are made.
+        device: of the fit.
+
+    Returns:
+        Seconds per batch.
+    """
     reader = copy.copy(loader.reader)
     reader.views = LoaderViews(dual) if place == "loader" else None
     warmup = max(1, loader.workers)

@@ -1,4 +1,4 @@
-"""The linear probe: logistic regression on a frozen network's pooled features, the control of every table."""
+"""The linear probe: logistic regression on a frozen network's pooled features, a control for the student."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from distill.training.evaluate import Predictions
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-"""Inverse L2 penalties tried; the one with the best held-out accuracy is kept."""
+"""Inverse L2 penalties to try; the one with the best held-out accuracy is used."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,32 @@ class LinearProbe:
     bias: Tensor
     """[K]."""
     strength: float
+    """Inverse L2 penalty that was chosen."""
 
     def predict(self, features: Predictions) -> Predictions:
-        """Class predictions from predictions that hold pooled features in place of logits."""
+        """Logits [N, K] from pooled features [N, D], which are given in the place of logits."""
         return Predictions(features.logits @ self.weight.T + self.bias, features.labels, features.ids)
 
     @torch.no_grad()
     def into(self, classifier: nn.Linear) -> None:
-        """Write the probe into a network's own classifier."""
+        """Write weight and bias into a network's classifier [K, D]."""
         classifier.weight.copy_(self.weight)
         classifier.bias.copy_(self.bias)
 
 
 def fit_probe(train: Predictions, held_out: Predictions, classes: int) -> LinearProbe:
-    """Fit on the labeled rows of ``train`` (pooled features in place of logits), choose the penalty on ``held_out``.
+    """Fit on labeled samples and choose the penalty by the accuracy on held-out ones.
 
-    Features are standardized for the fit, and the scaling is folded into the weights afterwards. A class without a
-    labeled sample gets a bias that never wins.
+    Features are standardized for the fit, and the scaling is then folded into the weights. A class without a labeled
+    sample gets a bias of −10⁴, so it is never predicted.
+
+    Args:
+        train: pooled features [N, D] in the place of logits; rows without a label are ignored.
+        held_out: pooled features of other samples, in the same way.
+        classes: K.
+
+    Returns:
+        The probe with the best held-out accuracy.
 
     Raises:
         ValueError: fewer than two classes have a labeled sample.
@@ -57,7 +66,7 @@ def fit_probe(train: Predictions, held_out: Predictions, classes: int) -> Linear
     for strength in STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=300)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # 300 steps of L-BFGS are enough for a control
+            warnings.simplefilter("ignore", ConvergenceWarning)  # 300 iterations of L-BFGS are enough for a control
             model.fit(((x - mean) / std).numpy(), y.numpy())
         probe = _fold(model.coef_, model.intercept_, model.classes_, mean, std, classes, strength)
         accuracy = probe.predict(held_out).accuracy() or 0.0

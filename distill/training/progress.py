@@ -1,4 +1,4 @@
-"""What a fit shows while it runs: a live bar on a terminal, a line per epoch everywhere."""
+"""Progress of a fit on the console: a live bar on a terminal, and a line for each epoch."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from distill.training.timer import SPANS
 
 
 class FitProgress:
-    """Bar with time left, images per second, every loss term, and where the step's time goes.
+    """Shows a bar with the remaining time, images per second, the loss terms, and the fractions of the step's time.
 
     Args:
         name: the stage, e.g. ``student``.
-        console: None shows nothing (ranks other than the first).
+        console: where to print; None prints nothing (ranks other than the first).
     """
 
     def __init__(self, name: str, console: Console | None):
@@ -39,6 +39,13 @@ class FitProgress:
         self._epochs = 0
 
     def start(self, epochs: int, steps_per_epoch: int, step: int) -> None:
+        """Show the bar.
+
+        Args:
+            epochs: length of the fit.
+            steps_per_epoch: batches in an epoch.
+            step: steps that are done already, in a resumed fit.
+        """
         self._epochs = epochs
         self._progress.update(self._task, total=epochs * steps_per_epoch, completed=step)
         if self.console is not None and self.console.is_terminal:
@@ -46,20 +53,23 @@ class FitProgress:
             self._live.start()
 
     def note(self, text: str) -> None:
-        """A line that is said once."""
+        """Print a line."""
         if self.console is not None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
     def step(self, step: int) -> None:
+        """Move the bar to ``step`` finished steps."""
         self._progress.update(self._task, completed=step)
 
     def metrics(self, step: int, metrics: dict[str, float]) -> None:
+        """Show the metrics of the steps before ``step``."""
         self._metrics = metrics
         self.step(step)
         if self._live is not None:
             self._live.update(Group(self._progress, self._described()))
 
     def epoch_end(self, epoch: int, scores: dict[str, float]) -> None:
+        """Print the scores of an epoch, which is counted from 0, and the last metrics."""
         if self.console is None:
             return
         parts = [f"{name.replace('/', ' ')} {value:.2%}" for name, value in scores.items()]
@@ -68,7 +78,7 @@ class FitProgress:
         self.console.print(self._described())
 
     def _described(self) -> Padding:
-        """The last figures, indented by two columns."""
+        """The last metrics, indented by two columns."""
         assert self.console is not None
         return Padding(Text(describe(self._metrics, self.console.width - 2), style="dim"), (0, 0, 0, 2))
 
@@ -79,7 +89,7 @@ class FitProgress:
 
 
 def describe(metrics: dict[str, float], width: int) -> str:
-    """Speed, the loss and its terms (without their weights), and each span's share of the step: a line, or two."""
+    """Speed, loss, unweighted terms, and each span's percentage of the step's time, in one line or two lines."""
     if not metrics:
         return ""
     terms = " ".join(f"{n.removeprefix('loss/')} {v:.3g}" for n, v in metrics.items() if n.startswith("loss/"))

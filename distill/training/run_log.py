@@ -1,4 +1,4 @@
-"""The log of a fit: a long CSV (``step,epoch,name,value``) that is only ever appended to, and TensorBoard beside it."""
+"""The log of a fit: a CSV in long format (``step,epoch,name,value``) and TensorBoard event files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ COLUMNS = ("step", "epoch", "name", "value")
 class RunLog(Logger):
     """Appends rows to ``log.csv`` and scalars to TensorBoard event files in the same folder.
 
-    Long format, so that a metric that appears late needs no new header and a resumed run goes on in the same file. A
-    log that cannot be written (a full disk) is a warning, once: training goes on.
+    In long format, a metric that first appears later needs no new header, and a resumed fit appends to the same file.
+    If the log cannot be written (a full disk), there is one warning and training continues.
 
     Args:
-        folder: where both are written.
-        resumed_at: rows of later steps, written by a run that was killed after its last checkpoint, are taken out.
+        folder: for both.
+        resumed_at: step of the checkpoint that the fit resumes from; rows of later steps are removed. None: a new log.
     """
 
     def __init__(self, folder: Path, resumed_at: int | None = None):
@@ -47,10 +47,17 @@ class RunLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Settings are in the run's ``config.yaml``; nothing to do."""
+        """Does nothing: the settings are in the run's ``config.yaml``.
+
+        Args:
+            params: not used.
+            args: not used.
+            kwargs: not used.
+        """
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Write a row for each metric; ``metrics`` may hold the ``epoch``, which is not a metric of its own."""
         epoch = metrics.pop("epoch", 0)
         self._attempt(self._append, metrics, int(step or 0), int(epoch))
 
@@ -67,7 +74,7 @@ class RunLog(Logger):
             action(*arguments)
         except OSError as error:
             self._broken = True
-            logger.warning("%s: the log cannot be written (%s); training goes on without it", self.path, error)
+            logger.warning("%s: the log cannot be written (%s); training continues without it", self.path, error)
 
     def _open(self, resumed_at: int | None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)

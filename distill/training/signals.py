@@ -1,4 +1,4 @@
-"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: finish the step, save, leave with 128 + the signal's number."""
+"""SIGTERM, SIGINT, SIGHUP and SIGUSR1: finish the step, save, exit with 128 + the number of the signal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 
 
 class Interrupted(UserError):
-    """A signal asked the run to end, and everything worth keeping has been saved. ``exit_code`` is 128 + its number."""
+    """A signal asked the run to stop, and a checkpoint is saved. ``exit_code`` is 128 + the number of the signal."""
 
     def __init__(self, number: int):
         self.exit_code = 128 + number
@@ -22,10 +22,10 @@ class Interrupted(UserError):
 
 
 class StopSignal:
-    """Remembers the first signal while it is the handler; a second one gets the default treatment.
+    """Remembers the first signal while its handlers are installed; a second signal has the default effect.
 
-    Used as a context manager round a whole run. Lightning puts handlers of its own over these at the start of a fit,
-    which would end a run with exit status 0 and nothing saved, so the fit calls ``install`` again.
+    A context manager for a whole run. At the start of a fit, Lightning replaces the handlers by its own, which would
+    end the run with exit status 0 and without a checkpoint; so the fit calls :meth:`install` again.
     """
 
     def __init__(self) -> None:
@@ -42,6 +42,7 @@ class StopSignal:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def install(self) -> None:
+        """Set the handlers."""
         for number in SIGNALS:
             signal.signal(number, self._remember)
 
@@ -52,7 +53,7 @@ class StopSignal:
         self.received = number
 
     def agreed(self) -> int | None:
-        """The signal that any rank has received: all of them must stop at the same step."""
+        """A signal that any rank has received, the same on all ranks, so that they stop at the same step; else None."""
         if not (dist.is_available() and dist.is_initialized()):
             return self.received
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
@@ -61,6 +62,6 @@ class StopSignal:
         return int(number) or None
 
     def raise_if_received(self) -> None:
-        """Between stages, where there is nothing to save."""
+        """Raise ``Interrupted`` after a signal; for code between stages, where there is nothing to save."""
         if self.received is not None:
             raise Interrupted(self.received)

@@ -1,4 +1,4 @@
-"""The pure step: a batch of images becomes a loss and its terms. It knows no training loop and imports no Lightning."""
+"""The training step as a pure function of a batch: images, ids and labels → loss and terms, without Lightning."""
 
 from __future__ import annotations
 
@@ -34,31 +34,31 @@ class StepOutput:
     """The result of one step."""
 
     loss: Tensor
-    """Scalar with a graph: the weighted sum of the terms, and the penalty of the deltas."""
+    """Scalar with a graph: the weighted sum of the terms plus the penalty of the deltas."""
     terms: Tensor
     """[T] the unweighted terms, detached, in the order of ``DistillationStep.term_names``."""
 
 
 class DistillationStep(nn.Module):
-    """Loss of a batch, for a training loop of any kind. Without a teacher it is plain supervised training.
+    """Computes the loss of a batch, for any training loop. Without a teacher this is supervised training.
 
-    ``loss = Σ_t w_t(step) · term_t + penalty(deltas)``, each term averaged over the view pairs and weighed over the
-    teacher's networks. In a loop of your own: call the step, ``loss.backward()``, update, then :meth:`after_update`.
-    ``distill.create_step`` builds it from the names of the objectives. Autocast, clipping and the learning rate are the
-    loop's; a trunk that several networks have in common is computed once only in ``distill train``.
+    ``loss = Σ_t w_t(step) · term_t + penalty(deltas)``; each term is averaged over the pairs of views and weighted over
+    the teacher's networks. In your own loop, call the step, ``loss.backward()``, ``optimizer.step()``, then
+    :meth:`after_update`. ``distill.create_step`` builds it from the names of objectives. The loop is responsible for
+    autocast, clipping and the learning rate. Only ``distill train`` computes layers that networks share once.
 
-    Shapes: B batch, H and W of the images, T terms (the penalty of the deltas is the last, where there is one).
+    Shapes: B batch, H and W of the images, T terms (the last is the penalty of the deltas, if they have one).
 
     Args:
-        student: what is trained.
+        student: is trained.
         teacher: frozen, or None.
         terms: the loss; see ``build_terms``.
         augment: makes the views.
-        settings: number of epochs, and the curriculum; nothing else of it is read here.
-        steps_per_epoch: length of the schedule's epoch, in batches.
+        settings: the step reads the number of epochs and the curriculum.
+        steps_per_epoch: number of batches in an epoch, for the schedules.
         train: names and labels [N] of the training samples, for terms with a memory bank.
-        cache: the teacher's outputs; for a batch that it holds, the teacher does not run.
-        meta: learns the weights of the teacher's networks, where those are learned.
+        cache: of the teacher's outputs; the teacher does not run for a batch that the cache holds.
+        meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
 
     Raises:
         ValueError: the curriculum cannot compare the student with the teacher.
@@ -123,17 +123,17 @@ class DistillationStep(nn.Module):
         """The loss of a batch.
 
         Args:
-            images: [B, 3, H, W] uint8 RGB (or floats in [0, 1]) on the device; or what ``augment.render`` made of them.
-            ids: [B] int64 on the CPU, which tell the samples apart; see :func:`augment.draws.sample_key`.
+            images: [B, 3, H, W] uint8 RGB (or floats in [0, 1]) on the device, or the output of ``augment.render``.
+            ids: [B] int64 on the CPU, unique for each sample; see :func:`augment.draws.sample_key`.
             labels: [B] int64 on the device, ``UNLABELED`` (-1) where a sample has none; None: no sample has one.
-            epoch: counted from 0; the draws of the views depend on it.
-            step: number of the step in the whole training, counted from 0; the schedules of terms depend on it.
+            epoch: counted from 0; the random draws of the views depend on it.
+            step: number of the step in the training, counted from 0; the schedules of terms depend on it.
 
         Returns:
             The loss, a scalar with a graph, and the terms [T].
 
         Raises:
-            ValueError: shapes that do not fit, or an id that is not of ``train`` where a term has a memory bank.
+            ValueError: labels and ids differ in length, or a term has a memory bank and an id is not in ``train``.
         """
         if labels is None:
             device = next(iter(images.values())).device if isinstance(images, Mapping) else images.device
@@ -172,7 +172,7 @@ class DistillationStep(nn.Module):
         return StepOutput(loss, torch.stack(values).detach())
 
     def after_update(self, step: int) -> None:
-        """Deltas and terms act after the update of a step; ``step`` is its number, counted from 0."""
+        """Run the hooks of deltas and terms that follow an update; ``step`` is its number, counted from 0."""
         for term in self.terms:
             term.after_step()
         self.student.after_step(step + 1, self.settings.epochs * self.steps_per_epoch)
@@ -180,7 +180,7 @@ class DistillationStep(nn.Module):
     def _views_and_outputs(
         self, images: Tensor | ViewPixels, ids: Tensor, device: torch.device, epoch: int
     ) -> tuple[Views, list[list[Features]]]:
-        """The views of a batch, and the teacher's outputs for its own, from the cache if it holds them."""
+        """The views of a batch, and the teacher's outputs for its views, from the cache if it holds them."""
         cached = None
         if self.cache is not None:
             with self.clock.span("teacher"):

@@ -1,14 +1,14 @@
-"""What the teacher said, kept in one file: a second student on the same stream of views needs no teacher.
+"""Keeps the teacher's outputs in a file, so that later students with the same teacher and views need not compute them.
 
-Views are drawn by (seed, epoch, view, sample id), so what the teacher sees is known before it is made. A row of the
-file is one sample in one epoch: number ``epoch · N + place`` of N samples. ``manifest.json`` beside it says of what
-stream it is, and the folder is named by the hash of that: another teacher, seed, data set or augmentation of the
-teacher's views has another cache.
+The draws of a view depend only on (seed, epoch, view, sample id), so equal settings give equal views: a "stream" of
+views. A row of the file is one sample in one epoch: row ``epoch · N + position``, N samples. ``manifest.json`` beside
+the file describes the stream, and the folder is named by the manifest's hash: another teacher, seed, data set or
+augmentation of the teacher's views uses another cache.
 
-Each row ends in a digest of its bytes, keyed by the manifest and the row's number. A row counts if its digest is right:
-one that was never written, half written by a run that was killed, written by two at once, or damaged is a row that is
-missing. So there is nothing to lock, nothing to recover, and every rank writes the rows that it has. Reading is through
-a memory map, writing is not: a full disk is then an error that can be caught.
+Each row ends in a digest of its bytes, keyed by the manifest and the row's number. Only rows with the right digest are
+used. A row that was never written, was written in part, was written by two processes at once, or is damaged counts as
+missing. So no lock and no recovery are needed, and each rank writes its own rows. Rows are read through a memory map
+and written by system calls, so that a full disk is an error that can be caught.
 """
 
 from __future__ import annotations
@@ -44,36 +44,38 @@ _DIGEST = 8
 
 @dataclass(frozen=True)
 class CachedRows:
-    """The rows of a batch, as far as the cache has them."""
+    """The rows of a batch, some of which may be missing."""
 
     numbers: np.ndarray
-    """int64 [B], in the file."""
+    """int64 [B], numbers of the rows in the file."""
     rows: np.ndarray
-    """[B] of the layout's dtype; anything where not ``there``."""
+    """[B] of the layout's dtype; undefined where a row is missing."""
     there: np.ndarray
-    """bool [B]."""
+    """bool [B], false where a row is missing."""
     context: bytes
+    """Hash of the batch's ids if the outputs depend on the batch, else empty."""
 
     @property
     def complete(self) -> bool:
+        """Whether no row is missing."""
         return bool(self.there.all())
 
 
 class TeacherCache:
-    """The cache of one stream, opened for ``epochs`` epochs; made if it is not there yet.
+    """Opens the cache of one stream, and creates it if there is none.
 
     Args:
-        output: the folder that caches lie in.
-        stream: everything that the teacher's words depend on, as plain JSON; see :mod:`distill.training.cache_key`.
+        output: the folder of all caches.
+        stream: everything that the teacher's outputs depend on, as plain JSON; see :mod:`distill.training.cache_key`.
         layout: of a row.
         ids: names of the training samples.
-        epochs: how many there is to be room for.
-        by_batch: whether a sample's view depends on its batch (mixing), so that a row counts in the same batch only.
+        epochs: for which the file has space.
+        by_batch: whether a sample's view depends on its batch (mixing); a row is then used only for the same batch.
         write: whether missing rows are added.
 
     Raises:
-        CacheError: the folder holds another stream's cache; the disk has not the room; there is none, and ``write`` is
-            off. The text says what differs, or how much is missing.
+        CacheError: the folder holds the cache of another stream, the disk lacks the space, or there is no cache and
+            ``write`` is off. The text names the settings that differ, or the bytes that are missing.
     """
 
     def __init__(
@@ -95,7 +97,7 @@ class TeacherCache:
         self._row = np.dtype([("content", layout.dtype), ("digest", f"V{_DIGEST}")])
         self._pending: deque[tuple[CachedRows, dict[str, Tensor], torch.cuda.Event]] = deque()
         self.failure: CacheError | None = None
-        """Why rows are no longer added, if they are not."""
+        """The error that stopped the writing of rows, if there was one."""
         self.is_new = not (self.folder / MANIFEST).is_file()
         self._open()
 
@@ -105,14 +107,14 @@ class TeacherCache:
         return self.epochs * self._samples * self._row.itemsize
 
     def describe(self) -> str:
-        """One line: where, how large, and for a new one how it differs from those that are there."""
+        """One line: path and size; for a new cache also how it differs from the most similar existing one."""
         what = f"{self.folder}, {self.size:,} bytes for {self.epochs} epochs of {self._samples} samples"
         return f"new teacher cache: {what}{self._nearest_cache_note()}" if self.is_new else f"teacher cache: {what}"
 
     # --- Reading ------------------------------------------------------------------------------------------------------
 
     def find(self, ids: Tensor, epoch: int) -> CachedRows:
-        """The rows of a batch: ids [B] int64 on the CPU."""
+        """The rows of a batch in an epoch, counted from 0; ids [B] int64 on the CPU."""
         self._flush(wait=False)
         context = hashlib.blake2b(ids.sort()[0].numpy().tobytes(), digest_size=16).digest() if self.by_batch else b""
         numbers = (self._positions(ids) + epoch * self._samples).numpy()
@@ -124,22 +126,26 @@ class TeacherCache:
         return CachedRows(numbers, rows["content"], there, context)
 
     def has(self, ids: Tensor, epoch: int) -> bool:
-        """Whether all rows of a batch are there."""
+        """Whether no row of a batch is missing; arguments as in :meth:`find`."""
         return self.find(ids, epoch).complete
 
     def features(self, cached: CachedRows, device: torch.device) -> list[list[Features]]:
-        """``features[n][v]`` of rows that are all there, in fp32 on the device."""
+        """``features[n][v]`` (network n, view v) in fp32 on the device, from complete rows."""
         return self.layout.decode(self.layout.unpack(cached.rows, device))
 
     # --- Writing ------------------------------------------------------------------------------------------------------
 
     def keep(self, cached: CachedRows, live: Sequence[Sequence[Features]]) -> list[list[Features]]:
-        """Add the rows that were not found, and hand back the batch as the cache will give it from now on.
+        """Add the missing rows, and return the outputs as they will be read from the cache.
 
-        So a run that writes the cache, one that was interrupted, and one that reads it learn from the same numbers.
+        So a run that writes the cache, a resumed run, and a run that reads the cache all train on the same values.
 
         Args:
-            live: what the teacher says of the batch, ``live[n][v]``.
+            cached: the rows of the batch, from :meth:`find`.
+            live: the teacher's outputs for the batch, ``live[n][v]`` of network n and view v.
+
+        Returns:
+            ``features[n][v]`` in fp32 on the device of ``live``, rounded to the dtype of the cache.
         """
         fields = self.layout.encode(live)
         device = next(iter(fields.values())).device
@@ -148,7 +154,7 @@ class TeacherCache:
             there = there.to(device, non_blocking=True)
             fields = {name: torch.where(there, stored[name], values) for name, values in fields.items()}
         if self.write:
-            if device.type == "cuda":  # written once they have arrived: the step does not wait for them
+            if device.type == "cuda":  # they are written when they have arrived, so that the step does not wait
                 copies = {name: values.to("cpu", non_blocking=True) for name, values in fields.items()}
                 arrived = torch.cuda.Event()
                 arrived.record()
@@ -158,7 +164,7 @@ class TeacherCache:
         return self.layout.decode(fields)
 
     def flush(self) -> None:
-        """Write what is still on its way from the device."""
+        """Write the rows whose copies from the device are still pending."""
         self._flush(wait=True)
 
     def _flush(self, wait: bool) -> None:
@@ -188,7 +194,7 @@ class TeacherCache:
         except OSError as error:
             self.write = False
             self.failure = CacheError(f"{self.folder}: the teacher's cache is no longer written ({error.strerror})")
-            logger.warning("%s; training goes on without adding to it", self.failure)
+            logger.warning("%s; training continues without adding to it", self.failure)
 
     # --- The file -----------------------------------------------------------------------------------------------------
 
@@ -204,7 +210,7 @@ class TeacherCache:
         path, rows = self.folder / MANIFEST, self.folder / ROWS
         if self.is_new and not self.write:
             raise CacheError(
-                f"there is no cache of this stream, and teacher.cache.write is off{self._nearest_cache_note()}"
+                f"there is no cache for these views, and teacher.cache.write is off{self._nearest_cache_note()}"
             )
         try:
             if self.is_new:
@@ -212,11 +218,11 @@ class TeacherCache:
                 write_atomic(path, json.dumps(self.manifest, indent=2).encode())
             elif (there := _read(path)) != self.manifest:
                 named = ", ".join(differences(there, self.manifest)) or "unreadable"
-                raise CacheError(f"{path} is not of the stream that its folder is named after; delete it ({named})")
+                raise CacheError(f"{path} does not match the name of its folder; delete it ({named})")
             if self.write:
                 self._make_room(rows)
             self._mapped = np.memmap(rows, self._row, "r")
-        except (OSError, ValueError) as error:  # numpy maps neither empty files nor parts of rows
+        except (OSError, ValueError) as error:  # ValueError: numpy maps neither an empty file nor a part of a row
             raise CacheError(f"{self.folder}: the teacher's cache cannot be used: {error}") from error
 
     def _make_room(self, rows: Path) -> None:
@@ -224,11 +230,11 @@ class TeacherCache:
             state = os.fstat(file.fileno())
             if state.st_size < self.size:
                 self._check_room(state.st_blocks * 512)
-                # Unlike truncating, this cannot shorten a file that another run has just made longer.
+                # Unlike truncate, this cannot shorten a file that another run has just extended.
                 os.pwrite(file.fileno(), b"\0", self.size - 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a loader's worker, which looks into the file itself."""
+        """For a loader's worker, which maps the file again."""
         return {**self.__dict__, "_mapped": None, "_pending": deque()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -236,17 +242,17 @@ class TeacherCache:
         self._mapped = np.memmap(self.folder / ROWS, self._row, "r")
 
     def _check_room(self, taken: int) -> None:
-        """Raise ``CacheError`` unless the disk has room for all rows; ``taken`` bytes of it are the file's already."""
+        """Raise ``CacheError`` if the disk lacks space for all rows; the file has ``taken`` bytes of it already."""
         there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
         free, wanted = shutil.disk_usage(there).free, self.size - taken
         if wanted > free:
             raise CacheError(
-                f"{self.folder}: the teacher's cache needs {wanted:,} bytes more, {there} has {free:,} free; keep fewer"
+                f"{self.folder}: the teacher's cache needs {wanted:,} more bytes, {there} has {free:,} free; keep fewer"
                 f" logits (teacher.cache.logits), train fewer epochs, or set output= to another disk"
             )
 
     def _nearest_cache_note(self) -> str:
-        """What differs from the most similar cache beside this one."""
+        """The differences from the most similar cache in the same folder, for a message."""
         others = [path for path in self.folder.parent.glob(f"cache-*/{MANIFEST}") if path.parent != self.folder]
         different = {path.parent.name: differences(_read(path), self.manifest) for path in others}
         if not different:
@@ -256,7 +262,7 @@ class TeacherCache:
 
 
 def _read(manifest: Path) -> Any:
-    """Its content; None if it is damaged."""
+    """The content of a manifest; None if it is damaged."""
     try:
         return json.loads(manifest.read_text())
     except ValueError:

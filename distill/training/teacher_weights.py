@@ -1,6 +1,6 @@
-"""How much each network of the teacher counts: fixed, by sample, or learned.
+"""The weight of each network of the teacher: fixed, by sample, or learned.
 
-Shape suffixes: B batch, K classes, N networks of the teacher, V views that the teacher sees.
+Shape suffixes: B batch, K classes, N networks of the teacher, V views of the teacher.
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ from distill.objectives.compare import field_of
 
 
 def by_sample(log_q_NB: Tensor, prior_N: Tensor, temperature: float) -> Tensor:
-    """[N, B] weights in proportion to ``prior · q^(1/T)``, of sum 1 over the networks.
+    """Weights in proportion to ``prior · q^(1/T)``, of sum 1 over the networks.
 
-    A network with ``log q = −∞`` gets none; where all have, each gets its prior.
+    A network with ``log q = −∞`` gets 0; if all networks of a sample have it, each gets its prior.
+
+    Args:
+        log_q_NB: log of q.
+        prior_N: weights of sum 1.
+        temperature: T.
+
+    Returns:
+        Weights [N, B].
     """
     known_B = (log_q_NB > -torch.inf).any(0)
     scores_NB = (log_q_NB / temperature).where(known_B, 0.0)
@@ -35,7 +43,7 @@ def log_confidence(logits_BK: Tensor) -> Tensor:
 
 
 def log_agreement(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-    """[B] ``log p_y``; −∞ where there is no label among these classes."""
+    """[B] ``log p_y``; −∞ where a sample has no label."""
     log_p_B = F.log_softmax(logits_BK.float(), 1).gather(1, labels_B.clamp(min=0)[:, None])[:, 0]
     return log_p_B.masked_fill(labels_B == UNLABELED, -torch.inf)
 
@@ -43,16 +51,16 @@ def log_agreement(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
 class TeacherWeights(nn.Module):
     """The weights of the teacher's networks in every term that reads the teacher; see :class:`WeightingSettings`.
 
-    ``confidence`` asks each network about the classes that it shares with the student. ``agreement`` is in the spirit
-    of CA-MKD (Zhang et al., ICASSP 2022, arXiv 2201.00007), where a network's weight falls with its cross-entropy;
-    there it is ``(1 − softmax(CE)) / (N − 1)`` over the networks, here ``softmax(−CE / T)``, which leaves a network
-    that is wrong as little as T says. Of a mixed image, ``log q`` is the mean over its labels by their parts; where
-    one of them is unknown to a network, the image is as one without a label to it.
+    ``confidence`` uses the classes that a network shares with the student. ``agreement`` follows CA-MKD (Zhang et al.,
+    ICASSP 2022, arXiv 2201.00007), where the weight of a network falls with its cross-entropy; there it is
+    ``(1 − softmax(CE)) / (N − 1)`` over the networks, here ``softmax(−CE / T)``, so T controls how little weight a
+    wrong network keeps. For a mixed image, ``log q`` is the mean over its two labels, weighted by their fractions; if a
+    network lacks the class of either, it treats the image as unlabeled.
 
     Args:
         settings: type and temperature.
         priors: the networks' weights, of sum 1.
-        maps: of the networks' classes.
+        maps: of the networks' classes to the student's.
     """
 
     prior: Tensor
@@ -64,22 +72,26 @@ class TeacherWeights(nn.Module):
         self.maps = maps
         prior_N = torch.tensor(priors)
         self.register_buffer("prior", prior_N, persistent=False)
-        # The a of ``learned``: the only thing here that training changes.
+        # The a of ``learned``, the only tensor here that training changes.
         self.register_buffer("preference", prior_N.log(), persistent=settings.type == "learned")
         self._last = prior_N
 
     @property
     def per_sample(self) -> bool:
+        """Whether the weights differ by sample."""
         return self.settings.type in ("confidence", "agreement")
 
     @torch.no_grad()
     def forward(self, teachers: Sequence[Sequence[Features]], batch: Targets) -> Tensor:
-        """[N] of sum 1, or [N, V, B] of sum 1 over N if they are by sample.
+        """The weights for a batch.
 
         Args:
-            teachers: ``teachers[n][v]``: of network n, for view v.
-            batch: labels, and for mixed images those of the partner. Shares are those of the student's view: the
-                teacher's differ from it by what the border of a pasted box rounds to.
+            teachers: ``teachers[n][v]``: outputs of network n for view v.
+            batch: labels, and for mixed images the partners' labels and λ. λ is that of the student's view; the
+                teacher's view differs from it only by rounding the pasted box to whole pixels.
+
+        Returns:
+            [N] of sum 1, or [N, V, B] of sum 1 over N if the weights differ by sample.
         """
         if self.settings.type == "fixed":
             return self.prior
@@ -96,11 +108,11 @@ class TeacherWeights(nn.Module):
         return teacher_weights.view_as(log_q_NVB)
 
     def learn(self, preference_N: Tensor) -> None:
-        """Take over what a meta step made of the preference; it counts from the next step on."""
+        """Set the preference [N] to the result of a meta step; it takes effect from the next step on."""
         self.preference.copy_(preference_N)
 
     def metrics(self) -> dict[str, Tensor]:
-        """``teacher_weight/n`` of the last step, the mean over its samples; nothing where they are fixed."""
+        """``teacher_weight/n`` of the last step, averaged over its samples; empty if the weights are fixed."""
         if self.settings.type == "fixed":
             return {}
         return {f"teacher_weight/{n}": weight for n, weight in enumerate(self._last)}

@@ -1,4 +1,4 @@
-"""The loss as a sum of named terms, over the pairs of views that the policy declares and over all teachers."""
+"""The terms of the loss: objectives, averaged over the policy's pairs of views and summed over the teachers."""
 
 from __future__ import annotations
 
@@ -15,10 +15,17 @@ from distill.objectives.base import Objective, Targets
 
 
 class Term(nn.Module):
-    """One objective in the sum: built once per teacher if it reads the teacher, averaged over the pairs of views.
+    """One objective in the sum, averaged over the pairs of views; one module for each teacher that it reads.
 
-    An objective that reads logits sees those of the classes that a teacher shares with the student, and the labels as
-    places among them; one that reads only features sees every label as it is.
+    An objective that reads logits gets those of the classes that teacher and student share, and labels as indices of
+    these classes. An objective that reads only features gets the labels unchanged.
+
+    Args:
+        name: of the term, in logs.
+        settings: of the objective.
+        student: shapes of the student's outputs.
+        teachers: shapes of the outputs of each of the teacher's networks.
+        maps: of the networks' classes to the student's.
 
     Raises:
         ValueError: the objective cannot compare the student with one of the teachers.
@@ -53,14 +60,25 @@ class Term(nn.Module):
         )
 
     def weight(self, step: int, steps_per_epoch: int, epochs: int) -> float:
-        """Its factor in the sum at a step."""
+        """The factor of the term in the loss.
+
+        Args:
+            step: number of the step in the training, counted from 0.
+            steps_per_epoch: batches in an epoch.
+            epochs: length of the training.
+
+        Returns:
+            ``settings.weight`` times the schedule's factor.
+        """
         return self.settings.weight * self.settings.schedule.factor(step, steps_per_epoch, epochs)
 
     def remember(self, labels: Tensor) -> None:
+        """Give the objectives the labels [N] of all training samples, for a memory bank."""
         for objective in self.objectives:
             objective.remember(labels)  # type: ignore[operator]
 
     def after_step(self) -> None:
+        """Run the objectives' hooks that follow an update."""
         for objective in self.objectives:
             objective.after_step()  # type: ignore[operator]
 
@@ -72,14 +90,17 @@ class Term(nn.Module):
         batches: Sequence[Targets],
         teacher_weights: Tensor | None = None,
     ) -> Tensor:
-        """[N] the unweighted term for each teacher, or [1] if it reads none; :meth:`total` adds them up.
+        """The term for each teacher; :meth:`total` adds them up.
 
         Args:
-            students: ``students[v]``: of view v.
-            teachers: ``teachers[n][v]``: of teacher n for its view v.
+            students: ``students[v]``: outputs for the student's view v.
+            teachers: ``teachers[n][v]``: outputs of teacher n for the teacher's view v.
             pairs: (teacher's view, student's view).
-            batches: ``batches[v]``: what is known of the student's view v.
-            teacher_weights: from ``TeacherWeights``; those by sample become the samples' weights.
+            batches: ``batches[v]``: targets of the student's view v.
+            teacher_weights: from ``TeacherWeights``; those by sample multiply the weights of the samples.
+
+        Returns:
+            [N] the unweighted term with each teacher, or [1] if the objective reads no teacher.
         """
         if not self.reads_teacher:
             alone = [self.objectives[0](view, None, batch) for view, batch in zip(students, batches, strict=True)]
@@ -97,7 +118,7 @@ class Term(nn.Module):
         return torch.stack(values)
 
     def total(self, values: Tensor, teacher_weights: Tensor | None) -> Tensor:
-        """The unweighted term, from what :meth:`forward` gives."""
+        """The unweighted term, a scalar: the weighted sum of the output of :meth:`forward` over the teachers."""
         if not self.reads_teacher or teacher_weights is None or teacher_weights.ndim > 1:
             return values.sum()
         return (values * teacher_weights).sum()
@@ -116,7 +137,20 @@ def build_terms(
     teachers: Sequence[FeatureShapes],
     maps: LabelMaps | None = None,
 ) -> list[Term]:
-    """One term per objective, named by its type; a second one of a type is called ``type-2``."""
+    """One term for each objective, named by its type; the second one of a type is named ``type-2``.
+
+    Args:
+        objectives: settings of the objectives.
+        student: shapes of the student's outputs.
+        teachers: shapes of the outputs of each of the teacher's networks; empty without a teacher.
+        maps: of the networks' classes to the student's; None: the classes are the same.
+
+    Returns:
+        The terms, in the order of ``objectives``.
+
+    Raises:
+        ValueError: an objective cannot compare the student with one of the teachers.
+    """
     seen: Counter[str] = Counter()
     terms = []
     for settings in objectives:
@@ -128,7 +162,7 @@ def build_terms(
 
 
 def needs_of(objectives: Sequence[Objective.Settings]) -> tuple[frozenset[str], frozenset[str]]:
-    """What the objectives read of the student and of the teacher, of ``{"logits", "pooled", "maps"}``."""
+    """The fields of ``Features`` that the objectives read of the student, and of the teacher; always the logits too."""
     student: frozenset[str] = frozenset({"logits"})
     teacher: frozenset[str] = frozenset({"logits"})
     for settings in objectives:

@@ -1,4 +1,4 @@
-"""The test split's accuracy while training goes on, for the record only."""
+"""Accuracy on the test split during training, which is only reported."""
 
 from __future__ import annotations
 
@@ -17,17 +17,21 @@ from distill.training.module import Distillation
 class TestCurve(Callback):
     """Tests after every ``every`` epochs and after the last one; see ``training.test_every``.
 
-    Nothing of a training reads what is found here: no checkpoint, no stop, no rate. Its highest point is what papers
-    on CIFAR often print as their result, "best epoch". That is a choice made on the test split, so it is too high; the
-    report shows it beside the last epoch and says so.
+    Training does not depend on the results. Papers on CIFAR often give the highest one as the accuracy of the "best
+    epoch". It is chosen on the test split, so it is too high; the report shows it beside the last epoch and says so.
+
+    Args:
+        predict: makes the student's predictions for the test split.
+        metrics: testing time is excluded from its speed.
+        every: epochs between tests.
     """
 
-    __test__ = False  # pytest takes a class for tests by its name
+    __test__ = False  # pytest collects classes named Test…
 
     def __init__(self, predict: Callable[[], Predictions], metrics: MetricsReader, every: int):
         self.predict, self.metrics, self.every = predict, metrics, every
         self.accuracies: dict[int, float] = {}
-        """By epoch, counted from 0."""
+        """Epoch, counted from 0 → top-1 accuracy in [0, 1]."""
 
     def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
         epoch = trainer.current_epoch

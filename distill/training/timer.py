@@ -1,4 +1,4 @@
-"""How much of the step goes to data, augmentation, teacher and student, without waiting for the device."""
+"""Measures the time of data, augmentation, teacher and student in a step, without synchronizing the device."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ SPANS = ("data", "augment", "teacher", "student")
 
 
 class StepTimer:
-    """Adds up seconds by span. On CUDA a span is a pair of events, read only when ``read`` is called.
+    """Adds up seconds by span. On CUDA, a span is a pair of events, which only :meth:`read` evaluates.
 
-    The student's span holds its forward and backward pass, the objectives and the update; ``data`` is the time that
-    the loop waited for the loader, which is host time on every device.
+    ``student`` covers its forward and backward pass, the objectives and the update. ``data`` is the time that the loop
+    waits for the loader, host time on every device.
     """
 
     def __init__(self, device: torch.device):
@@ -26,9 +26,11 @@ class StepTimer:
         self._open: dict[str, float | torch.cuda.Event] = {}
 
     def start(self, span: str) -> None:
+        """Begin a span."""
         self._open[span] = self._now()
 
     def stop(self, span: str) -> None:
+        """End a span that was begun."""
         begun = self._open.pop(span)
         if isinstance(begun, float):
             self._seconds[span] += time.perf_counter() - begun
@@ -36,16 +38,18 @@ class StepTimer:
             self._events.append((span, begun, self._now()))  # type: ignore[arg-type]
 
     def add(self, span: str, seconds: float) -> None:
+        """Add seconds that were measured elsewhere."""
         self._seconds[span] += seconds
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
+        """Measure the block."""
         self.start(name)
         yield
         self.stop(name)
 
     def read(self) -> dict[str, float]:
-        """Seconds by span since the last read. Waits for the last event on CUDA: call it where one waits anyway."""
+        """Span → seconds since the last read. Synchronizes CUDA: call it where the device is synchronized anyway."""
         if self._events:
             self._events[-1][2].synchronize()
         for span, begun, ended in self._events:

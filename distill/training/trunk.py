@@ -1,4 +1,4 @@
-"""What the networks of a fit share: student and teacher where they look at one view, and teachers among themselves.
+"""Finds the layers that a fit's networks share: teachers with each other, and with a student that gets the same view.
 
 See :mod:`distill.models.shared_trunk`.
 """
@@ -19,13 +19,19 @@ from distill.models.teacher import Teacher
 def share_trunk(
     student: Student, teacher: Teacher | None, dual: DualAugment, precision: str
 ) -> tuple[SharedTrunk, str]:
-    """The trunk that is computed once, tried out on noise, and a line that says what it is; "" if there is none.
+    """Finds the layers that networks share, by running all networks on noise.
 
-    All networks must be on their device. A student never shares what it computes in another precision than the teacher,
-    or compiled: it has a trunk of its own then, and the line says why, if its weights are the teacher's.
+    A compiled student, or one with another precision than the teacher, shares nothing with the teacher.
 
     Args:
-        precision: that the student is trained in.
+        student: on its device.
+        teacher: on the same device; None: nothing is shared.
+        dual: its policy decides whether student and teacher get the same view.
+        precision: of the student's training, "float32" or "bfloat16".
+
+    Returns:
+        The shared trunk, and a line about it for the console: which layers are computed once, or why none are although
+        the student has the teacher's weights; else empty.
     """
     if teacher is None:
         return SharedTrunk(), ""
@@ -55,7 +61,7 @@ def share_trunk(
             name = "the student" if network is student.model else f"teacher.networks.{n}"
             lines.append(f"{len(shared)} of {len(_layers(network))} convs and linear layers of {name}")
     if lines:
-        return trunk, f"shared trunk: {', and '.join(lines)} are another network's too, and computed once"
+        return trunk, f"shared trunk: {', and '.join(lines)} are also in another network, and computed once"
     first = next(iter(student.model.parameters()))
     if one_view and obstacle and any(_equal(first, next(n.parameters())) for n in teacher.networks):
         return trunk, f"no shared trunk: {obstacle}"
@@ -64,11 +70,11 @@ def share_trunk(
 
 def _obstacle(student: Student, teacher: Teacher, precision: str) -> str:
     if student.compiled or teacher.compiled:
-        return "compiled networks (student.compile, teacher.compile) are not taken apart"
+        return "compiled networks (student.compile, teacher.compile) cannot share layers"
     if precision != "float32" or teacher.dtype != torch.float32:
         return (
             f"the student computes in {precision}, the teacher in {str(teacher.dtype).removeprefix('torch.')}; "
-            "both in float32 would share what is the same"
+            "they share layers only if both compute in float32"
         )
     return ""
 

@@ -73,7 +73,7 @@ def test_a_full_disk_under_the_log_is_a_warning(tmp_path: Path, caplog) -> None:
                 log.log_metrics({f"metric {n}": float(n) for n in range(10)}, step)
             log.finalize("success")
         assert [r.getMessage() for r in caplog.records if "cannot be written" in r.getMessage()] == [
-            f"{log.path}: the log cannot be written ([Errno 28] No space left on device); training goes on without it"
+            f"{log.path}: the log cannot be written ([Errno 28] No space left on device); training continues without it"
         ]
 
 
@@ -90,7 +90,7 @@ def test_training_goes_on_without_a_log(tmp_path: Path, caplog) -> None:
         pytest.skip("no /dev/full here")
     with caplog.at_level(logging.WARNING):
         assert_bit_equal(student_fit(settings, tmp_path / "full", fill).weights, straight.weights)
-    assert sum("training goes on without it" in record.getMessage() for record in caplog.records) == 1
+    assert sum("training continues without it" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_nowhere_to_log_is_a_warning(tmp_path: Path, caplog) -> None:

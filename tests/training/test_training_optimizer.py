@@ -135,7 +135,7 @@ def test_the_schedule_moves_every_group_by_the_batch() -> None:
 
 
 def test_schedules_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"schedule\.milestones belongs to schedule\.type: steps"):
+    with pytest.raises(ValueError, match=r"schedule\.milestones and schedule\.type: steps are given together"):
         TrainingSettings(schedule=ScheduleSettings(milestones=(3,)))
     with pytest.raises(ValueError, match="shorter than epochs"):
         TrainingSettings(epochs=2, schedule=ScheduleSettings(warmup=2))

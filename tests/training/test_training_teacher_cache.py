@@ -197,7 +197,7 @@ def test_another_stream_has_another_cache(tmp_path: Path, teacher_batches: list[
         changes = {**changes, "teacher": {**changes.get("teacher", {}), "cache": cache}}
         if "source" in key:
             changes["objectives"] = [{"type": "kd"}]
-        with pytest.raises(CacheError, match=rf"there is no cache of this stream.* differs in .*{key} "):
+        with pytest.raises(CacheError, match=rf"there is no cache for these views.* differs in .*{key} "):
             student_fit(experiment(tmp_path, **changes), tmp_path / "refused")
 
 
@@ -334,7 +334,7 @@ def test_by_batch_a_row_belongs_to_its_batch(tmp_path: Path) -> None:
 
 def test_the_disk_is_asked_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=100))
-    with pytest.raises(CacheError, match=r"needs 288 bytes more, .* has 100 free; keep fewer logits"):
+    with pytest.raises(CacheError, match=r"needs 288 more bytes, .* has 100 free; keep fewer logits"):
         open_cache(tmp_path / "new")
     assert not (tmp_path / "new").exists()
 

@@ -290,11 +290,11 @@ REFUSED = [
     ),
     (
         {"objectives": [{"type": "kd"}, {"type": "pkt"}], "training": {"curriculum": {"epochs": 1}}},
-        "training.curriculum: pkt: no mean over samples",
+        "training.curriculum: pkt: not a mean over samples",
     ),
     (
         {"teacher": None, "objectives": [{"type": "ce"}], "training": {"curriculum": {"epochs": 1}}},
-        "training.curriculum: it asks a teacher",
+        "training.curriculum: it needs a teacher",
     ),
     ({"fit_teacher": {"training": {"curriculum": {"epochs": 1}}}}, "fit_teacher.training.curriculum: it asks"),
     ({"teacher": {"two": {"type": "learned"}}, "student": {"compile": True}}, "student.compile: weighting: learned"),

@@ -134,7 +134,7 @@ def test_compiled_networks_are_left_alone() -> None:
     module = distillation()
     module.step.student.compiled = True
     module.on_fit_start()
-    assert module.note == "no shared trunk: compiled networks (student.compile, teacher.compile) are not taken apart"
+    assert module.note == "no shared trunk: compiled networks (student.compile, teacher.compile) cannot share layers"
 
 
 def test_batch_statistics_that_move_are_not_shared() -> None:
