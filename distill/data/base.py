@@ -1,4 +1,4 @@
-"""The contract of a source: ``(uint8 image, label or none, stable id)`` for every sample of a split.
+"""The interface of data sources: ``(uint8 image, label or none, stable id)`` for each sample of a split.
 
 This package is imported by loader workers: it must import neither Lightning nor timm, and heavy readers
 (datasets, torchvision, scikit-learn) only inside the functions that use them.
@@ -27,7 +27,7 @@ class Sample(NamedTuple):
     label: int
     """Class index, or ``UNLABELED``."""
     id: str
-    """Stable name of the sample: does not depend on order, machine or mount point."""
+    """Stable name of the sample, independent of order, machine and mount point."""
 
 
 class Samples(Protocol):
@@ -47,13 +47,13 @@ class Samples(Protocol):
 
 
 class Source(Component):
-    """Where images come from. ``classes`` is empty when the source has no labels."""
+    """A source of images. ``classes`` is empty if the source has no labels."""
 
     class Settings(augment.base.Settings):
         type: str
 
     has_split: frozenset[str] = frozenset({"train"})
-    """Splits that this source has; where there is no val, the data module holds one out from train."""
+    """Splits that this source has; without val, samples of train are held out."""
 
     classes: tuple[str, ...]
 
@@ -61,7 +61,7 @@ class Source(Component):
         self.settings = settings
 
     def split(self, name: Split) -> Samples:
-        """The samples of a split. Raises ``DataError`` that names the folder or file and what was expected."""
+        """The samples of a split. Raises ``DataError``, whose text names the folder or file and what was expected."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
-"""Bringing images of any size to the one shape of a batch: a square canvas of ``size`` pixels.
+"""Resizes images of any size to a square canvas of ``size`` pixels, so that they fit in one batch.
 
-Networks' own sizes come later, on the device: the canvas is what the augmentation crops from. Resizing is bicubic and
-antialiased (Pillow); JPEG's scaled decoding (``draft``) is not used, for it changes pixels.
+Augmentation crops the views from the canvas and resizes them to the networks' sizes on the device. Resizing is bicubic
+and antialiased (Pillow). JPEG's scaled decoding (``draft``) is not used, since it changes pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from PIL import Image
 
 Fit = Literal["crop", "pad", "squash"]
 PADDING = (124, 116, 104)
-"""ImageNet's mean color: about zero once a network has normalized it."""
+"""ImageNet's mean color, about zero after normalization."""
 
 
 def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:

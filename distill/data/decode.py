@@ -1,13 +1,13 @@
-"""One decoder for every source: bytes, a path or a PIL image → uint8 RGB [H, W, 3].
+"""The decoder of all sources: bytes, a path or a PIL image → uint8 RGB [H, W, 3].
 
-The same picture gives the same pixels however it is stored:
+The same picture gives the same pixels in every file format:
 
-- EXIF orientation is applied (a broken EXIF block has none), the first frame of an animation is taken;
-- transparency (RGBA, LA, palette or a transparent color) is composited on white, as a browser's page would;
+- EXIF orientation is applied (a broken EXIF block counts as none); of an animation, the first frame is used;
+- transparency (RGBA, LA, palette or a transparent color) is composited on white, as in a browser;
 - 16-bit gray keeps its high byte, as Pillow does for 16-bit RGB, so both give the same 8-bit picture;
-- CMYK and YCCK are converted without a color profile; embedded ICC profiles are ignored, as in training code at large.
+- CMYK and YCCK are converted without a color profile; embedded ICC profiles are ignored, as is usual in training.
 
-The size is read from the header and checked before a pixel is decoded: a few kB can claim gigabytes.
+The size in the header is checked before decoding, since a file of a few kB can declare gigabytes of pixels.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from distill.data.base import DataError
 PIXEL_LIMIT = 50_000_000
 """Default limit of width × height; 150 MB as RGB."""
 MAX_PIXEL_LIMIT = 2 * 89_478_485
-"""Pillow refuses larger images itself."""
+"""Pillow raises an error for larger images."""
 BACKGROUND = (255, 255, 255)
 
 EXTENSIONS = frozenset(
     [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"]
 )
-"""File names that are taken for images."""
+"""File extensions of images."""
 _FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]
-# A closed list: Pillow also opens formats that run other programs (EPS) or that nobody trains on.
+# A fixed list, since Pillow also opens formats that run other programs (EPS).
 
 _ORIENTATION_TAG = 0x0112
 _TURN = {
@@ -52,7 +52,7 @@ def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int
 
     Args:
         source: an encoded image, its path, or an opened PIL image.
-        name: what errors call it: its path or sample id.
+        name: its path or sample id, for errors.
         pixel_limit: largest width × height, at most ``MAX_PIXEL_LIMIT``.
 
     Returns:
@@ -63,7 +63,7 @@ def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large or odd files; what is wrong raises here
+            warnings.simplefilter("ignore")  # Pillow warns of large or unusual files; errors are raised below
             if isinstance(source, Image.Image):
                 return _rgb(source, name, pixel_limit)
             file = BytesIO(source) if isinstance(source, bytes) else source
@@ -78,7 +78,7 @@ def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int
     except Image.UnidentifiedImageError as error:
         empty = source == b"" or (isinstance(source, str | Path) and Path(source).stat().st_size == 0)
         raise DataError(f"{name}: {'an empty file' if empty else 'not an image that can be read'}") from error
-    except Exception as error:  # decoders raise whatever they like: OSError, SyntaxError, struct.error, ValueError …
+    except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError and more
         raise DataError(f"{name}: cannot be decoded: {error}") from error
 
 
@@ -94,7 +94,7 @@ def _rgb(image: Image.Image, name: str, pixel_limit: int) -> np.ndarray:
     if width * height > pixel_limit:
         raise DataError(f"{name}: {width} × {height} pixels, more than pixel_limit = {pixel_limit:,}")
     image.load()
-    orientation = _orientation(image)  # after loading: Pillow turns a TIFF itself, and then forgets its tag
+    orientation = _orientation(image)  # after load(), which rotates a TIFF and removes its tag
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
         image = _eight_bit(image)
     if image.mode in ("I", "F"):
@@ -113,7 +113,7 @@ def _rgb(image: Image.Image, name: str, pixel_limit: int) -> np.ndarray:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # a broken EXIF block says nothing about orientation; the pixels are fine
+    except Exception:  # the EXIF block is broken; the pixels may still be valid
         return 1
 
 

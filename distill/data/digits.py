@@ -1,9 +1,9 @@
-"""The 1,797 handwritten digits that travel inside scikit-learn: real data that needs no network and no disk.
+"""The 1,797 handwritten digits that scikit-learn contains: real data without a download.
 
 Alpaydin and Kaynak, *Optical Recognition of Handwritten Digits*, UCI, 1998; 8×8 pixels, gray 0…16 → 0…255.
 
 The split is fixed and stratified: within each class, in the order of the SHA-256 of the id, the first fifth is test,
-the next tenth validation, the rest training. Nobody's seed changes it, so figures of different runs can be compared.
+the next tenth validation, the rest training. No seed changes it, so results of different runs can be compared.
 """
 
 from __future__ import annotations

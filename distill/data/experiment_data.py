@@ -1,4 +1,4 @@
-"""From settings to loaders: the training, validation and test samples, and which labels training may see."""
+"""Makes loaders from settings: the samples of the splits, and the labels that are visible in training."""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 
 
 class ExperimentData:
-    """One experiment's data, as seen from one rank.
+    """The data of an experiment for one rank.
 
-    Validation comes from the source, or else is held out from train by the hash of ids, stratified: the same samples
-    whatever the seed. Test comes from the source or does not exist.
+    If the source has no val split, samples of train are held out by the hash of their ids, stratified by class; they do
+    not depend on the seed. The test split always comes from the source.
 
     Args:
         settings: see :class:`DataSettings`.
-        seed: order of the training samples and loader-side augmentation; nothing else.
-        world_size: number of processes that share every batch.
-        rank: index of this one.
-        device: where ``on_device`` holds the images.
+        seed: of the order of the training samples and of loader-side augmentation.
+        world_size: number of processes among which each batch is divided.
+        rank: index of this process.
+        device: that holds the images with ``on_device``.
 
     Raises:
-        DataError: what is wrong with the data, with the file, folder or sample.
+        DataError: the data cannot be used; the text names the file, folder or sample.
     """
 
     def __init__(
@@ -65,33 +65,33 @@ class ExperimentData:
 
     @property
     def classes(self) -> Sequence[str]:
-        """Class names; empty when the source has no labels."""
+        """Class names; empty if the source has no labels."""
         return self.source.classes
 
     def subset(self, name: Split) -> Subset:
-        """The samples of a split, with the labels that training may see."""
+        """The samples of a split, with the labels that are visible in training."""
         if name not in self._subsets:
             self._divide(name)
         return self._subsets[name]
 
     def train_loader(self, labeled_only: bool = False) -> TrainLoader:
-        """Shuffled, resumable batches of this rank; ``labeled_only`` leaves out the samples whose label is hidden."""
+        """Shuffled, resumable batches of this rank; with ``labeled_only``, of samples with a visible label only."""
         subset = self._labeled() if labeled_only else self.subset("train")
         tolerated = int(self.settings.corrupt_budget * len(subset))
         reader = self._reader(subset, Order(len(subset), self.seed), tolerated, training=True)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
-        if labeled_only:  # fewer labels than a batch are meant so, no reason to warn
+        if labeled_only:  # fewer labels than a batch are normal here: avoid the loader's warning
             batch = min(batch, max(world, len(subset) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
 
     def train_batch(self, epoch: int, number: int) -> Batch:
-        """This rank's training batch ``number`` (from 0) of an epoch, as the training step receives it."""
+        """This rank's part of training batch ``number`` of an epoch, both counted from 0, as a training step gets it."""
         loader = self.train_loader()
         reader = self._decoder(self.subset("train"), loader.sampler.order, loader.reader.tolerated, training=True)
         return _once(reader, loader.sampler.request(epoch, number))
 
     def batch_of_ids(self, ids: Sequence[str | int], epoch: int) -> Batch:
-        """Training samples as a step of ``epoch`` receives them, in the order of their names or int64 keys.
+        """Training samples as a step of ``epoch`` gets them, in the order of ``ids``: names or int64 keys.
 
         Raises:
             DataError: an id is not among the training samples, or its image cannot be read.
@@ -109,21 +109,21 @@ class ExperimentData:
         return _once(reader, BatchRequest(epoch, indices))
 
     def eval_batch(self, name: Split, indices: Sequence[int]) -> Batch:
-        """Samples of a split by their indices in it, as evaluation reads them, in one batch."""
+        """The samples of a split at some indices, read as for evaluation, in one batch."""
         subset = self.subset(name)
         reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=False)
         return _once(reader, BatchRequest(0, indices))
 
     def eval_loader(self, name: Split, shared: bool = True) -> Loader:
-        """A split in order, each sample once; an unreadable one is an error. ``shared``: only this rank's samples."""
+        """A split in order, each sample once; an unreadable sample is an error. ``shared``: only this rank's part."""
         return self._in_order(self.subset(name), shared)
 
     def labeled_loader(self, shared: bool = False) -> Loader:
-        """The training samples with a visible label, in order, as a linear probe reads them; ``shared``: as above."""
+        """The training samples with a visible label, in order; ``shared``: only this rank's part."""
         return self._in_order(self._labeled(), shared)
 
     def has_split(self, name: Split) -> bool:
-        """Whether there are samples of this split."""
+        """Whether the split has samples."""
         if name == "val":
             self.subset("train")  # holds out val
             return name in self._subsets or name in self.source.has_split
@@ -135,7 +135,7 @@ class ExperimentData:
         return int((self.subset("train").labels != UNLABELED).sum())
 
     def with_all_labels(self) -> ExperimentData:
-        """The same data without a label budget; images already held on the device are shared."""
+        """The same data with all labels visible; images on the device are not copied."""
         if self.settings.labels_per_class is None:
             return self
         other = copy.copy(self)
@@ -144,9 +144,9 @@ class ExperimentData:
         return other
 
     def fingerprint(self) -> str:
-        """SHA-256 over the source's settings and every split's ids, labels and, where it knows them, file sizes.
+        """SHA-256 over the source's settings and each split's ids, labels and, if the source knows them, file sizes.
 
-        It identifies the data, not the protocol: held-out fraction, label budget and canvas do not change it.
+        It does not depend on the held-out fraction, label budget and canvas.
         """
         digest = sha256(self.settings.source.model_dump_json().encode())
         for name in SPLITS:
@@ -163,7 +163,7 @@ class ExperimentData:
         return self._samples[name]
 
     def _divide(self, name: Split) -> None:
-        """Fill in ``_subsets[name]``; train and a held-out val come together."""
+        """Fill in ``_subsets[name]``; train and a held-out val are made together."""
         splits = self.source.has_split
         if name in splits and name != "train":
             self._subsets[name] = full_split(self._split(name), self.classes, name)
@@ -208,7 +208,7 @@ class ExperimentData:
         return Loader(reader, SequentialSampler(len(subset), batch, rank, world), **self._options(reader))
 
     def _reader(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
-        """The reader of a subset: of files, or of images on the device; ``training`` adds the loader's operations."""
+        """The reader of a subset, from files or from the device; ``training`` adds the loader's operations."""
         if not self.settings.on_device:
             return self._decoder(subset, order, tolerated, training)
         name = next(name for name, samples in self._samples.items() if samples is subset.samples)
@@ -222,10 +222,10 @@ class ExperimentData:
         return BatchReader(subset, order, settings.size, settings.fit, ops, tolerated, settings.workers)
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
-        """A loader's worker options. Images on the device need no workers, and could not be sent to any."""
+        """A loader's worker options. Images on the device are read without workers."""
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
 
 
 def _once(reader: BatchReader, request: BatchRequest) -> Batch:
-    """One batch, read at once: starts no pass, and decodes no split."""
+    """One batch, read in this process; it starts no pass and does not decode a whole split."""
     return Loader(reader, SequentialSampler(len(reader.subset), 1)).only(request)

@@ -5,9 +5,9 @@
     root/<class>/*.jpg                                      one set, divided by test_fraction and val_fraction
     root/*.jpg                                              the same, without labels
 
-Classes are the folders' names, sorted. A class folder is searched to any depth. Hidden files and folders
-(``.ipynb_checkpoints``, ``._image.jpg``) do not exist. A split may be a flat folder: it has no labels then. A folder
-``train`` is a class when other folders but none for val or test lie beside it.
+Classes are the names of the folders, sorted. A class folder is searched to any depth. Hidden files and folders
+(``.ipynb_checkpoints``, ``._image.jpg``) are ignored. A split may be a flat folder without labels. A folder ``train``
+is a class if there are other folders beside it, but none for val or test.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
 class Folder(Source):
     """Image files on disk. Ids are paths relative to ``root``, with forward slashes.
 
-    Without split folders, an image goes to test if the hash of its id in [0, 1) is below ``test_fraction``, else to val
-    if it is below ``test_fraction + val_fraction``: adding a file moves no other, and shares are met on average.
+    Without split folders, an image is in test if the hash of its id in [0, 1) is below ``test_fraction``, else in val
+    if it is below ``test_fraction + val_fraction``. Adding a file moves no other file; the fractions hold on average.
     """
 
     class Settings(Source.Settings):
         type: Literal["folder"] = "folder"
-        root: Path = Field(description="relative to the current folder")
-        labels: bool = Field(True, description="false: folders below a split are no classes")
-        test_fraction: float = Field(0.0, ge=0, lt=1, description="share of images for test, without split folders")
-        val_fraction: float = Field(0.0, ge=0, lt=1, description="share of images for val, without split folders")
+        root: Path = Field(description="folder of the images, relative to the current folder")
+        labels: bool = Field(True, description="false: subfolders are not classes")
+        test_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of images for test, without split folders")
+        val_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of images for val, without split folders")
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
     settings: Settings
@@ -71,7 +71,7 @@ class Folder(Source):
         return FileSamples(self.root, [id for id, _ in files], labels, self.settings.pixel_limit)
 
     def _split_folders(self) -> dict[Split, Path]:
-        """The folders that are splits; none if the root itself holds the classes."""
+        """Split → its folder; empty if the root itself holds the classes."""
         present = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
         folders: dict[Split, Path] = {}
         for split, names in SPLIT_FOLDERS.items():
@@ -80,7 +80,7 @@ class Folder(Source):
         return folders if "train" in folders and (len(folders) > 1 or len(present) == 1) else {}
 
     def _list(self, folder: Path) -> list[tuple[str, str | None]]:
-        """(id, class name or None) of the images of one split, sorted."""
+        """(id, class name or None) of each image of one split, sorted."""
         children = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
         classes = [child for child in children if child.is_dir()] if self.settings.labels else []
         if not classes:
@@ -168,5 +168,5 @@ class FileSamples:
 
     @cached_property
     def sizes(self) -> list[int]:
-        """Bytes of every file, for the fingerprint."""
+        """Bytes of each file, for the fingerprint."""
         return [os.stat(self.root / id).st_size for id in self.ids]

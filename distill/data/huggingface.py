@@ -1,11 +1,11 @@
 """Hugging Face datasets: by their name on the Hub, or local Parquet files.
 
-The ``datasets`` library memory-maps an Arrow copy of what it reads. That copy, and downloads, go to its own cache
-(``~/.cache/huggingface``, moved by ``HF_HOME`` or by ``cache_dir`` here); nothing else is written. Images stay encoded
-until a worker decodes them with the decoder of this package.
+The ``datasets`` library memory-maps an Arrow copy of the data. It writes that copy and downloads to its own cache
+(``~/.cache/huggingface``, or the folder in ``HF_HOME`` or ``cache_dir``), and nothing else. Images stay encoded until a
+worker decodes them with the decoder of this package.
 
-Without a network the library retries for 23 s (measured, datasets 5.2). Here one request goes to the Hub first;
-without an answer the cache is used, and a data set that is not in it is an error at once.
+Without a network, the library retries for 23 s (measured with datasets 5.2). This source first sends one request to the
+Hub. Without an answer, it reads the cache, and a dataset that is not in the cache is an error at once.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ALIASES: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 HUB_PATIENCE = 5.0
-"""Seconds for the Hub to answer."""
+"""Seconds to wait for the Hub's answer."""
 
 
 class HuggingFace(Source):
@@ -41,15 +41,15 @@ class HuggingFace(Source):
 
     class Settings(Source.Settings):
         type: Literal["huggingface"] = "huggingface"
-        name: str | None = Field(None, description="on the Hub, such as uoft-cs/cifar100, or a local dataset folder")
+        name: str | None = Field(None, description="name on the Hub, such as uoft-cs/cifar100, or a local folder")
         data_files: dict[Split, str] | None = Field(None, description="split → glob of local Parquet files")
         config: str | None = Field(None, description="the dataset's configuration, if it has several")
         revision: str | None = Field(None, description="branch, tag or commit on the Hub")
-        splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default by name")
-        image_column: str | None = Field(None, description="default: the only column of images")
-        label_column: str | None = Field(None, description="default: the only class column, or 'label'")
-        labels: bool = Field(True, description="false: leave labels out")
-        cache_dir: Path | None = Field(None, description="default: the library's own cache")
+        splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default: by name")
+        image_column: str | None = Field(None, description="column of images; default: the only one")
+        label_column: str | None = Field(None, description="column of classes; default: the only one, or 'label'")
+        labels: bool = Field(True, description="false: ignore the labels")
+        cache_dir: Path | None = Field(None, description="cache folder; default: the library's own")
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
         @model_validator(mode="after")
@@ -103,7 +103,7 @@ class HuggingFace(Source):
                 " once where there is a network and copy the cache (HF_HOME, or data.source.cache_dir), or download"
                 f" its Parquet files and name them in data.source.data_files. ({error})"
             ) from error
-        except Exception as error:  # the library raises whatever its readers raise
+        except Exception as error:  # the library's readers raise exceptions of many types
             raise DataError(f"{self._where}: {type(error).__name__}: {error}") from error
         names = {
             split: next((alias for alias in aliases if alias in tables), None) for split, aliases in ALIASES.items()
@@ -148,24 +148,26 @@ class HuggingFace(Source):
         raise DataError(f"{self._where}: label_column {self._label!r} holds neither class numbers nor names")
 
     def _numbers(self, values: Sequence[Any], split: Split) -> list[int]:
-        """Class numbers of a split; a missing value is no label."""
+        """Class numbers of a split; a missing value means no label."""
         number = {label: index for index, label in enumerate(self.classes)}
         labels = []
         for row, value in enumerate(values):
             if isinstance(value, str) and value not in number:
-                raise DataError(f"{self._where}: row {row} of {split} has the label {value!r}, which train has not")
+                raise DataError(
+                    f"{self._where}: row {row} of {split} has the label {value!r}, which no row of train has"
+                )
             labels.append(UNLABELED if value is None else number[value] if isinstance(value, str) else int(value))
         return labels
 
 
 class RowSamples:
-    """Rows of a memory-mapped table. Pickles as the names of its Arrow files.
+    """Rows of a memory-mapped table; it is pickled as the names of its Arrow files.
 
     Args:
         table: of the split.
         column: of the images.
         labels: class indices, ``UNLABELED`` where a sample has none.
-        split: its name, the first part of the ids.
+        split: name of the split, the first part of the ids.
         pixel_limit: largest width × height.
     """
 
@@ -189,13 +191,13 @@ class RowSamples:
 
     @cached_property
     def sizes(self) -> np.ndarray:
-        """Bytes of every encoded image, 0 where it is a file of its own; for the fingerprint."""
+        """Bytes of each encoded image, 0 for an image in a separate file; for the fingerprint."""
         import pyarrow.compute as pc
 
         return pc.fill_null(pc.binary_length(self._field("bytes")), 0).to_numpy()
 
     def _paths(self) -> Iterator[str | None]:
-        """The images' paths; of an absolute one, which differs between machines, only the name."""
+        """The paths of the images; of absolute paths, which differ between machines, only the file name."""
         for path in self._field("path").to_pylist():
             yield os.path.basename(path) if path and os.path.isabs(path) else path
 
@@ -214,7 +216,7 @@ def _expand(split: Split, pattern: str) -> list[str]:
 
 @contextmanager
 def _quiet(local: bool) -> Iterator[None]:
-    """No progress bars for files that are here: they would break into the run's own display."""
+    """Disable progress bars for local files: they would disturb the run's own display."""
     import datasets
 
     shown = not datasets.are_progress_bars_disabled()
@@ -229,7 +231,7 @@ def _quiet(local: bool) -> Iterator[None]:
 
 @contextmanager
 def _offline_unless_reachable(local: bool) -> Iterator[None]:
-    """Inside, the library answers from its cache or fails at once, if the Hub does not answer (or is not needed)."""
+    """Within the block, the library uses only its cache if the Hub does not answer or is not needed."""
     import datasets.config
     import huggingface_hub.constants as hub
     from huggingface_hub.utils import get_session
@@ -238,7 +240,7 @@ def _offline_unless_reachable(local: bool) -> Iterator[None]:
     if not offline:
         try:
             get_session().head(hub.ENDPOINT, timeout=HUB_PATIENCE)
-        except Exception:  # any reason why there is no answer is a reason to look in the cache
+        except Exception:  # whatever the reason for no answer, the cache may hold the dataset
             offline = True
     before = hub.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     hub.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = offline

@@ -1,7 +1,7 @@
-"""Loaders: torch's ``DataLoader`` with an order that can be resumed, and errors that name the sample.
+"""Loaders: torch's ``DataLoader`` with a resumable order and errors that name the sample.
 
-A worker gets a whole batch to read (epoch and positions), so its output depends on neither its number nor its past.
-The main process measures the seconds spent waiting for data.
+A worker gets requests for whole batches (epoch and positions), so its output does not depend on its number or on
+earlier batches. The main process measures the seconds that it waits for data.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from distill.data.reader import Batch, BatchReader, BatchResult
 
 logger = logging.getLogger(__name__)
 CHECK_SECONDS = 2.0
-"""How often waiting is interrupted to see whether the workers live."""
+"""Seconds of waiting after which torch checks whether the workers are alive."""
 
 
 class Loader:
     """Batches in the order of ``sampler``.
 
     Args:
-        reader: what the workers run.
-        sampler: the requests of a pass, anew at every ``iter``.
-        workers: worker processes; 0 reads in the main process.
+        reader: reads a batch, in a worker.
+        sampler: the requests of a pass; each ``iter`` starts a new pass.
+        workers: number of worker processes; 0: the main process reads.
         timeout: seconds without a batch after which workers count as hung (only with workers).
-        start_method: ``fork``, ``spawn``, ``forkserver``, or None for the platform's own.
+        start_method: ``fork``, ``spawn``, ``forkserver``, or None for the platform's default.
 
     Raises (while iterating):
-        DataError: an unreadable sample beyond what is tolerated, a source that raised, a worker that died or hung; the
-            text names the sample.
+        DataError: too many samples are unreadable, a source raised an exception, or a worker died or hung; the text
+            names the sample.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class Loader:
             multiprocessing_context=start_method if workers else None,
             persistent_workers=workers > 0,
             pin_memory=torch.cuda.is_available() and reader.device.type == "cpu",
-            generator=torch.Generator(),  # without its own, every pass draws from torch's global generator
+            generator=torch.Generator(),  # otherwise, each pass would draw from torch's global generator
         )
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class Loader:
             except StopIteration:
                 return
             except DataError:
-                # Torch's own way to end them waits 5 s for each that hangs.
+                # torch itself would wait 5 s for each hung worker.
                 for worker in getattr(iterator, "_workers", ()):
                     worker.kill()
                 raise
@@ -88,11 +88,11 @@ class Loader:
             yield batch
 
     def beside(self, reader: BatchReader, sampler: BatchRequests) -> Loader:
-        """Another loader with the same number and kind of workers."""
+        """A separate loader with the same number and kind of workers."""
         return Loader(reader, sampler, workers=self.workers, timeout=self.timeout, start_method=self.start_method)
 
     def only(self, request: BatchRequest) -> Batch:
-        """One batch, read at once; no pass is started or moved."""
+        """One batch, read in the main process, independent of any pass."""
         return self._accept(self.reader[request])
 
     def read_wait_seconds(self) -> float:
@@ -103,8 +103,8 @@ class Loader:
     def close(self) -> None:
         """End the worker processes now; another pass starts new ones.
 
-        Lightning's trainer is a reference cycle that holds its loader. Left to the garbage collector, the workers of a
-        finished fit idle on, and the collector of a process forked later finds them too, where torch fails to end them.
+        Lightning's trainer is a reference cycle that holds its loader, so without this call the workers of a finished
+        fit stay until a garbage collection. If that runs in a process forked later, torch fails to end them there.
         """
         iterator, self._loader._iterator = self._loader._iterator, None
         if iterator is not None and self._loader.num_workers:
@@ -113,8 +113,8 @@ class Loader:
     def _start(self) -> Iterator[BatchResult]:
         """torch's iterator, without its SIGCHLD handler.
 
-        That handler raises wherever the main process happens to be when a worker dies. Without it the death is noticed
-        while waiting for the worker's batch, in :meth:`_next`, where the sample can be named.
+        That handler raises an error at an arbitrary point of the main process when a worker dies. Without it,
+        :meth:`_next` gets the error while it waits for a batch, and can name the sample.
         """
         if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
             return iter(self._loader)
@@ -125,17 +125,17 @@ class Loader:
         return iterator
 
     def _next(self, iterator: Iterator[BatchResult]) -> BatchResult:
-        """The next answer, waited for in steps: torch looks after its workers only when a wait ends without one."""
+        """The next result, waited for in short steps: torch checks its workers only when a wait times out."""
         started = time.perf_counter()
         while True:
             try:
                 return next(iterator)
             except (RuntimeError, OSError, EOFError) as error:
-                # Samples do not raise, see BatchReader: this is about workers, or a batch whose memory went with one.
+                # Samples do not raise, see BatchReader: a worker died or hung, or the shared memory of a batch is lost.
                 timed_out = "timed out" in str(error)
                 if timed_out and time.perf_counter() - started < self.timeout:
                     continue
-                what = f"gave nothing for {self.timeout:g} s" if timed_out else "died"
+                what = f"returned nothing for {self.timeout:g} s" if timed_out else "died"
                 raise DataError(f"a data worker {what} while reading {self._in_work()}: {error}") from error
 
     def _in_work(self) -> str:
@@ -162,17 +162,17 @@ class Loader:
 
 
 class TrainLoader(Loader):
-    """Shuffled batches, one epoch per ``iter``: the next epoch after a finished one, ``set_epoch`` or not.
+    """Shuffled batches, one epoch for each ``iter``; after a finished epoch the next one, also without ``set_epoch``.
 
     Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders). A
-    subset smaller than one batch makes one smaller batch. See :class:`distill.data.order.EpochSampler`.
+    subset smaller than a batch gives one smaller batch. See :class:`distill.data.order.EpochSampler`.
 
     Args:
-        reader: what the workers run.
+        reader: reads a batch, in a worker.
         batch: samples in a batch over all ranks, a multiple of ``world``.
-        rank: index of this process among those that share every batch.
-        world: number of those processes.
-        options: further ones of :class:`Loader`.
+        rank: index of this process among those that divide each batch.
+        world: number of these processes.
+        options: further arguments of :class:`Loader`.
     """
 
     sampler: EpochSampler
@@ -190,7 +190,7 @@ class TrainLoader(Loader):
         self.sampler.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: nothing moves before the first batch is asked for, so an iterator made and left is harmless.
+        # A generator: the sampler does not change before the first batch, so an unused iterator has no effect.
         self.sampler.begin()
         for batch in super().__iter__():
             self.sampler.consumed += 1

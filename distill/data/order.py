@@ -1,4 +1,4 @@
-"""The order of samples in an epoch, its batches, and each rank's share of them."""
+"""The order of samples in an epoch, its batches, and each rank's part of them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from distill.data.base import DataError
 
 
 class BatchRequest(NamedTuple):
-    """A batch for a worker to read: positions in the epoch's order."""
+    """A batch that a worker reads: positions in the epoch's order."""
 
     epoch: int
     positions: Sequence[int]
@@ -26,21 +26,21 @@ class BatchRequests(Protocol):
 
 
 class Order:
-    """The order of samples in an epoch: a permutation keyed by (seed, epoch); without a seed, as they are."""
+    """The order of samples in an epoch: a permutation keyed by (seed, epoch); with seed None, their own order."""
 
     def __init__(self, length: int, seed: int | None):
         self.length, self.seed = length, seed
         self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """int64 [length]: index of the sample at each position."""
+        """int64 [length]: index of the sample at each position of an epoch, which is counted from 0."""
         if self.seed is not None and self._latest[0] != epoch:
             self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
         return self._latest[1]
 
 
 class SequentialSampler:
-    """Every ``world``-th position from ``rank`` on, ``batch`` at a time. Nothing is padded or dropped.
+    """Batches of every ``world``-th position from ``rank`` on. Nothing is padded or dropped.
 
     Args:
         samples: number of samples over all ranks.
@@ -61,10 +61,10 @@ class SequentialSampler:
 
 
 class EpochSampler:
-    """The batches of training: epoch after epoch, resumable between any two batches.
+    """The batches of training, epoch by epoch, resumable between any two batches.
 
-    Global batch ``k`` is positions ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` takes the ``r``-th run of
-    ``B / world`` of them, so all ranks together see what one process would. The incomplete last batch is dropped.
+    Global batch ``k`` is positions ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` gets the ``r``-th section of
+    ``B / world`` of them, so all ranks together get the batch of a single process. An incomplete last batch is dropped.
 
     Args:
         order: the samples' order in each epoch.
@@ -77,20 +77,20 @@ class EpochSampler:
         self.order, self.batch, self.rank, self.per_rank = order, batch, rank, batch // world
         self.epoch = 0
         self.consumed = 0
-        """Batches of the epoch that were handed out; the owner counts them, for workers read ahead."""
+        """Batches of the epoch that were returned; the loader counts them, since workers read ahead."""
         self._first = 0  # batch at which the next pass starts
 
     def __len__(self) -> int:
-        """Batches of a whole epoch, also while resuming in the middle of one."""
+        """Number of batches in a whole epoch, also after resuming in the middle of one."""
         return self.order.length // self.batch
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next pass; the restored one continues where it was left, any other starts anew."""
+        """Set the epoch of the next pass; a restored epoch continues after its last batch, any other from its start."""
         if epoch != self.epoch or self.consumed >= len(self):
             self.epoch, self.consumed, self._first = epoch, 0, 0
 
     def begin(self) -> None:
-        """Start a pass: over the restored rest of an epoch, the epoch that is set, or the one after a finished one."""
+        """Start a pass: the rest of a restored epoch, the epoch that is set, or the epoch after a finished one."""
         if self.consumed >= len(self):
             self.epoch, self._first = self.epoch + 1, 0
         self.consumed, self._first = self._first, 0
@@ -101,19 +101,19 @@ class EpochSampler:
             yield self.request(epoch, number)
 
     def request(self, epoch: int, number: int) -> BatchRequest:
-        """This rank's share of batch ``number`` of an epoch."""
+        """This rank's part of batch ``number`` of an epoch, both counted from 0."""
         first = number * self.batch + self.rank * self.per_rank
         return BatchRequest(epoch, range(first, first + self.per_rank))
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch, batches handed out, and what they are counted in."""
+        """Epoch, number of batches that were returned, and the data, batch size and seed that they belong to."""
         return {"epoch": self.epoch, "batches": self.consumed, **self._units()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue after the last batch that was handed out.
+        """Continue after the last batch that was returned.
 
         Raises:
-            DataError: in the middle of an epoch of other data, another seed or batch size: positions would not match.
+            DataError: the state is in the middle of an epoch with other data, another seed or batch size.
         """
         if 0 < state["batches"] < state["samples"] // state["batch"]:
             for key, value in self._units().items():

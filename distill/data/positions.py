@@ -1,4 +1,4 @@
-"""Position of a sample in the training split: the row of a memory bank that belongs to it."""
+"""Position of a sample in the training split: its row in a memory bank."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from augment.draws import sample_key
 
 
 class Positions:
-    """Looks up the position of each sample by its id, without a loop over the batch.
+    """Finds the position of each sample by its id, without a loop over the batch.
 
     Args:
         ids: names of the training samples, in order.
@@ -24,10 +24,10 @@ class Positions:
         """[B] int64 ids on the CPU, as batches carry them → [B] int64 positions.
 
         Raises:
-            ValueError: an id that is not of the split.
+            ValueError: an id is not in the split.
         """
         at = torch.searchsorted(self._keys, ids).clamp(max=len(self._keys) - 1)
         if not torch.equal(self._keys[at], ids):
             strange = ids[self._keys[at] != ids]
-            raise ValueError(f"{len(strange)} of {len(ids)} samples are not of the training split, e.g. {strange[0]}")
+            raise ValueError(f"{len(strange)} of {len(ids)} samples are not in the training split, e.g. {strange[0]}")
         return self._positions[at]

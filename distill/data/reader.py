@@ -1,7 +1,7 @@
-"""What a loader worker does: read the samples of one batch, bring them to the canvas, stack them.
+"""Reads a batch in a loader worker: decodes the samples, puts each on the canvas, stacks them.
 
-Nothing raises out of a worker: what went wrong comes back as a text, so that the run ends with the sample's name
-instead of a traceback through process boundaries.
+A worker raises no exception. It returns errors as text, so that the run ends with the name of the sample instead of a
+traceback from another process.
 """
 
 from __future__ import annotations
@@ -29,42 +29,43 @@ if TYPE_CHECKING:  # the evaluation's workers need no operations
 
 
 class Batch(NamedTuple):
-    """What the training step receives."""
+    """A batch, as the training step gets it."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] where a worker has made views of it."""
+    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] if workers make the views."""
     labels: Tensor
-    """int64 [B], ``UNLABELED`` where a sample has none; beside the images."""
+    """int64 [B], ``UNLABELED`` where a sample has none; on the same device."""
     ids: Tensor
     """int64 [B] on the CPU, :func:`augment.draws.sample_key` of the samples' names."""
     view_pixels: ViewPixels | None = None
-    """The views' pixels, where the workers make them: see :mod:`augment.placement`."""
+    """Pixels of the views, if workers make them; see :mod:`augment.placement`."""
 
     @property
     def pixels(self) -> Tensor | ViewPixels:
-        """What the views are made from: the views, or else the images."""
+        """The pixels of the views if workers have made them, else the images."""
         return self.images if self.view_pixels is None else self.view_pixels
 
 
 class BatchResult(NamedTuple):
-    """A worker's answer: a batch, or the reason why there is none."""
+    """The result of a request: a batch, or the reason why there is none."""
 
     batch: Batch | None
     unreadable: tuple[tuple[str, str], ...] = ()
     """(id, reason) of samples that were skipped."""
     error: str = ""
+    """Text of an error; empty if there is none."""
 
 
 class BatchReader(Dataset[BatchResult]):
-    """``reader[request]`` is the batch of that request; runs in the workers, or in the main process without any.
+    """``reader[request]`` reads the batch of a request, in a worker, or in the main process without workers.
 
     Args:
         subset: the samples.
         order: their order in an epoch.
         size: side of the canvas in pixels.
-        fit: how an image comes onto it, see :func:`distill.data.canvas.to_canvas`.
+        fit: how an image is fitted to the canvas, see :func:`distill.data.canvas.to_canvas`.
         ops: loader-side augmentation, or None.
-        tolerated: how many unreadable samples one batch may replace; 0 makes the first an error.
+        tolerated: largest number of unreadable samples that a batch may replace; 0: the first is an error.
         workers: number of worker processes.
     """
 
@@ -74,14 +75,14 @@ class BatchReader(Dataset[BatchResult]):
         self.subset, self.order, self.size, self.fit, self.ops = subset, order, size, fit, ops
         self.tolerated = tolerated
         self.device = torch.device("cpu")
-        """Where its batches lie, but for ids, which stay on the CPU."""
+        """Device of the batches; ids stay on the CPU."""
         self.views: LoaderViews | None = None
         """Makes the views in the worker; set before the first pass."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
-        """[workers] index of the sample that each worker is reading, -1 between batches: named when the worker dies."""
+        """[workers] index of the sample that each worker is reading, -1 between batches; named if a worker dies."""
 
     def prepare(self) -> str:
-        """Do in advance what the first batch would wait for; returns a line on what was done, or an empty one."""
+        """Do the work that the first batch would wait for; returns a line about it for the console, or nothing."""
         return ""
 
     def __getitem__(self, request: BatchRequest) -> BatchResult:
@@ -101,7 +102,7 @@ class BatchReader(Dataset[BatchResult]):
                     if len(unreadable) > self.tolerated:
                         return BatchResult(None, tuple(unreadable.items()))
                     continue
-                except Exception:  # a bug in a source, not a bad file: never skipped
+                except Exception:  # a bug in a source, not an unreadable file: never skipped
                     return BatchResult(None, error=f"{self.subset.ids[index]}: {traceback.format_exc()}")
                 try:
                     images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
@@ -123,7 +124,7 @@ class BatchReader(Dataset[BatchResult]):
         return BatchResult(batch, tuple(unreadable.items()))
 
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
-        """The sample at a position, then its replacements: from half an epoch away, so that no batch has one twice."""
+        """The sample at a position, then its replacements, half an epoch away so that a batch has no sample twice."""
         order, half = self.order(epoch), len(self.subset) // 2
         yield int(order[position])
         for step in range(len(order)):
@@ -132,6 +133,6 @@ class BatchReader(Dataset[BatchResult]):
     def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
         if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != 3:
             shown = f"{sample.image.dtype} {list(sample.image.shape)}"
-            raise DataError(f"{sample.id}: the source gave {shown}, expected uint8 [H, W, 3]")
+            raise DataError(f"{sample.id}: the source returned {shown}, expected uint8 [H, W, 3]")
         image = to_canvas(sample.image, self.size, self.fit)
         return image if self.ops is None else self.ops(image, epoch, sample.id)

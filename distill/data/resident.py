@@ -1,9 +1,9 @@
-"""A split that is decoded once and held on the device as bytes: a batch is a selection of rows there.
+"""Decodes a split once and holds it on the device as uint8; a batch is a selection of rows.
 
-For small images (CIFAR-100: 154 MB) the loader's workers and the way to the device cost more than a small network's
-step. What comes out is bit for bit what :class:`distill.data.reader.BatchReader` reads: the same canvases, order,
-labels, ids, and replacements of unreadable images. Nothing else of the loader changes, so neither do resuming and the
-ranks' shares. Every rank holds the whole split on its own device, since an epoch's order is over all of it.
+For small images (CIFAR-100: 154 MB), loader workers and copies to the device take more time than the step of a small
+network. The batches are bit-equal to those of :class:`distill.data.reader.BatchReader`: the same canvases, order,
+labels, ids, and replacements of unreadable images. Resuming and the division among ranks do not change. Each rank holds
+the whole split on its own device, since the order of an epoch covers all samples.
 """
 
 from __future__ import annotations
@@ -25,33 +25,33 @@ from distill.data.split import Subset
 from distill.machine import free_memory
 
 DECODED_TOGETHER = 256
-"""Images in one answer of a worker that decodes."""
+"""Images in a batch of a worker that decodes."""
 
 
 class Resident:
-    """All images of one split of the source, on one device, from their first use on.
+    """All images of one split of the source on one device; decoded at their first use.
 
     Args:
         samples: of the split.
-        name: what errors call it.
-        settings: canvas, and the workers that decode.
-        device: where the images lie.
+        name: of the split, for errors.
+        settings: of the canvas, and of the workers that decode.
+        device: for the images.
     """
 
     def __init__(self, samples: Samples, name: Split, settings: DataSettings, device: torch.device):
         self.samples, self.name, self.settings, self.device = samples, name, settings, device
         self.unreadable: dict[int, str] = {}
-        """Index in the split → reason, of the images that could not be read."""
+        """Index in the split → reason, for each image that could not be read."""
         self.seconds = 0.0
-        """How long decoding took."""
+        """Duration of decoding."""
 
     @cached_property
     def images(self) -> Tensor:
         """uint8 [N, 3, S, S], RGB, in the order of the split.
 
         Raises:
-            DataError: there is not enough memory, with the bytes needed and free; a source that raised, or a worker
-                that died.
+            DataError: the device lacks memory (the text gives the bytes needed and free), a source raised an
+                exception, or a worker died.
         """
         begun = time.perf_counter()
         count, size, settings = len(self.samples), self.settings.size, self.settings
@@ -74,13 +74,13 @@ class Resident:
 
     @cached_property
     def keys(self) -> Tensor:
-        """int64 [N] on the CPU, where draws are made."""
+        """int64 keys [N] of the samples, on the CPU, where the draws are computed."""
         return torch.tensor([sample_key(id) for id in self.samples.ids], dtype=torch.int64)
 
     def __str__(self) -> str:
         count, size = len(self.samples), self.settings.size
         what = f"{count:,} images of the {self.name} split at {size} × {size} pixels"
-        return f"{what} lie on {self.device}: {self.images.nbytes / 1e6:,.1f} MB, decoded in {self.seconds:.1f} s"
+        return f"{what} are on {self.device}: {self.images.nbytes / 1e6:,.1f} MB, decoded in {self.seconds:.1f} s"
 
     def _check_memory(self, required: int) -> None:
         free = free_bytes(self.device)
@@ -88,20 +88,20 @@ class Resident:
             raise DataError(
                 f"data.on_device: the {len(self.samples):,} images of the {self.name} split take {required:,} bytes at"
                 f" {self.settings.size} × {self.settings.size} pixels, and {self.device} has {free:,} bytes free;"
-                " a smaller data.size would do, or on_device: false"
+                " use a smaller data.size, or on_device: false"
             )
 
 
 class ResidentReader(BatchReader):
-    """What :class:`BatchReader` reads, taken from a split on the device; in the main process only.
+    """Reads the batches of :class:`BatchReader` from a split on the device, in the main process.
 
-    Per epoch its order goes to the device; per batch only ids leave the host, for the draws.
+    The order is copied to the device once in an epoch; a batch copies nothing but its ids, for the draws.
 
     Args:
         subset: samples of the split that ``resident`` holds.
         order: their order in an epoch.
         resident: the images.
-        tolerated: how many unreadable samples the subset may have; others replace them, as in :class:`BatchReader`.
+        tolerated: largest number of unreadable samples; others replace them, as in :class:`BatchReader`.
     """
 
     def __init__(self, subset: Subset, order: Order, resident: Resident, tolerated: int):
@@ -131,7 +131,7 @@ class ResidentReader(BatchReader):
         return {index: reasons[row] for index, row in enumerate(self.subset.indices.tolist()) if row in reasons}
 
     def _arranged(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """What lies at each position of an epoch: rows of the resident images and labels there, ids here; each [M]."""
+        """Rows of the images and labels on the device, ids on the CPU, at each position of an epoch; each [M]."""
         if self._epoch is None or self._epoch[0] != epoch:
             chosen = self.order(epoch)
             if self._unreadable:
@@ -141,13 +141,13 @@ class ResidentReader(BatchReader):
             rows, labels = torch.from_numpy(self.subset.indices[chosen]), torch.from_numpy(self.subset.labels[chosen])
             ids = self.resident.keys[rows]
             if self.device.type == "cuda":
-                ids = ids.pin_memory()  # as the loader does: nothing waits for their way to the draws
+                ids = ids.pin_memory()  # as the loader does, so that copies of them are asynchronous
             self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids
         return self._epoch[1:]
 
 
 class _Decoding(Loader):
-    """Notes what cannot be read, and goes on."""
+    """Records unreadable samples, and continues whatever their number."""
 
     def _accept(self, result: BatchResult) -> Batch:
         if result.error or result.batch is None:
@@ -157,7 +157,7 @@ class _Decoding(Loader):
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes that can be had on a device, with what torch keeps there unused; None where the system does not say."""
+    """Bytes that can be allocated on a device, including torch's unused cache; None if the system does not tell."""
     if device.type != "cuda":
         return free_memory()
     kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -1,4 +1,4 @@
-"""Settings of the data; no torch in here."""
+"""Settings of the data. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -13,37 +13,39 @@ from distill.data.canvas import Fit
 
 
 class DataSettings(Settings):
-    """Where the images come from and how they are loaded."""
+    """The source of the images, and how they are loaded."""
 
     source: Annotated[Source.Settings, Registry("distill.data", "Source")]
     batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
-    size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that augmentation starts from")
+    size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that views are cropped from")
     fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")
-    val_fraction: float = Field(0.1, ge=0, lt=1, description="share of train held out where the source has no val")
-    labels_per_class: int | None = Field(None, ge=0, description="labels shown in training; None: all, 0: none")
-    label_seed: int = Field(0, ge=0, description="which labels are shown; nothing else depends on it")
-    loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations run by the loader, in training only")
-    corrupt_budget: float = Field(0.01, ge=0, lt=1, description="share of training images that may be unreadable")
+    val_fraction: float = Field(0.1, ge=0, lt=1, description="fraction of train held out if the source has no val")
+    labels_per_class: int | None = Field(None, ge=0, description="labels visible in training; None: all, 0: none")
+    label_seed: int = Field(0, ge=0, description="selects the visible labels, nothing else")
+    loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations that the workers run in training")
+    corrupt_budget: float = Field(0.01, ge=0, lt=1, description="fraction of training images that may be unreadable")
     on_device: bool = Field(
         False,
-        description="decode every split once, when it is first used, and hold it as bytes where the networks are:"
-        " the same batches without workers, for data sets that fit (3 x size x size bytes an image)",
+        description="decode each split once, at its first use, and hold it as uint8 on the networks' device: the same"
+        " batches without workers, for datasets that fit in memory (3 x size x size bytes an image)",
     )
     workers: int = Field(
-        2, ge=0, description="loader processes of each rank; 0 reads in the main process; with on_device they decode"
+        2, ge=0, description="loader processes of each rank; 0: the main process reads; with on_device, they decode"
     )
     worker_timeout: float = Field(300, gt=0, description="seconds without a batch after which workers count as hung")
     start_method: Literal["fork", "spawn", "forkserver"] | None = Field(
-        None, description="how worker processes start; None: the platform's own"
+        None, description="how worker processes are started; None: the platform's default"
     )
 
     @model_validator(mode="after")
     def _no_loader_no_ops(self) -> DataSettings:
         if self.on_device and self.loader_ops:
-            raise ValueError("loader_ops are run by the loader, and on_device leaves it nothing to do: use one of them")
+            raise ValueError(
+                "the loader's workers run loader_ops, and with on_device there are none: use only one of the two"
+            )
         return self
 
     @property
     def processes(self) -> dict[str, Any]:
-        """What a loader is told of its workers."""
+        """The arguments of a loader about its workers."""
         return {"workers": self.workers, "timeout": self.worker_timeout, "start_method": self.start_method}

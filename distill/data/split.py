@@ -1,7 +1,7 @@
-"""Dividing samples by the hash of their ids: which are held out, and which labels are visible.
+"""Divides samples by the hash of their ids: which are held out, and which labels are visible.
 
-No random generator is used. A sample's assignment depends on its id alone, so it is the same on every machine and for
-every training seed, and hyper-parameters chosen on the same held-out samples can be compared.
+No random generator is used. The hash depends on the id alone, so it is the same on every machine and for every
+training seed, and hyper-parameters are chosen on the same held-out samples.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ def by_hash(indices: Iterable[int], ids: Sequence[str], salt: str) -> list[int]:
     Args:
         indices: into ``ids``.
         ids: sample ids.
-        salt: gives an order independent of that of any other salt.
+        salt: each salt gives an independent order.
 
     Returns:
-        the indices, in that order.
+        The indices, in that order.
     """
     return sorted(map(int, indices), key=lambda index: (uniform(ids[index], salt), ids[index]))
 
 
 def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Which samples to hold out: of every class the nearest whole number to ``fraction`` of it, never all of it.
+    """Selects the samples to hold out: of each class ``fraction``, rounded to whole samples, but never all.
 
     Args:
         ids: N sample ids.
         labels: [N] class indices; the samples without a label count as one class.
-        fraction: of every class, in [0, 1).
+        fraction: of each class, in [0, 1).
 
     Returns:
-        bool [N], true where held out.
+        bool [N], true for a sample that is held out.
     """
     mask = np.zeros(len(ids), dtype=bool)
     for label in np.unique(labels):
@@ -54,19 +54,19 @@ def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndar
 
 
 def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:
-    """The labels with all but ``per_class`` of every class hidden.
+    """Hides all but ``per_class`` labels of each class.
 
-    Nested: with the same seed, a sample that keeps its label at 5 per class keeps it at 10. A class with fewer samples
-    keeps them all.
+    With the same seed, the labels that are visible at 5 per class are also visible at 10. A class with fewer samples
+    keeps all labels.
 
     Args:
         ids: N sample ids.
         labels: int64 [N] class indices, ``UNLABELED`` where a sample has none.
-        per_class: labels to keep in each class.
-        seed: chooses other samples; independent of the training seed.
+        per_class: number of labels to keep in each class.
+        seed: selects the samples; independent of the training seed.
 
     Returns:
-        int64 [N], ``UNLABELED`` where hidden.
+        int64 [N], ``UNLABELED`` where a label is hidden.
     """
     shown = np.full_like(labels, UNLABELED)
     for label in np.unique(labels[labels != UNLABELED]):
@@ -76,7 +76,7 @@ def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: i
 
 
 class Subset:
-    """Some samples of a split, with the labels that training may see.
+    """Some samples of a split, with the labels that are visible in training.
 
     Args:
         samples: the whole split.
@@ -95,27 +95,28 @@ class Subset:
 
     @cached_property
     def ids(self) -> list[str]:
+        """Ids of the samples [M]."""
         ids = self.samples.ids
         return [ids[index] for index in self.indices]
 
     def where(self, mask: np.ndarray) -> Subset:
-        """The samples at which ``mask``, bool [M], is true."""
+        """The samples for which ``mask``, bool [M], is true."""
         return Subset(self.samples, self.indices[mask], self.labels[mask])
 
 
 def full_split(samples: Samples, classes: Sequence[str], name: str) -> Subset:
-    """All samples of a split, checked.
+    """All samples of a split, after checks of their ids and labels.
 
     Args:
         samples: of the split.
         classes: class names; labels are indices into them.
-        name: what errors call the split.
+        name: of the split, for errors.
 
     Returns:
-        the subset of all of them, with their labels.
+        All samples, with their labels.
 
     Raises:
-        DataError: there are none, two share an id, or a label is neither a class index nor ``UNLABELED``.
+        DataError: there are none, two have the same id, or a label is neither a class index nor ``UNLABELED``.
     """
     ids, labels = samples.ids, np.asarray(samples.labels, dtype=np.int64)
     if not len(ids):

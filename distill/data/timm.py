@@ -1,7 +1,7 @@
-"""timm's data sets, through the readers behind ``timm.data.create_dataset``: folders, tars, ``hfds/…``.
+"""timm's datasets, read by the readers of ``timm.data.create_dataset``: folders, tars, ``hfds/…``.
 
-The reader is used without timm's ``ImageDataset`` round it, which skips unreadable files and takes their neighbors.
-Workers of this source import timm, since the reader is timm's; those of the others do not.
+The reader is used without timm's ``ImageDataset``, which replaces unreadable files by the next ones. Workers of this
+source import timm, which the reader belongs to; workers of other sources do not.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 
 
 class Timm(Source):
-    """What ``create_dataset(name, root, split=…)`` reads. Ids are ``<split>/<file name or index>``."""
+    """The images that ``create_dataset(name, root, split=…)`` reads. Ids are ``<split>/<file name or index>``."""
 
     class Settings(Source.Settings):
         type: Literal["timm"] = "timm"
-        name: str = Field("", description="as in timm: empty for a folder or tar, or hfds/<name>")
+        name: str = Field("", description="timm's name: empty for a folder or tar, or hfds/<name>")
         root: Path | None = Field(None, description="folder or tar, relative to the current folder")
-        splits: dict[Split, str] = Field({"train": "train"}, description="split here → timm's name of it")
+        splits: dict[Split, str] = Field({"train": "train"}, description="split → timm's name of it")
         arguments: dict[str, Any] = Field({}, description="further arguments of create_dataset, such as class_map")
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
@@ -32,7 +32,7 @@ class Timm(Source):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         if "train" not in settings.splits:
-            raise DataError("data.source.splits of a timm data set must name train")
+            raise DataError("data.source.splits of a timm dataset must name train")
         if settings.root is not None and not settings.root.exists():
             raise DataError(f"data.source.root: no file or folder {settings.root} (looked in {Path.cwd()})")
         self._readers = {split: self._open(name) for split, name in settings.splits.items()}
@@ -53,16 +53,16 @@ class Timm(Source):
         root = None if self.settings.root is None else str(self.settings.root)
         try:
             dataset = create_dataset(self.settings.name, root=root, split=split, **self.settings.arguments)
-        except Exception as error:  # each reader has its own way to fail
-            raise DataError(f"timm data set {self.settings.name or root}, split {split!r}: {error}") from error
+        except Exception as error:  # each reader raises other exceptions
+            raise DataError(f"timm dataset {self.settings.name or root}, split {split!r}: {error}") from error
         reader = getattr(dataset, "reader", None)
         if reader is None or not hasattr(reader, "__getitem__"):
             other = "torchvision" if self.settings.name.lower().startswith("torch/") else "huggingface or folder"
-            raise DataError(f"timm data set {self.settings.name!r} cannot be indexed; use the source {other}")
+            raise DataError(f"timm dataset {self.settings.name!r} cannot be indexed; use the source {other}")
         return reader
 
     def _refuse_the_same_files(self) -> None:
-        """timm quietly reads the whole root where it finds no folder for a split."""
+        """Raise ``DataError`` if two splits share a file: timm reads the whole root if a split has no folder."""
         seen: dict[str, str] = {}
         for split, reader in self._readers.items():
             if not self._names[split]:
@@ -76,7 +76,7 @@ class Timm(Source):
         index_of = getattr(self._readers["train"], "class_to_idx", None) or {}
         for split, reader in self._readers.items():
             if (getattr(reader, "class_to_idx", None) or {}) != index_of:
-                raise DataError(f"timm data set {self.settings.root}: {split} has other classes than train")
+                raise DataError(f"timm dataset {self.settings.root}: {split} has other classes than train")
         if index_of:
             return tuple(sorted(index_of, key=lambda name: index_of[name]))
         highest = max(max(labels, default=UNLABELED) for labels in self._labels.values())
@@ -114,7 +114,7 @@ def _labels(reader: Any) -> list[int]:
 
 
 def _opened_targets(reader: Any) -> Iterator[Any]:
-    """Targets of a reader that gives them only together with the file, opened but not read."""
+    """Targets of a reader that returns them only with an open file, which is not read."""
     for index in range(len(reader)):
         file, target, *_ = reader[index]
         file.close()
@@ -122,7 +122,7 @@ def _opened_targets(reader: Any) -> Iterator[Any]:
 
 
 def _file_names(reader: Any) -> list[str] | None:
-    """Relative file names, or None where the reader has none that tell its samples apart."""
+    """Relative file names, or None if the reader has none that are unique."""
     names = [reader.filename(index) for index in range(len(reader))]
     usable = all(isinstance(name, str) and not Path(name).is_absolute() for name in names)
     return names if usable and len(set(names)) == len(names) else None

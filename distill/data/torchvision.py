@@ -1,7 +1,7 @@
-"""torchvision's data sets, by class name: CIFAR10, Flowers102, FakeData …
+"""torchvision's datasets, by class name: CIFAR10, Flowers102, FakeData …
 
-torchvision decodes these images itself, so EXIF orientation is not applied to those that it reads from files, and only
-Pillow's own limit of pixels holds. For files of your own use the source ``folder``.
+torchvision decodes these images, so EXIF orientation is not applied to images in files, and Pillow's own pixel limit
+holds. For your own files, use the source ``folder``.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
 
 class TorchVision(Source):
-    """A classification data set of torchvision. Ids are ``<name>/<split>/<index>``.
+    """A classification dataset of torchvision. Ids are ``<name>/<split>/<index>``.
 
-    Splits: what ``splits`` says, or else a data set with the argument ``train`` has train and test, one with the
-    argument ``split`` has those of train, val and test that it accepts, and any other has train.
+    Without ``splits``, a dataset with the argument ``train`` has train and test, one with the argument ``split`` has
+    those of train, val and test that it accepts, and any other has train.
     """
 
     class Settings(Source.Settings):
         type: Literal["torchvision"] = "torchvision"
         name: str = Field(description="class in torchvision.datasets")
-        root: Path = Field(Path("data"), description="where its files are, relative to the current folder")
-        download: bool = False
+        root: Path = Field(Path("data"), description="folder of its files, relative to the current folder")
+        download: bool = Field(False, description="download the files if they are missing")
         arguments: dict[str, Any] = Field({}, description="further arguments of the class")
         splits: dict[Split, dict[str, Any]] = Field({}, description="split → arguments that select it")
 
@@ -86,8 +86,8 @@ class TorchVision(Source):
         given = {name: value for name, value in given.items() if name in self._parameters}
         try:
             return self._class(**{**given, **self.settings.arguments, **choice})
-        except Exception as error:  # each class has its own way to fail
-            if optional and "Unknown value" in str(error):  # of the argument ``split``: there is no such split
+        except Exception as error:  # each class raises other exceptions
+            if optional and "Unknown value" in str(error):  # the dataset has no such split
                 return None
             why = str(error)
             if "download" in self._parameters and not self.settings.download:
@@ -99,12 +99,12 @@ class TorchVision(Source):
             labels = getattr(dataset, attribute, None)
             if labels is not None and len(labels) == len(dataset):
                 break
-        else:  # FakeData and a few others: the only way is to look at every sample
+        else:  # FakeData and a few others: only the samples have the labels
             labels = [dataset[index][1] for index in range(len(dataset))]
         try:
             return [UNLABELED if label is None else int(label) for label in labels]
         except (TypeError, ValueError) as error:
-            raise DataError(f"torchvision's {self.settings.name}: targets are no class numbers ({error})") from error
+            raise DataError(f"torchvision's {self.settings.name}: targets are not class numbers ({error})") from error
 
     def _classes(self) -> tuple[str, ...]:
         train = self._datasets["train"]
@@ -116,7 +116,7 @@ class TorchVision(Source):
 
 
 class IndexedSamples:
-    """Samples of a torchvision data set.
+    """Samples of a torchvision dataset.
 
     Args:
         dataset: ``dataset[index]`` is a tuple; its first item is a PIL image or a uint8 array.

@@ -2,7 +2,7 @@
 
 The draws of a view depend only on (seed, epoch, view, sample id), so equal settings give equal views: a "stream" of
 views. A row of the file is one sample in one epoch: row ``epoch · N + position``, N samples. ``manifest.json`` beside
-the file describes the stream, and the folder is named by the manifest's hash: another teacher, seed, data set or
+the file describes the stream, and the folder is named by the manifest's hash: another teacher, seed, dataset or
 augmentation of the teacher's views uses another cache.
 
 Each row ends in a digest of its bytes, keyed by the manifest and the row's number. Only rows with the right digest are

@@ -73,7 +73,7 @@ def test_a_worker_killed_from_outside_ends_the_run() -> None:
 
 def test_a_hung_worker_ends_the_run_with_the_sample() -> None:
     started = time.perf_counter()
-    with pytest.raises(DataError, match=r"a data worker gave nothing for 1 s while reading 'train/011'"):
+    with pytest.raises(DataError, match=r"a data worker returned nothing for 1 s while reading 'train/011'"):
         list(toy(faults={11: "hang"}, workers=2, worker_timeout=1).train_loader())
     assert time.perf_counter() - started < 20
 

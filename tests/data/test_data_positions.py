@@ -14,5 +14,5 @@ def test_each_sample_is_located_by_its_id_in_any_order():
 
 def test_a_stranger_is_named():
     strange = sample_key("test/1")
-    with pytest.raises(ValueError, match=rf"1 of 2 samples are not of the training split, e\.g\. {strange}"):
+    with pytest.raises(ValueError, match=rf"1 of 2 samples are not in the training split, e\.g\. {strange}"):
         Positions(["a", "b"])(torch.tensor([sample_key("a"), strange]))

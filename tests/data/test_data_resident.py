@@ -110,7 +110,7 @@ def test_decoded_once_for_all_who_use_it(noise: list[str]) -> None:
     loader = module.train_loader()
     assert noise == [], "not before it is used: a length or a position in the order needs no image"
     summary = loader.reader.prepare()
-    assert summary.startswith("30 images of the train split at 8 × 8 pixels lie on cpu: 0.0 MB, decoded in ")
+    assert summary.startswith("30 images of the train split at 8 × 8 pixels are on cpu: 0.0 MB, decoded in ")
     assert len(noise) == 30 and loader.reader.prepare() == ""
     for again in (loader, module.eval_loader("val"), module.labeled_loader(), module.with_all_labels().train_loader()):
         list(again)

@@ -141,7 +141,7 @@ def test_a_memory_bank_needs_the_training_samples() -> None:
     step = step_of(crd, train=(names, torch.arange(8) % 4))
     ids = torch.tensor([sample_key(name) for name in names[2:6]])
     assert step(IMAGES, ids, torch.tensor([2, 3, 0, 1]), epoch=0, step=0).loss > 0
-    with pytest.raises(ValueError, match="not of the training split"):
+    with pytest.raises(ValueError, match="not in the training split"):
         step(IMAGES, IDS, IDS, epoch=0, step=0)
 
 
