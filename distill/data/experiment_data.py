@@ -85,7 +85,7 @@ class ExperimentData:
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
 
     def train_batch(self, epoch: int, number: int) -> Batch:
-        """This rank's part of training batch ``number`` of an epoch, both counted from 0, as a training step gets it."""
+        """This rank's part of training batch ``number`` of an epoch, both counted from 0, as a step gets it."""
         loader = self.train_loader()
         reader = self._decoder(self.subset("train"), loader.sampler.order, loader.reader.tolerated, training=True)
         return _once(reader, loader.sampler.request(epoch, number))
