@@ -213,7 +213,7 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, error_a
         ("controls.linear_probe=1", "controls.linear_probe: expected true or false, found 1"),
         ("name=12", "name: expected a text (numbers and truth values become text in quotes), found 12"),
         ("name=../../x", "name: a run name is letters, digits"),
-        ("name=teachers", "name: 'teachers' is where fitted teachers are kept"),
+        ("name=teachers", "name: the folder 'teachers' is for fitted teachers"),
         ("seed=-1", "seed: must be at least 0, is -1"),
         ("data.source.type=digit", "data.source.type: unknown source type 'digit'; did you mean 'digits'?"),
         ("data.source=3", "data.source: expected a mapping with the key 'type': which source"),
@@ -233,11 +233,11 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, error_a
             "augment.student.1.type=ColorJiter",
             "augment.student.1.type: no operation is called 'ColorJiter'; did you mean 'ColorJitter'?",
         ),
-        ("teacher=null", "objectives: kd, icd read a teacher, and there is none; add teacher.networks"),
+        ("teacher=null", "objectives: kd, icd need a teacher, and there is none; add teacher.networks"),
         ("objectives=[ce]", "teacher: no objective reads it; add one such as kd, or remove the teacher"),
         ("augment.mix={mixup: 0, cutmix: 0}", "augment.mix.mixup: neither mixup nor cutmix is on"),
         ("student.train=full", "student.deltas: train: full trains every weight and takes no deltas"),
-        ("training.devices=3", "data.batch_size: 64 cannot be shared out evenly over 3 training.devices"),
+        ("training.devices=3", "data.batch_size: 64 is not a multiple of training.devices, 3"),
     ],
 )
 def test_a_slip_is_one_line_that_names_the_key(tree: dict[str, Any], override: str, error_at: str) -> None:

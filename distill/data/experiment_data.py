@@ -53,7 +53,9 @@ class ExperimentData:
         device: torch.device | str = "cpu",
     ):
         if settings.batch_size % world_size:
-            raise DataError(f"data.batch_size {settings.batch_size} cannot be shared out over {world_size} ranks")
+            raise DataError(
+                f"data.batch_size {settings.batch_size} is not a multiple of the number of ranks, {world_size}"
+            )
         self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
         self.device = torch.device(device)
         assert settings.source.component is not None

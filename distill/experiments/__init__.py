@@ -1,1 +1,1 @@
-"""Kinds of runs, one file each: a typed config, and the plan, which is the list of stages."""
+"""Kinds of runs, one file each: a typed config, and the plan, which is a list of stages."""

@@ -1,4 +1,4 @@
-"""Base class of experiments: a name, a seed, data, training, and a plan. Importing this does not import torch."""
+"""The base class of experiments: name, seed, data, training, plan. Importing this does not import torch."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ DEFAULT = "distillation"
 
 
 class Experiment(Settings):
-    """One run. A kind of run derives from it, fixes ``kind`` to its name, and makes a plan."""
+    """The config of a run. A kind of run is a subclass that fixes ``kind`` to its name and defines :meth:`plan`."""
 
-    kind: str = Field(DEFAULT, description="of run: what the plan of its stages is")
-    name: str = Field(description="the run folder's name")
+    kind: str = Field(DEFAULT, description="kind of run, which defines its stages")
+    name: str = Field(description="name of the run folder")
     output: Path = Field(Path("runs"), description="folder that holds the run folders and the fitted teachers")
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(0, ge=0, lt=2**31, description="of all random numbers")
     data: DataSettings
     training: TrainingSettings = TrainingSettings()
 
@@ -37,16 +37,16 @@ class Experiment(Settings):
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
             raise ValueError("a run name is letters, digits, '.', '_' and '-', and starts with a letter or digit")
         if name == "teachers":
-            raise ValueError("'teachers' is where fitted teachers are kept; choose another name")
+            raise ValueError("the folder 'teachers' is for fitted teachers; choose another name")
         return name
 
     def plan(self) -> list[Stage]:
-        """The stages of the run, each after those that it refers to."""
+        """The stages of the run; each comes after those that it refers to."""
         raise NotImplementedError
 
 
 def experiment_kinds() -> dict[str, type[Experiment]]:
-    """Kind → class, of every kind in this package."""
+    """Kind → class, for each kind in this package."""
     kinds = {}
     for module in pkgutil.iter_modules(distill.experiments.__path__, f"{distill.experiments.__name__}."):
         for value in vars(importlib.import_module(module.name)).values():
@@ -57,7 +57,7 @@ def experiment_kinds() -> dict[str, type[Experiment]]:
 
 
 def experiment_class(kind: Any) -> type[Experiment]:
-    """The class of a kind, or of the user's own, ``package.module:Class``. Raises ``PluginError``."""
+    """The class of a kind, or the user's class ``package.module:Class``. Raises ``PluginError``."""
     if isinstance(kind, str) and is_import_path(kind):
         return import_class(kind, Experiment)
     kinds = experiment_kinds()

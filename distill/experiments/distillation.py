@@ -1,6 +1,6 @@
-"""Distillation: a teacher and a student look at two views of the same images, and objectives compare what they saw.
+"""Distillation: teacher and student get two views of the same images, and objectives compare their outputs.
 
-Importing this costs no torch: only validating what a config names (objectives, deltas, operations) does.
+Importing this does not import torch. Validating a config that names objectives, deltas or operations does.
 """
 
 from __future__ import annotations
@@ -28,19 +28,21 @@ else:
 
 
 class ControlSettings(Settings):
-    """What the student is compared with."""
+    """The controls that the student is compared with."""
 
     linear_probe: bool = Field(True, description="logistic regression on the frozen backbone's features")
-    labels_only: bool = Field(True, description="the same student and number of updates without a teacher")
+    labels_only: bool = Field(True, description="the same student with as many updates, without a teacher")
 
 
 class DistillationExperiment(Experiment):
-    """Data, views, teacher, student, objectives, training, controls, export."""
+    """The config of a distillation: data, views, teacher, student, objectives, training, controls, export."""
 
     kind: Literal["distillation"] = "distillation"  # type: ignore[assignment]
     augment: AugmentSettings = AugmentSettings()
-    teacher: TeacherSettings | None = Field(None, description="none: the student learns from labels alone")
-    fit_teacher: FitTeacherSettings | None = Field(None, description="first train the teacher; cached by content")
+    teacher: TeacherSettings | None = Field(None, description="none: the student is trained on labels alone")
+    fit_teacher: FitTeacherSettings | None = Field(
+        None, description="first train the teacher, once for all runs with equal settings"
+    )
     student: StudentSettings
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
     controls: ControlSettings = ControlSettings()
@@ -81,7 +83,7 @@ class DistillationExperiment(Experiment):
         return [*teachers, student, *controls, test, export, verify, preview, WriteReport("report")]
 
     def plan_teacher(self) -> list[Stage[TeacherNetworks]]:
-        """The stages that make the teacher's networks, for commands that need nothing else."""
+        """The stages that make the teacher's networks; some commands run only these."""
         if self.teacher is None:
             return []
         if self.fit_teacher is None:
@@ -102,7 +104,7 @@ class DistillationExperiment(Experiment):
         reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
         if reading and self.teacher is None:
             raise error_at(
-                "objectives", f"{', '.join(reading)} read a teacher, and there is none; add teacher.networks"
+                "objectives", f"{', '.join(reading)} need a teacher, and there is none; add teacher.networks"
             )
         if self.teacher is not None and not reading:
             raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
@@ -124,20 +126,20 @@ class DistillationExperiment(Experiment):
             raise error_at("fit_teacher", "there is no teacher to fit; add teacher.networks")
         batch, devices = self.data.batch_size, self.training.devices
         if batch % devices:
-            raise error_at("data.batch_size", f"{batch} cannot be shared out evenly over {devices} training.devices")
+            raise error_at("data.batch_size", f"{batch} is not a multiple of training.devices, {devices}")
         return self
 
     def _check_placement(self) -> None:
-        """Refuse views by the loader's workers where there are none."""
+        """Raise an error if the loader's workers should make views and there are no workers."""
         of_teacher = None if self.fit_teacher is None else self.fit_teacher.augment
         views = {"augment": self.augment, "fit_teacher.augment": of_teacher}
         for key, settings in views.items():
             if self.data.on_device and settings is not None and settings.placement == "loader":
-                text = "data.on_device leaves the loader without workers; say device or auto"
+                text = "with data.on_device, the loader has no workers to make views; use device or auto"
                 raise error_at(f"{key}.placement", text)
 
     def _readers(self) -> dict[str, frozenset[str]]:
-        """What reads the teacher → the fields of its ``Features`` that it reads."""
+        """Name of a component → the fields of the teacher's ``Features`` that it reads."""
         assert self.teacher is not None
         components: list[Any] = [objective.component for objective in self.objectives]
         readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_teacher}
@@ -152,7 +154,7 @@ class DistillationExperiment(Experiment):
 
 
 def as_distillation(experiment: Experiment, source: str) -> DistillationExperiment:
-    """The experiment, which must be a distillation. Raises ``ConfigError`` that names where it comes from."""
+    """The experiment, if it is a distillation. Raises ``ConfigError``, whose text names ``source``, if not."""
     if not isinstance(experiment, DistillationExperiment):
-        raise ConfigError(f"{source}: kind: {experiment.kind}, and this works on kind: distillation")
+        raise ConfigError(f"{source}: kind: {experiment.kind}, and this command needs kind: distillation")
     return experiment

@@ -1,4 +1,4 @@
-"""Reads the log of a training."""
+"""Reads the log of a fit."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ COLUMNS = ("step", "epoch", "name", "value")
 def read_curves(path: Path) -> Curves:
     """The curves of a log with the columns ``step,epoch,name,value``, one row per value.
 
-    A torn last line, which a killed run leaves, is left out.
+    An incomplete last line, which a killed run leaves, is ignored.
 
     Raises:
-        ValueError: another line is no such row; the text names file and line.
+        ValueError: another line is not such a row; the text names file and line.
     """
     logged: dict[str, list[tuple[int, int, float]]] = {}
     with path.open(newline="", encoding="utf-8") as file:

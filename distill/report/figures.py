@@ -1,4 +1,4 @@
-"""The run's figures as PNG: accuracy of every model, curves, and the student against the baseline by class."""
+"""Draws the figures of a run as PNG: accuracy of all models, curves, student against baseline by class."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from distill.report.summary import RunSummary, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
 from distill.report.where import bytes_figure
 
-WIDTH = 5.2  # inches: narrow, so that the text is readable where the page is a phone's
+WIDTH = 5.2  # inches: narrow, so that the text is readable on a phone
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}{SPACE}%")
 MOST_BARS = 40
 MOST_CONFUSED = 20
@@ -35,7 +35,7 @@ class ThemedFigure:
 
 
 def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
-    """File stem → figure, for each figure that the summary has the data of."""
+    """File stem → figure, for each figure whose data the summary has."""
     makers: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
         "accuracy": accuracy,
         "curves": curves,
@@ -52,7 +52,7 @@ def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
 
 
 def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Test accuracy of every model with its 95 % interval. A dot, not a bar: the axis need not start at zero."""
+    """Test accuracy of each model with its 95 % interval; dots, not bars, since the axis does not start at zero."""
     rows = [row for row in reversed(summary.rows) if finite(row.accuracy)]
     if not rows:
         return None
@@ -77,7 +77,7 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def curves(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Over steps: loss terms of the student's stage, and the accuracy of every stage (agreement without labels)."""
+    """Over steps: loss terms of the student, and the accuracy of each model (agreement without labels)."""
     losses = {
         "total" if name == "loss" else name.removeprefix("loss/"): series
         for name, series in summary.curves.get(summary.student, {}).items()
@@ -108,13 +108,13 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
         axes.set_xlabel("step")
         axes.grid(axis="y")
         axes.set_title(title)
-        # Below, where it hides no curve.
+        # Below the axes, so that it hides no curve.
         axes.legend(fontsize=8, ncols=min(4, len(group)), loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure
 
 
 def classes(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Accuracy of the student minus the baseline's, per class, sorted. Of many classes the two ends of the order."""
+    """Accuracy of the student minus the baseline's by class, sorted; of many classes, the lowest and the highest."""
     compared = outcome(summary)
     if compared is None:
         return None
@@ -123,7 +123,7 @@ def classes(summary: RunSummary, theme: Theme) -> Figure | None:
     half = MOST_BARS // 2 if len(order) > MOST_BARS else len(order)
     left_out = order[half : len(order) - half]
     shown = order[:half] + order[half + len(left_out) :]
-    rows = [y if y < half else y + 1 for y in range(len(shown))]  # one row stands for those left out
+    rows = [y if y < half else y + 1 for y in range(len(shown))]  # one row for the classes that are not shown
     values = [float(change_K[k]) for k in shown]
 
     height = 0.2 if len(shown) > 20 else 0.28
@@ -153,7 +153,7 @@ def classes(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Change in the confusion matrix from baseline to student, colored by whether the change is to the good."""
+    """Change in the confusion matrix from baseline to student, colored by whether it is better or worse."""
     compared = outcome(summary)
     if compared is None or len(compared.classes) < 2:
         return None
@@ -173,7 +173,7 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
     names = [_short(compared.classes[k]) for k in shown]
     columns = names
     longest = max(map(len, names))
-    if longest > 3 or longest * len(names) > 40:  # too long to stand under a column: number them
+    if longest > 3 or longest * len(names) > 40:  # too long for column labels: number them
         columns = [str(number + 1) for number in range(len(names))]
         names = [f"{name}  {number}" for name, number in zip(names, columns)]
     axes.set_xticks(range(len(shown)), columns, fontsize=8)
@@ -191,7 +191,7 @@ def confusion(summary: RunSummary, theme: Theme) -> Figure | None:
 
 
 def _most_changed(compared: Outcome) -> list[int]:
-    """All classes if they are few, else those whose row and column change most, in the order of the classes."""
+    """All classes if they are few, else those whose row and column change most, in class order."""
     if len(compared.classes) <= MOST_CONFUSED:
         return list(range(len(compared.classes)))
     change_KK = np.abs(compared.confusion_KK)
@@ -200,7 +200,7 @@ def _most_changed(compared: Outcome) -> list[int]:
 
 
 def _curve(axes: Axes, name: str, series: Series, color: str) -> None:
-    """A line; single points as dots; what is not finite as a cross on the lower edge, where a gap would hide it."""
+    """Draw a line, with dots if it has few points; non-finite values are crosses on the lower edge."""
     x = np.asarray(series.steps)
     y = np.asarray(series.values, dtype=float)
     good = np.isfinite(y)

@@ -1,4 +1,4 @@
-"""The run's report: one HTML page that holds everything it shows, and its figures as PNG beside it."""
+"""Writes the report of a run: a self-contained HTML page, and its figures as PNG files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ MOST_CONFUSIONS = 8
 def write_report(folder: Path, summary: RunSummary) -> Path:
     """Write ``report.html`` and ``figures/*.png`` into the run folder; returns the path of the page.
 
-    The page is self-contained: no script, no font and no picture from elsewhere. Each file is replaced whole. A figure
-    of an earlier report that this one has no data for is removed.
+    The page loads no script, font or picture from elsewhere. Each file is replaced atomically. A figure of an earlier
+    report for which there is no data now is removed.
     """
     drawn = draw(summary)
     for name in FIGURES:
@@ -46,7 +46,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
 
     environment = Environment(
         loader=PackageLoader("distill.report", ""),
-        autoescape=True,  # titles, class names, paths and config are the user's text
+        autoescape=True,  # titles, class names, paths and config come from the user
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -71,7 +71,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
 
 
 def tiles(summary: RunSummary) -> list[tuple[str, str]]:
-    """(number, what it is): the few numbers that a reader wants first, as far as they are known."""
+    """(number, its description): the most important numbers, as far as they are known."""
     compared: list[tuple[str, str]] = []
     student = summary.row(summary.student)
     if student is None:
@@ -86,12 +86,12 @@ def tiles(summary: RunSummary) -> list[tuple[str, str]]:
     if finite(student.agreement):
         compared.append((numbers.percent(student.agreement), "agreement with the teacher"))
     if student.bytes is not None:
-        compared.append((numbers.size(student.bytes), "to store the student"))
+        compared.append((numbers.size(student.bytes), "size of the student"))
     return compared
 
 
 def confusions(compared: Outcome) -> list[dict[str, Any]]:
-    """The wrong answers whose number changes most, largest change first: true class, answer, count before and after."""
+    """The confusions whose count changes most, largest change first: true class, answer, count before and after."""
     change_KK = compared.confusion_KK.copy()
     np.fill_diagonal(change_KK, 0)
     order = np.argsort(-np.abs(change_KK), axis=None, kind="stable")[:MOST_CONFUSIONS]
@@ -112,7 +112,7 @@ def _known(row: Row) -> bool:
 
 
 def _embed_file(path: Path) -> str:
-    """A picture of the run folder; empty where the file is gone, so that the page can name it."""
+    """The data URI of a picture; empty if the file is missing, so that the page can name it."""
     return _embed(path.read_bytes()) if path.is_file() else ""
 
 

@@ -1,4 +1,4 @@
-"""What a stage can report. The report draws each type of item in one way, whichever stage it comes from."""
+"""The items that stages report. The report shows an item by its type, whichever stage it comes from."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ Integers = Annotated[tuple[int, ...], BeforeValidator(_as_list)]
 
 
 class Item(BaseModel):
-    """Immutable, without unknown fields. NaN is allowed, since a report must show failures too."""
+    """The base class: immutable, without unknown fields. NaN is allowed, since a report also shows failures."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 class Row(Item):
-    """One model of the result table. None is shown as a dash: not measured, or no such thing."""
+    """One model of the result table. None is shown as a dash: not measured, or not applicable."""
 
     name: str
-    what: str = Field("", description="a few words: what it is and what it learned from")
+    what: str = Field("", description="a few words about the model and its training data")
     accuracy: float | None = Field(None, description="top-1 on the test split, as a fraction")
-    last_epoch: float | None = Field(None, description="the same after the last epoch, where training.test_every is")
+    last_epoch: float | None = Field(None, description="accuracy after the last epoch, with training.test_every")
     best_epoch: float | None = Field(
-        None, description="the highest of a tested epoch: chosen by the test split itself, so too high"
+        None, description="highest accuracy of a tested epoch: chosen on the test split, so too high"
     )
     best_at: int | None = Field(None, description="that epoch, counted from 1")
-    agreement: float | None = Field(None, description="fraction of test images where its class is the teacher's")
-    trained: int | None = Field(None, description="trained parameters")
-    bytes: int | None = Field(None, description="size of what has to be stored for it")
+    agreement: float | None = Field(None, description="fraction of test images with the teacher's prediction")
+    trained: int | None = Field(None, description="number of trained parameters")
+    bytes: int | None = Field(None, description="size of the tensors to store for it")
     seconds: float | None = Field(None, description="wall time of its training")
 
 
 class Metric(Item):
-    """One measured number of the student, which its exports carry too."""
+    """One measured number of the student, which its exports contain too."""
 
     name: str
     value: float
@@ -48,7 +48,7 @@ class Metric(Item):
 
 
 class Matrix(Item):
-    """A table of numbers in [0, 1], say accuracy after task i on task j; NaN or None is shown as a dash."""
+    """A table of numbers in [0, 1], such as accuracy after task i on task j; NaN and None are shown as a dash."""
 
     title: str
     rows: tuple[str, ...]
@@ -64,7 +64,7 @@ class Matrix(Item):
 
 
 class Series(Item):
-    """One logged quantity; the three have one entry per log row."""
+    """One logged quantity; each field has one entry for each log row."""
 
     steps: tuple[int, ...]
     epochs: tuple[int, ...]
@@ -76,10 +76,10 @@ Curves = dict[str, Series]
 
 
 class Curve(Item):
-    """The log of one training."""
+    """The log of one fit."""
 
     name: str
-    """Of the model that was trained, as its row calls it."""
+    """Name of the trained model, as in its row."""
     log: Curves
 
 
@@ -92,30 +92,30 @@ class Check(Item):
 
 
 class Sizes(Item):
-    """Bytes of what was written."""
+    """Bytes of the exported files and models, by name."""
 
     bytes: dict[str, int]
 
 
 class LayerBytes(Item):
-    """What one changed layer takes in the delta file."""
+    """Bytes of one layer's delta in the delta file."""
 
     site: str
-    block: str = Field(description="the block of the network that it belongs to")
-    type: str = Field(description="of the delta")
+    block: str = Field(description="block of the network that the layer belongs to")
+    type: str = Field(description="type of the delta")
     rank: int | None = None
     bytes: int
-    layer_bytes: int = Field(0, description="of the layer's own weight")
+    layer_bytes: int = Field(0, description="bytes of the layer's own weight")
 
 
 class Picture(Item):
-    """A PNG in the run folder. Those of one title share a section; ``folded`` ones open on a click."""
+    """A PNG in the run folder. Pictures with the same title share a section; ``folded`` ones open on a click."""
 
     title: str
     path: Path
     alt: str
     caption: str = ""
-    folded: str = Field("", description="the line to click on; empty: shown at once")
+    folded: str = Field("", description="text of the line to click on; empty: the picture is always shown")
 
 
 class Note(Item):
@@ -125,13 +125,13 @@ class Note(Item):
 
 
 class Files(Item):
-    """What was written where."""
+    """Paths of written files, by name."""
 
     paths: dict[str, Path]
 
 
 class ClassPredictions(Item):
-    """What models predict for each test image, for the comparison class by class."""
+    """Predictions of the models for each test image, for the comparison by class."""
 
     classes: tuple[str, ...]
     labels: Integers = Field(description="class index of every test image, -1 where it has none")

@@ -1,4 +1,4 @@
-"""Formats numbers for readers: a dash for a missing value, units after a no-break space."""
+"""Formats numbers for display: a dash for a missing value, units after a no-break space."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def points(difference: float) -> str:
 
 
 def signed(count: int) -> str:
-    """3 → ``+3``, with a real minus sign."""
+    """3 → ``+3``; negative numbers have a minus sign (U+2212)."""
     return f"{count:+d}".replace("-", MINUS) if count else "0"
 
 

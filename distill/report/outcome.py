@@ -1,4 +1,4 @@
-"""Student against baseline on the test split: by class, by confusion, image by image.
+"""Compares student and baseline on the test split: by class, by confusion, by image.
 
 Shape suffixes: N labeled test images, K classes.
 """
@@ -24,19 +24,19 @@ class Outcome:
 
     @property
     def present_K(self) -> np.ndarray:
-        """Whether the test split holds the class at all."""
+        """Whether the test split has an image of the class."""
         return np.bincount(self.labels_N, minlength=len(self.classes)) > 0
 
     @property
     def change_K(self) -> np.ndarray:
-        """Accuracy of the student minus the baseline's, per class; NaN where the class has no test image."""
+        """Accuracy of the student minus the baseline's by class; NaN for a class without test images."""
         return class_accuracy(self.labels_N, self.student_N, len(self.classes)) - class_accuracy(
             self.labels_N, self.baseline_N, len(self.classes)
         )
 
     @property
     def confusion_KK(self) -> np.ndarray:
-        """Change in counts, row true class, column predicted class."""
+        """Change in the number of images from baseline to student; row: true class, column: predicted class."""
         k = len(self.classes)
         return confusion(self.labels_N, self.student_N, k) - confusion(self.labels_N, self.baseline_N, k)
 
@@ -52,7 +52,7 @@ class Outcome:
 
 
 def outcome(summary: RunSummary) -> Outcome | None:
-    """Student against baseline over the labeled test images; None without labels or without either's predictions."""
+    """Predictions of student and baseline for the labeled test images; None if labels or predictions are missing."""
     chosen = [summary.predictions.get(name, ()) for name in (summary.student, summary.baseline)]
     labels_N = np.asarray(summary.labels, dtype=np.int64)
     labeled_N = labels_N >= 0
@@ -95,7 +95,7 @@ def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> 
 
 
 def interval(accuracy: float, images: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of an accuracy measured on so many images."""
+    """The 95 % Wilson interval of an accuracy in [0, 1] that was measured on ``images`` images."""
     z = 1.96
     center = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
     half = z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))

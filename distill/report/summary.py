@@ -1,4 +1,4 @@
-"""The items of a run, grouped by their type, with what the report says of the run itself."""
+"""The content of a report: items of a run, grouped by their type, and facts about the run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ T = TypeVar("T", bound=Item)
 
 
 class Machine(Item):
-    """Where the run took place. An empty version means that the package is not installed."""
+    """The machine of a run. An empty version means that the package is not installed."""
 
     python: str
     torch: str
@@ -59,29 +59,27 @@ class Machine(Item):
 
 
 class RunSummary(Item):
-    """The run. Only the title, the seed, the machine and the config must be there; a part left empty is not shown."""
+    """The content of a report. Title, seed, machine and config are required; the report omits other empty parts."""
 
     title: str
     seed: int
     machine: Machine
     config: str = Field(description="the resolved configuration, YAML")
-    finished: str = Field("", description="date and time, as it is to be shown")
+    finished: str = Field("", description="date and time of the end, formatted")
 
     rows: tuple[Row, ...] = ()
-    student: str = Field("student", description="name of the row that the report is about")
-    baseline: str = Field(
-        "linear probe", description="name of the row that the student is compared with, class by class"
-    )
+    student: str = Field("student", description="name of the student's row")
+    baseline: str = Field("linear probe", description="name of the row that the student is compared with, by class")
     teacher: str = Field("teacher", description="name of the teacher's row")
 
-    sizes: dict[str, int] = Field({}, description="what (delta, backbone, merged model) → bytes")
-    sites: tuple[LayerBytes, ...] = Field((), description="where the student's bytes went, layer by layer")
+    sizes: dict[str, int] = Field({}, description="name (delta, backbone, merged model) → bytes")
+    sites: tuple[LayerBytes, ...] = Field((), description="bytes of the student's deltas, by layer")
     seconds: dict[str, float] = Field({}, description="stage → wall time")
-    paths: dict[str, Path] = Field({}, description="what → where it was written")
+    paths: dict[str, Path] = Field({}, description="name → path of a written file")
     curves: dict[str, Curves] = Field(
         {},
-        description="row → its log. Drawn: names with 'loss' of the student's, and of every log names with 'accuracy', "
-        "or with 'agreement' where nothing has an accuracy",
+        description="row → its log. The figure shows series with 'loss' in their name of the student, and series with "
+        "'accuracy' in their name of all rows, or with 'agreement' if there is no accuracy",
     )
     matrices: tuple[Matrix, ...] = ()
     pictures: tuple[Picture, ...] = ()
@@ -99,8 +97,8 @@ class RunSummary(Item):
 
         Args:
             items: of all stages, in the order of the report.
-            paths: files of the run itself, shown before those that items name.
-            about: title, seed, machine, config, and the other fields that no item fills.
+            paths: files of the run itself, shown before those of items.
+            about: title, seed, machine, config, and other fields that do not come from items.
 
         Returns:
             The summary of the run.
@@ -131,12 +129,12 @@ class RunSummary(Item):
         return self
 
     def row(self, name: str) -> Row | None:
-        """The row of that name, if there is one."""
+        """The row with this name; None if there is none."""
         return next((row for row in self.rows if row.name == name), None)
 
 
 def finite(value: float | None) -> bool:
-    """Whether there is a number to show."""
+    """Whether the value is a finite number."""
     return value is not None and math.isfinite(value)
 
 
@@ -148,7 +146,7 @@ def _version(package: str) -> str:
 
 
 def _cpu_name() -> str:
-    """The model name that Linux gives, else what Python knows; with the number of cores this process may use."""
+    """The CPU's model name from Linux, else from Python, and the number of cores that this process may use."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

@@ -1,4 +1,4 @@
-"""What the terminal shows at the end of a run: the result table, sizes, time, and the paths of all files."""
+"""Prints the end of a run on the terminal: the result table, sizes, times, and the paths of all files."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from distill.report.numbers import SPACE, count, duration, percent, size
 from distill.report.summary import RunSummary, finite
 from distill.report.where import bytes_table
 
-WIDE = 104  # columns from which the description of a model has room for a column of its own
+WIDE = 104  # columns from which the descriptions of models get a column in the table
 
 
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
-    """Print the end of a run."""
+    """Print the summary; ``console`` None: standard output."""
     console = console or Console()
     console.print(closing(summary, console.width))
 
 
 def closing(summary: RunSummary, width: int) -> RenderableType:
-    """Everything that the terminal shows at the end, for a terminal of ``width`` columns."""
+    """The summary as text and tables, for a terminal of ``width`` columns."""
     parts: list[Table] = []
     if summary.rows:
         parts.append(result_table(summary, width))
@@ -39,7 +39,7 @@ def closing(summary: RunSummary, width: int) -> RenderableType:
 
 
 def result_table(summary: RunSummary, width: int) -> Table:
-    """The models as rows. A narrow terminal has no room for the column that says what each is."""
+    """The models as rows; a narrow terminal has no column with their descriptions."""
     wide = width >= WIDE
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("model", overflow="fold")
@@ -72,7 +72,7 @@ def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
         facts.append(("time", _listed({name: duration(value) for name, value in summary.seconds.items()})))
     for row in summary.rows:
         if finite(row.best_epoch):
-            seen = f"best epoch {percent(row.best_epoch)} ({row.best_at}, seen on test: too high)"
+            seen = f"best epoch {percent(row.best_epoch)} ({row.best_at}, chosen on test: too high)"
             facts.append(("epochs", Text(f"{row.name}: last epoch {percent(row.last_epoch)}, {seen}")))
     checks, failed = summary.verification, [check for check in summary.verification if not check.passed]
     if checks and not failed:
@@ -83,7 +83,7 @@ def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
 
 
 def _listed(values: dict[str, str]) -> Text:
-    """``delta 246 kB · backbone 13.5 MB``, broken between entries only."""
+    """``delta 246 kB · backbone 13.5 MB``; lines break only between entries."""
     entries = (
         Text.assemble((f"{name} ".replace(" ", SPACE), "dim"), value.replace(" ", SPACE))
         for name, value in values.items()
@@ -92,7 +92,7 @@ def _listed(values: dict[str, str]) -> Text:
 
 
 def _pairs(rows: list[tuple[str, Text]]) -> Table:
-    """Names, dim, and beside them what they name."""
+    """A table of names, dim, and values."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")

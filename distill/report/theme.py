@@ -1,4 +1,4 @@
-"""Colors and style of the figures, in a light and a dark version with the page's background.
+"""Colors and style of the figures, in a light and a dark version with the background of the page.
 
 Colors are Okabe and Ito's, safe for color-blind readers: blue is better, orange is worse, gray is neither.
 """
@@ -18,6 +18,8 @@ from matplotlib.figure import Figure
 
 @dataclass(frozen=True)
 class Theme:
+    """Colors of a figure, as hexadecimal RGB."""
+
     paper: str
     ink: str
     muted: str
@@ -50,7 +52,7 @@ DARK = Theme(
 def png(make: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
     """The figure that ``make`` draws, in the style of the theme; None where it has nothing to draw."""
     with mpl.rc_context(_style(theme)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # class names come in all scripts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # class names may be in any script
         figure = make(theme)
         if figure is None:
             return None
@@ -67,7 +69,7 @@ def _style(theme: Theme) -> dict[Any, Any]:
         "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": theme.ink,
-        "text.parse_math": False,  # a class may be called "$5 note"
+        "text.parse_math": False,  # a class name may hold dollar signs
         "axes.labelcolor": theme.muted,
         "axes.titlecolor": theme.ink,
         "axes.titlesize": 10,

@@ -1,4 +1,4 @@
-"""Bytes of a student's deltas: the table by block of the network, and the figure by layer."""
+"""Shows the bytes of a student's deltas: a table by block of the network, and a figure by layer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from distill.report.numbers import percent, size
 from distill.report.summary import RunSummary
 from distill.report.theme import Theme
 
-BAR = 24  # columns of the terminal's longest bar
+BAR = 24  # length of the longest bar in columns
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class BlockBytes:
 
     @property
     def ranks(self) -> str:
-        """``1–12``, or a dash where nothing has a rank."""
+        """``1–12``, or a dash if no delta has a rank."""
         ranks = [site.rank for site in self.sites if site.rank is not None]
         if not ranks:
             return "–"
@@ -40,20 +40,20 @@ class BlockBytes:
 
     @property
     def of_layers(self) -> float | None:
-        """Bytes of the deltas over those of the layers that they change."""
+        """Bytes of the deltas divided by those of the layers that they change."""
         layers = sum(site.layer_bytes for site in self.sites)
         return self.bytes / layers if layers else None
 
 
 def blocks(sites: tuple[LayerBytes, ...]) -> list[BlockBytes]:
-    """Sites by block, in the model's order."""
+    """The sites grouped by block, in the order of the network."""
     order = {name: place for place, name in reversed(list(enumerate(site.block for site in sites)))}
     together = sorted(sites, key=lambda site: order[site.block])
     return [BlockBytes(name, tuple(group)) for name, group in groupby(together, key=lambda site: site.block)]
 
 
 def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
-    """One line per block, with a bar for its share of all bytes."""
+    """One line for each block, with a bar for its fraction of all bytes."""
     changed = blocks(sites)
     total, most = sum(block.bytes for block in changed), max(block.bytes for block in changed)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
@@ -62,7 +62,7 @@ def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
     table.add_column("ranks", justify="right", no_wrap=True)
     table.add_column("bytes", footer=size(total), justify="right", no_wrap=True)
     table.add_column("of the\nlayers", justify="right", no_wrap=True)
-    table.add_column("where the bytes went", no_wrap=True)
+    table.add_column("fraction of all bytes", no_wrap=True)
     for block in changed:
         bar = Text("█" * round(BAR * block.bytes / max(most, 1)), style="blue")
         cells = (str(len(block.sites)), block.ranks, size(block.bytes), percent(block.of_layers))
@@ -71,7 +71,7 @@ def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
 
 
 def bytes_figure(summary: RunSummary, theme: Theme) -> Figure | None:
-    """Bytes of every changed layer, in the network's order; one color for each method, ticks where blocks begin."""
+    """Bytes of each changed layer in the network's order; one color for each method, ticks at the start of blocks."""
     sites = [site for block in blocks(summary.sites) for site in block.sites]
     if len(sites) < 2:
         return None

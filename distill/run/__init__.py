@@ -1,1 +1,1 @@
-"""A run, from its config to its report: what happens in it in order, and the parts that train something."""
+"""Runs: the contract of stages, the runner of plans, and functions that several stages use."""

@@ -1,4 +1,4 @@
-"""What every stage works with: data, device, console, the outputs of earlier stages; predictions of any network."""
+"""The context of a run, which every stage gets: data, device, console, and outputs of earlier stages."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Output = TypeVar("Output")
 
 
 class RunSettings(Protocol):
-    """What a run of any kind has in its config."""
+    """Settings that the config of every kind of run has."""
 
     @property
     def output(self) -> Path: ...
@@ -45,15 +45,15 @@ class RunSettings(Protocol):
 
 @dataclass
 class RunContext:
-    """What stages share.
+    """Data and state that the stages of a run share.
 
     Args:
-        seed: of everything that is random.
-        root: the folder of all run folders, where outputs for all runs are kept too.
-        data: the run's data, opened once.
-        device: where networks compute outside a fit; a fit finds its own.
-        console: where to print; None on further ranks.
-        stop: who asks the run to stop.
+        seed: of all random numbers.
+        root: the folder of all run folders; it also holds outputs that several runs use.
+        data: of the run, opened once.
+        device: for networks outside a fit; Lightning chooses that of a fit.
+        console: where to print; None on ranks other than the first.
+        stop: remembers a signal that asks the run to stop.
         folder: the run folder; None outside a run.
     """
 
@@ -65,13 +65,13 @@ class RunContext:
     stop: StopSignal
     folder: RunFolder | None = None
     outputs: dict[str, Any] = field(default_factory=dict)
-    """Stage → its output, as far as the run has come."""
+    """Stage → its output, for the stages that are done."""
     items: dict[str, tuple[Item, ...]] = field(default_factory=dict)
-    """Stage → what it reports."""
+    """Stage → the items that it reports."""
     keys: dict[str, Any] = field(default_factory=dict)
-    """Stage → its key; a key may take a network to make, so it is made once."""
+    """Stage → its key, computed once, since it may have to build a network."""
     digests: dict[str, str] = field(default_factory=dict)
-    """Stage → the digest of its key, and of the keys of all that it depends on."""
+    """Stage → the digest of its key and of the keys of all stages that it depends on."""
 
     @classmethod
     def of(cls, settings: RunSettings, stop: StopSignal, console: Console | None = None) -> RunContext:
@@ -79,7 +79,7 @@ class RunContext:
 
         Args:
             settings: of the run.
-            stop: who asks the run to stop.
+            stop: remembers a signal that asks the run to stop.
             console: where to print; None prints nothing.
 
         Returns:
@@ -94,26 +94,26 @@ class RunContext:
 
     @property
     def connected(self) -> bool:
-        """Whether there are ranks that share the work of ``predict``: from the start of the first fit on."""
+        """Whether the ranks of a run are connected, and so divide predictions among them: since its first fit."""
         return dist.is_available() and dist.is_initialized()
 
     def loader(self, split: Split) -> Loader:
-        """The split in order: this rank's part of it once the ranks are connected, all of it before."""
+        """The split in order: this rank's part if the ranks are connected, else all of it."""
         return self.data.eval_loader(split, self.connected)
 
     def labeled_loader(self) -> Loader:
-        """The training samples whose labels are shown, divided among the ranks in the same way."""
+        """The training samples with a visible label: this rank's part if the ranks are connected, else all."""
         return self.data.labeled_loader(self.connected)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]
     ) -> Predictions:
-        """Predictions of a module in eval mode, on the device; afterwards it is where and as it was.
+        """Predictions of a module in eval mode, on the device; its own device and modes are restored.
 
         Args:
             module: holds all parameters that ``logits_of`` uses.
             logits_of: normalized views [B, 3, H, W] → logits [B, K].
-            spec: what the module expects to see.
+            spec: size and normalization of the module's input.
             loader: batches of a split.
 
         Returns:
@@ -129,21 +129,21 @@ class RunContext:
                 part.training = training
 
     def print(self, text: str) -> None:
-        """A line on the console, if there is one."""
+        """Print a line on the console, if there is one."""
         if self.console is not None:
             self.console.print(text, highlight=False, soft_wrap=True)
 
 
 @contextmanager
 def open_context(settings: RunSettings, console: Console | None = None) -> Iterator[RunContext]:
-    """A context outside a run, for commands. While it is open, signals are caught and reported by ``context.stop``."""
+    """A context outside a run, for commands. While it is open, ``context.stop`` remembers signals."""
     with StopSignal() as stop:
         yield RunContext.of(settings, stop, console)
 
 
 def make_data(settings: RunSettings) -> ExperimentData:
-    """The data as this process's rank has it."""
+    """The run's data for the rank of this process."""
     device, rank = device_for(settings.training), local_rank()
     if device.type == "cuda":
-        device = torch.device("cuda", rank)  # before the ranks are connected, the current one is the first for all
+        device = torch.device("cuda", rank)  # before the ranks are connected, the current device of each is the first
     return ExperimentData(settings.data, settings.seed, settings.training.devices, rank, device)

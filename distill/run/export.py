@@ -1,4 +1,4 @@
-"""Writes a trained student to files, and verifies that the files compute what the student does."""
+"""Exports a trained student, and verifies that the exported models have the student's outputs."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from distill.run.context import RunContext
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written."""
+    """The result of an export."""
 
     sizes: dict[str, int]
-    """What → its bytes."""
+    """Name of an exported file or model → bytes."""
     refused: dict[str, str]
-    """Title of a target that cannot hold the student → why."""
+    """Title of a target that cannot hold the student → reason."""
 
 
 def export_student(
     context: RunContext, export: ExportSettings, student: Student, folder: Path, results: Sequence[Result]
 ) -> Exported:
-    """Write the delta file, unless every weight was trained, and every target that can hold the student.
+    """Write the delta file (unless every weight was trained) and each target that can hold the student.
 
     Args:
-        context: the run's data: labels, canvas.
+        context: of the run, for the class names and the canvas of the data.
         export: the targets.
         student: after its training.
         folder: where to write: ``delta/``, and a folder for each target.
-        results: measured numbers that the files carry.
+        results: measured numbers to store in the files.
 
     Returns:
-        Sizes, and the targets that were left out.
+        Sizes, and the targets that cannot hold the student.
     """
     about = About(student.network.origin, tuple(context.data.classes), preprocessing(context, student), tuple(results))
     sizes, refused = {}, {}
@@ -69,13 +69,13 @@ def export_student(
 
 
 def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:
-    """What → its folder, for everything that was written."""
+    """Name → folder, for the delta file and each target that was written to ``folder``."""
     paths = {DELTA: folder / DELTA, **{target.title: folder / target.folder for target in export.make_targets()}}
     return {name: path for name, path in paths.items() if path.is_dir()}
 
 
 def preprocessing(context: RunContext, student: Student) -> Preprocessing:
-    """How an image becomes what the student was evaluated on: the canvas of the loader, then the network's size."""
+    """How evaluation prepares an image: first the canvas of the loader, then the network's input size."""
     mode = {"crop": "center", "pad": "border", "squash": "squash"}[context.data.settings.fit]
     declared = Preprocessing.of(student.model, student.input.size)
     return declared.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
@@ -84,19 +84,19 @@ def preprocessing(context: RunContext, student: Student) -> Preprocessing:
 def verify_export(
     context: RunContext, settings: StudentSettings, export: ExportSettings, folder: Path, student: Student | None = None
 ) -> list[Check]:
-    """Compare the exported models with each other on real images, in a new process, and with ``student`` if given.
+    """Compare the exported models with each other and with ``student`` on real images, in a new process.
 
-    A student that no target can hold must be given: the delta file is compared with it.
+    If no target can hold the student, ``student`` is required: the delta file is compared with it.
 
     Args:
-        context: the run's data.
+        context: of the run, for the images.
         settings: of the student.
-        export: the targets, and how many images to compare on.
+        export: the targets, and the number of images.
         folder: that :func:`export_student` wrote.
-        student: in memory.
+        student: in memory; None: only the exported models are compared.
 
     Returns:
-        A check for each comparison; those that fail are not ``passed``.
+        A check for each comparison.
     """
     targets = written_targets(export, folder)
     delta = None if settings.train == "full" else folder / DELTA
@@ -105,7 +105,7 @@ def verify_export(
 
     def backbone() -> nn.Module:
         assert delta is not None
-        torch.manual_seed(context.seed)  # a backbone of random weights is defined by its seed
+        torch.manual_seed(context.seed)  # a backbone without pretrained weights is defined by the seed
         return create_network(settings.network, read_delta(delta)[0].num_classes).model
 
     report = verify(
@@ -131,18 +131,18 @@ def verify_export(
 
 
 def written_targets(export: ExportSettings, folder: Path) -> dict[Path, ExportTarget]:
-    """Folder → target, of those that were written."""
+    """Folder → target, for each target that was written to ``folder``."""
     targets = {folder / target.folder: target for target in export.make_targets()}
     return {path: target for path, target in targets.items() if path.is_dir()}
 
 
 def verification_images(context: RunContext, spec: InputSpec, count: int) -> Tensor:
-    """At least ``count`` real images as the student sees them; all there are if the data has fewer.
+    """Evaluation views of real images: at least ``count``, or all images if the data has fewer.
 
     Args:
-        context: the run's data; its test split is taken first.
-        spec: what the student expects to see.
-        count: of images.
+        context: of the run; images of the test split come first, then val, then train.
+        spec: size and normalization of the student's input.
+        count: number of images.
 
     Returns:
         [N, 3, H, W] fp32, normalized.

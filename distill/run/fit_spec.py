@@ -1,4 +1,4 @@
-"""Everything of one fit but its student: teacher, objectives, views, training. All training goes through here."""
+"""The specification of a fit without its student: teacher, objectives, views, training. All fits use it."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ from distill.training.terms import Term, build_terms
 
 @dataclass(frozen=True)
 class FitSpec:
-    """Everything of a fit but the student.
+    """Everything that a fit needs except the student.
 
     Args:
-        context: the run's.
-        teacher: frozen; None where the student learns from labels alone.
+        context: of the run.
+        teacher: frozen; None: the student is trained on labels alone.
         objectives: the terms of the loss.
         augment: how the views are made.
         training: epochs, optimizer, schedule, guards.
-        cache: keeps the teacher's outputs in a file; None asks the teacher at every step.
-        labeled_only: train on the labeled samples alone.
+        cache: keeps the teacher's outputs in a file; None: the teacher runs in every step.
+        labeled_only: train on the samples with a visible label only.
     """
 
     context: RunContext
@@ -55,18 +55,18 @@ class FitSpec:
     labeled_only: bool = False
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
-        """The training step, with new objectives.
+        """The training step, with newly built objectives.
 
         Args:
-            student: that learns.
-            loader: of the fit; says how many steps an epoch has.
+            student: to train.
+            loader: of the fit, for the number of steps in an epoch.
             name: of the fit, for errors.
 
         Returns:
-            The step as a Lightning module, on the CPU.
+            The step in a Lightning module, on the CPU.
 
         Raises:
-            StageError: student and teacher do not fit together.
+            StageError: an objective cannot compare the student with the teacher.
         """
         teacher, seed = self.teacher, self.context.seed
         terms = self._terms(student, name)
@@ -82,7 +82,7 @@ class FitSpec:
         return Distillation(step)
 
     def check(self, student: Student, name: str) -> None:
-        """Raise ``StageError`` for what would stop this student's fit before its first step."""
+        """Raise ``StageError`` if the fit of this student would fail before its first step."""
         self._terms(student, name)
         self._scored(student, name)
         self._test(student, name)
@@ -99,17 +99,18 @@ class FitSpec:
 
     @property
     def head(self) -> ReusedHead | None:
-        """The teacher's head, where an objective gives it to the student; else None."""
+        """The teacher's head, if an objective gives it to the student; else None."""
         if self.teacher is None:
             return None
         heads = [settings.head(self.teacher.shapes[0]) for settings in self.objectives]
         return next((head for head in heads if head is not None), None)
 
     def loader(self) -> TrainLoader:
+        """The training batches of this rank."""
         return self.context.data.train_loader(labeled_only=self.labeled_only)
 
     def fit(self, student: Student, folder: Path, name: str) -> FitSummary:
-        """Train the student in place. A fit that is finished in ``folder`` is loaded, an interrupted one is resumed.
+        """Train the student in place. A fit that is finished in ``folder`` is loaded; an interrupted one is resumed.
 
         Args:
             student: receives the trained weights.
@@ -139,19 +140,19 @@ class FitSpec:
         return summary
 
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
-        """Whether there are validation images, and whether the teacher's answer to them compares with the student's."""
+        """Whether there is a validation split, and whether the teacher predicts the student's classes."""
         has_val = self.context.data.has_split("val")
         comparable = self.teacher is not None and self.teacher.has_classes(student.shapes.classes)
         scored = has_val and (comparable or bool((self.context.data.subset("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):
             allocation = "training.early_stop" if self.training.early_stop else "training.keep: best"
             raise StageError(
-                f"{name}: {allocation} needs a score: labels to validate on, or a teacher of the same classes"
+                f"{name}: {allocation} needs a score: labels in the validation split, or a teacher of the same classes"
             )
         return has_val, comparable
 
     def _test(self, student: Student, name: str) -> Callable[[], Predictions] | None:
-        """What tests the student for the record, if ``training.test_every`` wants one."""
+        """Makes the student's predictions for the test split, if ``training.test_every`` is set; else None."""
         if self.training.test_every is None:
             return None
         data = self.context.data
@@ -160,8 +161,10 @@ class FitSpec:
         return lambda: predict_student(self.context, student, "test")
 
     def for_warm_up(self, epochs: int, lr: float) -> FitSpec:
-        """The same fit for a few epochs at a constant learning rate, without curriculum, average of the weights, early
-        stopping, choice of the best epoch, and tests."""
+        """The same fit with ``epochs`` epochs and the constant learning rate ``lr``.
+
+        It has no curriculum, moving average of the weights, early stopping, choice of the best epoch, or tests.
+        """
         schedule = self.training.schedule
         short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
         return replace(
@@ -183,19 +186,19 @@ class FitSpec:
 
 
 def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | None:
-    """The step that learns the weights of the teacher's networks; None where they are not learned.
+    """The meta step that learns the weights of the teacher's networks; None unless ``weighting`` is learned.
 
     Raises:
-        StageError: there are no labels to weigh by, or none in the validation split to learn from.
+        StageError: ``agreement`` without labels in training, or ``learned`` without labels in the validation split.
     """
     if weighting.type == "agreement" and not context.data.labeled_count:
-        raise StageError("teacher.weighting: agreement is with labels, and no training sample has one")
+        raise StageError("teacher.weighting: agreement needs labels, and no training sample has one")
     if weighting.type != "learned":
         return None
     labels = context.data.subset("val").labels if context.data.has_split("val") else np.empty(0)
     places = np.flatnonzero(labels != UNLABELED)
     if len(places) < 2:
-        raise StageError("teacher.weighting: learned needs labeled images to learn from, in the validation split")
+        raise StageError("teacher.weighting: learned needs at least two labeled images in the validation split")
     keys = torch.tensor([sample_key(context.data.subset("val").ids[place]) for place in places])
     order = Draws(context.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
     batch = context.data.eval_batch("val", places[order].tolist())
@@ -205,20 +208,20 @@ def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | N
 def open_cache(
     context: RunContext, teacher: Teacher, dual: DualAugment, epochs: int, settings: CacheSettings | None
 ) -> TeacherCache | None:
-    """The cache of the teacher's outputs, if there is to be one.
+    """The cache of the teacher's outputs.
 
     Args:
-        context: the run's; caches of all runs are in its ``root``.
+        context: of the run; the caches of all runs are in its ``root``.
         teacher: whose outputs are kept.
-        dual: makes the views that the teacher sees.
-        epochs: of the training that reads it.
-        settings: what to keep; None: there is no cache.
+        dual: makes the teacher's views.
+        epochs: length of the training that reads the cache.
+        settings: which outputs to keep; None: no cache.
 
     Returns:
         The open cache, or None.
 
     Raises:
-        CacheError: it cannot be used for this.
+        CacheError: the cache cannot be used or written.
     """
     if settings is None:
         return None

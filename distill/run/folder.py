@@ -1,4 +1,4 @@
-"""The run folder, which holds all files of a run but fitted teachers; those are in a folder beside it."""
+"""The run folder: it holds all files of a run except fitted teachers, which are in a folder beside it."""
 
 from __future__ import annotations
 
@@ -23,61 +23,63 @@ _FOLDER_OF_THE_FIRST_RANK = "DISTILL_RUN_FOLDER"
 
 
 class RunError(UserError, RuntimeError):
-    """A run cannot start or go on; the text names the folder and what would work."""
+    """A run cannot start or continue; the text names the folder and what would work."""
 
 
 @dataclass
 class RunFolder:
-    """An open run folder and its record: status, and the seconds and results of the stages that are done."""
+    """An open run folder and its record: the status, and stage → seconds."""
 
     path: Path
     record: dict[str, Any] = field(default_factory=lambda: {"status": "running", "stages": {}})
 
     def save(self) -> None:
+        """Write the record."""
         write_atomic(self.path / RECORD, json.dumps(self.record, indent=2).encode())
 
     def finish_stage(self, name: str, seconds: float) -> None:
-        """Add a stage's seconds; a stage that was interrupted has several parts."""
+        """Add to the seconds of a stage; an interrupted and resumed stage adds several times."""
         stages = self.record["stages"]
         stages[name] = stages.get(name, 0.0) + seconds
         if is_first_rank():
             self.save()
 
     def set_status(self, status: str) -> None:
+        """Set and write the status: running, finished, interrupted or failed."""
         self.record["status"] = status
         if is_first_rank():
             self.save()
 
     def fail(self) -> None:
-        """Set the status ``failed``; delete a folder in which nothing was trained yet (an error in the config)."""
+        """Set the status ``failed``, or delete the folder if it holds only config and record (a config error)."""
         self.set_status("failed")
         if is_first_rank() and {path.name for path in self.path.iterdir()} == {CONFIG, RECORD}:
             shutil.rmtree(self.path)
 
 
 def local_rank() -> int:
-    """This process's place among those of the run; known before they are connected."""
+    """Index of this process among those of this machine, known before the ranks are connected."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 def is_first_rank() -> bool:
-    """Whether this process writes: with several devices, the others only compute."""
+    """Whether this process is the first rank, the only one that writes files."""
     return local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
 def open_run(output: Path, tree: dict[str, Any], resume: bool) -> RunFolder:
-    """A new folder ``output/name`` (``name@2``, … where taken), or with ``resume`` this config's newest unfinished one.
+    """A new folder ``output/name`` (``name@2``, … if it exists), or the config's newest unfinished one.
 
     Args:
         output: the folder of all run folders.
         tree: the resolved config as plain values; its key ``name`` names the folder.
-        resume: go on with an earlier run.
+        resume: open the newest unfinished run of an equal config instead of making a folder.
 
     Returns:
-        The open folder, its config and record written.
+        The open folder; its config and record are written.
 
     Raises:
-        RunError: nothing to resume, only runs of other settings, or the folder cannot be written.
+        RunError: there is no unfinished run of an equal config, or the folder cannot be written.
     """
     if _FOLDER_OF_THE_FIRST_RANK in os.environ:
         return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
@@ -87,12 +89,13 @@ def open_run(output: Path, tree: dict[str, Any], resume: bool) -> RunFolder:
         run.set_status("running")
     except OSError as error:
         raise RunError(f"{output / tree['name']}: the run folder cannot be written: {error}") from error
-    # Processes that Lightning starts for further devices run this code too, and must not make folders of their own.
+    # Lightning starts further ranks with this environment; they run this code too and must use the same folder.
     os.environ[_FOLDER_OF_THE_FIRST_RANK] = str(run.path)
     return run
 
 
 def close_run() -> None:
+    """Forget the folder of the first rank, so that the next run in this process gets its own."""
     os.environ.pop(_FOLDER_OF_THE_FIRST_RANK, None)
 
 
@@ -112,7 +115,7 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
-    """The folders of a name by number; plain ``name`` is number 1. No name holds an ``@``, so no two names meet."""
+    """Number → folder of each run of a name; plain ``name`` is number 1. No name contains an ``@``."""
     runs = {}
     for path in output.glob(f"{name}*") if output.is_dir() else ():
         match = re.fullmatch(rf"{re.escape(name)}(?:@(\d+))?", path.name)
@@ -122,7 +125,7 @@ def _numbered(output: Path, name: str) -> dict[int, Path]:
 
 
 def _new_folder(output: Path, name: str) -> Path:
-    """Make the folder of the next number; of two runs that start at once, each gets its own."""
+    """Make the folder of the next number; two runs that start at the same time get different ones."""
     output.mkdir(parents=True, exist_ok=True)
     number = max(_numbered(output, name), default=0) + 1
     while True:
@@ -136,7 +139,7 @@ def _new_folder(output: Path, name: str) -> Path:
 
 
 def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
-    """The newest unfinished run of these very settings. Raises ``RunError`` if there is none."""
+    """The newest unfinished run with an equal config. Raises ``RunError`` if there is none."""
     name = tree["name"]
     existing = _numbered(output, name)
     others = []

@@ -1,4 +1,4 @@
-"""Predictions of students, of teachers, and pooled features of any network."""
+"""Predictions of students and teachers, and pooled features of any network."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def predict_student(context: RunContext, student: Student, split: Split) -> Pred
     """The student's predictions on a split.
 
     Args:
-        context: the run's data and device.
-        student: on any device; it is left there.
+        context: of the run, for its data and device.
+        student: on any device, to which it is returned.
         split: of the data.
 
     Returns:
@@ -29,11 +29,11 @@ def predict_student(context: RunContext, student: Student, split: Split) -> Pred
 
 
 def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
-    """Pooled features of a network, in the place of logits.
+    """Pooled features of a network for a split, in the place of logits.
 
     Args:
-        context: the run's device.
-        network: on any device; it is left there.
+        context: of the run, for its device.
+        network: on any device, to which it is returned.
         loader: batches of a split.
 
     Returns:
@@ -50,13 +50,13 @@ def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Pre
 
 
 def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Predictions:
-    """Log of the weighted mean of the networks' probabilities; each network sees the split at its own size.
+    """Log of the weighted mean of the networks' probabilities; each network gets views of its own size.
 
-    The mean for a class is over the networks that know it.
+    The mean for a class is over the networks that have the class.
 
     Args:
-        context: the run's data and device.
-        teacher: on any device; it is left there.
+        context: of the run, for its data and device.
+        teacher: on any device, to which it is returned.
         split: of the data.
 
     Returns:
@@ -74,5 +74,6 @@ def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Pred
 
 
 def logits_of(features: Features) -> Tensor:
+    """The logits [B, K] of features that have them."""
     assert features.logits is not None
     return features.logits

@@ -1,8 +1,8 @@
-"""Builds the student of a fit: before training, with what its methods choose from data, and after it.
+"""Builds the student of a fit: before training, with the choices of its deltas from data, and after training.
 
-Methods that choose ranks, masks or initial values before training (``Delta.prepares``) get a :class:`Calibration`. The
-choice is kept as ``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and every rank use the
-same student.
+Deltas that choose ranks, masks or initial values before training (``Delta.prepares``) get a ``Calibration``. The
+choices are saved as ``prepared.ckpt`` in the folder of the fit, so that a resumed run, an export and all ranks build
+the same student.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ LOGITS = frozenset({"logits"})
 
 @dataclass(frozen=True)
 class StudentSpec:
-    """How a student is made, the same one for every stage and every rank, since the seed is.
+    """The specification of a student; all stages and ranks build equal students from it.
 
     Args:
         settings: network and deltas.
-        seed: of everything in it that starts random.
-        classes: of its head.
-        needs: what the objectives read of it, of ``{"logits", "pooled", "maps"}``.
-        head: of the teacher's, in the place of its own, if an objective asks for that.
+        seed: of randomly initialized weights.
+        classes: number of classes of its head.
+        needs: outputs that the objectives read, of ``{"logits", "pooled", "maps"}``.
+        head: the teacher's, in the place of the student's, if an objective requires it.
     """
 
     settings: StudentSettings
@@ -58,8 +58,8 @@ class StudentSpec:
         """The student before training.
 
         Args:
-            inits: what each entry of ``student.deltas`` starts with; None: as its settings say.
-            deltas: in the place of the settings' own.
+            inits: settings and values of the deltas of each entry of ``student.deltas``; None: from the settings.
+            deltas: entries to use instead of ``student.deltas``.
 
         Returns:
             The student, on the CPU.
@@ -73,27 +73,28 @@ class StudentSpec:
 
 
 def trial_student(spec: StudentSpec) -> Student:
-    """A temporary student, built to find configuration errors early; ranks that are still to be chosen are 1.
+    """A temporary student, built to find configuration errors early; ranks that are not yet chosen are 1.
 
     Raises:
-        NetworkError, DeltaError: as making it for its own training would.
+        NetworkError: the network cannot be built.
+        DeltaError: the deltas cannot be attached.
     """
     entries = spec.settings.deltas
     return _checked(spec.build([DeltaInit([at_rank_one(entry)]) for entry in entries]), entries)
 
 
 def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int) -> Student:
-    """The student with which training starts, with the ranks, masks and initial values that its methods choose.
+    """The student before training, with the ranks, masks and initial values that its deltas choose from data.
 
     Args:
-        spec: how it is made.
-        fit_spec: the fit whose data and loss the methods choose by.
-        folder: of the fit; holds the choice, and the warm-ups that it was made by.
+        spec: of the student.
+        fit_spec: the fit, whose data and loss the choices depend on.
+        folder: of the fit; holds the choices and the warm-ups.
         name: of the fit, for the console.
-        full_epochs: what the methods' numbers of epochs refer to; a shorter fit scales them.
+        full_epochs: number of epochs that the lengths of warm-ups are relative to; a fit of another number scales them.
 
     Returns:
-        The student, the same one on every rank and after a restart.
+        The student, equal on all ranks and after a restart.
     """
     entries = spec.settings.deltas
     if not any(_method(entry).prepares(entry) for entry in entries):
@@ -108,14 +109,14 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
 
 
 def load_prepared(spec: StudentSpec, folder: Path) -> Student:
-    """The student with which the fit in ``folder`` started, or starts if nothing had to be prepared."""
+    """The student before the training of the fit in ``folder``, with the choices that are saved there, if any."""
     if not (folder / PREPARED).is_file():
         return spec.build()
     return _from_choice(spec, VerifiedCheckpointIO().load_checkpoint(folder / PREPARED))
 
 
 def load_trained(spec: StudentSpec, folder: Path) -> Student:
-    """The student of a finished fit; its classes and head are those of the fit.
+    """The student of a finished fit, with the number of classes and the head of the fit.
 
     Raises:
         RunError: the fit is not finished.
@@ -131,7 +132,7 @@ def load_trained(spec: StudentSpec, folder: Path) -> Student:
 
 
 def finished(spec: StudentSpec, student: Student) -> Student:
-    """The trained student as it is evaluated and exported; a new one if a method converts its deltas after training."""
+    """The trained student for evaluation and export; a new one if its deltas are converted after training."""
     inits = student.finish()
     if inits is None:
         return student
@@ -144,7 +145,7 @@ def finished(spec: StudentSpec, student: Student) -> Student:
 
 
 def _choices(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
-    """What the methods choose, as plain containers and tensors."""
+    """The choices of all entries, as plain containers and tensors."""
     entries = spec.settings.deltas
     inits = []
     for number, entry in enumerate(entries):
@@ -185,7 +186,7 @@ def _from_choice(spec: StudentSpec, content: dict[str, Any]) -> Student:
 
 
 def _checked(student: Student, entries: Sequence[DeltaSettings]) -> Student:
-    """Return the student if its deltas can do what their settings ask. Raises ``DeltaError``."""
+    """Return the student. Raises ``DeltaError`` if its deltas do not support their settings."""
     for number, (entry, deltas) in enumerate(zip(entries, student.entries)):
         with entry_named(number):
             check_entry(student.model, entry, deltas)

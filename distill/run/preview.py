@@ -1,4 +1,4 @@
-"""The pictures of what each network sees, made from an experiment's own data and views."""
+"""Pictures of the views of each network, from an experiment's data and augmentation."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from distill.files import write_atomic
 
 @dataclass(frozen=True)
 class Preview:
-    """PNGs of the contact sheet and of the operations' strips, and a line about what the views share."""
+    """PNGs of the contact sheet and of the strips of operations, and a line about the overlap of the views."""
 
     sheet: bytes
     operations: bytes
     shared: str
-    """Empty without a teacher."""
+    """Overlap and color difference of the teacher's and the student's views; empty without a teacher."""
 
     def write(self, to: Path) -> list[Path]:
         """Write ``NAME.png`` and ``NAME-operations.png``; returns their paths."""
@@ -43,7 +43,7 @@ class Preview:
 
 @dataclass(frozen=True)
 class ViewBatch:
-    """A batch of an epoch before and after its views were made."""
+    """A batch of an epoch and its views."""
 
     epoch: int
     batch: Batch
@@ -73,10 +73,10 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
     Args:
         data: gives the names of classes and samples.
         view_batch: the batch and its views.
-        images: how many rows the contact sheet has at most.
+        images: largest number of rows of the contact sheet.
 
     Returns:
-        The two pictures and the line about what the views share.
+        The two pictures and the line about the overlap of the views.
     """
     augment, batch = view_batch.augment, view_batch.batch
     count = min(images, len(batch.images))
@@ -99,7 +99,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
 def _labels(
     data: ExperimentData, view_batch: ViewBatch, count: int, shared: ViewOverlap | None
 ) -> tuple[list[str], list[list[str]]]:
-    """For every row: its class, and small lines with its id, what it was mixed with, and what its views share."""
+    """For each row: its class, and lines with its id, the overlap of its views, and its partner in a mix."""
     names = _names(data, view_batch.batch.ids[:count])
     titles = [data.classes[label] if label != UNLABELED else "" for label in view_batch.batch.labels[:count].tolist()]
     notes: list[list[str]] = []
@@ -118,7 +118,7 @@ def _labels(
 
 
 def _mix_text(student: Sequence[float], teacher: Sequence[float]) -> str:
-    """``λ 0.62``; by network where λ differs, since cutmix rounds its box to whole pixels of each size."""
+    """``λ 0.62``; one for each network if they differ, since cutmix rounds its box to whole pixels of each size."""
     texts = [f"{share:.2f}" for share in (*student, *teacher)]
     if len(set(texts)) == 1:
         return f"λ {texts[0]}"
@@ -130,14 +130,14 @@ def _mix_text(student: Sequence[float], teacher: Sequence[float]) -> str:
 
 
 def _names(data: ExperimentData, ids: Tensor) -> list[str]:
-    """The names that int64 keys stand for."""
+    """The names of the training samples with these int64 keys; empty for an unknown key."""
     wanted = set(ids.tolist())
     name_of = {key: name for name in data.subset("train").ids if (key := sample_key(name)) in wanted}
     return [name_of.get(key, "") for key in ids.tolist()]
 
 
 def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:
-    """The strips of every operation, each once: the student's, then what other views have of their own."""
+    """Heading → strips, one for each operation: those of the student, then those that only other views have."""
     augment = view_batch.augment
     view_specs: list[tuple[str, ViewSpec, InputSpec]] = [
         ("student", view_spec, augment.student) for view_spec in augment.view_plan.student
@@ -147,7 +147,9 @@ def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:
     done: list[Op] = []
     for owner, view_spec, spec in view_specs:
         local = view_spec.key.startswith("local")
-        name = f"{owner}'s operations" + (" for small crops" if local else "" if not groups else ", its own")
+        name = f"{owner}'s operations" + (
+            " for small crops" if local else "" if not groups else ", not in the views above"
+        )
         for op in view_spec.recipe:
             if op not in done:
                 done.append(op)

@@ -1,6 +1,7 @@
-"""Runs a plan: references and names first, then all checks, then stage after stage, loaded or run.
+"""Runs a plan: checks references and names, runs all stages' checks, then loads or runs each stage.
 
-Signals, ranks, timing, the console's rules and the records of finished stages live here, and no stage is known by name.
+The runner handles signals, ranks, timing, console headings and the records of finished stages. It knows no stage by
+name.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ from distill.run.stage import Output, Ref, Stage
 from distill.training.signals import Interrupted, StopSignal
 
 RECORD = "stage.json"
-"""Written last into a stage's folder: the stage is finished."""
+"""File that is written last into a stage's folder; a stage with it is finished."""
 
 
 class PlanError(UserError, ValueError):
-    """A plan whose stages do not fit together; the text names the stage."""
+    """The stages of a plan do not fit together; the text names the stage."""
 
 
 class ChecksFailedError(UserError, RuntimeError):
-    """A run whose report holds a check that failed."""
+    """The report of a run holds a check that failed."""
 
 
 def check_plan(stages: Sequence[Stage]) -> None:
-    """Raise ``PlanError`` unless names are unique and every reference is to an earlier stage's output of that type."""
+    """Raise ``PlanError`` unless names are unique and each reference is to an earlier stage with that output type."""
     made: dict[str, type] = {}
     names = [stage.name for stage in stages]
     for stage in stages:
@@ -45,7 +46,7 @@ def check_plan(stages: Sequence[Stage]) -> None:
         if not all(part and part.strip(".") and part.replace("-", "").replace(".", "").isalnum() for part in parts):
             raise PlanError(f"stage {stage.name!r}: a name is letters, digits, '-' and '.', with '/' between its parts")
         if stage.name in made:
-            raise PlanError(f"stage {stage.name!r}: there are two of this name")
+            raise PlanError(f"stage {stage.name!r}: two stages have this name")
         for ref in stage.refs():
             _check_ref(stage.name, ref, made, names)
         made[stage.name] = stage.output_type()
@@ -54,9 +55,9 @@ def check_plan(stages: Sequence[Stage]) -> None:
 def _check_ref(name: str, ref: Ref[Any], made: dict[str, type], names: list[str]) -> None:
     if ref.stage not in made:
         if ref.stage in names:
-            raise PlanError(f"stage {name!r} refers to {ref.stage!r}, which is not made before it")
+            raise PlanError(f"stage {name!r} refers to {ref.stage!r}, which does not come before it")
         raise PlanError(
-            f"stage {name!r} refers to {ref.stage!r}, and there is no such stage{did_you_mean(ref.stage, made)}"
+            f"stage {name!r} refers to {ref.stage!r}, which is not in the plan{did_you_mean(ref.stage, made)}"
         )
     if not issubclass(made[ref.stage], ref.type):
         there, wanted = made[ref.stage].__qualname__, ref.type.__qualname__
@@ -70,23 +71,23 @@ def run_plan(
     resume: bool = False,
     console: Console | None = None,
 ) -> Path:
-    """Run a plan in a folder of its own.
+    """Run a plan in a run folder.
 
     Args:
         settings: the experiment's config.
         stages: the experiment's plan.
-        tree: the resolved config as plain values, with ``name``; kept in the folder.
-        resume: go on with the newest unfinished run of this very config.
-        console: default: standard output.
+        tree: the resolved config as plain values, with ``name``; saved in the folder.
+        resume: continue the newest unfinished run with an equal config.
+        console: where to print; None: standard output.
 
     Returns:
         The run folder.
 
     Raises:
-        PlanError: stages that do not fit together.
-        UserError: of a stage's check, or of its run; the text says what is wrong.
+        PlanError: the stages do not fit together.
+        UserError: raised by a stage's check or run.
         ChecksFailedError: the report holds a check that failed.
-        Interrupted: a signal arrived; ``resume=True`` continues from there.
+        Interrupted: a signal arrived; ``resume=True`` continues the run.
     """
     check_plan(stages)
     console = console or Console()
@@ -106,11 +107,13 @@ def run_plan(
             raise ChecksFailedError(f"{folder.path}: verification failed: {', '.join(failed)}; see report.html")
         folder.set_status("finished")
     except BaseException as error:
-        with suppress(OSError):  # a full disk must not hide what went wrong
+        with suppress(OSError):  # an error of a full disk must not replace the original one
             if isinstance(error, Interrupted):
                 folder.set_status("interrupted")
                 if is_first_rank():
-                    console.print(f"{folder.path} is saved; the same command with --resume goes on", soft_wrap=True)
+                    console.print(
+                        f"{folder.path} is saved; the same command with --resume continues it", soft_wrap=True
+                    )
             else:
                 folder.fail()
         raise
@@ -132,15 +135,15 @@ class Progress:
 
     folder: Path
     record: dict[str, Any]
-    """What the stage's record says once it is finished."""
+    """The record of the stage once it is finished: its key and what it depends on."""
     finished: bool
 
     @classmethod
     def of(cls, stage: Stage, context: RunContext) -> Progress:
-        """Look for the output of a stage; adds its key and digest to the context.
+        """Find the output of a stage, and add its key and digest to the context.
 
         Raises:
-            RunError: the run folder holds an output of this stage that was made from something else.
+            RunError: the folder holds an output of this stage with another key.
         """
         if stage.name not in context.keys:
             context.keys[stage.name] = stage.key(context)
@@ -168,22 +171,20 @@ class Progress:
             raise RunError(f"{path} cannot be read: {error}; delete it to run the stage again") from error
         if before != key:
             parts = [part for part in key if before.get(part) != key[part]]
-            raise RunError(
-                f"{folder} was made from other content ({', '.join(parts)}); start a new run, without --resume"
-            )
+            raise RunError(f"{folder} was made with another {', '.join(parts)}; start a new run, without --resume")
         return cls(folder, key, True)
 
 
 def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
-    """The output of one stage: loaded where it is finished, else made, and recorded last of all.
+    """Load the output of a stage if it is finished; else run the stage and write its record.
 
     Args:
-        stage: what it refers to is in ``context.outputs``.
-        context: its outputs and items are added to.
-        folder: of a stage that keeps no record.
+        stage: the outputs that it refers to are in ``context.outputs``.
+        context: the output and the items of the stage are added to it.
+        folder: for a stage without a record.
 
     Returns:
-        The output, which ``context.outputs`` holds too.
+        The output, which is also in ``context.outputs``.
     """
     progress = Progress.of(stage, context)
     if progress.finished:
@@ -198,14 +199,14 @@ def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
 
 
 def load_finished(stages: Sequence[Stage], context: RunContext) -> list[Stage]:
-    """Load the outputs of a plan's stages as far as they are finished; trains nothing.
+    """Load the outputs of the finished stages of a plan; runs no stage.
 
     Args:
-        stages: those that are wanted, in the plan's order, with all that they refer to.
-        context: its ``outputs`` are filled in.
+        stages: in the plan's order, with all stages that they refer to.
+        context: the outputs are added to it.
 
     Returns:
-        The stages that are not finished, or refer to one that is not.
+        The stages that are not finished, or that refer to one that is not.
     """
     check_plan(stages)
     missing: list[Stage] = []
@@ -236,7 +237,7 @@ def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> I
 
 
 def _opening(context: RunContext, folder: Path) -> str:
-    """The first line of a run: where it writes, what it learns from, and on what."""
+    """The first line of a run: folder, number of images, labels and classes, device."""
     images, labels = len(context.data.subset("train")), context.data.labeled_count
     labeled = "" if labels == images else f", {labels or 'none'} of them labeled"
     classes = f", {len(context.data.classes)} classes" if context.data.classes else ""

@@ -1,7 +1,7 @@
-"""The contract of a stage: one step of a run, with typed inputs, an output that can be loaded, and items to report.
+"""The interface of a stage: one step of a run, with typed inputs, an output that can be loaded, and items to report.
 
-A run is a list of stages (an experiment's ``plan()``), carried out by :func:`distill.run.runner.run_plan`. A stage is a
-frozen dataclass: its fields are settings and references to outputs of earlier stages. A minimal one::
+A run is a list of stages, an experiment's ``plan()``, which :func:`distill.run.runner.run_plan` runs. A stage is a
+frozen dataclass whose fields are settings and references to outputs of earlier stages. A minimal stage::
 
     @dataclass(frozen=True)
     class CountImages(Stage[int]):
@@ -40,16 +40,16 @@ Output = TypeVar("Output")
 
 
 class StageError(UserError, ValueError):
-    """A stage cannot run on this data or with these networks; the text says what does not fit."""
+    """A stage cannot run with this data or these networks; the text gives the reason."""
 
 
 @dataclass(frozen=True)
 class Ref(Generic[Output]):
-    """A reference to what an earlier stage makes: ``stage.output``, or ``Ref("student", TrainedStudent)``.
+    """A reference to the output of an earlier stage: ``stage.output``, or ``Ref("student", TrainedStudent)``.
 
     Args:
         stage: name of the stage.
-        type: of its output; the runner compares it with what the stage declares before anything runs.
+        type: of its output; the runner compares it with the type that the stage declares, before any stage runs.
     """
 
     stage: str
@@ -64,8 +64,8 @@ class Stage(ABC, Generic[Output]):
         name: unique in the run, and the stage's folder in it: ``student``, ``task-3/student``.
 
     Class attributes:
-        first_rank: with several processes, only the first one runs it (what writes files and trains nothing).
-        recorded: whether a finished output is recorded and loaded instead of made again.
+        first_rank: whether only the first of several processes runs it, such as a stage that only writes files.
+        recorded: whether a finished output is recorded, and loaded instead of computed again.
     """
 
     name: str
@@ -80,7 +80,7 @@ class Stage(ABC, Generic[Output]):
 
     @classmethod
     def output_type(cls) -> type:
-        """The ``T`` of ``Stage[T]``."""
+        """The type T of the output, from ``Stage[T]``."""
         for parent in cls.__mro__:
             for base in getattr(parent, "__orig_bases__", ()):
                 if get_origin(base) is Stage and not isinstance(declared := get_args(base)[0], TypeVar):
@@ -92,31 +92,31 @@ class Stage(ABC, Generic[Output]):
         return list(_refs_in(getattr(self, field.name) for field in fields(self)))
 
     def check(self, context: RunContext) -> None:
-        """Raise ``UserError`` for everything that can be known to be wrong before anything is trained.
+        """Raise ``UserError`` for every error that can be found before training.
 
-        The runner calls it for all stages that are not finished, before it runs the first one. Outputs of earlier
-        stages do not exist yet.
+        The runner calls it for each unfinished stage before it runs the first one, so there are no outputs of earlier
+        stages yet.
         """
         return None
 
     @abstractmethod
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        """Plain values of everything that the output depends on, beside the seed and the outputs that it refers to."""
+        """Plain values of everything that the output depends on, except the seed and the outputs that it refers to."""
 
     def store(self, context: RunContext, digest: str) -> Path | None:
-        """Where outputs of that key digest are kept for all runs; None: in the run folder, for this run alone."""
+        """Folder of an output that all runs share, by the digest of its key; None: in the run folder, not shared."""
         return None
 
     @abstractmethod
     def run(self, context: RunContext, folder: Path) -> Output:
-        """Make the output; write into ``folder`` what :meth:`load` needs. Resumes what an interruption left there."""
+        """Compute the output, and write the files for :meth:`load` into ``folder``; resumes an interrupted run."""
 
     @abstractmethod
     def load(self, context: RunContext, folder: Path) -> Output:
-        """The output of a finished :meth:`run`, from its folder."""
+        """Load the output of a finished :meth:`run` from its folder."""
 
     def report(self, context: RunContext, output: Output) -> Iterable[Item]:
-        """What the report shows of the output."""
+        """The items of the report about the output."""
         return ()
 
 

@@ -20,13 +20,13 @@ def make_teacher(
     networks: Sequence[Network],
     maps: LabelMaps | None = None,
 ) -> Teacher:
-    """The teacher with all outputs that objectives read and that the cache keeps.
+    """The teacher, with the outputs that the objectives read and the cache keeps.
 
     Args:
         settings: weights, dtype, cache.
-        objectives: of the student that learns from it.
+        objectives: of the student's fit.
         networks: one for each entry of ``settings.networks``.
-        maps: of the networks' classes to the student's; None where nothing compares the two.
+        maps: of the networks' classes to the student's; None: the classes are the same.
 
     Returns:
         The frozen teacher, on the CPU.
@@ -42,7 +42,7 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
     """Maps of the networks' classes to the student's.
 
     Args:
-        settings: says with ``networks.N.labels`` which classes are the same.
+        settings: ``networks.N.labels`` defines which classes are the same.
         networks: one for each entry of ``settings.networks``.
         classes: the names of the student's classes.
 
@@ -50,7 +50,7 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
         A map for each network.
 
     Raises:
-        StageError: that names the network whose ``labels`` cannot be followed.
+        StageError: ``labels`` does not fit the classes; the text names the network.
     """
     maps = []
     for n, (own, network) in enumerate(zip(settings.networks, networks, strict=True)):

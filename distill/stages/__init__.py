@@ -1,1 +1,1 @@
-"""The stages that runs are made of, one file each; see :mod:`distill.run.stage` for their contract."""
+"""The stages of runs, one file each; see :mod:`distill.run.stage` for their interface."""

@@ -1,4 +1,4 @@
-"""Predictions of every model on the test split: the result table, and the comparison class by class."""
+"""Predictions of all models on the test split: the result table, and the comparison by class."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ SPLIT = "split.json"
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured on one split."""
+    """The results on one split."""
 
     split: Split
     predictions: dict[str, Predictions]
-    """Name of a model → its predictions; none of a teacher of other classes."""
+    """Name of a model → its predictions; without the teacher if it has other classes."""
     rows: tuple[Row, ...]
     metrics: tuple[Metric, ...]
-    """Of the student."""
+    """Measured numbers of the student."""
 
 
 @dataclass(frozen=True)
 class Evaluate(Stage[Evaluation]):
-    """Evaluates models once, on the test split, or on the validation split where the source has no test.
+    """Evaluates models once, on the test split, or on the validation split if the source has no test split.
 
     Args:
-        models: in the order of the table's rows; one that is None was not trained, and is left out.
-        student: the model that the run is about, one of them. Its teacher, if it has one, is the last row, and all
+        models: in the order of the table's rows; a model that is None was not trained and has no row.
+        student: one of ``models``, the subject of the run. Its teacher, if it has one, is the last row, and all
             predictions are compared with the teacher's.
     """
 

@@ -1,4 +1,4 @@
-"""Writes the trained student to files: the delta file, and every export target."""
+"""Exports the trained student: the delta file, and each export target."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WRITTEN = "written.json"
 
 @dataclass(frozen=True)
 class ExportedStudent:
-    """Where the student was written, and what."""
+    """The folder and the result of an export."""
 
     folder: Path
     written: Exported
@@ -32,12 +32,12 @@ class ExportedStudent:
 
 @dataclass(frozen=True)
 class ExportStudent(Stage[ExportedStudent]):
-    """Writes the student.
+    """Writes the student to files.
 
     Args:
         export: the targets.
         student: after its training.
-        evaluation: its measured numbers, which the files carry.
+        evaluation: its measured numbers, which the files contain.
     """
 
     export: ExportSettings

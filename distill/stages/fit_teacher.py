@@ -1,4 +1,4 @@
-"""A teacher's network, first fine-tuned or probed on the labeled data; equal fits are kept for all runs."""
+"""Fine-tunes or probes one of the teacher's networks on the labeled data; runs share equal fits."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from distill.training.probe import fit_probe
 from distill.training.settings import FitTeacherSettings
 
 IGNORED = {"on_device", "workers", "worker_timeout", "start_method"}
-"""Settings of the data that change nothing of a fit's result."""
+"""Settings of the data that do not change the result of a fit."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FitTeacher(Stage[TeacherNetworks]):
         self.check(context)
         return {
             "network": self.network.model_dump(mode="json", exclude={"weight", "labels"}),
-            # The file or folder of the network's name may hold other weights later.
+            # The file or folder that the network is loaded from may hold other weights later.
             "weights": self._start(context)[0].backbone.sha256,
             "fit": self.fit.model_dump(mode="json"),
             "augment": self.augment.model_dump(mode="json"),
@@ -94,7 +94,7 @@ class FitTeacher(Stage[TeacherNetworks]):
         return context.data if self.fit.labels == "same" else context.data.with_all_labels()
 
     def _start(self, context: RunContext) -> tuple[Student, Network]:
-        """The network before its fit, and the student that trains all of it."""
+        """A student that trains all weights of the network, and the network before its fit."""
         torch.manual_seed(context.seed)
         network = create_network(self.network, num_classes=len(context.data.classes))
         settings = LearningSettings(train="full", batch_norm=self.fit.batch_norm)

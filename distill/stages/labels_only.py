@@ -1,4 +1,4 @@
-"""A control: the same student with as many updates, which learns from its labeled samples alone."""
+"""A control: the same student, trained with as many updates on its labeled samples alone."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from distill.training.settings import TrainingSettings
 
 @dataclass(frozen=True)
 class LabelsOnly(Stage[TrainedStudent | None]):
-    """Trains the control; None where no sample has a label.
+    """Trains the control; the output is None if no sample has a label.
 
     Args:
-        student: network, deltas, what is trained.
-        augment: of the experiment; the control sees the student's views.
-        training: of the experiment; its epochs are scaled to as many updates as the student had.
-        like: the student that it is a control of.
+        student: network, deltas, which weights are trained.
+        augment: of the experiment; the control gets views like the student's.
+        training: of the experiment; the epochs are scaled to the student's number of updates.
+        like: the student that the control is compared with.
     """
 
     student: StudentSettings

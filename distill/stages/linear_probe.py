@@ -1,4 +1,4 @@
-"""A control: logistic regression on the frozen backbone's pooled features, by the labels that the student has."""
+"""A control: logistic regression on the frozen backbone's pooled features, with the student's labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TENSORS = "probe.safetensors"
 
 @dataclass(frozen=True)
 class FitLinearProbe(Stage[TrainedProbe | None]):
-    """Fits the probe; None where there are no labels to fit it by, or no validation split to choose its strength on.
+    """Fits the probe; the output is None without labels, or without a validation split to choose the penalty on.
 
     Args:
         network: the backbone.

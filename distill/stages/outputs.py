@@ -1,4 +1,4 @@
-"""Types of the outputs that stages pass to later stages."""
+"""Types of the outputs that stages give to later stages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from distill.training.probe import LinearProbe
 
 @dataclass(frozen=True)
 class TeacherNetworks:
-    """Networks that a teacher is made of, and the fits that they come from, where they were trained by gradient."""
+    """The networks of a teacher, and the summaries of the fits that trained them by gradient descent, if any."""
 
     networks: tuple[Network, ...]
     fits: tuple[FitSummary, ...] = ()
@@ -38,7 +38,7 @@ class EvaluatedModel(ABC):
 
     Args:
         name: of the row.
-        what: a few words: what it is and what it learned from.
+        what: a few words about the model and its training data.
     """
 
     name: str
@@ -49,7 +49,7 @@ class EvaluatedModel(ABC):
         """Its predictions on a split."""
 
     def row(self) -> Row:
-        """Its row, without what is measured on the split."""
+        """Its row, without the results on the split."""
         return Row(name=self.name, what=self.what)
 
 
@@ -58,9 +58,9 @@ class TrainedStudent(EvaluatedModel):
     """A student after its fit.
 
     Args:
-        student: as it is evaluated and exported.
-        teacher: that it learned from, if any.
-        spec: how it was made.
+        student: for evaluation and export.
+        teacher: of its fit; None if there was none.
+        spec: that it was built from.
         fit: summary of the finished fit.
         folder: of the fit.
     """
@@ -136,12 +136,12 @@ def fit_notes(name: str, fit: FitSummary) -> Iterable[Note]:
 def pretrained_networks(
     settings: Iterable[NetworkSettings], seed: int, classes: int | None = None
 ) -> tuple[Network, ...]:
-    """Networks with the weights that their settings name; random ones are the same at every call.
+    """Networks with pretrained weights; random weights are the same at every call.
 
     Args:
         settings: of each network.
         seed: of random weights.
-        classes: of new heads; None keeps the networks' own.
+        classes: number of classes of new heads; None: the networks keep their heads.
 
     Returns:
         The networks, in the order of ``settings``.

@@ -1,4 +1,4 @@
-"""A teacher whose networks are used with the weights that they come with."""
+"""A teacher with pretrained networks that are not trained in the run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures of what each network saw in the first step of the student's training."""
+"""Pictures of the views that each network gets in the first step of the student's training."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from distill.stages.outputs import TrainedStudent
 
 VIEWS, OPERATIONS, SHARED = "views.png", "views-operations.png", "shared.txt"
 IMAGES = 8
-TITLE = "What each network saw"
+TITLE = "Views of each network"
 
 
 @dataclass(frozen=True)
 class DrawnViews:
-    """Where the pictures are, and a line about what the two networks' views have in common."""
+    """Paths of the pictures, and a line about the overlap of the teacher's and the student's views."""
 
     views: Path
     operations: Path
@@ -32,11 +32,11 @@ class DrawnViews:
 
 @dataclass(frozen=True)
 class PreviewViews(Stage[DrawnViews]):
-    """Draws the views of the first batch, and every operation over its range.
+    """Draws the views of the first batch, and each operation over its range.
 
     Args:
-        augment: how the student's training makes views.
-        student: the student and its teacher.
+        augment: how the views of the student's training are made.
+        student: the student and its teacher, for their input sizes.
     """
 
     augment: AugmentSettings
@@ -61,7 +61,7 @@ class PreviewViews(Stage[DrawnViews]):
 
     def report(self, context: RunContext, output: DrawnViews) -> Iterable[Item]:
         caption = f"Teacher and student: {output.shared}." if output.shared else ""
-        alt = "Sample images as the teacher and the student saw them"
+        alt = "Sample images, and the views that the teacher and the student get"
         yield Picture(title=TITLE, path=output.views, alt=alt, caption=caption)
         alt = "One strip of pictures per operation, from its weakest draw to its strongest"
         yield Picture(title=TITLE, path=output.operations, alt=alt, folded="Every operation over its range")

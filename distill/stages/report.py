@@ -1,4 +1,4 @@
-"""The run's report: a page, its figures, ``results.json`` for programs, and the table on the terminal."""
+"""Writes the report of a run: an HTML page, its figures, ``results.json``, and the table on the terminal."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class WriteReport(Stage[RunSummary]):
-    """Shows the items of all stages before it."""
+    """Writes the report from the items of all earlier stages."""
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False

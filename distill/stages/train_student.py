@@ -29,13 +29,13 @@ class TrainStudent(Stage[TrainedStudent]):
     """Trains the student.
 
     Args:
-        student: network, deltas, what is trained.
+        student: network, deltas, which weights are trained.
         objectives: the terms of the loss.
         augment: how the views are made.
         training: epochs, optimizer, schedule, guards.
-        teacher: how the teacher's networks are used; None where the student learns from labels alone.
+        teacher: how the teacher's networks are used; None: the student is trained on labels alone.
         networks: the teacher's networks, in the order of ``teacher.networks``.
-        new_heads: whether these have new heads, for the data's classes, from a fit in this run.
+        new_heads: whether a fit in this run gives these networks new heads for the data's classes.
     """
 
     student: StudentSettings
@@ -49,7 +49,7 @@ class TrainStudent(Stage[TrainedStudent]):
     def check(self, context: RunContext) -> None:
         """Build teacher and a temporary student with untrained heads, to find configuration errors early."""
         if not context.data.classes:
-            return  # the number of classes is the teacher's own, which the fit itself checks first
+            return  # the student's classes are then the teacher's, and the fit makes these checks at its start
         networks: Sequence[Network] = ()
         if self.teacher is not None:
             classes = len(context.data.classes) if self.new_heads else None

@@ -1,4 +1,4 @@
-"""Verifies that the exported files compute what the trained student does."""
+"""Verifies that the exported models have the outputs of the trained student."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ CHECKS = "checks.json"
 
 @dataclass(frozen=True)
 class VerifyExport(Stage[tuple]):
-    """Runs what was exported in a fresh process, on real images, and compares it with the student in memory.
+    """Runs the exported models in a new process on real images, and compares their outputs with the student's.
 
     Args:
         settings: of the student.
-        export: the targets, and how many images to compare on.
+        export: the targets, and the number of images.
         student: in memory.
-        exported: what was written.
+        exported: the files.
     """
 
     settings: StudentSettings

@@ -115,7 +115,7 @@ def test_two_ranks_see_what_one_sees() -> None:
     for _ in range(2):
         for whole, left, right in zip(single, *ranks, strict=True):
             assert torch.equal(whole.ids, torch.cat([left.ids, right.ids]))
-    with pytest.raises(DataError, match="batch_size 7 cannot be shared out over 2 ranks"):
+    with pytest.raises(DataError, match="batch_size 7 is not a multiple of the number of ranks, 2"):
         toy(batch_size=7, world_size=2)
 
 

@@ -54,7 +54,7 @@ def test_the_full_page_and_its_figures(tmp_path, run):
         "Warnings",
         "What each network saw",
         "Training",
-        "Class by class",
+        "Accuracy by class",
         "Confusions",
         "Size",
         "Time",
@@ -112,8 +112,8 @@ def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
     row = Row(name="student", agreement=0.9, bytes=10)
     unlabeled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
     actual = page(tmp_path, unlabeled)
-    assert "accuracy is not known" in " ".join(actual.words) and "Class by class" not in actual.headings
-    assert [what for _, what in tiles(unlabeled)] == ["agreement with the teacher", "to store the student"]
+    assert "accuracy is not known" in " ".join(actual.words) and "Accuracy by class" not in actual.headings
+    assert [what for _, what in tiles(unlabeled)] == ["agreement with the teacher", "size of the student"]
 
 
 @pytest.mark.parametrize("missing", ["teacher", "linear probe", "student"])
@@ -122,7 +122,7 @@ def test_a_missing_model_leaves_its_parts_out(tmp_path, run, missing):
     predictions = {name: values for name, values in run.predictions.items() if name != missing}
     part = run.model_copy(update={"rows": rows, "predictions": predictions})
     actual = page(tmp_path, part)
-    assert ("Class by class" in actual.headings) == (missing == "teacher")
+    assert ("Accuracy by class" in actual.headings) == (missing == "teacher")
     assert f"points against the {missing}" not in " ".join(actual.words)
 
 
@@ -177,5 +177,5 @@ def test_last_and_best_epoch_are_told_apart(tmp_path, run):
     actual = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))
     text = " ".join(" ".join(actual.words).replace("\u00a0", " ").split())
     assert "Last and best epoch" in actual.headings
-    assert "student 69.1 % 70.2 % 213" in text and "seen on test" in text and "so it is too high" in text
+    assert "student 69.1 % 70.2 % 213" in text and "chosen on test" in text and "so it is too high" in text
     assert "Last and best epoch" not in page(tmp_path / "other", run).headings

@@ -64,5 +64,5 @@ def test_a_failed_check_is_named(run):
 def test_last_and_best_epoch_are_told_apart(run):
     watched = run.rows[2].model_copy(update={"last_epoch": 0.691, "best_epoch": 0.702, "best_at": 213})
     text = printed(run.model_copy(update={"rows": (*run.rows[:2], watched)}), 100).replace("\u00a0", " ")
-    assert "student: last epoch 69.1 %, best epoch 70.2 % (213, seen on test: too high)" in text
+    assert "student: last epoch 69.1 %, best epoch 70.2 % (213, chosen on test: too high)" in text
     assert "best epoch" not in printed(run, 100)

@@ -1,4 +1,4 @@
-"""Where the bytes went: blocks, the terminal's table and the picture."""
+"""Size of the deltas: blocks, the terminal's table and the picture."""
 
 from rich.console import Console
 
@@ -41,7 +41,7 @@ def test_the_run_shows_it_where_there_are_sites(run) -> None:
         console = Console(width=100, record=True)
         console.print(closing(summary, 100))
         assert ("blocks.0" in console.export_text()) is there
-        assert ("Where the bytes went" in render(summary, {})) is there
+        assert ("Size of the deltas" in render(summary, {})) is there
 
 
 def test_the_picture_has_a_bar_for_every_site(run) -> None:

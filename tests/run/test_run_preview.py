@@ -118,5 +118,5 @@ def test_every_operation_has_one_strip(tmp_path: Path) -> None:
     view_batch = ViewBatch.of(augment_of(weak), data_of(weak).train_batch(0, 0), 0)
     assert list(preview._strips(view_batch, view_batch.batch.images[0])) == [
         "student's operations",
-        "teacher's operations, its own",
+        "teacher's operations, not in the views above",
     ]

@@ -174,7 +174,7 @@ def test_an_output_of_other_content_is_not_taken_for_this_one(tmp_path: Path) ->
     path = tmp_path / "trial" / "count" / "train" / RECORD
     record = json.loads(path.read_text())
     path.write_text(json.dumps(record | {"key": {"data": "other", "split": "train"}}))
-    with pytest.raises(RunError, match=r"count/train was made from other content \(key\); start a new run"):
+    with pytest.raises(RunError, match=r"count/train was made with another key; start a new run"):
         go(tmp_path, plan(), resume=True)
     path.write_text("{")
     with pytest.raises(RunError, match=r"stage\.json cannot be read"):
@@ -184,16 +184,16 @@ def test_an_output_of_other_content_is_not_taken_for_this_one(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("stages", "message"),
     [
-        ([CountImages("a"), CountImages("a")], "stage 'a': there are two of this name"),
+        ([CountImages("a"), CountImages("a")], "stage 'a': two stages have this name"),
         ([CountImages("a/../b")], r"stage 'a/\.\./b': a name is letters"),
         ([CountImages("a b")], "stage 'a b': a name is letters"),
         (
             [CountImages("count"), AddUp("sum", (Ref("cuont", int),), 0)],
-            "stage 'sum' refers to 'cuont', and there is no such stage; did you mean 'count'",
+            "stage 'sum' refers to 'cuont', which is not in the plan; did you mean 'count'",
         ),
         (
             [AddUp("sum", (Ref("count", int),), 0), CountImages("count")],
-            "stage 'sum' refers to 'count', which is not made before it",
+            "stage 'sum' refers to 'count', which does not come before it",
         ),
         (
             [CountImages("count"), AddUp("sum", (Ref("count", str),), 0)],  # type: ignore[arg-type]

@@ -111,5 +111,5 @@ def test_there_are_no_workers_to_make_views(key: str, tmp_path: Path) -> None:
     views = {"policy": "identical", "student": ["RandomHorizontalFlip"], "placement": "loader"}
     changes = {"augment": views} if key == "augment" else FITTED | {"fit_teacher": {"augment": views}}
     experiment(tmp_path, **changes)
-    with pytest.raises(ConfigError, match=rf"{key}\.placement: data\.on_device leaves the loader without workers"):
+    with pytest.raises(ConfigError, match=rf"{key}\.placement: with data\.on_device, the loader has no workers"):
         experiment(tmp_path, **held(changes))

@@ -31,7 +31,8 @@ def test_a_run_stopped_by_each_signal_and_resumed(tmp_path: Path, start: StartRu
         assert run.status == "interrupted" and run.ended()
         output = run.output.read_text()
         assert (
-            f"stopped by {number.name}" in output and "toy is saved; the same command with --resume goes on" in output
+            f"stopped by {number.name}" in output
+            and "toy is saved; the same command with --resume continues it" in output
         )
     assert run.trace() == straight.seen[:7], "in the middle of the second epoch"
     run = start("--resume", fault="-1 0 0")

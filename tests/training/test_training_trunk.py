@@ -167,7 +167,7 @@ def test_a_fit_comes_out_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     notes: list[str] = []
     shared = student_fit(settings, tmp_path / "shared", lambda module: notes.append(module.note))
-    assert "of 18 convs and linear layers of the student are another network's too" in notes[-1]
+    assert "of 18 convs and linear layers of the student are also in another network" in notes[-1]
     monkeypatch.setattr(distill.training.module, "share_trunk", lambda *given: (SharedTrunk(), ""))
     assert_bit_equal(shared.weights, student_fit(settings, tmp_path / "apart").weights)
 
