@@ -1,11 +1,11 @@
-"""Delta Distill: a large frozen teacher into a small student, a frozen backbone plus learned deltas.
+"""Delta Distill: distills a large frozen teacher into a small student, a frozen backbone plus learned deltas.
 
     >>> import distill
     >>> student = distill.create_student("embedded:tf_efficientnet_lite0", ["low_rank"], num_classes=10, size=32)
     >>> teacher = distill.create_teacher("embedded:tf_efficientnet_lite1", num_classes=10, size=32)
     >>> kd = distill.create_objective("kd", student=student, teacher=teacher, temperature=4)
 
-Names are loaded when they are asked for: loader workers import this package, and must not pay for networks.
+Names are imported at their first use, so that loader workers, which import this package, do not import networks.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     __version__: str
 
-set_openmp_defaults()  # torch, which reads them when it is loaded, comes after this
+set_openmp_defaults()  # before torch is imported, which reads them then
 
 _HOMES = {
     "DeltaBank": "distill.export.delta.bank",

@@ -1,4 +1,4 @@
-"""The command line. Each command imports what it needs: a config error must not wait for the import of Lightning."""
+"""The command line. Commands import modules only when they need them, so that a config error is reported quickly."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ app = typer.Typer(
 )
 app.add_typer(delta, name="delta")
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see the folder configs/.")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as those in configs/.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Argument(metavar="KEY.PATH=VALUE", help="Settings that replace the file's; items of a list by number."),
+    typer.Argument(
+        metavar="KEY.PATH=VALUE", help="Replaces a setting of the file; items of lists are numbered from 0."
+    ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
 
@@ -43,7 +45,7 @@ def train(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")] = False,
     plan: Annotated[
-        bool, typer.Option("--plan", help="Run nothing: show the stages, what each needs, and which are finished.")
+        bool, typer.Option("--plan", help="Run nothing: show the stages, their inputs, and which are finished.")
     ] = False,
 ) -> None:
     """Run an experiment: fit the teacher, train, evaluate, export, verify, report.
@@ -65,9 +67,9 @@ def train(
 
 @app.command()
 def cache(config: ConfigFile, overrides: Overrides = None) -> None:
-    """Write the teacher's outputs for its views to a file that any number of students read; resumes an unfinished one.
+    """Write the teacher's outputs for its views to a cache file for any number of students; resumes an unfinished one.
 
-    Training writes the same file step by step. The config must set teacher.cache; see the README.
+    Training fills the same file step by step. The config must set teacher.cache; see the README.
     """
     experiment = _distillation(config, overrides)
     from distill.commands.cache import fill_cache
@@ -80,7 +82,7 @@ def evaluate(
     path: RunPath,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of the data.")] = "test",
 ) -> None:
-    """Accuracy of a run's student, loaded from the files that it exported."""
+    """Print the accuracy of a run's student, loaded from its exported files."""
     _check_run(path)
     from distill.commands.runs import evaluate_run
 
@@ -90,9 +92,9 @@ def evaluate(
 @app.command()
 def export(
     path: RunPath,
-    to: Annotated[Path | None, typer.Option(help="Folder to write; default: RUN/export.")] = None,
+    to: Annotated[Path | None, typer.Option(help="Folder to write to; default: RUN/export.")] = None,
 ) -> None:
-    """Write a finished run's delta file and merged timm folder again, from its trained weights."""
+    """Export the student of a finished run again, from its trained weights: delta file and export targets."""
     _check_run(path)
     from distill.commands.runs import export_run
 
@@ -101,7 +103,7 @@ def export(
 
 @app.command()
 def verify(path: RunPath) -> None:
-    """Verify a run's export: hashes, and equal outputs of merged and unmerged model on real images in a new process."""
+    """Verify a run's export: hashes, and equal outputs of the exported models on real images in a new process."""
     _check_run(path)
     from distill.commands.runs import verify_run
 
@@ -112,25 +114,27 @@ def verify(path: RunPath) -> None:
 def preview(
     config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
     overrides: Overrides = None,
-    to: Annotated[Path, typer.Option("--to", "-o", help="File of the picture; other files are named after it.")] = Path(
+    to: Annotated[Path, typer.Option("--to", "-o", help="Picture to write; other files are named after it.")] = Path(
         "preview.png"
     ),
     images: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 8,
     epoch: Annotated[int | None, typer.Option(min=0, help="Epoch of the views; default 0.")] = None,
-    ids: Annotated[str | None, typer.Option(help="Names of the samples to show, with commas between.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="The batch of this update, counted from 0.")] = None,
-    score: Annotated[bool, typer.Option("--score", help="Rank pipelines by the teacher instead (T-stddev).")] = False,
-    draws: Annotated[int, typer.Option(min=2, help="--score: draws of a set of images.")] = 16,
-    draw_images: Annotated[int, typer.Option(min=1, help="--score: images in a draw.")] = 64,
-    seeds: Annotated[int, typer.Option(min=1, help="--score: repetitions with other seeds.")] = 3,
+    ids: Annotated[str | None, typer.Option(help="Names of the samples to show, separated by commas.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Show the batch of this update, counted from 0.")] = None,
+    score: Annotated[
+        bool, typer.Option("--score", help="Instead, rank pipelines by the teacher's outputs (T-stddev).")
+    ] = False,
+    draws: Annotated[int, typer.Option(min=2, help="--score: number of draws of a set of images.")] = 16,
+    draw_images: Annotated[int, typer.Option(min=1, help="--score: number of images in a draw.")] = 64,
+    seeds: Annotated[int, typer.Option(min=1, help="--score: number of repetitions with different seeds.")] = 3,
 ) -> None:
-    """Draw what teacher and student see: a contact sheet, and a strip of every operation over its range.
+    """Draw the views of teacher and student: a contact sheet, and a strip of each operation over its range.
 
     For a run folder, --step reproduces the views of a past step. With --score, print a table instead, which ranks
-    pipelines by how the teacher's outputs vary over them. The teacher is taken from the cache; nothing is trained.
+    pipelines by the variation of the teacher's outputs. A fitted teacher is loaded; nothing is trained.
     """
     if config.is_dir() and overrides:
-        raise typer.BadParameter("a run folder has its config; overrides go with a YAML file")
+        raise typer.BadParameter("a run folder has its own config; overrides are for a YAML file")
     experiment = _distillation(config, overrides)
     from distill.commands.runs import preview_views, score_views
 
@@ -143,7 +147,7 @@ def preview(
 
 @app.command()
 def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
-    """List a config's deltas: sites, shapes, ranks, bytes; and the size of every method on this backbone."""
+    """List a config's deltas with sites, shapes, ranks and bytes, and the size of each method on this backbone."""
     experiment = _distillation(config, overrides)
     from distill.commands.deltas import list_deltas
 
@@ -152,7 +156,7 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
 
 @app.command()
 def objectives() -> None:
-    """List every objective: what it does, its defaults, its paper."""
+    """List the objectives with their descriptions, defaults and papers."""
     from distill.commands.objectives import list_objectives
 
     list_objectives(_console())
@@ -160,9 +164,9 @@ def objectives() -> None:
 
 @app.command()
 def doctor(
-    output: Annotated[Path, typer.Option(help="The folder that runs would be written to.")] = Path("runs"),
+    output: Annotated[Path, typer.Option(help="Folder for runs, which is checked too.")] = Path("runs"),
 ) -> None:
-    """Report what this machine has, and whether a run would work on it."""
+    """Report the properties of this machine, and whether a run would work on it."""
     from distill.commands.doctor import examine
 
     raise typer.Exit(0 if examine(_console(), output) else 1)
@@ -170,11 +174,11 @@ def doctor(
 
 @app.command()
 def schema(
-    to: Annotated[Path | None, typer.Option("--to", "-o", help="A file; default: standard output.")] = None,
+    to: Annotated[Path | None, typer.Option("--to", "-o", help="File to write; default: standard output.")] = None,
 ) -> None:
     """Print the JSON schema of configs, for completion and checks in an editor.
 
-    Put "# yaml-language-server: $schema=FILE" into the first line of a config; the editor then checks it as you type.
+    Write "# yaml-language-server: $schema=FILE" in the first line of a config; the editor then checks it as you type.
     """
     from distill.config import editor_schema
 
@@ -186,7 +190,7 @@ def schema(
 
 
 def _distillation(config: Path, overrides: list[str] | None) -> DistillationExperiment:
-    """The distillation of a YAML file, or of a run folder."""
+    """The distillation config of a YAML file or a run folder."""
     from distill.config import load_config, read_run
     from distill.experiments.distillation import as_distillation
 
@@ -195,7 +199,7 @@ def _distillation(config: Path, overrides: list[str] | None) -> DistillationExpe
 
 
 def _check_run(path: Path) -> None:
-    """Raise the error for a folder that is no run before the slow imports of the command."""
+    """Raise an error for a folder that is not a run, before the slow imports of the command."""
     from distill.config import read_run
 
     read_run(path)
@@ -206,17 +210,17 @@ def _console() -> Console:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line; known errors are one message and an exit status, not a traceback.
+    """Run the command line. A ``UserError`` gives a message and an exit status instead of a traceback.
 
-    Exit status: 2 for a config or command that cannot be used, 1 for a run that failed, 128 + n after signal n.
-    Set ``DISTILL_TRACEBACK=1`` to see tracebacks of known errors too.
+    Exit status: 2 for a wrong config or command, 1 for a failed run, 128 + n after signal n. With
+    ``DISTILL_TRACEBACK=1``, a ``UserError`` gives a traceback too.
     """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
         handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
     )
-    # Users' own classes are found beside what they run, last of all: nothing that is installed can be shadowed.
+    # Users' own classes are imported from the current folder. It is last, so that it hides no installed package.
     sys.path.append(os.getcwd())
     try:
         app(arguments, prog_name="distill")

@@ -1,6 +1,6 @@
-"""A config file as a typed experiment, and back; every error names its key path.
+"""Reads a config file as a typed experiment, and writes it; errors name the key path.
 
-Importing this costs no torch: only validating what a config names (objectives, deltas, operations) does.
+Importing this does not import torch. Validating a config that names objectives, deltas or operations does.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ __all__ = [
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
-    """Read, override and validate a config. Raises ``ConfigError``; no network or data is touched."""
+    """Read, override and validate a config, without opening networks or data. Raises ``ConfigError``."""
     return validate_tree(load_tree(path, overrides), str(path))
 
 
 def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
-    """The experiment that plain values describe. Raises ``ConfigError`` with a line for everything that is wrong."""
+    """The experiment of plain values from ``source``. Raises ``ConfigError`` with a line for each error."""
     try:
         experiment = experiment_class(tree.get("kind", DEFAULT) if isinstance(tree, dict) else DEFAULT)
     except PluginError as error:
@@ -53,7 +53,7 @@ def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
 
 
 def dump_config(experiment: Experiment) -> str:
-    """The resolved config as YAML that ``load_config`` reads back to an equal experiment."""
+    """The resolved config as YAML, from which ``load_config`` reads an equal experiment."""
     return dump_yaml(experiment.model_dump(mode="json"))
 
 
@@ -65,7 +65,7 @@ def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
 def editor_schema() -> dict[str, Any]:
     """JSON schema of a config file of any kind.
 
-    No key but ``type`` is required in it, since the file that ``base`` names may give the others.
+    Only ``type`` is required, since the file in ``base`` may have the other keys.
     """
     kinds = [_schema_of(kind) for kind in experiment_kinds().values()]
     schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
@@ -74,7 +74,10 @@ def editor_schema() -> dict[str, Any]:
 
 def _schema_of(kind: type[Experiment]) -> dict[str, Any]:
     schema = _without_required(kind.model_json_schema())
-    schema["properties"]["base"] = {"type": "string", "description": "a config that this one is laid over, key by key"}
+    schema["properties"]["base"] = {
+        "type": "string",
+        "description": "a config file whose settings this file overrides, key by key",
+    }
     return schema
 
 
@@ -83,18 +86,18 @@ def _without_required(part: Any) -> Any:
         return [_without_required(item) for item in part]
     if not isinstance(part, dict):
         return part
-    # The type alone tells a user's own class from a misspelt built-in one.
+    # ``type`` distinguishes a user's own class from a misspelt built-in one.
     kept = {key: value for key, value in part.items() if key != "required" or value == ["type"]}
     return {key: _without_required(value) for key, value in kept.items()}
 
 
 def _is_an_echo(error: Any) -> bool:
-    """Whether a list is called too short only because its items are wrong."""
+    """Whether a list is reported as too short only because its items are wrong."""
     return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
 
 
 def _sentence(error: Any) -> str:
-    """The message of pydantic's error about one key, in terms of YAML."""
+    """The message for pydantic's error about one key, in terms of YAML."""
     kind, about = error["type"], error.get("ctx", {})
     given = _shown(error["input"])
     if kind in _EXPECTED:

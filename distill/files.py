@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then moved there."""
+"""Writes files atomically: to a temporary file, flushed to the disk, which then replaces the target."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes) -> str:
-    """Write a file so that a kill or a full disk leaves the old one or the new one, never a part; returns its SHA-256.
+    """Write a file so that after a kill or with a full disk there is the old or the new one; returns its SHA-256.
 
-    The temporary file lies in the target's own folder: a rename is atomic only within one file system.
+    The temporary file is in the folder of the target, since a rename is atomic only within one file system.
 
     Raises:
-        OSError: naming ``path``; the old file is untouched and the temporary one removed.
+        OSError: the text names ``path``; the old file is unchanged, and the temporary file is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
@@ -35,7 +35,7 @@ def write_atomic(path: Path, data: bytes) -> str:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut."""
+    """Flush the rename to the disk, so that it survives a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,7 @@
-"""CPUs and memory that this process may use within a container's limits, and OpenMP settings that follow from them.
+"""CPUs and memory that this process may use within a container's limits, and OpenMP settings for them.
 
-Imports nothing heavy: OpenMP reads its environment variables when torch is loaded, so they are set before that.
+This imports only the standard library: OpenMP reads its environment variables when torch is imported, so they are set
+before.
 """
 
 from __future__ import annotations
@@ -14,18 +15,19 @@ from pathlib import Path, PurePosixPath
 ROOT = Path("/")
 WAIT_POLICY = "OMP_WAIT_POLICY"
 WAIT_SETTINGS = (WAIT_POLICY, "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
-"""Environment variables by which a user chooses how threads wait; any of them is left as it is."""
+"""Environment variables for how threads wait; if the user has set one of them, none is changed."""
 THREADS = "OMP_NUM_THREADS"
 OWN_THREADS = "DISTILL_OMP_NUM_THREADS"
-"""The value that was set here. Processes inherit both, and where they differ, the user has chosen."""
+"""The value that this module set. Child processes inherit both; if they differ, the user has set the number."""
 LOCAL_RANKS = "LOCAL_WORLD_SIZE"
-"""Number of ranks on this machine, where ``torchrun`` has started them."""
+"""Number of ranks on this machine, which ``torchrun`` sets."""
 
 
 def set_openmp_defaults(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
-    """Set how OpenMP's threads wait and how many there are, where the user has not.
+    """Set how OpenMP's threads wait and their number, unless the user has.
 
-    Child processes inherit both: loader workers, ranks, the process of ``verify``. With torch loaded, it does nothing.
+    Child processes inherit both: loader workers, ranks, the process of ``verify``. After torch is imported, it does
+    nothing.
 
     Args:
         environment: the process's environment variables.
@@ -36,7 +38,7 @@ def set_openmp_defaults(environment: MutableMapping[str, str] = os.environ, root
 
 
 def set_wait_policy(environment: MutableMapping[str, str] = os.environ) -> None:
-    """``OMP_WAIT_POLICY=PASSIVE`` before torch is loaded, unless the user has chosen another way of waiting.
+    """Set ``OMP_WAIT_POLICY=PASSIVE`` before torch is imported, unless the user has set how threads wait.
 
     By default OpenMP's threads spin while they wait for each other. On a busy machine they then take the CPU from the
     thread that they wait for: with six processes on two cores, a step took more than 25 s instead of 2.
@@ -46,9 +48,9 @@ def set_wait_policy(environment: MutableMapping[str, str] = os.environ) -> None:
 
 
 def set_threads(environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> None:
-    """``OMP_NUM_THREADS`` before torch is loaded, where there are fewer CPUs for this process than cores.
+    """Set ``OMP_NUM_THREADS`` before torch is imported, if this process has fewer CPUs than there are cores.
 
-    That is so in a container with a limit, and with several ranks on one machine, each of which gets a part.
+    That is so in a container with a limit, and with several ranks on one machine, which divide the CPUs.
     """
     ranks = environment.get(LOCAL_RANKS, "1")
     threads = max(1, default_threads(root) // max(1, int(ranks) if ranks.isdigit() else 1))
@@ -57,7 +59,7 @@ def set_threads(environment: MutableMapping[str, str] = os.environ, root: Path =
 
 
 def divide_threads(ranks: int, environment: MutableMapping[str, str] = os.environ, root: Path = ROOT) -> int | None:
-    """Divide the threads of this machine by its ranks, for those that inherit the environment.
+    """Divide the threads of this machine among its ranks, which inherit the environment.
 
     Args:
         ranks: processes on this machine that compute at the same time.
@@ -65,7 +67,7 @@ def divide_threads(ranks: int, environment: MutableMapping[str, str] = os.enviro
         root: root of the file system with the container's limits.
 
     Returns:
-        Threads for this rank, to be set if torch is loaded already; None where the user has set their number.
+        Number of threads for this rank, for a process that has imported torch; None if the user has set the number.
     """
     if environment.get(THREADS) != environment.get(OWN_THREADS):
         return None
@@ -75,25 +77,25 @@ def divide_threads(ranks: int, environment: MutableMapping[str, str] = os.enviro
 
 
 def default_threads(root: Path = ROOT) -> int:
-    """Threads that have a CPU each: the available CPUs rounded down, at least 1."""
+    """Number of threads with a CPU each: the available CPUs rounded down, at least 1."""
     return max(1, int(available_cpus(root)))
 
 
 def available_cpus(root: Path = ROOT) -> float:
-    """CPUs that this process may use at a time: the smaller of its affinity and its container's limit."""
+    """Number of CPUs that this process may use: the smaller of its affinity and its container's limit."""
     return min(float(affinity()), container_cpus(root))
 
 
 def affinity() -> int:
-    """Cores that this process may be scheduled on; ``taskset`` and cpusets make them fewer than the machine has."""
+    """Number of cores that this process may run on, which ``taskset`` and cpusets can limit."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def container_cpus(root: Path = ROOT) -> float:
-    """CPUs that the control groups of this process allow, the smallest limit on the path to the root; inf without one.
+    """CPUs that the control groups of this process allow: the smallest limit on the path to the root; inf without one.
 
-    Version 2 keeps it in ``cpu.max`` ("200000 100000", or "max 100000"), version 1 in ``cpu.cfs_quota_us`` (-1: none)
-    and ``cpu.cfs_period_us``: microseconds of work per period.
+    The limit is in ``cpu.max`` in version 2 ("200000 100000", or "max 100000"), and in ``cpu.cfs_quota_us`` (-1: no
+    limit) and ``cpu.cfs_period_us`` in version 1: microseconds of CPU time in a period.
     """
     limit = math.inf
     for folder in _cpu_groups(root):
@@ -106,9 +108,9 @@ def container_cpus(root: Path = ROOT) -> float:
 
 
 def _cpu_groups(root: Path) -> Iterator[Path]:
-    """Folders of the control groups that this process is in, with their parents.
+    """Folders of the control groups of this process, and their parents.
 
-    Within a container, the path may be that outside of it, and only the mount's own folder exists.
+    Within a container, the path may be the one outside of it; then only the root of the mount exists.
     """
     mounts = root / "sys/fs/cgroup"
     for line in _read(root / "proc/self/cgroup").splitlines() or ["0::/"]:
@@ -130,7 +132,7 @@ def load_average() -> float:
 
 
 def free_memory(root: Path = ROOT) -> int | None:
-    """Bytes that can be used without swapping, within a container's limit; None where the system does not say."""
+    """Bytes that can be used without swapping, within a container's limit; None if the system does not tell."""
     for line in _read(root / "proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024

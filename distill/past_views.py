@@ -1,6 +1,6 @@
-"""Reproduces the views of any past step. No view is stored: the config with its seed determines them.
+"""Reproduces the views of any past step. Views are not stored: they are a function of config, sample id and epoch.
 
-A view is a function of the config, the sample's id and the epoch, so a run folder is enough::
+The config is in the run folder::
 
     epoch, ids = distill.ids_of_step("runs/quickstart", 120)
     views = distill.replay("runs/quickstart", ids, epoch)
@@ -27,24 +27,24 @@ from distill.training.placement import read_placement
 
 
 def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.device | str | None = None) -> Views:
-    """The views that the student's training made of some samples in an epoch.
+    """The views of some samples in an epoch of the student's training.
 
-    Bit-equal to what the step saw, given its samples in its order (:func:`ids_of_step`). A part of them gives the same
-    views up to the rounding of sums in another batch shape; only ``augment.mix``, whose partners come from the batch,
-    needs the whole batch of the step, and of one rank.
+    They are bit-equal to those of a step if ``ids`` are all samples of the step in its order (:func:`ids_of_step`).
+    With fewer samples they are equal up to rounding, which depends on the shape of the batch. With ``augment.mix``,
+    whose partners come from the batch of a rank, all samples of that batch are required.
 
     Args:
         run: a run folder, finished or not.
-        ids: the samples, by name as the source gives it or as the int64 key of a batch; an order matters to mixing.
+        ids: names of the samples in the source, or their int64 keys in a batch; with mixing, the order matters.
         epoch: counted from 0.
-        device: where to make the views; default the kind of device that the run trains on.
+        device: where to make the views; None: the kind of device that the run uses.
 
     Returns:
         Normalized views, [B, 3, H, W] each.
 
     Raises:
-        RunError: it is no run folder.
-        DataError: an id is not among the training samples, or cannot be read any more.
+        RunError: the folder is not a run.
+        DataError: an id is not among the training samples, or its image cannot be read.
     """
     experiment = as_distillation(read_run(Path(run))[0], str(run))
     batch, augment = data_of(experiment).batch_of_ids(ids, epoch), augment_of(experiment)
@@ -54,12 +54,12 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
 
 
 def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[int]]:
-    """Epoch and sample ids of an update of the student's training, as that rank's step received them.
+    """Epoch and sample ids of an update in the student's training, for one rank.
 
     Args:
         run: a run folder, finished or not.
         step: counted from 0 over all epochs.
-        rank: of ``training.devices`` processes.
+        rank: index of one of the ``training.devices`` processes.
 
     Returns:
         Epoch, counted from 0, and int64 ids in the batch's order.
@@ -78,10 +78,10 @@ def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) 
     Args:
         experiment: the config of the run.
         step: counted from 0 over all epochs.
-        rank: of ``training.devices`` processes.
+        rank: index of one of the ``training.devices`` processes.
 
     Returns:
-        Epoch, counted from 0, and the batch as the loader gives it.
+        Epoch, counted from 0, and the batch of the loader.
 
     Raises:
         RunError: the training has no such step or rank.
@@ -98,16 +98,16 @@ def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) 
 
 
 def data_of(experiment: DistillationExperiment, rank: int = 0) -> ExperimentData:
-    """The experiment's data as the process of a rank has it."""
+    """The experiment's data for a rank."""
     return ExperimentData(experiment.data, experiment.seed, experiment.training.devices, rank)
 
 
 def augment_of(experiment: DistillationExperiment) -> DualAugment:
-    """What makes the views in the student's training."""
+    """The augmentation of the student's training."""
     return DualAugment(experiment.augment, *inputs_of(experiment), experiment.seed)
 
 
 def inputs_of(experiment: DistillationExperiment) -> tuple[list[InputSpec], InputSpec]:
-    """What the teacher's networks and the student expect to see."""
+    """The input sizes and normalizations of the teacher's networks, and of the student."""
     teachers = [create_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
     return teachers, create_network(experiment.student.network).input

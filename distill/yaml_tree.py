@@ -1,6 +1,6 @@
-"""Config files as plain values: YAML without surprises, ``base:`` files, and ``key.path=value`` laid over them.
+"""Reads config files as plain values: strict YAML, ``base:`` files, and ``key.path=value`` overrides.
 
-Nothing here imports torch, so an error in the file itself is reported at once.
+This does not import torch, so that an error in a file is reported quickly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class ConfigError(UserError, ValueError):
 
 
 def load_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """A config file with its bases and the overrides; the file's own name is the run's where it gives none."""
+    """A config file with its bases and overrides; without ``name``, the run is named after the file."""
     tree = read_tree(path)
     for override in overrides:
         apply_override(tree, override)
@@ -31,7 +31,7 @@ def load_tree(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A config file as plain values; ``base: FILE`` (relative to it) is read first and laid under it, key by key."""
+    """A config file as plain values; its settings override those of ``base: FILE`` (relative to it), key by key."""
     named = f"{path} (the base of {_above[-1]})" if _above else str(path)
     if path.resolve() in [above.resolve() for above in _above]:
         raise ConfigError(f"{path}: 'base' leads back to this file, through {', '.join(map(str, _above))}")
@@ -43,7 +43,7 @@ def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     except OSError as error:
         raise ConfigError(f"{named} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{named} is no text in UTF-8: {error}") from error
+        raise ConfigError(f"{named} is not text in UTF-8: {error}") from error
     tree = parse_yaml(text, str(path))
     if tree is None:
         raise ConfigError(f"{named} is empty")
@@ -58,11 +58,11 @@ def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def merge_trees(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """``over`` laid on ``under``: mappings merge key by key, everything else (lists too) is replaced."""
+    """``under`` with the settings of ``over``: mappings merge key by key; other values, lists too, are replaced."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        # Another type has other keys: nothing of the old one is kept.
+        # Another type has other keys, so none of the old type's is kept.
         if both and value.get("type", merged[key].get("type")) == merged[key].get("type"):
             value = merge_trees(merged[key], value)
         merged[key] = value
@@ -73,7 +73,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
     """Set ``key.path=value`` in the tree; list items are counted from 0, values are read as YAML.
 
     Raises:
-        ConfigError: no ``=``, or the path leads through a value that has no keys.
+        ConfigError: there is no ``=``, or a value on the path has no keys.
     """
     path, equals, text = override.partition("=")
     keys = path.split(".")
@@ -101,7 +101,7 @@ def apply_override(tree: dict[str, Any], override: str) -> None:
 def _item(items: list[Any], key: str, path: str) -> int:
     if not re.fullmatch(r"\d{1,6}", key) or int(key) >= len(items):
         known = f"its items are 0 to {len(items) - 1}" if items else "it is empty"
-        raise ConfigError(f"override {path}: {key!r} is no item of the list; {known}")
+        raise ConfigError(f"override {path}: {key!r} is not an item of the list; {known}")
     return int(key)
 
 
@@ -109,7 +109,7 @@ def _item(items: list[Any], key: str, path: str) -> int:
 
 
 def parse_yaml(text: str, name: str) -> Any:
-    """Plain values from YAML text. Raises ``ConfigError`` with the name and the line."""
+    """Plain values from YAML text. Raises ``ConfigError``, whose text has ``name`` and the line."""
     try:
         loader = _Loader(text)
         loader.name = name
@@ -126,7 +126,7 @@ def parse_yaml(text: str, name: str) -> Any:
 
 
 def dump_yaml(tree: Any) -> str:
-    """YAML that ``parse_yaml`` reads back to the same values."""
+    """YAML from which ``parse_yaml`` reads equal values."""
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
@@ -148,7 +148,7 @@ def differences(before: Any, now: Any, path: str = "") -> list[str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's core types, closed: no tags, aliases or duplicate keys; ``1e-3`` is a float, ``no`` a string."""
+    """Reads YAML 1.2's core types, without tags, aliases and duplicate keys; ``1e-3`` is a float, ``no`` a string."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         first: dict[Any, yaml.Mark] = {}
@@ -158,8 +158,7 @@ class _Loader(yaml.SafeLoader):
             key = self.construct_object(key_node)
             if key in first:
                 raise ConfigError(
-                    f"{_place(key_node.start_mark)}: key {key!r} stands here for the second time, "
-                    f"first in line {first[key].line + 1}"
+                    f"{_place(key_node.start_mark)}: duplicate key {key!r}, first in line {first[key].line + 1}"
                 )
             first[key] = key_node.start_mark
         return super().construct_mapping(node, deep)
@@ -168,25 +167,26 @@ class _Loader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent):
             raise ConfigError(
-                f"{_place(event.start_mark)}: YAML alias '*{event.anchor}' is refused; share settings by 'base: FILE'"
+                f"{_place(event.start_mark)}: YAML alias '*{event.anchor}' is not supported;"
+                " share settings by 'base: FILE'"
             )
         if event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
             raise ConfigError(
-                f"{_place(event.start_mark)}: YAML tag '{tag}' is refused; a config holds plain values only"
+                f"{_place(event.start_mark)}: YAML tag '{tag}' is not supported; a config holds plain values only"
             )
         return super().compose_node(parent, index)
 
     def construct_integer(self, node: yaml.ScalarNode) -> int:
-        # PyYAML's own would read 010 as eight, and fail with a traceback on 08 and on thousands of digits.
+        # PyYAML reads 010 as eight, and raises ValueError for 08 and for thousands of digits.
         try:
             return int(node.value)
         except ValueError:
-            raise ConfigError(f"{_place(node.start_mark)}: a number of {len(node.value)} digits is refused") from None
+            raise ConfigError(f"{_place(node.start_mark)}: a number of {len(node.value)} digits is too long") from None
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes what the loader would not read back as text."""
+    """Quotes strings that the loader would not read as strings."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True

@@ -47,7 +47,7 @@ def test_help_fits_the_terminal_and_says_what_it_does(
         (["train", "x.yaml", "--resum"], "No such option: --resum"),
         (["preview", "x.yaml", "--images", "0"], "Invalid value for '--images'"),
         (["preview", "x.yaml", "--score", "--draws", "1"], "Invalid value for '--draws'"),
-        (["preview", ".", "seed=1"], "a run folder has its config; overrides go with a YAML file"),
+        (["preview", ".", "seed=1"], "a run folder has its own config; overrides are for a YAML file"),
         (["evaluate", "runs/x", "--split", "tests"], "Invalid value for '--split'"),
     ],
 )

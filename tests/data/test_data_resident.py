@@ -170,5 +170,5 @@ def test_memory_of_a_gpu_counts_what_torch_keeps(monkeypatch: pytest.MonkeyPatch
 
 def test_operations_of_the_loader_are_refused() -> None:
     ops = [{"type": "GaussNoise", "p": 1.0}]
-    with pytest.raises(ValueError, match="loader_ops are run by the loader, and on_device leaves it nothing to do"):
+    with pytest.raises(ValueError, match="the loader's workers run loader_ops, and with on_device there are none"):
         toy(loader_ops=ops, on_device=True)

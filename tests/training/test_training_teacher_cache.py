@@ -350,7 +350,7 @@ def test_a_disk_that_fills_up_ends_the_writing_not_the_training(
     monkeypatch.setattr("os.pwrite", full)
     kept = cache.keep(cache.find(batch(0), 0), outputs(1))[0][0].logits
     assert kept is not None and kept[0, 0] == 1
-    assert "no longer written (No space left on device); training goes on" in caplog.text and not cache.write
+    assert "no longer written (No space left on device); training continues" in caplog.text and not cache.write
     assert isinstance(cache.failure, CacheError)
 
 
