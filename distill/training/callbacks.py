@@ -92,7 +92,7 @@ class MetricsReader(Callback):
         metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
         metrics["spikes"] = spikes = int(module.guard.spikes)
         if spikes > self._spikes:
-            done = "left out" if module.step.settings.spike.action == "skip" else "made"
+            done = "skipped" if module.step.settings.spike.action == "skip" else "made"
             logger.warning("%d loss spike(s) by step %d; their updates were %s", spikes, trainer.global_step, done)
         self._spikes = spikes
         self._images = 0

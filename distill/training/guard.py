@@ -76,6 +76,6 @@ class LossGuard(nn.Module):
         if step >= 0:
             names = [name for name, bad in zip(self.terms, self.bad.tolist()) if bad]
             raise NonFiniteLossError(  # steps are named as in the log, where the first is 1
-                f"step {step + 1}: {', '.join(names)} became NaN or infinite. The update was left out, the weights are "
+                f"step {step + 1}: {', '.join(names)} became NaN or infinite. The update was skipped, the weights are "
                 "those of the step before. Common causes: a learning rate too high, bf16 overflow, a bad input"
             )
