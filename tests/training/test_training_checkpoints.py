@@ -212,7 +212,7 @@ def test_another_architecture_is_listed_before_anything_changes(tmp_path: Path) 
         student_fit(experiment(tmp_path, student=other), folder)
     text = str(error.value)
     assert "does not fit the architecture" in text
-    assert "missing student.model.bn1.parametrizations.weight.0.delta.scale" in text
+    assert "missing step.student.model.bn1.parametrizations.weight.0.delta.scale" in text
     assert "parametrizations.weight.0.delta.A is (1, 2, " in text
     assert {path: path.read_bytes() for path in kept} == kept
 
