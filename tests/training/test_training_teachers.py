@@ -296,7 +296,10 @@ REFUSED = [
         {"teacher": None, "objectives": [{"type": "ce"}], "training": {"curriculum": {"epochs": 1}}},
         "training.curriculum: it needs a teacher",
     ),
-    ({"fit_teacher": {"training": {"curriculum": {"epochs": 1}}}}, "fit_teacher.training.curriculum: it needs a teacher"),
+    (
+        {"fit_teacher": {"training": {"curriculum": {"epochs": 1}}}},
+        "fit_teacher.training.curriculum: it needs a teacher",
+    ),
     ({"teacher": {"two": {"type": "learned"}}, "student": {"compile": True}}, "student.compile: weighting: learned"),
     ({"teacher": {"labels": "names"}, "fit_teacher": {}}, "teacher.networks.0.labels: fit_teacher trains"),
     (
