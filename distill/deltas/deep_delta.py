@@ -87,9 +87,9 @@ class DeepDelta(StructuralDelta):
         type: Literal["deep_delta"] = "deep_delta"
         values: int = Field(1, ge=1, description="m: columns of the state; must divide the channels of every block")
         rank: int = Field(8, ge=1, description="width of the hidden layer between the output and the key")
-        gate: Literal["linear", "mlp"] = "linear"
+        gate: Literal["linear", "mlp"] = Field("linear", description="map from the output to β before tanh")
         gate_hidden: int = Field(128, ge=1, description="gate: mlp only: units of its hidden layer")
-        value: Literal["linear", "sigmoid"] = "linear"
+        value: Literal["linear", "sigmoid"] = Field("linear", description="v: a linear map, or 4 times its sigmoid")
         write_only: bool = Field(False, description="control: add v without removing the component along k")
 
     settings: Settings

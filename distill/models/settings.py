@@ -154,7 +154,7 @@ class CacheSettings(Settings):
 class TeacherSettings(Settings):
     """The teacher's networks and how they run. They are frozen; the stage ``fit_teacher`` can train them beforehand."""
 
-    networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1)
+    networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1, description="one or several, with weights")
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the teacher, independent of the student's precision"
     )

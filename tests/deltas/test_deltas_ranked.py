@@ -1,4 +1,4 @@
-"""What a rank is worth, from what was seen of a free training."""
+"""The gains of ranks, from measurements after a warm-up."""
 
 import math
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""Sign: packing, the size that comes closest, and what is kept of a free training."""
+"""Sign: packing, the least-squares scale, and the signs of the change in a warm-up."""
 
 import pytest
 import torch
