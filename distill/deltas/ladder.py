@@ -11,11 +11,11 @@ pooling and head are applied to F'. Nothing before F records a graph, so the bac
 backward.
 
 A side block has the form of the backbone's last block up to the tap, with fewer channels, and is initialized from its
-weights by structured pruning: the channels of the greatest importance are kept. Importance is the empirical Fisher
-information of the experiment's loss over ``samples`` images, after the head has been trained for an epoch; if
-``prepare`` has not run, the squares of the weights. Of a block on maps, convs and Linears are kept, attention is not.
-``init: random`` works with any backbone: its side blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer
-block for tokens.
+weights by structured pruning: the channels of the greatest importance are kept. Where the block reads fewer channels
+than its copy, the weights on the others are zero. Importance is the empirical Fisher information of the experiment's
+loss over ``samples`` images, after the head has been trained for an epoch; if ``prepare`` has not run, the squares of
+the weights. Of a block on maps, convs and Linears are kept, attention is not. ``init: random`` works with any backbone:
+its side blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer block for tokens.
 
 Deviations: the paper replaces the backbone's output by U s; here U norm(s) is added, so that before training the
 student computes what the backbone does. ``every`` is the paper's layer drop (fewer rungs); ``drop_path`` skips side

@@ -67,7 +67,9 @@ def _prune_convs(rung: Rung, block: SideConvs, backbone: nn.Module, importance: 
     steps = rung.form.steps
     matrices = [_matrix(backbone, step.source, importance) for step in steps]
     reads_stream = matrices[0].shape[1] == matrices[-1].shape[0]
-    kept = stream if reads_stream else top(matrices[0].sum(0), steps[0].inputs)
+    # The first layer may read fewer channels than the side block does (a stage that gets wider, of one block): weights
+    # that read the further ones are zero at first, and their filters, if the layer is depthwise, stay random.
+    kept = stream if reads_stream else top(matrices[0].sum(0), min(steps[0].inputs, matrices[0].shape[1]))
     for number, (step, conv) in enumerate(zip(steps, block.convs, strict=True)):
         if number == len(steps) - 1:
             out = stream
@@ -77,9 +79,10 @@ def _prune_convs(rung: Rung, block: SideConvs, backbone: nn.Module, importance: 
             out = top(matrices[number].sum(1) + matrices[number + 1].sum(0), step.outputs)
         layer = backbone.get_submodule(step.source)
         if step.depthwise:
-            conv.weight.copy_(layer.weight[out])  # type: ignore[index, operator, union-attr]
+            conv.weight[: len(out)] = layer.weight[out]  # type: ignore[index, operator]
         else:
-            conv.weight.copy_(_ungrouped(layer, layer.weight)[out][:, kept])  # type: ignore[arg-type, operator, union-attr]
+            conv.weight.zero_()  # type: ignore[operator, union-attr]
+            conv.weight[:, : len(kept)] = _ungrouped(layer, layer.weight)[out][:, kept]  # type: ignore[arg-type, operator, index]
         kept = out
 
 

@@ -1,6 +1,8 @@
 """The ladder: climbing against its equation, pruning by hand, no gradient and no activations in the backbone, cache."""
 
 import copy
+import re
+from collections import OrderedDict
 from types import SimpleNamespace
 
 import pytest
@@ -12,12 +14,14 @@ from torch.nn import functional as F
 
 from distill.deltas.attach import attach
 from distill.deltas.base import DeltaError, Gradients
+from distill.deltas.blocks import BackboneBlock
 from distill.deltas.deep_delta import DeepDelta
 from distill.deltas.dense import Dense
 from distill.deltas.feature_cache import FeatureCache, digests
 from distill.deltas.ladder import Ladder
+from distill.deltas.side_blocks import Rung, SideConvs, pruned_form
 from distill.deltas.sites import classifier_names
-from distill.deltas.structured_pruning import top
+from distill.deltas.structured_pruning import prune_into, top
 
 
 def climbing(model: str, **settings: object) -> tuple[nn.Module, Ladder]:
@@ -99,6 +103,58 @@ def test_pruning_keeps_what_matters() -> None:
     between = [2, 7, 30]  # and the first of those that are all alike
     assert torch.equal(rung.block.convs[0].weight, block.conv1.weight[[0, *between]][:, stream])
     assert torch.equal(rung.block.convs[1].weight, block.conv2.weight[stream][:, [0, *between]])
+
+
+@pytest.mark.parametrize("depthwise", [False, True])
+def test_a_block_that_reads_fewer_channels_than_its_copy(depthwise: bool) -> None:
+    """4 channels become 16, and the copy has 8 at both ends: what reads the other 4 is zero, and learns."""
+    torch.manual_seed(0)
+    first = nn.Conv2d(4, 4, 3, padding=1, groups=4) if depthwise else nn.Conv2d(4, 6, 3, padding=1)
+    backbone = nn.Sequential(OrderedDict(block=nn.Sequential(first, nn.Conv2d(first.out_channels, 16, 1))))
+    tap = BackboneBlock("block", (16, 5, 5), 1)
+    rung = Rung(tap, pruned_form(backbone, tap, 2), None, 0.0)
+    assert isinstance(rung.block, SideConvs) and rung.form.width == rung.block.convs[0].in_channels == 8
+    before = rung.block.convs[0].weight.clone()
+    importance = {f"block.{n}": layer.weight.square() for n, layer in enumerate(backbone.block)}
+    stream = torch.tensor([0, 1, 2, 5, 8, 9, 12, 15])
+    prune_into(rung, backbone, importance.__getitem__, stream)
+    thin, last = (conv.weight for conv in rung.block.convs)
+    if depthwise:
+        assert torch.equal(thin[:4], first.weight) and torch.equal(thin[4:], before[4:])
+        part, reading = last, backbone.block[1].weight[stream]
+    else:
+        between = top(first.weight.square().flatten(1).sum(1) + backbone.block[1].weight.square().sum((0, 2, 3)), 3)
+        assert torch.equal(last, backbone.block[1].weight[stream][:, between])
+        part, reading = thin, first.weight[between]
+    assert torch.equal(part[:, :4], reading) and not part[:, 4:].any()
+    rung.keep(rung, (), torch.randn(2, 16, 5, 5))
+    rung(None).square().sum().backward()
+    assert part.grad is not None and part.grad[:, 4:].flatten(2).any(2).all()
+
+
+@pytest.mark.parametrize("reduction", [2, 3])
+def test_a_stage_that_gets_wider_than_the_reduction(reduction: int) -> None:
+    """The third stage of ``test_resnet`` is one block from 48 to 192 channels; its copy reads 96, or 64."""
+    network, ladder = climbing("test_resnet", reduction=reduction)
+    assert [rung.form.width for rung in ladder.rungs][2] == 192 // reduction > 48
+    with torch.no_grad():
+        assert torch.equal(network(images(2)), build("test_resnet")(images(2)))
+        disturb(network)
+        assert network(images(2)).isfinite().all()
+
+
+@pytest.mark.slow
+def test_every_reduction_is_pruned_or_refused_with_the_layer_named() -> None:
+    refused = set()
+    for model in timm.list_models("test_*"):
+        network = build(model)
+        for reduction in (2, 3, 4, 8, 64):
+            try:
+                Ladder(Ladder.Settings(reduction=reduction), network)
+            except DeltaError as error:
+                assert re.search(r"no side block can be pruned from '[\w.]+' .*; set init: random", str(error)), error
+                refused.add(model)
+    assert refused == {"test_mambaout"}
 
 
 def test_a_transformer_block_is_cut_head_by_head() -> None:

@@ -60,6 +60,16 @@ def test_a_fitted_teacher_is_found_again(method: str, tmp_path: Path) -> None:
             {"student": {"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB"}, "sites": "blokcs.*"}]}},
             "student.deltas.0: low_rank: pattern 'blokcs.*' matches no",
         ),
+        (
+            {
+                "student": {
+                    "network": {"model": "test_mambaout", "pretrained": False},
+                    "deltas": [{"type": "ladder", "reduction": 2}],
+                }
+            },
+            "ladder: no side block can be pruned from 'stages.0.blocks.0' (GatedConvBlock) at "
+            "'stages.0.blocks.0.conv': 16 inputs after 96 channels; set init: random",
+        ),
         ({"objectives": [{"type": "fitnets", "stages": {"layer9": "layer1"}}]}, "layer9"),
         ({"training": {"test_every": 1}, "data": {"source": {"tested": False}}}, "test_every needs a test split"),
     ],
