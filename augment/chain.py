@@ -87,14 +87,9 @@ class Chain(nn.Module):
             return "by torch's operators"
         if missing := missing_compiler("cpu"):
             return f"by torch's operators: {missing}"
-        parts = [
-            part
-            for segment in self._segments.values()
-            for in_c, some in segment.stretches()
-            if not in_c
-            for part in some
-        ]
-        names = " + ".join(step.operation.name for part in parts for step in part.steps)
+        stretches = [stretch for segment in self._segments.values() for stretch in segment.stretches()]
+        by_torch = [part for in_c, parts in stretches if not in_c for part in parts]
+        names = " + ".join(step.operation.name for part in by_torch for step in part.steps)
         return f"in C; by torch's operators {names}" if names else "in C"
 
     def forward(
@@ -161,7 +156,7 @@ class Chain(nn.Module):
         for step in self.steps:
             source = geometry if geometry is not None and step.operation.geometric else draws
             x = step.operation(x, source.to(x.device).op(step.key))
-            _check_finite(x, f"the results of {step.operation.name} (operation {step.place + 1})")
+            _check_finite(x, f"the results of {step.operation.name} (operation {step.index + 1})")
 
     def _check(self, images: Tensor) -> None:
         first = f"{self.steps[0].operation.name}, the first operation, needs" if self.steps else "a chain needs"
@@ -175,7 +170,7 @@ class Chain(nn.Module):
             wanted = getattr(getattr(step.operation, "user", None), "channels", None)
             if wanted is not None and wanted != images.shape[1]:
                 raise ImageError(
-                    f"{step.operation.name} (operation {step.place + 1}) needs {wanted} channels, but every sample of "
+                    f"{step.operation.name} (operation {step.index + 1}) needs {wanted} channels, but every sample of "
                     f"the batch has {images.shape[1]}"
                 )
         if images.is_floating_point() and images.device.type == "cpu":

@@ -29,7 +29,7 @@ _KINDS: dict[str | None, Kind] = {"affine": "geometry", "color": "color", "erase
 class PlannedOp:
     """An operation with its index in the recipe and the key of its draws."""
 
-    place: int
+    index: int
     key: str
     operation: Operation
 
@@ -117,7 +117,7 @@ class Segment:
     @property
     def steps(self) -> list[PlannedOp]:
         """The steps in the recipe's order: the order in which shapes change."""
-        return sorted((step for pass_ in self.passes for step in pass_.steps), key=lambda step: step.place)
+        return sorted((step for pass_ in self.passes for step in pass_.steps), key=lambda step: step.index)
 
 
 @dataclass(frozen=True)

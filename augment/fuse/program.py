@@ -100,19 +100,19 @@ def run_in_c(passes: Sequence[Pass], images: Tensor, params: dict[int, Params], 
 
 
 def _read(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
-    back, _, _ = composed([(step.user, params[step.place]) for step in pass_.steps], shape)
+    back, _, _ = composed([(step.user, params[step.index]) for step in pass_.steps], shape)
     numbers = back[:, [0, 0, 1, 1], [0, 2, 1, 2]]
     return Instruction(Kind.READ, numbers, PADDINGS.index(pass_.reading[1]))
 
 
 def _change(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
     (step,) = pass_.steps
-    return step.user.instruction(params[step.place], shape)
+    return step.user.instruction(params[step.index], shape)
 
 
 def _filter(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
     (step,) = pass_.steps
-    own = params[step.place]
+    own = params[step.index]
     vertical, horizontal = step.user.kernel(own, shape)
     for kernel, side, what in zip((vertical, horizontal), shape[-2:], ("high", "wide")):
         if kernel.shape[1] // 2 >= side:
@@ -124,9 +124,9 @@ def _filter(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instru
 
 def _erase(pass_: Pass, params: dict[int, Params], shape: torch.Size) -> Instruction:
     (step,) = pass_.steps
-    boxes, values = step.user.erase(params[step.place], shape)
+    boxes, values = step.user.erase(params[step.index], shape)
     every = values.view(shape[0], -1).expand(-1, shape[1])
-    return instruction(Kind.ERASE, _drawn(params[step.place], shape), boxes, every)
+    return instruction(Kind.ERASE, _drawn(params[step.index], shape), boxes, every)
 
 
 def _drawn(params: Params, shape: torch.Size) -> Tensor:

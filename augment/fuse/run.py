@@ -65,7 +65,7 @@ class FusedSegment:
         shape, foreign = images.shape, {}
         for step in self.steps:
             if step not in self.kornia_steps:
-                foreign[step.place] = step.user.sample(source(step), shape)
+                foreign[step.index] = step.user.sample(source(step), shape)
             shape = shape_after(step, shape)
         draws = [source(step) for step in self.kornia_steps]
         ids = draws[0].ids if draws else torch.empty(0, dtype=torch.int64, device=images.device)
@@ -133,8 +133,8 @@ class FusedSegment:
         if self.kornia_steps:
             numbers = dict(zip(self.kornia_steps, uniforms(ids, constants).split(self.counts, 1)))
         for step in self.steps:
-            if step.place not in params:
-                params[step.place] = step.user.from_uniforms(numbers[step], shape)
+            if step.index not in params:
+                params[step.index] = step.user.from_uniforms(numbers[step], shape)
             shape = shape_after(step, shape)
         return params
 
@@ -187,7 +187,7 @@ def _by_torch(
             x = warp(x, *back, pass_.axis_aligned, *pass_.reading)
             continue
         for step in pass_.steps:
-            x = _ALONE[str(step.operation.form)](step.user, x, params[step.place])
+            x = _ALONE[str(step.operation.form)](step.user, x, params[step.index])
     return x if finish is None else finish(x)
 
 
@@ -204,7 +204,7 @@ def _maps(passes: Sequence[Pass], shape: torch.Size, params: dict[int, Params]) 
     maps: list[Map | None] = []
     for pass_ in passes:
         resamples = pass_.kind == "geometry" and not pass_.mirrors
-        maps.append(composed([(step.user, params[step.place]) for step in pass_.steps], shape) if resamples else None)
+        maps.append(composed([(step.user, params[step.index]) for step in pass_.steps], shape) if resamples else None)
         shape = shape_after_all(pass_, shape)
     return maps
 
@@ -217,12 +217,12 @@ def _needs_gradient(images: Tensor, foreign: dict[int, Params]) -> bool:
 
 def _split(params: dict[int, Params], batch: int, rows: int) -> Sequence[dict[int, Params]]:
     """Parameters of a batch as those of parts of ``rows`` samples."""
-    parts: list[dict[int, Params]] = [{place: {} for place in params} for _ in range(0, batch, rows)]
-    for place, named in params.items():
+    parts: list[dict[int, Params]] = [{index: {} for index in params} for _ in range(0, batch, rows)]
+    for index, named in params.items():
         for name, value in named.items():
             pieces = value.split(rows) if batch_first(value, batch) else [value] * len(parts)
             for part, piece in zip(parts, pieces):
-                part[place][name] = piece
+                part[index][name] = piece
     return parts
 
 

@@ -93,4 +93,4 @@ def test_an_operation_draws_the_same_alone_and_in_a_chain():
 
 
 def _shape_at(first, step):
-    return torch.Size((8, 3, 32, 36)) if step.place == 0 else torch.Size((8, 3, 24, 24))
+    return torch.Size((8, 3, 32, 36)) if step.index == 0 else torch.Size((8, 3, 24, 24))
