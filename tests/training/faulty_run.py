@@ -4,6 +4,7 @@
 each step are appended to the file ``TRACE``.
 """
 
+import faulthandler
 import json
 import os
 import sys
@@ -30,6 +31,7 @@ def trace(epoch: int, ids: list[int]) -> None:
 
 
 def run(arguments: list[str]) -> None:
+    faulthandler.dump_traceback_later(90)  # where it hangs, before the test's patience ends
     distill.stages.verify.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own
     with watching(fault, trace):
         main(["train", *arguments])
