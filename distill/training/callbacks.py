@@ -204,7 +204,9 @@ class Checkpointing(Callback):
         self.metrics = metrics
         self._saved = time.monotonic()
 
-    def on_fit_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        # After Lightning has put its handlers in. On SIGTERM they exchange a tensor in the middle of whatever the ranks
+        # exchange at that moment, and each rank then waits for the other.
         self.stop.install()
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]

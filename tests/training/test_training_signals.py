@@ -9,7 +9,7 @@ from processes import StartRun
 from toy_training import STEPS, assert_bit_equal, experiment, raising, straight_fit, student_fit
 
 from distill.training.checkpoints import newest_good
-from distill.training.signals import Interrupted
+from distill.training.signals import Interrupted, StopSignal
 
 SIGNALS = [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129), (signal.SIGUSR1, 138)]
 
@@ -20,6 +20,15 @@ def test_every_signal_saves_and_says_which(number: signal.Signals, status: int, 
         student_fit(experiment(tmp_path), tmp_path / "fit", raising(number, 3))
     assert error.value.exit_code == status
     assert newest_good(tmp_path / "fit") == tmp_path / "fit" / "step-00000004.ckpt"
+
+
+def test_no_handler_of_lightning_is_left_while_steps_are_made(tmp_path: Path) -> None:
+    """Its handler of SIGTERM exchanges a tensor between ranks in the middle of a step, which can wait for ever."""
+    handlers: list[object] = []
+    fault = lambda module: handlers.extend(signal.getsignal(number) for number, _ in SIGNALS)  # noqa: E731
+    student_fit(experiment(tmp_path, training={"epochs": 1}), tmp_path / "fit", fault)
+    assert len(handlers) == STEPS * len(SIGNALS)
+    assert all(isinstance(getattr(handler, "__self__", None), StopSignal) for handler in handlers)
 
 
 @pytest.mark.slow
