@@ -145,7 +145,7 @@ def test_a_folder_of_other_weights_fails(folder: Path, trained: Trained) -> None
 
 @pytest.mark.usefixtures("same_process")
 def test_a_delta_file_without_targets_is_compared_with_the_live_model(proof: Proof) -> None:
-    arguments = {"delta": proof.delta, "make_backbone": make_backbone, "enough": 8}
+    arguments = {"delta": proof.delta, "make_backbone": make_backbone, "min_images": 8}
     report = verify({}, IMAGES, model=proof.trained.model, **arguments)  # type: ignore[arg-type]
     (comparison,) = report.comparisons
     assert (comparison.what, comparison.against) == ("delta file", "live model")
