@@ -145,9 +145,9 @@ class FitSpec:
         comparable = self.teacher is not None and self.teacher.has_classes(student.shapes.classes)
         scored = has_val and (comparable or bool((self.context.data.subset("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):
-            allocation = "training.early_stop" if self.training.early_stop else "training.keep: best"
+            key = "training.early_stop" if self.training.early_stop else "training.keep: best"
             raise StageError(
-                f"{name}: {allocation} needs a score: labels in the validation split, or a teacher of the same classes"
+                f"{name}: {key} needs a score: labels in the validation split, or a teacher of the same classes"
             )
         return has_val, comparable
 

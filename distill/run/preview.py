@@ -83,7 +83,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
     originals = batch.images[:count]
     shared = view_overlap(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
     titles, notes = _labels(data, view_batch, count, shared)
-    output = str(shared) if shared else ""
+    overlap = str(shared) if shared else ""
     sheet = contact_sheet(
         originals,
         view_batch.views,
@@ -91,9 +91,9 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
         augment.student,
         titles if any(titles) else None,
         notes if any(notes) else None,
-        [f"teacher and student: {output}"] if output else [],
+        [f"teacher and student: {overlap}"] if overlap else [],
     )
-    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), output)
+    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), overlap)
 
 
 def _labels(
