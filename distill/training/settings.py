@@ -75,7 +75,7 @@ class CurriculumSettings(Settings):
 class TrainingSettings(Settings):
     """Training of one network."""
 
-    epochs: int = Field(10, ge=1, le=100_000)
+    epochs: int = Field(10, ge=1, le=100_000, description="passes over the training samples")
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
@@ -84,7 +84,7 @@ class TrainingSettings(Settings):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is validated and exported"
     )
-    early_stop: EarlyStopSettings | None = None
+    early_stop: EarlyStopSettings | None = Field(None, description="stop when validation does not improve")
     keep: Literal["last", "best"] = Field("last", description="epoch whose weights are the result; best: in validation")
     validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
     test_every: int | None = Field(
@@ -93,10 +93,12 @@ class TrainingSettings(Settings):
         description="epochs between evaluations on the test split, whose results are only reported: nothing is chosen"
         " by them. The report shows the last epoch and the best one; none: only the result is tested",
     )
-    accelerator: Literal["auto", "cpu", "cuda"] = "auto"
+    accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: int = Field(1, ge=1, le=1024, description="processes; more than one: DDP, which splits the batch")
     log_every: int = Field(20, ge=1, description="steps between log rows; the device is synchronized only then")
-    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints within an epoch")
+    checkpoint_minutes: float = Field(
+        10.0, gt=0, description="minutes between checkpoints within an epoch (one process)"
+    )
     spike: SpikeSettings = SpikeSettings()
 
     @model_validator(mode="after")
