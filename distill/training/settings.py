@@ -96,9 +96,7 @@ class TrainingSettings(Settings):
     accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: int = Field(1, ge=1, le=1024, description="processes; more than one: DDP, which splits the batch")
     log_every: int = Field(20, ge=1, description="steps between log rows; the device is synchronized only then")
-    checkpoint_minutes: float = Field(
-        10.0, gt=0, description="minutes between checkpoints within an epoch (one process)"
-    )
+    checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints in an epoch (one process)")
     spike: SpikeSettings = SpikeSettings()
 
     @model_validator(mode="after")
