@@ -9,10 +9,12 @@ import os
 from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
 
 HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "distill"
 PRELOAD = [
     "faulty_run",
     "deadly_stages",
@@ -20,6 +22,12 @@ PRELOAD = [
     "augment.kornia_ops.unfused",
     "distill.export.verify",
     "distill.stages.report",
+    # A config that names one method imports all of its kind.
+    *(
+        f"distill.{kind}.{name}"
+        for kind in ("deltas", "objectives")
+        for _, name, _ in iter_modules([str(PACKAGE / kind)])
+    ),
 ]
 
 

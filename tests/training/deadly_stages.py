@@ -10,6 +10,7 @@ from distill.cli import main
 from distill.export import verify
 from distill.run import runner
 from distill.run.stage import Stage
+from distill.stages import report
 
 
 def train(arguments: list[str], stages: list[type[Stage]], dies: bool, made: str, output: str) -> None:
@@ -26,7 +27,9 @@ def train(arguments: list[str], stages: list[type[Stage]], dies: bool, made: str
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.modules["__main__"].__spec__ = None
-    verify._run_fresh = verify._fresh_process  # what needs a fresh interpreter has tests of its own
+    # What takes a fresh interpreter, or seconds of drawing, has tests of its own.
+    verify._run_fresh = verify._fresh_process
+    report.write_report = lambda *_: None
     for stage in stages:
         if "run" in vars(stage):
             _note(stage, Path(made))

@@ -28,6 +28,7 @@ class Deaths:
 
     def __init__(self, output: Path):
         plain = tree(output)
+        plain["augment"] = {"student": ["RandomHorizontalFlip"]}  # the preview draws every operation
         plain.update({**CHANGES, "training": {**plain["training"], **CHANGES["training"]}})
         self.output, self.config, self.text = output, output / "toy.yaml", output / "output.txt"
         self.config.write_text(yaml.safe_dump(plain))
