@@ -136,7 +136,7 @@ def measured(
 
 
 def report(book: Notebook, overrides: list[str], console: Console, markdown: Path | None) -> None:
-    headings, rows = ["pair", "what", "last", "best (seen on test)", "published", "source"], []
+    headings, rows = ["pair", "what", "last", "best (chosen on test)", "published", "source"], []
     for pair in PAIRS:
         for cell, what in CELLS.items():
             lines = [line for line in book.with_key("cell") if (line["pair"], line["cell"]) == (pair, cell)]

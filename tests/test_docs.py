@@ -74,6 +74,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
             del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", pages_with("python", "bash"))
 def test_python_and_commands_run(page: str, workplace: Path) -> None:
     """All blocks of a page in one folder and one namespace, in their order.

@@ -29,6 +29,7 @@ def test_every_example_has_a_test_and_is_short():
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
 
 
+@pytest.mark.slow
 def test_own_objective(capsys):
     losses = import_module("own_objective").main()
     assert losses[-1] < 0.5 * losses[0]

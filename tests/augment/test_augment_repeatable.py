@@ -66,6 +66,7 @@ def test_neighbors_have_no_say():
         torch.testing.assert_close(black, white, rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_ranks_that_share_a_batch_make_what_one_would():
     whole = strong()(IMAGES, IDS, 1)
     for rank in range(2):

@@ -19,6 +19,7 @@ def state(result: list[doctor.Diagnosis]) -> dict[str, str]:
     return {line.name: line.state for line in result}
 
 
+@pytest.mark.slow
 def test_a_sound_machine(tmp_path: Path) -> None:
     console = Console(file=io.StringIO(), width=100)
     begun = time.perf_counter()

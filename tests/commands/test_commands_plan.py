@@ -38,6 +38,7 @@ def shown(settings: Experiment) -> dict[str, list[str]]:
     return {**rows, "": [lines[-1]]}
 
 
+@pytest.mark.slow
 def test_the_stages_and_what_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = experiment(tmp_path)
     rows = shown(settings)

@@ -54,6 +54,7 @@ def test_a_raising_source_is_an_error_with_the_sample(workers: int) -> None:
         list(toy(faults={11: "bug"}, corrupt_budget=0.5, workers=workers).train_loader())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("busy", [0, 0.05])
 def test_a_killed_worker_ends_the_run_with_the_sample(busy: float) -> None:
     started = time.perf_counter()

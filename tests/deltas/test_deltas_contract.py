@@ -187,6 +187,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     return folder, logits
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
     run_apart(_load, (str(folder), list(logits)))
@@ -203,6 +204,7 @@ def _load(rank: int, folder: str, names: list[str]) -> None:
     torch.save(actual, f"{folder}/found.pt")
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     run_apart(_ddp_rank, (str(tmp_path), list(METHODS)), count=2)
     x = images(4)
@@ -240,14 +242,10 @@ def small() -> nn.Module:
 
 @pytest.mark.slow
 @every_method
-def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
-    check_compiled(small(), METHODS[name], torch.randn(2, 6, 9, 9), "aot_eager")
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["low_rank", "dora", "branch", "sparse_mask"])  # of the ways to a gradient, one each
 def test_torch_compile(name: str) -> None:
-    check_compiled(small(), METHODS[name], torch.randn(2, 6, 9, 9), "inductor")
+    """Traced, forward and backward; of the ways to a gradient one each is compiled too."""
+    backend = "inductor" if name in ("low_rank", "dora", "branch", "sparse_mask") else "aot_eager"
+    check_compiled(small(), METHODS[name], torch.randn(2, 6, 9, 9), backend)
 
 
 def check_compiled(network: nn.Module, settings: DeltaSettings, x: torch.Tensor, backend: str) -> None:

@@ -164,6 +164,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, tor
     return folder, logits
 
 
+@pytest.mark.slow
 def test_a_fresh_process_gives_the_same_bits(saved: tuple[Path, dict[str, torch.Tensor]]) -> None:
     folder, logits = saved
     run_apart(_load, (str(folder), list(logits)))
@@ -212,6 +213,7 @@ def test_what_was_not_learned_is_not_written(name: str, tmp_path: Path) -> None:
         save_delta(tmp_path, network, backbone, origin="random")
 
 
+@pytest.mark.slow
 def test_two_ranks_have_the_gradients_of_the_whole_batch(tmp_path: Path) -> None:
     run_apart(_ddp_rank, (str(tmp_path), list(METHODS)), count=2)
     differences = json.loads((tmp_path / "differences.json").read_text())
@@ -240,17 +242,15 @@ def _ddp_rank(rank: int, folder: str, names: list[str]) -> None:
 
 @pytest.mark.slow
 @every_method
-def test_traced_by_the_compiler_it_gives_the_same(name: str) -> None:
-    check_compiled("test_vit", name, "aot_eager")
+def test_torch_compile(name: str) -> None:
+    """Traced, forward and backward; one is compiled too."""
+    check_compiled("test_vit", name, "inductor" if name == "adapter" else "aot_eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("model", "name", "stage"), [("test_vit", "adapter", ""), ("test_resnet", "deep_delta", "layer1")]
-)
-def test_torch_compile(model: str, name: str, stage: str) -> None:
-    """A CNN's first stage stands for the others: what is compiled in each is the same, and takes as long again."""
-    check_compiled(model, name, "inductor", stage)
+def test_torch_compile_of_a_cnn() -> None:
+    """The first stage stands for the others: what is compiled in each is the same, and takes as long again."""
+    check_compiled("test_resnet", "deep_delta", "inductor", "layer1")
 
 
 @pytest.mark.slow

@@ -218,6 +218,7 @@ def silent_host() -> str:
         single.close()
 
 
+@pytest.mark.slow
 def test_weights_out_of_reach_fail_in_seconds_with_what_to_do(
     silent_host: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -279,6 +280,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_report_what_they_compute(name: str) -> None:
     model = timm.create_model(name, num_classes=7).eval()

@@ -45,6 +45,7 @@ def apart(action: Callable[..., object], *arguments: Any) -> int | None:
         child.kill()
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     (tmp_path / "saves").mkdir()
     path, report = save(tmp_path / "saves" / "best.ckpt"), tmp_path / "steps.json"

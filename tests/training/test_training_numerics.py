@@ -83,6 +83,7 @@ def test_running_mean_and_spikes_by_hand() -> None:
     assert int(early.spikes) == 0, "the first steps of a training have no mean yet"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("action", ["warn", "skip"])
 def test_spikes_are_counted_and_skipped_on_demand(action: str, tmp_path: Path, caplog) -> None:
     step, before = 4 * STEPS + 2, Snapshots()
@@ -98,6 +99,7 @@ def test_spikes_are_counted_and_skipped_on_demand(action: str, tmp_path: Path, c
     assert f"{step},4,spikes,0" in rows and f"{step + 1},4,spikes,1" in rows
 
 
+@pytest.mark.slow
 def test_train_on_everything_keeps_the_frozen_parts_in_eval_mode(tmp_path: Path) -> None:
     settings = experiment(tmp_path)
     straight = straight_fit(settings)

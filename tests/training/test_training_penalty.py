@@ -24,6 +24,7 @@ def size(watched: Watched) -> float:
     return sum(float(value.abs().sum()) for key, value in watched.weights.items() if key.endswith(".D"))
 
 
+@pytest.mark.slow
 def test_a_penalty_is_a_term_of_its_own(tmp_path: Path) -> None:
     free, metrics = fitted(tmp_path, "free")
     assert "loss" in metrics and "loss/penalty" not in metrics

@@ -22,6 +22,7 @@ from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.step import DistillationStep
 
 
+@pytest.mark.slow
 def test_the_step_imports_no_lightning() -> None:
     code = (
         "import sys, distill; distill.DistillationStep, distill.create_step;"

@@ -46,6 +46,7 @@ def given(monkeypatch: pytest.MonkeyPatch):
     return with_accuracies
 
 
+@pytest.mark.slow
 def test_nothing_is_chosen_by_it(tmp_path: Path) -> None:
     """Weights, validation and the epoch that is kept are those of a fit that never saw the test split."""
     without = fit(tmp_path / "without", keep="best").summary
@@ -60,6 +61,7 @@ def test_nothing_is_chosen_by_it(tmp_path: Path) -> None:
     assert "test/accuracy" not in read_curves(tmp_path / "without" / "log.csv")
 
 
+@pytest.mark.slow
 def test_every_so_many_epochs_and_the_last(given, tmp_path: Path) -> None:
     given(0.2, 0.6, 0.5)
     summary = fit(tmp_path / "fit", epochs=5, test_every=2).summary
@@ -71,6 +73,7 @@ def test_every_so_many_epochs_and_the_last(given, tmp_path: Path) -> None:
     assert again.seen == [] and again.summary == summary
 
 
+@pytest.mark.slow
 def test_resumed(given, tmp_path: Path) -> None:
     given(0.2)
     settings = experiment(tmp_path, training={"epochs": 3, "test_every": 1})
