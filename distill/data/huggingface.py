@@ -11,10 +11,12 @@ Hub. Without an answer, it reads the cache, and a dataset that is not in the cac
 from __future__ import annotations
 
 import glob
+import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +25,7 @@ from pydantic import Field, model_validator
 
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+from distill.data.labels import LabelColumn, LabelSettings, mismatch, read_labels
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -34,12 +37,18 @@ ALIASES: dict[Split, tuple[str, ...]] = {
 }
 HUB_PATIENCE = 5.0
 """Seconds to wait for the Hub's answer."""
+LABEL_COLUMNS = ("label", "labels", "target", "class")
+"""Names of a label column that is found without ``label_column``; the first that the data has."""
 
 
 class HuggingFace(Source):
-    """A dataset with an image column. Ids are ``<split>/<row>/<path of the image, if the data has one>``."""
+    """A dataset with an image column. Ids are ``<split>/<row>/<path of the image, if the data has one>``.
 
-    class Settings(Source.Settings):
+    Each Parquet file may have class names of its own, in an order of its own: labels are compared by name, see
+    :mod:`distill.data.labels`.
+    """
+
+    class Settings(LabelSettings):
         type: Literal["huggingface"] = "huggingface"
         name: str | None = Field(None, description="name on the Hub, such as uoft-cs/cifar100, or a local folder")
         data_files: dict[Split, str] | None = Field(None, description="split → glob of local Parquet files")
@@ -47,7 +56,9 @@ class HuggingFace(Source):
         revision: str | None = Field(None, description="branch, tag or commit on the Hub")
         splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default: by name")
         image_column: str | None = Field(None, description="column of images; default: the only one")
-        label_column: str | None = Field(None, description="column of classes; default: the only one, or 'label'")
+        label_column: str | None = Field(
+            None, description="column of classes; default: the only one, or 'label', 'labels', 'target' or 'class'"
+        )
         labels: bool = Field(True, description="false: ignore the labels")
         cache_dir: Path | None = Field(None, description="cache folder; default: the library's own")
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
@@ -67,19 +78,25 @@ class HuggingFace(Source):
             raise DataError(f"{self._where}: no train split, only {sorted(self._tables)}; see data.source.splits")
         self.has_split = frozenset(self._tables)
         self._image = self._image_column()
-        self._label = self._label_column() if settings.labels else None
-        self.classes = self._classes()
+        label = self._label_column() if settings.labels else None
+        self._check_columns(self._image, "image_column")
+        if label is None:
+            rows = {split: sum(map(len, tables)) for split, tables in self._tables.items()}
+            self.classes, self._labels = (), {split: [UNLABELED] * count for split, count in rows.items()}
+        else:
+            self._check_columns(label, "label_column")
+            columns = {split: [_column(table, label) for table in tables] for split, tables in self._tables.items()}
+            self.classes, self._labels = read_labels(columns, self._where, settings)
 
     def split(self, name: Split) -> Samples:
-        table = self._tables[name]
-        labels = [UNLABELED] * len(table) if self._label is None else self._numbers(table[self._label][:], name)
-        return RowSamples(table, self._image, labels, name, self.settings.pixel_limit)
+        return RowSamples(self._tables[name], self._image, self._labels[name], name, self.settings.pixel_limit)
 
     @property
     def _where(self) -> str:
         return self.settings.name or ", ".join((self.settings.data_files or {}).values())
 
-    def _load(self) -> dict[Split, Dataset]:
+    def _load(self) -> dict[Split, list[Dataset]]:
+        """The tables of each split: one, or one for each run of Parquet files with the same columns."""
         import datasets
 
         options: dict[str, Any] = {"cache_dir": str(self.settings.cache_dir) if self.settings.cache_dir else None}
@@ -91,12 +108,16 @@ class HuggingFace(Source):
         local = self.settings.data_files is not None or Path(self.settings.name or "").is_dir()
         try:
             with _offline_unless_reachable(local), _quiet(local):
+                if local and (apart := self._loaded_apart(options)):
+                    return apart
                 if self.settings.splits:
                     return {
-                        split: datasets.load_dataset(split=expression, **options)
+                        split: [datasets.load_dataset(split=expression, **options)]
                         for split, expression in self.settings.splits.items()
                     }
                 tables = datasets.load_dataset(**options)
+        except DataError:
+            raise
         except ConnectionError as error:
             raise DataError(
                 f"{self._where}: the Hugging Face Hub cannot be reached, and the dataset is not in the cache. Load it"
@@ -105,15 +126,51 @@ class HuggingFace(Source):
             ) from error
         except Exception as error:  # the library's readers raise exceptions of many types
             raise DataError(f"{self._where}: {type(error).__name__}: {error}") from error
-        names = {
-            split: next((alias for alias in aliases if alias in tables), None) for split, aliases in ALIASES.items()
-        }
-        return {split: tables[name] for split, name in names.items() if name is not None}
+        return {split: [tables[name]] for split, name in _by_alias(tables).items()}
+
+    def _loaded_apart(self, options: Mapping[str, Any]) -> dict[Split, list[Dataset]]:
+        """Local Parquet files whose columns differ, each kind by itself; nothing if all are alike.
+
+        The library reads all files by the columns of the first, so a number would get the name that it has there.
+        """
+        import datasets
+        from datasets.packaged_modules.parquet.parquet import Parquet
+
+        builder = datasets.load_dataset_builder(**options)
+        if not isinstance(builder, Parquet) or builder.config.data_files is None:
+            return {}
+        known = {name: files for name, files in builder.config.data_files.items() if all(map(os.path.isfile, files))}
+        columns = {file: _columns(file) for files in known.values() for file in files}
+        first, *others = columns.values()
+        if other := next((each for each in others if each != first), None):
+            if self.settings.splits:
+                different = next(name for name in {**first, **other} if first.get(name) != other.get(name))
+                files = [next(file for file in columns if columns[file] == each) for each in (first, other)]
+                one, two = (each.get(different, ("no such column",)) for each in (first, other))
+                about = f"{self._where}: column {different!r} differs between files, which splits cannot read"
+                raise mismatch(about, files[0], one, files[1], two)
+            cache = {"cache_dir": options["cache_dir"]}
+            return {
+                split: [
+                    datasets.load_dataset("parquet", data_files={"train": [*alike]}, split="train", **cache)
+                    for _, alike in groupby(known[name], key=columns.__getitem__)
+                ]
+                for split, name in _by_alias(known).items()
+            }
+        return {}
+
+    def _check_columns(self, column: str, key: str) -> None:
+        for split, tables in self._tables.items():
+            for table in tables:
+                if column not in table.features:
+                    raise DataError(
+                        f"{self._where}: {split} has no column {column!r} ({key}), only {list(table.features)}"
+                    )
 
     def _image_column(self) -> str:
         import datasets
 
-        features = self._tables["train"].features
+        features = self._tables["train"][0].features
         given = self.settings.image_column
         if given is not None and given not in features:
             raise DataError(f"{self._where}: no column {given!r} (image_column), only {list(features)}")
@@ -125,57 +182,32 @@ class HuggingFace(Source):
     def _label_column(self) -> str | None:
         import datasets
 
-        features = self._tables["train"].features
+        features = self._tables["train"][0].features
         given = self.settings.label_column
         if given is not None and given not in features:
             raise DataError(f"{self._where}: no column {given!r} (label_column), only {list(features)}")
         classes = [name for name, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
         if given is None and len(classes) > 1:
             raise DataError(f"{self._where}: set label_column; the class columns are {classes}")
-        return given or next(iter(classes), "label" if "label" in features else None)
-
-    def _classes(self) -> tuple[str, ...]:
-        if self._label is None:
-            return ()
-        kind = self._tables["train"].features[self._label]
-        if getattr(kind, "names", None):
-            return tuple(kind.names)
-        values = {value for value in self._tables["train"][self._label][:] if value is not None}
-        if all(isinstance(value, str) for value in values):
-            return tuple(sorted(values))
-        if all(isinstance(value, int) for value in values):
-            return tuple(str(number) for number in range(max(values) + 1))
-        raise DataError(f"{self._where}: label_column {self._label!r} holds neither class numbers nor names")
-
-    def _numbers(self, values: Sequence[Any], split: Split) -> list[int]:
-        """Class numbers of a split; a missing value means no label."""
-        number = {label: index for index, label in enumerate(self.classes)}
-        labels = []
-        for row, value in enumerate(values):
-            if isinstance(value, str) and value not in number:
-                raise DataError(
-                    f"{self._where}: row {row} of {split} has the label {value!r}, which no row of train has"
-                )
-            labels.append(UNLABELED if value is None else number[value] if isinstance(value, str) else int(value))
-        return labels
+        return given or next(iter(classes), next((name for name in LABEL_COLUMNS if name in features), None))
 
 
 class RowSamples:
-    """Rows of a memory-mapped table; it is pickled as the names of its Arrow files.
+    """Rows of memory-mapped tables; they are pickled as the names of their Arrow files.
 
     Args:
-        table: of the split.
+        tables: of the split, one after the other.
         column: of the images.
         labels: class indices, ``UNLABELED`` where a sample has none.
         split: name of the split, the first part of the ids.
         pixel_limit: largest width × height.
     """
 
-    def __init__(self, table: Dataset, column: str, labels: Sequence[int], split: Split, pixel_limit: int):
+    def __init__(self, tables: Sequence[Dataset], column: str, labels: Sequence[int], split: Split, pixel_limit: int):
         import datasets
 
-        table = table.select_columns([column])
-        self.table = table.cast_column(column, datasets.Image(decode=False))
+        encoded = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
+        self.table = encoded[0] if len(encoded) == 1 else datasets.concatenate_datasets(encoded)
         self.column, self.labels, self.pixel_limit = column, labels, pixel_limit
         self.ids = [f"{split}/{row:06d}" + (f"/{path}" if path else "") for row, path in enumerate(self._paths())]
 
@@ -205,6 +237,31 @@ class RowSamples:
         import pyarrow.compute as pc
 
         return pc.struct_field(self.table.with_format("arrow")[:][self.column], name)
+
+
+def _column(table: Dataset, name: str) -> LabelColumn:
+    kind = table.features[name]
+    return LabelColumn(table[name][:], getattr(kind, "names", None))
+
+
+def _columns(file: str) -> dict[str, tuple[str, ...]]:
+    """Column of a Parquet file → its class names, or its type."""
+    import pyarrow.parquet as pq
+
+    schema = pq.read_schema(file)
+    features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features") or {}
+    columns = {}
+    for field in schema:
+        feature = features.get(field.name)
+        names = feature.get("names") if isinstance(feature, dict) else None
+        columns[field.name] = tuple(names or [str(field.type)])
+    return columns
+
+
+def _by_alias(named: Mapping[str, Any]) -> dict[Split, str]:
+    """Split → the name that it has among ``named``, for those that are there."""
+    names = {split: next((alias for alias in aliases if alias in named), None) for split, aliases in ALIASES.items()}
+    return {split: name for split, name in names.items() if name is not None}
 
 
 def _expand(split: Split, pattern: str) -> list[str]:

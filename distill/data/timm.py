@@ -12,14 +12,15 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
+from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+from distill.data.labels import LabelColumn, LabelSettings, read_labels
 
 
 class Timm(Source):
     """The images that ``create_dataset(name, root, split=…)`` reads. Ids are ``<split>/<file name or index>``."""
 
-    class Settings(Source.Settings):
+    class Settings(LabelSettings):
         type: Literal["timm"] = "timm"
         name: str = Field("", description="timm's name: empty for a folder or tar, or hfds/<name>")
         root: Path | None = Field(None, description="folder or tar, relative to the current folder")
@@ -39,8 +40,9 @@ class Timm(Source):
         self.has_split = frozenset(self._readers)
         self._names = {split: _file_names(reader) for split, reader in self._readers.items()}
         self._refuse_the_same_files()
-        self._labels = {split: _labels(reader) for split, reader in self._readers.items()}
-        self.classes = self._classes()
+        columns = {split: [_column(reader)] for split, reader in self._readers.items()}
+        where = f"timm dataset {settings.name or settings.root}"
+        self.classes, self._labels = read_labels(columns, where, settings)
 
     def split(self, name: Split) -> Samples:
         names = self._names[name] or [f"{index:06d}" for index in range(len(self._readers[name]))]
@@ -72,16 +74,6 @@ class Timm(Source):
                 if seen.setdefault(file, split) != split:
                     raise DataError(f"timm reads {file} for both {seen[file]} and {split}: {self.settings.splits}")
 
-    def _classes(self) -> tuple[str, ...]:
-        index_of = getattr(self._readers["train"], "class_to_idx", None) or {}
-        for split, reader in self._readers.items():
-            if (getattr(reader, "class_to_idx", None) or {}) != index_of:
-                raise DataError(f"timm dataset {self.settings.root}: {split} has other classes than train")
-        if index_of:
-            return tuple(sorted(index_of, key=lambda name: index_of[name]))
-        highest = max(max(labels, default=UNLABELED) for labels in self._labels.values())
-        return tuple(str(number) for number in range(highest + 1))
-
 
 class ReaderSamples:
     """Samples of a timm reader.
@@ -108,9 +100,13 @@ class ReaderSamples:
         return Sample(decode(encoded, self.ids[index], self.pixel_limit), self.labels[index], self.ids[index])
 
 
-def _labels(reader: Any) -> list[int]:
-    targets = reader.iter_targets() if hasattr(reader, "iter_targets") else _opened_targets(reader)
-    return [UNLABELED if target is None else int(target) for target in targets]
+def _column(reader: Any) -> LabelColumn:
+    targets = list(reader.iter_targets() if hasattr(reader, "iter_targets") else _opened_targets(reader))
+    number_of: dict[str, int] = getattr(reader, "class_to_idx", None) or {}
+    if sorted(number_of.values()) == list(range(len(number_of))):
+        return LabelColumn(targets, sorted(number_of, key=number_of.__getitem__) or None)
+    name_of = {number: name for name, number in number_of.items()}  # a class_map may count from 1
+    return LabelColumn([name_of.get(target, target) for target in targets])
 
 
 def _opened_targets(reader: Any) -> Iterator[Any]:

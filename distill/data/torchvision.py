@@ -14,8 +14,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from augment.base import did_you_mean
-from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
+from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.decode import decode
+from distill.data.labels import LabelColumn, LabelSettings, read_labels
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
@@ -27,7 +28,7 @@ class TorchVision(Source):
     those of train, val and test that it accepts, and any other has train.
     """
 
-    class Settings(Source.Settings):
+    class Settings(LabelSettings):
         type: Literal["torchvision"] = "torchvision"
         name: str = Field(description="class in torchvision.datasets")
         root: Path = Field(Path("data"), description="folder of its files, relative to the current folder")
@@ -59,8 +60,11 @@ class TorchVision(Source):
         if "train" not in self._datasets:
             raise DataError(f"data.source.splits of {settings.name} must name train")
         self.has_split = frozenset(self._datasets)
-        self._labels = {split: self._labels_of(dataset) for split, dataset in self._datasets.items()}
-        self.classes = self._classes()
+        columns = {split: [self._column(dataset)] for split, dataset in self._datasets.items()}
+        counted = getattr(self._datasets["train"], "num_classes", None)  # FakeData's
+        if counted is not None and settings.classes is None:
+            settings = settings.model_copy(update={"classes": int(counted)})
+        self.classes, self._labels = read_labels(columns, f"torchvision's {settings.name}", settings)
 
     def split(self, name: Split) -> Samples:
         return IndexedSamples(self._datasets[name], self._labels[name], f"{self.settings.name}/{name}")
@@ -94,25 +98,17 @@ class TorchVision(Source):
                 why += " (data.source.download is false)"
             raise DataError(f"torchvision's {self.settings.name} in {self.settings.root}: {why}") from error
 
-    def _labels_of(self, dataset: Any) -> list[int]:
+    def _column(self, dataset: Any) -> LabelColumn:
         for attribute in _LABEL_ATTRIBUTES:
             labels = getattr(dataset, attribute, None)
             if labels is not None and len(labels) == len(dataset):
                 break
         else:  # FakeData and a few others: only the samples have the labels
             labels = [dataset[index][1] for index in range(len(dataset))]
-        try:
-            return [UNLABELED if label is None else int(label) for label in labels]
-        except (TypeError, ValueError) as error:
-            raise DataError(f"torchvision's {self.settings.name}: targets are not class numbers ({error})") from error
-
-    def _classes(self) -> tuple[str, ...]:
-        train = self._datasets["train"]
-        names = getattr(train, "classes", None)
-        if names:
-            return tuple(" / ".join(name) if isinstance(name, tuple) else str(name) for name in names)
-        highest = max(max(labels) for labels in self._labels.values())
-        return tuple(str(number) for number in range(getattr(train, "num_classes", highest + 1)))
+        names = getattr(dataset, "classes", None)
+        if not names:
+            return LabelColumn(labels)
+        return LabelColumn(labels, [" / ".join(name) if isinstance(name, tuple) else str(name) for name in names])
 
 
 class IndexedSamples:

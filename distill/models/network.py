@@ -66,6 +66,8 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
             check_reachable(name)
         model, origin = _make(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
 
+    if num_classes is not None:
+        _forget_names(model)
     config: Any = model.pretrained_cfg
     declared = tuple(config["input_size"][1:])
     return Network(
@@ -99,6 +101,8 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
         raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
     if num_classes is not None and num_classes != model.num_classes:
         _new_classifier(model, num_classes)
+        _forget_names(model)
+        config = model.pretrained_cfg
     if size is not None:
         _resize(model, size)
     height, width = (size, size) if size is not None else _size(model)
@@ -174,6 +178,13 @@ def _from_file(name: str, settings: NetworkSettings, num_classes: int | None) ->
 def _new_classifier(model: nn.Module, num_classes: int | None) -> None:
     if num_classes is not None:
         model.reset_classifier(num_classes)  # type: ignore[operator]
+
+
+def _forget_names(model: nn.Module) -> None:
+    """Remove the class names of the former classifier from the model's configuration."""
+    config: Any = model.pretrained_cfg
+    gone = ("label_names", "label_descriptions")
+    model.pretrained_cfg = {key: value for key, value in config.items() if key not in gone}
 
 
 def _check_folder(name: str) -> None:

@@ -50,7 +50,7 @@ def _name(key: Any) -> Any:
 
 Class = Annotated[int, Field(ge=0)] | str
 """A class of the teacher by its number, or by its name where the network has names."""
-Labels = Literal["same", "names"] | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
+Labels = Literal["same", "names", "numbers"] | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
 
 
 class TeacherNetworkSettings(NetworkSettings):
@@ -61,8 +61,9 @@ class TeacherNetworkSettings(NetworkSettings):
     )
     labels: Labels = Field(
         "same",
-        description="which of its classes are the student's. 'same': all, in the same order; 'names': those of the "
-        "same name; or {student's class: its class}, by number or name, with a list of classes to be added up",
+        description="which of its classes are the student's. 'same': all, matched by name where both have names, else "
+        "in the same order; 'names': those of the same name; 'numbers': all, in the same order whatever the names; or "
+        "{student's class: its class}, by number or name, with a list of classes to be added up",
     )
 
 
@@ -172,7 +173,7 @@ class TeacherSettings(Settings):
             fitted: whether the networks are trained first, on the data's classes.
         """
         for n, network in enumerate(self.networks):
-            if network.labels == "same":
+            if network.labels in ("same", "numbers"):
                 continue
             if fitted:
                 text = "fit_teacher trains the network on the data's classes; leave labels out"

@@ -30,7 +30,16 @@ def make_teacher(
 
     Returns:
         The frozen teacher, on the CPU.
+
+    Raises:
+        StageError: an objective gives the student the head of a teacher whose classes have another order.
     """
+    heads = [objective.type for objective in objectives if _sets_head(objective)]
+    if heads and maps is not None and any(maps[n] is not None for n in range(len(networks))):
+        raise StageError(
+            f"{', '.join(heads)} gives the student the teacher's head, whose classes have another order than the"
+            " data's; sort the data's classes as the teacher's, or use another objective"
+        )
     _, needs = needs_of(objectives)
     if settings.cache is not None:
         needs |= settings.cache.holds
@@ -59,3 +68,9 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
         except ValueError as error:
             raise StageError(f"teacher.networks.{n}.labels: {error}") from error
     return LabelMaps(maps)
+
+
+def _sets_head(settings: Objective.Settings) -> bool:
+    method = settings.component
+    assert method is not None and issubclass(method, Objective)
+    return method.sets_head

@@ -5,14 +5,18 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import ImageNetInfo
 
 from augment.views import InputSpec
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, TeacherNetworkSettings
+from distill.models.settings import NetworkSettings, TeacherNetworkSettings, TeacherSettings
 from distill.models.teacher import Teacher
+from distill.objectives.simkd import SimKD
+from distill.run.stage import StageError
+from distill.run.teacher import label_maps, make_teacher
 
 # The student knows a, b, c; the teacher c, x, a, and a second kind of a. Nobody taught it b.
 MAP = LabelMap({0: [2, 3], 2: [0]}, student_classes=3, teacher_classes=4)
@@ -85,10 +89,66 @@ def test_classes_of_one_name_are_found_whatever_the_case(tmp_path: Path) -> None
     ]:
         with pytest.raises(ValueError, match=message.replace("?", r"\?")):
             label_map(labels, network, ["dog", "rose"])
-    with pytest.raises(ValueError, match="share no class"):
-        label_map("names", network, ["rose", "lily"])
     with pytest.raises(ValueError, match="the data has no classes"):
         label_map("names", network, [])
+
+
+def test_classes_that_are_the_same_are_compared_by_name(tmp_path: Path) -> None:
+    network = named(tmp_path / "teacher", "Sea_Lion", "cat", "dog")
+    assert label_map("same", network, ["sea lion", "cat", "dog"]) is None
+    turned = label_map("same", network, ["dog", "sea lion", "cat"])
+    assert turned is not None and turned.whole and turned.sources_SG.tolist() == [[2], [0], [1]]
+    assert label_map("numbers", network, ["dog", "sea lion", "cat"]) is None
+    assert label_map("same", network, ["0", "1", "2"]) is None, "numbers are no names"
+    assert label_map("same", network, ["dog", "cat"]) is None, "other classes: no objective may compare logits"
+    with pytest.raises(ValueError, match=r"lacks rose\n  teacher: Sea_Lion, cat, dog\n  data: rose, cat, dog\n.*names"):
+        label_map("same", network, ["rose", "cat", "dog"])
+    with pytest.raises(ValueError, match=r"share no class\n  teacher: Sea_Lion, cat, dog\n  data: rose, lily"):
+        label_map("names", network, ["rose", "lily"])
+    letters = named(tmp_path / "letters", "A", "a")
+    turned = label_map("same", letters, ["a", "A"])
+    assert turned is not None and turned.sources_SG.tolist() == [[1], [0]]
+    assert (
+        create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'letters'}"), 2).model.pretrained_cfg.get(
+            "label_names"
+        )
+        is None
+    ), "a new classifier has the data's classes"
+
+
+def test_names_come_from_a_list_or_a_mapping_with_descriptions(tmp_path: Path) -> None:
+    network = named(tmp_path / "teacher", "n1", "n2", "n3")
+    config = network.model.pretrained_cfg
+    config |= {"label_names": {"2": "n3", "0": "n1"}, "label_descriptions": {"n1": "tench, Tinca tinca", "n3": "shark"}}
+    actual = label_map("names", network, ["shark", "n1"])
+    assert actual is not None and actual.sources_SG.tolist() == [[2], [0]]
+    actual = label_map("names", network, ["tench, Tinca tinca"])
+    assert actual is not None and actual.sources_SG.tolist() == [[0]]
+    for names, message in [(["n1", "n2"], "label_names has 2 names for 3 classes"), ({"3": "x"}, "names class 3")]:
+        config["label_names"] = names
+        with pytest.raises(ValueError, match=message):
+            label_map("same", network, ["a", "b", "c"])
+
+
+def test_the_same_classes_of_imagenet_in_another_order() -> None:
+    info = ImageNetInfo()
+    synsets = info.label_names()
+    network = Network(timm.create_model("test_resnet"), "test_resnet", "test_resnet.r160_in1k", InputSpec((32, 32)))
+    described = [info.index_to_description(index) for index in range(1000)]
+    for same in (synsets, described, [f"my class {index}" for index in range(1000)]):
+        assert label_map("same", network, same) is None
+    turned = label_map("same", network, synsets[::-1])
+    assert turned is not None and turned.sources_SG[:, 0].tolist() == list(range(1000))[::-1]
+    with pytest.raises(ValueError, match=r"lacks rose\n.*… \(1000 in all\)\n  data: n15075141"):
+        label_map("same", network, [*synsets[:0:-1], "rose"])
+
+
+def test_a_head_with_another_order_is_not_given_to_the_student(tmp_path: Path) -> None:
+    network = named(tmp_path / "teacher", "cat", "dog")
+    settings = TeacherSettings(networks=[{"model": f"local-dir:{tmp_path / 'teacher'}"}])
+    maps = label_maps(settings, [network], ["dog", "cat"])
+    with pytest.raises(StageError, match="simkd gives the student the teacher's head"):
+        make_teacher(settings, [SimKD.Settings()], [network], maps)
 
 
 def test_names_of_imagenet_are_known_and_ambiguous_ones_are_refused() -> None:
