@@ -15,7 +15,7 @@ from augment.draws import sample_key
 from augment.loader import LoaderOps
 from distill.data.base import UNLABELED, DataError, Samples, Source, Split
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import BatchRequest, Order, SequentialSampler
+from distill.data.order import BalancedOrder, BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader
 from distill.data.resident import Resident, ResidentReader
 from distill.data.settings import DataSettings
@@ -77,14 +77,22 @@ class ExperimentData:
         return self._subsets[name]
 
     def train_loader(self, labeled_only: bool = False) -> TrainLoader:
-        """Shuffled, resumable batches of this rank; with ``labeled_only``, of samples with a visible label only."""
+        """Resumable batches of this rank, in the order of ``data.sampler``.
+
+        ``labeled_only``: of the samples with a visible label only.
+        """
         subset = self._labeled() if labeled_only else self.subset("train")
         tolerated = int(self.settings.corrupt_budget * len(subset))
-        reader = self._reader(subset, Order(len(subset), self.seed), tolerated, training=True)
+        reader = self._reader(subset, self._order(subset), tolerated, training=True)
         batch, rank, world = self.settings.batch_size, self.rank, self.world_size
         if labeled_only:  # fewer labels than a batch are normal here: avoid the loader's warning
             batch = min(batch, max(world, len(subset) // world * world))
         return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
+
+    def _order(self, subset: Subset) -> Order:
+        if self.settings.sampler == "balanced":
+            return BalancedOrder(subset.labels, self.seed)
+        return Order(len(subset), self.seed)
 
     def train_batch(self, epoch: int, number: int) -> Batch:
         """This rank's part of training batch ``number`` of an epoch, both counted from 0, as a step gets it."""

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from distill.data.base import DataError
+from distill.data.base import UNLABELED, DataError
 
 
 class BatchRequest(NamedTuple):
@@ -30,6 +30,8 @@ class Order:
 
     def __init__(self, length: int, seed: int | None):
         self.length, self.seed = length, seed
+        self.identity: dict[str, Any] = {}
+        """What tells it from another order of the same samples and seed."""
         self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
 
     def __call__(self, epoch: int) -> np.ndarray:
@@ -37,6 +39,56 @@ class Order:
         if self.seed is not None and self._latest[0] != epoch:
             self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
         return self._latest[1]
+
+
+class BalancedOrder(Order):
+    """An order in which every class has equally many positions, whatever its number of samples.
+
+    Of N labeled samples of K classes, each class has ⌊N/K⌋ or ⌈N/K⌉ positions in each epoch. The samples of a class
+    take turns: it is passed through in a new random order again and again, across epochs, so two of its samples differ
+    by at most one in how often they were drawn. A sample of a small class comes several times in an epoch, with the
+    same augmentation each time (another one in the next epoch). A sample without a label comes once in an epoch.
+
+    An epoch follows from (labels, seed, epoch) alone, so resuming and ranks are exact, as in :class:`Order`.
+
+    Args:
+        labels: [length] class indices, ``UNLABELED`` where a sample has none.
+        seed: of the order.
+
+    Raises:
+        DataError: no sample has a label.
+    """
+
+    def __init__(self, labels: np.ndarray, seed: int):
+        super().__init__(len(labels), seed)
+        self._members = [np.flatnonzero(labels == label) for label in np.unique(labels[labels != UNLABELED])]
+        self._unlabeled = np.flatnonzero(labels == UNLABELED)
+        if not self._members:
+            raise DataError("data.sampler: balanced needs labels, and no training sample has one")
+        self.identity = {"sampler": "balanced"}
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        if self._latest[0] != epoch:
+            each, rest = divmod(self.length - len(self._unlabeled), len(self._members))
+            drawn = [self._unlabeled]
+            for number, members in enumerate(self._members):
+                # The classes take turns at the positions that remain: those of all epochs, one after the other.
+                before, after = (-((number - turns * rest) // len(self._members)) for turns in (epoch, epoch + 1))
+                drawn.append(self._turns(number, members, epoch * each + before, (epoch + 1) * each + after))
+            order = np.concatenate(drawn)
+            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(order)
+        return self._latest[1]
+
+    def _turns(self, number: int, members: np.ndarray, first: int, stop: int) -> np.ndarray:
+        """Draws ``first`` to ``stop`` of a class, in the sequence of its random orders."""
+        if stop == first:
+            return members[:0]
+        begun = first // len(members)
+        orders = [
+            np.random.default_rng((self.seed, number, turn, 1)).permutation(members)
+            for turn in range(begun, (stop - 1) // len(members) + 1)
+        ]
+        return np.concatenate(orders)[first - begun * len(members) : stop - begun * len(members)]
 
 
 class SequentialSampler:
@@ -116,13 +168,15 @@ class EpochSampler:
             DataError: the state is in the middle of an epoch with other data, another seed or batch size.
         """
         if 0 < state["batches"] < state["samples"] // state["batch"]:
-            for key, value in self._units().items():
-                if state[key] != value:
-                    raise DataError(f"cannot resume inside epoch {state['epoch']}: {key} was {state[key]}, is {value}")
+            units = self._units()
+            for key in dict.fromkeys([*units, *state]):
+                before, now = state.get(key), units.get(key)
+                if key not in ("epoch", "batches") and before != now:
+                    raise DataError(f"cannot resume inside epoch {state['epoch']}: {key} was {before}, is {now}")
             self.epoch, self._first = state["epoch"], state["batches"]
         else:
             self.epoch, self._first = state["epoch"] + (state["batches"] > 0), 0
         self.consumed = self._first
 
     def _units(self) -> dict[str, Any]:
-        return {"samples": self.order.length, "batch": self.batch, "seed": self.order.seed}
+        return {"samples": self.order.length, "batch": self.batch, "seed": self.order.seed, **self.order.identity}

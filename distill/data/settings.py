@@ -22,6 +22,11 @@ class DataSettings(Settings):
     val_fraction: float = Field(0.1, ge=0, lt=1, description="fraction of train held out if the source has no val")
     labels_per_class: int | None = Field(None, ge=0, description="labels visible in training; None: all, 0: none")
     label_seed: int = Field(0, ge=0, description="selects the visible labels, nothing else")
+    sampler: Literal["shuffled", "balanced"] = Field(
+        "shuffled",
+        description="shuffled: each training sample once in an epoch; balanced: every class equally often, samples of"
+        " small classes several times, for a skewed set",
+    )
     loader_ops: tuple[LoaderOp, ...] = Field((), description="albumentations that the workers run in training")
     corrupt_budget: float = Field(0.01, ge=0, lt=1, description="fraction of training images that may be unreadable")
     on_device: bool = Field(

@@ -120,6 +120,10 @@ class DistillationExperiment(Experiment):
             self.teacher.weighting.check(not_weighed, self.student.compile)
             if self.teacher.cache is not None:
                 self.teacher.cache.check(self._readers())
+        weighted = [o for o in self.objectives if getattr(o, "class_weights", None) == "balanced"]
+        if weighted and self.data.sampler == "balanced":
+            text = "balanced too: ce.class_weights: balanced would favor small classes twice; use one of the two"
+            raise error_at("data.sampler", text)
         self.augment.check([o.type for o in self.objectives if o.needs_one_class])
         self._check_placement()
         if self.fit_teacher is not None and self.teacher is None:

@@ -106,7 +106,7 @@ class Objective(nn.Module, Component):
         needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; ``token`` is read of
             the student only.
         reads_teacher: whether it reads a teacher's outputs.
-        needs_index: whether it reads ``batch.index``; then ``remember`` is called before training.
+        needs_index: whether it reads ``batch.index``.
         weighs_samples: whether it is a mean of one loss per sample, which it multiplies by ``batch.weights``. What a
             sample is compared with (negatives, a queue, a batch norm's statistics) is not weighted. An objective on
             relations among samples has no loss per sample; it raises an error for weights, and a config that sets them
@@ -160,7 +160,11 @@ class Objective(nn.Module, Component):
         return ", ".join(f"{name}={value!r}" for name, value in self.settings if name not in hidden)
 
     def remember(self, labels: Tensor) -> None:
-        """Create memory banks for the training split; ``labels`` [N] are in the order of ``batch.index``."""
+        """Create memory banks, or count classes; called once before training, if the training split is known.
+
+        Args:
+            labels: [N] of the training split, in the order of ``batch.index``.
+        """
 
     def after_step(self) -> None:
         """Called after every update of the weights."""

@@ -56,7 +56,7 @@ class DistillationStep(nn.Module):
         augment: makes the views.
         settings: the step reads the number of epochs and the curriculum.
         steps_per_epoch: number of batches in an epoch, for the schedules.
-        train: names and labels [N] of the training samples, for terms with a memory bank.
+        train: names and labels [N] of the training samples, for terms with a memory bank or class weights.
         cache: of the teacher's outputs; the teacher does not run for a batch that the cache holds.
         meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
 
@@ -97,9 +97,10 @@ class DistillationStep(nn.Module):
         self.teacher = teacher
         self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
         self._positions: Positions | None = None
-        if train is not None and any(term.needs_index for term in terms):
+        if train is not None:
             ids, labels = train
-            self._positions = Positions(ids)
+            if any(term.needs_index for term in terms):
+                self._positions = Positions(ids)
             for term in terms:
                 term.remember(labels)
         self.teacher_weights = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None

@@ -6,7 +6,7 @@ from torch import tensor
 
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Targets
-from distill.objectives.ce import CrossEntropy, cross_entropy
+from distill.objectives.ce import CrossEntropy, balanced_weights, cross_entropy
 
 
 def by_hand(logits, labels, smoothing):
@@ -73,3 +73,44 @@ def test_mixed_images_have_two_classes() -> None:
     soft = torch.tensor([[0.3, 0.7, 0.0], [0.0, 1.0, 0.0]]) * 0.9 + 0.1 / 3  # the last two have an unknown half
     by_hand = -(soft * logits[:2].log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(actual, by_hand)
+
+
+def test_class_weights_are_those_of_torch_but_divided_by_the_number_of_samples():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels, weights = (
+        torch.randn(6, 3, generator=generator),
+        tensor([0, 2, -1, 1, 2, 2]),
+        tensor([0.5, 4.0, 1.0]),
+    )
+    actual = cross_entropy(logits, labels, class_weights_K=weights)
+    torchs = torch.nn.functional.cross_entropy(logits, labels, weights, ignore_index=-1, reduction="sum")
+    assert actual.item() == pytest.approx(torchs.item() / 5)
+    mixed = cross_entropy(logits, labels, 0.1, labels.flip(0), 0.3, class_weights_K=weights)
+    parts = [
+        torch.nn.functional.cross_entropy(logits[i], y[i], label_smoothing=0.1).item() * weights[y[i]].item() * share
+        for i in (0, 1, 4, 5)
+        for y, share in ((labels, 0.3), (labels.flip(0), 0.7))
+    ]
+    assert mixed.item() == pytest.approx(sum(parts) / 4)
+
+
+def test_balanced_weights_give_each_class_the_same_total():
+    labels = tensor([0] * 6 + [1] * 2 + [3] + [-1] * 5)
+    weights = balanced_weights(labels, 4)
+    assert weights.tolist() == pytest.approx([9 / 18, 9 / 6, 1.0, 9 / 3])
+    assert balanced_weights(tensor([-1, -1]), 2).tolist() == [1, 1]
+    term = CrossEntropy(CrossEntropy.Settings(class_weights="balanced"), FeatureShapes(classes=4, pooled=1), None)
+    batch = Targets(tensor([0, 3]))
+    with pytest.raises(ValueError, match="balanced needs the labels of the training split"):
+        term(Features(logits=torch.zeros(2, 4)), None, batch)
+    term.remember(labels)
+    assert term(Features(logits=torch.zeros(2, 4)), None, batch).item() == pytest.approx(math.log(4) * (0.5 + 3) / 2)
+    assert not term.state_dict(), "the weights follow from the data"
+
+
+def test_given_class_weights_have_one_number_for_each_class():
+    shapes, batch = FeatureShapes(classes=2, pooled=1), Targets(tensor([1]))
+    term = CrossEntropy(CrossEntropy.Settings(class_weights=[1, 3]), shapes, None)
+    assert term(Features(logits=torch.zeros(1, 2)), None, batch).item() == pytest.approx(3 * math.log(2))
+    with pytest.raises(ValueError, match=r"ce\.class_weights has 3 numbers for 2 classes"):
+        CrossEntropy(CrossEntropy.Settings(class_weights=[1, 3, 1]), shapes, None)
