@@ -33,7 +33,9 @@ ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, s
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="KEY.PATH=VALUE", help="Replaces a setting of the file; items of lists are numbered from 0."
+        metavar="KEY.PATH=VALUE",
+        help="Replaces a setting of the file; items of lists are numbered from 0. KEY.PATH+=VALUE appends to a list, "
+        "~KEY.PATH removes.",
     ),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from augment.base import UserError
+from augment.base import UserError, did_you_mean
 
 
 class ConfigError(UserError, ValueError):
@@ -70,38 +70,70 @@ def merge_trees(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def apply_override(tree: dict[str, Any], override: str) -> None:
-    """Set ``key.path=value`` in the tree; list items are counted from 0, values are read as YAML.
+    """Change one value of the tree; list items are counted from 0, values are read as YAML.
+
+    ==================  ============================================================================================
+    override            effect
+    ==================  ============================================================================================
+    ``key.path=value``  sets the value; Hydra's ``+key=value`` and ``++key=value`` do the same
+    ``key.path+=value`` appends the value to a list; of a list as value, each item
+    ``~key.path``       removes a key or an item of a list, as in Hydra
+    ==================  ============================================================================================
+
+    Args:
+        tree: changed in place.
+        override: as in the table.
 
     Raises:
-        ConfigError: there is no ``=``, or a value on the path has no keys.
+        ConfigError: the text has another form, a value on the path has no keys, or there is no such list or key.
     """
     path, equals, text = override.partition("=")
+    removes, appends = path.startswith("~") and not equals, path.endswith("+") and bool(equals)
+    path = path.removeprefix("~") if removes else path.removesuffix("+").removeprefix("+").removeprefix("+")
     keys = path.split(".")
-    if not equals or not all(keys):
-        raise ConfigError(f"override {override!r}: write key.path=value, such as training.epochs=20")
+    if not (equals or removes) or not all(keys):
+        raise ConfigError(
+            f"override {override!r}: write key.path=value, such as training.epochs=20; key+=value appends to a list,"
+            " ~key removes"
+        )
     value = parse_yaml(text, f"override {path}")
     node: Any = tree
-    for depth, key in enumerate(keys):
-        last = depth == len(keys) - 1
-        if isinstance(node, dict):
-            if last:
-                node[key] = value
-            elif node.get(key) is None:
-                node[key] = {}
-            node = node[key]
-        elif isinstance(node, list):
-            item = _item(node, key, path)
-            if last:
-                node[item] = value
-            node = node[item]
-        else:
-            raise ConfigError(f"override {path}: {'.'.join(keys[:depth])} is {node!r}, which has no keys")
+    for depth, key in enumerate(keys[:-1]):
+        if isinstance(node, dict) and node.get(key) is None and not removes:
+            node[key] = {}
+        node = _child(node, keys[: depth + 1], path)
+    last: Any = keys[-1]
+    if isinstance(node, list):
+        last = _item(node, last, path)
+    elif not isinstance(node, dict):
+        raise ConfigError(f"override {path}: {'.'.join(keys[:-1])} is {node!r}, which has no keys")
+    if removes:
+        _child(node, keys, path)
+        del node[last]
+    elif appends:
+        before = node[last] if isinstance(node, list) or node.get(last) is not None else []
+        if not isinstance(before, list):
+            raise ConfigError(f"override {path}+: {path} is {before!r}, not a list; set it by {path}=[…]")
+        node[last] = [*before, *(value if isinstance(value, list) else [value])]
+    else:
+        node[last] = value
+
+
+def _child(node: Any, keys: Sequence[str], path: str) -> Any:
+    """The value at the last of ``keys`` in ``node``, which is the value at the others."""
+    if isinstance(node, list):
+        return node[_item(node, keys[-1], path)]
+    if not isinstance(node, dict):
+        raise ConfigError(f"override {path}: {'.'.join(keys[:-1])} is {node!r}, which has no keys")
+    if keys[-1] not in node:
+        raise ConfigError(f"override ~{path}: there is no {'.'.join(keys)}{did_you_mean(keys[-1], node)}")
+    return node[keys[-1]]
 
 
 def _item(items: list[Any], key: str, path: str) -> int:
     if not re.fullmatch(r"\d{1,6}", key) or int(key) >= len(items):
         known = f"its items are 0 to {len(items) - 1}" if items else "it is empty"
-        raise ConfigError(f"override {path}: {key!r} is not an item of the list; {known}")
+        raise ConfigError(f"override {path}: {key!r} is not an item of the list; {known} (key+=value appends one)")
     return int(key)
 
 

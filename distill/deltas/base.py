@@ -39,9 +39,10 @@ class DeltaSettings(Settings):
     sites: tuple[str, ...] = Field(
         ("*",),
         min_length=1,
-        description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'; 'blocks.*.attn.qkv[qv]' for q and v",
+        description="fnmatch patterns over module names, e.g. 'blocks.*.conv_pw'; 'blocks.*.attn.qkv[qv]' for q and v; "
+        "without wildcards a whole name, or the end of names, e.g. 'fc1'; 'all-linear': all but the classifier",
     )
-    exclude: tuple[str, ...] = Field((), description="fnmatch patterns of names to leave out of those of sites")
+    exclude: tuple[str, ...] = Field((), description="patterns of names to leave out of those of sites")
     kinds: tuple[LayerKind, ...] | None = Field(
         None, min_length=1, description="kinds of layers to change; none: all that the method supports"
     )

@@ -10,7 +10,6 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from augment.base import did_you_mean
 from distill.deltas.base import DeltaError, DeltaSettings
+from distill.deltas.sites import matching
 
 Level = Literal["blocks", "stages"]
 
@@ -86,16 +86,17 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
         )
     chosen: dict[str, None] = {}
     for pattern in settings.sites:
-        matches = [n for n in own if fnmatchcase(n, pattern)] or [n for n in other if fnmatchcase(n, pattern)]
+        matches = matching(pattern, own) or matching(pattern, other)
         if not matches:
             raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no block{_near(pattern, [*own, *other])}")
         chosen |= dict.fromkeys(matches)
     for pattern in settings.exclude:
-        if not any(fnmatchcase(name, pattern) for name in [*own, *other]):
+        if not matching(pattern, [*own, *other]):
             raise DeltaError(
                 f"{settings.type}: exclude pattern {pattern!r} matches no block{_near(pattern, [*own, *other])}"
             )
-    names = [name for name in chosen if not any(fnmatchcase(name, pattern) for pattern in settings.exclude)]
+    excluded = {name for pattern in settings.exclude for name in matching(pattern, [*own, *other])}
+    names = [name for name in chosen if name not in excluded]
     if not names:
         raise DeltaError(f"{settings.type}: all blocks that its sites match are excluded")
     outputs = probe(model, names)

@@ -1,5 +1,9 @@
 """The layers that get deltas: kinds, name patterns, the classifier, and the q, k, v rows of a fused projection.
 
+Patterns are fnmatch patterns over module names. A pattern without wildcards is the name of a layer, or else the end of
+names, as in peft's ``target_modules``: ``fc1`` is every ``….fc1``. ``all-linear`` is every linear layer except the
+classifier, as in peft.
+
 A site is a module's name, as timm gives it, or one part of a fused attention projection: ``blocks.0.attn.qkv[q]``.
 """
 
@@ -15,6 +19,7 @@ from torch import Tensor, nn
 from augment.base import did_you_mean
 from distill.deltas.base import LAYER_KINDS, DeltaError, DeltaSettings, LayerKind, StructuralDelta, WeightDelta
 
+ALL_LINEAR = "all-linear"
 _PART = re.compile(r"^(?P<name>.+)\[(?P<parts>[qkv]+)\]$")
 
 # Attention classes that split the rows of `qkv` into three equal thirds. Others mix q, k and v within each head
@@ -86,6 +91,24 @@ def find_target(model: nn.Module, site: str) -> Target:
     return Target(site, name, _rows(modules, name, part["parts"]))
 
 
+def matching(pattern: str, names: Iterable[str]) -> list[str]:
+    """The names that a pattern without a ``[q]`` part matches.
+
+    Args:
+        pattern: an fnmatch pattern. Without wildcards it is a whole name; if there is none, whole parts at the end of
+            names.
+        names: of modules, parts divided by dots.
+
+    Returns:
+        The matching names, in their order.
+    """
+    names = list(names)
+    found = [name for name in names if fnmatchcase(name, pattern)]
+    if found or any(character in pattern for character in "*?["):
+        return found
+    return [name for name in names if name.endswith(f".{pattern}")]
+
+
 def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Target]]:
     """The layers that a delta's patterns match.
 
@@ -120,20 +143,26 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         and (kind := layer_kind(module)) is not None
     }
     for pattern in settings.exclude:
-        if not any(fnmatchcase(name, pattern) for name in layers):
+        if not matching(pattern, layers):
             raise DeltaError(f"{settings.type}: exclude pattern {pattern!r} matches no layer{_near(pattern, layers)}")
+    excluded = {name for pattern in settings.exclude for name in matching(pattern, layers)}
     targets: dict[str, list[Target]] = {}
     taken: set[str] = set()
     for pattern in settings.sites:
         part = _PART.match(pattern)
         glob = part["name"] if part else pattern
-        matches = [name for name in layers if fnmatchcase(name, glob)]
+        linear = pattern == ALL_LINEAR
+        if linear and "linear" not in kinds:
+            raise DeltaError(f"{settings.type}: {pattern} selects linear layers, kinds are {', '.join(sorted(kinds))}")
+        matches = [n for n, kind in layers.items() if kind == "linear"] if linear else matching(glob, layers)
+        if linear and not any(not inside(name, head) for name in matches):
+            raise DeltaError(f"{settings.type}: {pattern}: there is no linear layer except the classifier; try '*'")
         if not matches:
             candidates = [name for name, kind in layers.items() if kind in kinds] or layers
             parts = "; brackets hold q, k or v" if "[" in glob else ""
             raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, candidates)}{parts}")
         matches = [name for name in matches if name == glob or not inside(name, head)]
-        matches = [name for name in matches if not any(fnmatchcase(name, out) for out in settings.exclude)]
+        matches = [name for name in matches if name not in excluded]
         fitting = [name for name in matches if layers[name] in kinds]
         if not fitting:
             other = f" (it matches {matches[0]!r}, a {layers[matches[0]]})" if matches else " (all are excluded)"

@@ -10,7 +10,7 @@ from distill.deltas.base import DeltaError, DeltaSettings
 from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
 from distill.deltas.low_rank import LowRank
-from distill.deltas.sites import classifier_names, layer_kind
+from distill.deltas.sites import classifier_names, layer_kind, matching
 
 
 def test_qkv_of_an_unknown_layout_is_refused() -> None:
@@ -50,6 +50,34 @@ def test_head_only_when_named() -> None:
     sites = attach(model, [Dense.Settings(), Bias.Settings(sites=("head", "blocks.0.norm?"))], "head")
     assert [s.name for s in sites if s.name == "head"] == ["head"]
     assert model.head.weight.requires_grad
+
+
+def named(model: str, **settings: object) -> list[str]:
+    return [site.name for site in attach(build(model), [Dense.Settings(**settings)], "head")]
+
+
+def test_the_end_of_a_name_and_all_linear_select_layers_as_in_peft() -> None:
+    blocks = [f"blocks.{n}" for n in range(len(build("test_vit").blocks))]
+    assert named("test_vit", sites="fc1") == [f"{block}.mlp.fc1" for block in blocks]
+    assert named("test_vit", sites=["mlp.fc1", "fc2"]) == [f"{b}.mlp.{fc}" for b in blocks for fc in ("fc1", "fc2")]
+    assert named("test_vit", sites="qkv[q]") == [f"{block}.attn.qkv[q]" for block in blocks]
+    assert named("test_vit", sites="blocks.0.mlp.fc1") == ["blocks.0.mlp.fc1"]
+    with pytest.raises(DeltaError, match="pattern 'c1' matches no layer"):  # whole parts of a name only
+        named("test_vit", sites="c1")
+    linear = [f"{block}.{layer}" for block in blocks for layer in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    assert named("test_vit", sites="all-linear") == linear
+    assert named("test_vit", sites="all-linear", exclude=["fc1", "*.fc2", "qkv"]) == [f"{b}.attn.proj" for b in blocks]
+    assert named("test_vit", sites=["all-linear", "head"])[-1] == "head", "the classifier only by its name"
+
+
+def test_a_whole_name_is_that_layer_alone() -> None:
+    names = [name for name, module in build("test_efficientnet").named_modules() if layer_kind(module)]
+    assert matching("bn1", names) == ["bn1"] and len(matching("*bn1", names)) > 1
+    assert matching("bn2", names) == [name for name in names if name.endswith(".bn2")] != []
+    with pytest.raises(DeltaError, match="all-linear: there is no linear layer except the classifier"):
+        attach(build("test_efficientnet"), [LowRank.Settings(sites="all-linear")], "classifier")
+    with pytest.raises(DeltaError, match="all-linear selects linear layers, kinds are conv"):
+        attach(build("test_efficientnet"), [LowRank.Settings(sites="all-linear", kinds="conv")], "classifier")
 
 
 def test_classifier_names() -> None:
