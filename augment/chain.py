@@ -166,15 +166,19 @@ class Chain(nn.Module):
             raise TypeError(
                 f"{first} uint8, or floats in [0, 1], not {images.dtype}; every sample of the batch has that"
             )
-        for step in self.steps:
-            wanted = getattr(getattr(step.operation, "user", None), "channels", None)
-            if wanted is not None and wanted != images.shape[1]:
-                raise ImageError(
-                    f"{step.operation.name} (operation {step.index + 1}) needs {wanted} channels, but every sample of "
-                    f"the batch has {images.shape[1]}"
-                )
+        self.check_channels(images.shape[1])
         if images.is_floating_point() and images.device.type == "cpu":
             _check_finite(images, f"{first} finite numbers; the images given")
+
+    def check_channels(self, channels: int) -> None:
+        """Raise ``ImageError`` if an operation needs another number of channels; the text names the operation."""
+        for step in self.steps:
+            wanted = getattr(getattr(step.operation, "user", None), "channels", None)
+            if wanted is not None and wanted != channels:
+                raise ImageError(
+                    f"{step.operation.name} (operation {step.index + 1}) needs {wanted} channels, but every sample of "
+                    f"the batch has {channels}"
+                )
 
 
 def _check_finite(images: Tensor, what: str) -> None:

@@ -50,6 +50,7 @@ class DualAugment(nn.Module):
             if name not in self.chains:
                 self.chains[name] = Chain(view_spec.recipe, size, settings.engine, settings.compile, student.bounded)
                 self._view_specs[name] = view_spec
+                self.chains[name].check_channels(len(student.mean))  # type: ignore[operator]
             self._specs.setdefault(name, set()).add(spec)
 
     def extra_repr(self) -> str:

@@ -17,6 +17,7 @@ from augment.chain import Chain
 from augment.draws import Draws
 from augment.dual import DualAugment
 from augment.policy import ViewSpec
+from augment.preview.paper import as_rgb
 from augment.views import InputSpec
 
 CELLS = 32
@@ -50,7 +51,7 @@ def view_overlap(augment: DualAugment, images: Tensor, ids: Tensor, epoch: int) 
 
     Args:
         augment: with at least one teacher.
-        images: [B, 3, H, W], as given to ``augment``.
+        images: [B, C, H, W], as given to ``augment``.
         ids: [B] int64.
         epoch: number of the epoch.
 
@@ -84,7 +85,7 @@ def _seen(
     size = view_spec.size or spec.size
     draws = Draws(augment.seed, epoch, view_spec.key, ids)
     geometry = Draws(augment.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
-    view = Chain(view_spec.recipe, size)(images, draws, geometry).cpu()
+    view = as_rgb(Chain(view_spec.recipe, size)(images, draws, geometry).cpu())
     height, width = images.shape[-2:]
     grid = coordinates(len(images), (height, width), images.device)
     sources = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()

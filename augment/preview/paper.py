@@ -87,9 +87,15 @@ def line_height(size: int) -> int:
     return round(size * 1.4)
 
 
+def as_rgb(images: Tensor) -> Tensor:
+    """[…, C, H, W] → […, 3, H, W]: of three or more channels the first three, else the first one as gray."""
+    channels = images.shape[-3]
+    return images[..., :3, :, :] if channels >= 3 else images[..., :1, :, :].expand(*images.shape[:-3], 3, -1, -1)
+
+
 def picture(image: Tensor) -> Image.Image:
-    """From uint8 [3, H, W]."""
-    return Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    """From uint8 [C, H, W], see :func:`as_rgb`."""
+    return Image.fromarray(as_rgb(image).permute(1, 2, 0).contiguous().numpy())
 
 
 def to_bytes(images: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from augment.preview.paper import (
     MARGIN,
     MUTED,
     PAPER,
+    as_rgb,
     fitted,
     font,
     line_height,
@@ -113,10 +114,10 @@ def _moved(operation: Operation, draws: Draws, batch: int, size: tuple[int, int]
 
 
 def _recolored(before: Tensor, after: Tensor) -> Tensor:
-    """[B] mean CIELAB distance."""
+    """[B] mean CIELAB distance; of other than three channels that of :func:`as_rgb`."""
     from kornia.color import rgb_to_lab
 
-    return (rgb_to_lab(after.clamp(0, 1)) - rgb_to_lab(before)).norm(dim=1).flatten(1).mean(1)
+    return (rgb_to_lab(as_rgb(after).clamp(0, 1)) - rgb_to_lab(as_rgb(before))).norm(dim=1).flatten(1).mean(1)
 
 
 def _drawn_values(operation: Operation, draws: Draws, shape: torch.Size, rows: Sequence[int]) -> dict[int, list[str]]:

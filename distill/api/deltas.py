@@ -130,7 +130,8 @@ def load_delta(
     folder = Path(folder)
     if not isinstance(backbone, nn.Module):
         manifest, _ = io.read_delta(folder)
-        settings = NetworkSettings(model=backbone or manifest.origin, size=manifest.preprocessing.input_size[1])
+        channels, size, _ = manifest.preprocessing.input_size
+        settings = NetworkSettings(model=backbone or manifest.origin, size=size, in_chans=channels)
         backbone = create_network(settings, manifest.num_classes).model
     return io.load_delta(folder, backbone, allow_plugins=allow_plugins)
 

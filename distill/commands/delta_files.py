@@ -204,7 +204,11 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
         return "its weights were random: give the experiment with --config"
     size = manifest.model_args.get("img_size")
     try:
-        settings = NetworkSettings(model=manifest.origin, size=size if isinstance(size, int) else None)
+        settings = NetworkSettings(
+            model=manifest.origin,
+            size=size if isinstance(size, int) else None,
+            in_chans=manifest.preprocessing.input_size[0],
+        )
         model = create_network(settings, manifest.num_classes).model
     except (NetworkError, ValueError) as error:
         return f"{manifest.origin} cannot be created, so give the experiment with --config: {error}"

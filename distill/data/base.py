@@ -17,13 +17,15 @@ from augment.base import Component, UserError
 Split = Literal["train", "val", "test"]
 UNLABELED = -1
 """The label of a sample that has none."""
+MAX_CHANNELS = 12
+"""Largest number of channels of an image."""
 
 
 class Sample(NamedTuple):
     """One decoded image."""
 
     image: np.ndarray
-    """uint8 [H, W, 3], RGB."""
+    """uint8 [H, W, C]: ``data.channels`` channels, RGB if these are 3."""
     label: int
     """Class index, or ``UNLABELED``."""
     id: str
@@ -56,6 +58,8 @@ class Source(Component):
     """Splits that this source has; without val, samples of train are held out."""
 
     classes: tuple[str, ...]
+    channels: int = 3
+    """Channels of the images that its samples return; set before the first ``split``. See ``data.channels``."""
 
     def __init__(self, settings: Settings):
         self.settings = settings

@@ -20,18 +20,26 @@ def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
     """The image on a canvas.
 
     Args:
-        image: uint8 [H, W, 3].
+        image: uint8 [H, W, C].
         size: side of the canvas in pixels.
         fit: ``crop`` the short side fills the canvas, the middle of the long side is kept · ``pad`` the long side fills
             it, the rest is ``PADDING`` · ``squash`` both sides fill it, the aspect ratio is lost.
 
     Returns:
-        uint8 [size, size, 3].
+        uint8 [size, size, C]. Other than three channels are resized one by one: Pillow takes a fourth for alpha.
     """
     height, width = image.shape[:2]
     if height == width == size:
         return image
-    pixels = Image.fromarray(image)
+    if image.shape[2] != 3:
+        padding = [PADDING[channel % 3] for channel in range(image.shape[2])]
+        bands = [_on_canvas(Image.fromarray(image[:, :, c]), size, fit, padding[c]) for c in range(image.shape[2])]
+        return np.stack(bands, 2)
+    return _on_canvas(Image.fromarray(image), size, fit, PADDING)
+
+
+def _on_canvas(pixels: Image.Image, size: int, fit: Fit, padding: int | tuple[int, ...]) -> np.ndarray:
+    width, height = pixels.size
     if fit == "squash":
         return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
     if fit == "crop":
@@ -41,6 +49,6 @@ def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
         return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC, box=box))
     scale = size / max(height, width)
     shape = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.new("RGB", (size, size), PADDING)
+    canvas = Image.new(pixels.mode, (size, size), padding)
     canvas.paste(pixels.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
     return np.asarray(canvas)

@@ -44,7 +44,8 @@ class Digits(Source):
             val = test + round(VAL_SHARE * len(members))
             chosen += {"test": members[:test], "val": members[test:val], "train": members[val:]}[name]
         chosen.sort()
-        return _DigitSamples(self._images[chosen], self._labels[chosen].tolist(), [self._ids[i] for i in chosen])
+        images = np.repeat(self._images[chosen][..., None], self.channels, axis=3)
+        return _DigitSamples(images, self._labels[chosen].tolist(), [self._ids[i] for i in chosen])
 
 
 class _DigitSamples:
@@ -55,4 +56,4 @@ class _DigitSamples:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        return Sample(np.repeat(self.images[index][:, :, None], 3, axis=2), self.labels[index], self.ids[index])
+        return Sample(self.images[index], self.labels[index], self.ids[index])

@@ -60,6 +60,7 @@ class ExperimentData:
         self.device = torch.device(device)
         assert settings.source.component is not None
         self.source: Source = settings.source.component(settings.source)
+        self.source.channels = settings.channels
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[Split, Resident] = {}
         self._subsets: dict[Split, Subset] = {}
@@ -229,7 +230,8 @@ class ExperimentData:
     def _decoder(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
         settings = self.settings
         ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
-        return BatchReader(subset, order, settings.size, settings.fit, ops, tolerated, settings.workers)
+        canvas = settings.size, settings.fit, settings.channels
+        return BatchReader(subset, order, canvas, ops, tolerated, settings.workers)
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
         """A loader's worker options. Images on the device are read without workers."""

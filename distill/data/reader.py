@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     """A batch, as the training step gets it."""
 
     images: Tensor
-    """uint8 [B, 3, H, W], RGB, contiguous, on the reader's device; [B, 3, 0, 0] if workers make the views."""
+    """uint8 [B, C, H, W], contiguous, on the reader's device; [B, C, 0, 0] if workers make the views."""
     labels: Tensor
     """int64 [B], ``UNLABELED`` where a sample has none; on the same device."""
     ids: Tensor
@@ -62,17 +62,24 @@ class BatchReader(Dataset[BatchResult]):
     Args:
         subset: the samples.
         order: their order in an epoch.
-        size: side of the canvas in pixels.
-        fit: how an image is fitted to the canvas, see :func:`distill.data.canvas.to_canvas`.
+        canvas: side of the canvas in pixels, how an image is fitted to it, see
+            :func:`distill.data.canvas.to_canvas`, and its number of channels C.
         ops: loader-side augmentation, or None.
         tolerated: largest number of unreadable samples that a batch may replace; 0: the first is an error.
         workers: number of worker processes.
     """
 
     def __init__(
-        self, subset: Subset, order: Order, size: int, fit: Fit, ops: LoaderOps | None, tolerated: int, workers: int
+        self,
+        subset: Subset,
+        order: Order,
+        canvas: tuple[int, Fit, int],
+        ops: LoaderOps | None,
+        tolerated: int,
+        workers: int,
     ):
-        self.subset, self.order, self.size, self.fit, self.ops = subset, order, size, fit, ops
+        self.subset, self.order, self.ops = subset, order, ops
+        self.size, self.fit, self.channels = canvas
         self.tolerated = tolerated
         self.device = torch.device("cpu")
         """Device of the batches; ids stay on the CPU."""
@@ -88,7 +95,7 @@ class BatchReader(Dataset[BatchResult]):
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         worker = get_worker_info()
         slot = worker.id if worker else 0
-        images = np.empty((len(request.positions), 3, self.size, self.size), dtype=np.uint8)
+        images = np.empty((len(request.positions), self.channels, self.size, self.size), dtype=np.uint8)
         labels = np.empty(len(request.positions), dtype=np.int64)
         keys = np.empty(len(request.positions), dtype=np.int64)
         unreadable: dict[str, str] = {}
@@ -119,7 +126,8 @@ class BatchReader(Dataset[BatchResult]):
                 known = isinstance(error, UserError)
                 reason = str(error) if known else traceback.format_exc()
                 return BatchResult(None, error=f"making the views of a batch in the loader: {reason}")
-            batch = batch._replace(images=batch.images.new_empty(len(batch.images), 3, 0, 0), view_pixels=view_pixels)
+            empty = batch.images.new_empty(*batch.images.shape[:2], 0, 0)
+            batch = batch._replace(images=empty, view_pixels=view_pixels)
         self.reading[slot] = -1
         return BatchResult(batch, tuple(unreadable.items()))
 
@@ -131,8 +139,9 @@ class BatchReader(Dataset[BatchResult]):
             yield int(order[(position + half + step) % len(order)])
 
     def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
-        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != 3:
+        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != self.channels:
             shown = f"{sample.image.dtype} {list(sample.image.shape)}"
-            raise DataError(f"{sample.id}: the source returned {shown}, expected uint8 [H, W, 3]")
+            expected = f"uint8 [H, W, {self.channels}] (data.channels)"
+            raise DataError(f"{sample.id}: the source returned {shown}, expected {expected}")
         image = to_canvas(sample.image, self.size, self.fit)
         return image if self.ops is None else self.ops(image, epoch, sample.id)

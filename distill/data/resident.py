@@ -47,7 +47,7 @@ class Resident:
 
     @cached_property
     def images(self) -> Tensor:
-        """uint8 [N, 3, S, S], RGB, in the order of the split.
+        """uint8 [N, C, S, S], in the order of the split.
 
         Raises:
             DataError: the device lacks memory (the text gives the bytes needed and free), a source raised an
@@ -55,12 +55,13 @@ class Resident:
         """
         begun = time.perf_counter()
         count, size, settings = len(self.samples), self.settings.size, self.settings
-        self._check_memory(3 * count * size**2)
+        self._check_memory(settings.channels * count * size**2)
         everything = Subset(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
         order = Order(count, None)
-        reader = BatchReader(everything, order, size, settings.fit, None, count - 1, settings.workers)
+        canvas = size, settings.fit, settings.channels
+        reader = BatchReader(everything, order, canvas, None, count - 1, settings.workers)
         loader = _Decoding(reader, SequentialSampler(count, DECODED_TOGETHER), **settings.processes)
-        images, filled = torch.empty((count, 3, size, size), dtype=torch.uint8, device=self.device), 0
+        images, filled = torch.empty((count, settings.channels, size, size), dtype=torch.uint8, device=self.device), 0
         try:
             for batch in loader:
                 images[filled : filled + len(batch.images)].copy_(batch.images, non_blocking=True)
@@ -105,7 +106,9 @@ class ResidentReader(BatchReader):
     """
 
     def __init__(self, subset: Subset, order: Order, resident: Resident, tolerated: int):
-        super().__init__(subset, order, resident.settings.size, resident.settings.fit, None, tolerated, workers=0)
+        settings = resident.settings
+        canvas = settings.size, settings.fit, settings.channels
+        super().__init__(subset, order, canvas, None, tolerated, workers=0)
         self.resident, self.device = resident, resident.device
         self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
 

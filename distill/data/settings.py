@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from augment.base import Registry, Settings
 from augment.loader import LoaderOp
-from distill.data.base import Source
+from distill.data.base import MAX_CHANNELS, Source
 from distill.data.canvas import Fit
 
 
@@ -19,6 +19,13 @@ class DataSettings(Settings):
     batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
     size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that views are cropped from")
     fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")
+    channels: int = Field(
+        3,
+        ge=1,
+        le=MAX_CHANNELS,
+        description="channels of the images: 1 gray, 3 RGB, 4 RGBA; other numbers from your own source. The networks"
+        " take as many (in_chans)",
+    )
     val_fraction: float = Field(0.1, ge=0, lt=1, description="fraction of train held out if the source has no val")
     labels_per_class: int | None = Field(None, ge=0, description="labels visible in training; None: all, 0: none")
     label_seed: int = Field(0, ge=0, description="selects the visible labels, nothing else")

@@ -143,14 +143,15 @@ def probe(model: nn.Module, names: Sequence[str]) -> dict[str, Any]:
 
 
 def empty_image(model: nn.Module) -> Tensor:
-    """Zeros [1, 3, H, W] of the network's input size."""
+    """Zeros [1, C, H, W] of the network's input size."""
     patches = getattr(model, "patch_embed", None)
     config: Any = getattr(model, "pretrained_cfg", None)
     size = getattr(patches, "img_size", None) or (config["input_size"][1:] if config else None)
     if size is None:
         raise DeltaError(f"{type(model).__name__} has no pretrained_cfg with its input size, so it is no timm model")
     like = next(model.parameters())
-    return torch.zeros(1, 3, *size, device=like.device, dtype=like.dtype)
+    channels = config["input_size"][0] if config else 3
+    return torch.zeros(1, channels, *size, device=like.device, dtype=like.dtype)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -97,6 +98,16 @@ class DistillationExperiment(Experiment):
         names = ["teacher"] if len(networks) == 1 else [f"teacher-{number}" for number in range(len(networks))]
         return [FitTeacher(name, network, self.fit_teacher, augment) for name, network in zip(names, networks)]
 
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_take_the_channels(cls, tree: Any) -> Any:
+        """Set ``in_chans`` of the networks that leave it out, if the images have other than three channels."""
+        data = tree.get("data") if isinstance(tree, dict) else None
+        channels = data.get("channels", 3) if isinstance(data, dict) else 3
+        if channels == 3:
+            return tree
+        return _at_networks(tree, lambda network: {"in_chans": channels, **network})
+
     @model_validator(mode="after")
     def _parts_belong_together(self, info: ValidationInfo) -> DistillationExperiment:
         if is_deferred(info, "classes"):
@@ -120,6 +131,13 @@ class DistillationExperiment(Experiment):
             self.teacher.weighting.check(not_weighed, self.student.compile)
             if self.teacher.cache is not None:
                 self.teacher.cache.check(self._readers())
+        networks = {"student.network": self.student.network}
+        for n, network in enumerate(self.teacher.networks if self.teacher else ()):
+            networks[f"teacher.networks.{n}"] = network
+        for key, network in networks.items():
+            if (network.in_chans or 3) != self.data.channels:
+                text = f"the network takes {network.in_chans or 3}, and data.channels is {self.data.channels}"
+                raise error_at(f"{key}.in_chans", text)
         weighted = [o for o in self.objectives if getattr(o, "class_weights", None) == "balanced"]
         if weighted and self.data.sampler == "balanced":
             text = "balanced too: ce.class_weights: balanced would favor small classes twice; use one of the two"
@@ -152,9 +170,20 @@ class DistillationExperiment(Experiment):
             readers["teacher.weighting"] = logits
         if self.training.curriculum is not None:
             readers["training.curriculum"] = logits
-        if any(network.labels != "same" for network in self.teacher.networks):
+        if any(network.labels not in ("same", "numbers") for network in self.teacher.networks):
             readers["teacher.networks.labels"] = logits
         return readers
+
+
+def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A copy of a config's plain values with the settings of every network changed."""
+    student, teacher = tree.get("student"), tree.get("teacher")
+    if isinstance(student, dict) and isinstance(student.get("network"), dict):
+        tree = {**tree, "student": {**student, "network": change(student["network"])}}
+    if isinstance(teacher, dict) and isinstance(teacher.get("networks"), list | tuple):
+        changed = [change(network) if isinstance(network, dict) else network for network in teacher["networks"]]
+        tree = {**tree, "teacher": {**teacher, "networks": changed}}
+    return tree
 
 
 def as_distillation(experiment: Experiment, source: str) -> DistillationExperiment:

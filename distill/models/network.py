@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from augment.base import did_you_mean
 from augment.views import InputSpec
 from distill.deltas.sites import classifier_names
+from distill.models.channels import declare_channels, input_channels, with_channels
 from distill.models.embedded import load_embedded
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import NetworkSettings
@@ -37,7 +38,7 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     """Create a network in fp32 on the CPU, in eval mode.
 
     Args:
-        settings: its name, weights and input size.
+        settings: its name, weights, input size and channels.
         num_classes: width of a new, freshly initialized classifier; None keeps the network's own.
 
     Returns:
@@ -54,7 +55,8 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     if settings.checkpoint is not None:
         model, origin = _from_file(name, settings, num_classes), f"{settings.model}@{settings.checkpoint.name}"
     elif not settings.pretrained:
-        model, origin = _make(name, settings.size, num_classes=num_classes), "random"
+        own = {} if settings.in_chans is None else {"in_chans": settings.in_chans}
+        model, origin = _make(name, settings.size, num_classes=num_classes, **own), "random"
     elif scheme == "embedded":
         model, origin = _make(name, settings.size), settings.model
         load_embedded(model, name)
@@ -68,6 +70,9 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
 
     if num_classes is not None:
         _forget_names(model)
+    if settings.in_chans is not None:
+        form = {"num_classes": model.num_classes, "in_chans": settings.in_chans}
+        model = with_channels(model, settings.in_chans, lambda: _make(name, settings.size, **form))
     config: Any = model.pretrained_cfg
     declared = tuple(config["input_size"][1:])
     return Network(
@@ -102,7 +107,8 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
     if num_classes is not None and num_classes != model.num_classes:
         _new_classifier(model, num_classes)
         _forget_names(model)
-        config = model.pretrained_cfg
+    declare_channels(model, input_channels(model))
+    config = model.pretrained_cfg
     if size is not None:
         _resize(model, size)
     height, width = (size, size) if size is not None else _size(model)
@@ -258,7 +264,7 @@ def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> 
     name = model.pretrained_cfg["architecture"]  # type: ignore[index]
     if "token" in needs and not hasattr(model, "head_dist"):
         raise NetworkError(f"{name} has no distillation token; timm's deit_*_distilled_* have one")
-    x = torch.rand(1, 3, *spec.size, generator=torch.Generator().manual_seed(0)).to(device)
+    x = torch.rand(1, len(spec.mean), *spec.size, generator=torch.Generator().manual_seed(0)).to(device)
     try:
         logits = model(x)
         features = extract(model, x, needs | {"logits", "pooled"})

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from augment.base import Registry, Settings, did_you_mean, error_at
+from distill.data.base import MAX_CHANNELS
 from distill.models.embedded import EMBEDDED
 
 if TYPE_CHECKING:  # the base class of deltas imports torch
@@ -31,6 +32,14 @@ class NetworkSettings(Settings):
     checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
     size: int | None = Field(
         None, ge=8, le=2048, description="height and width of the input in pixels; default: the model's own"
+    )
+
+    in_chans: int | None = Field(
+        None,
+        ge=1,
+        le=MAX_CHANNELS,
+        description="channels of the images; if they are not the model's own, timm adapts its first layer. Default: "
+        "data.channels if that is not 3, else the model's own",
     )
 
     @model_validator(mode="after")

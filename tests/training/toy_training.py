@@ -63,12 +63,12 @@ class Blobs(Source):
         self.classes = tuple("abcd") if settings.labeled else ()
 
     def split(self, name: Split) -> Samples:
-        return BlobSamples(name, self.settings)
+        return BlobSamples(name, self.settings, self.channels)
 
 
 class BlobSamples:
-    def __init__(self, name: Split, settings: Blobs.Settings):
-        self.pause = settings.pause
+    def __init__(self, name: Split, settings: Blobs.Settings, channels: int):
+        self.pause, self.shape = settings.pause, (32, 32, channels)
         self.first = {"train": 0, "val": 1000, "test": 2000}[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
         self.labels = [index % 4 if settings.labeled else UNLABELED for index in range(SIZES[name])]
@@ -80,7 +80,7 @@ class BlobSamples:
 
     def __getitem__(self, index: int) -> Sample:
         time.sleep(self.pause)
-        noise = np.random.default_rng(self.first + index).normal(50 + 40 * (index % 4), 20, (32, 32, 3))
+        noise = np.random.default_rng(self.first + index).normal(50 + 40 * (index % 4), 20, self.shape)
         return Sample(noise.clip(0, 255).astype(np.uint8), self.labels[index], self.ids[index])
 
 
