@@ -139,7 +139,10 @@ def mismatch(where: str, one: str, its_classes: Sequence[Any], other: str, other
     """
     known = {str(name) for name in its_classes}
     strange = [name for name in others if str(name) not in known]
-    about = f"{other} has classes that {one} lacks ({shortened(strange)})" if strange else f"{other} lacks classes"
+    if strange:
+        about = f"{other} has classes that {one} lacks ({shortened(strange)})"
+    else:
+        about = f"{other} has {'the same classes in another order' if len(others) == len(known) else 'fewer classes'}"
     hint = ""
     if any(isinstance(name, int) for name in others):
         hint = "\n  if the numbers count classes from 0, declare them: data.source.classes, a number or a list of names"

@@ -126,9 +126,7 @@ class CrossEntropy(Objective):
         self.classes = student.classes
         given = settings.class_weights
         if isinstance(given, tuple) and len(given) != student.classes:
-            raise ValueError(
-                f"ce.class_weights has {len(given)} numbers, and the student has {student.classes} classes"
-            )
+            raise ValueError(f"ce.class_weights has {len(given)} numbers for {student.classes} classes")
         weights_K = torch.tensor(given) if isinstance(given, tuple) else None
         self.register_buffer("class_weights_K", weights_K, persistent=False)
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from toy_source import toy
 
 from distill.data.base import DataError
 from distill.data.canvas import PADDING, to_canvas
@@ -32,6 +33,6 @@ def test_batches_have_the_channels(on_device: bool) -> None:
 
 
 def test_another_number_of_channels_is_an_error() -> None:
-    data = ExperimentData(DataSettings(source={"type": "toy_source:Toy"}, size=8, channels=4, workers=0))
+    data = toy(channels=4)
     with pytest.raises(DataError, match=r"returned uint8 \[8, 8, 3\], expected uint8 \[H, W, 4\] \(data\.channels\)"):
         next(iter(data.train_loader()))

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import distill
 from augment.base import UserError
@@ -41,6 +42,7 @@ def test_the_first_layer_is_the_one_that_timm_makes(channels: int, tmp_path: Pat
 def test_the_normalization_is_repeated_as_the_weights_are(channels: int, mean: list[float]) -> None:
     model = timm.create_model("test_resnet", in_chans=channels)
     assert input_channels(model) == channels
+    model.pretrained_cfg = {**model.pretrained_cfg, "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD}
     network = as_network(model)
     assert network.input.mean == pytest.approx(mean, abs=1e-6)
     assert model.pretrained_cfg["input_size"][0] == channels
