@@ -65,6 +65,7 @@ class BalancedOrder(Order):
         self._unlabeled = np.flatnonzero(labels == UNLABELED)
         if not self._members:
             raise DataError("data.sampler: balanced needs labels, and no training sample has one")
+        self._key = seed
         self.identity = {"sampler": "balanced"}
 
     def __call__(self, epoch: int) -> np.ndarray:
@@ -76,7 +77,7 @@ class BalancedOrder(Order):
                 before, after = (-((number - turns * rest) // len(self._members)) for turns in (epoch, epoch + 1))
                 drawn.append(self._turns(number, members, epoch * each + before, (epoch + 1) * each + after))
             order = np.concatenate(drawn)
-            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(order)
+            self._latest = epoch, np.random.default_rng((self._key, epoch)).permutation(order)
         return self._latest[1]
 
     def _turns(self, number: int, members: np.ndarray, first: int, stop: int) -> np.ndarray:
@@ -85,7 +86,7 @@ class BalancedOrder(Order):
             return members[:0]
         begun = first // len(members)
         orders = [
-            np.random.default_rng((self.seed, number, turn, 1)).permutation(members)
+            np.random.default_rng((self._key, number, turn, 1)).permutation(members)
             for turn in range(begun, (stop - 1) // len(members) + 1)
         ]
         return np.concatenate(orders)[first - begun * len(members) : stop - begun * len(members)]

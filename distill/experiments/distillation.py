@@ -14,7 +14,7 @@ from augment.base import Registry, Settings, error_at, is_deferred
 from augment.policy import AugmentSettings
 from distill.experiments.base import Experiment
 from distill.export.settings import ExportSettings
-from distill.models.settings import StudentSettings, TeacherSettings
+from distill.models.settings import NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
 from distill.yaml_tree import ConfigError
 
@@ -131,9 +131,9 @@ class DistillationExperiment(Experiment):
             self.teacher.weighting.check(not_weighed, self.student.compile)
             if self.teacher.cache is not None:
                 self.teacher.cache.check(self._readers())
-        networks = {"student.network": self.student.network}
-        for n, network in enumerate(self.teacher.networks if self.teacher else ()):
-            networks[f"teacher.networks.{n}"] = network
+        networks: dict[str, NetworkSettings] = {"student.network": self.student.network}
+        if self.teacher is not None:
+            networks |= {f"teacher.networks.{n}": own for n, own in enumerate(self.teacher.networks)}
         for key, network in networks.items():
             if (network.in_chans or 3) != self.data.channels:
                 text = f"the network takes {network.in_chans or 3}, and data.channels is {self.data.channels}"

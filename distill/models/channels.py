@@ -13,7 +13,8 @@ from distill.models.weights import NetworkError
 def input_channels(model: nn.Module) -> int:
     """The number of channels that a timm model takes."""
     made_with = getattr(model, "_model_args", {}).get("in_chans")
-    declared: int = model.pretrained_cfg["input_size"][0]  # type: ignore[index]
+    config: Any = model.pretrained_cfg
+    declared: int = config["input_size"][0]
     return made_with or declared
 
 
@@ -66,7 +67,7 @@ def declare_channels(model: nn.Module, channels: int) -> None:
         return
     shape = (channels, *config["input_size"][1:])
     statistics = {name: _repeated(tuple(config[name]), channels) for name in ("mean", "std")}
-    model.pretrained_cfg = {**config, "input_size": shape, **statistics}
+    model.pretrained_cfg = {**config, "input_size": shape, **statistics}  # type: ignore[assignment]
 
 
 def _repeated(values: tuple[float, ...], channels: int) -> tuple[float, ...]:

@@ -190,7 +190,7 @@ def _forget_names(model: nn.Module) -> None:
     """Remove the class names of the former classifier from the model's configuration."""
     config: Any = model.pretrained_cfg
     gone = ("label_names", "label_descriptions")
-    model.pretrained_cfg = {key: value for key, value in config.items() if key not in gone}
+    model.pretrained_cfg = {key: config[key] for key in config if key not in gone}  # type: ignore[assignment]
 
 
 def _check_folder(name: str) -> None:
