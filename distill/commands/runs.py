@@ -24,6 +24,7 @@ from distill.models.network import NetworkSettings, create_network
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, batch_of_step, data_of
+from distill.report.terminal import measures_table
 from distill.run.context import RunContext, open_context
 from distill.run.export import export_student, verify_export, written_targets
 from distill.run.folder import RunError
@@ -37,6 +38,7 @@ from distill.stages.outputs import TeacherNetworks
 from distill.stages.report import RESULTS
 from distill.training.evaluate import Predictions
 from distill.training.fit import device_for
+from distill.training.measures import measures
 from distill.yaml_tree import ConfigError
 
 EXPORT = "export"
@@ -145,12 +147,12 @@ def _print_written(paths: Sequence[Path], console: Console) -> None:
 
 
 def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
-    """Accuracy of a run's student as exported: backbone and delta file, or the merged folder if all of it was trained.
+    """Measures of a run's student as exported: backbone and delta file, or the merged folder if all of it was trained.
 
     Args:
         path: the run folder.
         split: to predict on.
-        console: shows the accuracy.
+        console: shows the measures with their 95 % intervals.
 
     Returns:
         The predictions.
@@ -168,9 +170,12 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
             network = create_network(experiment.student.network, classes)
             network = replace(network, model=load_delta(folder / DELTA, network.model))
         predictions = context.predict(network.model, network.model, network.input, context.loader(split))
-    accuracy = predictions.accuracy()
-    text = "no labels to compare with" if accuracy is None else f"accuracy {accuracy:.2%}"
-    console.print(f"{path.name}: {text} on {len(predictions.ids)} images of {split}", highlight=False)
+    found = measures(predictions)
+    labels = "" if found else ", which have no labels to compare with"
+    title = f"{path.name}: {len(predictions.ids)} images of {split}{labels}"
+    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    if found:
+        console.print(measures_table(found))
     return predictions
 
 

@@ -38,6 +38,9 @@ class Result(Settings):
     """For instance ``test/top1``."""
     value: float
     seed: int | None = None
+    low: float | None = None
+    """Lower end of the 95 % interval over the images of the split."""
+    high: float | None = None
 
 
 def model_arguments(model: nn.Module, arguments: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from distill.report.items import Series
 from distill.report.numbers import SPACE, percent, points, signed
-from distill.report.outcome import Outcome, interval, outcome
+from distill.report.outcome import Outcome, outcome
 from distill.report.summary import RunSummary, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
 from distill.report.where import bytes_figure
@@ -61,8 +61,10 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     for y, row in enumerate(rows):
         value = row.accuracy or 0.0
         color = theme.better if row.name == summary.student else theme.muted
-        if images:
-            axes.plot(interval(value, images), (y, y), color=color, linewidth=3, alpha=0.35, solid_capstyle="butt")
+        if (estimate := row.measures.get("accuracy")) is not None:
+            axes.plot(
+                (estimate.low, estimate.high), (y, y), color=color, linewidth=3, alpha=0.35, solid_capstyle="butt"
+            )
         axes.plot(value, y, "o", color=color, markersize=8)
         axes.annotate(
             percent(value), (value, y), (0, 9), textcoords="offset points", ha="center", color=theme.ink, fontsize=9
@@ -72,7 +74,8 @@ def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:
     axes.margins(x=0.08)
     axes.xaxis.set_major_formatter(PERCENT)
     axes.grid(axis="x")
-    axes.set_xlabel(f"test accuracy, 95 % interval on {images} images" if images else "test accuracy")
+    measured = any(row.measures for row in rows)
+    axes.set_xlabel(f"test accuracy, 95 % interval on {images} images" if measured else "test accuracy")
     return figure
 
 

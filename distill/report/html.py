@@ -12,7 +12,7 @@ import numpy as np
 from distill.files import write_atomic
 from distill.report import numbers
 from distill.report.figures import draw
-from distill.report.items import Row
+from distill.report.items import MEASURES, Row
 from distill.report.outcome import Outcome, outcome
 from distill.report.summary import RunSummary, finite
 from distill.report.where import blocks
@@ -51,7 +51,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("percent", "points", "signed", "count", "size", "duration"):
+    for name in ("percent", "between", "points", "signed", "count", "size", "duration"):
         environment.filters[name] = getattr(numbers, name)
     compared = outcome(summary)
     return environment.get_template("report.html.j2").render(
@@ -62,6 +62,8 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         peaks=[row for row in summary.rows if finite(row.best_epoch)],
         outcome=compared,
         confusions=confusions(compared) if compared else [],
+        measured=[row for row in summary.rows if row.measures],
+        titles={name: title for name, title in MEASURES.items() if any(name in row.measures for row in summary.rows)},
         images=sum(label >= 0 for label in summary.labels),
         sections=[(title, list(group)) for title, group in groupby(summary.pictures, key=lambda item: item.title)],
         embed=_embed_file,

@@ -22,12 +22,33 @@ class Item(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Estimate(Item):
+    """A measured number with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+MEASURES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "macro_f1": "macro F1",
+    "top5_accuracy": "top-5 accuracy",
+    "calibration_error": "calibration error",
+}
+"""Name of a measure in ``Row.measures`` → its title, in the order in which they are shown."""
+
+
 class Row(Item):
     """One model of the result table. None is shown as a dash: not measured, or not applicable."""
 
     name: str
     what: str = Field("", description="a few words about the model and its training data")
     accuracy: float | None = Field(None, description="top-1 on the test split, as a fraction")
+    measures: dict[str, Estimate] = Field(
+        {}, description="name → estimate on the same images; see distill.training.measures"
+    )
     last_epoch: float | None = Field(None, description="accuracy after the last epoch, with training.test_every")
     best_epoch: float | None = Field(
         None, description="highest accuracy of a tested epoch: chosen on the test split, so too high"
@@ -45,6 +66,8 @@ class Metric(Item):
     name: str
     value: float
     seed: int | None = None
+    low: float | None = Field(None, description="lower end of the 95 % interval")
+    high: float | None = Field(None, description="upper end of it")
 
 
 class Matrix(Item):

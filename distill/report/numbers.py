@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from distill.report.items import Estimate
 from distill.report.summary import finite
 
 MISSING = "–"
@@ -12,6 +13,11 @@ MINUS = "\u2212"
 def percent(fraction: float | None) -> str:
     """0.962 → ``96.2 %``."""
     return f"{100 * fraction:.1f}{SPACE}%" if fraction is not None and finite(fraction) else MISSING
+
+
+def between(estimate: Estimate) -> str:
+    """The 95 % interval in percent: ``94.7 to 98.3``."""
+    return f"{100 * estimate.low:.1f}{SPACE}to{SPACE}{100 * estimate.high:.1f}"
 
 
 def points(difference: float) -> str:

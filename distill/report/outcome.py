@@ -5,7 +5,6 @@ Shape suffixes: N labeled test images, K classes.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -92,11 +91,3 @@ def confusion(labels_N: np.ndarray, predictions_N: np.ndarray, classes: int) -> 
     given_N = predictions_N >= 0
     cells_N = labels_N[given_N] * classes + predictions_N[given_N]
     return np.bincount(cells_N, minlength=classes**2).reshape(classes, classes)
-
-
-def interval(accuracy: float, images: int) -> tuple[float, float]:
-    """The 95 % Wilson interval of an accuracy in [0, 1] that was measured on ``images`` images."""
-    z = 1.96
-    center = (accuracy + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * math.sqrt(accuracy * (1 - accuracy) / images + z**2 / (4 * images**2))
-    return max(0.0, center - half), min(1.0, center + half)

@@ -8,8 +8,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from distill.report.items import Matrix
-from distill.report.numbers import SPACE, count, duration, percent, size
+from distill.report.items import MEASURES, Estimate, Matrix
+from distill.report.numbers import SPACE, between, count, duration, percent, size
 from distill.report.summary import RunSummary, finite
 from distill.report.where import bytes_table
 
@@ -66,6 +66,8 @@ def _matrix_table(matrix: Matrix) -> Table:
 
 def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
     facts = []
+    if (student := summary.row(summary.student)) is not None and student.measures:
+        facts.append((student.name, measures_text(student.measures)))
     if summary.sizes:
         facts.append(("size", _listed({name: size(value) for name, value in summary.sizes.items()})))
     if summary.seconds:
@@ -80,6 +82,22 @@ def _facts(summary: RunSummary) -> list[tuple[str, Text]]:
     facts += [("export", Text(f"failed: {check.name}. {check.detail}", style="bold red")) for check in failed]
     facts += [("warning", Text(warning, style="yellow")) for warning in summary.warnings]
     return facts
+
+
+def measures_table(measures: dict[str, Estimate]) -> Table:
+    """One line for each measure: its value and its 95 % interval."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    for heading in ("measure", "value", "95 % interval"):
+        table.add_column(heading, justify="left" if heading == "measure" else "right", no_wrap=True)
+    for name, found in measures.items():
+        table.add_row(MEASURES[name], percent(found.value), between(found))
+    return table
+
+
+def measures_text(measures: dict[str, Estimate]) -> Text:
+    """``accuracy 97.0 % (94.7 to 98.3) · macro F1 …``, each with its 95 % interval."""
+    values = {MEASURES[name]: f"{percent(found.value)} ({between(found)})" for name, found in measures.items()}
+    return _listed(values)
 
 
 def _listed(values: dict[str, str]) -> Text:

@@ -12,12 +12,13 @@ import safetensors.torch
 
 from distill.data.base import Split
 from distill.files import write_atomic
-from distill.report.items import ClassPredictions, Item, Metric, Note, Row
+from distill.report.items import MEASURES, ClassPredictions, Item, Metric, Note, Row
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.stage import Ref, Stage
 from distill.stages.outputs import EvaluatedModel, FrozenTeacher, TrainedStudent
 from distill.training.evaluate import Predictions
+from distill.training.measures import measures
 
 TENSORS = "predictions.safetensors"
 SPLIT = "split.json"
@@ -99,13 +100,18 @@ class Evaluate(Stage[Evaluation]):
         of_teacher = predictions.get("teacher")
         rows = []
         for model in models:
-            measured: dict[str, float | None] = {}
+            measured: dict[str, Any] = {}
             if (own := predictions.get(model.name)) is not None:
                 measured["accuracy"] = own.accuracy()
+                measured["measures"] = measures(own)
                 if of_teacher is not None and own is not of_teacher:
                     measured["agreement"] = own.agreement(of_teacher)
             rows.append(model.row().model_copy(update=measured))
         row = next(row for row in rows if row.name == student.name)
-        numbers = {f"{split} accuracy": row.accuracy, f"{split} agreement with the teacher": row.agreement}
-        metrics = [Metric(name=n, value=v, seed=context.seed) for n, v in numbers.items() if v is not None]
+        metrics = [
+            Metric(name=f"{split} {MEASURES[name]}", seed=context.seed, **estimate.model_dump())
+            for name, estimate in row.measures.items()
+        ]
+        if row.agreement is not None:
+            metrics.append(Metric(name=f"{split} agreement with the teacher", value=row.agreement, seed=context.seed))
         return Evaluation(split, predictions, tuple(rows), tuple(metrics))

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from distill.report.items import Check, Row, Series
+from distill.report.items import Check, Estimate, Row, Series
 from distill.report.summary import Machine, RunSummary
 
 
@@ -39,6 +39,10 @@ def run(bare):
         Row(
             name="student",
             what="low-rank deltas",
+            measures={
+                "accuracy": Estimate(value=5 / 6, low=0.4365, high=0.9699),
+                "macro_f1": Estimate(value=0.8222, low=0.5, high=1.0),
+            },
             accuracy=5 / 6,
             agreement=1.0,
             trained=900,

@@ -51,6 +51,7 @@ def test_the_full_page_and_its_figures(tmp_path, run):
     text = " ".join(actual.words)
     sections = [
         "Results",
+        "Measures",
         "Warnings",
         "What each network saw",
         "Training",
@@ -60,6 +61,7 @@ def test_the_full_page_and_its_figures(tmp_path, run):
         "Time",
     ]
     assert actual.headings[: len(sections)] == sections
+    assert "43.6 to 97.0" in text.replace("\u00a0", " ") and "macro F1" in text
     for words in (
         "three flowers",
         "83.3\u00a0%",

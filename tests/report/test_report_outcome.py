@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from distill.report.html import confusions
-from distill.report.outcome import class_accuracy, confusion, interval, outcome
+from distill.report.outcome import class_accuracy, confusion, outcome
 
 
 def test_by_class_and_by_image_on_paper(run):
@@ -42,10 +42,3 @@ def test_counts_match_a_plain_loop():
     np.testing.assert_array_equal(confusion(labels, predictions, 5), counts)
     images = np.bincount(labels, minlength=5)
     np.testing.assert_allclose(class_accuracy(labels, predictions, 5), counts.diagonal() / images)
-
-
-def test_wilson_interval():
-    low, high = interval(0.5, 100)  # the textbook value
-    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
-    assert interval(1.0, 10)[1] == 1.0 and interval(1.0, 10)[0] == pytest.approx(0.7225, abs=1e-3)
-    assert interval(0.0, 10)[0] == pytest.approx(0.0, abs=1e-12)

@@ -31,6 +31,7 @@ def test_all_numbers_fit(run, width):
         "1 h 07 min",
         "92.4 kB",
         "13.6 MB",
+        "macro F1 82.2 % (50.0 to 100.0)",
         "verified: 1 of 1 checks passed",
     ):
         assert words in text.replace("\u00a0", " ")

@@ -1,6 +1,7 @@
 """Whole runs with structural deltas: prepared, trained, logged, exported, verified without a merged folder."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from toy_training import experiment, network, run
 from distill.commands.runs import evaluate_run, export_run, verify_run
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta
+from distill.report.items import MEASURES
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("verification_forks")]
 
@@ -47,9 +49,17 @@ def test_a_whole_run(name: str, tmp_path: Path) -> None:
     if name == "ladder":
         assert (folder / "student" / "prepared.ckpt").is_file()
 
-    predictions = evaluate_run(folder, "test", console())
-    accuracy = next(row["accuracy"] for row in summary["rows"] if row["name"] == "student")
-    assert predictions.accuracy() == pytest.approx(accuracy)
+    shown = Console(file=io.StringIO(), record=True, width=80)
+    predictions = evaluate_run(folder, "test", shown)
+    student_row = next(row for row in summary["rows"] if row["name"] == "student")
+    assert predictions.accuracy() == pytest.approx(student_row["accuracy"])
+    text = shown.export_text().replace("\u00a0", " ")
+    names = ("accuracy", "balanced_accuracy", "macro_f1", "calibration_error")
+    assert tuple(student_row["measures"]) == names, "top-5 accuracy needs more than five classes"
+    for name in names:
+        estimate = student_row["measures"][name]
+        interval = f"{100 * estimate['low']:.1f} to {100 * estimate['high']:.1f}"
+        assert [line for line in text.splitlines() if MEASURES[name] in line and interval in line], text
     verify_run(folder, console())
     export_run(folder, folder / "again", console())
     again = read_delta(folder / "again" / "delta")[1]
