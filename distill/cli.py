@@ -148,6 +148,28 @@ def preview(
 
 
 @app.command()
+def data(
+    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
+    overrides: Overrides = None,
+    to: Annotated[Path | None, typer.Option("--to", "-o", help="Picture of samples to write, PNG.")] = None,
+    images: Annotated[int, typer.Option(min=1, max=32, help="Samples of each class and split in the picture.")] = 5,
+    decode: Annotated[bool, typer.Option(help="Decode all images, for their sizes, unreadable and equal ones.")] = True,
+) -> None:
+    """Show the data: splits, classes, image sizes, what is not read and why, equal images, a picture of samples.
+
+    Example: distill data configs/quickstart.yaml 'data.source={type: folder, root: FOLDER}' --to samples.png
+    """
+    if config.is_dir() and overrides:
+        raise typer.BadParameter("a run folder has its own config; overrides are for a YAML file")
+    from distill.config import load_config, read_run
+
+    experiment = read_run(config)[0] if config.is_dir() else load_config(config, overrides or [])
+    from distill.commands.data import show_data
+
+    show_data(experiment, _console(), to, images, decode)
+
+
+@app.command()
 def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
     """List a config's deltas with sites, shapes, ranks and bytes, and the size of each method on this backbone."""
     experiment = _distillation(config, overrides)

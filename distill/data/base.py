@@ -48,6 +48,18 @@ class Samples(Protocol):
         """Ids of all samples, without decoding an image."""
 
 
+class Skipped(NamedTuple):
+    """Number of files or folders that a source does not read, for one reason."""
+
+    reason: str
+    count: int
+    example: str
+    """Path of one of them."""
+
+    def __str__(self) -> str:
+        return f"{self.count:,} × {self.reason}: {self.example}" + (" …" if self.count > 1 else "")
+
+
 class Source(Component):
     """A source of images. ``classes`` is empty if the source has no labels."""
 
@@ -60,6 +72,11 @@ class Source(Component):
     classes: tuple[str, ...]
     channels: int = 3
     """Channels of the images that its samples return; set before the first ``split``. See ``data.channels``."""
+
+    reading: str = ""
+    """How folders were read as splits and classes, for the opening of a run; empty if there is nothing to tell."""
+    skipped: Sequence[Skipped] = ()
+    """What was not read, and why."""
 
     def __init__(self, settings: Settings):
         self.settings = settings

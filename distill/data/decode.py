@@ -4,7 +4,8 @@ The same picture gives the same pixels in every file format:
 
 - EXIF orientation is applied (a broken EXIF block counts as none); of an animation, the first frame is used;
 - transparency (RGBA, LA, palette or a transparent color) is composited on white, as in a browser;
-- 16-bit gray keeps its high byte, as Pillow does for 16-bit RGB, so both give the same 8-bit picture;
+- of values of more than 8 bits, the highest 8 of the bits in use are kept (:mod:`distill.data.depth`), of gray and of
+  color alike;
 - CMYK and YCCK are converted without a color profile; embedded ICC profiles are ignored, as is usual in training.
 
 The size in the header is checked before decoding, since a file of a few kB can declare gigabytes of pixels.
@@ -12,8 +13,8 @@ The size in the header is checked before decoding, since a file of a few kB can 
 
 from __future__ import annotations
 
+import os
 import warnings
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 
@@ -21,19 +22,14 @@ import numpy as np
 from PIL import Image
 
 from distill.data.base import DataError
+from distill.data.depth import color_values, declared_bits, eight_bits, is_wide
+from distill.data.formats import extension_of, extensions, formats_of, unreadable_because
 
 PIXEL_LIMIT = 50_000_000
 """Default limit of width × height; 150 MB as RGB."""
 MAX_PIXEL_LIMIT = 2 * 89_478_485
 """Pillow raises an error for larger images."""
 BACKGROUND = (255, 255, 255)
-
-EXTENSIONS = frozenset(
-    [".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".jp2", ".avif"]
-)
-"""File extensions of images."""
-_FORMATS = ["JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF"]
-# A fixed list, since Pillow also opens formats that run other programs (EPS).
 
 _ORIENTATION_TAG = 0x0112
 _TURN = {
@@ -47,13 +43,17 @@ _TURN = {
 }
 
 
-def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int = PIXEL_LIMIT) -> np.ndarray:
+def decode(
+    source: bytes | str | Path | Image.Image, name: str, pixel_limit: int = PIXEL_LIMIT, bits: int | None = None
+) -> np.ndarray:
     """The image as RGB.
 
     Args:
         source: an encoded image, its path, or an opened PIL image.
         name: its path or sample id, for errors.
         pixel_limit: largest width × height, at most ``MAX_PIXEL_LIMIT``.
+        bits: of an image of more than 8 bits, the number of bits in use, 8 to 16: white is 2^bits − 1, and larger
+            values are white too. None: the bits that the file declares.
 
     Returns:
         uint8 [H, W, 3].
@@ -65,38 +65,40 @@ def decode(source: bytes | str | Path | Image.Image, name: str, pixel_limit: int
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large or unusual files; errors are raised below
             if isinstance(source, Image.Image):
-                return _rgb(source, name, pixel_limit)
+                return _rgb(source, name, pixel_limit, bits)
             file = BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=_known_formats()) as image:
-                return _rgb(image, name, pixel_limit)
+            with Image.open(file, formats=formats_of(name)) as image:
+                return _rgb(image, name, pixel_limit, bits)
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{name}: no such file") from error
+        target = os.path.islink(str(source)) and os.readlink(str(source))
+        why = f"a link to {target}, which does not exist" if target else "no such file"
+        raise DataError(f"{name}: {why}") from error
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: more than pixel_limit = {pixel_limit:,} pixels ({error})") from error
     except Image.UnidentifiedImageError as error:
         empty = source == b"" or (isinstance(source, str | Path) and Path(source).stat().st_size == 0)
-        raise DataError(f"{name}: {'an empty file' if empty else 'not an image that can be read'}") from error
+        missing = f" ({unreadable_because(name)})" if extension_of(name) not in extensions() else ""
+        why = "an empty file" if empty else f"not an image that can be read{missing}"
+        raise DataError(f"{name}: {why}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError and more
         raise DataError(f"{name}: cannot be decoded: {error}") from error
 
 
-@lru_cache(maxsize=1)
-def _known_formats() -> list[str]:
-    """Those of ``_FORMATS`` that this build of Pillow has."""
-    Image.init()
-    return [name for name in _FORMATS if name in Image.OPEN]
-
-
-def _rgb(image: Image.Image, name: str, pixel_limit: int) -> np.ndarray:
+def _rgb(image: Image.Image, name: str, pixel_limit: int, bits: int | None) -> np.ndarray:
     width, height = image.size
     if width * height > pixel_limit:
         raise DataError(f"{name}: {width} × {height} pixels, more than pixel_limit = {pixel_limit:,}")
+    wide = is_wide(image)
+    bits = bits or declared_bits(image)
+    values = color_values(image) if wide and bits < 16 else None  # before load(), which keeps 8 bits of each
     image.load()
     orientation = _orientation(image)  # after load(), which rotates a TIFF and removes its tag
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):  # Pillow scales PPM to 16 bits
-        image = _eight_bit(image)
+    if values is not None:
+        image = Image.fromarray(eight_bits(values, bits))
+    elif wide and image.mode.startswith("I"):
+        image = _gray(image, bits, name)
     if image.mode in ("I", "F"):
         raise DataError(f"{name}: 32-bit pixels (mode {image.mode}) have no defined range; store 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
@@ -117,10 +119,12 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    """16-bit gray → 8-bit gray, its transparent value (if any) → alpha."""
+def _gray(image: Image.Image, bits: int, name: str) -> Image.Image:
+    """Gray of 16 bits → 8 bits, its transparent value (if any) → alpha."""
     values = np.asarray(image)
-    gray = Image.fromarray((values >> 8).astype(np.uint8))
+    if values.min() < 0 or values.max() > 65535:
+        raise DataError(f"{name}: values from {values.min()} to {values.max()} have no defined range; store 0 to 65535")
+    gray = Image.fromarray(eight_bits(values, bits))
     transparent = image.info.get("transparency")
     if transparent is None:
         return gray

@@ -1,19 +1,22 @@
-"""A folder of image files, in one of three shapes::
+"""A folder of image files::
 
-    root/train/<class>/*.jpg   root/val/…   root/test/…     declared splits (val and test may be missing; val is
-                                                            also called valid or validation)
+    root/train/<class>/*.jpg   root/val/…   root/test/…     split folders, by their common names (Training, seg_test,
+                                                            my_val, valid, dev …); val and test may be missing
     root/<class>/*.jpg                                      one set, divided by test_fraction and val_fraction
-    root/*.jpg                                              the same, without labels
+    root/<class>/train/*.jpg   root/<class>/test/…          classes that hold the splits
+    root/*.jpg                                              one set without labels
 
-Classes are the names of the folders, sorted. A class folder is searched to any depth. Hidden files and folders
-(``.ipynb_checkpoints``, ``._image.jpg``) are ignored. A split may be a flat folder without labels. A folder ``train``
-is a class if there are other folders beside it, but none for val or test.
+A folder that only wraps another (``root/plants/<class>``) is looked through; see :mod:`distill.data.layout`. Classes
+are the names of the folders, sorted. A class folder is searched to any depth, links included; each folder is read once.
+Hidden files and folders (``.ipynb_checkpoints``, ``._image.jpg``) are not read. A split may be a flat folder without
+labels. The opening of a run and ``distill data`` show how the folders were read, and what was skipped.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -21,29 +24,41 @@ from typing import Literal
 from pydantic import Field
 
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
-from distill.data.decode import EXTENSIONS, MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
-from distill.data.split import uniform
+from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+from distill.data.depth import bits_in_use
+from distill.data.layout import ClassFolder, Part, understand
+from distill.data.split import apportion, by_hash
+from distill.data.tree import Tree
 
-SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
+_Labeled = tuple[str, str | None]
+"""(id, class name or None)"""
 
 
 class Folder(Source):
     """Image files on disk. Ids are paths relative to ``root``, with forward slashes.
 
-    Without split folders, an image is in test if the hash of its id in [0, 1) is below ``test_fraction``, else in val
-    if it is below ``test_fraction + val_fraction``. Adding a file moves no other file; the fractions hold on average.
+    Without a test folder, ``test_fraction`` of the training images are the test split, and likewise for val. The
+    numbers are exact and stratified by class (:func:`distill.data.split.apportion`). The hashes of their ids decide
+    which images of a class are taken: the lowest are test, the next val. So the division is the same on every machine,
+    and a new file moves at most a few others: one of its class at each boundary between two splits, and one of another
+    class where the rounding changes.
     """
 
     class Settings(Source.Settings):
         type: Literal["folder"] = "folder"
         root: Path = Field(description="folder of the images, relative to the current folder")
+        splits: dict[Split, Path] | None = Field(
+            None, description="split → its folder in root; {}: no folder is a split; default: found by their names"
+        )
+        class_folder: ClassFolder | None = Field(
+            None, description="outer: the first folder in a split is the class; inner: the folder that holds the image"
+        )
         labels: bool = Field(True, description="false: subfolders are not classes")
-        test_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of images for test, without split folders")
-        val_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of images for val, without split folders")
+        test_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of train for test, without a test folder")
+        val_fraction: float = Field(0.0, ge=0, lt=1, description="fraction of train for val, without a val folder")
+        bits: int | None = Field(
+            None, ge=8, le=16, description="bits in use of 16-bit images; default: by the largest value of a sample"
+        )
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
     settings: Settings
@@ -52,98 +67,109 @@ class Folder(Source):
         super().__init__(settings)
         self.root = settings.root
         if not self.root.is_dir():
-            raise DataError(f"data.source.root: no folder {self.root} (looked in {Path.cwd()})")
-        self._files: dict[Split, list[tuple[str, str | None]]] = {}
-        self._folders = self._split_folders()
-        if self._folders:
-            if settings.test_fraction or settings.val_fraction:
-                raise DataError(f"{self.root} has a train folder: leave test_fraction and val_fraction at 0")
-            self._files = {name: self._list(folder) for name, folder in self._folders.items()}
-        else:
-            self._divide(self._list(self.root))
+            raise DataError(f"data.source.root: {_missing(self.root)}")
+        tree = Tree(self.root)
+        self._layout = understand(tree, settings.labels, settings.splits, settings.class_folder)
+        self._files = self._read(tree)
+        self._divide()
         self.has_split = frozenset(self._files)
         self.classes = self._common_classes()
+        self.bits = settings.bits or self._bits_in_use()
+        depth = f"; images of more than 8 bits are read as {self.bits}-bit" if self.bits else ""
+        self.reading = f"{self.root}: {self._layout}{depth}"
 
     def split(self, name: Split) -> Samples:
         number = {label: index for index, label in enumerate(self.classes)}
         files = self._files[name]
         labels = [UNLABELED if label is None else number[label] for _, label in files]
-        return FileSamples(self.root, [id for id, _ in files], labels, self.settings.pixel_limit)
+        return FileSamples(self.root, [id for id, _ in files], labels, self.settings.pixel_limit, self.bits)
 
-    def _split_folders(self) -> dict[Split, Path]:
-        """Split → its folder; empty if the root itself holds the classes."""
-        present = {entry.name for entry in self.root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-        folders: dict[Split, Path] = {}
-        for split, names in SPLIT_FOLDERS.items():
-            if here := [name for name in names if name in present]:
-                folders[split] = self.root / here[0]
-        return folders if "train" in folders and (len(folders) > 1 or len(present) == 1) else {}
+    def _read(self, tree: Tree) -> dict[Split, list[_Labeled]]:
+        """The images of each part of the layout."""
+        parts = [(split, part) for split, parts in self._layout.parts.items() for part in parts]
+        found, self.skipped = tree.walk([part.path for _, part in parts])
+        files: dict[Split, list[_Labeled]] = {}
+        for (split, part), paths in zip(parts, found):
+            if not paths and not (tree.is_link(part.path) and part.label is not None):
+                raise DataError(f"{tree.path_of(part.path)} holds only links to images that are read by another path")
+            files.setdefault(split, []).extend((path, self._label(part, path)) for path in paths)
+        return files
 
-    def _list(self, folder: Path) -> list[tuple[str, str | None]]:
-        """(id, class name or None) of each image of one split, sorted."""
-        children = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
-        classes = [child for child in children if child.is_dir()] if self.settings.labels else []
-        if not classes:
-            unlabeled: list[tuple[str, str | None]] = [(id, None) for id in self._images(folder)]
-            if not unlabeled:
-                raise DataError(f"{folder} holds no images ({', '.join(sorted(EXTENSIONS))})")
-            return unlabeled
-        stray = [child for child in children if child.is_file() and child.suffix.lower() in EXTENSIONS]
-        if stray:
-            raise DataError(f"{stray[0]} lies beside class folders ({classes[0].name}, …): which class is it?")
-        labeled: list[tuple[str, str | None]] = []
-        for child in classes:
-            images = self._images(child)
-            if not images:
-                raise DataError(f"class folder {child} holds no images ({', '.join(sorted(EXTENSIONS))})")
-            labeled += [(id, child.name) for id in images]
-        return labeled
+    def _label(self, part: Part, path: str) -> str | None:
+        """The class of an image. Macs write accents as separate characters, so names are compared in one form."""
+        label = part.label
+        if self._layout.inner:
+            inside = path.rpartition("/")[0]
+            if inside in (self._layout.base, *self._layout.folders.values()):
+                raise DataError(f"{self.root / path} lies beside folders of classes: which class is it?")
+            label = inside.rpartition("/")[2]
+        return None if label is None else unicodedata.normalize("NFC", label)
 
-    def _images(self, folder: Path) -> list[str]:
-        ids: list[str] = []
-        for where, folders, files in os.walk(folder, followlinks=True):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            inside = Path(where).relative_to(self.root)
-            ids += [
-                (inside / name).as_posix()
-                for name in files
-                if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS
-            ]
-        return sorted(ids)
-
-    def _divide(self, files: list[tuple[str, str | None]]) -> None:
-        test, val = self.settings.test_fraction, self.settings.val_fraction
-        if test + val >= 1:
-            raise DataError(f"test_fraction {test:g} + val_fraction {val:g} leaves nothing to train on")
-        ranges: dict[Split, tuple[float, float]] = {
-            "train": (test + val, 1),
-            "val": (test, test + val),
-            "test": (0, test),
-        }
-        for name, (low, high) in ranges.items():
-            if high > low:
-                self._files[name] = [file for file in files if low <= uniform(file[0], salt="folder") < high]
+    def _divide(self) -> None:
+        """Take test and val out of train by their fractions."""
+        wanted: list[tuple[Split, float]] = [
+            ("test", self.settings.test_fraction),
+            ("val", self.settings.val_fraction),
+        ]
+        for split, fraction in wanted:
+            if fraction and split in self._files:
+                where = self._layout.folders.get(split, split)
+                raise DataError(f"{self.root} has a {split} folder, {where}: leave {split}_fraction at 0")
+        if sum(fraction for _, fraction in wanted) >= 1:
+            shown = " + ".join(f"{split}_fraction {fraction:g}" for split, fraction in wanted)
+            raise DataError(f"{shown} leaves nothing to train on")
+        train = self._files["train"]
+        members: dict[str | None, list[int]] = {}
+        for index, (_, label) in enumerate(train):
+            members.setdefault(label, []).append(index)
+        ids = [id for id, _ in train]
+        labels = sorted(members, key=str)
+        ordered = {label: by_hash(members[label], ids, salt="folder") for label in labels}
+        sizes = [len(members[label]) for label in labels]
+        spare = [size - 1 for size in sizes]
+        for split, fraction in wanted:
+            if not fraction:
+                continue
+            counts = apportion(sizes, fraction, spare)
+            if not sum(counts):
+                raise DataError(f"{self.root}: {split}_fraction {fraction:g} of {len(train)} images is none")
+            spare = [most - count for most, count in zip(spare, counts)]
+            taken: list[int] = []
+            for label, count in zip(labels, counts):
+                taken += ordered[label][:count]
+                del ordered[label][:count]
+            self._files[split] = [train[index] for index in sorted(taken)]
+        left = [index for indices in ordered.values() for index in indices]
+        self._files["train"] = [train[index] for index in sorted(left)]
 
     def _common_classes(self) -> tuple[str, ...]:
-        by_split = {name: {label for _, label in files if label is not None} for name, files in self._files.items()}
-        if not self._folders:
-            everything = set().union(*by_split.values())
-            missing = sorted(everything - by_split["train"])
-            if missing:
-                raise DataError(f"{self.root}: the fractions leave no training image of class {missing[0]!r}")
-            return tuple(sorted(everything))
+        by_split = {
+            name: sorted({label for _, label in files if label is not None}) for name, files in self._files.items()
+        }
         labeled = {name: labels for name, labels in by_split.items() if labels}
         if not labeled:
             return ()
+        divided = {"test": self.settings.test_fraction, "val": self.settings.val_fraction}
         first, *others = labeled
         for other in others:
-            for split, counterpart in ((first, other), (other, first)):
-                only = sorted(labeled[split] - labeled[counterpart])
-                if only:
-                    raise DataError(
-                        f"{self.root}: class {only[0]!r} is in {split} but not in {counterpart} ({len(only)} such)"
-                    )
-        return tuple(sorted(labeled[first]))
+            if labeled[first] != labeled[other] and not divided.get(other):
+                raise DataError(self._mismatch(first, labeled[first], other, labeled[other]))
+        return tuple(labeled[first])
+
+    def _mismatch(self, one: str, first: Sequence[str], other: str, second: Sequence[str]) -> str:
+        """The text for two splits with other classes."""
+        lines = [f"{self.root}: the classes of {one} and {other} differ ({self._layout})"]
+        for name, mine, theirs in ((one, first, second), (other, second, first)):
+            only = sorted(set(mine) - set(theirs))
+            lines.append(f"  only in {name}: {_list(only)}; all {len(mine)}: {_list(mine)}")
+        folded = {label.casefold() for label in first} & {label.casefold() for label in set(second) - set(first)}
+        if folded:
+            lines.append(f"  {_list(sorted(folded))} differ only in upper and lower case: rename a folder")
+        return "\n".join(lines)
+
+    def _bits_in_use(self) -> int | None:
+        ids = [id for files in self._files.values() for id, _ in files]
+        return bits_in_use(ids, lambda index: self.root / ids[index])
 
 
 class FileSamples:
@@ -154,19 +180,37 @@ class FileSamples:
         ids: paths relative to ``root``, with forward slashes.
         labels: class indices, ``UNLABELED`` where a sample has none.
         pixel_limit: largest width × height.
+        bits: bits in use of images of more than 8 bits.
     """
 
-    def __init__(self, root: Path, ids: Sequence[str], labels: Sequence[int], pixel_limit: int):
-        self.root, self.ids, self.labels, self.pixel_limit = root, ids, labels, pixel_limit
+    def __init__(
+        self, root: Path, ids: Sequence[str], labels: Sequence[int], pixel_limit: int, bits: int | None = None
+    ):
+        self.root, self.ids, self.labels, self.pixel_limit, self.bits = root, ids, labels, pixel_limit, bits
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.root / self.ids[index]
-        return Sample(decode(path, str(path), self.pixel_limit), self.labels[index], self.ids[index])
+        return Sample(decode(path, str(path), self.pixel_limit, self.bits), self.labels[index], self.ids[index])
 
     @cached_property
     def sizes(self) -> list[int]:
         """Bytes of each file, for the fingerprint."""
         return [os.stat(self.root / id).st_size for id in self.ids]
+
+
+def _missing(path: Path) -> str:
+    """Why a path is no folder."""
+    if path.is_symlink() and not path.exists():
+        return f"{path} is a link to {os.readlink(path)}, which does not exist"
+    if path.exists():
+        return f"{path} is a file, not a folder"
+    return f"no folder {path} (looked in {Path.cwd()})"
+
+
+def _list(names: Iterable[str], shown: int = 20) -> str:
+    listed = list(names)
+    more = len(listed) - shown
+    return (", ".join(listed[:shown]) or "none") + (f" and {more} more" if more > 0 else "")

@@ -35,22 +35,51 @@ def by_hash(indices: Iterable[int], ids: Sequence[str], salt: str) -> list[int]:
 
 
 def held_out(ids: Sequence[str], labels: np.ndarray, fraction: float) -> np.ndarray:
-    """Selects the samples to hold out: of each class ``fraction``, rounded to whole samples, but never all.
+    """Selects the samples to hold out: ``fraction`` of all, rounded to whole samples, stratified by class.
+
+    The numbers of the classes are those of :func:`apportion`. Within a class, the samples with the lowest hashes are
+    held out. A new sample therefore moves at most one other sample of its class, and at most one of another class.
 
     Args:
         ids: N sample ids.
         labels: [N] class indices; the samples without a label count as one class.
-        fraction: of each class, in [0, 1).
+        fraction: of all samples, in [0, 1).
 
     Returns:
         bool [N], true for a sample that is held out.
     """
     mask = np.zeros(len(ids), dtype=bool)
-    for label in np.unique(labels):
+    classes, sizes = np.unique(labels, return_counts=True)
+    for label, count in zip(classes, apportion(sizes.tolist(), fraction)):
         members = by_hash(np.flatnonzero(labels == label), ids, salt="held-out")
-        count = min(int(fraction * len(members) + 0.5), len(members) - 1)
         mask[members[:count]] = True
     return mask
+
+
+def apportion(sizes: Sequence[int], fraction: float, spare: Sequence[int] | None = None) -> list[int]:
+    """Number of samples of each class that make up a fraction of all, by the method of the largest remainder.
+
+    Their sum is ``fraction`` of the sum of ``sizes``, rounded; each number is ``fraction`` of its class, rounded up or
+    down, those with the largest remainder up (of equal ones, the first). At least one sample of a class is left, which
+    may make the sum smaller.
+
+    Args:
+        sizes: number of samples of each class.
+        fraction: in [0, 1).
+        spare: samples of each class that can be given; default: all but one.
+
+    Returns:
+        A number for each class.
+    """
+    spare = [size - 1 for size in sizes] if spare is None else spare
+    exact = [fraction * size for size in sizes]
+    counts = [min(int(share + 1e-9), most) for share, most in zip(exact, spare)]
+    missing = int(fraction * sum(sizes) + 0.5) - sum(counts)
+    for index in sorted(range(len(sizes)), key=lambda index: counts[index] - exact[index]):
+        if missing > 0 and counts[index] < spare[index] and counts[index] < exact[index]:
+            counts[index] += 1
+            missing -= 1
+    return counts
 
 
 def label_budget(ids: Sequence[str], labels: np.ndarray, per_class: int, seed: int) -> np.ndarray:

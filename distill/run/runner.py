@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 
 from augment.base import UserError, did_you_mean
+from distill.data.summary import counts_line, detail_lines
 from distill.files import write_atomic
 from distill.report.items import Check
 from distill.run.context import RunContext, RunSettings
@@ -237,8 +238,6 @@ def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> I
 
 
 def _opening(context: RunContext, folder: Path) -> str:
-    """The first line of a run: folder, number of images, labels and classes, device."""
-    images, labels = len(context.data.subset("train")), context.data.labeled_count
-    labeled = "" if labels == images else f", {labels or 'none'} of them labeled"
-    classes = f", {len(context.data.classes)} classes" if context.data.classes else ""
-    return f"{folder}: {images} training images{labeled}{classes}; on {context.device.type}"
+    """The first lines of a run: folder, images of each split, labels, classes, device; how the data was read."""
+    first = f"{folder}: {counts_line(context.data)}; on {context.device.type}"
+    return "\n  ".join([first, *detail_lines(context.data)])

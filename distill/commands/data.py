@@ -1,0 +1,143 @@
+"""``distill data CONFIG``: its splits, classes, image sizes, what is not read, equal images, and a picture of samples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+from distill.data.base import Split
+from distill.data.experiment_data import SPLITS, ExperimentData
+from distill.data.inspection import Decoded, Inspection, Place, inspect
+from distill.data.samples_sheet import write_samples
+from distill.data.summary import count_by_class, counts_line, detail_lines
+from distill.experiments.base import Experiment
+from distill.report.numbers import MISSING, count
+
+SHOWN_CLASSES, SHOWN = 40, 5
+"""Rows of the table of classes, and images that a line names."""
+
+
+def show_data(experiment: Experiment, console: Console, to: Path | None, images: int, decode: bool) -> None:
+    """Print what the data of an experiment holds.
+
+    Args:
+        experiment: its config.
+        console: where to print.
+        to: picture of samples to write, PNG; None: none.
+        images: samples in a row of the picture, of each split.
+        decode: decode all images, for their sizes, unreadable ones, and images that are equal.
+    """
+    data = ExperimentData(experiment.data, experiment.seed)
+    _print(console, counts_line(data))
+    for line in detail_lines(data):
+        _print(console, f"  {line}")
+    data = data.with_all_labels()
+    splits = [split for split in SPLITS if data.has_split(split)]
+    found = _inspected(data, splits, console) if decode else None
+    console.print(_split_table(data, splits, found))
+    if data.classes:
+        console.print(_class_table(data, splits))
+    if found is not None:
+        for line in _findings(data, found):
+            _print(console, line)
+    if to is not None:
+        write_samples(data, splits, to, images)
+        _print(console, f"wrote {to}")
+
+
+def _inspected(data: ExperimentData, splits: Sequence[Split], console: Console) -> Inspection:
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("decoding", total=sum(len(data.subset(split)) for split in splits))
+        return inspect(data, lambda images: progress.advance(task, images))
+
+
+def _split_table(data: ExperimentData, splits: Sequence[Split], found: Inspection | None) -> Table:
+    columns = ["split", "images", "labeled", "classes"]
+    columns += ["unreadable", "smallest", "median", "largest"] if found else []
+    table = _table(columns)
+    for split in splits:
+        counts = count_by_class(data, split)
+        numbers = [count(len(data.subset(split))), count(sum(counts)), count(sum(number > 0 for number in counts))]
+        table.add_row(split, *numbers, *(_sizes(found.splits[split]) if found else []))
+    return table
+
+
+def _sizes(decoded: Decoded) -> list[str]:
+    """Number of unreadable images; smallest, median and largest width × height by area."""
+    unreadable = count(len(decoded.unreadable))
+    if not len(decoded.sizes):
+        return [unreadable, MISSING, MISSING, MISSING]
+    order = np.argsort(decoded.sizes.prod(axis=1), kind="stable")
+    picked = decoded.sizes[order[[0, len(order) // 2, -1]]]
+    return [unreadable, *(f"{width} × {height}" for width, height in picked.tolist())]
+
+
+def _class_table(data: ExperimentData, splits: Sequence[Split]) -> Table:
+    table = _table(["class", *splits])
+    counts = np.array([count_by_class(data, split) for split in splits]).T
+    rows: Iterable[int] = range(len(counts))
+    if len(counts) > SHOWN_CLASSES:
+        order = np.argsort(-counts[:, 0], kind="stable")
+        rows = [*order[: SHOWN_CLASSES // 2].tolist(), -1, *order[-SHOWN_CLASSES // 2 :].tolist()]
+    for row in rows:
+        if row < 0:
+            table.add_row(f"… {len(counts) - SHOWN_CLASSES} more", *["…"] * len(splits))
+        else:
+            table.add_row(Text(data.classes[row]), *map(count, counts[row].tolist()))
+    return table
+
+
+def _table(columns: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD)
+    for index, name in enumerate(columns):
+        table.add_column(name, justify="right" if index else "left", overflow="fold")
+    return table
+
+
+def _findings(data: ExperimentData, found: Inspection) -> list[str]:
+    """Lines about unreadable, small and equal images."""
+    lines = []
+    for split, decoded in found.splits.items():
+        for reason in list(decoded.unreadable.values())[:SHOWN]:
+            lines.append(f"unreadable in {split}: {reason}")
+        if (more := len(decoded.unreadable) - SHOWN) > 0:
+            lines.append(f"unreadable in {split}: {more:,} more")
+        if small := int((decoded.sizes.min(axis=1) < data.settings.size).sum()) if len(decoded.sizes) else 0:
+            lines.append(
+                f"{split}: {small:,} of {len(decoded.sizes):,} images have a side below data.size {data.settings.size},"
+                " to which they are enlarged"
+            )
+    for (first, second), groups in found.shared().items():
+        lines.append(f"{first} and {second} share {_pictures(groups)}: {_examples(groups)}")
+    if repeated := found.repeated():
+        lines.append(f"{_pictures(repeated)} more than once in a split: {_examples(repeated)}")
+    if wrong := found.contradictory():
+        lines.append(f"{_pictures(wrong)} with different labels: {_examples(wrong)}")
+    if not found.equal:
+        lines.append("no two images have the same pixels")
+    return lines
+
+
+def _pictures(groups: Sequence[Sequence[Place]]) -> str:
+    return f"{len(groups):,} picture{'s' * (len(groups) != 1)}"
+
+
+def _examples(groups: Sequence[Sequence[Place]]) -> str:
+    """The ids of the first groups; ids of another split than train have its name."""
+    texts = [" = ".join(_named(place) for place in group[:3]) + " …" * (len(group) > 3) for group in groups[:SHOWN]]
+    return ", ".join(texts) + (f" and {len(groups) - SHOWN:,} more" if len(groups) > SHOWN else "")
+
+
+def _named(place: Place) -> str:
+    return place.id if place.id.startswith(place.split) else f"{place.id} ({place.split})"
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -1,0 +1,80 @@
+"""Image formats: those that this installation of Pillow reads, and what is missing for the others.
+
+Only formats that Pillow decodes itself are read, or a plug-in with a bundled decoder: Pillow runs other programs for
+some formats (EPS).
+"""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from importlib import import_module
+
+from PIL import Image
+
+_NAMES = (
+    *("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF", "QOI", "DDS", "PCX"),
+    *("SGI", "ICO", "PSD", "TGA", "HEIF", "JXL"),
+)
+_WITHOUT_SIGNATURE = "TGA"
+"""A format that any bytes may be: it is tried only for files with its extension."""
+_PLUGINS = (("pi_heif", "register_heif_opener"), ("pillow_heif", "register_heif_opener"), ("pillow_jxl", None))
+"""(module, function that registers its format) of Pillow's plug-ins that are used if they are installed."""
+_HEIF = "needs a plug-in of Pillow: pip install pi-heif"
+_MISSING = {
+    **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), _HEIF),
+    ".jxl": "needs a plug-in of Pillow: pip install pillow-jxl-plugin",
+    **dict.fromkeys((".avif", ".avifs"), "needs Pillow 11.3 or later, built with AVIF"),
+    **dict.fromkeys((".svg", ".svgz", ".eps", ".ai"), "a vector graphic, which has no pixels"),
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar"), "an archive; unpack it"),
+    **dict.fromkeys((".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v"), "a video; store its frames as images"),
+    **dict.fromkeys((".parquet", ".arrow"), "a table; use the source huggingface"),
+    **dict.fromkeys(
+        (".dcm", ".nii", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw", ".exr", ".hdr"),
+        "not a format of Pillow; convert it to PNG or TIFF",
+    ),
+    **dict.fromkeys((".npy", ".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), "an array; convert it to PNG or TIFF"),
+    ".gitkeep": "not an image",
+}
+
+
+@cache
+def readable_formats() -> tuple[str, ...]:
+    """Names of the formats that are read: those of ``_NAMES`` that Pillow and its installed plug-ins have."""
+    Image.init()
+    for module, register in _PLUGINS:
+        try:
+            plugin = import_module(module)
+        except ImportError:
+            continue
+        if register is not None:
+            getattr(plugin, register)()
+    return tuple(name for name in _NAMES if name in Image.OPEN)
+
+
+@cache
+def extensions() -> frozenset[str]:
+    """File extensions of the formats that are read, in lower case, with the dot."""
+    formats = readable_formats()
+    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+
+
+def formats_of(name: str) -> list[str]:
+    """The formats to try for a file of this name: all those that have a signature, whatever the extension."""
+    every = readable_formats()
+    if extension_of(name) in {e for e, form in Image.registered_extensions().items() if form == _WITHOUT_SIGNATURE}:
+        return list(every)
+    return [form for form in every if form != _WITHOUT_SIGNATURE]
+
+
+def extension_of(name: str) -> str:
+    """The extension of a file's name in lower case, with the dot; empty if there is none."""
+    return os.path.splitext(name)[1].lower()
+
+
+def unreadable_because(name: str) -> str:
+    """Why a file is not read, from its extension: ``.heic (needs a plug-in of Pillow: …)``."""
+    extension = extension_of(name)
+    if not extension:
+        return "without an extension"
+    return f"{extension} ({_MISSING[extension]})" if extension in _MISSING else f"{extension} (not an image)"
