@@ -1,4 +1,4 @@
-"""``distill data CONFIG``: its splits, classes, image sizes, what is not read, equal images, and a picture of samples."""
+"""``distill data CONFIG``: splits, classes, image sizes, what is not read, equal images, and a picture of samples."""
 
 from __future__ import annotations
 

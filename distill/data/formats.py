@@ -20,7 +20,7 @@ _WITHOUT_SIGNATURE = "TGA"
 """A format that any bytes may be: it is tried only for files with its extension."""
 _PLUGINS = (("pi_heif", "register_heif_opener"), ("pillow_heif", "register_heif_opener"), ("pillow_jxl", None))
 """(module, function that registers its format) of Pillow's plug-ins that are used if they are installed."""
-_HEIF = "needs a plug-in of Pillow: pip install pi-heif"
+_HEIF = "needs a plug-in of Pillow: pip install pi-heif, or pillow-heif"
 _MISSING = {
     **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), _HEIF),
     ".jxl": "needs a plug-in of Pillow: pip install pillow-jxl-plugin",

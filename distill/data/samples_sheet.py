@@ -44,7 +44,7 @@ def samples_sheet(data: ExperimentData, splits: Sequence[Split], images: int) ->
         images: of each split in a row.
 
     Returns:
-        The picture. Of many classes, ``ROWS`` evenly spaced ones are shown. Each image is whole, at its own aspect ratio.
+        The picture. Of many classes, ``ROWS`` evenly spaced ones are shown. Images keep their aspect ratio.
     """
     labels = [UNLABELED]
     if data.classes:

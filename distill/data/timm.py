@@ -14,7 +14,11 @@ from pydantic import Field
 
 from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+from distill.data.depth import bits_in_use
 from distill.data.labels import LabelColumn, LabelSettings, read_labels
+from distill.data.layout import understand
+from distill.data.split_names import split_of, splits_of
+from distill.data.tree import Tree, read_by_both
 
 
 class Timm(Source):
@@ -24,22 +28,28 @@ class Timm(Source):
         type: Literal["timm"] = "timm"
         name: str = Field("", description="timm's name: empty for a folder or tar, or hfds/<name>")
         root: Path | None = Field(None, description="folder or tar, relative to the current folder")
-        splits: dict[Split, str] = Field({"train": "train"}, description="split → timm's name of it")
+        splits: dict[Split, str] | None = Field(
+            None, description="split → timm's name of it; default: of a folder, found by their names, else only train"
+        )
         arguments: dict[str, Any] = Field({}, description="further arguments of create_dataset, such as class_map")
+        bits: int | None = Field(
+            None, ge=8, le=16, description="bits in use of 16-bit images; default: by the largest value of a sample"
+        )
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
     settings: Settings
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
-        if "train" not in settings.splits:
+        if settings.splits and "train" not in settings.splits:
             raise DataError("data.source.splits of a timm dataset must name train")
         if settings.root is not None and not settings.root.exists():
             raise DataError(f"data.source.root: no file or folder {settings.root} (looked in {Path.cwd()})")
-        self._readers = {split: self._open(name) for split, name in settings.splits.items()}
+        self._readers = self._open_all()
         self.has_split = frozenset(self._readers)
         self._names = {split: _file_names(reader) for split, reader in self._readers.items()}
         self._refuse_the_same_files()
+        self.bits = settings.bits or self._bits_in_use()
         columns = {split: [_column(reader)] for split, reader in self._readers.items()}
         where = f"timm dataset {settings.name or settings.root}"
         self.classes, self._labels = read_labels(columns, where, settings)
@@ -47,14 +57,75 @@ class Timm(Source):
     def split(self, name: Split) -> Samples:
         names = self._names[name] or [f"{index:06d}" for index in range(len(self._readers[name]))]
         ids = [f"{name}/{file}" for file in names]
-        return ReaderSamples(self._readers[name], ids, self._labels[name], self.settings.pixel_limit)
+        return ReaderSamples(self._readers[name], ids, self._labels[name], self.settings.pixel_limit, self.bits)
 
-    def _open(self, split: str) -> Any:
+    def _open_all(self) -> dict[Split, Any]:
+        """Split → its reader."""
+        root, splits = self.settings.root, self.settings.splits
+        if self.settings.name or root is None or not root.is_dir():
+            return {split: self._open(name) for split, name in (splits or {"train": "train"}).items()}
+        tree = Tree(root)
+        folders = self._folders(tree)
+        readers = {split: self._open(split, root / path) for split, path in folders.items()}
+        found = [[path for path, _ in reader.samples] for reader in readers.values()]
+        kept, self.skipped = read_by_both(tree, list(folders.values()), found, "timm")
+        for reader, indices in zip(readers.values(), kept):
+            self._keep(reader, indices)
+        return readers
+
+    def _folders(self, tree: Tree) -> dict[Split, str]:
+        """Split → its folder below the root. Left to itself, timm reads the root if a split has no folder."""
+        names = self.settings.splits
+        if names is None:
+            layout = understand(tree, class_folder="inner")
+            self.reading = f"{tree.root}: {layout}"
+            return layout.folders or {"train": layout.base}
+        if not names:
+            return {"train": ""}
+        inside = tree.subfolders()
+        meant = splits_of(inside)
+        folders: dict[Split, str] = {}
+        for split, name in names.items():
+            path = name.partition("[")[0].strip("/")
+            alike = [each for each, its_split in meant.items() if its_split == split_of(path)]
+            if tree.exists(path) and path not in ("", "."):
+                folders[split] = path
+            elif len(alike) == 1:
+                folders[split] = alike[0]
+            elif len(names) > 1 or meant:
+                raise DataError(
+                    f"data.source.splits.{split}: no folder {name} in {tree.root}, which holds {', '.join(inside)};"
+                    " timm would read all of them"
+                )
+            else:
+                folders[split] = ""
+        return folders
+
+    def _keep(self, reader: Any, indices: Sequence[int]) -> None:
+        """Leave a folder's reader these of its images, and the classes that they have."""
+        if len(indices) == len(reader.samples):
+            return
+        reader.samples = [reader.samples[index] for index in indices]
+        if "class_map" not in self.settings.arguments:
+            used = {number for _, number in reader.samples}
+            names = [name for name, number in reader.class_to_idx.items() if number in used]
+            number_of = {reader.class_to_idx[name]: index for index, name in enumerate(names)}
+            reader.samples = [(path, number_of[number]) for path, number in reader.samples]
+            reader.class_to_idx = {name: index for index, name in enumerate(names)}
+
+    def _bits_in_use(self) -> int | None:
+        names = self._names["train"]
+        return None if names is None else bits_in_use(names, lambda index: _bytes_of(self._readers["train"], index))
+
+    def _open(self, split: str, folder: Path | None = None) -> Any:
+        """The reader of a split, by timm's name for it, or of a folder."""
         from timm.data import create_dataset
 
-        root = None if self.settings.root is None else str(self.settings.root)
+        given = folder or self.settings.root
+        root = None if given is None else str(given)
+        arguments = self.settings.arguments if folder is None else {**self.settings.arguments, "search_split": False}
         try:
-            dataset = create_dataset(self.settings.name, root=root, split=split, **self.settings.arguments)
+            dataset = create_dataset(self.settings.name, root=root, split=split, **arguments)
         except Exception as error:  # each reader raises other exceptions
             raise DataError(f"timm dataset {self.settings.name or root}, split {split!r}: {error}") from error
         reader = getattr(dataset, "reader", None)
@@ -83,21 +154,30 @@ class ReaderSamples:
         ids: sample ids.
         labels: class indices, ``UNLABELED`` where a sample has none.
         pixel_limit: largest width × height.
+        bits: bits in use of images of more than 8 bits.
     """
 
-    def __init__(self, reader: Any, ids: Sequence[str], labels: Sequence[int], pixel_limit: int):
-        self.reader, self.ids, self.labels, self.pixel_limit = reader, ids, labels, pixel_limit
+    def __init__(
+        self, reader: Any, ids: Sequence[str], labels: Sequence[int], pixel_limit: int, bits: int | None = None
+    ):
+        self.reader, self.ids, self.labels, self.pixel_limit, self.bits = reader, ids, labels, pixel_limit, bits
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         try:
-            with self.reader[index][0] as file:
-                encoded = file.read()
+            encoded = _bytes_of(self.reader, index)
         except OSError as error:
             raise DataError(f"{self.ids[index]}: cannot be read: {error}") from error
-        return Sample(decode(encoded, self.ids[index], self.pixel_limit), self.labels[index], self.ids[index])
+        return Sample(
+            decode(encoded, self.ids[index], self.pixel_limit, self.bits), self.labels[index], self.ids[index]
+        )
+
+
+def _bytes_of(reader: Any, index: int) -> bytes:
+    with reader[index][0] as file:
+        return file.read()
 
 
 def _column(reader: Any) -> LabelColumn:

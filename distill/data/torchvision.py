@@ -17,6 +17,8 @@ from augment.base import did_you_mean
 from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.decode import decode
 from distill.data.labels import LabelColumn, LabelSettings, read_labels
+from distill.data.layout import understand
+from distill.data.tree import Tree, read_by_both
 
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
@@ -57,6 +59,8 @@ class TorchVision(Source):
             dataset = self._open(choice, optional=split != "train" and not settings.splits)
             if dataset is not None:
                 self._datasets[split] = dataset
+                if isinstance(dataset, datasets.ImageFolder):
+                    self._read_once(dataset)
         if "train" not in self._datasets:
             raise DataError(f"data.source.splits of {settings.name} must name train")
         self.has_split = frozenset(self._datasets)
@@ -97,6 +101,22 @@ class TorchVision(Source):
             if "download" in self._parameters and not self.settings.download:
                 why += " (data.source.download is false)"
             raise DataError(f"torchvision's {self.settings.name} in {self.settings.root}: {why}") from error
+
+    def _read_once(self, dataset: Any) -> None:
+        """Leave an ``ImageFolder`` each image once. It takes every folder for a class: raise an error for others."""
+        tree = Tree(Path(dataset.root))
+        use = f"use the source {{type: folder, root: {dataset.root}}}"
+        try:
+            layout = understand(tree, class_folder="outer")
+        except DataError as error:
+            raise DataError(f"torchvision's ImageFolder cannot read this folder; {use}. {error}") from error
+        if layout.base or len(layout.parts) > 1 or layout.folders:
+            raise DataError(f"torchvision's ImageFolder would take each folder for a class, but {layout}: {use}")
+        found = [path for path, _ in dataset.samples]
+        (kept,), skipped = read_by_both(tree, [""], [found], "torchvision")
+        dataset.samples = dataset.imgs = [dataset.samples[index] for index in kept]
+        dataset.targets = [number for _, number in dataset.samples]
+        self.skipped = (*self.skipped, *skipped)
 
     def _column(self, dataset: Any) -> LabelColumn:
         for attribute in _LABEL_ATTRIBUTES:

@@ -262,27 +262,32 @@ def join(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder else name
 
 
-def read_by_both(tree: Tree, folder: str, paths: Sequence[str], reader: str) -> tuple[list[int], tuple[Skipped, ...]]:
-    """Which of the images that another library found below a folder are those of :meth:`Tree.walk`.
+def read_by_both(
+    tree: Tree, folders: Sequence[str], found: Sequence[Sequence[str]], reader: str
+) -> tuple[list[list[int]], tuple[Skipped, ...]]:
+    """Which of the images that another library found below some folders are those of :meth:`Tree.walk`.
 
     The readers of other libraries follow links to parents, some read hidden files, and some know fewer formats.
 
     Args:
         tree: of the root.
-        folder: below the root.
-        paths: of the files that the library found, on disk.
-        reader: its name.
+        folders: below the root; none is in another.
+        found: for each folder, the paths on disk of the files that the library found.
+        reader: name of the library's reader.
 
     Returns:
-        Indices into ``paths`` of the images to read; and what is not read, by the tree or by the library.
+        For each folder, indices into its paths of the images to read; and what is not read, by the tree or the library.
     """
-    (ours,), skipped = tree.walk([folder])
-    position = {os.path.relpath(path, tree.root).replace(os.sep, "/"): index for index, path in enumerate(paths)}
+    walked, skipped = tree.walk(folders)
     counts = SkipCount()
-    for path in ours:
-        if path not in position:
-            counts.add(f"{extension_of(path)} ({reader} does not read it; the source folder does)", path)
-    return sorted(position[path] for path in ours if path in position), (*skipped, *counts.summary())
+    kept: list[list[int]] = []
+    for ours, paths in zip(walked, found):
+        index_of = {os.path.relpath(path, tree.root).replace(os.sep, "/"): index for index, path in enumerate(paths)}
+        for path in ours:
+            if path not in index_of:
+                counts.add(f"{extension_of(path)} ({reader} does not read it; the source folder does)", path)
+        kept.append(sorted(index_of[path] for path in ours if path in index_of))
+    return kept, (*skipped, *counts.summary())
 
 
 def _key_of(status: os.stat_result) -> _Key:

@@ -36,16 +36,40 @@ def test_split_folders(tmp_path, monkeypatch) -> None:
     assert source(tmp_path / "set").split("train").ids == train.ids
 
 
-def test_one_folder_divided_by_hash(tmp_path) -> None:
-    put(tmp_path, *[f"{label}/{index}.png" for label in "ab" for index in range(100)])
-    folder = source(tmp_path, test_fraction=0.2, val_fraction=0.1)
-    parts = {name: set(folder.split(name).ids) for name in ("train", "val", "test")}
-    assert sum(map(len, parts.values())) == 200 and len(set.union(*parts.values())) == 200
-    assert 25 <= len(parts["test"]) <= 55 and 8 <= len(parts["val"]) <= 32
-    put(tmp_path, "a/new.png", "b/0000.png")
-    after = source(tmp_path, test_fraction=0.2, val_fraction=0.1)
-    for name, before in parts.items():
-        assert before <= set(after.split(name).ids)  # type: ignore[arg-type]
+def parts_of(folder: Folder) -> dict[str, set[str]]:
+    return {name: set(folder.split(name).ids) for name in sorted(folder.has_split)}  # type: ignore[arg-type]
+
+
+def test_fractions_are_exact_stratified_and_follow_the_ids(tmp_path) -> None:
+    put(tmp_path, *[f"{label}/{index}.png" for label, count in zip("abc", (100, 61, 5)) for index in range(count)])
+    settings = {"test_fraction": 0.2, "val_fraction": 0.1}
+    folder = source(tmp_path, **settings)
+    parts = parts_of(folder)
+    assert {name: len(part) for name, part in parts.items()} == {"test": 33, "train": 116, "val": 17}
+    counts = {name: [sum(id.startswith(label) for id in part) for label in "abc"] for name, part in parts.items()}
+    assert counts == {"test": [20, 12, 1], "train": [70, 43, 3], "val": [10, 6, 1]}
+    assert len(set.union(*parts.values())) == 166 and parts_of(source(tmp_path, **settings)) == parts
+    put(tmp_path, "a/new.png")
+    after = parts_of(source(tmp_path, **settings))
+    moved = sum(len(part - after[name]) for name, part in parts.items())
+    assert moved <= 4
+
+
+def test_a_small_fraction_of_small_classes_is_exact(tmp_path) -> None:
+    put(tmp_path, *[f"{label}/{index}.png" for label in range(10) for index in range(4)], "alone/1.png")
+    folder = source(tmp_path, test_fraction=0.1)
+    assert len(folder.split("test")) == 4 and "alone/1.png" in folder.split("train").ids
+    with pytest.raises(DataError, match=r"test_fraction 0.01 of 41 images is none"):
+        source(tmp_path, test_fraction=0.01)
+
+
+def test_a_fraction_of_the_train_folder_where_there_is_no_test_folder(tmp_path) -> None:
+    put(
+        tmp_path,
+        *[f"{split}/{label}/{index}.png" for split in ("train", "val") for label in "ab" for index in range(9)],
+    )
+    folder = source(tmp_path, test_fraction=1 / 3)
+    assert {name: len(part) for name, part in parts_of(folder).items()} == {"test": 6, "train": 12, "val": 18}
 
 
 def test_a_flat_folder_has_no_labels(tmp_path) -> None:
@@ -86,28 +110,44 @@ def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
     with pytest.raises(DataError, match=r"stray\.png lies beside class folders"):
         source(tmp_path / "two")
     put(tmp_path, "three/train/a/1.png", "three/train/b/1.png", "three/test/a/2.png")
-    with pytest.raises(DataError, match="class 'b' is in train but not in test"):
+    with pytest.raises(DataError, match=r"only in train: b; all 2: a, b\n  only in test: none; all 1: a"):
         source(tmp_path / "three")
-    with pytest.raises(DataError, match="has a train folder"):
+    with pytest.raises(DataError, match=r"has a test folder, test: leave test_fraction at 0"):
         source(tmp_path / "three", test_fraction=0.1)
     (tmp_path / "nothing").mkdir()
     with pytest.raises(DataError, match="nothing holds no images"):
         source(tmp_path / "nothing")
+    (tmp_path / "link").symlink_to(tmp_path / "lost")
+    with pytest.raises(DataError, match=r"link is a link to .*lost, which does not exist"):
+        source(tmp_path / "link")
+    with pytest.raises(DataError, match=r"stray\.png is a file, not a folder"):
+        source(tmp_path / "two/stray.png")
     with pytest.raises(DataError, match="leaves nothing to train on"):
         source(tmp_path / "two", labels=False, test_fraction=0.6, val_fraction=0.4)
 
 
 def test_a_corrupt_file_is_named_by_its_path(tmp_path) -> None:
-    put(tmp_path, "a/1.png", "a/2.png")
-    path = tmp_path / "a/2.png"
+    put(tmp_path, "a/1.png", "b/2.png")
+    path = tmp_path / "b/2.png"
     path.write_bytes(path.read_bytes()[:45])
-    with pytest.raises(DataError, match=r"a/2\.png"):
-        source(tmp_path).split("train")[1]
+    train = source(tmp_path).split("train")
+    with pytest.raises(DataError, match=r"b/2\.png"):
+        train[1]
+    path.unlink()
+    path.symlink_to("gone.png")
+    with pytest.raises(DataError, match=r"b/2\.png: a link to gone\.png, which does not exist"):
+        train[1]
+
+
+def test_class_names_in_either_form_of_unicode(tmp_path) -> None:
+    put(tmp_path, "train/Caf\u00e9/1.png", "train/b/1.png", "test/Cafe\u0301/2.png", "test/b/2.png")
+    folder = source(tmp_path)
+    assert folder.classes == ("Caf\u00e9", "b") and list(folder.split("test").labels) == [0, 1]
 
 
 def test_fingerprint_sees_a_changed_file(tmp_path) -> None:
     put(tmp_path, *[f"a/{index}.png" for index in range(4)])
-    settings = DataSettings(source=Folder.Settings(root=tmp_path), size=8, workers=0)
+    settings = DataSettings(source=Folder.Settings(root=tmp_path, labels=False), size=8, workers=0)
     before = ExperimentData(settings).fingerprint()
     assert before == ExperimentData(settings).fingerprint()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a/0.png")
