@@ -213,9 +213,50 @@ def test_timm(tmp_path: Path) -> None:
         train[1]
 
 
+def test_timm_finds_the_splits_of_a_folder(tmp_path: Path) -> None:
+    put(tmp_path, *[f"x/{split}/{label}/1.png" for split in ("Training", "Testing") for label in "ab"])
+    put(tmp_path, "x/Training/a/2.webp", "x/Training/a/._3.png", "x/Training/.checkpoints/4.png")
+    (tmp_path / "x/Training/b/up").symlink_to("..")
+    source = Timm(Timm.Settings(root=tmp_path))
+    assert source.classes == ("a", "b") and source.has_split == {"train", "test"}
+    assert list(source.split("train").ids) == ["train/a/1.png", "train/b/1.png"]
+    assert list(source.split("train").labels) == [0, 1] and list(source.split("test").labels) == [0, 1]
+    assert source.reading == f"{tmp_path}: train is x/Training, test is x/Testing"
+    assert {each.reason: each.count for each in source.skipped} == {
+        "hidden": 2,
+        "link to a folder that is read already": 1,
+        ".webp (timm does not read it; the source folder does)": 1,
+    }
+    inside = Timm(Timm.Settings(root=tmp_path / "x", splits={"train": "training", "test": "test"}))
+    assert list(inside.split("test").ids) == ["test/a/1.png", "test/b/1.png"]
+    with pytest.raises(DataError, match=r"no folder val in .*, which holds Testing, Training"):
+        Timm(Timm.Settings(root=tmp_path / "x", splits={"train": "train", "val": "val"}))
+
+
+def image_folder(root: Path) -> TorchVision:
+    return TorchVision(TorchVision.Settings(name="ImageFolder", root=root))
+
+
+def test_torchvision_image_folder(tmp_path: Path) -> None:
+    put(tmp_path / "one", "a/1.png", "b/2.png", "b/._2.png", "b/3.jp2")
+    (tmp_path / "one/a/up").symlink_to("..")
+    source = image_folder(tmp_path / "one")
+    assert source.classes == ("a", "b") and list(source.split("train").labels) == [0, 1]
+    assert {each.reason for each in source.skipped} >= {"hidden", "link to a folder that is read already"}
+    put(tmp_path / "two", *[f"{split}/{label}/1.png" for split in ("Training", "Testing") for label in "ab"])
+    with pytest.raises(DataError, match=r"each folder for a class, but train is Training.*source \{type: folder"):
+        image_folder(tmp_path / "two")
+    put(tmp_path / "three", "plants/a/1.png", "plants/b/1.png")
+    with pytest.raises(DataError, match=r"each folder for a class, but the folders in plants are classes"):
+        image_folder(tmp_path / "three")
+    put(tmp_path / "four", "a/1.png", "b/1.png", "test/1.png")
+    with pytest.raises(DataError, match=r"(?s)source \{type: folder.*can be read in two ways"):
+        image_folder(tmp_path / "four")
+
+
 def test_timm_errors(tmp_path: Path) -> None:
     put(tmp_path, "train/a/1.png", "a/2.png")
-    with pytest.raises(DataError, match="for both train and test"):
+    with pytest.raises(DataError, match=r"splits.train: no folder train in .*, which holds a; timm would read all"):
         Timm(Timm.Settings(root=tmp_path / "train", splits={"train": "train", "test": "test"}))
     with pytest.raises(DataError, match="use the source torchvision"):
         Timm(Timm.Settings(name="torch/image_folder", root=tmp_path))

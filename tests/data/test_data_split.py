@@ -6,7 +6,7 @@ from toy_source import toy
 
 from distill.data.base import UNLABELED, DataError
 from distill.data.experiment_data import DataSettings, ExperimentData
-from distill.data.split import by_hash, held_out, label_budget, uniform
+from distill.data.split import apportion, by_hash, held_out, label_budget, uniform
 
 IDS = [f"image {index}" for index in range(200)]
 LABELS = np.array([0] * 100 + [1] * 60 + [2] * 37 + [UNLABELED] * 3)
@@ -20,9 +20,22 @@ def test_uniform_is_the_hash_and_even() -> None:
 def test_held_out_is_stratified_and_follows_the_id() -> None:
     mask = held_out(IDS, LABELS, 0.1)
     assert [int(mask[label == LABELS].sum()) for label in (0, 1, 2, UNLABELED)] == [10, 6, 4, 0]
+    assert mask.sum() == 20
     turned = held_out(IDS[::-1], LABELS[::-1], 0.1)
     assert np.array_equal(turned[::-1], mask)
     assert not held_out(["one"], np.array([0]), 0.9).any()
+
+
+def test_apportioned_numbers_are_exact_and_leave_one_of_each_class() -> None:
+    assert apportion([4] * 10, 0.1) == [1, 1, 1, 1, 0, 0, 0, 0, 0, 0]
+    assert apportion([10, 25, 3, 1], 0.5) == [5, 13, 2, 0]
+    assert apportion([2, 2, 1], 0.9) == [1, 1, 0] and apportion([], 0.5) == [] and apportion([5], 0) == [0]
+    assert apportion([10, 10], 0.3, spare=[1, 9]) == [1, 3]
+    for sizes in ([7, 13, 29, 50], [100] * 61, [3, 3, 3]):
+        for fraction in (0.05, 0.1, 0.2, 1 / 3, 0.5):
+            counts = apportion(sizes, fraction)
+            assert sum(counts) == int(fraction * sum(sizes) + 0.5)
+            assert all(abs(count - fraction * size) < 1 for count, size in zip(counts, sizes))
 
 
 def test_label_budget_is_nested_and_depends_on_its_seed_alone() -> None:
