@@ -1,6 +1,7 @@
 """What ``distill data`` finds, prints and draws; and the opening lines of a run."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,8 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         f"wrote {to}",
     ):
         assert line in text, line
-    rows = [line.split() for line in text.splitlines()]
-    assert "train 6 6 2 1 12 × 8 12 × 8 40 × 30".split() in rows and ["a", "3", "1", "1"] in rows
+    rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
+    assert ["train", "6", "6", "2", "1", "12 × 8", "12 × 8", "40 × 30"] in rows and ["a", "3", "1", "1"] in rows
     with Image.open(to) as sheet:
         assert sheet.format == "PNG" and sheet.width > 3 * 3 * 96 and sheet.height > 2 * 96
 
