@@ -98,6 +98,7 @@ class _Reader:
         names = self.tree.subfolders(base)
         meant = splits_of(names) if splits is None else {}
         if meant and (found := self._found(base, names, meant)):
+            self._refuse_empty(base, found)
             return self._with_splits(base, found)
         if self.labels and not self.inner and splits is None and (classes_first := self._classes_first(base, names)):
             return classes_first
@@ -166,6 +167,7 @@ class _Reader:
             raise DataError(
                 f"{self.tree.path_of(base)} holds {_some(names)} and no folder of training images;"
                 f" to train on {names[0]}, set data.source.root to {self.tree.path_of(join(base, names[0]))}"
+                f"{self._instead(base)}"
             )
         if "train" not in by_split:
             folders = self._train_in(base, others) | folders
@@ -176,6 +178,16 @@ class _Reader:
                 f"beside {_some(others)}" if others else "but none like train"
             )
         raise self._two(base, why, folders, names)
+
+    def _refuse_empty(self, base: str, folders: Mapping[Split, str]) -> None:
+        """Raise ``DataError`` if there is a folder for another split, without images that can be read."""
+        for name in self.tree.without_images(base):
+            if split_of(name) not in (None, *folders):
+                path = join(base, name)
+                raise DataError(
+                    f"{self.tree.path_of(path)} holds no images that can be read; move or delete it, or set"
+                    f" data.source.splits{self._instead(path)}"
+                )
 
     def _train_in(self, base: str, names: list[str]) -> dict[Split, str]:
         """The splits that a wrapper among some folders holds, else where train could be."""

@@ -168,6 +168,13 @@ def test_only_a_test_folder(tmp_path: Path) -> None:
         read(tmp_path)
 
 
+def test_a_split_without_images_that_can_be_read(tmp_path: Path) -> None:
+    put(tmp_path, "train/{ab}/1.png", "test/{ab}/1.dcm", "train_labels/1.txt")
+    with pytest.raises(DataError, match=r"test holds no images that can be read; .*\n  2 × \.dcm \(not a format"):
+        read(tmp_path)
+    assert read(tmp_path, splits={"train": "train"}) == ({"train": 2}, ("a", "b"))
+
+
 def test_the_inner_folder_is_the_class(tmp_path: Path) -> None:
     put(tmp_path, "day/{ab}/1.png", "night/{bc}/1.png")
     folder = Folder(Folder.Settings(root=tmp_path, class_folder="inner"))
