@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from distill.data.base import Split
 
-WORDS: dict[str, Split] = {
-    **dict.fromkeys(("train", "training", "trainset", "traindata", "trainval"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "validate", "validating", "valset", "dev", "devset"), "val"),
-    **dict.fromkeys(("eval", "evaluation"), "val"),
-    **dict.fromkeys(("test", "testing", "testset", "testdata"), "test"),
-}  # type: ignore[assignment]
+WORDS: Mapping[str, Split] = {
+    "train": "train",
+    "training": "train",
+    "trainval": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "validate": "val",
+    "dev": "val",
+    "eval": "val",
+    "evaluation": "val",
+    "test": "test",
+    "testing": "test",
+}
 _AFTER = frozenset(
     (
         *("set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "files", "split", "folder"),
@@ -20,6 +28,8 @@ _AFTER = frozenset(
     )
 )
 """Words that may follow: ``train_images`` is a split, ``test_tube`` is more likely a class."""
+_GLUED = re.compile(f"(.*?)({'|'.join(sorted(WORDS, key=len, reverse=True))})({'|'.join(sorted(_AFTER))})?$")
+"""A word for a split with letters before it (``dogtrain``), or another word after it (``testset``)."""
 
 
 def split_of(name: str) -> Split | None:
@@ -31,24 +41,22 @@ def split_of(name: str) -> Split | None:
     words = _words(name)
     at = [index for index, word in enumerate(words) if word in WORDS]
     splits = [WORDS[words[index]] for index in at]
-    if splits == ["train", "val"]:
-        return "train" if all(word in _AFTER for word in words[at[1] + 1 :]) else None
-    if len(splits) != 1 or not all(word in _AFTER for word in words[at[0] + 1 :]):
+    if splits not in (["train"], ["val"], ["test"], ["train", "val"]):
         return None
-    return splits[0]
+    return splits[0] if all(word in _AFTER for word in words[at[-1] + 1 :]) else None
 
 
 def splits_of(names: Iterable[str]) -> dict[str, Split]:
     """Name → split, for the folders of one folder that mean one.
 
-    Beside the names of :func:`split_of`, these are pairs that differ only in the word for the split, such as
-    ``train_birds`` and ``test_birds``.
+    Beside the names of :func:`split_of`, these are names that differ only in the word for the split, such as
+    ``train_birds`` and ``test_birds``, or ``dogtrain`` and ``dogtest``.
     """
     listed = list(names)
     found = {name: split for name in listed if (split := split_of(name)) is not None}
     patterns: dict[tuple[str, ...], dict[str, Split]] = {}
     for name in listed:
-        words = _words(name)
+        words = [part for word in _words(name) for part in _glued(word)]
         at = [index for index, word in enumerate(words) if word in WORDS]
         if len(at) == 1:
             pattern = (*words[: at[0]], "", *words[at[0] + 1 :])
@@ -60,5 +68,12 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
 
 
 def _words(name: str) -> list[str]:
-    """The words of a name in lower case, without digits: ``seg_trainSet2`` → seg, train, set."""
-    return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+", name)]
+    """The words of a name in lower case, without digits: ``seg_trainSet2`` and ``seg_trainset`` → seg, train, set."""
+    words = [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_A-Za-z]+", name)]
+    return [part for word in words for part in (_glued(word) if _glued(word)[0] in WORDS else [word])]
+
+
+def _glued(word: str) -> list[str]:
+    """The parts of a word that ends in a word for a split, or in one and a word that may follow."""
+    match = _GLUED.match(word)
+    return [part for part in match.groups() if part] if match else [word]

@@ -33,7 +33,7 @@ def read(root: Path, **settings: Any) -> tuple[dict[str, int], tuple[str, ...]]:
             (name, "train")
             for name in ("train", "Training", "TRAIN", "seg_train", "train_set", "trainSet", "train2017")
         ),
-        *((name, "train") for name in ("Training Images", "trainval", "train_val", "my-train-data", "TrainImages")),
+        *((name, "train") for name in ("Training Images", "trainval", "train_val", "my-train-data", "trainimages")),
         *((name, "val") for name in ("val", "valid", "Validation", "my_val", "dev", "eval", "val_images", "devset")),
         *((name, "test") for name in ("test", "Testing", "seg_test", "test1", "Test_Set", "testset", "TestData")),
         *((name, None) for name in ("invalid", "trains", "contest", "test_tube", "training_test", "device", "cat")),
@@ -46,7 +46,8 @@ def test_the_split_that_a_name_means(name: str, split: str | None) -> None:
 
 def test_names_that_differ_only_in_the_word_for_the_split() -> None:
     assert splits_of(["train_birds", "test_birds", "cat"]) == {"train_birds": "train", "test_birds": "test"}
-    assert splits_of(["train_birds", "test_tube"]) == {}
+    assert splits_of(["dogtrain", "dogtest"]) == {"dogtrain": "train", "dogtest": "test"}
+    assert splits_of(["train_birds", "test_tube"]) == splits_of(["dogtrain", "contest"]) == {}
 
 
 @pytest.mark.parametrize(
