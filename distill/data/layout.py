@@ -312,7 +312,7 @@ class _Reader:
         inner = [self.tree.subfolders(join(base, name)) for name in names]
         if len(inner[0]) < 2 or any(each != inner[0] for each in inner):
             return
-        if any(self.tree.images(join(base, name)) for name in names):
+        if any(self.tree.images(join(base, name)) for name in names) or splits_of(inner[0]):
             return
         raise DataError(
             f"{self.tree.path_of(base)} can be read in two ways, for each of its folders holds {_some(inner[0])}:\n"

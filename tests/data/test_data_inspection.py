@@ -69,7 +69,7 @@ def shown(root: Path, **options: Any) -> str:
         "data": {"source": {"type": "folder", "root": str(root)}, "batch_size": 4, "size": 16, "workers": 0},
         "teacher": {"networks": [{"model": "test_efficientnet", "pretrained": False}]},
         "student": {"network": {"model": "test_efficientnet", "pretrained": False}},
-        "objectives": [{"type": "ce"}],
+        "objectives": [{"type": "ce"}, {"type": "kd"}],
     }
     console = Console(record=True, width=160, file=io.StringIO())
     show_data(validate_tree(tree, "test"), console, **{"to": None, "images": 3, "decode": True, **options})

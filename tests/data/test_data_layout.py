@@ -119,9 +119,9 @@ def test_images_without_labels(tmp_path: Path) -> None:
             [({"splits": {"train": "train", "test": "test"}}, {"train": 1, "test": 1})],
         ),
         (
-            ["train/{ab}/1.png", "train_extra/{ab}/1.png", "test/{ab}/1.png"],
+            ["train/{ab}/1.png", "train2/{ab}/1.png", "test/{ab}/1.png"],
             ["several like the same one", "{train: train, test: test}"],
-            [({"splits": {"train": "train_extra", "test": "test"}}, {"train": 2, "test": 2})],
+            [({"splits": {"train": "train2", "test": "test"}}, {"train": 2, "test": 2})],
         ),
         (
             ["train/{ab}/1.png", "more/{ab}/1.png"],
