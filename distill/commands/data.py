@@ -14,7 +14,7 @@ from rich.text import Text
 
 from distill.data.base import Split
 from distill.data.experiment_data import SPLITS, ExperimentData
-from distill.data.inspection import Decoded, Inspection, Place, inspect
+from distill.data.inspection import Decoded, ImagePlace, Inspection, inspect
 from distill.data.samples_sheet import write_samples
 from distill.data.summary import count_by_class, counts_line, detail_lines
 from distill.experiments.base import Experiment
@@ -40,12 +40,12 @@ def show_data(experiment: Experiment, console: Console, to: Path | None, images:
         _print(console, f"  {line}")
     data = data.with_all_labels()
     splits = [split for split in SPLITS if data.has_split(split)]
-    found = _inspected(data, splits, console) if decode else None
-    console.print(_split_table(data, splits, found))
+    inspection = _inspected(data, splits, console) if decode else None
+    console.print(_split_table(data, splits, inspection))
     if data.classes:
         console.print(_class_table(data, splits))
-    if found is not None:
-        for line in _findings(data, found):
+    if inspection is not None:
+        for line in _findings(data, inspection):
             _print(console, line)
     if to is not None:
         write_samples(data, splits, to, images)
@@ -58,14 +58,14 @@ def _inspected(data: ExperimentData, splits: Sequence[Split], console: Console) 
         return inspect(data, lambda images: progress.advance(task, images))
 
 
-def _split_table(data: ExperimentData, splits: Sequence[Split], found: Inspection | None) -> Table:
+def _split_table(data: ExperimentData, splits: Sequence[Split], inspection: Inspection | None) -> Table:
     columns = ["split", "images", "labeled", "classes"]
-    columns += ["unreadable", "smallest", "median", "largest"] if found else []
+    columns += ["unreadable", "smallest", "median", "largest"] if inspection else []
     table = _table(columns)
     for split in splits:
         counts = count_by_class(data, split)
         numbers = [count(len(data.subset(split))), count(sum(counts)), count(sum(number > 0 for number in counts))]
-        table.add_row(split, *numbers, *(_sizes(found.splits[split]) if found else []))
+        table.add_row(split, *numbers, *(_sizes(inspection.splits[split]) if inspection else []))
     return table
 
 
@@ -101,10 +101,10 @@ def _table(columns: Sequence[str]) -> Table:
     return table
 
 
-def _findings(data: ExperimentData, found: Inspection) -> list[str]:
+def _findings(data: ExperimentData, inspection: Inspection) -> list[str]:
     """Lines about unreadable, small and equal images."""
     lines = []
-    for split, decoded in found.splits.items():
+    for split, decoded in inspection.splits.items():
         for reason in list(decoded.unreadable.values())[:SHOWN]:
             lines.append(f"unreadable in {split}: {reason}")
         if (more := len(decoded.unreadable) - SHOWN) > 0:
@@ -114,28 +114,28 @@ def _findings(data: ExperimentData, found: Inspection) -> list[str]:
                 f"{split}: {small:,} of {len(decoded.sizes):,} images have a side below data.size {data.settings.size},"
                 " to which they are enlarged"
             )
-    for (first, second), groups in found.shared().items():
+    for (first, second), groups in inspection.shared().items():
         lines.append(f"{first} and {second} share {_pictures(groups)}: {_examples(groups)}")
-    if repeated := found.repeated():
+    if repeated := inspection.repeated():
         lines.append(f"{_pictures(repeated)} more than once in a split: {_examples(repeated)}")
-    if wrong := found.contradictory():
+    if wrong := inspection.contradictory():
         lines.append(f"{_pictures(wrong)} with different labels: {_examples(wrong)}")
-    if not found.equal:
+    if not inspection.equal:
         lines.append("no two images have the same pixels")
     return lines
 
 
-def _pictures(groups: Sequence[Sequence[Place]]) -> str:
+def _pictures(groups: Sequence[Sequence[ImagePlace]]) -> str:
     return f"{len(groups):,} picture{'s' * (len(groups) != 1)}"
 
 
-def _examples(groups: Sequence[Sequence[Place]]) -> str:
+def _examples(groups: Sequence[Sequence[ImagePlace]]) -> str:
     """The ids of the first groups; ids of another split than train have its name."""
     texts = [" = ".join(_named(place) for place in group[:3]) + " …" * (len(group) > 3) for group in groups[:SHOWN]]
     return ", ".join(texts) + (f" and {len(groups) - SHOWN:,} more" if len(groups) > SHOWN else "")
 
 
-def _named(place: Place) -> str:
+def _named(place: ImagePlace) -> str:
     return place.id if place.id.startswith(place.split) else f"{place.id} ({place.split})"
 
 

@@ -26,7 +26,7 @@ from pydantic import Field
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 from distill.data.depth import bits_in_use
-from distill.data.layout import ClassFolder, Part, understand
+from distill.data.layout import ClassFolder, LayoutPart, understand
 from distill.data.split import apportion, by_hash
 from distill.data.tree import Tree
 
@@ -87,15 +87,15 @@ class Folder(Source):
     def _read(self, tree: Tree) -> dict[Split, list[_Labeled]]:
         """The images of each part of the layout."""
         parts = [(split, part) for split, parts in self._layout.parts.items() for part in parts]
-        found, self.skipped = tree.walk([part.path for _, part in parts])
+        walked, self.skipped = tree.walk([part.path for _, part in parts])
         files: dict[Split, list[_Labeled]] = {}
-        for (split, part), paths in zip(parts, found):
+        for (split, part), paths in zip(parts, walked):
             if not paths and not (tree.is_link(part.path) and part.label is not None):
                 raise DataError(f"{tree.path_of(part.path)} holds only links to images that are read by another path")
             files.setdefault(split, []).extend((path, self._label(part, path)) for path in paths)
         return files
 
-    def _label(self, part: Part, path: str) -> str | None:
+    def _label(self, part: LayoutPart, path: str) -> str | None:
         """The class of an image. Macs write accents as separate characters, so names are compared in one form."""
         label = part.label
         if self._layout.inner:
@@ -156,12 +156,12 @@ class Folder(Source):
                 raise DataError(self._mismatch(first, labeled[first], other, labeled[other]))
         return tuple(labeled[first])
 
-    def _mismatch(self, one: str, first: Sequence[str], other: str, second: Sequence[str]) -> str:
+    def _mismatch(self, first_name: str, first: Sequence[str], other: str, second: Sequence[str]) -> str:
         """The text for two splits with other classes."""
-        lines = [f"{self.root}: the classes of {one} and {other} differ ({self._layout})"]
-        for name, mine, theirs in ((one, first, second), (other, second, first)):
-            only = sorted(set(mine) - set(theirs))
-            lines.append(f"  only in {name}: {_list(only)}; all {len(mine)}: {_list(mine)}")
+        lines = [f"{self.root}: the classes of {first_name} and {other} differ ({self._layout})"]
+        for name, own_labels, other_labels in ((first_name, first, second), (other, second, first)):
+            only = sorted(set(own_labels) - set(other_labels))
+            lines.append(f"  only in {name}: {_list(only)}; all {len(own_labels)}: {_list(own_labels)}")
         folded = {label.casefold() for label in first} & {label.casefold() for label in set(second) - set(first)}
         if folded:
             lines.append(f"  {_list(sorted(folded))} differ only in upper and lower case: rename a folder")

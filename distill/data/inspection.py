@@ -18,7 +18,7 @@ CHUNK = 32
 """Images that a worker decodes at a time."""
 
 
-class Place(NamedTuple):
+class ImagePlace(NamedTuple):
     """Where an image is."""
 
     split: Split
@@ -41,24 +41,24 @@ class Inspection:
     """What decoding all images showed."""
 
     splits: dict[Split, Decoded]
-    equal: list[list[Place]]
+    equal: list[list[ImagePlace]]
     """Groups of images with the same pixels, in the order of the splits."""
 
-    def shared(self) -> dict[tuple[Split, Split], list[list[Place]]]:
+    def shared(self) -> dict[tuple[Split, Split], list[list[ImagePlace]]]:
         """Two splits → the groups that have images in both."""
-        found: dict[tuple[Split, Split], list[list[Place]]] = {}
+        pairs: dict[tuple[Split, Split], list[list[ImagePlace]]] = {}
         for group in self.equal:
             here = [split for split in SPLITS if any(place.split == split for place in group)]
             for index, first in enumerate(here):
                 for second in here[index + 1 :]:
-                    found.setdefault((first, second), []).append(group)
-        return found
+                    pairs.setdefault((first, second), []).append(group)
+        return pairs
 
-    def repeated(self) -> list[list[Place]]:
+    def repeated(self) -> list[list[ImagePlace]]:
         """Groups of which one split has several images."""
         return [group for group in self.equal if len({place.split for place in group}) < len(group)]
 
-    def contradictory(self) -> list[list[Place]]:
+    def contradictory(self) -> list[list[ImagePlace]]:
         """Groups whose images have different labels."""
         return [group for group in self.equal if len({place.label for place in group} - {UNLABELED}) > 1]
 
@@ -75,29 +75,29 @@ def inspect(data: ExperimentData, advance: Callable[[int], object] = lambda imag
         in another lossless format is equal, one that was compressed again is not).
     """
     splits: dict[Split, Decoded] = {}
-    places: dict[bytes, list[Place]] = {}
+    places: dict[bytes, list[ImagePlace]] = {}
     for split in SPLITS:
         if not data.has_split(split):
             continue
         subset = data.subset(split)
         sizes, unreadable = [], {}
-        for index, (size, digest, error) in enumerate(_looks(subset, data, advance)):
+        for index, (size, digest, error) in enumerate(_decoded(subset, data, advance)):
             if error:
                 unreadable[subset.ids[index]] = error
                 continue
             sizes.append(size)
-            places.setdefault(digest, []).append(Place(split, subset.ids[index], int(subset.labels[index])))
+            places.setdefault(digest, []).append(ImagePlace(split, subset.ids[index], int(subset.labels[index])))
         splits[split] = Decoded(np.array(sizes, dtype=np.int64).reshape(-1, 2), unreadable)
     return Inspection(splits, [group for group in places.values() if len(group) > 1])
 
 
-class _Look(NamedTuple):
+class _Decoding(NamedTuple):
     size: tuple[int, int]
     digest: bytes
     error: str
 
 
-class _Chunks(Dataset[list[_Look]]):
+class _Chunks(Dataset[list[_Decoding]]):
     """``chunks[n]`` decodes the n-th chunk of a subset."""
 
     def __init__(self, subset: Subset):
@@ -106,24 +106,24 @@ class _Chunks(Dataset[list[_Look]]):
     def __len__(self) -> int:
         return -(-len(self.subset) // CHUNK)
 
-    def __getitem__(self, number: int) -> list[_Look]:
+    def __getitem__(self, number: int) -> list[_Decoding]:
         last = min((number + 1) * CHUNK, len(self.subset))
-        return [_look(self.subset, index) for index in range(number * CHUNK, last)]
+        return [_decode(self.subset, index) for index in range(number * CHUNK, last)]
 
 
-def _look(subset: Subset, index: int) -> _Look:
+def _decode(subset: Subset, index: int) -> _Decoding:
     try:
         image = subset[index].image
     except DataError as error:
-        return _Look((0, 0), b"", str(error))
+        return _Decoding((0, 0), b"", str(error))
     height, width = image.shape[:2]
     digest = blake2b(np.ascontiguousarray(image).data, digest_size=16, salt=f"{width}x{height}".encode()[:16])
-    return _Look((width, height), digest.digest(), "")
+    return _Decoding((width, height), digest.digest(), "")
 
 
-def _looks(subset: Subset, data: ExperimentData, advance: Callable[[int], object]) -> Iterator[_Look]:
+def _decoded(subset: Subset, data: ExperimentData, advance: Callable[[int], object]) -> Iterator[_Decoding]:
     workers = data.settings.workers
-    loader: DataLoader[list[_Look]] = DataLoader(
+    loader: DataLoader[list[_Decoding]] = DataLoader(
         _Chunks(subset),
         batch_size=None,
         num_workers=workers,
@@ -135,5 +135,5 @@ def _looks(subset: Subset, data: ExperimentData, advance: Callable[[int], object
         yield from chunk
 
 
-def _as_it_is(chunk: list[_Look]) -> list[_Look]:
+def _as_it_is(chunk: list[_Decoding]) -> list[_Decoding]:
     return chunk

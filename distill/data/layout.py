@@ -27,7 +27,7 @@ _PLAIN = frozenset(["images", "image", "imgs", "img", "jpegimages", "photos", "p
 _SHOWN = 6
 
 
-class Part(NamedTuple):
+class LayoutPart(NamedTuple):
     """A folder whose images, at any depth, belong to one split and one class."""
 
     path: str
@@ -43,7 +43,7 @@ class Layout:
     """The folder that holds the splits or classes: ``""`` or a wrapper that was looked through."""
     folders: dict[Split, str]
     """Split → its folder; empty if there are no split folders."""
-    parts: dict[Split, list[Part]]
+    parts: dict[Split, list[LayoutPart]]
     """Split → its folders of images; only train without split folders."""
     inner: bool = False
     """Whether the folder that holds an image is its class."""
@@ -97,9 +97,9 @@ class _Reader:
         base = self._base()
         names = self.tree.subfolders(base)
         meant = splits_of(names) if splits is None else {}
-        if meant and (found := self._found(base, names, meant)):
-            self._refuse_empty(base, found)
-            return self._with_splits(base, found)
+        if meant and (named := self._named_splits(base, names, meant)):
+            self._refuse_empty(base, named)
+            return self._with_splits(base, named)
         if self.labels and not self.inner and splits is None and (classes_first := self._classes_first(base, names)):
             return classes_first
         parts = self._parts(base, self._single(base, names))
@@ -149,7 +149,7 @@ class _Reader:
         meant = set(splits_of(self.tree.subfolders(path)).values())
         return "train" in meant and len(meant) > 1
 
-    def _found(self, base: str, names: list[str], meant: dict[str, Split]) -> dict[Split, str] | None:
+    def _named_splits(self, base: str, names: list[str], meant: dict[str, Split]) -> dict[Split, str] | None:
         """Split → folder; None if the folders are classes in spite of their names."""
         by_split = {split: [name for name in names if meant.get(name) == split] for split in SPLITS}
         by_split = {split: same for split, same in by_split.items() if same}
@@ -159,7 +159,9 @@ class _Reader:
         folders = {split: join(base, same[0]) for split, same in by_split.items()}
         if "train" in by_split and not several and (len(by_split) > 1 or not others):
             if others and flat and self.labels:
-                raise self._two(base, f"{_some(meant)} beside {_some(others)}, none with folders in it", folders, names)
+                raise self._ambiguous(
+                    base, f"{_some(meant)} beside {_some(others)}, none with folders in it", folders, names
+                )
             return folders
         if flat and len(by_split) == 1 and len(names) > 1 and ("train" in by_split or len(names) == 2):
             return None  # classes such as car and train, valid and invalid
@@ -177,7 +179,7 @@ class _Reader:
             why = f"{_some(meant)} named like a split, " + (
                 f"beside {_some(others)}" if others else "but none like train"
             )
-        raise self._two(base, why, folders, names)
+        raise self._ambiguous(base, why, folders, names)
 
     def _refuse_empty(self, base: str, folders: Mapping[Split, str]) -> None:
         """Raise ``DataError`` if there is a folder for another split, without images that can be read."""
@@ -197,7 +199,7 @@ class _Reader:
                 return {split: join(path, each) for each, split in splits_of(self.tree.subfolders(path)).items()}
         return {"train": join(base, names[0]) if len(names) == 1 else base or "."} if names else {}
 
-    def _two(self, base: str, why: str, folders: Mapping[Split, str], names: Sequence[str]) -> DataError:
+    def _ambiguous(self, base: str, why: str, folders: Mapping[Split, str], names: Sequence[str]) -> DataError:
         """The error for folders that are splits or classes."""
         shown = ", ".join(
             f"{split}: {path!r}" if " " in path else f"{split}: {path}" for split, path in folders.items()
@@ -209,7 +211,7 @@ class _Reader:
         )
 
     def _with_splits(self, base: str, folders: dict[Split, str]) -> Layout:
-        parts: dict[Split, list[Part]] = {}
+        parts: dict[Split, list[LayoutPart]] = {}
         known: set[str] = set()
         bases = {}
         for split, path in folders.items():
@@ -219,7 +221,7 @@ class _Reader:
         for split, inside in bases.items():
             names = [name for name in self.tree.subfolders(inside) if join(inside, name) not in taken]
             if not inside and not (self.labels and not self.inner):  # the rest of the root
-                parts[split] = [Part(name, None) for name in names]
+                parts[split] = [LayoutPart(name, None) for name in names]
             else:
                 parts[split] = self._parts(inside, names)
         if self.labels and len({part.label for all_parts in parts.values() for part in all_parts} - {None}) == 1:
@@ -251,12 +253,12 @@ class _Reader:
             )
         return names
 
-    def _parts(self, base: str, names: list[str]) -> list[Part]:
+    def _parts(self, base: str, names: list[str]) -> list[LayoutPart]:
         """The folders of images in a split's folder, one for each class."""
         if self.unsure:
             self._refuse_splits_within(base, names)
         if not self.labels or not names or self.inner:
-            return [Part(base, None)]
+            return [LayoutPart(base, None)]
         stray = self.tree.images(base)
         if stray:
             raise DataError(
@@ -270,13 +272,13 @@ class _Reader:
                 f" move or delete it if it is no class{self._instead(join(base, empty[0]))}"
             )
         self._refuse_two_levels(base, names)
-        return [Part(join(base, name), name) for name in names]
+        return [LayoutPart(join(base, name), name) for name in names]
 
     def _classes_first(self, base: str, names: list[str]) -> Layout | None:
         """The layout ``<class>/<split>/*.jpg``, or None."""
         if len(names) < 2 or not all(self._holds_splits(join(base, name)) for name in names):
             return None
-        parts: dict[Split, list[Part]] = {}
+        parts: dict[Split, list[LayoutPart]] = {}
         for name in names:
             path = join(base, name)
             inside = self.tree.subfolders(path)
@@ -286,7 +288,7 @@ class _Reader:
             if strange or nested or len(set(meant.values())) < len(inside):
                 raise self._splits_within(path, inside)
             for each, split in meant.items():
-                parts.setdefault(split, []).append(Part(join(path, each), name))
+                parts.setdefault(split, []).append(LayoutPart(join(path, each), name))
         return Layout(base, {}, {split: parts[split] for split in SPLITS if split in parts})
 
     def _refuse_splits_within(self, base: str, names: list[str]) -> None:

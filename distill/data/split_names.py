@@ -53,7 +53,7 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
     ``train_birds`` and ``test_birds``, or ``dogtrain`` and ``dogtest``.
     """
     listed = list(names)
-    found = {name: split for name in listed if (split := split_of(name)) is not None}
+    splits = {name: split for name in listed if (split := split_of(name)) is not None}
     patterns: dict[tuple[str, ...], dict[str, Split]] = {}
     for name in listed:
         words = [part for word in _words(name) for part in _glued(word)]
@@ -61,10 +61,10 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
         if len(at) == 1:
             pattern = (*words[: at[0]], "", *words[at[0] + 1 :])
             patterns.setdefault(pattern, {})[name] = WORDS[words[at[0]]]
-    for alike in patterns.values():
-        if len(set(alike.values())) > 1 and "train" in alike.values():
-            found |= alike
-    return {name: found[name] for name in listed if name in found}
+    for same_pattern in patterns.values():
+        if len(set(same_pattern.values())) > 1 and "train" in same_pattern.values():
+            splits |= same_pattern
+    return {name: splits[name] for name in listed if name in splits}
 
 
 def _words(name: str) -> list[str]:

@@ -67,8 +67,8 @@ class Timm(Source):
         tree = Tree(root)
         folders = self._folders(tree)
         readers = {split: self._open(split, root / path) for split, path in folders.items()}
-        found = [[path for path, _ in reader.samples] for reader in readers.values()]
-        kept, self.skipped = read_by_both(tree, list(folders.values()), found, "timm")
+        paths = [[path for path, _ in reader.samples] for reader in readers.values()]
+        kept, self.skipped = read_by_both(tree, list(folders.values()), paths, "timm")
         for reader, indices in zip(readers.values(), kept):
             self._keep(reader, indices)
         return readers
@@ -87,11 +87,11 @@ class Timm(Source):
         folders: dict[Split, str] = {}
         for split, name in names.items():
             path = name.partition("[")[0].strip("/")
-            alike = [each for each, its_split in meant.items() if its_split == split_of(path)]
+            candidates = [each for each, its_split in meant.items() if its_split == split_of(path)]
             if tree.exists(path) and path not in ("", "."):
                 folders[split] = path
-            elif len(alike) == 1:
-                folders[split] = alike[0]
+            elif len(candidates) == 1:
+                folders[split] = candidates[0]
             elif len(names) > 1 or meant:
                 raise DataError(
                     f"data.source.splits.{split}: no folder {name} in {tree.root}, which holds {', '.join(inside)};"

@@ -112,8 +112,8 @@ class TorchVision(Source):
             raise DataError(f"torchvision's ImageFolder cannot read this folder; {use}. {error}") from error
         if layout.base or len(layout.parts) > 1 or layout.folders:
             raise DataError(f"torchvision's ImageFolder would take each folder for a class, but {layout}: {use}")
-        found = [path for path, _ in dataset.samples]
-        (kept,), skipped = read_by_both(tree, [""], [found], "torchvision")
+        paths = [path for path, _ in dataset.samples]
+        (kept,), skipped = read_by_both(tree, [""], [paths], "torchvision")
         dataset.samples = dataset.imgs = [dataset.samples[index] for index in kept]
         dataset.targets = [number for _, number in dataset.samples]
         self.skipped = (*self.skipped, *skipped)

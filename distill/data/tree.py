@@ -123,7 +123,7 @@ class Tree:
             For each folder, the paths of its images at any depth, sorted; and what is not read anywhere in the tree.
         """
         skipped = SkipCount()
-        found: list[list[str]] = [[] for _ in folders]
+        images: list[list[str]] = [[] for _ in folders]
         above = {key for path in folders for key in self._keys(path)[:-1]}
         links = [(number, path) for number, path in enumerate(folders) if self.is_link(path)]
         queue = deque((number, path) for number, path in enumerate(folders) if not self.is_link(path))
@@ -138,13 +138,13 @@ class Tree:
                 continue
             visited.add(key)
             here = self._folders[key]
-            found[number] += [join(path, name) for name in here.images]
+            images[number] += [join(path, name) for name in here.images]
             skipped.add_all(path, here.skipped)
             for name, (_, is_link) in sorted(here.folders.items()):
                 (links if is_link else queue).append((number, join(path, name)))
         self._count_others(visited, skipped)
-        self._drop_links_to(found, skipped)
-        return [sorted(paths) for paths in found], skipped.summary()
+        self._drop_links_to(images, skipped)
+        return [sorted(paths) for paths in images], skipped.summary()
 
     def _count_others(self, visited: set[_Key], skipped: SkipCount) -> None:
         """Add what the folders hold that were not visited."""
@@ -165,13 +165,13 @@ class Tree:
         """The path on disk."""
         return self.root / path if path else self.root
 
-    def _drop_links_to(self, found: list[list[str]], skipped: SkipCount) -> None:
+    def _drop_links_to(self, images: list[list[str]], skipped: SkipCount) -> None:
         """Remove links to images that are read by another path, so that no image counts twice."""
-        links = {path for paths in found for path in paths if self._is_linked(path)}
+        links = {path for paths in images for path in paths if self._is_linked(path)}
         if not links:
             return
-        seen = {os.path.realpath(self.path_of(path)) for paths in found for path in paths if path not in links}
-        for paths in found:
+        seen = {os.path.realpath(self.path_of(path)) for paths in images for path in paths if path not in links}
+        for paths in images:
             kept = []
             for path in sorted(paths):
                 target = os.path.realpath(self.path_of(path)) if path in links else ""
@@ -263,7 +263,7 @@ def join(folder: str, name: str) -> str:
 
 
 def read_by_both(
-    tree: Tree, folders: Sequence[str], found: Sequence[Sequence[str]], reader: str
+    tree: Tree, folders: Sequence[str], images: Sequence[Sequence[str]], reader: str
 ) -> tuple[list[list[int]], tuple[Skipped, ...]]:
     """Which of the images that another library found below some folders are those of :meth:`Tree.walk`.
 
@@ -272,21 +272,21 @@ def read_by_both(
     Args:
         tree: of the root.
         folders: below the root; none is in another.
-        found: for each folder, the paths on disk of the files that the library found.
+        images: for each folder, the paths on disk of the files that the library found.
         reader: name of the library's reader.
 
     Returns:
         For each folder, indices into its paths of the images to read; and what is not read, by the tree or the library.
     """
-    walked, skipped = tree.walk(folders)
+    in_tree, skipped = tree.walk(folders)
     counts = SkipCount()
     kept: list[list[int]] = []
-    for ours, paths in zip(walked, found):
+    for walked, paths in zip(in_tree, images):
         index_of = {os.path.relpath(path, tree.root).replace(os.sep, "/"): index for index, path in enumerate(paths)}
-        for path in ours:
+        for path in walked:
             if path not in index_of:
                 counts.add(f"{extension_of(path)} ({reader} does not read it; the source folder does)", path)
-        kept.append(sorted(index_of[path] for path in ours if path in index_of))
+        kept.append(sorted(index_of[path] for path in walked if path in index_of))
     return kept, (*skipped, *counts.summary())
 
 

@@ -44,15 +44,15 @@ def folder_data(root: Path, **settings: Any) -> ExperimentData:
 
 def test_equal_pictures_are_found_by_content(root: Path) -> None:
     advanced: list[int] = []
-    found = inspect(folder_data(root), advanced.append)
-    shared = found.shared()
+    inspection = inspect(folder_data(root), advanced.append)
+    shared = inspection.shared()
     assert list(shared) == [("train", "test")]
     assert [[place.id for place in group] for group in shared["train", "test"]] == [["train/a/1.png", "test/a/1.tiff"]]
     repeated = [["train/a/2.png", "train/b/2.bmp"]]
-    assert [[place.id for place in group] for group in found.repeated()] == repeated
-    assert [[place.id for place in group] for group in found.contradictory()] == repeated
-    assert list(found.splits["train"].unreadable) == ["train/b/broken.png"]
-    assert sorted(map(tuple, found.splits["train"].sizes.tolist())) == [(12, 8)] * 4 + [(40, 30)]
+    assert [[place.id for place in group] for group in inspection.repeated()] == repeated
+    assert [[place.id for place in group] for group in inspection.contradictory()] == repeated
+    assert list(inspection.splits["train"].unreadable) == ["train/b/broken.png"]
+    assert sorted(map(tuple, inspection.splits["train"].sizes.tolist())) == [(12, 8)] * 4 + [(40, 30)]
     assert sum(advanced) == 10
 
 

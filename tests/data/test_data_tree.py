@@ -125,8 +125,8 @@ def test_a_folder_that_cannot_be_listed(root: Path, monkeypatch: pytest.MonkeyPa
 def test_images_that_another_reader_found(root: Path) -> None:
     (root / "a" / "up").symlink_to("..")
     (root / "a" / "6.webp").touch()
-    found = [root / "b/up/1.png", root / "a/up/a/1.png", root / "a/1.png", root / "b/0.png"]
-    kept, skipped = read_by_both(Tree(root), [""], [[str(path) for path in found]], "theirs")
+    paths = [root / "b/up/1.png", root / "a/up/a/1.png", root / "a/1.png", root / "b/0.png"]
+    kept, skipped = read_by_both(Tree(root), [""], [[str(path) for path in paths]], "theirs")
     assert kept == [[2, 3]]
     assert [str(each) for each in skipped if "theirs" in each.reason] == [
         "8 × .png (theirs does not read it; the source folder does): a/0.png …",
