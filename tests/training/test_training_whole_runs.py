@@ -51,7 +51,8 @@ def test_a_run_without_labels(tmp_path: Path, start: StartRun) -> None:
     assert run.wait() == 0, run.output.read_text()
     summary = json.loads((run.folder / "results.json").read_text())["summary"]
     assert [row["name"] for row in summary["rows"]] == ["student", "teacher"]
-    assert "44 training images, none of them labeled; on " in run.output.read_text()
+    counts = f"44 training images, none of them labeled, {SIZES['val']} for validation, {SIZES['test']} for test"
+    assert counts in run.output.read_text()
     student = summary["rows"][0]
     assert student["accuracy"] is None and (student["agreement"] * SIZES["test"]) % 1 == pytest.approx(0, abs=1e-5)
     assert any("no linear probe" in warning for warning in summary["warnings"])
