@@ -44,7 +44,12 @@ def detail_lines(data: ExperimentData) -> list[str]:
 
 
 def left_out(data: ExperimentData) -> int:
-    """Number of training images that an epoch does not use, since the incomplete last batch is dropped."""
+    """Number of training images that an epoch does not use, since the incomplete last batch is dropped.
+
+    0 for a balanced sampler, which draws images of small classes several times.
+    """
+    if data.settings.sampler == "balanced":
+        return 0
     images, batch = len(data.subset("train")), data.settings.batch_size
     return images % min(batch, max(images // data.world_size * data.world_size, 1))
 
