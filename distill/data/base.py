@@ -7,6 +7,7 @@ This package is imported by loader workers: it must import neither Lightning nor
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -48,7 +49,8 @@ class Samples(Protocol):
         """Ids of all samples, without decoding an image."""
 
 
-class Skipped(NamedTuple):
+@dataclass(frozen=True)
+class Skipped:
     """Number of files or folders that a source does not read, for one reason."""
 
     reason: str

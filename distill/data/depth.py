@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from distill.data.formats import extension_of, formats_of
 from distill.data.split import by_hash
@@ -46,7 +46,7 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 def color_values(image: Image.Image) -> np.ndarray | None:
     """uint16 [H, W, 3 or 4] of a color image of 16 bits, of which Pillow keeps only the high byte; None for others."""
-    if not _is_wide_color(image) or image.fp is None:
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not _is_wide_color(image):
         return None
     import cv2
 
@@ -99,6 +99,8 @@ def _largest(source: bytes | str | Path | None, name: str) -> int | None:
 
 
 def _is_wide_color(image: Image.Image) -> bool:
+    if not isinstance(image, ImageFile.ImageFile):
+        return False
     if image.mode not in ("RGB", "RGBA", "RGBX") or image.format not in ("PNG", "TIFF"):
         return False
     arguments = image.tile[0].args if image.tile else ""
