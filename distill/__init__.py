@@ -113,7 +113,7 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(_HOMES[name]), name)
         globals()[name] = value
         return value
-    from augment.base.settings import did_you_mean
+    from augment.base.suggestions import did_you_mean
 
     raise AttributeError(f"module 'distill' has no attribute {name!r}{did_you_mean(name, __all__)}")
 

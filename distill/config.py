@@ -5,14 +5,14 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from augment.base import VALIDATION_PASSES, PluginError, did_you_mean
+from augment.base import VALIDATION_PASSES, PluginError
+from distill.config_errors import error_lines
 from distill.experiments.base import DEFAULT, Experiment, experiment_class, experiment_kinds
 from distill.run.folder import CONFIG, read_record, read_tree
 from distill.yaml_tree import ConfigError, dump_yaml, load_tree, merge_trees, parse_yaml
@@ -44,11 +44,7 @@ def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
     try:
         return [experiment.model_validate(tree, context=deferred) for deferred in VALIDATION_PASSES][-1]
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'all of it'}: {_sentence(e)}"
-            for e in error.errors()
-            if not _is_an_echo(e)
-        ]
+        lines = [f"  {line}" for line in error_lines(error, tree)]
         raise ConfigError(f"{source} cannot be used:\n" + "\n".join(lines)) from None
 
 
@@ -89,52 +85,3 @@ def _without_required(part: Any) -> Any:
     # ``type`` distinguishes a user's own class from a misspelt built-in one.
     kept = {key: value for key, value in part.items() if key != "required" or value == ["type"]}
     return {key: _without_required(value) for key, value in kept.items()}
-
-
-def _is_an_echo(error: Any) -> bool:
-    """Whether a list is reported as too short only because its items are wrong."""
-    return error["type"] == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]
-
-
-def _sentence(error: Any) -> str:
-    """The message for pydantic's error about one key, in terms of YAML."""
-    kind, about = error["type"], error.get("ctx", {})
-    given = _shown(error["input"])
-    if kind in _EXPECTED:
-        return f"expected {_EXPECTED[kind]}, found {given}"
-    if kind in _BOUNDS:
-        words, key = _BOUNDS[kind]
-        return f"must be {words} {about[key]:g}, is {given}"
-    if kind == "missing":
-        return "is missing"
-    if kind == "literal_error":
-        choices = re.findall(r"'([^']*)'", about["expected"])
-        hint = did_you_mean(str(error["input"]), choices)
-        return f"expected {about['expected']}, found {given}" + (hint if "did you mean" in hint else "")
-    if kind in ("too_short", "too_long"):
-        few = kind == "too_short"
-        bound = about["min_length" if few else "max_length"]
-        return f"needs at {'least' if few else 'most'} {bound} item{'s' * (bound != 1)}, has {about['actual_length']}"
-    return error["msg"].removeprefix("Value error, ")
-
-
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    return text if len(text) <= 80 else f"{text[:79]}…"
-
-
-_EXPECTED = {
-    **dict.fromkeys(("int_type", "int_parsing", "int_from_float", "int_parsing_size"), "a whole number"),
-    **dict.fromkeys(("float_type", "float_parsing", "finite_number"), "a number"),
-    **dict.fromkeys(("bool_type", "bool_parsing"), "true or false"),
-    **dict.fromkeys(("list_type", "tuple_type", "set_type", "frozen_set_type"), "a list"),
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "a mapping (key: value)"),
-    "string_type": "a text (numbers and truth values become text in quotes)",
-    "path_type": "a path",
-}
-_BOUNDS = {
-    "greater_than": ("greater than", "gt"),
-    "greater_than_equal": ("at least", "ge"),
-    "less_than": ("less than", "lt"),
-    "less_than_equal": ("at most", "le"),
-}

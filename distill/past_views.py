@@ -22,6 +22,7 @@ from distill.experiments.distillation import DistillationExperiment, as_distilla
 from distill.models.network import create_network
 from distill.run.folder import RunError
 from distill.run.preview import ViewBatch
+from distill.run.teacher_network import make_network
 from distill.training.fit import device_for
 from distill.training.placement import read_placement
 
@@ -109,5 +110,5 @@ def augment_of(experiment: DistillationExperiment) -> DualAugment:
 
 def inputs_of(experiment: DistillationExperiment) -> tuple[list[InputSpec], InputSpec]:
     """The input sizes and normalizations of the teacher's networks, and of the student."""
-    teachers = [create_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
+    teachers = [make_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
     return teachers, create_network(experiment.student.network).input

@@ -231,6 +231,17 @@ def test_overrides_that_are_refused(tree: dict[str, Any], override: str, error_a
         ("objectives.1.type=pathlib:Path", "objectives.1.type: 'pathlib:Path' does not derive from distill.objectives"),
         ("objectives.1.type=no_such.thing:X", "objectives.1.type: 'no_such.thing:X': no module named 'no_such'"),
         ("student.deltas.0.type=lowrank", "student.deltas.0.type: unknown delta type 'lowrank'; did you mean 'low_r"),
+        ("student.deltas.0.type=lora", "student.deltas.0.type: unknown delta type 'lora'; did you mean 'low_rank'?"),
+        ("student.deltas.0.r=4", "student.deltas.0.r: unknown key; did you mean 'rank'?"),
+        ("training.optimizer.learning_rate=1", "training.optimizer.learning_rate: unknown key; did you mean 'lr'?"),
+        # values of several kinds: one line, at the key path of the config
+        ("teacher.networks.0.labels.dog=-1", "teacher.networks.0.labels.dog: must be at least 0, is -1"),
+        ("teacher.networks.0.labels={dog: [cat, -1]}", "teacher.networks.0.labels.dog.1: must be at least 0, is -1"),
+        ("teacher.cache.logits=0", "teacher.cache.logits: must be at least 1, is 0"),
+        (
+            "teacher.cache.logits=ful",
+            "teacher.cache.logits: expected 'full' or 'none' or a whole number, found 'ful'; did you mean 'full'?",
+        ),
         ("student.network.model=embedded:x", "student.network.model: no embedded weights for 'x'; known: tf_eff"),
         ("augment.policy=same", "augment.policy: expected 'identical', 'independent'"),
         ("augment.student.1.brightnes=1", "augment.student.1.brightnes: ColorJitter has no argument 'brightnes'; did"),

@@ -3,7 +3,8 @@
 from augment.base.errors import UserError
 from augment.base.plugins import PluginError, import_class, is_import_path
 from augment.base.registry import Component, Registry, matching
-from augment.base.settings import VALIDATION_PASSES, Settings, did_you_mean, error_at, is_deferred
+from augment.base.settings import VALIDATION_PASSES, Settings, error_at, is_deferred
+from augment.base.suggestions import did_you_mean
 
 __all__ = [
     "VALIDATION_PASSES",

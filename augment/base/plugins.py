@@ -6,7 +6,7 @@ import importlib
 import inspect
 
 from augment.base.errors import UserError
-from augment.base.settings import did_you_mean
+from augment.base.suggestions import did_you_mean
 
 
 class PluginError(UserError, ValueError):

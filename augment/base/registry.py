@@ -14,6 +14,7 @@ A method is a class with its settings nested in it::
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import pkgutil
 import re
 from collections.abc import Iterable
@@ -26,7 +27,8 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, Va
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from augment.base.plugins import PluginError, import_class, is_import_path
-from augment.base.settings import Settings, did_you_mean, error_at, is_deferred
+from augment.base.settings import Settings, error_at, is_deferred
+from augment.base.suggestions import did_you_mean, table
 
 
 class Component:
@@ -93,9 +95,17 @@ class Registry:
             return settings
         known = self.known()
         if name not in known:
-            hint = did_you_mean(name, known)
+            hint = self._hint(name, known)
             raise PluginError(f"unknown {self.noun} type {name!r}{hint} (or your own as package.module:Class)")
         return known[name]
+
+    def _hint(self, name: str, known: Iterable[str]) -> str:
+        """The nearest type, or the one that other libraries call so: the package's module ``other_names`` has those."""
+        module = f"{self.package}.other_names"
+        others = importlib.import_module(module) if importlib.util.find_spec(module) else None
+        return did_you_mean(
+            name, known, table(getattr(others, "OTHER_NAMES", {})), listed_by=getattr(others, "LISTED_BY", "")
+        )
 
     def validate(self, value: Any, info: ValidationInfo) -> Any:
         kind = self.noun

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -18,6 +17,8 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
+from augment.base.suggestions import did_you_mean
+
 VALIDATION_PASSES: tuple[frozenset[str], ...] = (
     frozenset({"classes", "operations"}),
     frozenset({"operations"}),
@@ -31,22 +32,6 @@ key is reported before torch and kornia are imported."""
 def is_deferred(info: ValidationInfo, what: str) -> bool:
     """Whether this validation pass leaves ``"classes"`` or ``"operations"`` unresolved."""
     return what in (info.context or ())
-
-
-RENAMED = {"whole": "full"}
-"""Old name of a key or value → the new one, for those that are too different to be recognized as a misspelling."""
-
-
-def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` for the closest of ``choices``, else ``"; known: a, b, c"``."""
-    choices = sorted(choices)
-    if RENAMED.get(name) in choices:
-        return f"; did you mean {RENAMED[name]!r}?"
-    folded = {choice.lower(): choice for choice in choices}
-    close = get_close_matches(str(name).lower(), folded, n=1, cutoff=0.6)
-    if close:
-        return f"; did you mean {folded[close[0]]!r}?"
-    return "; known: " + ", ".join(choices) if choices else ""
 
 
 KeyPath = tuple[int | str, ...]

@@ -8,7 +8,8 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from augment.base.registry import Registry
-from augment.base.settings import Settings, did_you_mean
+from augment.base.settings import Settings
+from augment.base.suggestions import did_you_mean
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from augment.base.settings import Settings, did_you_mean
+from augment.base.settings import Settings
+from augment.base.suggestions import did_you_mean
 from distill.api.arguments import DELTAS, check_method, checks_names
 from distill.deltas.base import DeltaSettings
 from distill.models.network import Network, as_network, create_network

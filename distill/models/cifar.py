@@ -6,14 +6,18 @@ and ``resnet32x4`` (stages 64, 128, 256 wide), ``wrn_16_2``, ``wrn_40_1``, ``wrn
 
 Modules have the names of the checkpoints that go with CRD, DKD and others (``layer1.0.conv1``, ``block1.layer.0.bn1``,
 ``block0.0`` …), so such a file loads with ``checkpoint: FILE``. The shortcuts of ``resnet*`` are a 1×1 conv and batch
-norm where the shape changes; the first paper pads with zeros. Input is 32 × 32 pixels; other sizes work, since pooling
-is global.
+norm where the shape changes. Input is 32 × 32 pixels; other sizes work, since pooling is global.
+
+The first paper pads its shortcuts with zeros (option A, no parameters), and so do ``resnet20_cifar10``, ``32``, ``44``,
+``56`` and ``110``, with 10 classes and ImageNet's normalization: those of the public checkpoints for CIFAR-10 of this
+kind, whose head is called ``linear``. A file of that kind loads under ``resnet20_cifar`` … too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -153,6 +157,21 @@ class CifarNet(nn.Module):
         return self.forward_head(self.forward_features(x))
 
 
+class PaddedShortcut(nn.Module):
+    """Every ``stride``-th pixel, with ``channels`` channels of zeros, half of them before the others (option A)."""
+
+    def __init__(self, stride: int, channels: int):
+        super().__init__()
+        self.stride, self.channels = stride, channels
+
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}, channels={self.channels}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.channels // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.channels - before))
+
+
 class BasicBlock(nn.Module):
     """Two 3×3 convs of ``inside`` → ``width`` channels with batch norm; the input is added before the last ReLU.
 
@@ -160,16 +179,20 @@ class BasicBlock(nn.Module):
         inside: channels of the input.
         width: channels of the output.
         stride: of the first conv and of the shortcut.
+        shortcut: where the shape changes, "conv": a 1×1 conv and batch norm; "pad": every ``stride``-th pixel, with
+            as many channels of zeros before as after.
     """
 
-    def __init__(self, inside: int, width: int, stride: int):
+    def __init__(self, inside: int, width: int, stride: int, shortcut: Literal["conv", "pad"] = "conv"):
         super().__init__()
         self.conv1 = nn.Conv2d(inside, width, 3, stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(width)
-        self.downsample = None
-        if stride != 1 or inside != width:
+        self.downsample: nn.Module | None = None
+        if (stride != 1 or inside != width) and shortcut == "pad":
+            self.downsample = PaddedShortcut(stride, width - inside)
+        elif stride != 1 or inside != width:
             self.downsample = nn.Sequential(nn.Conv2d(inside, width, 1, stride, bias=False), nn.BatchNorm2d(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -184,6 +207,7 @@ class CifarResNet(CifarNet):
     Args:
         depth: 6n + 2 for n blocks in each stage.
         widths: channels of the stem and of each stage.
+        shortcut: of :class:`BasicBlock`.
         num_classes: width of the classifier.
         in_chans: channels of the images.
         global_pool: timm's name of the pooling before the classifier.
@@ -196,6 +220,7 @@ class CifarResNet(CifarNet):
         self,
         depth: int = 20,
         widths: Sequence[int] = (16, 16, 32, 64),
+        shortcut: Literal["conv", "pad"] = "conv",
         num_classes: int = 100,
         in_chans: int = 3,
         global_pool: str = "avg",
@@ -205,9 +230,10 @@ class CifarResNet(CifarNet):
         blocks = (depth - 2) // 6
         self.conv1 = nn.Conv2d(in_chans, widths[0], 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(widths[0])
-        self.layer1 = _stage(BasicBlock, widths[0], widths[1], blocks, 1)
-        self.layer2 = _stage(BasicBlock, widths[1], widths[2], blocks, 2)
-        self.layer3 = _stage(BasicBlock, widths[2], widths[3], blocks, 2)
+        block = partial(BasicBlock, shortcut=shortcut)
+        self.layer1 = _stage(block, widths[0], widths[1], blocks, 1)
+        self.layer2 = _stage(block, widths[1], widths[2], blocks, 2)
+        self.layer3 = _stage(block, widths[2], widths[3], blocks, 2)
         stages = [(f"layer{n + 1}", width, 2**n) for n, width in enumerate(widths[1:])]
         self.finish(stages, num_classes, global_pool, drop_rate)
 
@@ -318,37 +344,69 @@ def _stage(block: Callable[[int, int, int], nn.Module], inside: int, width: int,
 
 
 _X4 = (32, 64, 128, 256)
+_DEPTHS = (20, 32, 44, 56, 110)
 NETWORKS: dict[str, tuple[type[CifarNet], dict[str, Any]]] = {
-    **{f"resnet{depth}": (CifarResNet, {"depth": depth}) for depth in (20, 32, 44, 56, 110)},
+    **{f"resnet{depth}": (CifarResNet, {"depth": depth}) for depth in _DEPTHS},
     **{f"resnet{depth}x4": (CifarResNet, {"depth": depth, "widths": _X4}) for depth in (8, 32)},
     **{f"wrn_{d}_{w}": (WideResNet, {"depth": d, "widen": w}) for d, w in ((16, 2), (40, 1), (40, 2))},
     **{f"vgg{5 * convs + 3}": (CifarVGG, {"depth": convs}) for convs in (1, 2)},
 }
-"""Name in the literature → class and arguments."""
+"""Name in the literature → class and arguments; registered as ``<name>_cifar``."""
+PADDED = {f"resnet{depth}": (CifarResNet, {"depth": depth, "shortcut": "pad"}) for depth in _DEPTHS}
+"""Name in the literature → class and arguments; registered as ``<name>_cifar10``."""
+
+# Means and deviations of CIFAR-100's training images, on which the checkpoints for it were trained; those for CIFAR-10
+# with padded shortcuts were trained with ImageNet's.
+_CIFAR100 = {"num_classes": 100, "mean": (0.5071, 0.4867, 0.4408), "std": (0.2675, 0.2565, 0.2761)}
+_CIFAR10 = {"num_classes": 10, "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+
+def padded_variant(name: str, tensors: Iterable[str]) -> str | None:
+    """The network with padded shortcuts for a file's tensors.
+
+    Args:
+        name: of a network, as timm knows it.
+        tensors: names in the file.
+
+    Returns:
+        ``resnet20_cifar10`` for ``resnet20_cifar``, if the file has the blocks of that network and no weights of
+        shortcuts; None if not.
+    """
+    depth, _, data = name.partition("_")
+    tensors = list(tensors)
+    blocks = any(tensor.endswith("layer2.0.conv1.weight") for tensor in tensors)
+    shortcuts = any(f"layer2.0.{shortcut}." in tensor for tensor in tensors for shortcut in ("downsample", "shortcut"))
+    return f"{depth}_cifar10" if data == "cifar" and depth in PADDED and blocks and not shortcuts else None
+
+
+def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The names of a checkpoint as the networks have them; other code calls ``downsample`` ``shortcut``."""
+    return {name.replace(".shortcut.", ".downsample."): tensor for name, tensor in state.items()}
+
+
+def _cfg(cls: type[CifarNet], trained: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "input_size": (3, 32, 32),
+        "pool_size": None,
+        "crop_pct": 1.0,
+        "interpolation": "bicubic",
+        "first_conv": cls.stem_names[0],
+        "classifier": cls.classifier_name,
+        **trained,
+    }
+
 
 default_cfgs = generate_default_cfgs(
-    {
-        f"{name}_cifar.untrained": {
-            "input_size": (3, 32, 32),
-            "num_classes": 100,
-            "pool_size": None,
-            "crop_pct": 1.0,
-            "interpolation": "bicubic",
-            # Of CIFAR-100's training images, on which these checkpoints were trained.
-            "mean": (0.5071, 0.4867, 0.4408),
-            "std": (0.2675, 0.2565, 0.2761),
-            "first_conv": cls.stem_names[0],
-            "classifier": cls.classifier_name,
-        }
-        for name, (cls, _) in NETWORKS.items()
-    }
+    {f"{name}_cifar.untrained": _cfg(cls, _CIFAR100) for name, (cls, _) in NETWORKS.items()}
+    | {f"{name}_cifar10.untrained": _cfg(cls, _CIFAR10) for name, (cls, _) in PADDED.items()}
 )
 
 
 def _register(name: str, cls: type[CifarNet], own: dict[str, Any]) -> None:
     def make(pretrained: bool = False, **arguments: Any) -> nn.Module:
         feature_cfg = {"out_indices": tuple(range(5 if cls is CifarVGG else 3)), "feature_cls": "getter"}
-        return build_model_with_cfg(cls, name, pretrained, feature_cfg=feature_cfg, **{**own, **arguments})
+        adapted = {"feature_cfg": feature_cfg, "pretrained_filter_fn": checkpoint_filter_fn}
+        return build_model_with_cfg(cls, name, pretrained, **adapted, **{**own, **arguments})
 
     make.__name__, make.__module__ = name, __name__
     register_model(make)
@@ -356,3 +414,5 @@ def _register(name: str, cls: type[CifarNet], own: dict[str, Any]) -> None:
 
 for _name, (_cls, _own) in NETWORKS.items():
     _register(f"{_name}_cifar", _cls, _own)
+for _name, (_cls, _own) in PADDED.items():
+    _register(f"{_name}_cifar10", _cls, _own)

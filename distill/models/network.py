@@ -13,13 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from augment.base import did_you_mean
+from augment.base.suggestions import table
 from augment.views import InputSpec
-from distill.deltas.sites import classifier_names
 from distill.models.channels import declare_channels, input_channels, with_channels
+from distill.models.checkpoint_file import read_checkpoint
 from distill.models.embedded import load_embedded
 from distill.models.features import Features, FeatureShapes
+from distill.models.from_file import load_from_file, trained_size
+from distill.models.other_names import OTHER_NAMES
 from distill.models.settings import NetworkSettings
-from distill.models.weights import NetworkError, check_fits, check_reachable, read_weights
+from distill.models.timm_models import make_model, new_classifier, resize, timm_with_own_models
+from distill.models.weights import NetworkError, check_reachable
+
+_LISTED = 'python -c "import timm; print({})"'
 
 
 @dataclass
@@ -32,6 +38,8 @@ class Network:
     origin: str
     """Where its weights come from: ``embedded:…``, ``resnet50.a1_in1k``, a file name, or ``random``."""
     input: InputSpec
+    notes: tuple[str, ...] = ()
+    """What a user should know about how the weights were read from a file."""
 
 
 def create_network(settings: NetworkSettings, num_classes: int | None = None) -> Network:
@@ -52,36 +60,38 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         name = settings.model
     if ":" not in name:
         _check_known(name)
+    notes, size = (), settings.size
     if settings.checkpoint is not None:
-        model, origin = _from_file(name, settings, num_classes), f"{settings.model}@{settings.checkpoint.name}"
+        checkpoint = read_checkpoint(settings.checkpoint)
+        size = size or trained_size(checkpoint)
+        model, notes = load_from_file(name, checkpoint, settings.prefix, size, num_classes)
+        origin = f"{settings.model}@{settings.checkpoint.name}"
     elif not settings.pretrained:
         own = {} if settings.in_chans is None else {"in_chans": settings.in_chans}
-        model, origin = _make(name, settings.size, num_classes=num_classes, **own), "random"
+        model, origin = make_model(name, settings.size, num_classes=num_classes, **own), "random"
     elif scheme == "embedded":
-        model, origin = _make(name, settings.size), settings.model
+        model, origin = make_model(name, settings.size), settings.model
         load_embedded(model, name)
-        _new_classifier(model, num_classes)
+        new_classifier(model, num_classes)
     else:
         if scheme == "local-dir":
             _check_folder(settings.model)
         else:
             check_reachable(name)
-        model, origin = _make(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
+        model, origin = make_model(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
 
     if num_classes is not None:
         _forget_names(model)
-    if settings.in_chans is not None:
-        form = {"num_classes": model.num_classes, "in_chans": settings.in_chans}
-        model = with_channels(model, settings.in_chans, lambda: _make(name, settings.size, **form))
-    config: Any = model.pretrained_cfg
-    declared = tuple(config["input_size"][1:])
+    model = _with_channels(model, name, size, settings)
+    config = _with_normalization(model, settings)
     return Network(
         model=model.eval(),
         architecture=config["architecture"],
         origin=origin,
         input=InputSpec(
-            (settings.size, settings.size) if settings.size else declared, tuple(config["mean"]), tuple(config["std"])
+            (size, size) if size else tuple(config["input_size"][1:]), tuple(config["mean"]), tuple(config["std"])
         ),
+        notes=notes,
     )
 
 
@@ -105,12 +115,12 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
     if config is None or not hasattr(model, "forward_head"):
         raise NetworkError(f"expected a timm model, which has pretrained_cfg and forward_head, not a {_kind(model)}")
     if num_classes is not None and num_classes != model.num_classes:
-        _new_classifier(model, num_classes)
+        new_classifier(model, num_classes)
         _forget_names(model)
     declare_channels(model, input_channels(model))
     config = model.pretrained_cfg
     if size is not None:
-        _resize(model, size)
+        resize(model, size)
     height, width = (size, size) if size is not None else _size(model)
     tag = config.get("tag")
     return Network(
@@ -132,58 +142,28 @@ def _kind(model: nn.Module) -> str:
     return f"{type(model).__module__}.{type(model).__qualname__}"
 
 
-def timm_with_own_models() -> Any:
-    """timm, with our own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``reused_head``, ``*_cifar``."""
-    import timm
-
-    import distill.models.cifar
-    import distill.models.ddl_resnet
-    import distill.models.ddl_vit
-    import distill.models.reused_head_entry  # noqa: F401
-
-    return timm
-
-
-def _make(name: str, size: int | None, **arguments: Any) -> nn.Module:
-    """timm's model at an input size. CNNs take any size; ViTs fix their patch grid when they are created."""
-    timm = timm_with_own_models()
-    config = timm.get_pretrained_cfg(name) if ":" not in name else None
-    fixed = config is not None and config.fixed_input_size
-    if fixed and size is not None:
-        arguments["img_size"] = size
-    try:
-        model = timm.create_model(name, **arguments)
-    except Exception as error:  # all errors that timm raises here concern the name, the folder or the size
-        raise NetworkError(f"{name}{f' at {size} pixels' if fixed and size else ''}: {error}") from error
-    if not fixed and size is not None:
-        _resize(model, size)
-    return model
+def _with_channels(model: nn.Module, name: str, size: int | None, settings: NetworkSettings) -> nn.Module:
+    """The model for images of as many channels as the settings say; for its own if they do not."""
+    if settings.in_chans is None:
+        declare_channels(model, input_channels(model))
+        return model
+    form: dict[str, Any] = {"num_classes": model.num_classes, "in_chans": settings.in_chans}
+    if settings.checkpoint is not None:  # the file may be of a variant, or made with arguments
+        config: Any = model.pretrained_cfg
+        name, form = config["architecture"], {**getattr(model, "_model_args", {}), **form}
+    return with_channels(model, settings.in_chans, lambda: make_model(name, size, **form))
 
 
-def _resize(model: nn.Module, size: int) -> None:
-    """Resample a ViT's patch grid to another input size; a model that takes any size stays as it is."""
-    if hasattr(model, "set_input_size"):
-        model.set_input_size(img_size=size)  # type: ignore[operator]
-
-
-def _from_file(name: str, settings: NetworkSettings, num_classes: int | None) -> nn.Module:
-    """The architecture with a file's weights: created with the file's classes, then given ``num_classes``."""
-    assert settings.checkpoint is not None
-    state = read_weights(settings.checkpoint)
-    model = _make(name, None)
-    widths = [len(state[key]) for key in (f"{head}.weight" for head in classifier_names(model)) if key in state]
-    _new_classifier(model, widths[0] if widths else None)
-    check_fits(model.state_dict(), state, str(settings.checkpoint))
-    model.load_state_dict(state)
-    _new_classifier(model, num_classes)
-    if settings.size is not None:
-        _resize(model, settings.size)
-    return model
-
-
-def _new_classifier(model: nn.Module, num_classes: int | None) -> None:
-    if num_classes is not None:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
+def _with_normalization(model: nn.Module, settings: NetworkSettings) -> dict[str, Any]:
+    """The model's configuration with the normalization that the settings give; exports read it there."""
+    config: Any = model.pretrained_cfg
+    for key, value in (("mean", settings.mean), ("std", settings.std)):
+        if value is not None and len(value) != config["input_size"][0]:
+            raise NetworkError(f"{key} has {len(value)} values, and the input {config['input_size'][0]} channels")
+        if value is not None:
+            config = {**config, key: value}
+    model.pretrained_cfg = config
+    return config
 
 
 def _forget_names(model: nn.Module) -> None:
@@ -196,17 +176,21 @@ def _forget_names(model: nn.Module) -> None:
 def _check_folder(name: str) -> None:
     folder = Path(name.removeprefix("local-dir:"))
     if not (folder / "config.json").is_file():
-        raise NetworkError(f"{name}: {str(folder)!r} holds no config.json, so it is no timm folder")
+        delta = f"; it is the folder of a delta file: write its backbone's name as model, and delta: {folder}"
+        hint = delta if (folder / "delta.json").is_file() else ""
+        raise NetworkError(f"{name}: {str(folder)!r} holds no config.json, so it is no timm folder{hint}")
 
 
 def _check_known(name: str) -> None:
     timm = timm_with_own_models()
     if not timm.is_model(name):
-        raise NetworkError(f"timm has no model {name!r}{did_you_mean(name, timm.list_models())}")
+        hint = did_you_mean(name, timm.list_models(), table(OTHER_NAMES), _LISTED.format("timm.list_models()"))
+        raise NetworkError(f"timm has no model {name!r}{hint}")
     architecture, _, tag = name.partition(".")
     tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{architecture}.*")]
     if tag and tag not in tags:
-        raise NetworkError(f"timm has no weights {name!r}{did_you_mean(tag, tags)}")
+        listed_by = _LISTED.format(f"timm.list_pretrained('{architecture}.*')")
+        raise NetworkError(f"timm has no weights {name!r}{did_you_mean(tag, tags, listed_by=listed_by)}")
 
 
 def extract(model: nn.Module, x: Tensor, needs: frozenset[str]) -> Features:

@@ -29,11 +29,26 @@ class NetworkSettings(Settings):
         "'hf-hub:OWNER/NAME', or 'local-dir:FOLDER' (a timm folder, such as the merged one of a run)"
     )
     pretrained: bool = Field(True, description="load the pretrained weights of this model name")
-    checkpoint: Path | None = Field(None, description="a .safetensors or weights-only .pth file to load instead")
-    size: int | None = Field(
-        None, ge=8, le=2048, description="height and width of the input in pixels; default: the model's own"
+    checkpoint: Path | None = Field(
+        None,
+        description="a file to load instead: .safetensors, or a pickle of tensors and plain values, such as timm's "
+        "model_best.pth.tar or Lightning's .ckpt",
     )
-
+    prefix: str | None = Field(
+        None,
+        description="what the names of the checkpoint's tensors begin with, such as 'student.'; default: what fits",
+    )
+    size: int | None = Field(
+        None,
+        ge=8,
+        le=2048,
+        description="height and width of the input in pixels; default: those that timm's training script noted in the "
+        "checkpoint, else the model's own",
+    )
+    mean: tuple[float, ...] | None = Field(
+        None, min_length=1, description="of the input's normalization, by channel, in [0, 1]; default: the model's own"
+    )
+    std: tuple[float, ...] | None = Field(None, min_length=1, description="of the input's normalization, as mean")
     in_chans: int | None = Field(
         None,
         ge=1,
@@ -49,6 +64,10 @@ class NetworkSettings(Settings):
             raise error_at("model", f"no models are called '{scheme}:…'{did_you_mean(scheme, SCHEMES)}")
         if scheme == "embedded" and name not in EMBEDDED:
             raise error_at("model", f"no embedded weights for {name!r}{did_you_mean(name, EMBEDDED)}")
+        if self.prefix is not None and self.checkpoint is None:
+            raise error_at("prefix", "there is no checkpoint whose names could begin with it")
+        if self.std is not None and min(self.std) <= 0:
+            raise error_at("std", "must be greater than 0")
         return self
 
 
@@ -67,6 +86,11 @@ class TeacherNetworkSettings(NetworkSettings):
 
     weight: float = Field(
         1.0, gt=0, description="weight of this network in every term that reads the teacher; normalized to sum 1"
+    )
+    delta: Path | None = Field(
+        None,
+        description="folder of a delta file, such as runs/NAME/export/delta, whose deltas and head this network gets; "
+        "its backbone is this network, which is checked",
     )
     labels: Labels = Field(
         "same",

@@ -1,16 +1,12 @@
-"""Reads weights from files of plain tensors and checks that the model hub is reachable. Nothing unpickles code."""
+"""Checks that weights fit a model, and that the model hub is reachable."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import socket
 import threading
-from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
-import torch
 from torch import Tensor
 
 from augment.base import UserError
@@ -22,35 +18,6 @@ _SHOWN = 20
 
 class NetworkError(UserError, ValueError):
     """A network cannot be created; the message names the model or file and what would work."""
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of a ``.safetensors`` file, or of a pickle that loads with ``weights_only=True``; nothing else.
-
-    In a training checkpoint the state dict under a usual key is taken; prefixes of DDP and ``torch.compile`` are
-    removed.
-    """
-    if not path.is_file():
-        raise NetworkError(f"{path}: no such file")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state: Any = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise NetworkError(f"{path} holds more than plain tensors; that could run code, so it is refused") from error
-    except Exception as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise NetworkError(f"{path} cannot be read, or is damaged: {reason}") from error
-    for key in ("state_dict_ema", "state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-            break
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise NetworkError(f"{path} holds no state dict of tensors")
-    return {key.removeprefix("module.").removeprefix("_orig_mod."): value for key, value in state.items()}
 
 
 def check_fits(own: dict[str, Tensor], state: dict[str, Tensor], source: str) -> None:

@@ -1,4 +1,4 @@
-"""Runs a plan: checks references and names, runs all stages' checks, then loads or runs each stage.
+"""Runs a plan: checks references, names and files, runs all stages' checks, then loads or runs each stage.
 
 The runner handles signals, ranks, timing, console headings and the records of finished stages. It knows no stage by
 name.
@@ -91,6 +91,8 @@ def run_plan(
         Interrupted: a signal arrived; ``resume=True`` continues the run.
     """
     check_plan(stages)
+    for stage in stages:
+        stage.check_files()
     console = console or Console()
     folder = open_run(settings.output, tree, resume)
     try:

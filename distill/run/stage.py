@@ -91,6 +91,13 @@ class Stage(ABC, Generic[Output]):
         """The references among the fields, in their order."""
         return list(_refs_in(getattr(self, field.name) for field in fields(self)))
 
+    def check_files(self) -> None:
+        """Raise ``UserError`` for a file of weights that cannot be used.
+
+        The runner calls it for each stage before it creates the run folder and opens the data.
+        """
+        return None
+
     def check(self, context: RunContext) -> None:
         """Raise ``UserError`` for every error that can be found before training.
 

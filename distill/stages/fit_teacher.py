@@ -11,7 +11,7 @@ import torch
 
 from augment.policy import AugmentSettings
 from distill.data.experiment_data import ExperimentData
-from distill.models.network import Network, create_network
+from distill.models.network import Network
 from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
 from distill.objectives.ce import CrossEntropy
@@ -21,7 +21,8 @@ from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.predict import predict_pooled
 from distill.run.stage import Stage, StageError
-from distill.stages.outputs import TeacherNetworks, fit_notes
+from distill.run.teacher_network import check_file, make_network
+from distill.stages.outputs import TeacherNetworks, fit_notes, network_notes
 from distill.training.fit import load_result, load_summary, save_result
 from distill.training.probe import fit_probe
 from distill.training.settings import FitTeacherSettings
@@ -43,6 +44,9 @@ class FitTeacher(Stage[TeacherNetworks]):
     network: NetworkSettings
     fit: FitTeacherSettings
     augment: AugmentSettings
+
+    def check_files(self) -> None:
+        check_file(self.network)
 
     def check(self, context: RunContext) -> None:
         if not context.data.classes:
@@ -89,6 +93,7 @@ class FitTeacher(Stage[TeacherNetworks]):
     def report(self, context: RunContext, output: TeacherNetworks) -> Iterable[Item]:
         for fit in output.fits:
             yield from fit_notes(self.name, fit)
+        yield from network_notes(output.networks)
 
     def _data(self, context: RunContext) -> ExperimentData:
         return context.data if self.fit.labels == "same" else context.data.with_all_labels()
@@ -96,6 +101,6 @@ class FitTeacher(Stage[TeacherNetworks]):
     def _start(self, context: RunContext) -> tuple[Student, Network]:
         """A student that trains all weights of the network, and the network before its fit."""
         torch.manual_seed(context.seed)
-        network = create_network(self.network, num_classes=len(context.data.classes))
+        network = make_network(self.network, num_classes=len(context.data.classes))
         settings = LearningSettings(train="full", batch_norm=self.fit.batch_norm)
         return Student(network, settings), network

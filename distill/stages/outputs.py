@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from distill.data.base import Split
-from distill.models.network import Network, create_network
+from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -19,6 +19,7 @@ from distill.report.items import Curve, Item, Note, Row
 from distill.run.context import RunContext
 from distill.run.predict import predict_pooled, predict_student, predict_teacher
 from distill.run.prepare import StudentSpec
+from distill.run.teacher_network import make_network
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
 from distill.training.probe import LinearProbe
@@ -133,6 +134,13 @@ def fit_notes(name: str, fit: FitSummary) -> Iterable[Note]:
         yield Note(text=f"unreadable image skipped in training: {reason}")
 
 
+def network_notes(networks: Iterable[Network]) -> Iterable[Note]:
+    """What a user should know about how the weights of networks were read from files."""
+    for network in networks:
+        for note in network.notes:
+            yield Note(text=note)
+
+
 def pretrained_networks(
     settings: Iterable[NetworkSettings], seed: int, classes: int | None = None
 ) -> tuple[Network, ...]:
@@ -147,4 +155,4 @@ def pretrained_networks(
         The networks, in the order of ``settings``.
     """
     torch.manual_seed(seed)
-    return tuple(create_network(each, classes) for each in settings)
+    return tuple(make_network(each, classes) for each in settings)

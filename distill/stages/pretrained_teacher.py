@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
 from distill.models.settings import TeacherSettings
+from distill.report.items import Item
 from distill.run.context import RunContext
 from distill.run.stage import Stage
-from distill.stages.outputs import TeacherNetworks, pretrained_networks
+from distill.run.teacher_network import check_file
+from distill.stages.outputs import TeacherNetworks, network_notes, pretrained_networks
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,18 @@ class PretrainedTeacher(Stage[TeacherNetworks]):
 
     recorded: ClassVar[bool] = False
 
+    def check_files(self) -> None:
+        for network in self.settings.networks:
+            check_file(network)
+
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"networks": self.settings.model_dump(mode="json", include={"networks"})}
 
     def run(self, context: RunContext, folder: Path) -> TeacherNetworks:
         return TeacherNetworks(pretrained_networks(self.settings.networks, context.seed))
+
+    def report(self, context: RunContext, output: TeacherNetworks) -> Iterable[Item]:
+        yield from network_notes(output.networks)
 
     def load(self, context: RunContext, folder: Path) -> TeacherNetworks:
         return self.run(context, folder)

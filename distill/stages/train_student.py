@@ -18,7 +18,8 @@ from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
 from distill.run.stage import Ref, Stage
 from distill.run.teacher import label_maps, make_teacher
-from distill.stages.outputs import TeacherNetworks, TrainedStudent, pretrained_networks
+from distill.run.teacher_network import check_file
+from distill.stages.outputs import TeacherNetworks, TrainedStudent, network_notes, pretrained_networks
 from distill.training.fit import load_summary
 from distill.training.settings import TrainingSettings
 from distill.training.terms import needs_of
@@ -45,6 +46,9 @@ class TrainStudent(Stage[TrainedStudent]):
     teacher: TeacherSettings | None = None
     networks: tuple[Ref[TeacherNetworks], ...] = ()
     new_heads: bool = False
+
+    def check_files(self) -> None:
+        check_file(self.student.network)
 
     def check(self, context: RunContext) -> None:
         """Build teacher and a temporary student with untrained heads, to find configuration errors early."""
@@ -83,6 +87,7 @@ class TrainStudent(Stage[TrainedStudent]):
 
     def report(self, context: RunContext, output: TrainedStudent) -> Iterable[Item]:
         yield from output.items()
+        yield from network_notes([output.student.network])
         if (larger := enlargement(output.student.model)) is not None:
             yield Note(text=str(larger))
 

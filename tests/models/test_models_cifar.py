@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from distill.export.targets.timm_folder import write_timm_folder
-from distill.models.cifar import NETWORKS
+from distill.models.cifar import NETWORKS, PADDED
 from distill.models.network import create_network, extract, timm_with_own_models
 from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
@@ -31,6 +31,15 @@ PUBLISHED = {
 }
 
 
+PADDED_SIZES = {
+    "resnet20": 269_722,
+    "resnet32": 464_154,
+    "resnet44": 658_586,
+    "resnet56": 853_018,
+    "resnet110": 1_727_962,
+}
+
+
 def make(name: str, **arguments: object) -> nn.Module:
     torch.manual_seed(0)
     model = timm_with_own_models().create_model(name, **arguments).eval()
@@ -47,6 +56,12 @@ def make(name: str, **arguments: object) -> nn.Module:
 def test_sizes_are_the_published_ones(name: str) -> None:
     model = timm_with_own_models().create_model(f"{name}_cifar")
     assert sum(p.numel() for p in model.parameters()) == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_sizes_with_padded_shortcuts_are_the_published_ones(name: str) -> None:
+    model = timm_with_own_models().create_model(f"{name}_cifar10")
+    assert sum(p.numel() for p in model.parameters()) == PADDED_SIZES[name]
 
 
 class Reference:
@@ -80,11 +95,14 @@ class Reference:
             for block in range(blocks):
                 at, stride = f"layer{layer}.{block}", 2 if layer > 1 and block == 0 else 1
                 shortcut = x
+                if "linear.weight" in self.state and stride == 2:
+                    zeros = torch.zeros_like(x[:, ::2, ::2, ::2])
+                    shortcut = torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1)
                 if f"{at}.downsample.0.weight" in self.state:
                     shortcut = self.norm(self.conv(x, f"{at}.downsample.0", stride), f"{at}.downsample.1")
                 y = self.norm(self.conv(x, f"{at}.conv1", stride), f"{at}.bn1").relu()
                 x = (self.norm(self.conv(y, f"{at}.conv2"), f"{at}.bn2") + shortcut).relu()
-        return self.linear(x, "fc")
+        return self.linear(x, "linear" if "linear.weight" in self.state else "fc")
 
     def wrn(self, x: torch.Tensor, blocks: int) -> torch.Tensor:
         x = self.conv(x, "conv1")
@@ -160,3 +178,35 @@ def test_a_checkpoint_file_and_a_students_way_out(name: str, tmp_path: Path) -> 
         assert "import distill.models.cifar" in (tmp_path / "out" / "README.md").read_text()
         again = create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'out'}")).model
         torch.testing.assert_close(again(x), published(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet20_cifar"])
+def test_public_checkpoints_with_padded_shortcuts(name: str, tmp_path: Path) -> None:
+    """Files of the well-known family for CIFAR-10: parallel training, a head called ``linear``, no counted batches."""
+    state = make("resnet20_cifar10").state_dict()
+    state = {key.replace("fc.", "linear."): t for key, t in state.items() if "num_batches_tracked" not in key}
+    published = {f"module.{key}": tensor for key, tensor in state.items()}
+    torch.save({"state_dict": published, "best_prec1": 91.7}, tmp_path / "resnet20-12fca82f.th")
+    made = create_network(NetworkSettings(model=name, checkpoint=tmp_path / "resnet20-12fca82f.th"))
+    assert made.architecture == "resnet20_cifar10" and made.model.num_classes == 10
+    assert made.input.mean == (0.485, 0.456, 0.406) and made.input.size == (32, 32)
+    assert bool(made.notes) == (name == "resnet20_cifar")
+    x, reference = torch.randn(2, 3, 32, 32), Reference(state)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(x), reference.resnet(x, 3), rtol=1e-3, atol=1e-4)
+        write_timm_folder(tmp_path / "out", made.model, origin="random")
+        again = create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'out'}"))
+        torch.testing.assert_close(again.model(x), made.model(x))
+    assert again.input == made.input
+
+
+def test_convolutional_shortcuts_under_their_other_name(tmp_path: Path) -> None:
+    source = make("resnet20_cifar", num_classes=10)
+    state = {
+        key.replace("downsample", "shortcut").replace("fc.", "linear."): t for key, t in source.state_dict().items()
+    }
+    torch.save(state, tmp_path / "w.pth")
+    made = create_network(NetworkSettings(model="resnet20_cifar", checkpoint=tmp_path / "w.pth"))
+    x = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(x), source(x))

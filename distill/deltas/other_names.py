@@ -1,0 +1,30 @@
+"""Our deltas → what peft, other libraries and papers call them, for the error of an unknown type.
+
+Where there is no delta of that kind, the nearest one is suggested: other factorizations of a low-rank change, say.
+"""
+
+from __future__ import annotations
+
+LISTED_BY = 'python -c "import distill; print(distill.list_deltas())"'
+
+OTHER_NAMES = {
+    "low_rank": "lora conv_lora loraconv locon lokr loha vera pissa rslora loraplus lora+ lorafa qlora relora dylora "
+    "delora randlora vblora xlora mora olora eva corda loftq lowrankadaptation lowrankadapter linearlora",
+    "dora": "qdora weightdecomposedlora",
+    "adalora": "adaptivelora svdlora autolora",
+    "bias": "bitfit biasonly biastuning bias_only",
+    "norm_affine": "lntuning ln_tuning layernorm layernormtuning bn norm norms batchnorm norm_tuning normtuning affine "
+    "bnaffine bn_tuning",
+    "scale_shift": "ssf scaleshift film scaleandshift",
+    "ia3": "infusedadapter l_ia3 scaling",
+    "adapter": "adapters houlsby pfeiffer bottleneck bottleneckadapter adaptformer convadapter conv_adapter "
+    "series_adapter compacter parallel_adapter residual_adapter",
+    "ladder": "lst side sidetuning side_tuning ladder_side_tuning laddersidetuning sidenetwork side_network",
+    "sign": "bitdelta onebit binary 1bit sign_delta",
+    "sparse": "shira fish fishmask randommask gps sparse_adapter topk",
+    "sparse_mask": "diffpruning diff_pruning l0 hardconcrete masking",
+    "dense": "fulldelta full finetune fullfinetune taskvector full_rank diff",
+    "branch": "branchtuning parallel_conv",
+    "output": "outputdelta headdelta proxy residual_head logit_delta",
+    "delta_rule": "deltanet householder hra rankone",
+}

@@ -1,0 +1,107 @@
+"""Creates a network from the file of a checkpoint, at the file's number of classes and input size where it has them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from distill.models.checkpoint import find_weights, load_weights
+from distill.models.checkpoint_file import Checkpoint
+from distill.models.timm_models import State, make_model, make_model_and_filter, new_classifier
+from distill.models.weights import NetworkError
+
+_SIZES = (32, 48, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 416, 448, 480, 512, 518, 576, 640)
+"""Input sizes that the error of a file that does not fit tries."""
+
+
+def load_from_file(
+    name: str, checkpoint: Checkpoint, prefix: str | None, size: int | None, num_classes: int | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The architecture with a file's weights: created with the file's classes, then given ``num_classes``.
+
+    Args:
+        name: of the architecture.
+        checkpoint: the file.
+        prefix: of the names in the file; None: the one that fits.
+        size: height and width of the input; None: the architecture's own.
+        num_classes: width of a new classifier; None keeps the file's, or none if the file has none.
+
+    Returns:
+        The model, and what a user should know about how the file was read.
+    """
+    name, variant = _variant(name, checkpoint)
+    arguments = _trained_arguments(name, checkpoint)
+    model, adapt = make_model_and_filter(name, size, **arguments)
+    weights = find_weights(checkpoint, model, adapt, prefix)
+    new_classifier(model, weights.classes)
+    try:
+        load_weights(model, weights, str(checkpoint.path))
+    except NetworkError as error:
+        sizes = _sizes_that_fit(name, arguments, model, weights.state)
+        raise NetworkError("\n  ".join([str(error), *_trained_as(name, checkpoint), *sizes[:1]])) from error
+    _keep_preprocessing(model, checkpoint)
+    if weights.classes is None and num_classes is None:
+        num_classes = 0
+    new_classifier(model, num_classes)
+    headless = () if weights.classes is not None else (f"{checkpoint.path.name} has no head",)
+    return model, tuple(f"{checkpoint.path.name}: {note}" for note in (*variant, *weights.notes)) + headless
+
+
+def _variant(name: str, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
+    """The CIFAR ResNet with padded shortcuts if the file is for that one, and a note that says so."""
+    from distill.models.cifar import padded_variant
+
+    padded = padded_variant(name, checkpoint.tensors)
+    return (name, ()) if padded is None else (padded, (f"its shortcuts have no weights, so it is read as {padded}",))
+
+
+def trained_size(checkpoint: Checkpoint) -> int | None:
+    """The input size with which timm's training script wrote a checkpoint; None if it is not known or not square."""
+    height, width = (checkpoint.options.get("input_size") or [None, None, None])[1:]
+    side = height or checkpoint.options.get("img_size")
+    return side if isinstance(side, int) and width in (None, side) else None
+
+
+def _trained_arguments(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Arguments of ``create_model`` with which timm's training script made a checkpoint of this architecture."""
+    options = checkpoint.options
+    if options.get("model") != name:
+        return {}
+    pooling = {"global_pool": options["gp"]} if isinstance(options.get("gp"), str) else {}
+    return {**pooling, **(options.get("model_kwargs") or {})}
+
+
+def _keep_preprocessing(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Take over the normalization and test transform that timm's training script was given, if it was."""
+    config: Any = model.pretrained_cfg
+    given = {key: checkpoint.options.get(key) for key in ("mean", "std", "interpolation", "crop_pct")}
+    model.pretrained_cfg = {**config, **{key: value for key, value in given.items() if value}}  # type: ignore[assignment]
+
+
+def _trained_as(name: str, checkpoint: Checkpoint) -> list[str]:
+    """The architecture of a checkpoint that timm's training script wrote, if it is another one."""
+    trained = checkpoint.options.get("model")
+    return [f"it was written by a training of {trained}"] if trained and trained != name else []
+
+
+def _sizes_that_fit(name: str, arguments: dict[str, Any], model: nn.Module, state: State) -> list[str]:
+    """``size: N fits`` for input sizes at which the tensors have the model's shapes, if their names are the model's."""
+    own = model.state_dict()
+    others = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if not others or own.keys() != state.keys():
+        return []
+    return [
+        f"size: {size} fits" for size in _SIZES if _fits(name, size, arguments, model, {k: state[k] for k in others})
+    ]
+
+
+def _fits(name: str, size: int, arguments: dict[str, Any], model: nn.Module, state: State) -> bool:
+    """Whether tensors have the shapes of the model at another input size."""
+    try:
+        with torch.device("meta"):
+            other = make_model(name, size, **{**arguments, "num_classes": model.num_classes}).state_dict()
+    except NetworkError:
+        return False
+    return all(key in other and other[key].shape == tensor.shape for key, tensor in state.items())
