@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from augment.base import did_you_mean
+from augment.base.suggestions import table
 from augment.names import OperationError
+from augment.other_names import LOADER
 from augment.recipe import NamedCall
 
 
@@ -109,7 +111,9 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
         if inspect.isclass(value) and issubclass(value, library.ImageOnlyTransform | library.DualTransform)
     }
     if name not in known:
-        raise OperationError("type", f"albumentations has no transform {name!r}{did_you_mean(name, known)}")
+        raise OperationError(
+            "type", f"albumentations has no transform {name!r}{did_you_mean(name, known, table(LOADER))}"
+        )
     parameters = set(inspect.signature(known[name].__init__).parameters) - {"self"}
     for argument in arguments:
         if argument not in parameters:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from augment.base import PluginError, UserError, did_you_mean, import_class, is_import_path, matching
 from augment.base.suggestions import table
-from augment.other_names import OTHER_NAMES
+from augment.other_names import OPERATIONS
 
 if TYPE_CHECKING:  # a config is read before torch is imported, which takes seconds
     from augment.operation import Operation
@@ -70,7 +70,7 @@ def find_class(name: str) -> type:
     if isinstance(getattr(augmentation, name, None), type):
         raise OperationError("type", _NOT_ALONE.format(name))
     every = {*known, *builtin, *(point.name for point in entry_points(group=GROUP))}
-    hint = did_you_mean(name, every, table(OTHER_NAMES), listed_by="augment list")
+    hint = did_you_mean(name, every, table(OPERATIONS), listed_by="augment list")
     raise OperationError("type", f"no operation is called {name!r}{hint}")
 
 

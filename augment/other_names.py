@@ -1,11 +1,11 @@
-"""Ours and kornia's operations → what torchvision, albumentations, timm and papers call them.
+"""Operations and presets → what torchvision, albumentations, timm and papers call them.
 
 For the error of an unknown name. A sentence with a final period says what to do instead.
 """
 
 from __future__ import annotations
 
-OTHER_NAMES = {
+OPERATIONS = {
     "RandomHorizontalFlip": "HorizontalFlip hflip flip fliplr FlipLR mirror RandomFlip random_horizontal_flip",
     "RandomVerticalFlip": "VerticalFlip vflip flipud FlipUD",
     "RandomResizedCrop": "rrc RandomSizedCrop random_resize_crop inception_crop RandomResizedCropAndInterpolation "
@@ -59,3 +59,41 @@ OTHER_NAMES = {
     "views are made as floats and normalized for each network without it, so leave it out.": "ToTensor ToTensorV2 "
     "ToImage ToDtype ConvertImageDtype PILToTensor ToPILImage",
 }
+"""Ours and kornia's → other names."""
+
+PRESETS = {
+    "mocov2": "moco moco_v2 mocov3 moco_v3 byol",
+    "deit3": "deit deit_iii deit_3",
+    "dino": "dinov2 dinov3 ibot swav",
+    "simclr": "simclrv2 barlow barlowtwins vicreg simsiam contrastive",
+    "strong": "default imagenet standard heavy medium",
+    "weak": "light simple minimal basic none eval test",
+    "cifar": "cifar10 cifar100 padcrop",
+}
+"""Our presets → other names."""
+
+LOADER = {
+    "HorizontalFlip": "RandomHorizontalFlip hflip flip",
+    "VerticalFlip": "RandomVerticalFlip vflip",
+    "GaussianBlur": "RandomGaussianBlur",
+    "GaussNoise": "GaussianNoise RandomGaussianNoise",
+    "ToGray": "RandomGrayscale Grayscale gray grey",
+    "CoarseDropout": "Cutout RandomErasing Erasing",
+    "Rotate": "RandomRotation",
+    "Affine": "RandomAffine ShiftScaleRotate RandomTranslate RandomShear",
+    "Perspective": "RandomPerspective",
+    "ImageCompression": "JPEG RandomJPEG JpegCompression",
+    "Sharpen": "Sharpness RandomSharpness RandomAdjustSharpness",
+    "InvertImg": "RandomInvert Invert",
+    "AutoContrast": "RandomAutocontrast",
+    "ElasticTransform": "Elastic RandomElasticTransform",
+    "MotionBlur": "RandomMotionBlur",
+    "MedianBlur": "RandomMedianBlur",
+    "ChannelShuffle": "RandomChannelShuffle RandomChannelPermutation",
+    "Solarize": "RandomSolarize",
+    "Posterize": "RandomPosterize",
+    "Equalize": "RandomEqualize",
+    "CLAHE": "RandomClahe",
+    "RandomBrightnessContrast": "Brightness Contrast RandomBrightness RandomContrast",
+}
+"""albumentations' transforms → what kornia, torchvision and we call them."""

@@ -20,7 +20,9 @@ from typing import Annotated, Any
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from augment import other_names
 from augment.base import did_you_mean, error_at
+from augment.base.suggestions import table
 from augment.recipe import Op
 
 
@@ -103,7 +105,12 @@ def _mark(entry: Any) -> Any:
     else:
         return entry
     if name not in PRESETS:
-        raise _error(f"no preset is called {name!r}{did_you_mean(name, PRESETS)}")
+        hint = did_you_mean(name, PRESETS, table(other_names.PRESETS))
+        if "did you mean" not in hint:  # an operation in small letters, which only a preset may have
+            operations = [operation for operation in other_names.OPERATIONS if not operation.endswith(".")]
+            of_operations = did_you_mean(name, operations, table(other_names.OPERATIONS))
+            hint = of_operations if "did you mean" in of_operations else hint
+        raise _error(f"no preset is called {name!r}{hint}")
     return Op.of(name)
 
 

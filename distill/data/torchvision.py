@@ -20,6 +20,7 @@ from distill.data.labels import LabelColumn, LabelSettings, read_labels
 from distill.data.layout import understand
 from distill.data.tree import Tree, read_by_both
 
+_LISTED_BY = 'python -c "from torchvision import datasets; print(datasets.__all__)"'
 _LABEL_ATTRIBUTES = ("targets", "labels", "_labels")
 
 
@@ -50,7 +51,8 @@ class TorchVision(Source):
             if inspect.isclass(value) and issubclass(value, datasets.VisionDataset)
         }
         if settings.name not in known:
-            raise DataError(f"torchvision.datasets has no class {settings.name!r}{did_you_mean(settings.name, known)}")
+            hint = did_you_mean(settings.name, known, listed_by=_LISTED_BY)
+            raise DataError(f"torchvision.datasets has no class {settings.name!r}{hint}")
         self._class = known[settings.name]
         self._parameters = set(inspect.signature(self._class.__init__).parameters) - {"self"}
         self._datasets: dict[Split, Any] = {}

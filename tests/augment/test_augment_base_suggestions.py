@@ -1,12 +1,15 @@
 """Suggestions for unknown names: misspellings, the names of other libraries, long lists."""
 
 import pytest
+from pydantic import ValidationError
 
+import augment.presets
 from augment.base import Registry, did_you_mean
 from augment.base.other_names import OTHER_NAMES as KEYS
 from augment.base.suggestions import SHOWN, fold, table
 from augment.names import OperationError, find_class, list_operations
-from augment.other_names import OTHER_NAMES as OPERATIONS
+from augment.other_names import LOADER, OPERATIONS, PRESETS
+from augment.policy import AugmentSettings
 
 REGISTRIES = {
     "deltas": Registry("distill.deltas", "Delta"),
@@ -70,6 +73,15 @@ def test_operations_as_others_call_them(name: str, ours: str) -> None:
         find_class(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    {"moco": "mocov2", "randaugment": "RandAugment", "cutout": "Cutout", "hflip": "RandomHorizontalFlip"}.items(),
+)
+def test_presets_as_others_call_them_and_operations_in_small_letters(name: str, ours: str) -> None:
+    with pytest.raises(ValidationError, match=f"no preset is called '{name}'; did you mean '{ours}'"):
+        AugmentSettings.model_validate({"student": [name]})
+
+
 def test_what_is_no_operation_gets_a_sentence() -> None:
     with pytest.raises(OperationError, match="'ToTensor'; views are made as floats and normalized for each network"):
         find_class("ToTensor")
@@ -85,6 +97,11 @@ def test_every_table_leads_to_names_that_exist_and_shadows_none() -> None:
     known = list_operations()
     assert {ours for ours in OPERATIONS if not ours.endswith(".")} <= set(known)
     assert not set(table(OPERATIONS)) & {fold(name) for name in known}
+    assert set(PRESETS) <= set(augment.presets.PRESETS)
+    assert not set(table(PRESETS)) & {fold(name) for name in augment.presets.PRESETS}
+    transforms = vars(pytest.importorskip("albumentations"))
+    assert set(LOADER) <= set(transforms)
+    assert not set(table(LOADER)) & {fold(name) for name in transforms}
 
 
 def test_keys_as_others_call_them() -> None:

@@ -1,4 +1,4 @@
-"""A delta folder as a teacher's network: its outputs, its checks, and files that are checked before the data is opened."""
+"""A delta folder as a teacher's network: its outputs and checks; files are checked before the data is opened."""
 
 import json
 import re
@@ -72,7 +72,7 @@ def test_a_delta_of_another_backbone_and_a_changed_bit_are_errors(backbone: Path
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(ExportError, match="delta.safetensors"):
+    with pytest.raises(ExportError, match=r"delta\.safetensors"):
         make_network(TeacherNetworkSettings(model="test_resnet", checkpoint=backbone, delta=tmp_path / "delta"))
 
 
