@@ -8,21 +8,20 @@ from __future__ import annotations
 LISTED_BY = 'python -c "import distill; print(distill.list_deltas())"'
 
 OTHER_NAMES = {
-    "low_rank": "lora conv_lora loraconv locon lokr loha vera pissa rslora loraplus lora+ lorafa qlora relora dylora "
-    "delora randlora vblora xlora mora olora eva corda loftq lowrankadaptation lowrankadapter linearlora",
+    "low_rank": "lora conv_lora loraconv locon lokr loha vera pissa rslora loraplus lora+ lorafa qlora relora "
+    "dylora delora randlora vblora xlora mora olora eva corda loftq lowrankadaptation lowrankadapter linearlora",
     "dora": "qdora weightdecomposedlora",
     "adalora": "adaptivelora svdlora autolora",
-    "bias": "bitfit biasonly biastuning bias_only",
-    "norm_affine": "lntuning ln_tuning layernorm layernormtuning bn norm norms batchnorm norm_tuning normtuning affine "
-    "bnaffine bn_tuning",
-    "scale_shift": "ssf scaleshift film scaleandshift",
+    "bias": "bitfit biasonly biastuning",
+    "norm_affine": "lntuning layernorm layernormtuning bn norm norms batchnorm norm_tuning affine bnaffine bn_tuning",
+    "scale_shift": "ssf film scaleandshift",
     "ia3": "infusedadapter l_ia3 scaling",
-    "adapter": "adapters houlsby pfeiffer bottleneck bottleneckadapter adaptformer convadapter conv_adapter "
-    "series_adapter compacter parallel_adapter residual_adapter",
-    "ladder": "lst side sidetuning side_tuning ladder_side_tuning laddersidetuning sidenetwork side_network",
+    "adapter": "adapters houlsby pfeiffer bottleneck bottleneckadapter adaptformer convadapter series_adapter "
+    "compacter parallel_adapter residual_adapter",
+    "ladder": "lst side sidetuning ladder_side_tuning sidenetwork",
     "sign": "bitdelta onebit binary 1bit sign_delta",
     "sparse": "shira fish fishmask randommask gps sparse_adapter topk",
-    "sparse_mask": "diffpruning diff_pruning l0 hardconcrete masking",
+    "sparse_mask": "diffpruning l0 hardconcrete masking",
     "dense": "fulldelta full finetune fullfinetune taskvector full_rank diff",
     "branch": "branchtuning parallel_conv",
     "output": "outputdelta headdelta proxy residual_head logit_delta",

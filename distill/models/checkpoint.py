@@ -10,7 +10,7 @@ Accepted are the files that timm's loader accepts, and these:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -45,6 +45,8 @@ class Weights:
     """That the names have in the file; empty if they are the model's own."""
     notes: tuple[str, ...]
     """What a user should know about the choice: other prefixes, resampled tensors, tensors that are not read."""
+    failure: str
+    """The error of timm's filter, which may be why the tensors do not fit; empty if it had none."""
 
 
 def find_weights(checkpoint: Checkpoint, model: nn.Module, adapt: Filter, prefix: str | None = None) -> Weights:
@@ -77,7 +79,7 @@ def find_weights(checkpoint: Checkpoint, model: nn.Module, adapt: Filter, prefix
     if unread := [name for name in outside if not name.startswith(extras)]:
         more = ", …" if len(unread) > 3 else ""
         notes.append(f"{len(unread)} tensors outside {found.prefix!r} are not read: {', '.join(unread[:3])}{more}")
-    return Weights(state, widths[0] if widths else None, found.prefix, tuple(notes))
+    return Weights(state, widths[0] if widths else None, found.prefix, tuple(notes), found.failure)
 
 
 def load_weights(model: nn.Module, weights: Weights, path: str) -> None:
@@ -109,20 +111,23 @@ class _Candidate:
     """Under the model's names, at the model's size."""
     fitting: frozenset[str]
     """Names of the model's body that are in ``state``."""
+    failure: str = ""
+    """The error of timm's filter, if it had one; then ``state`` is ``raw``."""
     others: tuple[str, ...] = ()
     """Prefixes whose tensors fit as well, but come later in timm's order."""
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, prefix: str, body: set[str], adapt: Filter) -> _Candidate:
         raw = {name.removeprefix(prefix): t for name, t in checkpoint.tensors.items() if name.startswith(prefix)}
+        failure = ""
         try:
             state = adapt(raw)
-        except Exception:  # a filter that meets the tensors of another architecture; the names are compared as they are
-            state = raw
+        except Exception as error:  # a filter that meets the tensors of another architecture
+            state, failure = raw, f"{type(error).__name__}: {error}"
         fitting = [frozenset(body.intersection(names)) for names in (raw, state)]
         if len(fitting[0]) > len(fitting[1]):
             state, fitting = raw, fitting[:1]
-        return cls(prefix, raw, state, fitting[-1])
+        return cls(prefix, raw, state, fitting[-1], failure)
 
     @property
     def rank(self) -> int:
@@ -183,15 +188,14 @@ def _choose(checkpoint: Checkpoint, candidates: list[_Candidate], size: int) -> 
     most = max(len(candidate.fitting) for candidate in candidates)
     equal = [candidate for candidate in candidates if len(candidate.fitting) == most]
     if 2 * most < size:  # the file of another architecture: no prefix will do
-        return max(equal, key=lambda candidate: (len(candidate.raw), len(candidate.prefix)))
+        return max(equal, key=lambda candidate: (-candidate.rank, len(candidate.raw), len(candidate.prefix)))
     if len(equal) == 1:
         return equal[0]
     equal.sort(key=lambda candidate: candidate.rank)
     if equal[0].rank == equal[1].rank and not _same(equal[0].state, equal[1].state):
         names = ", ".join(repr(candidate.prefix) for candidate in equal)
         raise NetworkError(f"{checkpoint.path}: the tensors of {names} fit; set the key prefix to one of them")
-    first = equal[0]
-    return _Candidate(first.prefix, first.raw, first.state, first.fitting, tuple(c.prefix for c in equal[1:]))
+    return replace(equal[0], others=tuple(candidate.prefix for candidate in equal[1:]))
 
 
 def _same(first: State, second: State) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import Any
 
 import torch
@@ -39,8 +40,9 @@ def load_from_file(
     try:
         load_weights(model, weights, str(checkpoint.path))
     except NetworkError as error:
-        sizes = _sizes_that_fit(name, arguments, model, weights.state)
-        raise NetworkError("\n  ".join([str(error), *_trained_as(name, checkpoint), *sizes[:1]])) from error
+        sizes = _size_that_fits(name, arguments, model, weights.state)
+        failure = [f"timm's filter for its checkpoints failed: {weights.failure}"] if weights.failure else []
+        raise NetworkError("\n  ".join([str(error), *failure, *_trained_as(name, checkpoint), *sizes])) from error
     _keep_preprocessing(model, checkpoint)
     if weights.classes is None and num_classes is None:
         num_classes = 0
@@ -86,15 +88,15 @@ def _trained_as(name: str, checkpoint: Checkpoint) -> list[str]:
     return [f"it was written by a training of {trained}"] if trained and trained != name else []
 
 
-def _sizes_that_fit(name: str, arguments: dict[str, Any], model: nn.Module, state: State) -> list[str]:
-    """``size: N fits`` for input sizes at which the tensors have the model's shapes, if their names are the model's."""
+def _size_that_fits(name: str, arguments: dict[str, Any], model: nn.Module, state: State) -> list[str]:
+    """``size: N fits`` for an input size at which tensors of the model's names have its shapes, if there is one."""
     own = model.state_dict()
     others = [key for key in own if key in state and own[key].shape != state[key].shape]
     if not others or own.keys() != state.keys():
         return []
-    return [
-        f"size: {size} fits" for size in _SIZES if _fits(name, size, arguments, model, {k: state[k] for k in others})
-    ]
+    mismatched = {key: state[key] for key in others}
+    sizes = (size for size in _SIZES if _fits(name, size, arguments, model, mismatched))
+    return [f"size: {size} fits" for size in islice(sizes, 1)]
 
 
 def _fits(name: str, size: int, arguments: dict[str, Any], model: nn.Module, state: State) -> bool:

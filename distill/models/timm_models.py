@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -94,7 +95,13 @@ def make_model_and_filter(name: str, size: int | None, **arguments: Any) -> tupl
     if given is None:
         return model, dict
     takes_model = len(inspect.signature(given).parameters) > 1
-    return model, lambda state: given(dict(state), model) if takes_model else given(dict(state))
+
+    def adapt(state: State) -> State:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # they are about timm's own code, such as how it indexes tensors
+            return given(dict(state), model) if takes_model else given(dict(state))
+
+    return model, adapt
 
 
 def resize(model: nn.Module, size: int) -> None:

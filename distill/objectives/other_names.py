@@ -5,30 +5,29 @@ from __future__ import annotations
 LISTED_BY = "distill objectives"
 
 OTHER_NAMES = {
-    "ce": "crossentropy cross_entropy nll nllloss labels hardlabel supervised xent softmaxce bce",
-    "kd": "hinton vanilla vanillakd kl kldiv kldivergence kl_divergence distillkl soft softtarget softtargets "
-    "soft_target softkd logit logits response klkd st logitstd logitstdkd lskd standardized distillation "
-    "softdistillation",
+    "ce": "crossentropy nll labels hardlabel supervised xent softmaxce bce",
+    "kd": "hinton vanilla vanillakd kl kldiv kldivergence distillkl soft softtarget softtargets softkd logit logits "
+    "response klkd st logitstd logitstdkd lskd standardized distillation softdistillation",
     "dkd": "decoupled decoupledkd",
     "nkd": "normalizedkd uskd",
     "mlkd": "mlld multilevel multilevellogit multi_level_logit_distillation",
     "dist": "distkd distplus dist+ correlation pearson",
-    "fitnets": "fitnet hint hints hint_loss hintl2 regressor",
-    "at": "attention attentiontransfer attention_transfer spatialattention atmap",
+    "fitnets": "fitnet hint hints hintl2 regressor",
+    "at": "attention attentiontransfer spatialattention atmap",
     "rkd": "relational relationalkd relation distance_angle distancewiserkd anglewiserkd darkrank",
-    "cc": "cckd correlationcongruence correlation_congruence",
-    "sp": "spkd similarity similaritypreserving similarity_preserving gram",
-    "pkt": "probabilistic probabilistic_transfer probabilistictransfer",
-    "nst": "mmd neuronselectivity neuron_selectivity",
+    "cc": "cckd correlationcongruence",
+    "sp": "spkd similarity similaritypreserving gram",
+    "pkt": "probabilistic probabilistic_transfer",
+    "nst": "mmd neuronselectivity",
     "vid": "variational variationalinformation mutualinformation",
     "vib": "ib informationbottleneck bottleneck",
     "crd": "contrastive contrastiverepresentation nce crdst",
     "icd": "infonce invariantcontrastive ntxent simclr supcon",
     "rrd": "relationalrepresentation rrdkd ressl seed compress",
     "simkd": "reusedclassifier reused_head srrl teacherclassifier",
-    "reviewkd": "review knowledgereview knowledge_review hcl abf",
+    "reviewkd": "review knowledgereview hcl abf",
     "pooled": "mse l2 l1 smoothl1 huber cosine cosinesimilarity feature features feat embedding mimic penultimate",
-    "dense": "cwd channelwise channelwisedivergence channel_wise mgd fgd ofd overhaul featuremap maps spatial",
-    "deit": "harddistillation hard token disttoken distillationtoken distilltoken hard_distillation",
+    "dense": "cwd channelwise channelwisedivergence mgd fgd ofd overhaul featuremap maps spatial",
+    "deit": "harddistillation hard token disttoken distillationtoken distilltoken",
     "adversarial": "gan discriminator adv afd wasserstein",
 }

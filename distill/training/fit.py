@@ -19,9 +19,9 @@ from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.files import write_atomic
 from distill.machine import divide_threads
-from distill.models.network import check_fits
 from distill.models.reused_head import reused
 from distill.models.student import Student
+from distill.models.weights import check_fits
 from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.evaluate import Predictions

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from augment.placement import to_device
 from distill.data.reader import Batch
 from distill.models.fingerprint import fingerprint
-from distill.models.network import NetworkError, check_fits
 from distill.models.student import head_modules
+from distill.models.weights import NetworkError, check_fits
 from distill.objectives.base import Schedule
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.ema import WeightAverage

@@ -60,7 +60,7 @@ def test_types_as_others_call_them(registry: str, name: str, ours: str) -> None:
         "ToGray": "RandomGrayscale",
         "Grayscale": "RandomGrayscale",
         "ShiftScaleRotate": "RandomAffine",
-        "RandomAutocontrast": "AutoContrast",
+        "RandomAutocontrast": "RandomAutoContrast",
         "RandomAdjustSharpness": "Sharpness",
         "ImageCompression": "JPEG",
         "ElasticTransform": "Elastic",

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_model_best_of_timms_training_script(tmp_path: Path) -> None:
     assert "'state_dict_ema.' are read" in made.notes[0] and "'state_dict.' fit too" in made.notes[0]
     assert_equal(network(VIT, tmp_path / "model_best.pth.tar", prefix="state_dict").model, source, 96)
     told = refused("test_resnet", tmp_path / "model_best.pth.tar")
-    assert "(names after 'state_dict.')" in told and told.endswith(f"it was written by a training of {VIT}")
+    assert "(names after 'state_dict_ema.')" in told and told.endswith(f"it was written by a training of {VIT}")
 
 
 def test_a_checkpoint_of_lightning(tmp_path: Path) -> None:
@@ -151,7 +152,9 @@ def test_code_in_a_file_is_named_and_not_run(tmp_path: Path, monkeypatch: pytest
 
 
 def loaded_by_timm(file: Path, name: str, **arguments: object) -> nn.Module:
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about its own way to index tensors
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **arguments).eval()
 
 
 def test_a_vit_of_another_size(tmp_path: Path) -> None:
@@ -188,12 +191,11 @@ def test_a_swin_of_another_size_and_of_older_names(tmp_path: Path) -> None:
 
 
 def test_the_size_that_fits_is_told_where_timm_cannot_resample(tmp_path: Path) -> None:
-    name, small = "mixer_s32_224", {"num_blocks": 1, "embed_dim": 32}
-    source = make(name, img_size=96, num_classes=5, **small)
-    args = argparse.Namespace(model=name, model_kwargs=small)
-    file = saved({"state_dict": source.state_dict(), "args": args}, tmp_path / "w.pth")
+    name = "mixer_s32_224"
+    source = make(name, img_size=96, num_classes=5)
+    file = saved({"state_dict": source.state_dict()}, tmp_path / "w.pth")
     told = refused(name, file)
-    assert "blocks.0.mlp_tokens.fc1.weight is (384, 9), the model has (384, 49)" in told.replace("16,", "384,")
+    assert "  blocks.0.mlp_tokens.fc1.weight is (256, 9), the model has (256, 49)" in told
     assert told.endswith("size: 96 fits")
     assert_equal(network(name, file, size=96).model, source, 96)
 

@@ -19,8 +19,10 @@ from augment.views import InputSpec
 from distill.models import weights
 from distill.models.embedded import EMBEDDED, EmbeddedError, embedded_path, load_embedded
 from distill.models.network import create_network, extract, measure_shapes, stage_names
+from distill.models.other_names import OTHER_NAMES
 from distill.models.settings import NetworkSettings
 from distill.models.student import head_modules
+from distill.models.timm_models import timm_with_own_models
 from distill.models.weights import NetworkError
 
 ALL = frozenset({"logits", "pooled", "maps"})
@@ -105,6 +107,11 @@ def test_a_new_classifier() -> None:
 def test_unknown_names_get_the_nearest() -> None:
     assert refused(model="resnet5", pretrained=False) == "timm has no model 'resnet5'; did you mean 'resnet50'?"
     assert "did you mean 'a1_in1k'?" in refused(model="resnet50.a1_in1", pretrained=False)
+    assert refused(model="vit_b_16", pretrained=False).endswith("; did you mean 'vit_base_patch16_224'?")
+    assert refused(model="resnet20", pretrained=False).endswith("; did you mean 'resnet20_cifar'?")
+    assert set(OTHER_NAMES) <= set(timm_with_own_models().list_models())
+    nothing = refused(model="zzz", pretrained=False)
+    assert len(nothing) < 300 and "nearest of 1" in nothing and "timm.list_models()" in nothing
     assert refused(model="test_vit3.none_at_all").startswith("timm has no weights 'test_vit3.none_at_all'; known: ")
 
 
