@@ -36,6 +36,10 @@ def load_from_file(
     arguments = _trained_arguments(name, checkpoint)
     model, adapt = make_model_and_filter(name, size, **arguments)
     weights = find_weights(checkpoint, model, adapt, prefix)
+    if (channels := _channels(model, weights.state)) is not None:
+        arguments = {**arguments, "in_chans": channels}
+        model, adapt = make_model_and_filter(name, size, **arguments)
+        weights = find_weights(checkpoint, model, adapt, prefix)
     new_classifier(model, weights.classes)
     try:
         load_weights(model, weights, str(checkpoint.path))
@@ -59,6 +63,16 @@ def _variant(name: str, checkpoint: Checkpoint) -> tuple[str, tuple[str, ...]]:
     return (name, ()) if padded is None else (padded, (f"its shortcuts have no weights, so it is read as {padded}",))
 
 
+def _channels(model: nn.Module, state: State) -> int | None:
+    """The number of channels that a file's first layer reads, if the model's reads another."""
+    first = model.pretrained_cfg.get("first_conv")  # type: ignore[union-attr, operator]
+    layer = dict(model.named_modules()).get(first) if isinstance(first, str) else None
+    weight = state.get(f"{first}.weight")
+    if not isinstance(layer, nn.Conv2d) or weight is None or weight.ndim != 4 or layer.groups != 1:
+        return None
+    return None if weight.shape[1] == layer.in_channels else weight.shape[1]
+
+
 def trained_size(checkpoint: Checkpoint) -> int | None:
     """The input size with which timm's training script wrote a checkpoint; None if it is not known or not square."""
     height, width = (checkpoint.options.get("input_size") or [None, None, None])[1:]
@@ -72,7 +86,8 @@ def _trained_arguments(name: str, checkpoint: Checkpoint) -> dict[str, Any]:
     if options.get("model") != name:
         return {}
     pooling = {"global_pool": options["gp"]} if isinstance(options.get("gp"), str) else {}
-    return {**pooling, **(options.get("model_kwargs") or {})}
+    channels = {"in_chans": options["in_chans"]} if isinstance(options.get("in_chans"), int) else {}
+    return {**pooling, **channels, **(options.get("model_kwargs") or {})}
 
 
 def _keep_preprocessing(model: nn.Module, checkpoint: Checkpoint) -> None:

@@ -10,9 +10,8 @@ from augment.views import InputSpec
 from distill.deltas.attach import deltas, merge
 from distill.deltas.base import StructuralDelta
 from distill.export.delta.io import load_delta, read_delta
-from distill.models.network import Network, create_network
+from distill.models.network import Network, as_network, create_network
 from distill.models.settings import NetworkSettings, TeacherNetworkSettings
-from distill.models.timm_models import new_classifier
 
 
 def make_network(settings: NetworkSettings, num_classes: int | None = None) -> Network:
@@ -32,9 +31,7 @@ def make_network(settings: NetworkSettings, num_classes: int | None = None) -> N
     if not isinstance(settings, TeacherNetworkSettings) or settings.delta is None:
         return create_network(settings, num_classes)
     network = _with_delta(settings, settings.delta)
-    if num_classes is not None and num_classes != network.model.num_classes:
-        new_classifier(network.model, num_classes)
-    return network
+    return network if num_classes is None else replace(network, model=as_network(network.model, num_classes).model)
 
 
 def check_file(settings: NetworkSettings) -> None:

@@ -274,3 +274,14 @@ def test_a_normalization_of_its_own(tmp_path: Path) -> None:
     assert made.input.mean == (0.1, 0.2, 0.3) == tuple(made.model.pretrained_cfg["mean"])
     assert made.input.std == (1, 1, 1)
     assert "mean has 1 values, and the input 3 channels" in refused("test_resnet", file, mean=(0.1,))
+
+
+def test_a_network_of_other_channels(tmp_path: Path) -> None:
+    source = make("test_resnet", num_classes=5, in_chans=4)
+    file = saved(prefixed(source.state_dict(), "model."), tmp_path / "w.pth")
+    made, x = network("test_resnet", file), torch.randn(2, 4, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(made.model(x), source(x))
+    assert len(made.input.mean) == 4 and made.model.pretrained_cfg["input_size"][0] == 4
+    three = network("test_resnet", file, in_chans=3)
+    assert three.model(x[:, :3]).shape == (2, 5) and len(three.input.std) == 3
