@@ -190,6 +190,7 @@ def test_a_swin_of_another_size_and_of_older_names(tmp_path: Path) -> None:
     assert_equal(network(name, saved({"model": state, "args": args}, file)).model, source, 224)
 
 
+@pytest.mark.slow
 def test_the_size_that_fits_is_told_where_timm_cannot_resample(tmp_path: Path) -> None:
     name = "mixer_s32_224"
     source = make(name, img_size=96, num_classes=5)
