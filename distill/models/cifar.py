@@ -405,7 +405,7 @@ default_cfgs = generate_default_cfgs(
 def _register(name: str, cls: type[CifarNet], own: dict[str, Any]) -> None:
     def make(pretrained: bool = False, **arguments: Any) -> nn.Module:
         feature_cfg = {"out_indices": tuple(range(5 if cls is CifarVGG else 3)), "feature_cls": "getter"}
-        adapted = {"feature_cfg": feature_cfg, "pretrained_filter_fn": checkpoint_filter_fn}
+        adapted: dict[str, Any] = {"feature_cfg": feature_cfg, "pretrained_filter_fn": checkpoint_filter_fn}
         return build_model_with_cfg(cls, name, pretrained, **adapted, **{**own, **arguments})
 
     make.__name__, make.__module__ = name, __name__

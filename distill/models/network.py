@@ -60,7 +60,8 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         name = settings.model
     if ":" not in name:
         _check_known(name)
-    notes, size = (), settings.size
+    notes: tuple[str, ...] = ()
+    size = settings.size
     if settings.checkpoint is not None:
         checkpoint = read_checkpoint(settings.checkpoint)
         size = size or trained_size(checkpoint)
