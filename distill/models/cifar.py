@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from timm.layers import create_classifier
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models._features import feature_take_indices
+from timm.models._pretrained import PretrainedCfg
 from torch import Tensor, nn
 
 
@@ -384,7 +385,7 @@ def checkpoint_filter_fn(state: dict[str, Tensor], model: nn.Module) -> dict[str
     return {name.replace(".shortcut.", ".downsample."): tensor for name, tensor in state.items()}
 
 
-def _cfg(cls: type[CifarNet], trained: dict[str, Any]) -> dict[str, Any]:
+def _cfg(cls: type[CifarNet], trained: dict[str, Any]) -> dict[str, Any] | PretrainedCfg:
     return {
         "input_size": (3, 32, 32),
         "pool_size": None,
