@@ -15,8 +15,10 @@ are an error that names the distributions. Names without a capital letter are pr
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -69,7 +71,7 @@ def find_class(name: str) -> type:
 
     if isinstance(getattr(augmentation, name, None), type):
         raise OperationError("type", _NOT_ALONE.format(name))
-    every = {*known, *builtin, *(point.name for point in entry_points(group=GROUP))}
+    every = {*known, *builtin, *(point.name for point in _points(tuple(sys.path)))}
     hint = did_you_mean(name, every, table(OPERATIONS), listed_by="augment list")
     raise OperationError("type", f"no operation is called {name!r}{hint}")
 
@@ -87,7 +89,7 @@ class Known:
 def known_operations() -> list[Known]:
     """Every operation that a chain can name without an import path; a broken entry point is listed with its error."""
     operations = [Known(name, "Delta Distill", summary(cls)) for name, cls in _builtin().items()]
-    for point in entry_points(group=GROUP):
+    for point in _points(tuple(sys.path)):
         try:
             what = summary(find_class(point.name))
         except OperationError as error:
@@ -168,9 +170,15 @@ def _kornia() -> dict[str, type]:
     return dict(kornia_classes())
 
 
+@cache
+def _points(search_path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """The entry points of the packages on ``sys.path``; finding them reads a file of each installed package."""
+    return tuple(entry_points(group=GROUP))
+
+
 def _declared(name: str) -> EntryPoint | None:
     """The entry point of that name; two are an error."""
-    points = list(entry_points(group=GROUP, name=name))
+    points = [point for point in _points(tuple(sys.path)) if point.name == name]
     if len(points) > 1:
         owners = " and ".join(sorted(f"{_distribution(point)} ({point.value})" for point in points))
         raise OperationError("type", f"{name!r} is declared by {owners}; write package.module:Class instead")

@@ -9,7 +9,7 @@ from torchvision.transforms import v2
 from augment.chain import Chain
 from augment.draws import Draws
 from augment.kornia_ops.unfused import kornia_classes
-from augment.names import OperationError, find_class, known_operations
+from augment.names import OperationError, _points, find_class, known_operations
 from augment.ops import operations
 from augment.recipe import Op
 
@@ -35,6 +35,7 @@ def install(folder, distribution, **points):
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
     lines = "\n".join(f"{name} = {value}" for name, value in points.items())
     (info / "entry_points.txt").write_text(f"[distill.augment]\n{lines}\n")
+    _points.cache_clear()  # a process reads what is installed once
 
 
 @pytest.fixture
