@@ -76,7 +76,7 @@ def _sizes(decoded: Decoded) -> list[str]:
         return [unreadable, MISSING, MISSING, MISSING]
     order = np.argsort(decoded.sizes.prod(axis=1), kind="stable")
     picked = decoded.sizes[order[[0, len(order) // 2, -1]]]
-    return [unreadable, *(f"{width} × {height}" for width, height in picked.tolist())]
+    return [unreadable, *(f"{width}×{height}" for width, height in picked.tolist())]
 
 
 def _class_table(data: ExperimentData, splits: Sequence[Split]) -> Table:
@@ -95,9 +95,12 @@ def _class_table(data: ExperimentData, splits: Sequence[Split]) -> Table:
 
 
 def _table(columns: Sequence[str]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
     for index, name in enumerate(columns):
-        table.add_column(name, justify="right" if index else "left", overflow="fold")
+        if index:
+            table.add_column(name, justify="right", no_wrap=True)
+        else:
+            table.add_column(name, overflow="fold")
     return table
 
 
@@ -115,11 +118,11 @@ def _findings(data: ExperimentData, inspection: Inspection) -> list[str]:
                 " to which they are enlarged"
             )
     for (first, second), groups in inspection.shared().items():
-        lines.append(f"{first} and {second} share {_pictures(groups)}: {_examples(groups)}")
+        lines += [f"{first} and {second} share {_pictures(groups)}:", *_examples(groups)]
     if repeated := inspection.repeated():
-        lines.append(f"{_pictures(repeated)} more than once in a split: {_examples(repeated)}")
+        lines += [f"{_pictures(repeated)} more than once in a split:", *_examples(repeated)]
     if wrong := inspection.contradictory():
-        lines.append(f"{_pictures(wrong)} with different labels: {_examples(wrong)}")
+        lines += [f"{_pictures(wrong)} with different labels:", *_examples(wrong)]
     if not inspection.equal:
         lines.append("no two images have the same pixels")
     return lines
@@ -129,10 +132,10 @@ def _pictures(groups: Sequence[Sequence[ImagePlace]]) -> str:
     return f"{len(groups):,} picture{'s' * (len(groups) != 1)}"
 
 
-def _examples(groups: Sequence[Sequence[ImagePlace]]) -> str:
-    """The ids of the first groups; ids of another split than train have its name."""
-    texts = [" = ".join(_named(place) for place in group[:3]) + " …" * (len(group) > 3) for group in groups[:SHOWN]]
-    return ", ".join(texts) + (f" and {len(groups) - SHOWN:,} more" if len(groups) > SHOWN else "")
+def _examples(groups: Sequence[Sequence[ImagePlace]]) -> list[str]:
+    """A line for each of the first groups; ids of another split than train have its name."""
+    lines = ["  " + " = ".join(map(_named, group[:3])) + " …" * (len(group) > 3) for group in groups[:SHOWN]]
+    return lines + [f"  and {len(groups) - SHOWN:,} more"] * (len(groups) > SHOWN)
 
 
 def _named(place: ImagePlace) -> str:

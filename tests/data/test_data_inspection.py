@@ -87,14 +87,14 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         "not read: 1 × .raw (not a format of Pillow; convert it to PNG or TIFF): train/b/photo.raw",
         "broken.png: not an image that can be read",
         "train: 4 of 5 images have a side below data.size 16",
-        "train and test share 1 picture: train/a/1.png = test/a/1.tiff",
-        "1 picture more than once in a split: train/a/2.png = train/b/2.bmp",
-        "1 picture with different labels: train/a/2.png = train/b/2.bmp",
+        "train and test share 1 picture:\n  train/a/1.png = test/a/1.tiff\n",
+        "1 picture more than once in a split:\n  train/a/2.png = train/b/2.bmp\n",
+        "1 picture with different labels:\n  train/a/2.png = train/b/2.bmp\n",
         f"wrote {to}",
     ):
         assert line in text, line
     rows = [re.split(r"\s{2,}", line.strip()) for line in text.splitlines()]
-    assert ["train", "6", "6", "2", "1", "12 × 8", "12 × 8", "40 × 30"] in rows and ["a", "3", "1", "1"] in rows
+    assert ["train", "6", "6", "2", "1", "12×8", "12×8", "40×30"] in rows and ["a", "3", "1", "1"] in rows
     with Image.open(to) as sheet:
         assert sheet.format == "PNG" and sheet.width > 3 * 3 * 96 and sheet.height > 2 * 96
 
