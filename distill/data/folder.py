@@ -47,7 +47,7 @@ class Folder(Source):
     class Settings(Source.Settings):
         type: Literal["folder"] = "folder"
         root: Path = Field(description="folder of the images, relative to the current folder")
-        splits: dict[Split, Path] | None = Field(
+        splits: dict[Split, str] | None = Field(
             None, description="split → its folder in root; {}: no folder is a split; default: found by their names"
         )
         class_folder: ClassFolder | None = Field(

@@ -25,7 +25,10 @@ from pydantic import Field, model_validator
 
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
+from distill.data.depth import bits_in_use
 from distill.data.labels import LabelColumn, LabelSettings, mismatch, read_labels
+from distill.data.layout import understand
+from distill.data.tree import Tree
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -61,6 +64,9 @@ class HuggingFace(Source):
         )
         labels: bool = Field(True, description="false: ignore the labels")
         cache_dir: Path | None = Field(None, description="cache folder; default: the library's own")
+        bits: int | None = Field(
+            None, ge=8, le=16, description="bits in use of 16-bit images; default: by the largest value of a sample"
+        )
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
 
         @model_validator(mode="after")
@@ -88,8 +94,15 @@ class HuggingFace(Source):
             columns = {split: [_column(table, label) for table in tables] for split, tables in self._tables.items()}
             self.classes, self._labels = read_labels(columns, self._where, settings)
 
+        train = self._rows("train", None)
+        self.bits = settings.bits or bits_in_use(train.ids, train.encoded)
+
     def split(self, name: Split) -> Samples:
-        return RowSamples(self._tables[name], self._image, self._labels[name], name, self.settings.pixel_limit)
+        return self._rows(name, self.bits)
+
+    def _rows(self, name: Split, bits: int | None) -> RowSamples:
+        limit = self.settings.pixel_limit
+        return RowSamples(self._tables[name], self._image, self._labels[name], name, limit, bits)
 
     @property
     def _where(self) -> str:
@@ -126,7 +139,29 @@ class HuggingFace(Source):
             ) from error
         except Exception as error:  # the library's readers raise exceptions of many types
             raise DataError(f"{self._where}: {type(error).__name__}: {error}") from error
-        return {split: [tables[name]] for split, name in _by_alias(tables).items()}
+        splits = {split: [tables[name]] for split, name in _by_alias(tables).items()}
+        if any(table.builder_name == "imagefolder" for table in tables.values()) and self.settings.name and local:
+            self._check_folder(splits, Path(self.settings.name))
+        return splits
+
+    def _check_folder(self, splits: Mapping[Split, Sequence[Dataset]], root: Path) -> None:
+        """Raise ``DataError`` if the library reads a local folder of images in another way than the folder source.
+
+        It knows fewer names of splits: it trains on ``Testing/``, and leaves out ``Test/`` beside ``train/``.
+        """
+        use = f"use the source {{type: folder, root: {root}}}"
+        try:
+            tree = Tree(root)
+            layout = understand(tree, class_folder="inner" if self.settings.labels else None)
+        except DataError as error:
+            raise DataError(f"{use}; {error}") from error
+        walked, self.skipped = tree.walk([part.path for parts in layout.parts.values() for part in parts])
+        rows = sum(len(table) for tables in splits.values() for table in tables)
+        if set(layout.parts) != set(splits) or rows > sum(map(len, walked)):
+            known = ", ".join(f"{split} with {sum(map(len, tables)):,} images" for split, tables in splits.items())
+            raise DataError(
+                f"the datasets library finds {known} in {root}, but {layout}, with {sum(map(len, walked)):,}: {use}"
+            )
 
     def _loaded_apart(self, options: Mapping[str, Any]) -> dict[Split, list[Dataset]]:
         """Local Parquet files whose columns differ, each kind by itself; nothing if all are alike.
@@ -201,25 +236,38 @@ class RowSamples:
         labels: class indices, ``UNLABELED`` where a sample has none.
         split: name of the split, the first part of the ids.
         pixel_limit: largest width × height.
+        bits: bits in use of images of more than 8 bits.
     """
 
-    def __init__(self, tables: Sequence[Dataset], column: str, labels: Sequence[int], split: Split, pixel_limit: int):
+    def __init__(
+        self,
+        tables: Sequence[Dataset],
+        column: str,
+        labels: Sequence[int],
+        split: Split,
+        pixel_limit: int,
+        bits: int | None = None,
+    ):
         import datasets
 
         encoded = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
         self.table = encoded[0] if len(encoded) == 1 else datasets.concatenate_datasets(encoded)
-        self.column, self.labels, self.pixel_limit = column, labels, pixel_limit
+        self.column, self.labels, self.pixel_limit, self.bits = column, labels, pixel_limit, bits
         self.ids = [f"{split}/{row:06d}" + (f"/{path}" if path else "") for row, path in enumerate(self._paths())]
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image, id = self.table[index][self.column], self.ids[index]
-        encoded = image["bytes"] if image["bytes"] is not None else image["path"]
+        encoded, id = self.encoded(index), self.ids[index]
         if encoded is None:
             raise DataError(f"{id}: the row has no image")
-        return Sample(decode(encoded, id, self.pixel_limit), self.labels[index], id)
+        return Sample(decode(encoded, id, self.pixel_limit, self.bits), self.labels[index], id)
+
+    def encoded(self, index: int) -> bytes | str | None:
+        """The encoded image or its path; None if the row has no image."""
+        image = self.table[index][self.column]
+        return image["bytes"] if image["bytes"] is not None else image["path"]
 
     @cached_property
     def sizes(self) -> np.ndarray:

@@ -63,7 +63,7 @@ class Layout:
 def understand(
     tree: Tree,
     labels: bool = True,
-    splits: Mapping[Split, Path] | None = None,
+    splits: Mapping[Split, str] | None = None,
     class_folder: ClassFolder | None = None,
 ) -> Layout:
     """The splits and classes of a folder.
@@ -89,7 +89,7 @@ class _Reader:
         self.tree, self.labels, self.inner = tree, labels, class_folder == "inner"
         self.class_folder, self.unsure = class_folder, unsure
 
-    def layout(self, splits: Mapping[Split, Path] | None) -> Layout:
+    def layout(self, splits: Mapping[Split, str] | None) -> Layout:
         if not self.tree.images() and not self.tree.subfolders():
             raise DataError(f"{self.tree.root} holds no images that can be read{self._instead('')}")
         if splits:
@@ -109,7 +109,7 @@ class _Reader:
         """What a folder without images holds, for errors."""
         return "".join(f"\n  {skipped}" for skipped in self.tree.skipped_below(path))
 
-    def _given(self, splits: Mapping[Split, Path]) -> dict[Split, str]:
+    def _given(self, splits: Mapping[Split, str]) -> dict[Split, str]:
         """The folders of ``data.source.splits``."""
         if "train" not in splits:
             raise DataError("data.source.splits must name the folder of train, or be {}: no folder is a split")

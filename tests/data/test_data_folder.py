@@ -152,3 +152,15 @@ def test_fingerprint_sees_a_changed_file(tmp_path) -> None:
     assert before == ExperimentData(settings).fingerprint()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a/0.png")
     assert ExperimentData(settings).fingerprint() != before
+
+
+def test_bits_in_use_are_those_of_all_images(tmp_path) -> None:
+    for name, value in (("a/1", 300), ("a/2", 4095), ("b/3", 1000)):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((4, 4), value, np.uint16)).save(tmp_path / f"{name}.png")
+    folder = source(tmp_path)
+    assert folder.bits == 12 and "images of more than 8 bits are read as 12-bit" in folder.reading
+    train = folder.split("train")
+    assert [train[index].image[0, 0, 0] for index in range(3)] == [300 >> 4, 255, 1000 >> 4]
+    whole = source(tmp_path, bits=16).split("train")
+    assert [whole[index].image[0, 0, 0] for index in range(3)] == [1, 15, 3]

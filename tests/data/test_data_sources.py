@@ -96,6 +96,45 @@ def test_parquet_splits_by_expression_and_without_labels(parquet: Path) -> None:
     assert set(source.split("train").labels) == {UNLABELED}
 
 
+def local_folder(root: Path, *names: str) -> HuggingFace:
+    for number, name in enumerate(names):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(png(number))
+    return HuggingFace(HuggingFace.Settings(name=str(root), cache_dir=root.parent / "cache"))
+
+
+def test_a_local_folder_of_images(tmp_path: Path) -> None:
+    read = local_folder(tmp_path / "one", *[f"{split}/{label}/1.png" for split in ("train", "test") for label in "ab"])
+    assert read.classes == ("a", "b") and {name: len(read.split(name)) for name in read.has_split} == {
+        "train": 2,
+        "test": 2,
+    }
+    use = r"use the source \{type: folder"
+    with pytest.raises(DataError, match=rf"finds train with 4 images in .* train is Training, test is Testing.*{use}"):
+        local_folder(
+            tmp_path / "two", *[f"{split}/{label}/1.png" for split in ("Training", "Testing") for label in "ab"]
+        )
+    with pytest.raises(DataError, match=rf"finds train with 2 images in .* train is train, test is Test.*{use}"):
+        local_folder(tmp_path / "three", *[f"{split}/{label}/1.png" for split in ("train", "Test") for label in "ab"])
+    with pytest.raises(DataError, match=rf"(?s){use}.*can be read in two ways"):
+        local_folder(tmp_path / "four", *[f"{label}/{split}/1.png" for split in ("train", "test") for label in "ab"])
+
+
+def test_bits_in_use_of_a_table(tmp_path: Path) -> None:
+    import datasets
+
+    buffer = BytesIO()
+    Image.fromarray(np.array([[0, 2048], [1024, 4095]], np.uint16)).save(buffer, "PNG")
+    rows = {"image": [{"bytes": buffer.getvalue(), "path": None}] * 2, "label": [0, 1]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-0.parquet")
+    here = {"data_files": {"train": str(tmp_path / "train-*")}}
+    source = HuggingFace(hf(tmp_path, **here))
+    assert source.split("train")[0].image[..., 0].tolist() == [[0, 128], [64, 255]]
+    whole = HuggingFace(hf(tmp_path, **here, bits=16))
+    assert whole.split("train")[0].image[..., 0].tolist() == [[0, 8], [4, 15]]
+
+
 def test_plain_columns(tmp_path: Path) -> None:
     import datasets
 
