@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from augment.base import UserError
 from augment.draws import Draws
-from augment.fuse.compiler import Compile, missing_compiler
-from augment.fuse.planner import Barrier, PlannedOp, Segment, plan
+from augment.fuse.compiler import Compile
+from augment.fuse.planner import PlannedOp
 from augment.fuse.program import Finish, normalized, resized, to_unit
-from augment.fuse.run import FusedSegment
-from augment.kornia_ops import FusedKorniaOp
-from augment.operation import SampledOp
 from augment.recipe import Op, built
+from augment.steps import Engine, Steps, alone
 from augment.views import InputSpec
 
 __all__ = ["Chain", "ImageError", "eval_view", "normalized", "resized", "to_unit"]
 
-Engine = Literal["fused", "kornia"]
+MUCH = 1 / 3
+"""The fraction of values outside [0, 1] that noise does not reach, but a normalization does."""
 
 
 class ImageError(UserError, ValueError):
@@ -41,8 +39,8 @@ class Chain(nn.Module):
             is a compiler; True: the same, with a warning if there is none.
         bounded: whether the result is clamped to [0, 1]; False for spectrograms, whose values have no bounds.
 
-    Draws are keyed by an operation's name and how many of that name came before it, not by its position: adding a color
-    operation to a chain does not change its crop.
+    Draws are keyed by an operation's name, not by its position: adding a color operation to a chain does not change its
+    crop. See :class:`augment.steps.Steps`.
     """
 
     def __init__(
@@ -54,43 +52,24 @@ class Chain(nn.Module):
         bounded: bool = True,
     ):
         super().__init__()
-        self.size, self.engine, self._compile = size, engine, compile
-        named = [built(item, size) for item in recipe]
-        self.operations = nn.ModuleList(operation for _, operation in named)
-        seen: Counter[str] = Counter()
-        self.keys: list[str] = []
-        for name, _ in named:
-            self.keys.append(f"{name}#{seen[name]}")
-            seen[name] += 1
-        self.steps = [PlannedOp(n, key, operation) for n, (key, (_, operation)) in enumerate(zip(self.keys, named))]
-        self._stages = plan(self.steps)
-        self._segments = {
-            n: FusedSegment(stage, compile) for n, stage in enumerate(self._stages) if isinstance(stage, Segment)
-        }
-        users = [getattr(step.operation, "user", None) for step in self.steps]
-        # Noise, bicubic reading and users' operations may leave [0, 1].
-        self.clamps = bounded and not all(isinstance(user, FusedKorniaOp) and user.keeps_range for user in users)
+        self.size = size
+        self.passes = Steps([built(item, size) for item in recipe], engine, compile)
+        self.clamps = bounded and not self.passes.keeps_range
+
+    @property
+    def steps(self) -> list[PlannedOp]:
+        """The operations in order, each with the key of its draws."""
+        return self.passes.steps
 
     def extra_repr(self) -> str:
-        return f"size={self.size[0]}x{self.size[1]}, engine={self.engine}, compile={self._compile}"
+        return f"size={self.size[0]}x{self.size[1]}, engine={self.passes.engine}, compile={self.passes._compile}"
 
     def plan(self) -> str:
         """The passes, a line each: which operations are computed together, and which alone and why."""
-        lines = [str(stage) for stage in self._stages]
-        lines.append(f"{'write':9}{self.size[0]} x {self.size[1]}, normalized")
-        if self._segments:
-            lines.append(f"{'on a CPU':9}{self._on_a_cpu()}")
+        lines = [*self.passes.plan(), f"{'write':9}{self.size[0]} x {self.size[1]}, normalized"]
+        if where := self.passes.on_a_cpu():
+            lines.append(f"{'on a CPU':9}{where}")
         return "\n".join(lines)
-
-    def _on_a_cpu(self) -> str:
-        if self.engine == "kornia" or not self._compile:
-            return "by torch's operators"
-        if missing := missing_compiler("cpu"):
-            return f"by torch's operators: {missing}"
-        stretches = [stretch for segment in self._segments.values() for stretch in segment.stretches()]
-        by_torch = [part for in_c, parts in stretches if not in_c for part in parts]
-        names = " + ".join(step.operation.name for part in by_torch for step in part.steps)
-        return f"in C; by torch's operators {names}" if names else "in C"
 
     def forward(
         self,
@@ -122,23 +101,7 @@ class Chain(nn.Module):
             return finish(to_unit(images).new_empty(0, images.shape[1], *self.size))
         draws = draws.to(images.device)
         geometry = draws if geometry is None else geometry.to(images.device)
-
-        def source(step: PlannedOp) -> Draws:
-            return (geometry if step.operation.geometric else draws).op(step.key)
-
-        if self.engine == "kornia":
-            x = to_unit(images)
-            for step in self.steps:
-                x = _by_kornia(step, x, source(step))
-            return finish(x)
-        x = images
-        last = len(self._stages) - 1
-        for n, stage in enumerate(self._stages):
-            if isinstance(stage, Barrier):
-                x = stage.step.operation(to_unit(x), source(stage.step))
-            else:
-                x = self._segments[n](x, source, finish if n == last else None)
-        return x if self._stages and isinstance(self._stages[-1], Segment) else finish(to_unit(x))
+        return self.passes(images, draws, geometry, finish)
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
         """Apply the operations one by one to find the one whose result is not finite.
@@ -153,10 +116,29 @@ class Chain(nn.Module):
         """
         x = to_unit(images)
         _check_finite(x, "the images given to the chain")
+        draws = draws.to(x.device)
         for step in self.steps:
-            source = geometry if geometry is not None and step.operation.geometric else draws
-            x = step.operation(x, source.to(x.device).op(step.key))
+            x = alone(step, x, draws, draws if geometry is None else geometry.to(x.device))
             _check_finite(x, f"the results of {step.operation.name} (operation {step.index + 1})")
+
+    def clipped(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> tuple[float, str]:
+        """How many values leave [0, 1], by more than 1/255, before the chain clamps them.
+
+        Args:
+            images: [B, C, H, W], uint8, or floats in [0, 1].
+            draws: as for :meth:`forward`.
+            geometry: as for :meth:`forward`.
+
+        Returns:
+            The fraction of the values, and the name of the operation after which it is first above a third.
+        """
+        x, share, culprit = to_unit(images), 0.0, ""
+        draws = draws.to(x.device)
+        for step in self.steps:
+            x = alone(step, x, draws, draws if geometry is None else geometry.to(x.device))
+            share = float(((x < -1 / 255) | (x > 1 + 1 / 255)).float().mean())
+            culprit = culprit or (step.operation.name if share > MUCH else "")
+        return share, culprit
 
     def _check(self, images: Tensor) -> None:
         first = f"{self.steps[0].operation.name}, the first operation, needs" if self.steps else "a chain needs"
@@ -172,11 +154,11 @@ class Chain(nn.Module):
 
     def check_channels(self, channels: int) -> None:
         """Raise ``ImageError`` if an operation needs another number of channels; the text names the operation."""
-        for step in self.steps:
-            wanted = getattr(getattr(step.operation, "user", None), "channels", None)
+        for step, leaf in self.passes.leaves:
+            wanted = getattr(getattr(leaf, "user", None), "channels", None)
             if wanted is not None and wanted != channels:
                 raise ImageError(
-                    f"{step.operation.name} (operation {step.index + 1}) needs {wanted} channels, but every sample of "
+                    f"{leaf.name} (operation {step.index + 1}) needs {wanted} channels, but every sample of "
                     f"the batch has {channels}"
                 )
 
@@ -187,13 +169,6 @@ def _check_finite(images: Tensor, what: str) -> None:
         bad = (~images.flatten(1).isfinite().all(1)).nonzero()[:, 0].tolist()
         if bad:
             raise ImageError(f"{what} are not finite in sample {', '.join(map(str, bad))} of the batch")
-
-
-def _by_kornia(step: PlannedOp, images: Tensor, draws: Draws) -> Tensor:
-    operation = step.operation
-    if isinstance(operation, SampledOp) and isinstance(operation.user, FusedKorniaOp):
-        return operation.user.by_kornia(images, operation.sample(draws, images.shape))
-    return operation(images, draws)
 
 
 @torch.no_grad()

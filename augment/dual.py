@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from augment.chain import Chain, normalized, resized, to_unit
+from augment.chain import MUCH, Chain, normalized, resized, to_unit
 from augment.draws import Draws
 from augment.fuse.color import by_sample
 from augment.mix import mixed
@@ -15,6 +16,8 @@ from augment.policy import FREE_OF_SIZE, AugmentSettings, ViewPlan, ViewSpec, pl
 from augment.views import InputSpec, ViewPixels, Views
 
 __all__ = ["AugmentSettings", "DualAugment"]
+
+logger = logging.getLogger(__name__)
 
 
 class DualAugment(nn.Module):
@@ -43,6 +46,7 @@ class DualAugment(nn.Module):
         self.chains = nn.ModuleDict()
         self._view_specs: dict[str, ViewSpec] = {}
         self._specs: dict[str, set[InputSpec]] = {}
+        self._examined: set[str] = set()
         wanted = [(view_spec, spec) for spec in self.teachers for view_spec in self.view_plan.teacher]
         for view_spec, spec in [*wanted, *((view_spec, student) for view_spec in self.view_plan.student)]:
             size = view_spec.size or spec.size
@@ -83,6 +87,9 @@ class DualAugment(nn.Module):
         view_spec = self._view_specs[name]
         draws = Draws(self.seed, epoch, view_spec.key, ids)
         geometry = Draws(self.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
+        if name not in self._examined:
+            self._examined.add(name)
+            self._warn_of_clipping(name, images[:8], draws.of(ids[:8]), geometry and geometry.of(ids[:8]))
         pixels = self.chains[name](images, draws, geometry, spec)
         share = self.settings.ramp.share(epoch) if self.settings.ramp else 1.0
         if share == 1:
@@ -90,6 +97,18 @@ class DualAugment(nn.Module):
         augmented = Draws(self.seed, epoch, "ramp", ids).to(images.device).bernoulli(0, share)
         plain = resized(to_unit(images), self.chains[name].size)  # type: ignore[arg-type]
         return torch.where(by_sample(augmented), pixels, normalized(plain, spec) if spec else plain)
+
+    def _warn_of_clipping(self, name: str, images: Tensor, draws: Draws, geometry: Draws | None) -> None:
+        """Warn of a user's operation that leaves [0, 1] by far, as one that normalizes does."""
+        chain: Chain = self.chains[name]  # type: ignore[assignment]
+        if chain.clamps:
+            share, culprit = chain.clipped(images, draws, geometry)
+            if share > MUCH:
+                logger.warning(
+                    "augment: %s leaves [0, 1]: %.0f %% of the values of the view %r are clipped; operations give "
+                    "images in [0, 1], and each network's view is normalized after the last one",
+                    *(culprit, 100 * share, name),
+                )
 
     @torch.no_grad()
     def forward(
@@ -164,7 +183,7 @@ def _check_sizes(plan: ViewPlan, teachers: Sequence[InputSpec], student: InputSp
     sizes = {spec.size for spec in (*teachers, student)}
     shared = {view_spec.key for view_spec in plan.teacher} & {view_spec.key for view_spec in plan.student}
     for view_spec in (*plan.teacher, *plan.student):
-        for op in view_spec.recipe:
+        for op in (leaf for given in view_spec.recipe for leaf in given.leaves):
             bound = op.type not in FREE_OF_SIZE and op.follows_network_size and op.geometric
             if bound and len(sizes) > 1 and (view_spec.key in shared or view_spec.geometry):
                 raise ValueError(

@@ -1,42 +1,59 @@
 """albumentations in the loader's workers, before both views.
 
 In YAML they are written like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An
-operation runs on the uint8 canvas and must keep its size.
+operation runs on the uint8 canvas and must keep its size. Containers (OneOf, SomeOf, Sequential, Compose …) hold
+others, with albumentations' own meaning: ``{type: OneOf, transforms: [{type: Blur, p: 0.5}, ToGray], p: 1}``.
 
 albumentations draws from generators of its own, which a DataLoader copies into every worker: all workers then draw the
 same, and every epoch repeats. Here they are reseeded for every sample from its draws (seed, epoch, id), so results
-differ by sample and epoch, and do not depend on the number of workers. An unknown argument, or a value that
-albumentations would replace with a warning, is an error here. Its import does not look for a newer version on the
-network.
+differ by sample and epoch, and do not depend on the number of workers. An unknown argument is an error here; what
+albumentations warns of is shown once. Its import does not look for a newer version on the network.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 
 from augment.base import did_you_mean
 from augment.base.suggestions import table
-from augment.names import OperationError
+from augment.names import OperationError, refuse_conversion
 from augment.other_names import LOADER
-from augment.recipe import NamedCall
+from augment.recipe import NamedCall, key_of
+
+logger = logging.getLogger(__name__)
 
 
 class LoaderOp(NamedCall):
-    """One albumentations transform: its class by name, with the arguments of its constructor."""
+    """One albumentations transform or container: its class by name, with the arguments of its constructor."""
 
     @classmethod
-    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
-        _built(type, arguments)
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            _built(type, arguments)
+        for warning in caught:
+            _show_once(f"{type}: {str(warning.message).strip()}")
+        return arguments
 
     def build(self) -> Any:
-        """The transform."""
-        return _built(self.type, self.arguments)
+        """The transform; what it warns of was shown when the settings were read."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _built(self.type, self.arguments)
+
+
+@cache
+def _show_once(text: str) -> None:
+    logger.warning("data.loader_ops: %s", text)
 
 
 class LoaderOps:
@@ -70,7 +87,10 @@ class LoaderOps:
             import cv2
 
             cv2.setNumThreads(0)  # the workers already run in parallel
-        self._pipeline.set_random_seed(loader_seed(self.seed, epoch, id))
+        seed = loader_seed(self.seed, epoch, id)
+        for number, transform in enumerate(_every(self._pipeline)):
+            # By itself each: Compose would give them all the same numbers, so that p = 0.5 twice hits the same samples.
+            transform.set_random_seed((seed + number * _APART) & 0xFFFFFFFF)
         result = self._pipeline(image=image)["image"]
         if result.shape != image.shape or result.dtype != np.uint8:
             raise OperationError(
@@ -103,12 +123,25 @@ def loader_seed(seed: int, epoch: int, id: str) -> int:
     return int(Draws(seed, epoch, "loader", ids).bits(0)) & 0xFFFFFFFF
 
 
+_APART = 0x9E3779B9
+"""Between the seeds of two transforms."""
+
+
+def _every(transform: Any) -> Iterator[Any]:
+    """A transform and those inside it, outer ones first: setting a container's seed sets those inside too."""
+    yield transform
+    for member in getattr(transform, "transforms", ()):
+        yield from _every(member)
+
+
 def _built(name: str, arguments: dict[str, Any]) -> Any:
     library = _albumentations()
+    refuse_conversion(name)
+    kinds = (library.ImageOnlyTransform, library.DualTransform, library.BaseCompose)
     known = {
         name: value
         for name, value in vars(library).items()
-        if inspect.isclass(value) and issubclass(value, library.ImageOnlyTransform | library.DualTransform)
+        if inspect.isclass(value) and issubclass(value, kinds) and value not in (*kinds, library.ReplayCompose)
     }
     if name not in known:
         raise OperationError(
@@ -118,12 +151,36 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
     for argument in arguments:
         if argument not in parameters:
             raise OperationError(argument, f"{name} has no argument {argument!r}{did_you_mean(argument, parameters)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", UserWarning)  # it warns of invalid values and replaces them
-        try:
-            return known[name](**arguments)
-        except (ValueError, TypeError, UserWarning) as error:
-            raise OperationError("type", f"{name} refuses its arguments: {error}") from error
+    given = dict(arguments)
+    if issubclass(known[name], library.BaseCompose):
+        for key in {"transforms", "first", "second"} & set(arguments):
+            given[key] = _members(name, key, arguments[key])
+    try:
+        return known[name](**given)
+    except (ValueError, TypeError) as error:
+        raise OperationError(key_of(error, arguments), f"{name} refuses its arguments: {error}") from error
+
+
+def _members(name: str, key: str, given: Any) -> Any:
+    """The transforms inside a container. Raises ``OperationError`` with the path of the argument at fault."""
+    if not isinstance(given, list | tuple):
+        if key == "transforms":
+            raise OperationError(key, f"{name}: transforms is a list of transforms, not {given!r}")
+        return _member(key, given)
+    if not given:
+        raise OperationError(key, f"{name}: transforms has no transform")
+    return [_member(f"{key}.{index}", entry) for index, entry in enumerate(given)]
+
+
+def _member(path: str, entry: Any) -> Any:
+    try:
+        op = LoaderOp.model_validate(entry, context=frozenset({"operations"}))
+    except ValidationError as error:
+        raise OperationError(path, error.errors()[0]["msg"]) from error
+    try:
+        return _built(op.type, op.arguments)
+    except OperationError as error:
+        raise OperationError(f"{path}.{error.key}", str(error)) from error
 
 
 def _albumentations() -> Any:

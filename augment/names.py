@@ -49,6 +49,7 @@ def find_class(name: str) -> type:
     """
     if is_import_path(name):
         if name.startswith("albumentations"):
+            refuse_conversion(name)
             raise OperationError("type", f"{name}: albumentations run on the loader's side, in data.loader_ops")
         return _imported(name)
     builtin = _builtin()
@@ -67,13 +68,34 @@ def find_class(name: str) -> type:
         return _imported(declared.value, name)
     if name in known:
         return known[name]
+    refuse_conversion(name)
     from kornia import augmentation
 
     if isinstance(getattr(augmentation, name, None), type):
-        raise OperationError("type", _NOT_ALONE.format(name))
+        raise OperationError("type", _not_alone(name))
     every = {*known, *builtin, *(point.name for point in _points(tuple(sys.path)))}
     hint = did_you_mean(name, every, table(OPERATIONS), listed_by="augment list")
     raise OperationError("type", f"no operation is called {name!r}{hint}")
+
+
+_CONVERSIONS = {
+    *("Normalize", "Denormalize", "ToTensor", "PILToTensor", "ToPILImage", "ToImage", "ToDtype", "ToPureTensor"),
+    *("ConvertImageDtype", "ToFloat", "FromFloat", "ToTensorV2", "ToTensor3D"),
+}
+
+
+def refuse_conversion(name: str) -> None:
+    """Refuse a library's conversion between kinds of images, by the name of its class.
+
+    Raises:
+        OperationError: a recipe needs no conversion, because a chain makes it.
+    """
+    if name.rpartition(":")[2] in _CONVERSIONS:
+        raise OperationError(
+            "type",
+            f"{name}: leave it out; operations get and give images in [0, 1] (in the loader uint8), and each network's "
+            "view is normalized after the last one, by its own mean and std",
+        )
 
 
 @dataclass(frozen=True)
@@ -136,12 +158,14 @@ def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
     """
     from augment.operation import kind_of
 
+    if cls.__module__.startswith(("kornia.", "torchvision.", "albumentations.")):
+        refuse_conversion(name)
     wrap = kind_of(cls)
     if wrap is None:
         raise OperationError("type", f"{name} is no operation: it has neither sample() and apply() nor __call__()")
     if cls.__module__.startswith("kornia.augmentation"):
         if cls not in _kornia().values():
-            raise OperationError("type", _NOT_ALONE.format(name))
+            raise OperationError("type", _not_alone(name))
         from augment.kornia_ops.unfused import kornia_operation
 
         return kornia_operation
@@ -154,7 +178,11 @@ def wrapper_of(cls: type, name: str) -> Callable[[Any, str], Operation]:
     return wrap
 
 
-_NOT_ALONE = "{} is no 2-D augmentation of one image on its own"
+def _not_alone(name: str) -> str:
+    hint = "; for several take Sequential, RandomApply, OneOf or SomeOf" if "Sequential" in name else ""
+    return f"{name} is no 2-D augmentation of one image on its own{hint}"
+
+
 _MIXES = {"MixUp", "CutMix"}
 
 

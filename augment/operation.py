@@ -42,7 +42,7 @@ the images at the operation's position in the chain, [B, C, H, W].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, get_args
 
 import torch
@@ -73,6 +73,35 @@ class Operation(nn.Module):
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         raise NotImplementedError
+
+    def run_with(self, images: Tensor, draws: Draws, geometry: Draws) -> Tensor:
+        """Apply it where another view may share the geometry.
+
+        Args:
+            images: [B, C, H, W] floats.
+            draws: of this operation, for this view.
+            geometry: of this operation, for what moves pixels.
+
+        Returns:
+            The changed images.
+        """
+        return self(images, geometry if self.geometric else draws)
+
+    @property
+    def key(self) -> str:
+        """What its draws are keyed by, beside the number of operations before it that have the same key."""
+        return self.name
+
+    def configure(self, engine: str, compile: bool | str) -> None:
+        """Take a chain's settings for the operations inside; others have none."""
+
+    def leaves(self) -> Iterator[Operation]:
+        """The operations inside a container; any other operation itself."""
+        yield self
+
+    def details(self) -> list[str]:
+        """Lines for :meth:`augment.chain.Chain.plan` on what is inside; none for an operation without members."""
+        return []
 
     def extra_repr(self) -> str:
         return ", ".join([self.name, self.form or "not fused", *(["geometric"] if self.geometric else [])])

@@ -55,8 +55,9 @@ OPERATIONS = {
     "FourierSwap": "fda fourier",
     "mixing the images of a batch is the setting augment.mix.": "MixUp RandomMixUp RandomMixUpV2 CutMix "
     "RandomCutMix RandomCutMixV2",
-    "views are made as floats and normalized for each network without it, so leave it out.": "ToTensor ToTensorV2 "
-    "ToImage ToDtype ConvertImageDtype PILToTensor ToPILImage",
+    "Sequential": "Compose AugmentationSequential ImageSequential",
+    "OneOf": "RandomChoice OneOrOther",
+    "SomeOf": "RandomOrder",
 }
 """Ours and kornia's → other names."""
 

@@ -136,6 +136,9 @@ class AugmentSettings(Settings):
                     f"policy 'shared_geometry' needs the student's geometric operations, {_named(student)}, "
                     f"but the teacher's are {_named(teacher)}; leave them out to take the student's",
                 )
+        if self.policy == "multicrop" and not is_deferred(info, "operations"):
+            for key, recipe in (("student", self.student), *(("local", group.recipe or []) for group in self.local)):
+                _refuse_hidden_crops(key, recipe)
         if self.policy != "multicrop" and self.local != [LocalCrops()]:
             raise error_at("local", f"only policy 'multicrop' has local crops, but the policy is {self.policy!r}")
         return self
@@ -161,8 +164,18 @@ class AugmentSettings(Settings):
         return weak() if self.policy == "weak_teacher" else self.student
 
 
+def _refuse_hidden_crops(key: str, recipe: Sequence[Op]) -> None:
+    for op in recipe:
+        if op.type != _RESIZED_CROP and any(leaf.type == _RESIZED_CROP for leaf in op.leaves):
+            raise error_at(
+                key,
+                f"policy 'multicrop' replaces {_RESIZED_CROP} in the local crops, but it is inside {op.type}; "
+                "list it by itself",
+            )
+
+
 def _geometry(recipe: Sequence[Op]) -> list[Op]:
-    return [op for op in recipe if op.geometric]
+    return [op.geometry for op in recipe if op.geometric]
 
 
 def _named(recipe: Sequence[Op]) -> str:

@@ -5,8 +5,10 @@ In YAML an operation is a name, or a mapping with ``type`` and the arguments of 
     - RandomHorizontalFlip
     - {type: RandomResizedCrop, scale: [0.3, 1.0]}
     - {type: my_package.ops:Tint, strength: 0.3}
+    - {type: OneOf, transforms: [RandomGrayscale, RandomInvert]}
 
-Where names are looked up: :mod:`augment.names`; what a user's class must have: :mod:`augment.operation`. A class that
+``transforms`` of a container (:mod:`augment.container`, and torchvision's) is a recipe of its own. Where
+names are looked up: :mod:`augment.names`; what a user's class must have: :mod:`augment.operation`. A class that
 requires ``size`` and is given none gets its network's input size. In Python a chain also takes objects that are built
 already: ``Chain([K.RandomHorizontalFlip(), v2.ColorJitter(0.4)], size)``.
 """
@@ -22,6 +24,8 @@ from pydantic import (
     Field,
     GetJsonSchemaHandler,
     SerializerFunctionWrapHandler,
+    TypeAdapter,
+    ValidationError,
     ValidationInfo,
     model_serializer,
     model_validator,
@@ -47,8 +51,12 @@ class NamedCall(Settings):
         return cls.model_construct(type=type, arguments=arguments)  # type: ignore[return-value]  # mypy's plugin
 
     @classmethod
-    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
-        """Build it once, to check that it can be built. Raises ``OperationError``."""
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Build it once, to check that it can be built. Raises ``OperationError``.
+
+        Returns:
+            The arguments as a run stores them.
+        """
         raise NotImplementedError
 
     @model_validator(mode="before")
@@ -63,7 +71,7 @@ class NamedCall(Settings):
         arguments = {str(key): value for key, value in data.items() if key != "type"}
         try:
             if not is_deferred(info, "operations"):
-                cls.attempt(data["type"], arguments)
+                arguments = cls.attempt(data["type"], arguments)
         except OperationError as error:
             raise error_at(error.key, str(error)) from error
         return {"type": data["type"], "arguments": arguments}
@@ -83,8 +91,33 @@ class Op(NamedCall):
     """One operation of a chain: a name (built in, a plug-in's or kornia's) or package.module:Class, and arguments."""
 
     @classmethod
-    def attempt(cls, type: str, arguments: dict[str, Any]) -> None:
+    def attempt(cls, type: str, arguments: dict[str, Any]) -> dict[str, Any]:
         build(type, arguments, size=(32, 32))
+        return _expanded(type, arguments)
+
+    @property
+    def transforms(self) -> list[Op]:
+        """The operations that a container of ours applies; none for any other operation."""
+        return _recipe(self.arguments["transforms"]) if _is_container(find_class(self.type)) else []
+
+    @property
+    def leaves(self) -> list[Op]:
+        """The operations inside a container, at any depth; any other operation itself."""
+        if not _is_container(find_class(self.type)):
+            return [self]
+        return [leaf for op in self.transforms for leaf in op.leaves]
+
+    @property
+    def geometry(self) -> Op:
+        """What moves pixels in it: of a container of ours the same container with only those operations.
+
+        Members keep their places, so that the draws, which are keyed by them, stay the same.
+        """
+        if not _is_container(find_class(self.type)):
+            return self
+        nothing = Op.of("Sequential", transforms=[])
+        kept = [op.geometry if op.geometric else nothing for op in self.transforms]
+        return Op.of(self.type, **{**self.arguments, "transforms": [op.model_dump() for op in kept]})
 
     def build(self, size: tuple[int, int]) -> Operation:
         """The operation, for a network whose input has ``size`` (height, width)."""
@@ -97,7 +130,9 @@ class Op(NamedCall):
 
     @property
     def follows_network_size(self) -> bool:
-        """Whether its ``size`` is left to the network."""
+        """Whether its ``size``, or that of an operation inside, is left to the network."""
+        if self.transforms:
+            return any(op.follows_network_size for op in self.transforms)
         return "size" not in self.arguments and "size" in _required(find_class(self.type))
 
 
@@ -115,6 +150,8 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
     Raises:
         OperationError: unknown name, unknown, missing or refused argument, or the class itself refuses.
     """
+    from augment.operation import Operation
+
     cls = find_class(name)
     wrap = wrapper_of(cls, name)
     _check_arguments(name, cls, arguments)
@@ -125,34 +162,133 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
     }
     if "size" in _required(cls):
         given.setdefault("size", size)
+    if _takes_operations(cls) and "transforms" in arguments:
+        given["transforms"] = _members(name, cls, arguments["transforms"], size)
+    _check_kernel(name, cls, arguments)
     try:
         user = cls(**given)
     except Exception as error:  # any error of the class is reported as an error of its arguments
-        named = [key for key in arguments if re.search(rf"\b{re.escape(key)}\b", str(error))]
-        key = named[0] if named else next(iter(arguments)) if len(arguments) == 1 else "type"
-        raise OperationError(key, f"{name} refuses its arguments: {error}") from error
+        raise OperationError(key_of(error, arguments), f"{name} refuses its arguments: {error}") from error
     _check_draws_by_sample(name, user)
+    if isinstance(user, Operation):
+        user.name = name
+        return user
     return wrap(user, name)
 
 
-def built(item: Op | Callable[..., Any], size: tuple[int, int]) -> tuple[str, Operation]:
-    """The name and operation of a chain's item: from its settings, or an object of any shape that a config can name.
+def built(item: Op | Callable[..., Any], size: tuple[int, int] | None = None) -> Operation:
+    """The operation of a chain's item: from its settings, or an object of any shape that a config can name.
+
+    Args:
+        item: settings, an operation, or an object; an ``nn.Sequential`` becomes a ``Sequential`` of its modules.
+        size: (height, width) of the network's input, for settings that do not give it.
 
     Raises:
-        OperationError: the object is no operation.
+        OperationError: the object is no operation, or settings need a size that is not known.
     """
+    from torch import nn
+
     from augment.operation import Operation
 
     if isinstance(item, Op):
-        return item.type, item.build(size)
+        if size is None and item.follows_network_size:
+            raise OperationError("size", f"{item.type} in a container that is made in Python needs its argument 'size'")
+        return item.build(size or (0, 0))
     if isinstance(item, type):
         raise OperationError("type", f"{item.__qualname__} is a class; give the chain an object of it")
-    name = name_of(item)
     if isinstance(item, Operation):
-        return name, item
+        if item.name == Operation.name:
+            item.name = name_of(item)
+        return item
+    if type(item) is nn.Sequential:
+        from augment.ops.sequential import Sequential
+
+        return Sequential(list(item))
+    name = name_of(item)
     wrap = wrapper_of(type(item), name)
     _check_draws_by_sample(name, item)
-    return name, wrap(item, name)
+    return wrap(item, name)
+
+
+def key_of(error: Exception, arguments: dict[str, Any]) -> str:
+    """The argument that an error of a class speaks of, by its name or the name's words, or ``"type"``."""
+    text = str(error).lower().replace("_", " ")
+    found = {key: re.search(rf"\b{re.escape(key.lower().replace('_', ' '))}\b", text) for key in arguments}
+    named = {key: match.start() for key, match in found.items() if match}
+    if named:
+        return min(named, key=lambda key: named[key])
+    return next(iter(arguments)) if len(arguments) == 1 else "type"
+
+
+def _is_container(cls: type) -> bool:
+    from augment.container import Container
+
+    return issubclass(cls, Container)
+
+
+def _takes_operations(cls: type) -> bool:
+    """Whether ``transforms`` is a recipe: of our containers, and torchvision's."""
+    torchvision = cls.__module__.startswith("torchvision.transforms") and "transforms" in _parameters(cls)
+    return torchvision or _is_container(cls)
+
+
+def _expanded(type: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """The arguments with the presets in ``transforms`` written out, at any depth."""
+    if not _takes_operations(find_class(type)):
+        return arguments
+    inside = [Op.of(op.type, **_expanded(op.type, op.arguments)) for op in _recipe(arguments["transforms"])]
+    return {**arguments, "transforms": [op.model_dump() for op in inside]}
+
+
+def _recipe(transforms: Any) -> list[Op]:
+    """The operations in a recipe that was checked before, presets expanded."""
+    from augment.presets import Recipe
+
+    return TypeAdapter(Recipe).validate_python(transforms, context=frozenset({"operations"}))
+
+
+def _members(name: str, cls: type, transforms: Any, size: tuple[int, int]) -> list[Any]:
+    """What a container is made of. Raises ``OperationError`` with the path of the argument at fault."""
+    if isinstance(transforms, dict | str) and not _names_preset(transforms):
+        raise OperationError("transforms", f"{name}: transforms is a list of operations, not {transforms!r}")
+    try:
+        operations = _recipe(transforms)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise OperationError(".".join(map(str, ("transforms", *detail["loc"]))), detail["msg"]) from error
+    members: list[Any] = []
+    for index, op in enumerate(operations):
+        try:
+            member = op.build(size)
+        except OperationError as error:
+            raise OperationError(f"transforms.{index}.{error.key}", str(error)) from error
+        if _is_container(cls):
+            members.append(member)
+            continue
+        if not op.type.startswith("torchvision.transforms"):
+            ours = {"RandomChoice": "OneOf", "Compose": "Sequential", "RandomOrder": "SomeOf"}
+            raise OperationError(
+                f"transforms.{index}.type",
+                f"{name} holds torchvision's transforms, and {op.type} is none; for operations of every kind write "
+                f"{ours.get(cls.__name__, 'RandomApply')}",
+            )
+        members.append(member.user)
+    return members
+
+
+def _names_preset(transforms: Any) -> bool:
+    return transforms.islower() if isinstance(transforms, str) else "preset" in transforms
+
+
+def _check_kernel(name: str, cls: type, arguments: dict[str, Any]) -> None:
+    """Refuse a kernel without a middle pixel, of which kornia complains with the first batch, or never."""
+    given = arguments.get("kernel_size")
+    sizes = list(given) if isinstance(given, list | tuple) else [given]
+    kornia = cls.__module__.startswith("kornia.")
+    if kornia and any(isinstance(size, int) and (size % 2 == 0 or size < 1) for size in sizes):
+        raise OperationError(
+            "kernel_size", f"{name}: kernel_size {given} is even; a kernel has a middle pixel, take 3, 5, 7 …"
+        )
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:

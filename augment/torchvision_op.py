@@ -74,8 +74,7 @@ class TorchvisionOp(Operation):
         super().__init__()
         self.user = user
         self.name = name
-        family = next((cls.__module__ for cls in type(user).__mro__ if "._" in cls.__module__), "")
-        self.geometric = family.endswith("._geometry")
+        self.geometric = _moves_pixels(user)
 
     def forward(self, images: Tensor, draws: Draws) -> Tensor:
         ids = draws.ids.cpu()
@@ -92,3 +91,9 @@ class TorchvisionOp(Operation):
             shown = list(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"{self.name} must return a tensor [C, H, W], not {shown}")
         return made
+
+
+def _moves_pixels(transform: Any) -> bool:
+    """Whether a transform, or one of those inside it, is geometric."""
+    family = next((cls.__module__ for cls in type(transform).__mro__ if "._" in cls.__module__), "")
+    return family.endswith("._geometry") or any(map(_moves_pixels, getattr(transform, "transforms", None) or ()))

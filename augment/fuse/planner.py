@@ -127,7 +127,8 @@ class Barrier:
     step: PlannedOp
 
     def __str__(self) -> str:
-        return f"{'barrier':9}{self.step.operation.name}: {self.step.operation.reason}"
+        operation = self.step.operation
+        return "\n".join([f"{'barrier':9}{operation.name}: {operation.reason}", *operation.details()])
 
 
 def plan(steps: Sequence[PlannedOp]) -> list[Segment | Barrier]:

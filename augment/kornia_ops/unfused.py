@@ -21,8 +21,9 @@ from augment.keyed import KeyedDraws, padded_rows
 from augment.kornia_ops import fused_kornia_op
 from augment.operation import Operation, SampledOp
 
-# Needs the weights of a diffusion model, which it fetches when it is constructed.
-_LEFT_OUT = {"RandomDissolving"}
+# RandomDissolving needs the weights of a diffusion model, which it fetches when it is constructed. A chain normalizes
+# last: before, it would clip what was normalized.
+_LEFT_OUT = {"RandomDissolving", "Normalize", "Denormalize"}
 
 
 def kornia_classes() -> dict[str, type[K.AugmentationBase2D]]:

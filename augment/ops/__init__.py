@@ -11,6 +11,7 @@ from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 
+from augment.container import Container
 from augment.operation import Sampled
 
 
@@ -20,6 +21,6 @@ def operations() -> dict[str, type]:
     classes: dict[str, type] = {}
     for file in iter_modules(__path__, f"{__name__}."):
         for name, value in vars(import_module(file.name)).items():
-            if isinstance(value, type) and value.__module__ == file.name and issubclass(value, Sampled):
+            if isinstance(value, type) and value.__module__ == file.name and issubclass(value, Sampled | Container):
                 classes[name] = value
     return dict(sorted(classes.items()))

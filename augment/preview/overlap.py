@@ -88,7 +88,7 @@ def _seen(
     view = as_rgb(Chain(view_spec.recipe, size)(images, draws, geometry).cpu())
     height, width = images.shape[-2:]
     grid = coordinates(len(images), (height, width), images.device)
-    sources = Chain([op for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
+    sources = Chain([op.geometry for op in view_spec.recipe if op.geometric], size)(grid, draws, geometry).cpu()
 
     sources, view = _to_borders(sources), F.pad(view, (1, 1, 1, 1), mode="replicate")
     # At least six points per cell, so that at any angle one of them lies in the middle of a cell.

@@ -77,7 +77,7 @@ def strip_of(op: Op, image: Tensor, size: tuple[int, int], seed: int = 0, draws:
     source = Draws(seed, 0, "strip", torch.arange(draws)).op(op.type)
     out = operation(x.expand(draws, -1, -1, -1), source)
     if operation.geometric or out.shape[1:] != x.shape[1:]:
-        strength, unit = 100 * _moved(operation, source, draws, size), "moved {:.1f} %"
+        strength, unit = 100 * _moved(op.geometry.build(size), source, draws, size), "moved {:.1f} %"
     else:
         strength, unit = _recolored(x, out), "ΔE {:.1f}"
     changed = (strength > 1e-3).nonzero().flatten()
@@ -190,4 +190,10 @@ def _draw_strip(sheet: Image.Image, draw: ImageDraw.ImageDraw, strip: Strip, y: 
 
 
 def _plain(value: object) -> str:
+    if isinstance(value, Mapping):  # an operation inside a container
+        inside = value.get("transforms", ())
+        name = str(value["type"]).rpartition(":")[2]
+        return name + (f" ({', '.join(map(_plain, inside))})" if inside else "")
+    if isinstance(value, list | tuple) and any(isinstance(item, str | Mapping) for item in value):
+        return ", ".join(map(_plain, value))
     return " … ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)

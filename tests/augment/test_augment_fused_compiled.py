@@ -40,7 +40,7 @@ def test_on_a_gpu_the_host_waits_for_nothing():
     first = chain(TURN, *STRONG)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.compiler, "is_compiling", lambda: True)
-        run = first._segments[0]
+        run = first.passes.segments[0]
         source = draws()
         steps = [source.op(step.key) for step in run.kornia_steps]
         constants = counters(steps, run.counts, torch.device("cpu"))

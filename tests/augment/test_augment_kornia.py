@@ -12,9 +12,7 @@ ARGUMENTS = {
     "CenterCrop": {"size": [20, 20]},
     "ColorJiggle": {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "p": 0.9},
     "ColorJitter": {"brightness": 0.4, "contrast": [0.6, 1.4], "saturation": 0.4, "hue": 0.1, "p": 0.9},
-    "Denormalize": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
     "LongestMaxSize": {"max_size": 20},
-    "Normalize": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]},
     "PadTo": {"size": [40, 40]},
     "RandomAffine": {"degrees": 30, "translate": [0.1, 0.1], "scale": [0.8, 1.2], "shear": 10, "p": 0.8},
     "RandomAutoContrast": {"p": 0.5},
@@ -39,7 +37,7 @@ ARGUMENTS = {
     "Resize": {"size": [20, 20]},
     "SmallestMaxSize": {"max_size": 20},
 }
-DRAW_NOTHING = {"CenterCrop", "Denormalize", "LongestMaxSize", "Normalize", "PadTo", "Resize", "SmallestMaxSize"}
+DRAW_NOTHING = {"CenterCrop", "LongestMaxSize", "PadTo", "Resize", "SmallestMaxSize"}
 IMAGES = torch.rand(5, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.tensor([sample_key(f"image {n}") for n in range(5)])
 

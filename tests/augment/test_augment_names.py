@@ -172,7 +172,10 @@ def test_objects_of_every_shape_make_a_chain():
         (Halve, "Halve is a class; give the chain an object of it"),
         (3, "int is no operation"),
         (K.RandomHorizontalFlip(same_on_batch=True), "same_on_batch is not possible"),
-        (K.AugmentationSequential(K.RandomHorizontalFlip()), "is no 2-D augmentation of one image on its own"),
+        (K.AugmentationSequential(K.RandomHorizontalFlip()), "on its own; for several take Sequential, RandomApply"),
+        (K.Normalize(0.5, 0.5), "Normalize: leave it out"),
+        (v2.Normalize([0.5], [0.5]), "Normalize: leave it out"),
+        (v2.ToDtype(torch.uint8), "ToDtype: leave it out"),
     ],
 )
 def test_objects_that_are_refused(item, message):
@@ -183,5 +186,5 @@ def test_objects_that_are_refused(item, message):
 def test_torchvision_results_that_make_no_batch():
     with pytest.raises(ValueError, match=r"ScaleJitter makes images of different sizes, \[\(3, "):
         run(Chain([v2.ScaleJitter((24, 20), (0.5, 2.0))], (24, 20)))
-    with pytest.raises(ValueError, match=r"ToPILImage must return a tensor \[C, H, W\], not Image"):
-        run(Chain([v2.ToPILImage()], (24, 20)))
+    with pytest.raises(ValueError, match=r"Lambda must return a tensor \[C, H, W\], not list"):
+        run(Chain([v2.Lambda(lambda image: [image])], (24, 20)))

@@ -10,7 +10,8 @@ from augment.recipe import Op
 
 IMAGES = torch.rand(6, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 IDS = torch.arange(6) * 7919
-OPERATIONS = sorted(operations())
+CONTAINERS = {"OneOf", "RandomApply", "Sequential", "SomeOf"}  # tested in test_augment_containers.py
+OPERATIONS = sorted(set(operations()) - CONTAINERS)
 # FourierSwap takes its partner from the batch: the one whose result depends on it.
 ALONE = [name for name in OPERATIONS if name != "FourierSwap"]
 

@@ -206,7 +206,7 @@ def test_what_c_does_not_know_is_done_between():
         *({"type": "RandomResizedCrop"}, {"type": "RandomRotation", "degrees": 20}, "RandomSolarize"),
     ]
     built, plain = (Chain([Op.model_validate(op) for op in recipe], (40, 40), compile=c) for c in ("auto", False))
-    stretches = built._segments[0].stretches()
+    stretches = built.passes.segments[0].stretches()
     assert [in_c for in_c, _ in stretches] == [True, False, True, False, True]
     close(built(pictures(), draws()), plain(pictures(), draws()), 1e-5)
     assert "on a CPU" in built.plan() and "Doubled" in built.plan().splitlines()[-1]

@@ -47,7 +47,7 @@ def test_python(block):
 
 def test_yaml(folder):
     actual = [yaml.safe_load(text) for text in blocks("yaml")]
-    assert len(actual) == 5
+    assert len(actual) == 6
     for tree in actual:
         assert tree.keys() <= {"data", "augment"}
         if "data" in tree:

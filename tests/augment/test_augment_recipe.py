@@ -12,6 +12,7 @@ from augment.draws import Draws
 from augment.operation import BarrierOp, Sampled, SampledOp
 from augment.recipe import Op
 
+V2 = "torchvision.transforms.v2"
 HERE = __name__
 
 
@@ -72,9 +73,53 @@ def error_of(operation):
         ({"type": "RandomResizedCrop", "p": 0.5}, "p", "p=0.5 is for a whole batch at once"),
         ({"type": "RandomHorizontalFlip", "p_batch": 0.5}, "p_batch", "p_batch=0.5 is for a whole batch at once"),
         ({"type": "RandomHorizontalFlip", "same_on_batch": True}, "same_on_batch", "every sample has its own draws"),
-        ({"type": "Normalize", "mean": 0.5, "std": 0.5, "p": 0.5}, "p", "p=0.5 is for a whole batch at once"),
+        ({"type": "Normalize", "mean": 0.5, "std": 0.5}, "type", "Normalize: leave it out; operations get and give"),
+        ("Denormalize", "type", "Denormalize: leave it out"),
+        ("ToTensor", "type", "ToTensor: leave it out"),
+        ({"type": "ToFloat", "max_value": 255}, "type", "ToFloat: leave it out"),
+        ("kornia.augmentation:Normalize", "type", "each network's view is normalized after the last one"),
+        ({"type": f"{V2}:Normalize", "mean": [0.5], "std": [0.5]}, "type", "v2:Normalize: leave it out"),
+        (f"{V2}:ToTensor", "type", "v2:ToTensor: leave it out"),
+        ({"type": f"{V2}:ToDtype", "dtype": "uint8"}, "type", "v2:ToDtype: leave it out"),
+        ("albumentations.pytorch:ToTensorV2", "type", "ToTensorV2: leave it out"),
+        ({"type": "RandomGaussianBlur", "kernel_size": [4, 4], "sigma": [0.1, 2]}, "kernel_size", "[4, 4] is even"),
+        ({"type": "RandomGaussianBlur", "kernel_size": 4, "sigma": [0.1, 2]}, "kernel_size", "4 is even"),
+        ({"type": "RandomBoxBlur", "kernel_size": [3, 4]}, "kernel_size", "[3, 4] is even"),
+        ({"type": "RandomMedianBlur", "kernel_size": [4, 3]}, "kernel_size", "[4, 3] is even"),
+        (
+            {"type": "RandomMotionBlur", "kernel_size": [4, 8], "angle": 3, "direction": 0.5},
+            "kernel_size",
+            "[4, 8] is even",
+        ),
+        ({"type": f"{V2}:GaussianBlur", "kernel_size": 4, "sigma": 1.0}, "kernel_size", "odd and positive"),
         ("RandomMixUpV2", "type", "RandomMixUpV2 is no 2-D augmentation of one image on its own"),
-        ("AugmentationSequential", "type", "is no 2-D augmentation of one image on its own"),
+        ("AugmentationSequential", "type", "on its own; for several take Sequential, RandomApply, OneOf or SomeOf"),
+        ("Compose", "type", "did you mean 'Sequential'?"),
+        ("RandomChoice", "type", "did you mean 'OneOf'?"),
+        ({"type": "OneOf"}, "transforms", "OneOf needs the argument 'transforms'"),
+        ({"type": "OneOf", "transforms": []}, "transforms", "at least one"),
+        ({"type": "OneOf", "transforms": "RandomInvert"}, "transforms", "transforms is a list of operations"),
+        ({"type": "OneOf", "transforms": ["RandomInvrt"]}, "transforms.0.type", "did you mean 'RandomInvert'?"),
+        ({"type": "OneOf", "transforms": ["RandomInvert", 3]}, "transforms.1", "expected an operation's name"),
+        ({"type": "OneOf", "transforms": ["simclrr"]}, "transforms.0", "did you mean 'simclr'?"),
+        ({"type": "OneOf", "transforms": ["RandomInvert"], "weights": [1, 2]}, "weights", "weights are 1 numbers"),
+        ({"type": "SomeOf", "transforms": ["RandomInvert"], "n": 2}, "n", "n is a number or [fewest, most] in 0 … 1"),
+        ({"type": "RandomApply", "transforms": ["RandomInvert"], "p": 1.5}, "p", "p is a probability"),
+        ({"type": "RandomApply", "transform": ["RandomInvert"]}, "transform", "did you mean 'transforms'?"),
+        (
+            {
+                "type": "SomeOf",
+                "transforms": ["RandomInvert", {"type": "OneOf", "transforms": [{"type": "Normalize"}]}],
+            },
+            "transforms.1.transforms.0.type",
+            "Normalize: leave it out",
+        ),
+        (
+            {"type": f"{V2}:RandomChoice", "transforms": [f"{V2}:RandomInvert", "RandomInvert"]},
+            "transforms.1.type",
+            "v2:RandomChoice holds torchvision's transforms, and RandomInvert is none; for operations of every kind "
+            "write OneOf",
+        ),
         ("RandomDissolving", "type", "is no 2-D augmentation of one image on its own"),
         ("os:system", "type", "not a class"),
         ("subprocess:Popen", "type", "has neither sample() and apply() nor __call__()"),
