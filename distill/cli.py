@@ -16,6 +16,7 @@ from rich.text import Text
 
 from augment.base import UserError
 from distill.commands.delta import delta
+from distill.declarations import declarations_only
 
 if TYPE_CHECKING:
     from distill.experiments.distillation import DistillationExperiment
@@ -170,8 +171,19 @@ def data(
 
 
 @app.command()
-def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
-    """List a config's deltas with sites, shapes, ranks and bytes, and the size of each method on this backbone."""
+def deltas(
+    config: Annotated[
+        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; none: list the methods.", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """List the methods; of a config, its deltas with sites, shapes, ranks and bytes, and the size of each method."""
+    if config is None:
+        with declarations_only():
+            from distill.commands.methods import delta_types
+
+            _console().print(delta_types())
+        return
     experiment = _distillation(config, overrides)
     from distill.commands.deltas import list_deltas
 
@@ -181,9 +193,10 @@ def deltas(config: ConfigFile, overrides: Overrides = None) -> None:
 @app.command()
 def objectives() -> None:
     """List the objectives with their descriptions, defaults and papers."""
-    from distill.commands.objectives import list_objectives
+    with declarations_only():
+        from distill.commands.methods import objective_types
 
-    list_objectives(_console())
+        _console().print(objective_types())
 
 
 @app.command()
@@ -206,7 +219,8 @@ def schema(
     """
     from distill.config import editor_schema
 
-    text = json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n"
+    with declarations_only():
+        text = json.dumps(editor_schema(), indent=2, ensure_ascii=False) + "\n"
     if to is None:
         sys.stdout.write(text)
     else:

@@ -83,7 +83,7 @@ def test_presets_as_others_call_them_and_operations_in_small_letters(name: str, 
 
 
 def test_what_is_no_operation_gets_a_sentence() -> None:
-    with pytest.raises(OperationError, match="'ToTensor'; views are made as floats and normalized for each network"):
+    with pytest.raises(OperationError, match="ToTensor: leave it out; operations get and give images"):
         find_class("ToTensor")
 
 
