@@ -208,13 +208,13 @@ def probe(experiment: DistillationExperiment, context: RunContext, classes: int)
 def class_means(experiment: DistillationExperiment, context: RunContext, classes: int) -> tuple[float | None, float]:
     torch.manual_seed(experiment.seed)
     network = create_network(experiment.student.network)
-    train = predict_pooled(context, network, context.labeled_loader())
+    train = predict_pooled(context, network, context.labeled_loader(network.input))
     features = F.normalize(train.logits, dim=1)
     sums = torch.zeros(classes, features.shape[1]).index_add_(0, torch.as_tensor(train.labels), features)
     means = F.normalize(sums, dim=1)
     accuracies = []
     for split in ("val", "test"):
-        seen = predict_pooled(context, network, context.loader(split))  # type: ignore[arg-type]
+        seen = predict_pooled(context, network, context.loader(split, network.input))  # type: ignore[arg-type]
         closest = (F.normalize(seen.logits, dim=1) @ means.T).argmax(1)
         accuracies.append(float((closest == torch.as_tensor(seen.labels)).float().mean()))
     return accuracies[0], accuracies[1]

@@ -110,7 +110,7 @@ def test(context: RunContext, student: Student, teacher: Predictions | None) -> 
     if teacher is not None:
         result["agreement"] = clean.agreement(teacher)
     for kind in CORRUPTIONS:
-        seen = corrupted(context.loader("test"), kind)
+        seen = corrupted(context.loader("test", student.input), kind)
         result[kind] = context.predict(student, lambda view: logits_of(student(view)), student.input, seen).accuracy()
     return result
 

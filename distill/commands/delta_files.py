@@ -232,7 +232,7 @@ def _images(manifest: DeltaManifest, config: Path | None) -> tuple[Tensor, str]:
     height, width = about.input_size[1:]
     spec = InputSpec((height, width), about.mean, about.std)  # type: ignore[arg-type]
     views: list[Tensor] = []
-    for batch in data.eval_loader(split, shared=False):  # type: ignore[arg-type]
+    for batch in data.eval_loader(split, shared=False, spec=spec):  # type: ignore[arg-type]
         views.append(eval_view(batch.images, spec))
         if sum(map(len, views)) >= IMAGES:
             break

@@ -169,7 +169,8 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
             torch.manual_seed(experiment.seed)
             network = create_network(experiment.student.network, classes)
             network = replace(network, model=load_delta(folder / DELTA, network.model))
-        predictions = context.predict(network.model, network.model, network.input, context.loader(split))
+        loader = context.loader(split, network.input)
+        predictions = context.predict(network.model, network.model, network.input, loader)
     found = measures(predictions)
     labels = "" if found else ", which have no labels to compare with"
     title = f"{path.name}: {len(predictions.ids)} images of {split}{labels}"

@@ -1,11 +1,16 @@
-"""Resizes images of any size to a square canvas of ``size`` pixels, so that they fit in one batch.
+"""Fits images of any size to a canvas, so that they fit in one batch.
 
-Augmentation crops the views from the canvas and resizes them to the networks' sizes on the device. Resizing is bicubic
-and antialiased (Pillow). JPEG's scaled decoding (``draft``) is not used, since it changes pixels.
+In training, augmentation crops the views from a square canvas of ``data.size`` pixels on the device. In evaluation the
+canvas is the network's own input, made as timm's transform makes it from the exported ``pretrained_cfg``
+(:attr:`Canvas.crop_mode`, bicubic, ``crop_pct`` 1): the same pixels within rounding, so that what is measured is what
+ships. Resizing is bicubic and antialiased (Pillow). JPEG's scaled decoding (``draft``) is not used, since it changes
+pixels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -16,39 +21,98 @@ PADDING = (124, 116, 104)
 """ImageNet's mean color, about zero after normalization."""
 
 
-def to_canvas(image: np.ndarray, size: int, fit: Fit = "crop") -> np.ndarray:
-    """The image on a canvas.
+@dataclass(frozen=True)
+class Canvas:
+    """Size of the canvas, and how an image is fitted to it.
 
     Args:
-        image: uint8 [H, W, C].
-        size: side of the canvas in pixels.
+        size: (height, width) in pixels.
         fit: ``crop`` the short side fills the canvas, the middle of the long side is kept · ``pad`` the long side fills
-            it, the rest is ``PADDING`` · ``squash`` both sides fill it, the aspect ratio is lost.
-
-    Returns:
-        uint8 [size, size, C]. Other than three channels are resized one by one: Pillow takes a fourth for alpha.
+            it, the rest is ``fill`` · ``squash`` both sides fill it, the aspect ratio is lost.
+        fill: color of what ``pad`` adds, with one value for each channel; unused otherwise.
+        channels: of the images, C.
     """
-    height, width = image.shape[:2]
-    if height == width == size:
-        return image
-    if image.shape[2] != 3:
-        padding = [PADDING[channel % 3] for channel in range(image.shape[2])]
-        bands = [_on_canvas(Image.fromarray(image[:, :, c]), size, fit, padding[c]) for c in range(image.shape[2])]
-        return np.stack(bands, 2)
-    return _on_canvas(Image.fromarray(image), size, fit, PADDING)
+
+    size: tuple[int, int]
+    fit: Fit = "crop"
+    fill: tuple[int, ...] = PADDING
+    channels: int = 3
+
+    @classmethod
+    def of_training(cls, size: int, fit: Fit, channels: int) -> Canvas:
+        """The square canvas that views are cropped from.
+
+        Args:
+            size: its side in pixels.
+            fit: how images are fitted.
+            channels: of the images; ``PADDING`` is repeated.
+
+        Returns:
+            The canvas.
+        """
+        return cls((size, size), fit, tuple(PADDING[channel % 3] for channel in range(channels)), channels)
+
+    @classmethod
+    def of_input(cls, size: tuple[int, int], mean: Sequence[float], fit: Fit) -> Canvas:
+        """The canvas that is a network's input.
+
+        Args:
+            size: (height, width) of its input.
+            mean: that it subtracts, in [0, 1], which timm pads with.
+            fit: how images are fitted.
+
+        Returns:
+            The canvas.
+        """
+        if fit != "pad" and size[0] == size[1]:  # the same canvas for every network of this size
+            return cls.of_training(size[0], fit, len(mean))
+        return cls(size, fit, tuple(round(255 * value) for value in mean), len(mean))
+
+    @property
+    def crop_mode(self) -> str:
+        """timm's name of ``fit``."""
+        return {"crop": "center", "pad": "border", "squash": "squash"}[self.fit]
+
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The image on the canvas: uint8 [H, W, C] → uint8 [*size, C].
+
+        Other than three channels are resized one by one: Pillow takes a fourth for alpha.
+        """
+        if image.shape[:2] == self.size:
+            return image
+        if self.channels == 3:
+            fitted = self._fitted(Image.fromarray(image))
+        else:
+            fitted = np.stack([self._fitted(Image.fromarray(image[:, :, c])) for c in range(self.channels)], 2)
+        return _padded(fitted, self.size, self.fill) if self.fit == "pad" else fitted
+
+    def _fitted(self, pixels: Image.Image) -> np.ndarray:
+        height, width = self.size
+        wide, high = self._resized(pixels.height, pixels.width)
+        if self.fit == "pad":
+            return np.asarray(pixels.resize((wide, high), Image.Resampling.BICUBIC))
+        # Only what the middle of the resized image shows is computed: of a panorama, a small part.
+        left, top = round((wide - width) / 2) / wide, round((high - height) / 2) / high
+        right, bottom = min(1.0, left + width / wide), min(1.0, top + height / high)
+        box = (left * pixels.width, top * pixels.height, right * pixels.width, bottom * pixels.height)
+        return np.asarray(pixels.resize((width, height), Image.Resampling.BICUBIC, box=box))
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """(width, height) of the whole image once it is resized, rounded as timm rounds it."""
+        rows, columns = self.size
+        if self.fit == "squash":
+            return columns, rows
+        if self.fit == "crop" and rows == columns:
+            long = int(rows * max(height, width) / min(height, width))
+            return (rows, long) if width < height else (long, rows)
+        ratios = (height / rows, width / columns)
+        ratio = max(ratios) if self.fit == "pad" else min(ratios)
+        return max(1, round(width / ratio)), max(1, round(height / ratio))
 
 
-def _on_canvas(pixels: Image.Image, size: int, fit: Fit, padding: int | tuple[int, ...]) -> np.ndarray:
-    width, height = pixels.size
-    if fit == "squash":
-        return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC))
-    if fit == "crop":
-        side = min(height, width)
-        left, top = (width - side) // 2, (height - side) // 2
-        box = (left, top, left + side, top + side)
-        return np.asarray(pixels.resize((size, size), Image.Resampling.BICUBIC, box=box))
-    scale = size / max(height, width)
-    shape = max(1, round(width * scale)), max(1, round(height * scale))
-    canvas = Image.new(pixels.mode, (size, size), padding)
-    canvas.paste(pixels.resize(shape, Image.Resampling.BICUBIC), ((size - shape[0]) // 2, (size - shape[1]) // 2))
-    return np.asarray(canvas)
+def _padded(image: np.ndarray, size: tuple[int, int], fill: tuple[int, ...]) -> np.ndarray:
+    canvas = np.empty((*size, image.shape[2]), np.uint8)
+    canvas[:] = fill
+    top, left = (size[0] - image.shape[0]) // 2, (size[1] - image.shape[1]) // 2
+    canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    return canvas

@@ -13,7 +13,9 @@ import torch
 
 from augment.draws import sample_key
 from augment.loader import LoaderOps
+from augment.views import InputSpec
 from distill.data.base import UNLABELED, DataError, Samples, Source, Split
+from distill.data.canvas import Canvas
 from distill.data.loader import Loader, TrainLoader
 from distill.data.order import BalancedOrder, BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader
@@ -62,7 +64,7 @@ class ExperimentData:
         self.source: Source = settings.source.component(settings.source)
         self.source.channels = settings.channels
         self._samples: dict[Split, Samples] = {}
-        self._resident: dict[Split, Resident] = {}
+        self._resident: dict[tuple[Split, Canvas], Resident] = {}
         self._subsets: dict[Split, Subset] = {}
         self.subset("train")
 
@@ -119,19 +121,43 @@ class ExperimentData:
         reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=True)
         return _once(reader, BatchRequest(epoch, indices))
 
-    def eval_batch(self, name: Split, indices: Sequence[int]) -> Batch:
-        """The samples of a split at some indices, read as for evaluation, in one batch."""
+    def eval_batch(self, name: Split, indices: Sequence[int], spec: InputSpec | None = None) -> Batch:
+        """The samples of a split at some indices, read as for evaluation, in one batch.
+
+        Args:
+            name: of the split.
+            indices: of the samples.
+            spec: of the network that is evaluated; None: on the canvas of training.
+
+        Returns:
+            The batch.
+        """
         subset = self.subset(name)
-        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=False)
+        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=False, spec=spec)
         return _once(reader, BatchRequest(0, indices))
 
-    def eval_loader(self, name: Split, shared: bool = True) -> Loader:
-        """A split in order, each sample once; an unreadable sample is an error. ``shared``: only this rank's part."""
-        return self._in_order(self.subset(name), shared)
+    def eval_loader(self, name: Split, shared: bool = True, spec: InputSpec | None = None) -> Loader:
+        """A split in order, each sample once; an unreadable sample is an error.
 
-    def labeled_loader(self, shared: bool = False) -> Loader:
-        """The training samples with a visible label, in order; ``shared``: only this rank's part."""
-        return self._in_order(self._labeled(), shared)
+        Args:
+            name: of the split.
+            shared: only this rank's part.
+            spec: of the network that is evaluated, whose input images are read as; None: on the canvas of training.
+
+        Returns:
+            The loader.
+        """
+        return self._in_order(self.subset(name), shared, spec)
+
+    def labeled_loader(self, shared: bool = False, spec: InputSpec | None = None) -> Loader:
+        """The training samples with a visible label, in order; ``shared`` and ``spec`` as for :meth:`eval_loader`."""
+        return self._in_order(self._labeled(), shared, spec)
+
+    def canvas(self, spec: InputSpec | None = None) -> Canvas:
+        """The canvas of training, or that of the evaluation of a network."""
+        if spec is None:
+            return Canvas.of_training(self.settings.size, self.settings.fit, self.settings.channels)
+        return Canvas.of_input(spec.size, spec.mean, self.settings.fit)
 
     def has_split(self, name: Split) -> bool:
         """Whether the split has samples."""
@@ -212,26 +238,30 @@ class ExperimentData:
             )
         return labeled
 
-    def _in_order(self, subset: Subset, shared: bool) -> Loader:
-        reader = self._reader(subset, Order(len(subset), None), tolerated=0, training=False)
+    def _in_order(self, subset: Subset, shared: bool, spec: InputSpec | None) -> Loader:
+        reader = self._reader(subset, Order(len(subset), None), tolerated=0, training=False, spec=spec)
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
         return Loader(reader, SequentialSampler(len(subset), batch, rank, world), **self._options(reader))
 
-    def _reader(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
+    def _reader(
+        self, subset: Subset, order: Order, tolerated: int, training: bool, spec: InputSpec | None = None
+    ) -> BatchReader:
         """The reader of a subset, from files or from the device; ``training`` adds the loader's operations."""
         if not self.settings.on_device:
-            return self._decoder(subset, order, tolerated, training)
+            return self._decoder(subset, order, tolerated, training, spec)
         name = next(name for name, samples in self._samples.items() if samples is subset.samples)
-        if name not in self._resident:
-            self._resident[name] = Resident(subset.samples, name, self.settings, self.device)
-        return ResidentReader(subset, order, self._resident[name], tolerated)
+        canvas = self.canvas(spec)
+        if (name, canvas) not in self._resident:
+            self._resident[name, canvas] = Resident(subset.samples, name, canvas, self.settings, self.device)
+        return ResidentReader(subset, order, self._resident[name, canvas], tolerated)
 
-    def _decoder(self, subset: Subset, order: Order, tolerated: int, training: bool) -> BatchReader:
+    def _decoder(
+        self, subset: Subset, order: Order, tolerated: int, training: bool, spec: InputSpec | None = None
+    ) -> BatchReader:
         settings = self.settings
         ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
-        canvas = settings.size, settings.fit, settings.channels
-        return BatchReader(subset, order, canvas, ops, tolerated, settings.workers)
+        return BatchReader(subset, order, self.canvas(spec), ops, tolerated, settings.workers)
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
         """A loader's worker options. Images on the device are read without workers."""

@@ -20,7 +20,7 @@ from augment.draws import sample_key
 from augment.loader import LoaderOps
 from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
-from distill.data.canvas import Fit, to_canvas
+from distill.data.canvas import Canvas
 from distill.data.order import BatchRequest, Order
 from distill.data.split import Subset
 
@@ -62,24 +62,16 @@ class BatchReader(Dataset[BatchResult]):
     Args:
         subset: the samples.
         order: their order in an epoch.
-        canvas: side of the canvas in pixels, how an image is fitted to it, see
-            :func:`distill.data.canvas.to_canvas`, and its number of channels C.
+        canvas: that images are fitted to.
         ops: loader-side augmentation, or None.
         tolerated: largest number of unreadable samples that a batch may replace; 0: the first is an error.
         workers: number of worker processes.
     """
 
     def __init__(
-        self,
-        subset: Subset,
-        order: Order,
-        canvas: tuple[int, Fit, int],
-        ops: LoaderOps | None,
-        tolerated: int,
-        workers: int,
+        self, subset: Subset, order: Order, canvas: Canvas, ops: LoaderOps | None, tolerated: int, workers: int
     ):
-        self.subset, self.order, self.ops = subset, order, ops
-        self.size, self.fit, self.channels = canvas
+        self.subset, self.order, self.canvas, self.ops = subset, order, canvas, ops
         self.tolerated = tolerated
         self.device = torch.device("cpu")
         """Device of the batches; ids stay on the CPU."""
@@ -95,7 +87,7 @@ class BatchReader(Dataset[BatchResult]):
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         worker = get_worker_info()
         slot = worker.id if worker else 0
-        images = np.empty((len(request.positions), self.channels, self.size, self.size), dtype=np.uint8)
+        images = np.empty((len(request.positions), self.canvas.channels, *self.canvas.size), dtype=np.uint8)
         labels = np.empty(len(request.positions), dtype=np.int64)
         keys = np.empty(len(request.positions), dtype=np.int64)
         unreadable: dict[str, str] = {}
@@ -139,9 +131,9 @@ class BatchReader(Dataset[BatchResult]):
             yield int(order[(position + half + step) % len(order)])
 
     def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
-        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != self.channels:
+        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != self.canvas.channels:
             shown = f"{sample.image.dtype} {list(sample.image.shape)}"
-            expected = f"uint8 [H, W, {self.channels}] (data.channels)"
+            expected = f"uint8 [H, W, {self.canvas.channels}] (data.channels)"
             raise DataError(f"{sample.id}: the source returned {shown}, expected {expected}")
-        image = to_canvas(sample.image, self.size, self.fit)
+        image = self.canvas(sample.image)
         return image if self.ops is None else self.ops(image, epoch, sample.id)

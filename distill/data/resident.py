@@ -17,6 +17,7 @@ from torch import Tensor
 
 from augment.draws import sample_key
 from distill.data.base import DataError, Samples, Split
+from distill.data.canvas import Canvas
 from distill.data.loader import Loader
 from distill.data.order import BatchRequest, Order, SequentialSampler
 from distill.data.reader import Batch, BatchReader, BatchResult
@@ -34,12 +35,13 @@ class Resident:
     Args:
         samples: of the split.
         name: of the split, for errors.
-        settings: of the canvas, and of the workers that decode.
+        canvas: that images are fitted to.
+        settings: of the workers that decode.
         device: for the images.
     """
 
-    def __init__(self, samples: Samples, name: Split, settings: DataSettings, device: torch.device):
-        self.samples, self.name, self.settings, self.device = samples, name, settings, device
+    def __init__(self, samples: Samples, name: Split, canvas: Canvas, settings: DataSettings, device: torch.device):
+        self.samples, self.name, self.canvas, self.settings, self.device = samples, name, canvas, settings, device
         self.unreadable: dict[int, str] = {}
         """Index in the split → reason, for each image that could not be read."""
         self.seconds = 0.0
@@ -47,21 +49,21 @@ class Resident:
 
     @cached_property
     def images(self) -> Tensor:
-        """uint8 [N, C, S, S], in the order of the split.
+        """uint8 [N, C, H, W], in the order of the split.
 
         Raises:
             DataError: the device lacks memory (the text gives the bytes needed and free), a source raised an
                 exception, or a worker died.
         """
         begun = time.perf_counter()
-        count, size, settings = len(self.samples), self.settings.size, self.settings
-        self._check_memory(settings.channels * count * size**2)
+        count, (height, width), settings = len(self.samples), self.canvas.size, self.settings
+        self._check_memory(self.canvas.channels * count * height * width)
         everything = Subset(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
         order = Order(count, None)
-        canvas = size, settings.fit, settings.channels
-        reader = BatchReader(everything, order, canvas, None, count - 1, settings.workers)
+        reader = BatchReader(everything, order, self.canvas, None, count - 1, settings.workers)
         loader = _Decoding(reader, SequentialSampler(count, DECODED_TOGETHER), **settings.processes)
-        images, filled = torch.empty((count, settings.channels, size, size), dtype=torch.uint8, device=self.device), 0
+        shape = count, self.canvas.channels, height, width
+        images, filled = torch.empty(shape, dtype=torch.uint8, device=self.device), 0
         try:
             for batch in loader:
                 images[filled : filled + len(batch.images)].copy_(batch.images, non_blocking=True)
@@ -79,8 +81,8 @@ class Resident:
         return torch.tensor([sample_key(id) for id in self.samples.ids], dtype=torch.int64)
 
     def __str__(self) -> str:
-        count, size = len(self.samples), self.settings.size
-        what = f"{count:,} images of the {self.name} split at {size} × {size} pixels"
+        count, (height, width) = len(self.samples), self.canvas.size
+        what = f"{count:,} images of the {self.name} split at {height} × {width} pixels"
         return f"{what} are on {self.device}: {self.images.nbytes / 1e6:,.1f} MB, decoded in {self.seconds:.1f} s"
 
     def _check_memory(self, required: int) -> None:
@@ -88,7 +90,7 @@ class Resident:
         if free is not None and required > free:
             raise DataError(
                 f"data.on_device: the {len(self.samples):,} images of the {self.name} split take {required:,} bytes at"
-                f" {self.settings.size} × {self.settings.size} pixels, and {self.device} has {free:,} bytes free;"
+                f" {self.canvas.size[0]} × {self.canvas.size[1]} pixels, and {self.device} has {free:,} bytes free;"
                 " use a smaller data.size, or on_device: false"
             )
 
@@ -106,9 +108,7 @@ class ResidentReader(BatchReader):
     """
 
     def __init__(self, subset: Subset, order: Order, resident: Resident, tolerated: int):
-        settings = resident.settings
-        canvas = settings.size, settings.fit, settings.channels
-        super().__init__(subset, order, canvas, None, tolerated, workers=0)
+        super().__init__(subset, order, resident.canvas, None, tolerated, workers=0)
         self.resident, self.device = resident, resident.device
         self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
 

@@ -48,6 +48,17 @@ logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB
 names = model.pretrained_cfg.get("label_names")
 ```
 
+Read an image as evaluation did: turned by its EXIF orientation, transparency on white, other modes converted to RGB:
+
+```python
+from PIL import Image, ImageOps
+
+image = ImageOps.exif_transpose(Image.open("image.png"))
+if image.has_transparency_data:
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+image = image.convert("RGB")
+```
+
 Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)},
 {preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}.
 

@@ -97,13 +97,13 @@ class RunContext:
         """Whether the ranks of a run are connected, and so divide predictions among them: since its first fit."""
         return dist.is_available() and dist.is_initialized()
 
-    def loader(self, split: Split) -> Loader:
-        """The split in order: this rank's part if the ranks are connected, else all of it."""
-        return self.data.eval_loader(split, self.connected)
+    def loader(self, split: Split, spec: InputSpec) -> Loader:
+        """The split in order, for the network that ``spec`` describes: this rank's part if the ranks are connected."""
+        return self.data.eval_loader(split, self.connected, spec)
 
-    def labeled_loader(self) -> Loader:
-        """The training samples with a visible label: this rank's part if the ranks are connected, else all."""
-        return self.data.labeled_loader(self.connected)
+    def labeled_loader(self, spec: InputSpec) -> Loader:
+        """The training samples with a visible label, as :meth:`loader` gives those of a split."""
+        return self.data.labeled_loader(self.connected, spec)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from augment.chain import eval_view
 from augment.views import InputSpec
+from distill.data.base import Split
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
 from distill.export.settings import BACKBONE, DELTA, REUSED_HEAD, ExportSettings
 from distill.export.targets.base import About, ExportTarget
+from distill.export.timm_transform import transform_difference
 from distill.export.verify import verify
 from distill.models.network import create_network
 from distill.models.reused_head import enlargement
@@ -24,6 +28,10 @@ from distill.models.settings import StudentSettings
 from distill.models.student import Student
 from distill.report.items import Check
 from distill.run.context import RunContext
+
+logger = logging.getLogger(__name__)
+MEASURED = 32
+"""Images on which timm's transform is compared with evaluation."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +42,8 @@ class Exported:
     """Name of an exported file or model → bytes."""
     refused: dict[str, str]
     """Title of a target that cannot hold the student → reason."""
+    skew: str = ""
+    """By how much timm's transform differs from evaluation, if that is more than rounding."""
 
 
 def export_student(
@@ -51,7 +61,13 @@ def export_student(
     Returns:
         Sizes, and the targets that cannot hold the student.
     """
-    about = About(student.network.origin, tuple(context.data.classes), preprocessing(context, student), tuple(results))
+    prepared = preprocessing(context, student)
+    apart = transform_difference(prepared, context.data.canvas(student.input), _images(context, MEASURED))
+    results = (*results, *(apart.results if apart else ()))
+    about = About(student.network.origin, tuple(context.data.classes), prepared, results)
+    skew = str(apart) if apart and not apart.is_rounding else ""
+    if skew:
+        logger.warning("%s; prepare images as the card of the export says", skew)
     sizes, refused = {}, {}
     if not student.full:
         save_delta(folder / DELTA, student.model, student.backbone, **vars(about))
@@ -65,7 +81,17 @@ def export_student(
             sizes[target.title] = target.write(student.model, folder / target.folder, about)
     if (larger := enlargement(student.model)) is not None:
         sizes[REUSED_HEAD] = larger.bytes
-    return Exported(sizes, refused)
+    return Exported(sizes, refused, skew)
+
+
+def _images(context: RunContext, count: int) -> list[np.ndarray]:
+    """Images of the evaluation as they are decoded, spread over the split."""
+    split: Split = "test" if context.data.has_split("test") else "val"
+    if not context.data.has_split(split):
+        return []
+    subset = context.data.subset(split)
+    places = np.linspace(0, len(subset) - 1, min(count, len(subset))).round().astype(int)
+    return [subset[place].image for place in places.tolist()]
 
 
 def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:
@@ -75,8 +101,8 @@ def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:
 
 
 def preprocessing(context: RunContext, student: Student) -> Preprocessing:
-    """How evaluation prepares an image: first the canvas of the loader, then the network's input size."""
-    mode = {"crop": "center", "pad": "border", "squash": "squash"}[context.data.settings.fit]
+    """How evaluation prepares an image, see :class:`distill.data.canvas.Canvas`."""
+    mode = context.data.canvas(student.input).crop_mode
     declared = Preprocessing.of(student.model, student.input.size)
     return declared.model_copy(update={"crop_pct": 1.0, "crop_mode": mode, "interpolation": "bicubic"})
 
@@ -150,7 +176,7 @@ def verification_images(context: RunContext, spec: InputSpec, count: int) -> Ten
     views: list[Tensor] = []
     for split in ("test", "val", "train"):
         if context.data.has_split(split):  # type: ignore[arg-type]
-            for batch in context.data.eval_loader(split, shared=False):  # type: ignore[arg-type]
+            for batch in context.data.eval_loader(split, shared=False, spec=spec):  # type: ignore[arg-type]
                 views.append(eval_view(batch.images, spec))
                 if sum(len(view) for view in views) >= count:
                     return torch.cat(views)

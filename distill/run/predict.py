@@ -25,7 +25,9 @@ def predict_student(context: RunContext, student: Student, split: Split) -> Pred
     Returns:
         Logits [N, K], labels and ids of the split.
     """
-    return context.predict(student, lambda view: logits_of(student(view)), student.input, context.loader(split))
+    return context.predict(
+        student, lambda view: logits_of(student(view)), student.input, context.loader(split, student.input)
+    )
 
 
 def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
@@ -68,7 +70,7 @@ def predict_teacher(context: RunContext, teacher: Teacher, split: Split) -> Pred
         def probabilities(view: Tensor, n: int = n, network: nn.Module = network) -> Tensor:
             return teacher.probabilities(n, logits_of(teacher.features_of(network, view)))
 
-        single.append(context.predict(teacher, probabilities, spec, context.loader(split)))
+        single.append(context.predict(teacher, probabilities, spec, context.loader(split, spec)))
     mean = teacher.mean([predictions.logits for predictions in single])
     return Predictions(mean.log(), single[0].labels, single[0].ids)
 

@@ -72,4 +72,6 @@ class ExportStudent(Stage[ExportedStudent]):
             )
         for title, reason in output.written.refused.items():
             yield Note(text=f"no {title}: {reason}; see export/delta")
+        if output.written.skew:
+            yield Note(text=output.written.skew)
         yield Files(paths=export_paths(self.export, output.folder))

@@ -76,8 +76,8 @@ class FitTeacher(Stage[TeacherNetworks]):
             fit_spec = FitSpec(own, None, objectives, self.augment, self.fit.training)
             return TeacherNetworks((network,), (fit_spec.fit(student, folder, self.name),))
         probe = fit_probe(
-            predict_pooled(own, network, own.labeled_loader()),
-            predict_pooled(own, network, own.loader("val")),
+            predict_pooled(own, network, own.labeled_loader(network.input)),
+            predict_pooled(own, network, own.loader("val", network.input)),
             len(own.data.classes),
         )
         probe.into(network.model.get_classifier())  # type: ignore[operator]

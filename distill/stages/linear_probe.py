@@ -44,8 +44,9 @@ class FitLinearProbe(Stage[TrainedProbe | None]):
             return None
         begun = time.perf_counter()
         network = self._network(context)
-        train = predict_pooled(context, network, context.labeled_loader())
-        probe = fit_probe(train, predict_pooled(context, network, context.loader("val")), len(context.data.classes))
+        train = predict_pooled(context, network, context.labeled_loader(network.input))
+        held_out = predict_pooled(context, network, context.loader("val", network.input))
+        probe = fit_probe(train, held_out, len(context.data.classes))
         seconds = time.perf_counter() - begun
         if is_first_rank():
             numbers = torch.tensor([probe.strength, seconds], dtype=torch.float64)

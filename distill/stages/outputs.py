@@ -105,7 +105,7 @@ class TrainedProbe(EvaluatedModel):
     seconds: float
 
     def predict(self, context: RunContext, split: Split) -> Predictions:
-        return self.probe.predict(predict_pooled(context, self.network, context.loader(split)))
+        return self.probe.predict(predict_pooled(context, self.network, context.loader(split, self.network.input)))
 
     def row(self) -> Row:
         trained = self.probe.weight.numel() + self.probe.bias.numel()

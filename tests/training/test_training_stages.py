@@ -140,7 +140,10 @@ def test_several_teachers_with_weights(tmp_path: Path) -> None:
         predictions = predict_teacher(context, teacher, "val")
         parts = [
             context.predict(
-                n.model, lambda view, n=n: logits_of(teacher.features_of(n.model, view)), n.input, context.loader("val")
+                n.model,
+                lambda view, n=n: logits_of(teacher.features_of(n.model, view)),
+                n.input,
+                context.loader("val", n.input),
             )
             for n in made
         ]
