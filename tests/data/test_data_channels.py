@@ -5,7 +5,7 @@ import pytest
 from toy_source import toy
 
 from distill.data.base import DataError
-from distill.data.canvas import PADDING, to_canvas
+from distill.data.canvas import PADDING, Canvas
 from distill.data.experiment_data import DataSettings, ExperimentData
 
 
@@ -13,10 +13,10 @@ from distill.data.experiment_data import DataSettings, ExperimentData
 @pytest.mark.parametrize("channels", [1, 2, 4, 7])
 def test_each_channel_is_resized_by_itself(fit: str, channels: int) -> None:
     image = np.random.default_rng(0).integers(0, 256, (30, 40, channels), dtype=np.uint8)
-    canvas = to_canvas(image, 16, fit)
+    canvas = Canvas.of_training(16, fit, image.shape[2])(image)
     assert canvas.shape == (16, 16, channels) and canvas.dtype == np.uint8
     for channel in range(channels):
-        alone = to_canvas(np.repeat(image[:, :, channel : channel + 1], 3, 2), 16, fit)
+        alone = Canvas((16, 16), fit)(np.repeat(image[:, :, channel : channel + 1], 3, 2))
         rows = slice(2, 14) if fit == "pad" else slice(None)
         assert np.array_equal(canvas[rows, :, channel], alone[rows, :, 0])
         if fit == "pad":
