@@ -64,7 +64,8 @@ class Container(Operation, ABC):
         """What it does, for a chain's plan."""
 
     def configure(self, engine: Any, compile: Any) -> None:
-        self.members = nn.ModuleList(Steps(list(member.operations), engine, compile) for member in self.members)
+        members: list[Steps] = list(self.members)  # type: ignore[arg-type]
+        self.members = nn.ModuleList(Steps([s.operation for s in member.steps], engine, compile) for member in members)
 
     def leaves(self) -> Iterator[Operation]:
         for member in self.members:

@@ -65,8 +65,8 @@ def _about(cls: type[Component], settings: type[Settings], common: Iterable[str]
     if values.get("weight") == 1:
         del values["weight"]
     defaults = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
-    parts = [_documentation(cls).partition("\n")[0], Text(defaults, style="cyan"), Text(paper, style="dim")]
-    return Group(*(part for part in parts if str(part)))
+    parts = [Text(defaults, style="cyan"), Text(paper, style="dim")]
+    return Group(_documentation(cls).partition("\n")[0], *(part for part in parts if part.plain))
 
 
 def _documentation(cls: type) -> str:
