@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 
 from augment.base import did_you_mean
-from distill.deltas.sites import classifier_names, inside
+from distill.deltas.sites import inside
 from distill.models.checkpoint_file import Checkpoint
 from distill.models.timm_models import Filter, State
 from distill.models.weights import NetworkError, check_fits
@@ -64,7 +65,7 @@ def find_weights(checkpoint: Checkpoint, model: nn.Module, adapt: Filter, prefix
     Raises:
         NetworkError: there is no such prefix, or the tensors of several prefixes fit equally well.
     """
-    heads = classifier_names(model)
+    heads = _head_names(model)
     body = {name for name in model.state_dict() if not inside(name, heads) and not name.endswith(_COUNTED)}
     candidates = [_Candidate.of(checkpoint, each, body, adapt) for each in _prefixes(checkpoint, body, prefix)]
     found = _choose(checkpoint, candidates, len(body))
@@ -94,10 +95,16 @@ def load_weights(model: nn.Module, weights: Weights, path: str) -> None:
         NetworkError: a tensor is missing, unexpected or of another shape.
     """
     where = f"{path} (names after {weights.prefix!r})" if weights.prefix else path
-    heads = classifier_names(model) if weights.classes is None else ()
+    heads = _head_names(model) if weights.classes is None else ()
     own = {name: tensor for name, tensor in model.state_dict().items() if not inside(name, heads)}
     check_fits(own, weights.state, where)
     model.load_state_dict(weights.state, strict=weights.classes is not None)
+
+
+def _head_names(model: nn.Module) -> tuple[str, ...]:
+    """Module names of a timm model's classifiers, also of an architecture that timm creates without them."""
+    named: Any = model.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr, operator]
+    return (named,) if isinstance(named, str) else tuple(named)
 
 
 @dataclass(frozen=True)
@@ -209,11 +216,9 @@ def _rename_head(model: nn.Module, heads: tuple[str, ...], state: State, outside
     """
     if len(heads) != 1 or f"{heads[0]}.weight" in state:
         return
-    classifier = model.get_submodule(heads[0])
-    if not isinstance(classifier, nn.Linear):
-        return
+    features: int = model.head_hidden_size  # type: ignore[assignment]
     for source in (state, outside):
-        layers = [name.removesuffix(".weight") for name, tensor in source.items() if _is_head(name, tensor, classifier)]
+        layers = [name.removesuffix(".weight") for name, tensor in source.items() if _is_head(name, tensor, features)]
         if len(layers) == 1:
             names = {f"{layers[0]}.{part}": f"{heads[0]}.{part}" for part in ("weight", "bias")}
             moved = {name: source.pop(name) for name in names if name in source}
@@ -221,10 +226,10 @@ def _rename_head(model: nn.Module, heads: tuple[str, ...], state: State, outside
             return
 
 
-def _is_head(name: str, tensor: Tensor, classifier: nn.Linear) -> bool:
+def _is_head(name: str, tensor: Tensor, features: int) -> bool:
     layer, _, parameter = name.rpartition(".")
-    wide = tensor.ndim == 2 and tensor.shape[1] == classifier.in_features
-    return parameter == "weight" and layer.rpartition(".")[2] in _HEADS and wide
+    called = parameter == "weight" and layer.rpartition(".")[2] in _HEADS
+    return called and tensor.ndim == 2 and tensor.shape[1] == features
 
 
 def _resampled(own: State, raw: State, state: State) -> list[str]:

@@ -36,11 +36,12 @@ def load_from_file(
     arguments = _trained_arguments(name, checkpoint)
     model, adapt = make_model_and_filter(name, size, **arguments)
     weights = find_weights(checkpoint, model, adapt, prefix)
-    if (channels := _channels(model, weights.state)) is not None:
-        arguments = {**arguments, "in_chans": channels}
+    form = {"num_classes": weights.classes, "in_chans": _channels(model, weights.state)}
+    here = {"num_classes": model.num_classes, "in_chans": None}
+    if form := {key: value for key, value in form.items() if value not in (None, here[key])}:
+        arguments = {**arguments, **form}
         model, adapt = make_model_and_filter(name, size, **arguments)
         weights = find_weights(checkpoint, model, adapt, prefix)
-    new_classifier(model, weights.classes)
     try:
         load_weights(model, weights, str(checkpoint.path))
     except NetworkError as error:

@@ -269,6 +269,12 @@ def test_names_of_the_original_authors(tmp_path: Path) -> None:
     assert_equal(network(VIT, saved(state, tmp_path / "w.pth")).model, source, 160)
 
 
+@pytest.mark.parametrize(("name", "size"), [("eva02_tiny_patch14_224", 224), ("repvit_m0_9", 64)])
+def test_a_head_where_timm_creates_none_or_one_of_another_form(name: str, size: int, tmp_path: Path) -> None:
+    source = make(name, num_classes=5)
+    assert_equal(network(name, saved(source.state_dict(), tmp_path / "w.pth")).model, source, size)
+
+
 def test_a_normalization_of_its_own(tmp_path: Path) -> None:
     file = saved(make("test_resnet").state_dict(), tmp_path / "w.pth")
     made = network("test_resnet", file, mean=(0.1, 0.2, 0.3), std=(1, 1, 1))
