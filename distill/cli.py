@@ -16,6 +16,7 @@ from rich.text import Text
 
 from augment.base import UserError
 from distill.commands.delta import delta
+from distill.commands.target_folder import Force, check_target
 from distill.declarations import declarations_only
 
 if TYPE_CHECKING:
@@ -96,9 +97,12 @@ def evaluate(
 def export(
     path: RunPath,
     to: Annotated[Path | None, typer.Option(help="Folder to write to; default: RUN/export.")] = None,
+    force: Force = False,
 ) -> None:
     """Export the student of a finished run again, from its trained weights: delta file and export targets."""
     _check_run(path)
+    if to is not None:  # the run's own export is written again
+        check_target(to, force)
     from distill.commands.runs import export_run
 
     export_run(path, to, _console())

@@ -30,19 +30,19 @@ def error_lines(error: ValidationError, tree: Any) -> list[str]:
     Returns:
         The lines, in the order of the errors.
     """
-    found: dict[Path, list[str]] = defaultdict(list)
+    sentences: dict[Path, list[str]] = defaultdict(list)
     of_unions: set[Path] = set()
     for details in error.errors():
         if _is_an_echo(details):
             continue
         path, in_union = _key_path(details["loc"], tree)
-        found[path].append(_sentence(details))
+        sentences[path].append(_sentence(details))
         if in_union:
             of_unions.add(path)
-    deeper = {path[:depth] for path in found for depth in range(len(path))}
+    deeper = {path[:depth] for path in sentences for depth in range(len(path))}
     return [
-        f"{'.'.join(map(str, path)) or 'all of it'}: {_joined(sentences)}"
-        for path, sentences in found.items()
+        f"{'.'.join(map(str, path)) or 'all of it'}: {_joined(texts)}"
+        for path, texts in sentences.items()
         if not (path in of_unions and path in deeper)
     ]
 
@@ -70,11 +70,11 @@ def _joined(sentences: list[str]) -> str:
     kinds = [re.fullmatch(r"expected (.+?), found (.+?)(; did you mean .+)?", sentence) for sentence in sentences]
     if other := [sentence for sentence, kind in zip(sentences, kinds) if kind is None]:
         return "; or ".join(other)
-    found = {kind[2] for kind in kinds if kind is not None}
-    if len(sentences) == 1 or len(found) > 1:
+    values = {kind[2] for kind in kinds if kind is not None}
+    if len(sentences) == 1 or len(values) > 1:
         return "; or ".join(sentences)
     expected = " or ".join(kind[1] for kind in kinds if kind is not None)
-    return f"expected {expected}, found {found.pop()}{''.join(kind[3] or '' for kind in kinds if kind is not None)}"
+    return f"expected {expected}, found {values.pop()}{''.join(kind[3] or '' for kind in kinds if kind is not None)}"
 
 
 def _is_an_echo(error: ErrorDetails) -> bool:

@@ -36,17 +36,17 @@ def did_you_mean(
     folded = {fold(choice): choice for choice in reversed(known) if fold(choice)}
     close = get_close_matches(name.lower(), [choice.lower() for choice in known], n=1, cutoff=0.6)
     other = next((other for other in others.get(fold(name), ()) if other in known or other.endswith(".")), "")
-    found = folded.get(fold(name), other)
-    if found.endswith("."):
-        return f"; {found.removesuffix('.')}"
-    if not found and close:
-        found = next(choice for choice in known if choice.lower() == close[0])
-    if found:
-        return f"; did you mean {found!r}?"
+    suggestion = folded.get(fold(name), other)
+    if suggestion.endswith("."):
+        return f"; {suggestion.removesuffix('.')}"
+    if not suggestion and close:
+        suggestion = next(choice for choice in known if choice.lower() == close[0])
+    if suggestion:
+        return f"; did you mean {suggestion!r}?"
     if len(known) <= SHOWN:
         return "; known: " + ", ".join(known) if known else ""
-    nearest = ", ".join(get_close_matches(name, known, n=NEAREST, cutoff=0.0))
-    return f"; nearest of {len(known)}: {nearest}" + (f" ({listed_by} lists all)" if listed_by else "")
+    closest = ", ".join(get_close_matches(name, known, n=NEAREST, cutoff=0.0))
+    return f"; nearest of {len(known)}: {closest}" + (f" ({listed_by} lists all)" if listed_by else "")
 
 
 def table(other_names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
@@ -60,9 +60,9 @@ def table(other_names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
         Folded other name → our names or sentences.
     """
     made: dict[str, tuple[str, ...]] = {}
-    for ours, names in other_names.items():
+    for suggested, names in other_names.items():
         for name in map(fold, names.split()):
-            made[name] = (*made.get(name, ()), ours)
+            made[name] = (*made.get(name, ()), suggested)
     return made
 
 

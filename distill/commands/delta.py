@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 import typer
 from rich.console import Console
 
+from distill.commands.target_folder import Force, check_target
+
 delta = typer.Typer(
     help="Add, scale, compare and shrink delta files: folders with delta.safetensors and delta.json.",
     no_args_is_help=True,
@@ -33,17 +35,31 @@ Plugins = Annotated[
 
 @delta.command()
 def add(
-    first: First, second: Second, to: To, head: Head = None, config: Config = None, allow_plugins: Plugins = False
+    first: First,
+    second: Second,
+    to: To,
+    head: Head = None,
+    config: Config = None,
+    allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Add the changes of two files."""
+    check_target(to, force)
     _combine("add", [first, second], to, config, allow_plugins, head=head)
 
 
 @delta.command()
 def subtract(
-    first: First, second: Second, to: To, head: Head = None, config: Config = None, allow_plugins: Plugins = False
+    first: First,
+    second: Second,
+    to: To,
+    head: Head = None,
+    config: Config = None,
+    allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Subtract the changes of the second file from those of the first."""
+    check_target(to, force)
     _combine("subtract", [first, second], to, config, allow_plugins, head=head)
 
 
@@ -56,14 +72,19 @@ def interpolate(
     head: Head = None,
     config: Config = None,
     allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Interpolate between the changes of two files, and between their heads if the labels are the same."""
+    check_target(to, force)
     _combine("interpolate", [first, second], to, config, allow_plugins, t=t, head=head)
 
 
 @delta.command()
-def compose(first: First, second: Second, to: To, head: Head = None, allow_plugins: Plugins = False) -> None:
+def compose(
+    first: First, second: Second, to: To, head: Head = None, allow_plugins: Plugins = False, force: Force = False
+) -> None:
     """Apply the deltas of the second file to the layers that the first has changed."""
+    check_target(to, force)
     _combine("compose", [first, second], to, None, allow_plugins, head=head)
 
 
@@ -74,14 +95,17 @@ def scale(
     to: To,
     config: Config = None,
     allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Multiply the changes of a file by a factor; the head stays as it is."""
+    check_target(to, force)
     _combine("scale", [path], to, config, allow_plugins, factor=factor)
 
 
 @delta.command()
-def negate(path: Folder, to: To, config: Config = None, allow_plugins: Plugins = False) -> None:
+def negate(path: Folder, to: To, config: Config = None, allow_plugins: Plugins = False, force: Force = False) -> None:
     """Turn the changes of a file into their opposite; the head stays as it is."""
+    check_target(to, force)
     _combine("negate", [path], to, config, allow_plugins)
 
 
@@ -93,8 +117,10 @@ def truncate(
     budget: Annotated[str | None, typer.Option(help="Bytes of the deltas, without the head: 200KB, 64KiB.")] = None,
     config: Config = None,
     allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Approximate the changes of a file by low ranks: to a rank, or to a budget of bytes."""
+    check_target(to, force)
     from distill.commands.delta_files import truncate_file
 
     truncate_file(path, to, rank, budget, config, allow_plugins, Console())
@@ -108,8 +134,10 @@ def quantize(
     head: Annotated[Literal["float32", "float16", "int8"], typer.Option(help="Format of the head.")] = "float16",
     config: Config = None,
     allow_plugins: Plugins = False,
+    force: Force = False,
 ) -> None:
     """Store a file in fewer bytes: half precision, 8 bits, or one bit per number and a scale per row."""
+    check_target(to, force)
     from distill.commands.delta_files import quantize_file
 
     quantize_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())

@@ -58,7 +58,6 @@ def combine_files(
     """
     files = [open_delta(path, allow_plugins) for path in paths]
     compute = getattr(algebra, operation)
-    _check_empty(to)
     try:
         done = compute(*files, **options)
     except algebra.NeedsBackbone as needs:
@@ -100,7 +99,6 @@ def truncate_file(
         console: where to print.
     """
     file = open_delta(path, allow_plugins)
-    _check_empty(to)
     backbone = find_backbone(file.manifest, config)
     try:
         limit = None if budget is None else parse_bytes(budget)
@@ -139,7 +137,6 @@ def quantize_file(
         console: where to print.
     """
     file = open_delta(path, allow_plugins)
-    _check_empty(to)
     backbone = find_backbone(file.manifest, config)
     quantize(file, to, form, head)
     _print_size(to, file, [file], console)
@@ -270,11 +267,6 @@ def _print_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console:
         f"{head:,}, as fp32\non disk {tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",
         highlight=False,
     )
-
-
-def _check_empty(to: Path) -> None:
-    if to.is_dir() and any(to.iterdir()):
-        raise ExportError(f"{to} is not empty; name a new folder")
 
 
 def _heads(first: DeltaFile, second: DeltaFile) -> str:

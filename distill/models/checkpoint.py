@@ -68,19 +68,19 @@ def find_weights(checkpoint: Checkpoint, model: nn.Module, adapt: Filter, prefix
     heads = _head_names(model)
     body = {name for name in model.state_dict() if not inside(name, heads) and not name.endswith(_COUNTED)}
     candidates = [_Candidate.of(checkpoint, each, body, adapt) for each in _prefixes(checkpoint, body, prefix)]
-    found = _choose(checkpoint, candidates, len(body))
-    state = {name: tensor for name, tensor in found.state.items() if not name.endswith(_OF_PROFILERS)}
-    outside = {name: t for name, t in checkpoint.tensors.items() if not name.startswith(found.prefix)}
+    chosen = _choose(checkpoint, candidates, len(body))
+    state = {name: tensor for name, tensor in chosen.state.items() if not name.endswith(_OF_PROFILERS)}
+    outside = {name: t for name, t in checkpoint.tensors.items() if not name.startswith(chosen.prefix)}
     _rename_head(model, heads, state, outside)
     own = model.state_dict()
     state |= {name: own[name] for name in own if name.endswith(_COUNTED) and name not in state}
     widths = [len(state[f"{head}.weight"]) for head in heads if f"{head}.weight" in state]
-    notes = [*found.notes, *_resampled(own, found.raw, state)]
-    extras = (*_NOT_WEIGHTS, *found.others)
+    notes = [*chosen.notes, *_resampled(own, chosen.raw, state)]
+    extras = (*_NOT_WEIGHTS, *chosen.others)
     if unread := [name for name in outside if not name.startswith(extras)]:
         more = ", …" if len(unread) > 3 else ""
-        notes.append(f"{len(unread)} tensors outside {found.prefix!r} are not read: {', '.join(unread[:3])}{more}")
-    return Weights(state, widths[0] if widths else None, found.prefix, tuple(notes), found.failure)
+        notes.append(f"{len(unread)} tensors outside {chosen.prefix!r} are not read: {', '.join(unread[:3])}{more}")
+    return Weights(state, widths[0] if widths else None, chosen.prefix, tuple(notes), chosen.failure)
 
 
 def load_weights(model: nn.Module, weights: Weights, path: str) -> None:
@@ -162,11 +162,11 @@ def _prefixes(checkpoint: Checkpoint, body: set[str], prefix: str | None) -> lis
     depth = max(name.count(".") for name in body)  # a deep name is followed by the same names in few places only
     deepest = sorted(name for name in body if name.count(".") == depth)
     probes = {deepest[0], deepest[len(deepest) // 2], deepest[-1]}
-    found = dict.fromkeys([""])
+    prefixes = dict.fromkeys([""])
     for name in checkpoint.tensors:
-        found |= dict.fromkeys(_wrappers_of(name))
-        found |= {name.removesuffix(probe): None for probe in probes if f".{name}".endswith(f".{probe}")}
-    return list(found)
+        prefixes |= dict.fromkeys(_wrappers_of(name))
+        prefixes |= {name.removesuffix(probe): None for probe in probes if f".{name}".endswith(f".{probe}")}
+    return list(prefixes)
 
 
 def _wrappers_of(name: str) -> Iterator[str]:

@@ -47,7 +47,8 @@ def load_from_file(
     except NetworkError as error:
         sizes = _size_that_fits(name, arguments, model, weights.state)
         failure = [f"timm's filter for its checkpoints failed: {weights.failure}"] if weights.failure else []
-        raise NetworkError("\n  ".join([str(error), *failure, *_trained_as(name, checkpoint), *sizes])) from error
+        hints = [*failure, *_foreign_names(model, weights.state), *_trained_as(name, checkpoint), *sizes]
+        raise NetworkError("\n  ".join([str(error), *hints])) from error
     _keep_preprocessing(model, checkpoint)
     if weights.classes is None and num_classes is None:
         num_classes = 0
@@ -96,6 +97,15 @@ def _keep_preprocessing(model: nn.Module, checkpoint: Checkpoint) -> None:
     config: Any = model.pretrained_cfg
     given = {key: checkpoint.options.get(key) for key in ("mean", "std", "interpolation", "crop_pct")}
     model.pretrained_cfg = {**config, **{key: value for key, value in given.items() if value}}  # type: ignore[assignment]
+
+
+def _foreign_names(model: nn.Module, state: State) -> list[str]:
+    """Some names of a file, if none of them is the model's."""
+    if model.state_dict().keys() & state.keys() - {key for key in state if key.endswith("num_batches_tracked")}:
+        return []
+    return [
+        f"none of its names is one of {model.pretrained_cfg['architecture']}: it has {', '.join(list(state)[:3])}, …"
+    ]  # type: ignore[index]
 
 
 def _trained_as(name: str, checkpoint: Checkpoint) -> list[str]:

@@ -6,12 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from augment.base import UserError
 from augment.views import InputSpec
 from distill.deltas.attach import deltas, merge
 from distill.deltas.base import StructuralDelta
 from distill.export.delta.io import load_delta, read_delta
 from distill.models.network import Network, as_network, create_network
 from distill.models.settings import NetworkSettings, TeacherNetworkSettings
+from distill.run.stage import StageError
 
 
 def make_network(settings: NetworkSettings, num_classes: int | None = None) -> Network:
@@ -34,15 +36,22 @@ def make_network(settings: NetworkSettings, num_classes: int | None = None) -> N
     return network if num_classes is None else replace(network, model=as_network(network.model, num_classes).model)
 
 
-def check_file(settings: NetworkSettings) -> None:
+def check_file(settings: NetworkSettings, key: str) -> None:
     """Create a network whose weights come from a file or folder, to find errors early.
 
+    Args:
+        settings: of the network.
+        key: path of the settings in the config, for errors.
+
     Raises:
-        UserError: the file cannot be used.
+        StageError: the file cannot be used.
     """
     delta = settings.delta if isinstance(settings, TeacherNetworkSettings) else None
     if settings.checkpoint or delta or settings.model.startswith("local-dir:"):
-        make_network(settings)
+        try:
+            make_network(settings)
+        except UserError as error:
+            raise StageError(f"{key}: {error}") from error
 
 
 def _with_delta(settings: TeacherNetworkSettings, folder: Path) -> Network:

@@ -46,7 +46,7 @@ class FitTeacher(Stage[TeacherNetworks]):
     augment: AugmentSettings
 
     def check_files(self) -> None:
-        check_file(self.network)
+        check_file(self.network, "teacher.networks")
 
     def check(self, context: RunContext) -> None:
         if not context.data.classes:

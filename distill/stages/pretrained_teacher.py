@@ -24,8 +24,8 @@ class PretrainedTeacher(Stage[TeacherNetworks]):
     recorded: ClassVar[bool] = False
 
     def check_files(self) -> None:
-        for network in self.settings.networks:
-            check_file(network)
+        for n, network in enumerate(self.settings.networks):
+            check_file(network, f"teacher.networks.{n}")
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"networks": self.settings.model_dump(mode="json", include={"networks"})}

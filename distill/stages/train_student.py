@@ -48,7 +48,7 @@ class TrainStudent(Stage[TrainedStudent]):
     new_heads: bool = False
 
     def check_files(self) -> None:
-        check_file(self.student.network)
+        check_file(self.student.network, "student.network")
 
     def check(self, context: RunContext) -> None:
         """Build teacher and a temporary student with untrained heads, to find configuration errors early."""

@@ -20,12 +20,12 @@ REGISTRIES = {
 
 
 @pytest.mark.parametrize(
-    ("registry", "name", "ours"),
+    ("registry", "name", "suggested"),
     [
         *[("deltas", name, "low_rank") for name in ("lora", "LoRA", "LORA", "rslora", "PiSSA", "LoCon", "vera")],
         *[
-            ("deltas", name, ours)
-            for name, ours in {"BitFit": "bias", "LN_TUNING": "norm_affine", "SSF": "scale_shift"}.items()
+            ("deltas", name, suggested)
+            for name, suggested in {"BitFit": "bias", "LN_TUNING": "norm_affine", "SSF": "scale_shift"}.items()
         ],
         *[("deltas", name, "adapter") for name in ("houlsby", "AdaptFormer", "bottleneck")],
         *[
@@ -35,23 +35,23 @@ REGISTRIES = {
         *[("objectives", name, "ce") for name in ("CrossEntropyLoss", "cross_entropy")],
         *[("objectives", name, "fitnets") for name in ("hint", "FitNet")],
         *[
-            ("objectives", name, ours)
-            for name, ours in {"attention": "at", "CCKD": "cc", "mse": "pooled", "cwd": "dense"}.items()
+            ("objectives", name, suggested)
+            for name, suggested in {"attention": "at", "CCKD": "cc", "mse": "pooled", "cwd": "dense"}.items()
         ],
         *[
-            ("data", name, ours)
-            for name, ours in {"ImageFolder": "folder", "hf": "huggingface", "CIFAR100": "torchvision"}.items()
+            ("data", name, suggested)
+            for name, suggested in {"ImageFolder": "folder", "hf": "huggingface", "CIFAR100": "torchvision"}.items()
         ],
         ("export.targets", "merged", "timm_folder"),
     ],
 )
-def test_types_as_others_call_them(registry: str, name: str, ours: str) -> None:
-    with pytest.raises(ValueError, match=f"; did you mean '{ours}'\\?"):
+def test_types_as_others_call_them(registry: str, name: str, suggested: str) -> None:
+    with pytest.raises(ValueError, match=f"; did you mean '{suggested}'\\?"):
         REGISTRIES[registry].settings_of(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "suggested"),
     {
         "GaussianBlur": "RandomGaussianBlur",
         "HorizontalFlip": "RandomHorizontalFlip",
@@ -68,17 +68,17 @@ def test_types_as_others_call_them(registry: str, name: str, ours: str) -> None:
         "RandomResizedCropAndInterpolation": "RandomResizedCrop",
     }.items(),
 )
-def test_operations_as_others_call_them(name: str, ours: str) -> None:
-    with pytest.raises(OperationError, match=f"no operation is called '{name}'; did you mean '{ours}'"):
+def test_operations_as_others_call_them(name: str, suggested: str) -> None:
+    with pytest.raises(OperationError, match=f"no operation is called '{name}'; did you mean '{suggested}'"):
         find_class(name)
 
 
 @pytest.mark.parametrize(
-    ("name", "ours"),
+    ("name", "suggested"),
     {"moco": "mocov2", "randaugment": "RandAugment", "cutout": "Cutout", "hflip": "RandomHorizontalFlip"}.items(),
 )
-def test_presets_as_others_call_them_and_operations_in_small_letters(name: str, ours: str) -> None:
-    with pytest.raises(ValidationError, match=f"no preset is called '{name}'; did you mean '{ours}'"):
+def test_presets_as_others_call_them_and_operations_in_small_letters(name: str, suggested: str) -> None:
+    with pytest.raises(ValidationError, match=f"no preset is called '{name}'; did you mean '{suggested}'"):
         AugmentSettings.model_validate({"student": [name]})
 
 
@@ -88,14 +88,14 @@ def test_what_is_no_operation_gets_a_sentence() -> None:
 
 
 def test_every_table_leads_to_names_that_exist_and_shadows_none() -> None:
-    """A name of ours in a table of other names would never be read."""
+    """A name of suggested in a table of other names would never be read."""
     for registry in REGISTRIES.values():
         known = registry.known()
         others = __import__(f"{registry.package}.other_names", fromlist=["OTHER_NAMES"]).OTHER_NAMES
         assert set(others) <= set(known), registry.package
         assert not set(table(others)) & {fold(name) for name in known}, registry.package
     known = list_operations()
-    assert {ours for ours in OPERATIONS if not ours.endswith(".")} <= set(known)
+    assert {suggested for suggested in OPERATIONS if not suggested.endswith(".")} <= set(known)
     assert not set(table(OPERATIONS)) & {fold(name) for name in known}
     assert set(PRESETS) <= set(augment.presets.PRESETS)
     assert not set(table(PRESETS)) & {fold(name) for name in augment.presets.PRESETS}
@@ -105,7 +105,7 @@ def test_every_table_leads_to_names_that_exist_and_shadows_none() -> None:
 
 
 def test_keys_as_others_call_them() -> None:
-    for key, known, ours in [
+    for key, known, suggested in [
         ("learning_rate", ["lr", "epochs"], "lr"),
         ("r", ["rank", "alpha"], "rank"),
         ("target_modules", ["sites", "exclude"], "sites"),
@@ -114,7 +114,7 @@ def test_keys_as_others_call_them() -> None:
         ("arch", ["model", "pretrained"], "model"),
         ("whole", ["full", "deltas"], "full"),
     ]:
-        assert did_you_mean(key, known) == f"; did you mean {ours!r}?"
+        assert did_you_mean(key, known) == f"; did you mean {suggested!r}?"
     # A name of another library that has nothing here is a misspelling, if anything.
     assert did_you_mean("weights", ["weight", "labels"]) == "; did you mean 'weight'?"
     assert all(fold(other) for names in KEYS.values() for other in names.split())

@@ -102,3 +102,15 @@ def test_diff_is_a_table_with_a_line_for_all(folders):
 def test_a_folder_in_use_is_left_alone(folders):
     with pytest.raises(ExportError, match="is not empty; name a new folder"):
         run("negate", folders / "a", "--to", folders / "b")
+    with pytest.raises(ExportError, match="is a file; name a folder"):
+        run("negate", folders / "a", "--to", folders / "b" / "delta.json")
+
+
+def test_force_replaces_the_files_of_a_folder_in_use(folders, tmp_path):
+    run("negate", folders / "a", "--to", tmp_path / "out")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    run("scale", folders / "a", 2, "--to", tmp_path / "out", "--force")
+    again = run("scale", folders / "a", 2, "--to", tmp_path / "new")
+    for file in ("delta.safetensors", "delta.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "new" / file).read_bytes()
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine" and "exact" in again

@@ -75,6 +75,7 @@ def test_model_best_of_timms_training_script(tmp_path: Path) -> None:
     assert "'state_dict_ema.' are read" in made.notes[0] and "'state_dict.' fit too" in made.notes[0]
     assert_equal(network(VIT, tmp_path / "model_best.pth.tar", prefix="state_dict").model, source, 96)
     told = refused("test_resnet", tmp_path / "model_best.pth.tar")
+    assert "none of its names is one of test_resnet: it has cls_token, pos_embed, " in told
     assert "(names after 'state_dict_ema.')" in told and told.endswith(f"it was written by a training of {VIT}")
 
 
@@ -247,7 +248,7 @@ def test_names_of_the_original_authors(tmp_path: Path) -> None:
     source = make("test_convnext", num_classes=5)
     state = {}
     for key, tensor in source.state_dict().items():
-        for ours, theirs in {
+        for new, old in {
             "stem.": "downsample_layers.0.",
             "head.norm.": "norm.",
             "head.fc.": "head.",
@@ -255,7 +256,7 @@ def test_names_of_the_original_authors(tmp_path: Path) -> None:
             "mlp.fc1.": "pwconv1.",
             "mlp.fc2.": "pwconv2.",
         }.items():
-            key = key.replace(ours, theirs)
+            key = key.replace(new, old)
         parts = key.split(".")
         if "blocks" in parts:
             parts.remove("blocks")

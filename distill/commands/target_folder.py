@@ -1,0 +1,27 @@
+"""The folder that a command writes to: a new or empty one, unless ``--force`` is given."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Force = Annotated[
+    bool, typer.Option("--force", help="Write to a folder that is not empty; files of the same names are replaced.")
+]
+
+
+def check_target(to: Path, force: bool) -> None:
+    """Raise ``ExportError`` if a folder is not empty, or is a file.
+
+    Args:
+        to: where the command will write.
+        force: whether the folder may hold files.
+    """
+    from distill.export.checksummed import ExportError
+
+    if to.exists() and not to.is_dir():
+        raise ExportError(f"{to} is a file; name a folder")
+    if not force and to.is_dir() and any(to.iterdir()):
+        raise ExportError(f"{to} is not empty; name a new folder, or replace files of the same names by --force")
