@@ -103,9 +103,8 @@ def _foreign_names(model: nn.Module, state: State) -> list[str]:
     """Some names of a file, if none of them is the model's."""
     if model.state_dict().keys() & state.keys() - {key for key in state if key.endswith("num_batches_tracked")}:
         return []
-    return [
-        f"none of its names is one of {model.pretrained_cfg['architecture']}: it has {', '.join(list(state)[:3])}, …"
-    ]  # type: ignore[index]
+    config: Any = model.pretrained_cfg
+    return [f"none of its names is one of {config['architecture']}: it has {', '.join(list(state)[:3])}, …"]
 
 
 def _trained_as(name: str, checkpoint: Checkpoint) -> list[str]:
