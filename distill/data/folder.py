@@ -118,6 +118,8 @@ class Folder(Source):
         if sum(fraction for _, fraction in wanted) >= 1:
             shown = " + ".join(f"{split}_fraction {fraction:g}" for split, fraction in wanted)
             raise DataError(f"{shown} leaves nothing to train on")
+        if not any(fraction for _, fraction in wanted):
+            return
         train = self._files["train"]
         members: dict[str | None, list[int]] = {}
         for index, (_, label) in enumerate(train):

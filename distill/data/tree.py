@@ -46,8 +46,6 @@ class SkipCount:
 
 @dataclass
 class _Folder:
-    path: str
-    """Below the root, as it was found first."""
     images: list[str] = field(default_factory=list)
     folders: dict[str, tuple[_Key, bool]] = field(default_factory=dict)
     """Name → (identity, whether it is a link)."""
@@ -128,6 +126,7 @@ class Tree:
         links = [(number, path) for number, path in enumerate(folders) if self.is_link(path)]
         queue = deque((number, path) for number, path in enumerate(folders) if not self.is_link(path))
         visited: set[_Key] = set()
+        linked: set[str] = set()
         while queue or links:
             if not queue:  # links last: a folder is read by its own path if that is below the root
                 queue.append(links.pop(0))
@@ -139,11 +138,12 @@ class Tree:
             visited.add(key)
             here = self._folders[key]
             images[number] += [join(path, name) for name in here.images]
+            linked |= {join(path, name) for name in here.linked}
             skipped.add_all(path, here.skipped)
             for name, (_, is_link) in sorted(here.folders.items()):
                 (links if is_link else queue).append((number, join(path, name)))
         self._count_others(visited, skipped)
-        self._drop_links_to(images, skipped)
+        self._drop_links_to(images, linked, skipped)
         return [sorted(paths) for paths in images], skipped.summary()
 
     def _count_others(self, visited: set[_Key], skipped: SkipCount) -> None:
@@ -165,9 +165,8 @@ class Tree:
         """The path on disk."""
         return self.root / path if path else self.root
 
-    def _drop_links_to(self, images: list[list[str]], skipped: SkipCount) -> None:
+    def _drop_links_to(self, images: list[list[str]], links: set[str], skipped: SkipCount) -> None:
         """Remove links to images that are read by another path, so that no image counts twice."""
-        links = {path for paths in images for path in paths if self._is_linked(path)}
         if not links:
             return
         seen = {os.path.realpath(self.path_of(path)) for paths in images for path in paths if path not in links}
@@ -182,10 +181,6 @@ class Tree:
                     seen.add(target)
                 kept.append(path)
             paths[:] = kept
-
-    def _is_linked(self, path: str) -> bool:
-        folder, _, name = path.rpartition("/")
-        return name in self._at(folder).linked
 
     def is_link(self, path: str) -> bool:
         """Whether a folder is a link."""
@@ -208,7 +203,7 @@ class Tree:
             key, path = queue.popleft()
             if key in self._folders:
                 continue
-            self._folders[key] = folder = _Folder(path)
+            self._folders[key] = folder = _Folder()
             try:
                 with os.scandir(self.path_of(path)) as entries:
                     for entry in entries:
