@@ -31,7 +31,7 @@ def detail_lines(data: ExperimentData) -> list[str]:
     """How the folders were read, the images of each class, those that a batch leaves out, and what was not read."""
     lines = [data.source.reading] if data.source.reading else []
     if data.classes and data.labeled_count:
-        lines.append(f"labeled training images: {class_counts(data)}")
+        lines.append(f"labeled training images of each class: {class_counts(data)}")
     if left := left_out(data):
         images = f"{left} training image{'s' * (left > 1)}"
         lines.append(
@@ -55,12 +55,12 @@ def left_out(data: ExperimentData) -> int:
 
 
 def class_counts(data: ExperimentData, split: Split = "train") -> str:
-    """Labeled images of each class of a split: one by one, or the range if there are many classes."""
+    """Labeled images of each class of a split: one by one (``cat: 12, dog: 15``), or the range if there are many classes."""
     counts = count_by_class(data, split)
     if len(counts) <= _NAMED:
-        return ", ".join(f"{name} {count:,}" for name, count in zip(data.classes, counts))
+        return ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts))
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
-    return f"{counts[few]:,} ({data.classes[few]}) to {counts[many]:,} ({data.classes[many]}) of a class"
+    return f"{counts[few]:,} ({data.classes[few]}) to {counts[many]:,} ({data.classes[many]})"
 
 
 def count_by_class(data: ExperimentData, split: Split) -> Sequence[int]:

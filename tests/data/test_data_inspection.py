@@ -82,7 +82,7 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
     for line in (
         "6 training images, 2 for validation, 2 for test, 2 classes",
         f"{root}: train is train, val is val, test is test",
-        "labeled training images: a 3, b 3",
+        "labeled training images of each class: a: 3, b: 3",
         "each epoch leaves out 2 training images",
         "not read: 1 × .raw (not a format of Pillow; convert it to PNG or TIFF): train/b/photo.raw",
         "broken.png: not an image that can be read",
@@ -107,7 +107,7 @@ def test_without_decoding(root: Path) -> None:
 def test_any_source() -> None:
     data = toy(class_count=60, samples=130, splits=("train", "test"), labels_per_class=1)
     assert counts_line(data).startswith("117 training images, 60 of them labeled, 13 for validation, 130 for test, 60")
-    assert "labeled training images: 1 (class 0) to 1 (class 0) of a class" in detail_lines(data)
+    assert "labeled training images of each class: 1 (class 0) to 1 (class 0)" in detail_lines(data)
     sheet = samples_sheet(data, ["train", "val"], 2)
     assert sheet.height > 24 * 96 and len(sheet.getcolors(1 << 20) or []) > 24
 
