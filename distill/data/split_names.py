@@ -21,6 +21,7 @@ WORDS: Mapping[str, Split] = {
     "test": "test",
     "testing": "test",
 }
+_EVALUATION = frozenset({"eval", "evaluation"})
 _AFTER = frozenset(
     (
         *("set", "data", "dataset", "images", "image", "imgs", "img", "pictures", "photos", "files", "split", "folder"),
@@ -50,7 +51,8 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
     """Name → split, for the folders of one folder that mean one.
 
     Beside the names of :func:`split_of`, these are names that differ only in the word for the split, such as
-    ``train_birds`` and ``test_birds``, or ``dogtrain`` and ``dogtest``.
+    ``train_birds`` and ``test_birds``, or ``dogtrain`` and ``dogtest``. ``evaluation`` is val, as in timm, but test
+    beside another val folder.
     """
     listed = list(names)
     splits = {name: split for name in listed if (split := split_of(name)) is not None}
@@ -64,6 +66,9 @@ def splits_of(names: Iterable[str]) -> dict[str, Split]:
     for same_pattern in patterns.values():
         if len(set(same_pattern.values())) > 1 and "train" in same_pattern.values():
             splits |= same_pattern
+    others = {split for name, split in splits.items() if not _EVALUATION & set(_words(name))}
+    if "val" in others and "test" not in others:
+        splits |= {name: "test" for name in splits if _EVALUATION & set(_words(name))}
     return {name: splits[name] for name in listed if name in splits}
 
 

@@ -55,7 +55,7 @@ def left_out(data: ExperimentData) -> int:
 
 
 def class_counts(data: ExperimentData, split: Split = "train") -> str:
-    """Labeled images of each class of a split: one by one (``cat: 12, dog: 15``), or the range if there are many classes."""
+    """Labeled images of each class of a split: ``cat: 12, dog: 15``; if there are many classes, only the range."""
     counts = count_by_class(data, split)
     if len(counts) <= _NAMED:
         return ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts))

@@ -50,6 +50,12 @@ def test_names_that_differ_only_in_the_word_for_the_split() -> None:
     assert splits_of(["train_birds", "test_tube"]) == splits_of(["dogtrain", "contest"]) == {}
 
 
+def test_evaluation_is_val_but_test_beside_val() -> None:
+    assert splits_of(["training", "evaluation"]) == {"training": "train", "evaluation": "val"}
+    assert splits_of(["training", "validation", "evaluation"])["evaluation"] == "test"
+    assert splits_of(["train", "val", "test", "eval"])["eval"] == "val"
+
+
 @pytest.mark.parametrize(
     ("files", "sizes"),
     [
