@@ -181,14 +181,14 @@ class HuggingFace(Source):
             if self.settings.splits:
                 different = next(name for name in {**first, **other} if first.get(name) != other.get(name))
                 files = [next(file for file in columns if columns[file] == each) for each in (first, other)]
-                one, two = (each.get(different, ("no such column",)) for each in (first, other))
+                types, others = (each.get(different, ("no such column",)) for each in (first, other))
                 about = f"{self._where}: column {different!r} differs between files, which splits cannot read"
-                raise mismatch(about, files[0], one, files[1], two)
+                raise mismatch(about, files[0], types, files[1], others)
             cache = {"cache_dir": options["cache_dir"]}
             return {
                 split: [
-                    datasets.load_dataset("parquet", data_files={"train": [*alike]}, split="train", **cache)
-                    for _, alike in groupby(known[name], key=columns.__getitem__)
+                    datasets.load_dataset("parquet", data_files={"train": [*group]}, split="train", **cache)
+                    for _, group in groupby(known[name], key=columns.__getitem__)
                 ]
                 for split, name in _by_alias(known).items()
             }

@@ -88,7 +88,7 @@ def read_labels(
     elif settings.classes is not None:
         origin, classes = f"data.source.classes {settings.classes}", tuple(map(str, range(settings.classes)))
     elif first:
-        classes = _found(labels[first], f"{where}: {first}")
+        classes = _classes_of(labels[first], f"{where}: {first}")
     for split, own in labels.items():
         if str(UNLABELED) not in classes and split != first and set(own) == {UNLABELED}:
             labels[split] = [None] * len(own)  # a split whose labels are withheld
@@ -124,12 +124,12 @@ def check_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
     return given
 
 
-def mismatch(where: str, one: str, its_classes: Sequence[Any], other: str, others: Sequence[Any]) -> DataError:
+def mismatch(where: str, reference: str, its_classes: Sequence[Any], other: str, others: Sequence[Any]) -> DataError:
     """The error for two lists of classes that differ; it shows both.
 
     Args:
         where: name of the data.
-        one: what has the classes ``its_classes``, which are the reference.
+        reference: what has the classes ``its_classes``, with which the others are compared.
         its_classes: names or numbers.
         other: what has the classes ``others``.
         others: names or numbers.
@@ -140,13 +140,13 @@ def mismatch(where: str, one: str, its_classes: Sequence[Any], other: str, other
     known = {str(name) for name in its_classes}
     strange = [name for name in others if str(name) not in known]
     if strange:
-        about = f"{other} has classes that {one} lacks ({shortened(strange)})"
+        about = f"{other} has classes that {reference} lacks ({shortened(strange)})"
     else:
         about = f"{other} has {'the same classes in another order' if len(others) == len(known) else 'fewer classes'}"
     hint = ""
     if any(isinstance(name, int) for name in others):
         hint = "\n  if the numbers count classes from 0, declare them: data.source.classes, a number or a list of names"
-    return DataError(f"{where}: {about}\n  {one}: {shortened(its_classes)}\n  {other}: {shortened(others)}{hint}")
+    return DataError(f"{where}: {about}\n  {reference}: {shortened(its_classes)}\n  {other}: {shortened(others)}{hint}")
 
 
 def shortened(names: Collection[Any]) -> str:
@@ -226,17 +226,17 @@ def _plain(value: Any, place: tuple[str, str], row: int) -> Label:
     raise DataError(f"{_row(place, row)} has the label {shortened([repr(value)])}: {what}")
 
 
-def _found(labels: Sequence[Label], where: str) -> tuple[str, ...]:
+def _classes_of(labels: Sequence[Label], where: str) -> tuple[str, ...]:
     """The classes of labels without declared names."""
-    found = {label for label in labels if label is not None}
-    if all(isinstance(label, int) for label in found):
-        others = found - {UNLABELED}
+    distinct = {label for label in labels if label is not None}
+    if all(isinstance(label, int) for label in distinct):
+        others = distinct - {UNLABELED}
         counted = others == set(range(len(others)))
-        if UNLABELED in found and counted:
-            raise DataError(f"{where} has the labels {shortened(_sorted(found))}. {_MINUS_ONE}")
-    elif any(isinstance(label, int) for label in found):
-        raise DataError(f"{where} has names and numbers as labels: {shortened(_sorted(found))}")
-    classes = tuple(map(str, _sorted(found)))
+        if UNLABELED in distinct and counted:
+            raise DataError(f"{where} has the labels {shortened(_sorted(distinct))}. {_MINUS_ONE}")
+    elif any(isinstance(label, int) for label in distinct):
+        raise DataError(f"{where} has names and numbers as labels: {shortened(_sorted(distinct))}")
+    classes = tuple(map(str, _sorted(distinct)))
     return ("False", "True") if set(classes) <= {"False", "True"} else classes
 
 

@@ -86,8 +86,8 @@ class BalancedOrder(Order):
             return members[:0]
         begun = first // len(members)
         orders = [
-            np.random.default_rng((self._key, number, turn, 1)).permutation(members)
-            for turn in range(begun, (stop - 1) // len(members) + 1)
+            np.random.default_rng((self._key, number, cycle, 1)).permutation(members)
+            for cycle in range(begun, (stop - 1) // len(members) + 1)
         ]
         return np.concatenate(orders)[first - begun * len(members) : stop - begun * len(members)]
 

@@ -103,9 +103,9 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
         The matching names, in their order.
     """
     names = list(names)
-    found = [name for name in names if fnmatchcase(name, pattern)]
-    if found or any(character in pattern for character in "*?["):
-        return found
+    matches = [name for name in names if fnmatchcase(name, pattern)]
+    if matches or any(character in pattern for character in "*?["):
+        return matches
     return [name for name in names if name.endswith(f".{pattern}")]
 
 

@@ -140,7 +140,7 @@ class DistillationExperiment(Experiment):
                 raise error_at(f"{key}.in_chans", text)
         weighted = [o for o in self.objectives if getattr(o, "class_weights", None) == "balanced"]
         if weighted and self.data.sampler == "balanced":
-            text = "balanced too: ce.class_weights: balanced would favor small classes twice; use one of the two"
+            text = "balanced, and ce.class_weights too: small classes would be favored twice; use one of the two"
             raise error_at("data.sampler", text)
         self.augment.check([o.type for o in self.objectives if o.needs_one_class])
         self._check_placement()

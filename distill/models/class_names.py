@@ -112,11 +112,11 @@ def _reordered(names: Sequence[frozenset[str]], student: Sequence[str], network:
     if declared is not None and list(student) != declared and sorted(student) == sorted(declared):
         # names that differ only in case (letters) are told apart
         return LabelMap({place: [declared.index(name)] for place, name in enumerate(student)}, len(student), len(names))
-    found = _found(names, student)
-    if all(place in indices for place, indices in enumerate(found)):
+    candidates = _candidates(names, student)
+    if all(place in indices for place, indices in enumerate(candidates)):
         return None
-    missing = [name for name, indices in zip(student, found, strict=True) if not indices]
-    moved = [name for place, name in enumerate(student) if found[place] and place not in found[place]]
+    missing = [name for name, indices in zip(student, candidates, strict=True) if not indices]
+    moved = [name for place, name in enumerate(student) if candidates[place] and place not in candidates[place]]
     if declared is None and not moved:
         return None  # the guess that the classes are ImageNet's shows no other order
     if missing:
@@ -135,7 +135,7 @@ def _both(names: Sequence[frozenset[str]], student: Sequence[str], network: Netw
     return f"\n  teacher: {shortened(teacher)}\n  data: {shortened(student)}"
 
 
-def _found(names: Sequence[frozenset[str]], student: Sequence[str]) -> list[list[int]]:
+def _candidates(names: Sequence[frozenset[str]], student: Sequence[str]) -> list[list[int]]:
     """For each of the student's classes, the teacher's classes of its name.
 
     If there is none of the whole name, those of one of its parts between commas, as the names of ImageNet's classes are
@@ -153,7 +153,7 @@ def _found(names: Sequence[frozenset[str]], student: Sequence[str]) -> list[list
 
 def _matched(names: Sequence[frozenset[str]], student: Sequence[str]) -> dict[int, list[int]]:
     """Student class → the one teacher class of that name, or none."""
-    matches = dict(enumerate(_found(names, student)))
+    matches = dict(enumerate(_candidates(names, student)))
     for student_class, teacher_classes in matches.items():
         if len(teacher_classes) > 1:
             numbers = ", ".join(map(str, teacher_classes))

@@ -128,9 +128,9 @@ def test_declared_classes_number_the_labels() -> None:
 def test_a_class_that_train_lacks_is_an_error_with_both_lists(train, test, strange, lists) -> None:
     with pytest.raises(DataError) as caught:
         read(*train, test=test)
-    first, one, other, *_ = str(caught.value).split("\n")
+    first, train_line, test_line, *_ = str(caught.value).split("\n")
     assert first == f"data: test has classes that train lacks ({strange})"
-    assert (one, other) == (f"  train: {lists[0]}", f"  test: {lists[1]}")
+    assert (train_line, test_line) == (f"  train: {lists[0]}", f"  test: {lists[1]}")
 
 
 def test_a_number_out_of_range_of_the_names_is_named_with_its_row() -> None:
