@@ -25,7 +25,7 @@ SAMPLE = 128
 """Largest number of images whose values are looked at."""
 _DEEP = frozenset([".png", ".apng", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ""])
 """Extensions of the formats that have more than 8 bits."""
-_BITS_PER_SAMPLE = 258
+_BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277
 
 
 def is_wide(image: Image.Image) -> bool:
@@ -46,7 +46,22 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
 
 def color_values(image: Image.Image) -> np.ndarray | None:
     """uint16 [H, W, 3 or 4] of a color image of 16 bits, of which Pillow keeps only the high byte; None for others."""
-    if not isinstance(image, ImageFile.ImageFile) or image.fp is None or not _is_wide_color(image):
+    values = _by_opencv(image) if _is_wide_color(image) else None
+    return None if values is None or values.dtype != np.uint16 else values
+
+
+def four_bands(image: Image.Image) -> np.ndarray | None:
+    """[H, W, 4], uint8 or uint16, of a TIFF whose fourth band is not alpha, which Pillow drops; None for others."""
+    tags = getattr(image, "tag_v2", {})
+    if image.format != "TIFF" or image.mode != "RGB" or tags.get(_SAMPLES_PER_PIXEL) != 4:
+        return None
+    values = _by_opencv(image)
+    return None if values is None or values.shape[2] != 4 else values
+
+
+def _by_opencv(image: Image.Image) -> np.ndarray | None:
+    """[H, W, 3 or 4] of an image that is not loaded yet, with the file's own bits and bands; None if OpenCV fails."""
+    if not isinstance(image, ImageFile.ImageFile) or image.fp is None:
         return None
     import cv2
 
@@ -54,7 +69,7 @@ def color_values(image: Image.Image) -> np.ndarray | None:
     encoded = np.frombuffer(image.fp.read(), np.uint8)
     image.fp.seek(0)
     values = cv2.imdecode(encoded, cv2.IMREAD_UNCHANGED | cv2.IMREAD_IGNORE_ORIENTATION)
-    if values is None or values.dtype != np.uint16 or values.ndim != 3:
+    if values is None or values.ndim != 3:
         return None
     return values[..., [2, 1, 0, 3][: values.shape[2]]]  # OpenCV's order is BGR
 

@@ -82,7 +82,8 @@ class Folder(Source):
         number = {label: index for index, label in enumerate(self.classes)}
         files = self._files[name]
         labels = [UNLABELED if label is None else number[label] for _, label in files]
-        return FileSamples(self.root, [id for id, _ in files], labels, self.settings.pixel_limit, self.bits)
+        ids, limit = [id for id, _ in files], self.settings.pixel_limit
+        return FileSamples(self.root, ids, labels, limit, self.bits, self.channels)
 
     def _read(self, tree: Tree) -> dict[Split, list[_Labeled]]:
         """The images of each part of the layout."""
@@ -183,19 +184,28 @@ class FileSamples:
         labels: class indices, ``UNLABELED`` where a sample has none.
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
+        channels: of the decoded images.
     """
 
     def __init__(
-        self, root: Path, ids: Sequence[str], labels: Sequence[int], pixel_limit: int, bits: int | None = None
+        self,
+        root: Path,
+        ids: Sequence[str],
+        labels: Sequence[int],
+        pixel_limit: int,
+        bits: int | None = None,
+        channels: int = 3,
     ):
-        self.root, self.ids, self.labels, self.pixel_limit, self.bits = root, ids, labels, pixel_limit, bits
+        self.root, self.ids, self.labels = root, ids, labels
+        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.root / self.ids[index]
-        return Sample(decode(path, str(path), self.pixel_limit, self.bits), self.labels[index], self.ids[index])
+        image = decode(path, str(path), self.pixel_limit, self.bits, self.channels)
+        return Sample(image, self.labels[index], self.ids[index])
 
     @cached_property
     def sizes(self) -> list[int]:

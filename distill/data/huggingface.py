@@ -101,8 +101,8 @@ class HuggingFace(Source):
         return self._rows(name, self.bits)
 
     def _rows(self, name: Split, bits: int | None) -> RowSamples:
-        limit = self.settings.pixel_limit
-        return RowSamples(self._tables[name], self._image, self._labels[name], name, limit, bits)
+        labels, limit = self._labels[name], self.settings.pixel_limit
+        return RowSamples(self._tables[name], self._image, labels, name, limit, bits, self.channels)
 
     @property
     def _where(self) -> str:
@@ -237,6 +237,7 @@ class RowSamples:
         split: name of the split, the first part of the ids.
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
+        channels: of the decoded images.
     """
 
     def __init__(
@@ -247,12 +248,14 @@ class RowSamples:
         split: Split,
         pixel_limit: int,
         bits: int | None = None,
+        channels: int = 3,
     ):
         import datasets
 
         encoded = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
         self.table = encoded[0] if len(encoded) == 1 else datasets.concatenate_datasets(encoded)
-        self.column, self.labels, self.pixel_limit, self.bits = column, labels, pixel_limit, bits
+        self.column, self.labels = column, labels
+        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
         self.ids = [f"{split}/{row:06d}" + (f"/{path}" if path else "") for row, path in enumerate(self._paths())]
 
     def __len__(self) -> int:
@@ -262,11 +265,13 @@ class RowSamples:
         encoded, id = self.encoded(index), self.ids[index]
         if encoded is None:
             raise DataError(f"{id}: the row has no image")
-        return Sample(decode(encoded, id, self.pixel_limit, self.bits), self.labels[index], id)
+        return Sample(decode(encoded, id, self.pixel_limit, self.bits, self.channels), self.labels[index], id)
 
     def encoded(self, index: int) -> bytes | str | None:
-        """The encoded image or its path; None if the row has no image."""
+        """The encoded image of a row or its path; None if the row has no image."""
         image = self.table[index][self.column]
+        if image is None:
+            return None
         return image["bytes"] if image["bytes"] is not None else image["path"]
 
     @cached_property

@@ -57,7 +57,8 @@ class Timm(Source):
     def split(self, name: Split) -> Samples:
         names = self._names[name] or [f"{index:06d}" for index in range(len(self._readers[name]))]
         ids = [f"{name}/{file}" for file in names]
-        return ReaderSamples(self._readers[name], ids, self._labels[name], self.settings.pixel_limit, self.bits)
+        limit = self.settings.pixel_limit
+        return ReaderSamples(self._readers[name], ids, self._labels[name], limit, self.bits, self.channels)
 
     def _open_all(self) -> dict[Split, Any]:
         """Split → its reader."""
@@ -155,12 +156,20 @@ class ReaderSamples:
         labels: class indices, ``UNLABELED`` where a sample has none.
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
+        channels: of the decoded images.
     """
 
     def __init__(
-        self, reader: Any, ids: Sequence[str], labels: Sequence[int], pixel_limit: int, bits: int | None = None
+        self,
+        reader: Any,
+        ids: Sequence[str],
+        labels: Sequence[int],
+        pixel_limit: int,
+        bits: int | None = None,
+        channels: int = 3,
     ):
-        self.reader, self.ids, self.labels, self.pixel_limit, self.bits = reader, ids, labels, pixel_limit, bits
+        self.reader, self.ids, self.labels = reader, ids, labels
+        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -170,9 +179,8 @@ class ReaderSamples:
             encoded = _bytes_of(self.reader, index)
         except OSError as error:
             raise DataError(f"{self.ids[index]}: cannot be read: {error}") from error
-        return Sample(
-            decode(encoded, self.ids[index], self.pixel_limit, self.bits), self.labels[index], self.ids[index]
-        )
+        image = decode(encoded, self.ids[index], self.pixel_limit, self.bits, self.channels)
+        return Sample(image, self.labels[index], self.ids[index])
 
 
 def _bytes_of(reader: Any, index: int) -> bytes:

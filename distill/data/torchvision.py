@@ -73,7 +73,8 @@ class TorchVision(Source):
         self.classes, self._labels = read_labels(columns, f"torchvision's {settings.name}", settings)
 
     def split(self, name: Split) -> Samples:
-        return IndexedSamples(self._datasets[name], self._labels[name], f"{self.settings.name}/{name}")
+        prefix = f"{self.settings.name}/{name}"
+        return IndexedSamples(self._datasets[name], self._labels[name], prefix, self.channels)
 
     def _choices(self) -> dict[Split, dict[str, Any]]:
         free = self._parameters - set(self.settings.arguments)
@@ -140,10 +141,11 @@ class IndexedSamples:
         dataset: ``dataset[index]`` is a tuple; its first item is a PIL image or a uint8 array.
         labels: class indices, ``UNLABELED`` where a sample has none.
         prefix: first part of the ids.
+        channels: of the decoded images.
     """
 
-    def __init__(self, dataset: Any, labels: Sequence[int], prefix: str):
-        self.dataset, self.labels = dataset, labels
+    def __init__(self, dataset: Any, labels: Sequence[int], prefix: str, channels: int = 3):
+        self.dataset, self.labels, self.channels = dataset, labels, channels
         self.ids = [f"{prefix}/{index:06d}" for index in range(len(labels))]
 
     def __len__(self) -> int:
@@ -154,4 +156,4 @@ class IndexedSamples:
             image = self.dataset[index][0]
         except (OSError, SyntaxError) as error:  # what Pillow raises for a bad file
             raise DataError(f"{self.ids[index]}: cannot be decoded: {error}") from error
-        return Sample(decode(image, self.ids[index]), self.labels[index], self.ids[index])
+        return Sample(decode(image, self.ids[index], channels=self.channels), self.labels[index], self.ids[index])

@@ -1,12 +1,18 @@
 """Images of other than three channels: their canvas, and what a source may return."""
 
+from io import BytesIO
+from pathlib import Path
+
 import numpy as np
 import pytest
+from PIL import Image
 from toy_source import toy
 
 from distill.data.base import DataError
 from distill.data.canvas import PADDING, Canvas
+from distill.data.decode import decode
 from distill.data.experiment_data import DataSettings, ExperimentData
+from distill.data.huggingface import HuggingFace
 
 
 @pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
@@ -36,3 +42,67 @@ def test_another_number_of_channels_is_an_error() -> None:
     data = toy(channels=4)
     with pytest.raises(DataError, match=r"returned uint8 \[8, 8, 3\], expected uint8 \[H, W, 4\] \(data\.channels\)"):
         next(iter(data.train_loader()))
+
+
+# --- Files --------------------------------------------------------------------------------------------------------
+
+COLOR = np.array([[[250, 10, 20, 255], [0, 200, 0, 128]], [[9, 9, 9, 0], [1, 2, 3, 255]]], np.uint8)
+
+
+def encoded(image: Image.Image, format: str = "PNG") -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, format)
+    return buffer.getvalue()
+
+
+def test_the_decoder_keeps_the_channels_that_are_asked_for() -> None:
+    rgba, gray = Image.fromarray(COLOR), Image.fromarray(COLOR[..., 0])
+    assert np.array_equal(decode(encoded(rgba), "x", channels=4), COLOR), "not composited"
+    assert np.array_equal(decode(encoded(rgba.convert("RGB")), "x", channels=4)[..., 3], np.full((2, 2), 255))
+    white = decode(encoded(rgba), "x")
+    assert np.array_equal(decode(encoded(rgba), "x", channels=1)[..., 0], np.array(Image.fromarray(white).convert("L")))
+    assert np.array_equal(decode(encoded(gray), "x", channels=1), COLOR[..., :1])
+    assert np.array_equal(decode(encoded(rgba.convert("LA")), "x", channels=2)[..., 1], COLOR[..., 3])
+    wide = Image.fromarray((COLOR[..., 0].astype(np.uint16) << 8) + 7)
+    assert np.array_equal(decode(encoded(wide), "x", channels=1), COLOR[..., :1])
+    assert np.array_equal(decode(encoded(wide), "x", channels=4)[..., 2], COLOR[..., 0])
+    bands = encoded(Image.frombytes("RGBX", (2, 2), COLOR.tobytes()), "TIFF")
+    assert np.array_equal(decode(bands, "x", channels=4), COLOR), "the fourth band of a TIFF, such as infrared"
+    assert np.array_equal(decode(bands, "x"), COLOR[..., :3])
+    with pytest.raises(DataError, match=r"x: data\.channels is 7, and the file has 4 \(RGBA\); image files are"):
+        decode(encoded(rgba), "x", channels=7)
+
+
+def test_every_reader_of_files_gives_the_channels(tmp_path: Path) -> None:
+    import datasets
+
+    for name in ("a/1.png", "b/2.png"):
+        (tmp_path / "root" / name).parent.mkdir(parents=True)
+        (tmp_path / "root" / name).write_bytes(encoded(Image.fromarray(COLOR)))
+    rows = {"image": [{"bytes": encoded(Image.fromarray(COLOR)), "path": None}] * 2, "label": ["a", "b"]}
+    table = datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image())
+    table.to_parquet(tmp_path / "train.parquet")
+    files = {"train": str(tmp_path / "train.parquet")}
+    sources = [
+        {"type": "folder", "root": tmp_path / "root"},
+        {"type": "timm", "root": tmp_path / "root"},
+        {"type": "torchvision", "name": "FakeData", "arguments": {"size": 2, "image_size": [3, 8, 8]}},
+        {"type": "huggingface", "data_files": files, "cache_dir": tmp_path / "cache"},
+    ]
+    for source in sources:
+        for channels in (1, 4):
+            settings = {"size": 8, "batch_size": 2, "workers": 0, "channels": channels, "val_fraction": 0}
+            data = ExperimentData(DataSettings(source=source, **settings))
+            assert data.eval_batch("train", [0, 1]).images.shape == (2, channels, 8, 8), source
+
+
+def test_parquet_of_sixteen_bits_is_read_by_the_bits_in_use(tmp_path: Path) -> None:
+    import datasets
+
+    deep = [Image.fromarray(np.full((4, 4), value, np.uint16)) for value in (0, 1024, 4095)]
+    rows = {"image": [{"bytes": encoded(image), "path": None} for image in deep], "label": [0, 1, 1]}
+    datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
+    given = {"data_files": {"train": str(tmp_path / "train.parquet")}, "cache_dir": tmp_path / "cache"}
+    for bits, values in ((None, [0, 64, 255]), (16, [0, 4, 15])):
+        train = HuggingFace(HuggingFace.Settings(bits=bits, **given)).split("train")
+        assert [train[row].image[0, 0, 0] for row in range(3)] == values
