@@ -181,9 +181,9 @@ class HuggingFace(Source):
             if self.settings.splits:
                 different = next(name for name in {**first, **other} if first.get(name) != other.get(name))
                 files = [next(file for file in columns if columns[file] == each) for each in (first, other)]
-                types, others = (each.get(different, ("no such column",)) for each in (first, other))
+                its_types, other_types = (each.get(different, ("no such column",)) for each in (first, other))
                 about = f"{self._where}: column {different!r} differs between files, which splits cannot read"
-                raise mismatch(about, files[0], types, files[1], others)
+                raise mismatch(about, files[0], its_types, files[1], other_types)
             cache = {"cache_dir": options["cache_dir"]}
             return {
                 split: [
