@@ -54,48 +54,55 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
     return ViewBatch.of(augment, batch, epoch, device or device_for(experiment.training)).views
 
 
-def ids_of_step(run: Path | str, step: int, rank: int = 0) -> tuple[int, list[int]]:
-    """Epoch and sample ids of an update in the student's training, for one rank.
+def ids_of_step(run: Path | str, step: int, rank: int = 0, part: int = 0) -> tuple[int, list[int]]:
+    """Epoch and sample ids of a batch of an update in the student's training, for one rank.
 
     Args:
         run: a run folder, finished or not.
         step: counted from 0 over all epochs.
         rank: index of one of the ``training.devices`` processes.
+        part: which of the ``training.accumulate`` batches of the update.
 
     Returns:
         Epoch, counted from 0, and int64 ids in the batch's order.
 
     Raises:
-        RunError: the run's training has no such step or rank.
+        RunError: the run's training has no such step, rank or part.
     """
     experiment = as_distillation(read_run(Path(run))[0], str(run))
-    epoch, batch = batch_of_step(experiment, step, rank)
+    epoch, batch = batch_of_step(experiment, step, rank, part)
     return epoch, batch.ids.tolist()
 
 
-def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0) -> tuple[int, Batch]:
+def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0, part: int = 0) -> tuple[int, Batch]:
     """Epoch and batch of an update.
 
     Args:
         experiment: the config of the run.
         step: counted from 0 over all epochs.
         rank: index of one of the ``training.devices`` processes.
+        part: which of the ``training.accumulate`` batches of the update.
 
     Returns:
         Epoch, counted from 0, and the batch of the loader.
 
     Raises:
-        RunError: the training has no such step or rank.
+        RunError: the training has no such step, rank or part.
     """
     devices = experiment.training.devices
     if not 0 <= rank < devices:
         raise RunError(f"there is no rank {rank}: training.devices is {devices}")
     data = data_of(experiment, rank)
-    per_epoch = len(data.train_loader())
+    batches, training = len(data.train_loader()), experiment.training
+    per_epoch = training.updates(batches)
     epoch, number = divmod(step, per_epoch)
     if not 0 <= epoch < experiment.training.epochs:
         raise RunError(f"there is no step {step}: {experiment.training.epochs} epochs have {per_epoch} steps each")
-    return epoch, data.train_batch(epoch, number)
+    first = number * training.accumulate
+    parts = min(training.accumulate, batches - first)
+    if not 0 <= part < parts:
+        raise RunError(f"there is no part {part}: step {step} has {parts} batch(es)")
+    return epoch, data.train_batch(epoch, first + part)
 
 
 def data_of(experiment: DistillationExperiment, rank: int = 0) -> ExperimentData:

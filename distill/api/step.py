@@ -36,7 +36,7 @@ def create_step(
         objectives: names (see :func:`list_objectives`), mappings with ``type`` and settings, or settings. A term that
             reads the teacher is computed for each of its networks and weighted with the network's weight.
         augment: makes the views, such as :func:`create_augment` makes.
-        steps_per_epoch: number of batches in an epoch, for the schedules of the objectives.
+        steps_per_epoch: number of updates in an epoch, for the schedules of the objectives.
         epochs: number of epochs of the whole training, for the schedules.
         train: names and labels [N] of the training samples, for objectives with a memory bank; the ids of a batch are
             then :func:`augment.draws.sample_key` of the names.

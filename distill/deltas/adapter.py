@@ -68,6 +68,9 @@ class Adapter(StructuralDelta):
         self.names = [block.name for block in blocks]
         self.adapters = nn.ModuleList(Bottleneck(settings, block) for block in blocks)
 
+    def parts(self) -> dict[str, nn.Module]:
+        return dict(zip(self.names, self.adapters, strict=True))
+
     def attach(self, backbone: nn.Module) -> None:
         for name, adapter in zip(self.names, self.adapters, strict=True):
             backbone.get_submodule(name).register_forward_hook(adapter.adapt)  # type: ignore[arg-type]

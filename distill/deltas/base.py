@@ -320,6 +320,10 @@ class StructuralDelta(Delta):
     def attach(self, backbone: nn.Module) -> None:
         raise NotImplementedError
 
+    def parts(self) -> dict[str, nn.Module]:
+        """Name of a block of the backbone → what is attached to it; empty for a delta of the whole backbone."""
+        return {}
+
     def is_identity(self) -> bool:
         """Whether it leaves the backbone's output unchanged, as before training. Such a delta is not exported."""
         raise NotImplementedError

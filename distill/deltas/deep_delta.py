@@ -100,6 +100,9 @@ class DeepDelta(StructuralDelta):
         self.names = [block.name for block in blocks]
         self.correctors = nn.ModuleList(Corrector(settings, block) for block in blocks)
 
+    def parts(self) -> dict[str, nn.Module]:
+        return dict(zip(self.names, self.correctors, strict=True))
+
     def attach(self, backbone: nn.Module) -> None:
         for name, corrector in zip(self.names, self.correctors, strict=True):
             backbone.get_submodule(name).register_forward_hook(corrector.correct)  # type: ignore[arg-type]

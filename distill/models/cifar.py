@@ -74,8 +74,8 @@ class CifarNet(nn.Module):
 
     @torch.jit.ignore
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        names = "|".join(self.stages)
-        blocks = rf"^({names})" if coarse else rf"^({names})(?:\.layer)?\.(\d+)"
+        stage = rf"^{self.stages[0].rstrip('0123456789')}(\d+)"  # timm orders layers by the numbers in their names
+        blocks = stage if coarse else rf"{stage}(?:\.layer)?\.(\d+)"
         return {"stem": "|".join(f"^{name}" for name in self.stem_names), "blocks": blocks}
 
     @torch.jit.ignore

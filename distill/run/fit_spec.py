@@ -24,6 +24,7 @@ from distill.training.cache_key import cache_key_of
 from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary, fit
+from distill.training.layer_decay import layer_scales
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
@@ -76,7 +77,8 @@ class FitSpec:
         cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache) if teacher else None
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
-            step = DistillationStep(student, teacher, terms, dual, self.training, len(loader), train, cache, meta)
+            per_epoch = self.training.updates(len(loader))
+            step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, train, cache, meta)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
         return Distillation(step)
@@ -84,6 +86,11 @@ class FitSpec:
     def check(self, student: Student, name: str) -> None:
         """Raise ``StageError`` if the fit of this student would fail before its first step."""
         self._terms(student, name)
+        if (decay := self.training.optimizer.layer_decay) is not None:
+            try:
+                layer_scales(student.model, decay)
+            except ValueError as error:
+                raise StageError(f"{name}: {error}") from error
         self._scored(student, name)
         self._test(student, name)
         if self.teacher is not None:

@@ -45,7 +45,7 @@ class LabelsOnly(Stage[TrainedStudent | None]):
         if not context.data.labeled_count:
             return None
         steps, before = context.get(self.like).fit.steps, self.training
-        per_epoch = len(context.data.train_loader(labeled_only=True))
+        per_epoch = before.updates(len(context.data.train_loader(labeled_only=True)))
         epochs = max(1, -(-steps // per_epoch))
         objectives = (CrossEntropy.Settings(),)
         alone = self.augment.alone(epochs / before.epochs)

@@ -61,13 +61,17 @@ class MetricsReader(Callback):
             index: of the batch in the epoch, counted from 0.
         """
         module.step.clock.stop("student")
+        self._images += len(batch.images) * trainer.world_size
+        if module.mid_update:
+            return
         if module.average is not None:
             module.average.update()
-        self._images += len(batch.images) * trainer.world_size
         # Reading the flag is free on a CPU. A GPU has to be synchronized for it, so there ``read`` does it.
         if module.device.type == "cpu":
             module.guard.check()
-        if (index + 1) % self.every == 0:  # counted from the epoch's start, since its end is read too
+        if (
+            module.step.settings.updates(index + 1) % self.every == 0
+        ):  # counted from the epoch's start, since its end is read too
             self.read(trainer, module)
         else:
             self.progress.step(trainer.global_step)
@@ -89,7 +93,8 @@ class MetricsReader(Callback):
             self.totals[span] = self.totals.get(span, 0.0) + seconds
         metrics["images_per_second"] = self._images / elapsed
         metrics |= {f"share/{span}": seconds / elapsed for span, seconds in spans.items()}
-        metrics["lr"] = trainer.optimizers[0].param_groups[0]["lr"]
+        group = trainer.optimizers[0].param_groups[0]
+        metrics["lr"] = group["lr"] / group["lr_scale"]
         metrics["spikes"] = spikes = int(module.guard.spikes)
         if spikes > self._spikes:
             done = "skipped" if module.step.settings.spike.action == "skip" else "made"
@@ -190,6 +195,8 @@ class Validation(Callback):
 class Checkpointing(Callback):
     """Saves a checkpoint at the end of each epoch, every few minutes within one, and when a signal arrives.
 
+    It saves after an update. Where a signal ended the loader, accumulated gradients are saved too (one process).
+
     Args:
         folder: for the checkpoints.
         minutes: between two checkpoints within an epoch.
@@ -220,7 +227,8 @@ class Checkpointing(Callback):
             index: not used.
         """
         # A run resumed after the last batch of an epoch would not validate it: on_train_epoch_end saves instead.
-        if trainer.is_last_batch:
+        # Between the batches of an update, each rank has gradients of its own, which no checkpoint would hold.
+        if trainer.is_last_batch or module.mid_update:
             return
         number = self.stop.agreed()
         # Saving is collective and the clocks of ranks differ, so only a run of one process saves by time.

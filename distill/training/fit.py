@@ -144,6 +144,7 @@ def fit(
                 strategy=_strategy(settings, module.step.student),
                 precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
                 max_epochs=settings.epochs,
+                accumulate_grad_batches=settings.accumulate,
                 logger=RunLog(folder, resumed_at),
                 callbacks=callbacks,  # type: ignore[arg-type]
                 plugins=[VerifiedCheckpointIO()],

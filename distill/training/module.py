@@ -46,7 +46,11 @@ class Distillation(LightningModule):
         # Loss, gradient norm, then each term: sums over the steps since the last reading.
         self.register_buffer("_sums", torch.zeros(2 + len(step.term_names)), persistent=False)
         self._steps_summed = 0
-        self._step_metrics: tuple[Tensor, Tensor] | None = None
+        # Loss and terms: sums over the batches since the last update.
+        self._batch_sums: Tensor | None = None
+        self._batches_summed = 0
+        self._batch_index = 0
+        self._resumed_gradients: dict[str, Tensor] = {}
 
     def on_fit_start(self) -> None:
         step = self.step
@@ -55,6 +59,13 @@ class Distillation(LightningModule):
             self.average.to(self.device)
         self.train()  # Lightning does not change the mode; frozen modules ignore train() and stay in eval mode
         step.trunk, self.note = share_trunk(step.student, step.teacher, step.augment, step.settings.precision)
+
+    def on_train_batch_start(self, batch: Batch, batch_index: int) -> None:
+        """Restore the gradients of a checkpoint between the batches of an update; Lightning clears them before."""
+        for name, gradient in self._resumed_gradients.items():
+            parameter = self.get_parameter(name)
+            parameter.grad = gradient.to(parameter.device)
+        self._resumed_gradients = {}
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Move images, labels and view pixels; ids stay on the CPU, where the draws are computed.
@@ -71,10 +82,40 @@ class Distillation(LightningModule):
         view_pixels = batch.view_pixels and to_device(batch.view_pixels, device)
         return batch._replace(images=images, labels=labels, view_pixels=view_pixels)
 
+    @property
+    def mid_update(self) -> bool:
+        """Whether gradients of batches are accumulated for an update that has not been made yet."""
+        return self._batches_summed > 0
+
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
-        output = self.step(batch.pixels, batch.ids, batch.labels, epoch=self.current_epoch, step=self.global_step)
-        self._step_metrics = output.loss.detach(), output.terms
+        output = self.step(
+            batch.pixels,
+            batch.ids,
+            batch.labels,
+            epoch=self.current_epoch,
+            step=self.global_step,
+            first_of_update=not self.mid_update,
+        )
+        metrics = torch.cat([output.loss.detach().reshape(1), output.terms])
+        self._batch_sums = metrics if self._batch_sums is None else self._batch_sums + metrics
+        self._batches_summed += 1
+        self._batch_index = batch_index
         return output.loss
+
+    def backward(self, loss: Tensor, *arguments: Any, **more: Any) -> None:
+        """Accumulate the gradient of a batch's loss, which Lightning has divided by ``training.accumulate``.
+
+        The last update of an epoch may have fewer batches; they are averaged too.
+
+        Args:
+            loss: of the batch, divided.
+            arguments: passed on to ``loss.backward``.
+            more: as ``arguments``, by name.
+        """
+        accumulate = self.step.settings.accumulate
+        first = self._batch_index - self._batch_index % accumulate
+        batches = min(accumulate, int(self.trainer.num_training_batches) - first)
+        super().backward(loss if batches == accumulate else loss * (accumulate / batches), *arguments, **more)
 
     def on_train_epoch_end(self) -> None:
         if self.step.cache is not None:
@@ -100,8 +141,9 @@ class Distillation(LightningModule):
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
         if self.step.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.step.settings.clip_norm, norm)
-        assert self._step_metrics is not None
-        metrics = torch.cat([self._step_metrics[0].reshape(1), self._step_metrics[1]])
+        assert self._batch_sums is not None
+        metrics = self._batch_sums / self._batches_summed
+        self._batch_sums, self._batches_summed = None, 0
         if world_size() > 1:
             metrics = sum_over_ranks(metrics) / world_size()
         loss, terms = metrics[0], metrics[1:]
@@ -145,7 +187,8 @@ class Distillation(LightningModule):
     def configure_optimizers(self) -> Any:
         step, settings = self.step, self.step.settings
         root = nn.ModuleList([step.student, step.terms])  # type: ignore[list-item]
-        optimizer = build_optimizer(root, head_modules(step.student.model), settings.optimizer)
+        model = step.student.model
+        optimizer = build_optimizer(root, head_modules(model), settings.optimizer, model)
         schedule = build_schedule(optimizer, settings.schedule, settings.epochs, step.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -174,6 +217,10 @@ class Distillation(LightningModule):
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         if self.average is not None:
             checkpoint["average"] = self.average.state()
+        if self._batch_sums is not None:
+            gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
+            metrics = {"metrics": self._batch_sums, "batches": self._batches_summed}
+            checkpoint["accumulated"] = {"gradients": gradients, **metrics}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         state = checkpoint["state_dict"]
@@ -188,3 +235,7 @@ class Distillation(LightningModule):
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
         if self.average is not None:
             self.average.load(checkpoint["average"])
+        if (accumulated := checkpoint.get("accumulated")) is not None:
+            self._batch_sums = accumulated["metrics"].to(self._sums.device)
+            self._batches_summed = accumulated["batches"]
+            self._resumed_gradients = accumulated["gradients"]

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from distill.training.layer_decay import layer_scales
 from distill.training.settings import OptimizerSettings, ScheduleSettings
 
 
@@ -22,8 +23,10 @@ def exempt_from_decay(root: nn.Module) -> set[int]:
     return exempt
 
 
-def parameter_groups(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> list[dict[str, object]]:
-    """The trainable parameters in at most four groups: in the head or not, with or without weight decay.
+def parameter_groups(
+    root: nn.Module, head: list[nn.Module], settings: OptimizerSettings, model: nn.Module | None = None
+) -> list[dict[str, object]]:
+    """The trainable parameters, grouped by learning rate and by whether they have weight decay.
 
     Matrices and kernels have weight decay, vectors only with ``decay: all``, and parameters in ``no_weight_decay``
     never.
@@ -32,43 +35,55 @@ def parameter_groups(root: nn.Module, head: list[nn.Module], settings: Optimizer
         root: holds all parameters.
         head: modules whose learning rate is multiplied by ``head_lr_factor``.
         settings: learning rate, weight decay.
+        model: the timm model in ``root`` whose layers have ``layer_decay``; None: no layer decay.
 
     Returns:
-        Parameter groups of a torch optimizer, with ``params`` in module order, ``weight_decay`` and ``lr``.
+        Parameter groups of a torch optimizer, with ``params`` in module order, ``weight_decay``, ``lr``, and
+        ``lr_scale``, the factor by which layer decay and head differ from the learning rate of the settings.
+
+    Raises:
+        ValueError: ``layer_decay`` for a model that does not declare the order of its layers.
     """
+    scales: dict[int, float] = {}
+    if settings.layer_decay is not None and model is not None:
+        scales = layer_scales(model, settings.layer_decay)
     head_parameters = {id(p) for module in head for p in module.parameters()}
     exempt = exempt_from_decay(root)
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for parameter in root.parameters():
         if parameter.requires_grad:
             decaying = (parameter.ndim > 1 or settings.decay == "all") and id(parameter) not in exempt
-            key = id(parameter) in head_parameters, decaying
-            groups.setdefault(key, []).append(parameter)
+            factor = settings.head_lr_factor if id(parameter) in head_parameters else 1.0
+            groups.setdefault((factor * scales.get(id(parameter), 1.0), decaying), []).append(parameter)
     return [
         {
             "params": parameters,
             "weight_decay": settings.weight_decay if decaying else 0.0,
-            "lr": settings.lr * (settings.head_lr_factor if in_head else 1.0),
+            "lr": settings.lr * scale,
+            "lr_scale": scale,
         }
-        for (in_head, decaying), parameters in groups.items()
+        for (scale, decaying), parameters in groups.items()
     ]
 
 
-def build_optimizer(root: nn.Module, head: list[nn.Module], settings: OptimizerSettings) -> Optimizer:
+def build_optimizer(
+    root: nn.Module, head: list[nn.Module], settings: OptimizerSettings, model: nn.Module | None = None
+) -> Optimizer:
     """AdamW or SGD, fused: the kernels read the flag by which :mod:`distill.training.guard` skips an update.
 
     Args:
         root: holds all parameters.
         head: modules whose learning rate is multiplied by ``head_lr_factor``.
         settings: type and hyper-parameters.
+        model: the timm model in ``root`` whose layers have ``layer_decay``; None: no layer decay.
 
     Returns:
         The optimizer of all trainable parameters.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are none, or ``layer_decay`` for a model that does not declare the order of its layers.
     """
-    groups = parameter_groups(root, head, settings)
+    groups = parameter_groups(root, head, settings, model)
     if not groups:
         raise ValueError("nothing to train: the student has neither deltas nor a head with gradients")
     if settings.type == "adamw":
@@ -78,13 +93,13 @@ def build_optimizer(root: nn.Module, head: list[nn.Module], settings: OptimizerS
 
 
 def build_schedule(optimizer: Optimizer, settings: ScheduleSettings, epochs: int, steps_per_epoch: int) -> LambdaLR:
-    """The schedule as a factor on each group's learning rate, stepped once per batch.
+    """The schedule as a factor on each group's learning rate, stepped once per update.
 
     Args:
         optimizer: whose groups have their peak rates.
         settings: warm-up and shape.
         epochs: length of the training.
-        steps_per_epoch: batches in an epoch.
+        steps_per_epoch: updates in an epoch.
 
     Returns:
         The scheduler.

@@ -43,7 +43,7 @@ class FitProgress:
 
         Args:
             epochs: length of the fit.
-            steps_per_epoch: batches in an epoch.
+            steps_per_epoch: updates in an epoch.
             step: steps that are done already, in a resumed fit.
         """
         self._epochs = epochs

@@ -22,6 +22,13 @@ class OptimizerSettings(Settings):
     nesterov: bool = Field(True, description="SGD only: use Nesterov momentum")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only: decay rates of the moments")
     head_lr_factor: float = Field(1.0, gt=0, le=1000, description="learning rate of the head over that of the rest")
+    layer_decay: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="learning rate of each layer divided by that of the next one (BEiT has 0.65 to 0.75), also for"
+        " deltas, by the layer that they change; none: equal rates",
+    )
 
 
 class ScheduleSettings(Settings):
@@ -76,6 +83,13 @@ class TrainingSettings(Settings):
     """Training of one network."""
 
     epochs: int = Field(10, ge=1, le=100_000, description="passes over the training samples")
+    accumulate: int = Field(
+        1,
+        ge=1,
+        le=100_000,
+        description="batches whose gradients are averaged for one update, also the fewer ones at the end of an epoch."
+        " Steps, schedules and log rows count updates. A loss that compares samples compares those of one batch",
+    )
     optimizer: OptimizerSettings = OptimizerSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     clip_norm: float | None = Field(1.0, gt=0, description="largest norm of the whole gradient; none: no clipping")
@@ -106,6 +120,10 @@ class TrainingSettings(Settings):
         if self.schedule.warmup >= self.epochs:
             raise ValueError(f"schedule.warmup ({self.schedule.warmup}) must be shorter than epochs ({self.epochs})")
         return self
+
+    def updates(self, batches: int) -> int:
+        """Number of updates in an epoch of so many batches."""
+        return -(-batches // self.accumulate)
 
     def scaled(self, epochs: int) -> TrainingSettings:
         """The same training with another number of epochs, without the curriculum.

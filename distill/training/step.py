@@ -55,7 +55,7 @@ class DistillationStep(nn.Module):
         terms: the loss; see ``build_terms``.
         augment: makes the views.
         settings: the step reads the number of epochs and the curriculum.
-        steps_per_epoch: number of batches in an epoch, for the schedules.
+        steps_per_epoch: number of updates in an epoch, for the schedules.
         train: names and labels [N] of the training samples, for terms with a memory bank or class weights.
         cache: of the teacher's outputs; the teacher does not run for a batch that the cache holds.
         meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
@@ -119,7 +119,14 @@ class DistillationStep(nn.Module):
         self.term_names = [term.name for term in terms] + ["penalty"] * self.penalized
 
     def forward(
-        self, images: Tensor | ViewPixels, ids: Tensor, labels: Tensor | None = None, *, epoch: int, step: int
+        self,
+        images: Tensor | ViewPixels,
+        ids: Tensor,
+        labels: Tensor | None = None,
+        *,
+        epoch: int,
+        step: int,
+        first_of_update: bool = True,
     ) -> StepOutput:
         """The loss of a batch.
 
@@ -128,7 +135,9 @@ class DistillationStep(nn.Module):
             ids: [B] int64 on the CPU, unique for each sample; see :func:`augment.draws.sample_key`.
             labels: [B] int64 on the device, ``UNLABELED`` (-1) where a sample has none; None: no sample has one.
             epoch: counted from 0; the random draws of the views depend on it.
-            step: number of the step in the training, counted from 0; the schedules of terms depend on it.
+            step: number of the update in the training, counted from 0; the schedules of terms depend on it.
+            first_of_update: False for a further batch whose gradients are added to those of the same update: the meta
+                step is made once for each update.
 
         Returns:
             The loss, a scalar with a graph, and the terms [T].
@@ -165,7 +174,7 @@ class DistillationStep(nn.Module):
         weights = [term.weight(step, self.steps_per_epoch, self.settings.epochs) for term in self.terms] + [1.0] * (
             extra is not None
         )
-        if self.meta is not None and self.teacher_weights is not None and self.meta.due(step):
+        if self.meta is not None and self.teacher_weights is not None and first_of_update and self.meta.due(step):
             read = [w * losses for w, losses, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
             losses = torch.stack(read).sum(0)
             self.teacher_weights.learn(self.meta(step, self.student, losses, self.teacher_weights.preference))

@@ -64,7 +64,7 @@ class Term(nn.Module):
 
         Args:
             step: number of the step in the training, counted from 0.
-            steps_per_epoch: batches in an epoch.
+            steps_per_epoch: updates in an epoch.
             epochs: length of the training.
 
         Returns:

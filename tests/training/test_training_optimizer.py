@@ -5,14 +5,18 @@ import math
 import pytest
 import timm
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import nn
 
+import distill.models.cifar  # noqa: F401  (registers the networks)
+from distill.deltas.adapter import Adapter
 from distill.deltas.attach import attach
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 from distill.models.features import FeatureShapes
 from distill.models.student import head_modules
 from distill.objectives.icd import ICD
+from distill.training.layer_decay import layer_scales
 from distill.training.optimizer import build_optimizer, build_schedule, lr_factor, parameter_groups
 from distill.training.settings import OptimizerSettings, ScheduleSettings, TrainingSettings
 
@@ -99,6 +103,49 @@ def test_head_has_a_rate_of_its_own_and_nothing_comes_twice() -> None:
     assert len(rates) == sum(len(group["params"]) for group in groups) == len(list(model.parameters()))  # type: ignore
     assert rates[id(model.classifier.weight)] == rates[id(model.classifier.bias)] == 1.0
     assert rates[id(model.conv_stem.weight)] == 0.1
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet", "test_efficientnet", "resnet8x4_cifar"])
+def test_layer_decay_is_timms(name: str) -> None:
+    model = timm.create_model(name, num_classes=3)
+    expected = {
+        id(p): 0.1 * group["lr_scale"]
+        for group in param_groups_layer_decay(model, layer_decay=0.5)
+        for p in group["params"]
+    }
+    settings = OptimizerSettings(lr=0.1, layer_decay=0.5)
+    groups = parameter_groups(nn.ModuleList([model, nn.Linear(2, 2)]), [], settings, model)
+    rates = {id(p): group["lr"] for group in groups for p in group["params"]}  # type: ignore
+    assert {parameter: rates[parameter] for parameter in expected} == pytest.approx(expected)
+    assert len(set(expected.values())) > 3 and max(rates.values()) == 0.1
+    assert len(rates) == len(expected) + 2, "a projector outside the network has the full rate"
+
+
+def test_layer_decay_of_deltas_is_that_of_their_layers() -> None:
+    model = timm.create_model("test_efficientnet")
+    plain = {name: rate for name, rate in layer_rates(model).items() if name.startswith("blocks.1.0.conv_exp")}
+    attach(model, [LowRank.Settings(rank=2), Adapter.Settings(hidden=2)], exclude_head=["classifier"])
+    rates = layer_rates(model)
+    low_rank = {name: rate for name, rate in rates.items() if name.startswith("blocks.1.0.conv_exp.param")}
+    assert len(low_rank) == 3 and set(low_rank.values()) == set(plain.values()) != {1.0}
+    [adapter] = [module for name, module in model.named_children() if name == "structural_0"]
+    assert len(adapter.names) > 2
+    for number, block in enumerate(adapter.names):
+        own = {rate for name, rate in rates.items() if name.startswith(f"structural_0.adapters.{number}.")}
+        assert own == {max(rate for name, rate in rates.items() if name.startswith(f"{block}."))}
+    assert (
+        rates["classifier.weight"] == 1.0 and min(rates.values()) == rates["conv_stem.parametrizations.weight.original"]
+    )
+
+
+def layer_rates(model: nn.Module) -> dict[str, float]:
+    scales = layer_scales(model, 0.5)
+    return {name: scales[id(parameter)] for name, parameter in model.named_parameters()}
+
+
+def test_layer_decay_needs_an_order_of_layers() -> None:
+    with pytest.raises(ValueError, match=r"training\.optimizer\.layer_decay: Linear does not declare the order of its"):
+        layer_scales(nn.Linear(2, 2), 0.5)
 
 
 def test_nothing_to_train() -> None:

@@ -54,8 +54,8 @@ def test_a_plain_loop_is_the_fit_bit_for_bit(tmp_path: Path, monkeypatch: pytest
         batches.append((batch, module.current_epoch))
         loss = training_step(module, batch, index)
         losses.append(loss.detach().clone())
-        assert module._step_metrics is not None
-        terms.append(module._step_metrics[1].clone())
+        assert module._batch_sums is not None
+        terms.append(module._batch_sums[1:].clone())
         return loss
 
     def noted_clip(module: Distillation, *arguments: Any, **more: Any) -> None:

@@ -344,6 +344,7 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
         "training": {"curriculum": {"epochs": 2}},
         "augment": {"ramp": {"epochs": 2, "start": 0.3}},
     },
+    "accumulated": {"training": {"accumulate": 2}},
     "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
 """Fits that must come out the same in one rank and in two."""
