@@ -225,7 +225,9 @@ def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:
         return "auto"
     # static_graph: every step uses the same parameters, but maybe not all (if no term reads the head's logits).
     moving = student.full or reused(student.model) is not None  # batch-norm statistics must be equal on all ranks
-    return DDPStrategy(broadcast_buffers=moving, gradient_as_bucket_view=True, static_graph=True)
+    # torch's reducer cannot skip its synchronization in the first step of a static graph, as accumulation does.
+    unused = {"static_graph": True} if settings.accumulate == 1 else {"find_unused_parameters": True}
+    return DDPStrategy(broadcast_buffers=moving, gradient_as_bucket_view=True, **unused)  # type: ignore[arg-type]
 
 
 def _summary(

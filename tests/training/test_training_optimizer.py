@@ -8,7 +8,6 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
-import distill.models.cifar  # noqa: F401  (registers the networks)
 from distill.deltas.adapter import Adapter
 from distill.deltas.attach import attach
 from distill.deltas.low_rank import LowRank
