@@ -45,6 +45,7 @@ def samples_sheet(data: ExperimentData, splits: Sequence[Split], images: int) ->
 
     Returns:
         The picture. Of many classes, ``ROWS`` evenly spaced ones are shown. Images keep their aspect ratio.
+        Of more than three channels the first three are shown, of two the first.
     """
     labels = [UNLABELED]
     if data.classes:
@@ -80,10 +81,11 @@ def _draw_sample(
     sheet: Image.Image, draw: ImageDraw.ImageDraw, subset: Subset, index: int, cell: tuple[int, int]
 ) -> None:
     try:
-        image = Image.fromarray(subset[index].image)
+        pixels = subset[index].image
     except DataError:
         draw.text(cell, "unreadable", font=font(_SMALL), fill=MUTED)
         return
+    image = Image.fromarray(pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0])
     scale = _CELL / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     shown = image.resize(size, Image.Resampling.BICUBIC if scale < 1 else Image.Resampling.NEAREST)

@@ -104,6 +104,13 @@ def test_without_decoding(root: Path) -> None:
     assert "6 training images" in text and "share" not in text and "unreadable" not in text
 
 
+@pytest.mark.parametrize("channels", [1, 2, 4])
+def test_other_channels(channels: int, root: Path) -> None:
+    data = folder_data(root, channels=channels)
+    assert samples_sheet(data, ["train", "test"], 1).getcolors(8) is None, "pictures, not only text"
+    assert list(inspect(data).shared()) == [("train", "test")]
+
+
 def test_any_source() -> None:
     data = toy(class_count=60, samples=130, splits=("train", "test"), labels_per_class=1)
     assert counts_line(data).startswith("117 training images, 60 of them labeled, 13 for validation, 130 for test, 60")
