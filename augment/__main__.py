@@ -9,11 +9,11 @@ from typing import Annotated, Any
 
 import typer
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from augment.base import UserError
+from augment.console import plain_console
 
 app = typer.Typer(
     help="Operations on batches of images, drawn by sample.",
@@ -49,7 +49,7 @@ def check(
     table.add_column("why", overflow="fold")
     for result in results:
         table.add_row(result.check, Text(result.verdict, _COLORS[result.verdict]), Text(result.why))
-    Console().print(table)
+    plain_console().print(table)
     raise typer.Exit(int(any(result.verdict == "fail" for result in results)))
 
 
@@ -70,7 +70,7 @@ def list_operations(
     for row in rows:
         if word.lower() in " ".join(row).lower():
             table.add_row(*map(Text, row))
-    Console().print(table)
+    plain_console().print(table)
 
 
 def _argument(text: str) -> tuple[str, Any]:
@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="augment")
     except UserError as error:
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
+        plain_console(stderr=True).print(Text.assemble(("error: ", "bold red"), str(error)), soft_wrap=True)
         sys.exit(2)
 
 

@@ -8,23 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from augment.base import UserError
 from augment.draws import Draws
 from augment.fuse.compiler import Compile
 from augment.fuse.planner import PlannedOp
 from augment.fuse.program import Finish, normalized, resized, to_unit
 from augment.recipe import Op, built
-from augment.steps import Engine, Steps, alone
+from augment.steps import Engine, ImageError, Steps, alone
 from augment.views import InputSpec
 
 __all__ = ["Chain", "ImageError", "eval_view", "normalized", "resized", "to_unit"]
 
 MUCH = 1 / 3
 """The fraction of values outside [0, 1] that noise does not reach, but a normalization does."""
-
-
-class ImageError(UserError, ValueError):
-    """Images that an operation cannot work on; the text names the operation, the samples and what was expected."""
 
 
 class Chain(nn.Module):
@@ -104,7 +99,7 @@ class Chain(nn.Module):
         return self.passes(images, draws, geometry, finish)
 
     def diagnose(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> None:
-        """Apply the operations one by one to find the one whose result is not finite.
+        """Apply the operations one by one to find one whose result has the wrong shape or type, or is not finite.
 
         Args:
             images: [B, C, H, W], uint8, or floats in [0, 1].
@@ -118,7 +113,7 @@ class Chain(nn.Module):
         _check_finite(x, "the images given to the chain")
         draws = draws.to(x.device)
         for step in self.steps:
-            x = alone(step, x, draws, draws if geometry is None else geometry.to(x.device))
+            x = to_unit(alone(step, x, draws, draws if geometry is None else geometry.to(x.device)))
             _check_finite(x, f"the results of {step.operation.name} (operation {step.index + 1})")
 
     def clipped(self, images: Tensor, draws: Draws, geometry: Draws | None = None) -> tuple[float, str]:
@@ -135,7 +130,7 @@ class Chain(nn.Module):
         x, share, culprit = to_unit(images), 0.0, ""
         draws = draws.to(x.device)
         for step in self.steps:
-            x = alone(step, x, draws, draws if geometry is None else geometry.to(x.device))
+            x = to_unit(alone(step, x, draws, draws if geometry is None else geometry.to(x.device)))
             share = float(((x < -1 / 255) | (x > 1 + 1 / 255)).float().mean())
             culprit = culprit or (step.operation.name if share > MUCH else "")
         return share, culprit

@@ -111,6 +111,23 @@ class DualAugment(nn.Module):
                 )
 
     @torch.no_grad()
+    def diagnose(self, images: Tensor, ids: Tensor, epoch: int) -> None:
+        """Apply the operations of every view one by one to find one whose result cannot be used.
+
+        Args:
+            images: [B, C, H, W] uint8, or floats in [0, 1].
+            ids: [B] int64.
+            epoch: number of the epoch.
+
+        Raises:
+            ImageError: names the operation, and what is wrong with its result.
+        """
+        for name, chain in self.chains.items():
+            view_spec = self._view_specs[name]
+            geometry = Draws(self.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
+            chain.diagnose(images, Draws(self.seed, epoch, view_spec.key, ids), geometry)  # type: ignore[operator]
+
+    @torch.no_grad()
     def forward(
         self, images: Tensor | ViewPixels, ids: Tensor, epoch: int, *, teacher: bool = True, student: bool = True
     ) -> Views:

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
+from augment.base import UserError
 from augment.draws import Draws
 from augment.fuse.compiler import Compile, missing_compiler
 from augment.fuse.planner import Barrier, PlannedOp, Segment, plan
@@ -17,6 +19,10 @@ from augment.kornia_ops import FusedKorniaOp
 from augment.operation import Operation, SampledOp
 
 Engine = Literal["fused", "kornia"]
+
+
+class ImageError(UserError, ValueError):
+    """Images that an operation cannot work on; the text names the operation, the samples and what was expected."""
 
 
 class Steps(nn.Module):
@@ -123,8 +129,22 @@ def alone(step: PlannedOp, images: Tensor, draws: Draws, geometry: Draws) -> Ten
 
     Returns:
         The changed images.
+
+    Raises:
+        ImageError: the result is no image batch of as many samples and channels.
     """
-    return step.operation.run_with(images, draws.op(step.key), geometry.op(step.key))
+    changed = step.operation.run_with(images, draws.op(step.key), geometry.op(step.key))
+    if not isinstance(changed, Tensor):
+        result = type(changed).__name__
+    elif changed.ndim != 4 or changed.shape[:2] != images.shape[:2]:
+        result = f"{str(changed.dtype).removeprefix('torch.')} {list(changed.shape)}"
+    elif not changed.is_floating_point() and changed.dtype != torch.uint8:
+        result = str(changed.dtype).removeprefix("torch.")
+    else:
+        return changed
+    samples, channels = images.shape[:2]
+    wanted = f"floats [{samples}, {channels}, H, W], as many samples and channels as it was given"
+    raise ImageError(f"{step.operation.name} (operation {step.index + 1}) returned {result}, expected {wanted}")
 
 
 def _by_kornia(step: PlannedOp, images: Tensor, draws: Draws, geometry: Draws) -> Tensor:

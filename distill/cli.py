@@ -14,12 +14,14 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.text import Text
 
-from augment.base import UserError
+from augment.base import UserError, described, expanded, place_in_users_code
+from augment.console import plain_console
 from distill.commands.delta import delta
 from distill.commands.target_folder import Force, check_target
 from distill.declarations import declarations_only
 
 if TYPE_CHECKING:
+    from distill.experiments.base import Experiment
     from distill.experiments.distillation import DistillationExperiment
 
 app = typer.Typer(
@@ -31,7 +33,12 @@ app = typer.Typer(
 )
 app.add_typer(delta, name="delta")
 
-ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file, such as those in configs/.")]
+ConfigFile = Annotated[
+    Path, typer.Argument(parser=expanded, metavar="CONFIG", help="YAML file, such as those in configs/.")
+]
+ConfigOrRun = Annotated[
+    Path, typer.Argument(parser=expanded, metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(
@@ -40,14 +47,16 @@ Overrides = Annotated[
         "~KEY.PATH removes.",
     ),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder, such as runs/quickstart.")]
+RunPath = Annotated[Path, typer.Argument(parser=expanded, metavar="RUN", help="A run folder, such as runs/quickstart.")]
 
 
 @app.command()
 def train(
-    config: ConfigFile,
+    config: ConfigOrRun,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Resume this config's newest unfinished run.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Resume the run of this folder, or this config's newest unfinished run.")
+    ] = False,
     plan: Annotated[
         bool, typer.Option("--plan", help="Run nothing: show the stages, their inputs, and which are finished.")
     ] = False,
@@ -56,9 +65,9 @@ def train(
 
     Example: distill train configs/quickstart.yaml seed=1 training.epochs=20 student.deltas.0.rank=8
     """
-    from distill.config import load_config
-
-    experiment = load_config(config, overrides or [])
+    experiment = _experiment(config, overrides)
+    if config.is_dir() and not resume and not plan:
+        raise typer.BadParameter("a run folder is continued with --resume; to start a new run, name a YAML file")
     if plan:
         from distill.commands.plan import show_plan
 
@@ -66,7 +75,8 @@ def train(
         return
     from distill.run.runner import run_plan
 
-    run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), resume, _console())
+    tree = experiment.model_dump(mode="json")
+    run_plan(experiment, experiment.plan(), tree, config if config.is_dir() else resume, _console())
 
 
 @app.command()
@@ -96,7 +106,9 @@ def evaluate(
 @app.command()
 def export(
     path: RunPath,
-    to: Annotated[Path | None, typer.Option(help="Folder to write to; default: RUN/export.")] = None,
+    to: Annotated[
+        Path | None, typer.Option(parser=expanded, metavar="PATH", help="Folder to write to; default: RUN/export.")
+    ] = None,
     force: Force = False,
 ) -> None:
     """Export the student of a finished run again, from its trained weights: delta file and export targets."""
@@ -119,11 +131,14 @@ def verify(path: RunPath) -> None:
 
 @app.command()
 def preview(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
+    config: ConfigOrRun,
     overrides: Overrides = None,
-    to: Annotated[Path, typer.Option("--to", "-o", help="Picture to write; other files are named after it.")] = Path(
-        "preview.png"
-    ),
+    to: Annotated[
+        Path,
+        typer.Option(
+            "--to", "-o", parser=expanded, metavar="PATH", help="Picture to write; other files are named after it."
+        ),
+    ] = Path("preview.png"),
     images: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 8,
     epoch: Annotated[int | None, typer.Option(min=0, help="Epoch of the views; default 0.")] = None,
     ids: Annotated[str | None, typer.Option(help="Names of the samples to show, separated by commas.")] = None,
@@ -140,8 +155,6 @@ def preview(
     For a run folder, --step reproduces the views of a past step. With --score, print a table instead, which ranks
     pipelines by the variation of the teacher's outputs. A fitted teacher is loaded; nothing is trained.
     """
-    if config.is_dir() and overrides:
-        raise typer.BadParameter("a run folder has its own config; overrides are for a YAML file")
     experiment = _distillation(config, overrides)
     from distill.commands.runs import preview_views, score_views
 
@@ -205,7 +218,9 @@ def objectives() -> None:
 
 @app.command()
 def doctor(
-    output: Annotated[Path, typer.Option(help="Folder for runs, which is checked too.")] = Path("runs"),
+    output: Annotated[
+        Path, typer.Option(parser=expanded, metavar="PATH", help="Folder for runs, which is checked too.")
+    ] = Path("runs"),
 ) -> None:
     """Report the properties of this machine, and whether a run would work on it."""
     from distill.commands.doctor import examine
@@ -215,7 +230,10 @@ def doctor(
 
 @app.command()
 def schema(
-    to: Annotated[Path | None, typer.Option("--to", "-o", help="File to write; default: standard output.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", "-o", parser=expanded, metavar="PATH", help="File to write; default: standard output."),
+    ] = None,
 ) -> None:
     """Print the JSON schema of configs, for completion and checks in an editor.
 
@@ -231,13 +249,22 @@ def schema(
         to.write_text(text, encoding="utf-8")
 
 
+def _experiment(config: Path, overrides: list[str] | None) -> Experiment:
+    """The config of a YAML file or a run folder."""
+    from distill.config import load_config, read_run
+
+    if not config.is_dir():
+        return load_config(config, overrides or [])
+    if overrides:
+        raise typer.BadParameter("a run folder has its own config; overrides are for a YAML file")
+    return read_run(config)[0]
+
+
 def _distillation(config: Path, overrides: list[str] | None) -> DistillationExperiment:
     """The distillation config of a YAML file or a run folder."""
-    from distill.config import load_config, read_run
     from distill.experiments.distillation import as_distillation
 
-    experiment = read_run(config)[0] if config.is_dir() else load_config(config, overrides or [])
-    return as_distillation(experiment, str(config))
+    return as_distillation(_experiment(config, overrides), str(config))
 
 
 def _check_run(path: Path) -> None:
@@ -248,26 +275,35 @@ def _check_run(path: Path) -> None:
 
 
 def _console() -> Console:
-    return Console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
+    return plain_console(quiet=int(os.environ.get("LOCAL_RANK", "0")) > 0)
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command line. A ``UserError`` gives a message and an exit status instead of a traceback.
+    """Run the command line. A ``UserError``, an ``OSError`` and an error in a class of the user's own give a message.
 
     Exit status: 2 for a wrong config or command, 1 for a failed run, 128 + n after signal n. With
-    ``DISTILL_TRACEBACK=1``, a ``UserError`` gives a traceback too.
+    ``DISTILL_TRACEBACK=1``, these errors give a traceback instead.
     """
     logging.basicConfig(
         level=logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=Console(stderr=True), show_time=False, show_path=False, markup=False)],
+        handlers=[RichHandler(console=plain_console(stderr=True), show_time=False, show_path=False, markup=False)],
     )
     # Users' own classes are imported from the current folder. It is last, so that it hides no installed package.
     sys.path.append(os.getcwd())
     try:
         app(arguments, prog_name="distill")
-    except UserError as error:
+    except (UserError, OSError) as error:
         if os.environ.get("DISTILL_TRACEBACK"):
             raise
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), str(error)))
-        sys.exit(error.exit_code)
+        # An OSError that reaches this is about a file that cannot be read or written, or a full disk.
+        text = (
+            str(error) if isinstance(error, UserError) or not error.filename else f"{error.filename}: {error.strerror}"
+        )
+        plain_console(stderr=True).print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        sys.exit(getattr(error, "exit_code", 1))
+    except Exception as error:
+        if os.environ.get("DISTILL_TRACEBACK") or not place_in_users_code(error):
+            raise
+        plain_console(stderr=True).print(Text.assemble(("error: ", "bold red"), described(error)), soft_wrap=True)
+        sys.exit(1)

@@ -5,6 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -54,8 +55,15 @@ def dump_config(experiment: Experiment) -> str:
 
 
 def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``."""
-    return validate_tree(read_tree(path), str(path / CONFIG)), read_record(path)
+    """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``.
+
+    The folder that the run was started in is added to the end of ``sys.path``, since the config may name classes of
+    modules in it.
+    """
+    tree, record = read_tree(path), read_record(path)
+    if (started_in := record.get("started_in")) and started_in not in sys.path:
+        sys.path.append(started_in)
+    return validate_tree(tree, str(path / CONFIG)), record
 
 
 def editor_schema() -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from augment.base import absolute
 from augment.dual import DualAugment
 from augment.views import InputSpec, Views
 from distill.config import read_run
@@ -47,9 +48,10 @@ def replay(run: Path | str, ids: Sequence[str | int], epoch: int, device: torch.
         RunError: the folder is not a run.
         DataError: an id is not among the training samples, or its image cannot be read.
     """
-    experiment = as_distillation(read_run(Path(run))[0], str(run))
+    run = absolute(run)
+    experiment = as_distillation(read_run(run)[0], str(run))
     batch, augment = data_of(experiment).batch_of_ids(ids, epoch), augment_of(experiment)
-    if read_placement(augment, Path(run) / "student") == "loader":
+    if read_placement(augment, run / "student") == "loader":
         batch = batch._replace(view_pixels=augment.render(batch.images, batch.ids, epoch))
     return ViewBatch.of(augment, batch, epoch, device or device_for(experiment.training)).views
 
@@ -69,7 +71,7 @@ def ids_of_step(run: Path | str, step: int, rank: int = 0, part: int = 0) -> tup
     Raises:
         RunError: the run's training has no such step, rank or part.
     """
-    experiment = as_distillation(read_run(Path(run))[0], str(run))
+    experiment = as_distillation(read_run(absolute(run))[0], str(run))
     epoch, batch = batch_of_step(experiment, step, rank, part)
     return epoch, batch.ids.tolist()
 

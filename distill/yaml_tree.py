@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from augment.base import UserError, did_you_mean
+from augment.base import UserError, did_you_mean, expanded
 
 
 class ConfigError(UserError, ValueError):
@@ -35,16 +35,7 @@ def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
     named = f"{path} (the base of {_above[-1]})" if _above else str(path)
     if path.resolve() in [above.resolve() for above in _above]:
         raise ConfigError(f"{path}: 'base' leads back to this file, through {', '.join(map(str, _above))}")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise ConfigError(f"{named}: no such file" + (f"; there is {', '.join(near)}" if near else "")) from None
-    except OSError as error:
-        raise ConfigError(f"{named} cannot be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{named} is not text in UTF-8: {error}") from error
-    tree = parse_yaml(text, str(path))
+    tree = parse_yaml(read_config_text(path, named), str(path))
     if tree is None:
         raise ConfigError(f"{named} is empty")
     if not isinstance(tree, dict):
@@ -54,7 +45,21 @@ def read_tree(path: Path, _above: tuple[Path, ...] = ()) -> dict[str, Any]:
         return tree
     if not isinstance(base, str):
         raise ConfigError(f"{path}: base: expected a file name, found {base!r}")
-    return merge_trees(read_tree(path.parent / base, (*_above, path)), tree)
+    return merge_trees(read_tree(path.parent / expanded(base), (*_above, path)), tree)
+
+
+def read_config_text(path: Path, named: str = "") -> str:
+    """The text of a config file. Raises ``ConfigError``, whose text starts with ``named``, or the path."""
+    named = named or str(path)
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        near = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise ConfigError(f"{named}: no such file" + (f"; there is {', '.join(near)}" if near else "")) from None
+    except OSError as error:
+        raise ConfigError(f"{named} cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{named} is not text in UTF-8: {error}") from error
 
 
 def merge_trees(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from pydantic import (
@@ -54,7 +55,7 @@ class Settings(BaseModel):
     """Typed settings of one part of an experiment.
 
     Unknown keys are errors that name the nearest valid key, values are not coerced across kinds (``"3"`` and ``true``
-    are no integers), and an instance cannot be changed after validation.
+    are no integers), paths become absolute (see :func:`absolute`), and an instance cannot be changed after validation.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False, allow_inf_nan=False, validate_default=True)
@@ -74,11 +75,38 @@ class Settings(BaseModel):
     @field_validator("*", mode="wrap")
     @classmethod
     def _keep_the_kind(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
-        result = handler(value)
+        result = _with_absolute_paths(handler(value))
         changes = list(_changes_of_kind(value, result))
         if changes:
             raise _errors([_line(path, text) for path, text in changes])
         return result
+
+
+def absolute(path: Path | str) -> Path:
+    """The path with ``~`` and ``~user`` expanded, relative to the current folder. Links and ``..`` stay as they are.
+
+    A config that is stored as absolute paths names the same files from every folder.
+    """
+    return expanded(path).absolute()
+
+
+def expanded(path: Path | str) -> Path:
+    """The path with ``~`` and ``~user`` expanded; unchanged if the home folder of that user is not known."""
+    given = Path(path)
+    try:
+        return given.expanduser()
+    except RuntimeError:
+        return given
+
+
+def _with_absolute_paths(value: Any) -> Any:
+    if isinstance(value, Path):
+        return absolute(value)
+    if isinstance(value, tuple | list) and any(isinstance(item, Path) for item in value):
+        return type(value)(map(_with_absolute_paths, value))
+    if isinstance(value, dict) and any(isinstance(item, Path) for item in value.values()):
+        return {key: _with_absolute_paths(item) for key, item in value.items()}
+    return value
 
 
 def _hinted(detail: ErrorDetails, known: list[str]) -> InitErrorDetails:

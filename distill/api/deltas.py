@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import nn
 
-from augment.base import matching
+from augment.base import absolute, matching
 from distill.api.arguments import DELTAS, checks_names
 from distill.api.models import DeltaLike, delta_settings
 from distill.deltas.attach import Site
@@ -95,7 +95,7 @@ def save_delta(
     if student.full:
         raise ExportError("a student with train='full' has no deltas: save its state_dict, or write a timm folder")
     return io.save_delta(
-        Path(folder),
+        absolute(folder),
         student.model,
         student.backbone,
         origin=student.network.origin,
@@ -127,7 +127,7 @@ def load_delta(
 
     Example: see :func:`save_delta`.
     """
-    folder = Path(folder)
+    folder = absolute(folder)
     if not isinstance(backbone, nn.Module):
         manifest, _ = io.read_delta(folder)
         channels, size, _ = manifest.preprocessing.input_size

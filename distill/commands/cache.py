@@ -18,8 +18,9 @@ from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
 from distill.run.context import RunContext, open_context
 from distill.run.fit_spec import open_cache
-from distill.run.runner import finish
+from distill.run.runner import check_stages, finish
 from distill.run.teacher import make_teacher
+from distill.run.trial import trying
 from distill.stages.outputs import TeacherNetworks
 from distill.training.teacher_cache import TeacherCache
 from distill.yaml_tree import ConfigError
@@ -78,17 +79,22 @@ def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherC
     with open_context(experiment, console) as context:
         # Fitting with several devices would start this command in each of their processes.
         alone = experiment.training.devices == 1
+        if alone:
+            check_stages(experiment.plan_teacher(), context)
         networks = (make_teacher_networks if alone else ready_teacher)(experiment, context).networks
         teacher = make_teacher(settings, experiment.objectives, networks).to(context.device)
         student = create_network(experiment.student.network).input
-        dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(context.device)
+        with trying("making the teacher's views"):
+            dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(context.device)
+            batch = context.data.train_batch(0, 0, images=8)
+            dual.diagnose(batch.images.to(context.device), batch.ids, 0)
         cache = open_cache(context, teacher, dual, experiment.training.epochs, settings.cache)
         assert cache is not None
         console.print(cache.describe(), highlight=False, soft_wrap=True)
 
         whole = context.data.train_loader()
-        order, batch, world = whole.sampler.order, whole.sampler.batch, context.data.world_size
-        ranks = [EpochSampler(order, batch, rank, world) for rank in range(world)]
+        order, size, world = whole.sampler.order, whole.sampler.batch, context.data.world_size
+        ranks = [EpochSampler(order, size, rank, world) for rank in range(world)]
         missing = MissingBatches(cache, ranks, context.data.subset("train").ids, experiment.training.epochs)
         loader = whole.beside(whole.reader, missing)
         columns = TextColumn("teacher cache"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches")

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from augment.base import expanded
+from augment.console import plain_console
 from distill.commands.target_folder import Force, check_target
 
 delta = typer.Typer(
@@ -16,17 +17,25 @@ delta = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Folder = Annotated[Path, typer.Argument(metavar="DELTA", help="A delta folder, such as runs/quickstart/export/delta.")]
-First = Annotated[Path, typer.Argument(metavar="FIRST", help="A delta folder.")]
-Second = Annotated[Path, typer.Argument(metavar="SECOND", help="Another delta folder, of the same backbone.")]
-To = Annotated[Path, typer.Option("--to", "-o", help="The folder to write.")]
+Folder = Annotated[
+    Path, typer.Argument(parser=expanded, metavar="DELTA", help="A delta folder, such as runs/quickstart/export/delta.")
+]
+First = Annotated[Path, typer.Argument(parser=expanded, metavar="FIRST", help="A delta folder.")]
+Second = Annotated[
+    Path, typer.Argument(parser=expanded, metavar="SECOND", help="Another delta folder, of the same backbone.")
+]
+To = Annotated[Path, typer.Option("--to", "-o", parser=expanded, metavar="PATH", help="The folder to write.")]
 Head = Annotated[
     Literal["first", "second"] | None,
     typer.Option(help="Whose head to take if they differ; labels and preprocessing come from the same file."),
 ]
 Config = Annotated[
     Path | None,
-    typer.Option(help="Experiment with the backbone and validation images; default: the file's backbone, and noise."),
+    typer.Option(
+        parser=expanded,
+        metavar="PATH",
+        help="Experiment with the backbone and validation images; default: the file's backbone, and noise.",
+    ),
 ]
 Plugins = Annotated[
     bool, typer.Option("--allow-plugins", help="Import delta classes outside this package that the file names.")
@@ -123,7 +132,7 @@ def truncate(
     check_target(to, force)
     from distill.commands.delta_files import truncate_file
 
-    truncate_file(path, to, rank, budget, config, allow_plugins, Console())
+    truncate_file(path, to, rank, budget, config, allow_plugins, plain_console())
 
 
 @delta.command()
@@ -140,7 +149,7 @@ def quantize(
     check_target(to, force)
     from distill.commands.delta_files import quantize_file
 
-    quantize_file(path, to, form, None if head == "float32" else head, config, allow_plugins, Console())
+    quantize_file(path, to, form, None if head == "float32" else head, config, allow_plugins, plain_console())
 
 
 @delta.command()
@@ -148,7 +157,7 @@ def diff(first: First, second: Second, config: Config = None, allow_plugins: Plu
     """Compare the changes of two files, site by site."""
     from distill.commands.delta_files import diff_files
 
-    diff_files(first, second, config, allow_plugins, Console())
+    diff_files(first, second, config, allow_plugins, plain_console())
 
 
 def _combine(
@@ -156,4 +165,4 @@ def _combine(
 ) -> None:
     from distill.commands.delta_files import combine_files
 
-    combine_files(operation, paths, to, config, allow_plugins, options, Console())
+    combine_files(operation, paths, to, config, allow_plugins, options, plain_console())

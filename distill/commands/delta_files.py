@@ -246,7 +246,7 @@ def _print_change(
     console: Console,
 ) -> None:
     if isinstance(backbone, str):
-        console.print(f"the change of the logits was not measured: {backbone}", highlight=False)
+        console.print(f"the change of the logits was not measured: {backbone}", soft_wrap=True)
         return
     images, what = _images(manifest, config)
     before, after = (load_delta(folder, backbone, allow_plugins=allow_plugins) for folder in (path, to))
@@ -254,14 +254,14 @@ def _print_change(
     console.print(
         f"logits change by at most {change.relative:.2e} of the largest, top-1 is the same on {change.same_top1} of "
         f"{change.images} {what}",
-        highlight=False,
+        soft_wrap=True,
     )
 
 
 def _print_size(to: Path, file: DeltaFile, before: Sequence[DeltaFile], console: Console) -> None:
     tensors, manifest = ((to / name).stat().st_size for name in (TENSORS, MANIFEST))
     head = sum(t.numel() * t.element_size() for t in file.values.values())
-    console.print(f"wrote {to}", highlight=False)
+    console.print(f"wrote {to}", soft_wrap=True)
     console.print(
         f"deltas {file.delta_bytes:,} bytes (before {' and '.join(f'{old.delta_bytes:,}' for old in before)}) and head "
         f"{head:,}, as fp32\non disk {tensors:,} in {TENSORS} and {manifest:,} in {MANIFEST}",

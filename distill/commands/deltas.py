@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from rich import box
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from torch import nn
@@ -71,7 +70,7 @@ def list_deltas(experiment: DistillationExperiment, console: Console) -> None:
         console.print(costs_table([cost for cost in all_costs if not cost.refused], backbone))
         for cost in all_costs:
             if cost.refused:
-                console.print(f"{cost.type} cannot be attached here: {escape(cost.refused)}", highlight=False)
+                console.print(f"{cost.type} cannot be attached here: {cost.refused}", highlight=False)
     finally:
         logging.getLogger("distill.deltas").disabled = quiet
 
@@ -192,8 +191,8 @@ def _print_configured(
             more = f" and {len(left_out) - SHOWN} more" if len(left_out) > SHOWN else ""
             advice = "; with oversized: dense they get dense deltas" if isinstance(entry, SizedSettings) else ""
             console.print(
-                f"{escape(entry.type)} leaves out {len(left_out)} matching layers that cannot carry it: "
-                f"{escape(', '.join(left_out[:SHOWN]))}{more}{advice}",
+                f"{entry.type} leaves out {len(left_out)} matching layers that cannot carry it: "
+                f"{', '.join(left_out[:SHOWN])}{more}{advice}",
                 highlight=False,
             )
     for entry in from_data:
@@ -202,7 +201,7 @@ def _print_configured(
             f"budget {entry.ranks.budget}" if entry.ranks.budget is not None else f"alpha {entry.ranks.alpha:g}"
         )
         console.print(
-            f"{escape(entry.type)}: training chooses the rank of every layer "
+            f"{entry.type}: training chooses the rank of every layer "
             f"({allocation}, {entry.ranks.importance}); "
             "the bytes shown are those of rank 1",
             highlight=False,

@@ -77,11 +77,10 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
             diagnoses += _safely(name, check)
     console.print(_table(diagnoses))
     works = all(diagnosis.state != "bad" for diagnosis in diagnoses)
-    console.print(
-        "[green]A run would work here.[/]"
-        if works
-        else "[bold red]A run would not work here:[/] see the crosses above."
-    )
+    if works:
+        console.print("A run would work here.", style="green")
+    else:
+        console.print(Text.assemble(("A run would not work here:", "bold red"), " see the crosses above."))
     return works
 
 

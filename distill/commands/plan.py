@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from augment.console import shown_path
 from distill.experiments.base import Experiment
 from distill.run.context import open_context
 from distill.run.folder import RunError, resumable
@@ -33,10 +34,12 @@ def show_plan(experiment: Experiment, console: Console) -> None:
             needs = ", ".join(dict.fromkeys(ref.stage for ref in stage.refs())) or "–"
             state = "finished" if progress.finished else "to do" if stage.recorded else "always done"
             style = "green" if progress.finished else ""
-            folder = str(progress.folder) if progress.finished else "–"
+            folder = shown_path(progress.folder) if progress.finished else "–"
             table.add_row(Text(stage.name), Text(needs), Text(state, style=style), Text(folder))
     console.print(table)
     where = (
-        f"--resume continues {context.folder.path}" if context.folder is not None else "a run starts from the beginning"
+        f"--resume continues {shown_path(context.folder.path)}"
+        if context.folder is not None
+        else "a run starts from the beginning"
     )
     console.print(where, highlight=False, soft_wrap=True)

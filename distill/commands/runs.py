@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.text import Text
 
+from augment.base import absolute
+from augment.console import shown_path
 from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
 from distill.data.base import Split
@@ -27,17 +30,18 @@ from distill.past_views import augment_of, batch_of_step, data_of
 from distill.report.terminal import measures_table
 from distill.run.context import RunContext, open_context
 from distill.run.export import export_student, verify_export, written_targets
-from distill.run.folder import RunError
+from distill.run.folder import RunError, read_record
 from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview
 from distill.run.runner import load_finished
 from distill.run.stage import StageError
 from distill.run.teacher import label_maps
+from distill.run.trial import trying
 from distill.stages.fit_teacher import FitTeacher
 from distill.stages.outputs import TeacherNetworks
 from distill.stages.report import RESULTS
 from distill.training.evaluate import Predictions
-from distill.training.fit import device_for
+from distill.training.fit import RESULT, device_for
 from distill.training.measures import measures
 from distill.yaml_tree import ConfigError
 
@@ -75,8 +79,9 @@ def preview_views(
         at, batch = batch_of_step(experiment, step)
     else:
         batch = data.batch_of_ids(ids, at) if ids else data.train_batch(at, 0)
-    view_batch = ViewBatch.of(augment_of(experiment), batch, at, device_for(experiment.training))
-    preview = draw_preview(data, view_batch, len(ids) or images)
+    with trying("drawing the views"):
+        view_batch = ViewBatch.of(augment_of(experiment), batch, at, device_for(experiment.training))
+        preview = draw_preview(data, view_batch, len(ids) or images)
     if preview.shared:
         console.print(f"teacher and student: {preview.shared}", highlight=False, soft_wrap=True)
     _print_written(preview.write(to), console)
@@ -106,8 +111,9 @@ def score_views(
         maps = label_maps(experiment.teacher, networks, context.data.classes)
         teacher = Teacher(list(networks), weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
         options = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
-        pipelines = candidates(experiment.augment)
-        scores = score(pipelines, context.data, teacher, device=context.device, console=console, **options)
+        with trying("scoring the pipelines"):
+            pipelines = candidates(experiment.augment)
+            scores = score(pipelines, context.data, teacher, device=context.device, console=console, **options)
     console.print(score_table(scores, draws, images))
     origins = [network.origin for network in networks]
     _print_written(write_scores(scores, to.with_suffix(""), **options, teacher=origins), console)
@@ -143,7 +149,7 @@ def ready_teacher(experiment: DistillationExperiment, context: RunContext) -> Te
 
 def _print_written(paths: Sequence[Path], console: Console) -> None:
     for path in paths:
-        console.print(f"wrote {path}", highlight=False, soft_wrap=True)
+        console.print(f"wrote {path}", soft_wrap=True)
 
 
 def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
@@ -159,6 +165,7 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
     """
     experiment = as_distillation(read_run(path)[0], str(path))
     folder = path / EXPORT
+    _check_finished(path, folder)
     with open_context(experiment, console) as context:
         if experiment.student.train == "full":
             merged = folder / TimmFolder.folder
@@ -170,11 +177,12 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
             network = create_network(experiment.student.network, classes)
             network = replace(network, model=load_delta(folder / DELTA, network.model))
         loader = context.loader(split, network.input)
-        predictions = context.predict(network.model, network.model, network.input, loader)
+        with trying(f"predicting the images of {split}"):
+            predictions = context.predict(network.model, network.model, network.input, loader)
     found = measures(predictions)
     labels = "" if found else ", which have no labels to compare with"
-    title = f"{path.name}: {len(predictions.ids)} images of {split}{labels}"
-    console.print(title, highlight=False, markup=False, soft_wrap=True)
+    title = f"{absolute(path).name}: {len(predictions.ids)} images of {split}{labels}"
+    console.print(title, soft_wrap=True)
     if found:
         console.print(measures_table(found))
     return predictions
@@ -189,6 +197,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console: shows what was written.
     """
     experiment = as_distillation(read_run(path)[0], str(path))
+    _check_finished(path, path / "student" / RESULT, path / RESULTS)
     with open_context(experiment, console) as context:
         student = _trained_student(experiment, context, path)
         results = [Result.model_validate(result) for result in _results(path)]
@@ -197,24 +206,31 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
         for name, reason in exported.refused.items():
-            console.print(f"no {name}: {reason}", highlight=False)
-        console.print(f"wrote {folder}", highlight=False)
+            console.print(f"no {name}: {reason}", soft_wrap=True)
+        console.print(f"wrote {shown_path(folder)}", soft_wrap=True)
 
 
 def verify_run(path: Path, console: Console) -> None:
     """Verify a run's export; raises ``ExportError`` if a check fails."""
     experiment = as_distillation(read_run(path)[0], str(path))
+    _check_finished(path, path / EXPORT)
     with open_context(experiment, console) as context:
         # If there is only one export, it is compared with the trained student.
         alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
         student = _trained_student(experiment, context, path) if alone else None
         checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)
     for check in checks:
-        console.print(
-            f"[{'green' if check.passed else 'red'}]{'✓' if check.passed else '✗'}[/] {check.name}: {check.detail}"
-        )
+        mark = ("✓", "green") if check.passed else ("✗", "red")
+        console.print(Text.assemble(mark, f" {check.name}: {check.detail}"), soft_wrap=True)
     if not all(check.passed for check in checks):
         raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
+
+
+def _check_finished(path: Path, *required: Path) -> None:
+    """Raise ``RunError`` if a run has not come to the files that a command needs."""
+    if not all(file.exists() for file in required):
+        status = read_record(path).get("status", "unknown")
+        raise RunError(f"{path} is not finished (its status: {status}); `distill train {path} --resume` continues it")
 
 
 def _trained_student(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:

@@ -97,11 +97,23 @@ class ExperimentData:
             return BalancedOrder(subset.labels, self.seed)
         return Order(len(subset), self.seed)
 
-    def train_batch(self, epoch: int, number: int) -> Batch:
-        """This rank's part of training batch ``number`` of an epoch, both counted from 0, as a step gets it."""
-        loader = self.train_loader()
-        reader = self._decoder(self.subset("train"), loader.sampler.order, loader.reader.tolerated, training=True)
-        return _once(reader, loader.sampler.request(epoch, number))
+    def train_batch(self, epoch: int, number: int, *, labeled_only: bool = False, images: int | None = None) -> Batch:
+        """This rank's part of a training batch, as a step gets it.
+
+        Args:
+            epoch: counted from 0.
+            number: of the batch in the epoch, counted from 0.
+            labeled_only: a batch of the samples with a visible label.
+            images: read only the first ones of the batch; None: all.
+
+        Returns:
+            The batch, on the CPU.
+        """
+        loader = self.train_loader(labeled_only)
+        subset = self._labeled() if labeled_only else self.subset("train")
+        reader = self._decoder(subset, loader.sampler.order, loader.reader.tolerated, training=True)
+        request = loader.sampler.request(epoch, number)
+        return _once(reader, request._replace(positions=request.positions[:images]))
 
     def batch_of_ids(self, ids: Sequence[str | int], epoch: int) -> Batch:
         """Training samples as a step of ``epoch`` gets them, in the order of ``ids``: names or int64 keys.

@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from augment.base import absolute
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 from distill.data.depth import bits_in_use
@@ -68,6 +69,16 @@ class HuggingFace(Source):
             None, ge=8, le=16, description="bits in use of 16-bit images; default: by the largest value of a sample"
         )
         pixel_limit: int = Field(PIXEL_LIMIT, ge=1, le=MAX_PIXEL_LIMIT, description="largest width × height")
+
+        @field_validator("data_files")
+        @classmethod
+        def _absolute_patterns(cls, files: dict[Split, str] | None) -> dict[Split, str] | None:
+            return files and {split: _absolute_pattern(pattern) for split, pattern in files.items()}
+
+        @field_validator("name")
+        @classmethod
+        def _absolute_folder(cls, name: str | None) -> str | None:
+            return str(absolute(name)) if name and absolute(name).is_dir() else name
 
         @model_validator(mode="after")
         def _one_origin(self) -> HuggingFace.Settings:
@@ -317,8 +328,13 @@ def _by_alias(named: Mapping[str, Any]) -> dict[Split, str]:
     return {split: name for split, name in names.items() if name is not None}
 
 
+def _absolute_pattern(pattern: str) -> str:
+    """The pattern below the current folder, whose own name is no pattern."""
+    return os.path.join(glob.escape(os.getcwd()), os.path.expanduser(pattern))
+
+
 def _expand(split: Split, pattern: str) -> list[str]:
-    files = sorted(glob.glob(pattern, recursive=True))
+    files = [pattern] if os.path.isfile(pattern) else sorted(glob.glob(pattern, recursive=True))
     if not files:
         raise DataError(f"data.source.data_files.{split}: no file matches {pattern} (looked in {Path.cwd()})")
     return files

@@ -85,6 +85,7 @@ def verify(
     make_backbone: Callable[[], nn.Module] | None = None,
     model: nn.Module | None = None,
     min_images: int = MIN_IMAGES,
+    fresh: bool = True,
 ) -> VerificationReport:
     """Check an export.
 
@@ -97,6 +98,7 @@ def verify(
             exactly when ``delta`` is.
         model: the live model that was exported, to compare with in addition to the delta file, or instead of it.
         min_images: smallest number of images that is accepted.
+        fresh: load what was written in a new process; False: in this one, for a check before training.
 
     Returns:
         The report. It passes if every comparison is within its tolerance and has every top-1 the same.
@@ -135,7 +137,7 @@ def verify(
             paths=tuple(filter(None, sys.path)),
         )
         (work / "request.json").write_text(request.model_dump_json())
-        _run_fresh(work)
+        (_run_fresh if fresh else _fresh_process)(work)
         logits |= safetensors.torch.load_file(work / "logits.safetensors")
     comparisons = [
         _compare(target.title, logits[str(folder.resolve())], against, logits[against], target.tolerance)

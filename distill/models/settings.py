@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from augment.base import Registry, Settings, did_you_mean, error_at
+from augment.base import Registry, Settings, absolute, did_you_mean, error_at
 from distill.data.base import MAX_CHANNELS
 from distill.models.embedded import EMBEDDED
 
@@ -56,6 +56,12 @@ class NetworkSettings(Settings):
         description="channels of the images; if they are not the model's own, timm adapts its first layer. Default: "
         "data.channels if that is not 3, else the model's own",
     )
+
+    @field_validator("model")
+    @classmethod
+    def _with_absolute_folder(cls, model: str) -> str:
+        scheme, colon, folder = model.partition(":")
+        return f"{scheme}:{absolute(folder)}" if colon and scheme == "local-dir" else model
 
     @model_validator(mode="after")
     def _check_model(self) -> Self:

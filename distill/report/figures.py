@@ -36,6 +36,12 @@ class ThemedFigure:
 
 def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
     """File stem → figure, for each figure whose data the summary has."""
+    light, dark = (draw_in(theme, summary) for theme in (LIGHT, DARK))
+    return {name: ThemedFigure(light[name], dark[name]) for name in light}
+
+
+def draw_in(theme: Theme, summary: RunSummary) -> dict[str, bytes]:
+    """File stem → PNG in one theme, for each figure whose data the summary has."""
     makers: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
         "accuracy": accuracy,
         "curves": curves,
@@ -43,12 +49,8 @@ def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
         "confusion": confusion,
         "bytes": bytes_figure,
     }
-    drawn = {}
-    for name, maker in makers.items():
-        light, dark = (png(partial(maker, summary), theme) for theme in (LIGHT, DARK))
-        if light is not None and dark is not None:
-            drawn[name] = ThemedFigure(light, dark)
-    return drawn
+    drawn = {name: png(partial(maker, summary), theme) for name, maker in makers.items()}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
 def accuracy(summary: RunSummary, theme: Theme) -> Figure | None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from distill.files import write_atomic
 from distill.report import numbers
-from distill.report.figures import draw
+from distill.report.figures import draw, draw_in
 from distill.report.items import MEASURES, Row
 from distill.report.outcome import Outcome, outcome
 from distill.report.summary import RunSummary, finite
+from distill.report.theme import LIGHT
 from distill.report.where import blocks
 
 FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
@@ -38,6 +39,12 @@ def write_report(folder: Path, summary: RunSummary) -> Path:
     path = folder / "report.html"
     write_atomic(path, render(summary, pictures).encode())
     return path
+
+
+def try_report(summary: RunSummary) -> None:
+    """Make the page, and the figures in one theme, without writing them."""
+    draw_in(LIGHT, summary)
+    render(summary, {})
 
 
 def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:

@@ -8,6 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from augment.console import plain_console, shown_path
 from distill.report.items import MEASURES, Estimate, Matrix
 from distill.report.numbers import SPACE, between, count, duration, percent, size
 from distill.report.summary import RunSummary, finite
@@ -18,7 +19,7 @@ WIDE = 104  # columns from which the descriptions of models get a column in the 
 
 def print_summary(summary: RunSummary, console: Console | None = None) -> None:
     """Print the summary; ``console`` None: standard output."""
-    console = console or Console()
+    console = console or plain_console()
     console.print(closing(summary, console.width))
 
 
@@ -33,7 +34,7 @@ def closing(summary: RunSummary, width: int) -> RenderableType:
         parts.append(bytes_table(summary.sites))
     parts += [_matrix_table(matrix) for matrix in summary.matrices]
     parts.append(_pairs(_facts(summary)))
-    parts.append(_pairs([(name, Text(str(path))) for name, path in summary.paths.items()]))
+    parts.append(_pairs([(name, Text(shown_path(path))) for name, path in summary.paths.items()]))
     shown = [Padding(part, (0, 0, 1, 1)) for part in parts if part.row_count]
     return Group(Text(), Text(f" {summary.title}", style="bold"), Text(), *shown)
 

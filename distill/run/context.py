@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from rich.console import Console
 from torch import Tensor, nn
 
 from augment.views import InputSpec
-from distill.data.base import Split
+from distill.data.base import UNLABELED, Split
 from distill.data.experiment_data import ExperimentData
-from distill.data.loader import Loader
 from distill.data.reader import Batch
 from distill.data.settings import DataSettings
 from distill.report.items import Item
 from distill.run.folder import RunFolder, local_rank
 from distill.run.stage import Ref
+from distill.run.trial import Trial
 from distill.training.evaluate import Predictions, predict
 from distill.training.fit import device_for
 from distill.training.settings import TrainingSettings
@@ -72,6 +73,8 @@ class RunContext:
     """Stage → its key, computed once, since it may have to build a network."""
     digests: dict[str, str] = field(default_factory=dict)
     """Stage → the digest of its key and of the keys of all stages that it depends on."""
+    trial: Trial | None = None
+    """Set in the checks before a run, which try the stages on one small batch of a split; None in the run itself."""
 
     @classmethod
     def of(cls, settings: RunSettings, stop: StopSignal, console: Console | None = None) -> RunContext:
@@ -92,18 +95,40 @@ class RunContext:
         """The output of an earlier stage."""
         return self.outputs[ref.stage]
 
+    def find(self, ref: Ref[Output]) -> Output | None:
+        """The output of an earlier stage; None if there is none, since a check may have returned nothing."""
+        return self.outputs.get(ref.stage)
+
+    @property
+    def images_read(self) -> bool:
+        """Whether an earlier start of this run has read all images of evaluation in its checks."""
+        return self.folder is not None and self.folder.record.get("images_read", False)
+
     @property
     def connected(self) -> bool:
         """Whether the ranks of a run are connected, and so divide predictions among them: since its first fit."""
         return dist.is_available() and dist.is_initialized()
 
-    def loader(self, split: Split, spec: InputSpec) -> Loader:
-        """The split in order, for the network that ``spec`` describes: this rank's part if the ranks are connected."""
+    def loader(self, split: Split, spec: InputSpec) -> Iterable[Batch]:
+        """The split in order, for the network that ``spec`` describes: this rank's part if the ranks are connected.
+
+        In a trial it is one batch of a few samples.
+        """
+        if self.trial is not None:
+            return [self._few(split, np.arange(len(self.data.subset(split))), spec)]
         return self.data.eval_loader(split, self.connected, spec)
 
-    def labeled_loader(self, spec: InputSpec) -> Loader:
+    def labeled_loader(self, spec: InputSpec) -> Iterable[Batch]:
         """The training samples with a visible label, as :meth:`loader` gives those of a split."""
+        if self.trial is not None:
+            return [self._few("train", np.flatnonzero(self.data.subset("train").labels != UNLABELED), spec)]
         return self.data.labeled_loader(self.connected, spec)
+
+    def _few(self, split: Split, indices: np.ndarray, spec: InputSpec) -> Batch:
+        """Samples from the whole range of the indices, which are often sorted by class."""
+        assert self.trial is not None
+        places = np.linspace(0, len(indices) - 1, min(self.trial.images, len(indices))).round().astype(int)
+        return self.data.eval_batch(split, indices[places].tolist(), spec)
 
     def predict(
         self, module: nn.Module, logits_of: Callable[[Tensor], Tensor], spec: InputSpec, loader: Iterable[Batch]
@@ -127,6 +152,10 @@ class RunContext:
             module.to(before)
             for part, training in modes:
                 part.training = training
+
+    def waiting(self, text: str) -> AbstractContextManager:
+        """Show a line while something takes time, on a terminal."""
+        return nullcontext() if self.console is None else self.console.status(f"{text} …")
 
     def print(self, text: str) -> None:
         """Print a line on the console, if there is one."""

@@ -62,11 +62,15 @@ def export_student(
         Sizes, and the targets that cannot hold the student.
     """
     prepared = preprocessing(context, student)
-    apart = transform_difference(prepared, context.data.canvas(student.input), _images(context, MEASURED))
+    apart = transform_difference(
+        prepared,
+        context.data.canvas(student.input),
+        _images(context, context.trial.images if context.trial else MEASURED),
+    )
     results = (*results, *(apart.results if apart else ()))
     about = About(student.network.origin, tuple(context.data.classes), prepared, results)
     skew = str(apart) if apart and not apart.is_rounding else ""
-    if skew:
+    if skew and context.trial is None:
         logger.warning("%s; prepare images as the card of the export says", skew)
     sizes, refused = {}, {}
     if not student.full:
@@ -115,7 +119,7 @@ def verify_export(
     If no target can hold the student, ``student`` is required: the delta file is compared with it.
 
     Args:
-        context: of the run, for the images.
+        context: of the run, for the images; in a trial, the models are loaded in this process.
         settings: of the student.
         export: the targets, and the number of images.
         folder: that :func:`export_student` wrote.
@@ -126,8 +130,8 @@ def verify_export(
     """
     targets = written_targets(export, folder)
     delta = None if settings.train == "full" else folder / DELTA
-    network = create_network(settings.network)
-    images = verification_images(context, network.input, export.verify_images)
+    spec = create_network(settings.network).input if student is None else student.input
+    images = verification_images(context, spec, export.verify_images)
 
     def backbone() -> nn.Module:
         assert delta is not None
@@ -141,6 +145,7 @@ def verify_export(
         make_backbone=None if delta is None else backbone,
         model=student.model if student is not None else None,
         min_images=min(export.verify_images, len(images)),
+        fresh=context.trial is None,
     )
     hashes = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in report.hashes.items())
     checks = [Check(name="hashes", passed=True, detail=hashes)]
@@ -174,10 +179,12 @@ def verification_images(context: RunContext, spec: InputSpec, count: int) -> Ten
         [N, 3, H, W] fp32, normalized.
     """
     views: list[Tensor] = []
-    for split in ("test", "val", "train"):
-        if context.data.has_split(split):  # type: ignore[arg-type]
-            for batch in context.data.eval_loader(split, shared=False, spec=spec):  # type: ignore[arg-type]
-                views.append(eval_view(batch.images, spec))
-                if sum(len(view) for view in views) >= count:
-                    return torch.cat(views)
+    splits: tuple[Split, ...] = ("test", "val", "train")
+    for split in filter(context.data.has_split, splits):
+        # Only one rank verifies, and it needs the images of all ranks.
+        alone = context.data.eval_loader(split, shared=False, spec=spec)
+        for batch in context.loader(split, spec) if context.trial else alone:
+            views.append(eval_view(batch.images, spec))
+            if sum(len(view) for view in views) >= count:
+                return torch.cat(views)
     return torch.cat(views)

@@ -20,6 +20,7 @@ from distill.objectives.base import Objective
 from distill.run.context import RunContext
 from distill.run.predict import predict_student, predict_teacher
 from distill.run.stage import StageError
+from distill.run.trial_fit import try_fit
 from distill.training.cache_key import cache_key_of
 from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions
@@ -84,7 +85,7 @@ class FitSpec:
         return Distillation(step)
 
     def check(self, student: Student, name: str) -> None:
-        """Raise ``StageError`` if the fit of this student would fail before its first step."""
+        """Raise ``StageError`` if the fit of this student would fail; in a trial, one step is made."""
         self._terms(student, name)
         if (decay := self.training.optimizer.layer_decay) is not None:
             try:
@@ -95,6 +96,8 @@ class FitSpec:
         self._test(student, name)
         if self.teacher is not None:
             meta_step(self.context, self.teacher.weighting)
+        if self.context.trial is not None:
+            try_fit(self, student, self.context.trial, name)
 
     def _terms(self, student: Student, name: str) -> list[Term]:
         torch.manual_seed(self.context.seed)

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from augment.base import UserError
+from augment.base import UserError, absolute
 from distill.files import write_atomic
-from distill.yaml_tree import ConfigError, differences, dump_yaml, parse_yaml
+from distill.yaml_tree import ConfigError, differences, dump_yaml, parse_yaml, read_config_text
 
 logger = logging.getLogger(__name__)
 
@@ -28,10 +28,12 @@ class RunError(UserError, RuntimeError):
 
 @dataclass
 class RunFolder:
-    """An open run folder and its record: the status, and stage → seconds."""
+    """An open run folder and its record: the status, stage → seconds, and the folder that the run was started in."""
 
     path: Path
-    record: dict[str, Any] = field(default_factory=lambda: {"status": "running", "stages": {}})
+    record: dict[str, Any] = field(
+        default_factory=lambda: {"status": "running", "stages": {}, "started_in": os.getcwd()}
+    )
 
     def save(self) -> None:
         """Write the record."""
@@ -67,28 +69,34 @@ def is_first_rank() -> bool:
     return local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
-def open_run(output: Path, tree: dict[str, Any], resume: bool) -> RunFolder:
+def open_run(output: Path, tree: dict[str, Any], resume: bool | Path) -> RunFolder:
     """A new folder ``output/name`` (``name@2``, … if it exists), or the config's newest unfinished one.
 
     Args:
         output: the folder of all run folders.
         tree: the resolved config as plain values; its key ``name`` names the folder.
-        resume: open the newest unfinished run of an equal config instead of making a folder.
+        resume: open this unfinished run, or the newest one of an equal config (True), instead of making a folder.
 
     Returns:
         The open folder; its config and record are written.
 
     Raises:
-        RunError: there is no unfinished run of an equal config, or the folder cannot be written.
+        RunError: the run to resume is finished, there is none of an equal config, or the folder cannot be written.
     """
     if _FOLDER_OF_THE_FIRST_RANK in os.environ:
         return RunFolder(Path(os.environ[_FOLDER_OF_THE_FIRST_RANK]))
     try:
-        run = resumable(output, tree) if resume else RunFolder(_new_folder(output, tree["name"]))
+        if isinstance(resume, Path):
+            run = RunFolder(absolute(resume), read_record(resume))
+            if run.record["status"] == "finished":
+                raise RunError(f"{resume} is finished; there is nothing to resume")
+        else:
+            run = resumable(output, tree) if resume else RunFolder(_new_folder(output, tree["name"]))
         write_atomic(run.path / CONFIG, dump_yaml(tree).encode())
         run.set_status("running")
     except OSError as error:
-        raise RunError(f"{output / tree['name']}: the run folder cannot be written: {error}") from error
+        where = resume if isinstance(resume, Path) else output / tree["name"]
+        raise RunError(f"{where}: the run folder cannot be written: {error}") from error
     # Lightning starts further ranks with this environment; they run this code too and must use the same folder.
     os.environ[_FOLDER_OF_THE_FIRST_RANK] = str(run.path)
     return run
@@ -103,14 +111,14 @@ def read_tree(path: Path) -> dict[str, Any]:
     """The config of an existing run folder as plain values. Raises ``RunError`` or ``ConfigError``."""
     if not (path / CONFIG).is_file():
         raise RunError(f"{path} is no run folder: it holds no {CONFIG}")
-    return parse_yaml((path / CONFIG).read_text(), str(path / CONFIG))
+    return parse_yaml(read_config_text(path / CONFIG), str(path / CONFIG))
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record of an existing run folder. Raises ``RunError``."""
     try:
         return json.loads((path / RECORD).read_text())
-    except (OSError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path / RECORD} cannot be read: {error}") from error
 
 

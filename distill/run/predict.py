@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
 from distill.data.base import Split
-from distill.data.loader import Loader
+from distill.data.reader import Batch
 from distill.models.features import Features
 from distill.models.network import Network, extract
 from distill.models.student import Student
@@ -30,7 +32,7 @@ def predict_student(context: RunContext, student: Student, split: Split) -> Pred
     )
 
 
-def predict_pooled(context: RunContext, network: Network, loader: Loader) -> Predictions:
+def predict_pooled(context: RunContext, network: Network, loader: Iterable[Batch]) -> Predictions:
     """Pooled features of a network for a split, in the place of logits.
 
     Args:

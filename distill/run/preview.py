@@ -67,13 +67,14 @@ class ViewBatch:
         return cls(epoch, batch, views, augment)
 
 
-def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Preview:
+def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int, draws: int = 128) -> Preview:
     """Draw the first images of a batch, and a strip of every operation on the first of them.
 
     Args:
         data: gives the names of classes and samples.
         view_batch: the batch and its views.
         images: largest number of rows of the contact sheet.
+        draws: samples that each operation draws for, to find its range.
 
     Returns:
         The two pictures and the line about the overlap of the views.
@@ -93,7 +94,7 @@ def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int) -> Pr
         notes if any(notes) else None,
         [f"teacher and student: {overlap}"] if overlap else [],
     )
-    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0]))), overlap)
+    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0], draws))), overlap)
 
 
 def _labels(
@@ -136,7 +137,7 @@ def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     return [name_of.get(key, "") for key in ids.tolist()]
 
 
-def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:
+def _strips(view_batch: ViewBatch, image: Tensor, draws: int) -> dict[str, list[Strip]]:
     """Heading → strips, one for each operation: those of the student, then those that only other views have."""
     augment = view_batch.augment
     view_specs: list[tuple[str, ViewSpec, InputSpec]] = [
@@ -153,7 +154,9 @@ def _strips(view_batch: ViewBatch, image: Tensor) -> dict[str, list[Strip]]:
         for op in view_spec.recipe:
             if op not in done:
                 done.append(op)
-                groups.setdefault(name, []).append(strip_of(op, image, view_spec.size or spec.size, augment.seed))
+                groups.setdefault(name, []).append(
+                    strip_of(op, image, view_spec.size or spec.size, augment.seed, draws)
+                )
     return groups
 
 

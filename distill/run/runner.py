@@ -11,19 +11,25 @@ import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from rich.console import Console
+from rich.text import Text
 
 from augment.base import UserError, did_you_mean
+from augment.console import plain_console, shown_path
 from distill.data.summary import counts_line, detail_lines
 from distill.files import write_atomic
 from distill.report.items import Check
 from distill.run.context import RunContext, RunSettings
 from distill.run.folder import RunError, RunFolder, close_run, is_first_rank, open_run
+from distill.run.shared import shared_folder
 from distill.run.stage import Output, Ref, Stage
+from distill.run.trial import Trial, running
 from distill.training.signals import Interrupted, StopSignal
 
 RECORD = "stage.json"
@@ -69,7 +75,7 @@ def run_plan(
     settings: RunSettings,
     stages: Sequence[Stage],
     tree: dict[str, Any],
-    resume: bool = False,
+    resume: bool | Path = False,
     console: Console | None = None,
 ) -> Path:
     """Run a plan in a run folder.
@@ -78,7 +84,7 @@ def run_plan(
         settings: the experiment's config.
         stages: the experiment's plan.
         tree: the resolved config as plain values, with ``name``; saved in the folder.
-        resume: continue the newest unfinished run with an equal config.
+        resume: continue the run in this folder, or the newest unfinished run with an equal config (True).
         console: where to print; None: standard output.
 
     Returns:
@@ -88,12 +94,12 @@ def run_plan(
         PlanError: the stages do not fit together.
         UserError: raised by a stage's check or run.
         ChecksFailedError: the report holds a check that failed.
-        Interrupted: a signal arrived; ``resume=True`` continues the run.
+        Interrupted: a signal arrived; ``resume`` continues the run.
     """
     check_plan(stages)
     for stage in stages:
         stage.check_files()
-    console = console or Console()
+    console = console or plain_console()
     folder = open_run(settings.output, tree, resume)
     try:
         with StopSignal() as stop:
@@ -101,6 +107,7 @@ def run_plan(
             context.folder = folder
             context.print(_opening(context, folder.path))
             check_stages(stages, context)
+            folder.record["images_read"] = True
             for stage in stages:
                 if is_first_rank() or not stage.first_rank:
                     with _timed(stage.name, context, folder, Progress.of(stage, context).finished):
@@ -115,7 +122,8 @@ def run_plan(
                 folder.set_status("interrupted")
                 if is_first_rank():
                     console.print(
-                        f"{folder.path} is saved; the same command with --resume continues it", soft_wrap=True
+                        f"{shown_path(folder.path)} is saved; the same command with --resume continues it",
+                        soft_wrap=True,
                     )
             else:
                 folder.fail()
@@ -126,10 +134,31 @@ def run_plan(
 
 
 def check_stages(stages: Sequence[Stage], context: RunContext) -> None:
-    """Check all stages that are not finished, before any of them runs. Raises ``UserError``."""
-    for stage in stages:
-        if not Progress.of(stage, context).finished:
-            stage.check(context)
+    """Check all stages that are not finished, and try them on one small batch of each split, before any of them runs.
+
+    Only the first rank does it. The random generators are as before afterwards, so that a resumed run, whose finished
+    stages are not checked, trains as one that was never stopped.
+
+    Raises:
+        UserError: the text names the stage, and what failed.
+    """
+    if not is_first_rank():
+        return
+    begun = time.perf_counter()
+    parent = None if context.folder is None else context.folder.path
+    cuda = [context.device] if context.device.type == "cuda" else []
+    with TemporaryDirectory(prefix=".checks-", dir=parent) as name, torch.random.fork_rng(devices=cuda):
+        trial = replace(context, outputs={}, items={}, trial=Trial(Path(name)))
+        for stage in stages:
+            context.stop.raise_if_received()
+            if Progress.of(stage, context).finished:
+                continue
+            output = stage.check(trial)
+            if output is not None:
+                trial.outputs[stage.name] = output
+                trial.items[stage.name] = tuple(stage.report(trial, output))
+    if trial.outputs:
+        context.print(f"checked on one batch of each split, in {time.perf_counter() - begun:.1f} s")
 
 
 @dataclass(frozen=True)
@@ -140,6 +169,8 @@ class Progress:
     record: dict[str, Any]
     """The record of the stage once it is finished: its key and what it depends on."""
     finished: bool
+    shared: bool = False
+    """Whether other runs use the same folder."""
 
     @classmethod
     def of(cls, stage: Stage, context: RunContext) -> Progress:
@@ -167,7 +198,7 @@ class Progress:
         folder = stored or context.folder.path / stage.name  # type: ignore[union-attr]
         path = folder / RECORD
         if not path.is_file():
-            return cls(folder, key, False)
+            return cls(folder, key, False, stored is not None)
         try:
             before = json.loads(path.read_text())
         except (OSError, ValueError) as error:
@@ -175,7 +206,7 @@ class Progress:
         if before != key:
             parts = [part for part in key if before.get(part) != key[part]]
             raise RunError(f"{folder} was made with another {', '.join(parts)}; start a new run, without --resume")
-        return cls(folder, key, True)
+        return cls(folder, key, True, stored is not None)
 
 
 def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
@@ -189,6 +220,18 @@ def finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
     Returns:
         The output, which is also in ``context.outputs``.
     """
+    progress = Progress.of(stage, context)
+    if progress.shared and not progress.finished:
+
+        def finished() -> bool:
+            return Progress.of(stage, context).finished
+
+        with shared_folder(progress.folder, stage.name, context, finished):
+            return _finish(stage, context, folder)
+    return _finish(stage, context, folder)
+
+
+def _finish(stage: Stage[Output], context: RunContext, folder: Path) -> Output:
     progress = Progress.of(stage, context)
     if progress.finished:
         output = stage.load(context, progress.folder)
@@ -231,15 +274,16 @@ def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> I
     context.stop.raise_if_received()
     begun = time.perf_counter()
     if context.console is not None:
-        note = " [dim](finished, loaded)[/]" if loaded else ""
-        context.console.rule(f"[bold]{name}[/]{note}", align="left", style="dim")
+        title = Text.assemble((name, "bold"), (" (finished, loaded)" if loaded else "", "dim"))
+        context.console.rule(title, align="left", style="dim")
     try:
-        yield
+        with running(name):
+            yield
     finally:
         folder.finish_stage(name, time.perf_counter() - begun)
 
 
 def _opening(context: RunContext, folder: Path) -> str:
     """The first lines of a run: folder, images of each split, labels, classes, device; how the data was read."""
-    first = f"{folder}: {counts_line(context.data)}; on {context.device.type}"
+    first = f"{shown_path(folder)}: {counts_line(context.data)}; on {context.device.type}"
     return "\n  ".join([first, *detail_lines(context.data)])

@@ -98,11 +98,18 @@ class Stage(ABC, Generic[Output]):
         """
         return None
 
-    def check(self, context: RunContext) -> None:
-        """Raise ``UserError`` for every error that can be found before training.
+    def check(self, context: RunContext) -> Output | None:
+        """Raise ``UserError`` for every error that can be found before training, and try the stage's work.
 
-        The runner calls it for each unfinished stage before it runs the first one, so there are no outputs of earlier
-        stages yet.
+        The runner calls it for each unfinished stage before it runs the first one.
+
+        Args:
+            context: with ``trial`` set: its loaders give one small batch of a split, and its outputs are those that the
+                checks of earlier stages returned, see :meth:`RunContext.find`.
+
+        Returns:
+            An untrained output for the checks of later stages, or None. The items that the stage reports about it are
+            in ``context.items`` for these checks.
         """
         return None
 

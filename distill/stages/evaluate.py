@@ -15,7 +15,8 @@ from distill.files import write_atomic
 from distill.report.items import MEASURES, ClassPredictions, Item, Metric, Note, Row
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
-from distill.run.stage import Ref, Stage
+from distill.run.stage import Ref, Stage, StageError
+from distill.run.trial import trying
 from distill.stages.outputs import EvaluatedModel, FrozenTeacher, TrainedStudent
 from distill.training.evaluate import Predictions
 from distill.training.measures import measures
@@ -49,17 +50,29 @@ class Evaluate(Stage[Evaluation]):
     models: tuple[Ref[EvaluatedModel | None], ...]
     student: Ref[TrainedStudent]
 
+    def check(self, context: RunContext) -> Evaluation | None:
+        """Read all images of evaluation, since an unreadable one is an error, and predict a few of them."""
+        split = self._split(context)
+        splits: tuple[Split, ...] = ("val",) if split == "val" else ("val", split)
+        for each in splits:
+            if context.data.has_split(each) and not context.images_read:
+                self._read_all(context, each)
+        if context.find(self.student) is None:
+            return None
+        with trying(f"{self.name}: the predictions on a batch of {split}"):
+            predictions = self._predictions(context, split)
+        for name, of_model in predictions.items():
+            logits = of_model.logits  # those of classes that a teacher does not have are −∞
+            if not (logits.isfinite() | logits.isneginf()).all():
+                raise StageError(f"{self.name}: the outputs of the {name} on {split} images are not finite")
+        return self._evaluation(context, split, predictions)
+
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]}
 
     def run(self, context: RunContext, folder: Path) -> Evaluation:
-        split: Split = "test" if context.data.has_split("test") else "val"
-        models = self._models(context)
-        student = context.get(self.student)
-        predictions = {model.name: model.predict(context, split) for model in models}
-        teacher = student.teacher
-        if teacher is not None and teacher.has_classes(student.student.shapes.classes):
-            predictions["teacher"] = FrozenTeacher("teacher", "", teacher).predict(context, split)
+        split = self._split(context)
+        predictions = self._predictions(context, split)
         if is_first_rank():
             tensors = {
                 f"{name}/{part}": getattr(of_model, part).contiguous()
@@ -89,8 +102,31 @@ class Evaluate(Stage[Evaluation]):
             predictions = {name: of_model.classes for name, of_model in output.predictions.items()}
             yield ClassPredictions(classes=classes, labels=labels, predictions=predictions)  # type: ignore[arg-type]
 
+    def _read_all(self, context: RunContext, split: Split) -> None:
+        """Read all images of a split. Raises ``DataError`` for one that cannot be read."""
+        student = context.find(self.student)
+        spec = None if student is None else student.student.input
+        loader = context.data.eval_loader(split, shared=False, spec=spec)
+        try:
+            with context.waiting(f"reading {len(context.data.subset(split))} images of {split}"):
+                for _ in loader:
+                    context.stop.raise_if_received()
+        finally:
+            loader.close()
+
+    def _split(self, context: RunContext) -> Split:
+        return "test" if context.data.has_split("test") else "val"
+
+    def _predictions(self, context: RunContext, split: Split) -> dict[str, Predictions]:
+        student = context.get(self.student)
+        predictions = {model.name: model.predict(context, split) for model in self._models(context)}
+        teacher = student.teacher
+        if teacher is not None and teacher.has_classes(student.student.shapes.classes):
+            predictions["teacher"] = FrozenTeacher("teacher", "", teacher).predict(context, split)
+        return predictions
+
     def _models(self, context: RunContext) -> list[EvaluatedModel]:
-        return [model for ref in self.models if (model := context.get(ref)) is not None]
+        return [model for ref in self.models if (model := context.find(ref)) is not None]
 
     def _evaluation(self, context: RunContext, split: Split, predictions: dict[str, Predictions]) -> Evaluation:
         models = self._models(context)

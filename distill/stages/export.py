@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distill.deltas.inventory import block_of, inventory
+from distill.export.delta.io import reason_unlearned
 from distill.export.manifest import Result
 from distill.export.settings import ExportSettings
 from distill.files import write_atomic
@@ -16,6 +17,7 @@ from distill.report.items import Files, Item, LayerBytes, Note, Sizes
 from distill.run.context import RunContext
 from distill.run.export import Exported, export_paths, export_student
 from distill.run.stage import Ref, Stage
+from distill.run.trial import trying
 from distill.stages.evaluate import Evaluation
 from distill.stages.outputs import TrainedStudent
 
@@ -45,6 +47,15 @@ class ExportStudent(Stage[ExportedStudent]):
     evaluation: Ref[Evaluation]
 
     first_rank: ClassVar[bool] = True
+
+    def check(self, context: RunContext) -> ExportedStudent | None:
+        """Export the untrained student, unless one step has not changed it: an export of that is refused."""
+        trained = context.find(self.student)
+        if trained is None or context.trial is None or reason_unlearned(trained.student.model):
+            return None
+        folder = context.trial.folder / self.name
+        with trying(f"{self.name}: the export of the untrained student"):
+            return ExportedStudent(folder, export_student(context, self.export, trained.student, folder, ()))
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return self.export.model_dump(mode="json", include={"targets"})

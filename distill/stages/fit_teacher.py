@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from augment.policy import AugmentSettings
+from distill.data.base import UNLABELED
 from distill.data.experiment_data import ExperimentData
 from distill.models.network import Network
 from distill.models.settings import LearningSettings, NetworkSettings
@@ -22,7 +24,8 @@ from distill.run.folder import is_first_rank
 from distill.run.predict import predict_pooled
 from distill.run.stage import Stage, StageError
 from distill.run.teacher_network import check_file, make_network
-from distill.stages.outputs import TeacherNetworks, fit_notes, network_notes
+from distill.run.trial import trying
+from distill.stages.outputs import TeacherNetworks, check_classes, fit_notes, network_notes
 from distill.training.fit import load_result, load_summary, save_result
 from distill.training.probe import fit_probe
 from distill.training.settings import FitTeacherSettings
@@ -48,14 +51,29 @@ class FitTeacher(Stage[TeacherNetworks]):
     def check_files(self) -> None:
         check_file(self.network, "teacher.networks")
 
-    def check(self, context: RunContext) -> None:
-        if not context.data.classes:
-            raise StageError("fit_teacher needs labels, and this source has no classes")
+    def check(self, context: RunContext) -> TeacherNetworks:
+        """Build the network and try its fit. Raises ``StageError`` if it cannot be trained on the labels."""
+        self._check_labels(context)
+        own = replace(context, data=self._data(context))
+        student, network = self._start(context)
+        if self.fit.method == "finetune":
+            self._fit_spec(own).check(student, self.name)
+            return TeacherNetworks((network,))
+        with trying(f"{self.name}: the features of {network.origin}"):
+            classifier = network.model.get_classifier()  # type: ignore[operator]
+            features = predict_pooled(own, network, own.labeled_loader(network.input)).logits
+            shape = list(getattr(classifier, "weight", torch.empty(0)).shape)
+            if shape != [len(own.data.classes), features.shape[1]]:
+                raise StageError(
+                    f"{self.name}: fit_teacher.method probe needs a linear classifier on the pooled features, "
+                    f"[{len(own.data.classes)}, {features.shape[1]}]; that of {network.origin} is {shape}"
+                )
+        return TeacherNetworks((network,))
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         data = self._data(context)
         ignored = IGNORED | ({"label_seed"} if data.settings.labels_per_class is None else set())
-        self.check(context)
+        self._check_labels(context)
         return {
             "network": self.network.model_dump(mode="json", exclude={"weight", "labels"}),
             # The file or folder that the network is loaded from may hold other weights later.
@@ -72,9 +90,7 @@ class FitTeacher(Stage[TeacherNetworks]):
         own = replace(context, data=self._data(context))
         student, network = self._start(context)
         if self.fit.method == "finetune":
-            objectives = (CrossEntropy.Settings(),)
-            fit_spec = FitSpec(own, None, objectives, self.augment, self.fit.training)
-            return TeacherNetworks((network,), (fit_spec.fit(student, folder, self.name),))
+            return TeacherNetworks((network,), (self._fit_spec(own).fit(student, folder, self.name),))
         probe = fit_probe(
             predict_pooled(own, network, own.labeled_loader(network.input)),
             predict_pooled(own, network, own.loader("val", network.input)),
@@ -94,6 +110,21 @@ class FitTeacher(Stage[TeacherNetworks]):
         for fit in output.fits:
             yield from fit_notes(self.name, fit)
         yield from network_notes(output.networks)
+
+    def _check_labels(self, context: RunContext) -> None:
+        if not context.data.classes:
+            raise StageError("fit_teacher needs labels, and this source has no classes")
+        check_classes(context.data)
+        data = self._data(context)
+        if self.fit.method == "finetune":
+            return
+        if (np.unique(data.subset("train").labels) != UNLABELED).sum() < 2:
+            raise StageError(f"{self.name}: fit_teacher.method probe needs labeled images of at least two classes")
+        if not data.has_split("val"):
+            raise StageError(f"{self.name}: fit_teacher.method probe needs a validation split; set data.val_fraction")
+
+    def _fit_spec(self, own: RunContext) -> FitSpec:
+        return FitSpec(own, None, (CrossEntropy.Settings(),), self.augment, self.fit.training)
 
     def _data(self, context: RunContext) -> ExperimentData:
         return context.data if self.fit.labels == "same" else context.data.with_all_labels()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,13 @@ class LabelsOnly(Stage[TrainedStudent | None]):
     augment: AugmentSettings
     training: TrainingSettings
     like: Ref[TrainedStudent]
+
+    def check(self, context: RunContext) -> None:
+        """Check the settings against the labels; the student's own check tries a step of the same student."""
+        if context.data.labeled_count and (like := context.find(self.like)) is not None:
+            no_step = replace(context, trial=None)
+            fit_spec = FitSpec(no_step, None, (CrossEntropy.Settings(),), self.augment.alone(), self.training)
+            fit_spec.check(like.student, "labels only")
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         parts = {"student": self.student, "augment": self.augment, "training": self.training}

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
+from distill.data.base import UNLABELED
 from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
@@ -19,6 +21,7 @@ from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.predict import predict_pooled
 from distill.run.stage import Stage
+from distill.run.trial import trying
 from distill.stages.outputs import TrainedProbe, pretrained_networks
 from distill.training.probe import LinearProbe, fit_probe
 
@@ -27,7 +30,7 @@ TENSORS = "probe.safetensors"
 
 @dataclass(frozen=True)
 class FitLinearProbe(Stage[TrainedProbe | None]):
-    """Fits the probe; the output is None without labels, or without a validation split to choose the penalty on.
+    """Fits the probe; the output is None without labels of two classes, or without a validation split.
 
     Args:
         network: the backbone.
@@ -35,12 +38,18 @@ class FitLinearProbe(Stage[TrainedProbe | None]):
 
     network: NetworkSettings
 
+    def check(self, context: RunContext) -> None:
+        if self._possible(context):
+            with trying(f"{self.name}: the pooled features of {self.network.model}"):
+                network = self._network(context)
+                predict_pooled(context, network, context.labeled_loader(network.input))
+
     def key(self, context: RunContext) -> Mapping[str, Any]:
         data = context.data.fingerprint(), context.data.settings.model_dump(mode="json")
         return {"network": self.network.model_dump(mode="json"), "data": data}
 
     def run(self, context: RunContext, folder: Path) -> TrainedProbe | None:
-        if not context.data.labeled_count or not context.data.has_split("val"):
+        if not self._possible(context):
             return None
         begun = time.perf_counter()
         network = self._network(context)
@@ -64,7 +73,12 @@ class FitLinearProbe(Stage[TrainedProbe | None]):
 
     def report(self, context: RunContext, output: TrainedProbe | None) -> Iterable[Item]:
         if output is None:
-            yield Note(text="no linear probe: it needs labeled training samples, and validation samples")
+            yield Note(text="no linear probe: it needs labeled training samples of two classes, and validation samples")
+
+    def _possible(self, context: RunContext) -> bool:
+        """Whether there are labels to fit it on, and a validation split to choose the penalty on."""
+        labeled = np.unique(context.data.subset("train").labels) != UNLABELED
+        return bool(labeled.sum() >= 2) and context.data.has_split("val")
 
     def _network(self, context: RunContext) -> Network:
         return pretrained_networks([self.network], context.seed)[0]

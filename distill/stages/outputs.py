@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from distill.data.base import Split
+from distill.data.experiment_data import ExperimentData
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.models.student import Student
@@ -19,6 +20,7 @@ from distill.report.items import Curve, Item, Note, Row
 from distill.run.context import RunContext
 from distill.run.predict import predict_pooled, predict_student, predict_teacher
 from distill.run.prepare import StudentSpec
+from distill.run.stage import StageError
 from distill.run.teacher_network import make_network
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary
@@ -124,6 +126,16 @@ class FrozenTeacher(EvaluatedModel):
     def row(self) -> Row:
         size = sum(4 * parameter.numel() for parameter in self.teacher.parameters())
         return Row(name=self.name, what=self.what, bytes=size)
+
+
+def check_classes(data: ExperimentData) -> None:
+    """Raise ``StageError`` for data with a single class, which nothing can be learned from."""
+    if len(data.classes) == 1:
+        raise StageError(
+            f"the data has one class only, {data.classes[0]!r} (source {data.settings.source.type!r}): a classifier "
+            "needs two or more. Is that folder one around the folders of the classes? For images without labels, "
+            "set data.source.labels to false"
+        )
 
 
 def fit_notes(name: str, fit: FitSummary) -> Iterable[Note]:

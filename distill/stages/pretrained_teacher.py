@@ -27,6 +27,9 @@ class PretrainedTeacher(Stage[TeacherNetworks]):
         for n, network in enumerate(self.settings.networks):
             check_file(network, f"teacher.networks.{n}")
 
+    def check(self, context: RunContext) -> TeacherNetworks:
+        return self.run(context, Path())
+
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"networks": self.settings.model_dump(mode="json", include={"networks"})}
 

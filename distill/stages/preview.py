@@ -14,10 +14,12 @@ from distill.report.items import Files, Item, Picture
 from distill.run.context import RunContext
 from distill.run.preview import ViewBatch, draw_preview
 from distill.run.stage import Ref, Stage
+from distill.run.trial import trying
 from distill.stages.outputs import TrainedStudent
 
 VIEWS, OPERATIONS, SHARED = "views.png", "views-operations.png", "shared.txt"
 IMAGES = 8
+DRAWS = 128
 TITLE = "Views of each network"
 
 
@@ -44,14 +46,26 @@ class PreviewViews(Stage[DrawnViews]):
 
     first_rank: ClassVar[bool] = True
 
+    def check(self, context: RunContext) -> DrawnViews | None:
+        """Draw the pictures of two images."""
+        if context.find(self.student) is None or context.trial is None:
+            return None
+        with trying(f"{self.name}: the pictures of the views"):
+            return self._draw(context, context.trial.folder / self.name, images=2, draws=16)
+
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"augment": self.augment.model_dump(mode="json"), "data": context.data.fingerprint()}
 
     def run(self, context: RunContext, folder: Path) -> DrawnViews:
+        return self._draw(context, folder)
+
+    def _draw(self, context: RunContext, folder: Path, images: int | None = None, draws: int = DRAWS) -> DrawnViews:
+        """Draw the views of the first ``images`` of the first batch; None: of all, on which mixing depends."""
         trained = context.get(self.student)
         teachers = trained.teacher.inputs if trained.teacher else ()
         augment = DualAugment(self.augment, teachers, trained.student.input, context.seed)
-        preview = draw_preview(context.data, ViewBatch.of(augment, context.data.train_batch(0, 0), 0), IMAGES)
+        batch = context.data.train_batch(0, 0, images=images)
+        preview = draw_preview(context.data, ViewBatch.of(augment, batch, 0), IMAGES, draws)
         preview.write(folder / VIEWS)
         write_atomic(folder / SHARED, preview.shared.encode())
         return self.load(context, folder)

@@ -16,11 +16,18 @@ from distill.report.items import Item, Note
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
-from distill.run.stage import Ref, Stage
+from distill.run.stage import Ref, Stage, StageError
 from distill.run.teacher import label_maps, make_teacher
 from distill.run.teacher_network import check_file
-from distill.stages.outputs import TeacherNetworks, TrainedStudent, network_notes, pretrained_networks
-from distill.training.fit import load_summary
+from distill.run.trial import trying
+from distill.stages.outputs import (
+    TeacherNetworks,
+    TrainedStudent,
+    check_classes,
+    network_notes,
+    pretrained_networks,
+)
+from distill.training.fit import FitSummary, load_summary
 from distill.training.settings import TrainingSettings
 from distill.training.terms import needs_of
 
@@ -50,16 +57,24 @@ class TrainStudent(Stage[TrainedStudent]):
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
 
-    def check(self, context: RunContext) -> None:
-        """Build teacher and a temporary student with untrained heads, to find configuration errors early."""
-        if not context.data.classes:
-            return  # the student's classes are then the teacher's, and the fit makes these checks at its start
-        networks: Sequence[Network] = ()
-        if self.teacher is not None:
-            classes = len(context.data.classes) if self.new_heads else None
-            networks = pretrained_networks(self.teacher.networks, context.seed, classes)
-        fit_spec = self._fit_spec(context, networks)
-        fit_spec.check(trial_student(self._student_spec(context, fit_spec)), self.name)
+    def check(self, context: RunContext) -> TrainedStudent:
+        """Build teacher and a temporary student with untrained heads, and try a step of the fit.
+
+        Returns:
+            The student after one step, with its deltas in their exported form.
+        """
+        check_classes(context.data)
+        if self.teacher is None and not context.data.labeled_count:
+            raise StageError(f"{self.name}: no training image has a label, and there is no teacher to learn from")
+        fit_spec = self._fit_spec(context, self._networks_of_check(context), compiled=False)
+        spec = self._student_spec(context, fit_spec, compiled=False)
+        with trying(f"{self.name}: building the student"):
+            student = trial_student(spec)
+        fit_spec.check(student, self.name)
+        with trying(f"{self.name}: the exported form of the deltas"):
+            student = finished(spec, student)
+        fit = FitSummary(0, 0, 0.0, 0.0, {}, 0, -1)
+        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, Path())
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         parts = {"student": self.student, "augment": self.augment, "training": self.training, "teacher": self.teacher}
@@ -94,18 +109,34 @@ class TrainStudent(Stage[TrainedStudent]):
     def _networks(self, context: RunContext) -> list[Network]:
         return [network for ref in self.networks for network in context.get(ref).networks]
 
-    def _fit_spec(self, context: RunContext, networks: Sequence[Network]) -> FitSpec:
+    def _networks_of_check(self, context: RunContext) -> Sequence[Network]:
+        """The networks that the checks of the teacher's stages built; those of a finished fit have untrained heads."""
+        if self.teacher is None:
+            return ()
+        outputs = [context.find(ref) for ref in self.networks]
+        if None not in outputs:
+            return [network for output in outputs if output is not None for network in output.networks]
+        classes = len(context.data.classes) if self.new_heads else None
+        return pretrained_networks(self.teacher.networks, context.seed, classes)
+
+    def _fit_spec(self, context: RunContext, networks: Sequence[Network], compiled: bool = True) -> FitSpec:
+        """The fit; with ``compiled`` false, nothing is compiled that the settings want compiled."""
         teacher, cache = None, None
         if self.teacher is not None:
-            maps = label_maps(self.teacher, networks, context.data.classes)
-            teacher, cache = make_teacher(self.teacher, self.objectives, networks, maps), self.teacher.cache
-        return FitSpec(context, teacher, self.objectives, self.augment, self.training, cache)
+            settings = self.teacher if compiled else self.teacher.model_copy(update={"compile": False})
+            maps = label_maps(settings, networks, context.data.classes)
+            teacher, cache = make_teacher(settings, self.objectives, networks, maps), settings.cache
+        augment = self.augment
+        if not compiled and context.device.type == "cuda":
+            augment = augment.model_copy(update={"compile": False})
+        return FitSpec(context, teacher, self.objectives, augment, self.training, cache)
 
-    def _student_spec(self, context: RunContext, fit_spec: FitSpec) -> StudentSpec:
+    def _student_spec(self, context: RunContext, fit_spec: FitSpec, compiled: bool = True) -> StudentSpec:
         teacher = fit_spec.teacher
         classes = len(context.data.classes) or (teacher.shapes[0].classes if teacher else 0)
         needs, _ = needs_of(self.objectives)
-        return StudentSpec(self.student, context.seed, classes, needs, fit_spec.head)
+        settings = self.student if compiled else self.student.model_copy(update={"compile": False})
+        return StudentSpec(settings, context.seed, classes, needs, fit_spec.head)
 
     def _what(self, context: RunContext) -> str:
         count = context.data.labeled_count

@@ -14,7 +14,8 @@ from distill.models.settings import StudentSettings
 from distill.report.items import Check, Item
 from distill.run.context import RunContext
 from distill.run.export import verify_export
-from distill.run.stage import Ref, Stage
+from distill.run.stage import Ref, Stage, StageError
+from distill.run.trial import trying
 from distill.stages.export import ExportedStudent
 from distill.stages.outputs import TrainedStudent
 
@@ -38,6 +39,18 @@ class VerifyExport(Stage[tuple]):
     exported: Ref[ExportedStudent]
 
     first_rank: ClassVar[bool] = True
+
+    def check(self, context: RunContext) -> tuple[Check, ...] | None:
+        """Verify the export of the untrained student, in this process."""
+        trained, exported = context.find(self.student), context.find(self.exported)
+        if trained is None or exported is None:
+            return None
+        with trying(f"{self.name}: loading the export of the untrained student"):
+            checks = verify_export(context, self.settings, self.export, exported.folder, trained.student)
+        if failed := [check for check in checks if not check.passed]:
+            differing = "; ".join(f"{check.name}: {check.detail}" for check in failed)
+            raise StageError(f"{self.name}: the export of the untrained student has other outputs: {differing}")
+        return tuple(checks)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return self.export.model_dump(mode="json")

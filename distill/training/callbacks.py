@@ -48,6 +48,8 @@ class MetricsReader(Callback):
         self.loader.read_wait_seconds()
         if module.note:
             self.progress.note(f"{self.progress.name}: {module.note}")
+        if parts := module.compiled_parts:
+            self.progress.note(f"{self.progress.name}: the first step compiles {', '.join(parts)}: it can take minutes")
         self.progress.start(trainer.max_epochs or 0, module.step.steps_per_epoch, trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, module: Distillation, outputs: Any, batch: Any, index: int) -> None:  # type: ignore[override]

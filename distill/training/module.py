@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from augment.fuse.compiler import missing_compiler
 from augment.placement import to_device
 from distill.data.reader import Batch
 from distill.models.fingerprint import fingerprint
@@ -66,6 +67,17 @@ class Distillation(LightningModule):
             parameter = self.get_parameter(name)
             parameter.grad = gradient.to(parameter.device)
         self._resumed_gradients = {}
+
+    @property
+    def compiled_parts(self) -> list[str]:
+        """What torch.compile compiles in the first step. (The C passes of a CPU take only a second.)"""
+        step, settings = self.step, self.step.augment.settings
+        networks = {"the student": step.student, "the teacher": step.teacher}
+        parts = [name for name, network in networks.items() if network is not None and network.compiled]
+        device = self.device.type
+        if device != "cpu" and settings.compile and settings.engine == "fused" and not missing_compiler(device):
+            parts.append("the augmentation")
+        return parts
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, index: int) -> Batch:
         """Move images, labels and view pixels; ids stay on the CPU, where the draws are computed.

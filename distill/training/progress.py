@@ -23,7 +23,7 @@ class FitProgress:
         self.name = name
         self.console = console
         self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
+            TextColumn("{task.description}", style="bold", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TextColumn("steps"),
@@ -73,8 +73,8 @@ class FitProgress:
         if self.console is None:
             return
         parts = [f"{name.replace('/', ' ')} {value:.2%}" for name, value in scores.items()]
-        heading = f"[bold]{self.name}[/] epoch {epoch + 1}/{self._epochs}"
-        self.console.print("  ".join([heading, *parts]), highlight=False)
+        heading = Text.assemble((self.name, "bold"), f" epoch {epoch + 1}/{self._epochs}")
+        self.console.print(Text("  ").join([heading, *map(Text, parts)]))
         self.console.print(self._described())
 
     def _described(self) -> Padding:

@@ -278,18 +278,25 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
 
 def _check_learned(model: nn.Module, folder: Path) -> None:
     """Raise if the deltas change nothing, as after a loader that has not filled them."""
+    if reason := reason_unlearned(model):
+        raise ExportError(f"{folder}: {reason}, nothing was learned")
+
+
+def reason_unlearned(model: nn.Module) -> str:
+    """Why the deltas of a model change nothing; empty if they change something, or if there are none."""
     attached = [site.delta for site in deltas(model)]
     if attached and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters()):
-        raise ExportError(f"{folder}: all-zero delta, nothing was learned")
+        return "all-zero delta"
     for layer in model.modules():
         changes: Any = getattr(layer, "parametrizations", {})
         for name in changes:
             with torch.no_grad():
                 if not torch.equal(getattr(layer, name), changes[name].original):
-                    return
+                    return ""
     structural = [delta for delta in attached if isinstance(delta, StructuralDelta)]
     if attached and all(delta.is_identity() for delta in structural):
-        raise ExportError(f"{folder}: all {len(attached)} deltas leave the backbone unchanged, nothing was learned")
+        return f"all {len(attached)} deltas leave the backbone unchanged"
+    return ""
 
 
 def _check_labels(labels: Sequence[str], num_classes: int) -> None:
