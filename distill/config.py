@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from augment.base import VALIDATION_PASSES, PluginError
 from distill.config_errors import error_lines
 from distill.experiments.base import DEFAULT, Experiment, experiment_class, experiment_kinds
-from distill.run.folder import CONFIG, read_record, read_tree
+from distill.run.folder import CONFIG, RunError, read_record, read_tree
 from distill.yaml_tree import ConfigError, dump_yaml, load_tree, merge_trees, parse_yaml
 
 __all__ = [
@@ -60,10 +60,15 @@ def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
     The folder that the run was started in is added to the end of ``sys.path``, since the config may name classes of
     modules in it.
     """
-    tree, record = read_tree(path), read_record(path)
+    tree, config = read_tree(path), str(path / CONFIG)
+    try:
+        record = read_record(path)
+    except RunError:
+        validate_tree(tree, config)  # an error of the config is shown first
+        raise
     if (started_in := record.get("started_in")) and started_in not in sys.path:
         sys.path.append(started_in)
-    return validate_tree(tree, str(path / CONFIG)), record
+    return validate_tree(tree, config), record
 
 
 def editor_schema() -> dict[str, Any]:

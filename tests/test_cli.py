@@ -43,7 +43,7 @@ def test_help_fits_the_terminal_and_says_what_it_does(
     ("arguments", "error_at"),
     [
         (["trian"], "No such command 'trian'"),
-        (["train"], "Missing argument 'CONFIG'"),
+        (["train"], "Missing argument 'CONFIG|RUN'"),
         (["train", "x.yaml", "--resum"], "No such option: --resum"),
         (["preview", "x.yaml", "--images", "0"], "Invalid value for '--images'"),
         (["preview", "x.yaml", "--score", "--draws", "1"], "Invalid value for '--draws'"),

@@ -67,7 +67,8 @@ def test_a_run_prints_its_paths_as_they_are(started: tuple[Path, str]) -> None:
     folder, printed = started
     assert (folder / "[runs]" / "small" / "report.html").is_file()
     assert "[runs]/small: 12 training images" in printed
-    assert "[runs]/small/report.html" in printed and str(folder) not in printed, "relative to the current folder"
+    assert "[runs]/small/report.html" in printed and f"{folder}/images" in printed
+    assert str(folder / "[runs]") not in printed, "relative to the current folder"
 
 
 @pytest.mark.slow

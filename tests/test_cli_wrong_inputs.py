@@ -204,7 +204,7 @@ def a_pixel(root: Path) -> None:
 
 
 IMAGES: dict[str, tuple[Any, str | None]] = {
-    "one class": (one_class, "one class only, 'cat'"),
+    "one class": (one_class, "one class, 'cat'"),
     "damaged test image": (damage("test"), "test/dog/0.png"),
     "damaged validation image": (damage("val"), "val/dog/0.png"),
     "text for an image": (text_for_an_image, "test/cat/1.png"),

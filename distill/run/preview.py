@@ -137,7 +137,7 @@ def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     return [name_of.get(key, "") for key in ids.tolist()]
 
 
-def _strips(view_batch: ViewBatch, image: Tensor, draws: int) -> dict[str, list[Strip]]:
+def _strips(view_batch: ViewBatch, image: Tensor, draws: int = 128) -> dict[str, list[Strip]]:
     """Heading → strips, one for each operation: those of the student, then those that only other views have."""
     augment = view_batch.augment
     view_specs: list[tuple[str, ViewSpec, InputSpec]] = [

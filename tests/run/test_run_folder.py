@@ -1,5 +1,6 @@
 """The run folder: its name, its resumption, and what happens where nothing can be written."""
 
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,7 +46,10 @@ def test_each_run_gets_a_folder_of_its_own(tmp_path: Path) -> None:
 
 def test_config_and_record_are_written_first(tmp_path: Path) -> None:
     run = open_folder(experiment(tmp_path, seed=3))
-    assert read_run(run.path) == (experiment(tmp_path, seed=3), {"status": "running", "stages": {}})
+    assert read_run(run.path) == (
+        experiment(tmp_path, seed=3),
+        {"status": "running", "stages": {}, "started_in": os.getcwd()},
+    )
     run.finish_stage("student", 1.5)
     run.finish_stage("student", 2.0)
     run.set_status("finished")
