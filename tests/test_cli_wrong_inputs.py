@@ -131,7 +131,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "gray color": (own("GrayColor"), "GrayColor (operation 2) returned float32"),
     "broken": (own("Broken"), "KeyError: 'my own mistake' (WHERE/wrong_parts.py, line "),
     "broken sampled": (own("BrokenSample"), "wrong_parts.py, line "),
-    "even kernel": (ops({"type": "RandomGaussianBlur", "kernel_size": [4, 4], "sigma": [0.1, 2.0], "p": 1}), "odd"),
+    "even kernel": (ops({"type": "RandomGaussianBlur", "kernel_size": [4, 4], "sigma": [0.1, 2.0], "p": 1}), "is even"),
     "large crop": (ops({"type": "RandomCrop", "size": [400, 400]}), "RandomCrop"),
     "raising loss": (objective(type="wrong_parts:RaisingLoss"), "no attribute 'nothing' (WHERE/wrong_parts.py, line "),
     "loss that is not a number": (objective(type="wrong_parts:MissingLoss"), "missingloss is nan"),

@@ -53,7 +53,7 @@ def test_config_and_record_are_written_first(tmp_path: Path) -> None:
     run.finish_stage("student", 1.5)
     run.finish_stage("student", 2.0)
     run.set_status("finished")
-    assert read_run(run.path)[1] == {"status": "finished", "stages": {"student": 3.5}}
+    assert read_run(run.path)[1] == {"status": "finished", "stages": {"student": 3.5}, "started_in": os.getcwd()}
 
 
 @pytest.mark.parametrize(
