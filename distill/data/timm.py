@@ -1,5 +1,8 @@
 """timm's datasets, read by the readers of ``timm.data.create_dataset``: folders, tars, ``hfds/…``.
 
+The splits of a folder are found as in the source ``folder``, and each image is read once, in all formats that this
+package reads. timm's classes are the folders that hold the images.
+
 The reader is used without timm's ``ImageDataset``, which replaces unreadable files by the next ones. Workers of this
 source import timm, which the reader belongs to; workers of other sources do not.
 """
@@ -15,6 +18,7 @@ from pydantic import Field
 from distill.data.base import DataError, Sample, Samples, Source, Split
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
 from distill.data.depth import bits_in_use
+from distill.data.formats import extensions
 from distill.data.labels import LabelColumn, LabelSettings, read_labels
 from distill.data.layout import understand
 from distill.data.split_names import split_of, splits_of
@@ -124,7 +128,9 @@ class Timm(Source):
 
         given = folder or self.settings.root
         root = None if given is None else str(given)
-        arguments = self.settings.arguments if folder is None else {**self.settings.arguments, "search_split": False}
+        arguments = self.settings.arguments
+        if folder is not None:  # timm's own list of formats is .png, .jpg, .jpeg
+            arguments = {"input_key": ";".join(sorted(extensions())), **arguments, "search_split": False}
         try:
             dataset = create_dataset(self.settings.name, root=root, split=split, **arguments)
         except Exception as error:  # each reader raises other exceptions

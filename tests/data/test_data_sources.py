@@ -258,14 +258,16 @@ def test_timm_finds_the_splits_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "x/Training/b/up").symlink_to("..")
     source = Timm(Timm.Settings(root=tmp_path))
     assert source.classes == ("a", "b") and source.has_split == {"train", "test"}
-    assert list(source.split("train").ids) == ["train/a/1.png", "train/b/1.png"]
-    assert list(source.split("train").labels) == [0, 1] and list(source.split("test").labels) == [0, 1]
+    assert list(source.split("train").ids) == ["train/a/1.png", "train/a/2.webp", "train/b/1.png"]
+    assert list(source.split("train").labels) == [0, 0, 1] and list(source.split("test").labels) == [0, 1]
     assert source.reading == f"{tmp_path}: train is x/Training, test is x/Testing"
     assert {each.reason: each.count for each in source.skipped} == {
         "hidden": 2,
         "link to a folder that is read already": 1,
-        ".webp (timm does not read it; the source folder does)": 1,
     }
+    few = Timm(Timm.Settings(root=tmp_path, arguments={"input_key": ".png"}))
+    assert len(few.split("train")) == 2
+    assert ".webp (timm does not read it; the source folder does)" in {each.reason for each in few.skipped}
     inside = Timm(Timm.Settings(root=tmp_path / "x", splits={"train": "training", "test": "test"}))
     assert list(inside.split("test").ids) == ["test/a/1.png", "test/b/1.png"]
     with pytest.raises(DataError, match=r"no folder val in .*, which holds Testing, Training"):
