@@ -55,11 +55,10 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     Raises:
         NetworkError: an unknown name, weights that are neither cached nor reachable, or a file that does not fit.
     """
+    check_available(settings)
     scheme, _, name = settings.model.partition(":")
     if scheme != "embedded":
         name = settings.model
-    if ":" not in name:
-        _check_known(name)
     notes: tuple[str, ...] = ()
     size = settings.size
     if settings.checkpoint is not None:
@@ -75,10 +74,6 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         load_embedded(model, name)
         new_classifier(model, num_classes)
     else:
-        if scheme == "local-dir":
-            _check_folder(settings.model)
-        else:
-            check_reachable(name)
         model, origin = make_model(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
 
     if num_classes is not None:
@@ -94,6 +89,21 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         ),
         notes=notes,
     )
+
+
+def check_available(settings: NetworkSettings) -> None:
+    """Raise ``NetworkError`` if there is no such model, folder or file, or if weights are out of reach."""
+    scheme, colon, name = settings.model.partition(":")
+    if not colon or scheme == "embedded":
+        _check_known(name if colon else settings.model)
+    if settings.checkpoint is not None and not settings.checkpoint.exists():
+        raise NetworkError(f"{settings.checkpoint}: no such file")
+    if settings.checkpoint is not None or not settings.pretrained or scheme == "embedded":
+        return
+    if scheme == "local-dir":
+        _check_folder(settings.model)
+    else:
+        check_reachable(settings.model)
 
 
 def as_network(model: Network | nn.Module, num_classes: int | None = None, size: int | None = None) -> Network:

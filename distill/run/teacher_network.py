@@ -11,7 +11,7 @@ from augment.views import InputSpec
 from distill.deltas.attach import deltas, merge
 from distill.deltas.base import StructuralDelta
 from distill.export.delta.io import load_delta, read_delta
-from distill.models.network import Network, as_network, create_network
+from distill.models.network import Network, as_network, check_available, create_network
 from distill.models.settings import NetworkSettings, TeacherNetworkSettings
 from distill.run.stage import StageError
 
@@ -37,21 +37,22 @@ def make_network(settings: NetworkSettings, num_classes: int | None = None) -> N
 
 
 def check_file(settings: NetworkSettings, key: str) -> None:
-    """Create a network whose weights come from a file or folder, to find errors early.
+    """Check that a network is available, and create it if its weights come from a file or folder.
 
     Args:
         settings: of the network.
         key: path of the settings in the config, for errors.
 
     Raises:
-        StageError: the file cannot be used.
+        StageError: there is no such model, its weights are out of reach, or the file cannot be used.
     """
     delta = settings.delta if isinstance(settings, TeacherNetworkSettings) else None
-    if settings.checkpoint or delta or settings.model.startswith("local-dir:"):
-        try:
+    try:
+        check_available(settings)
+        if settings.checkpoint or delta or settings.model.startswith("local-dir:"):
             make_network(settings)
-        except UserError as error:
-            raise StageError(f"{key}: {error}") from error
+    except UserError as error:
+        raise StageError(f"{key}: {error}") from error
 
 
 def _with_delta(settings: TeacherNetworkSettings, folder: Path) -> Network:

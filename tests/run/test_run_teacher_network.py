@@ -77,7 +77,13 @@ def test_a_delta_of_another_backbone_and_a_changed_bit_are_errors(backbone: Path
 
 
 @pytest.mark.parametrize(
-    "key", ["student.network.checkpoint", "teacher.networks.0.checkpoint", "teacher.networks.0.delta"]
+    "key",
+    [
+        "student.network.checkpoint",
+        "student.network.model",
+        "teacher.networks.0.checkpoint",
+        "teacher.networks.0.delta",
+    ],
 )
 def test_files_are_checked_before_the_data_is_opened(key: str, tmp_path: Path) -> None:
     network = {"model": "test_resnet", "pretrained": False}
