@@ -21,7 +21,11 @@ def counts_line(data: ExperimentData) -> str:
     if labels != images:
         parts.append(f"{f'{labels:,}' if labels else 'none'} of them labeled")
     for split, name in OTHERS:
-        parts.append(f"{len(data.subset(split)):,} for {name}" if data.has_split(split) else f"none for {name}")
+        if data.has_split(split):
+            unlabeled = bool(data.classes) and (data.subset(split).labels == UNLABELED).all()
+            parts.append(f"{len(data.subset(split)):,} for {name}{' without labels' * unlabeled}")
+        else:
+            parts.append(f"none for {name}")
     if data.classes:
         parts.append(f"{len(data.classes)} class{'es' * (len(data.classes) != 1)}")
     return ", ".join(parts)

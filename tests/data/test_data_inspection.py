@@ -104,6 +104,14 @@ def test_without_decoding(root: Path) -> None:
     assert "6 training images" in text and "share" not in text and "unreadable" not in text
 
 
+def test_a_test_split_without_labels_is_told(root: Path) -> None:
+    for label in "ab":
+        for path in (root / "test" / label).iterdir():
+            path.rename(root / "test" / path.name)
+        (root / "test" / label).rmdir()
+    assert counts_line(folder_data(root)).startswith("6 training images, 2 for validation, 2 for test without labels")
+
+
 @pytest.mark.parametrize("channels", [1, 2, 4])
 def test_other_channels(channels: int, root: Path) -> None:
     data = folder_data(root, channels=channels)
