@@ -26,6 +26,7 @@ from distill.training.cache_rows import RowLayout
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary, fit
 from distill.training.layer_decay import layer_scales
+from distill.training.loggers import check_loggers
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
@@ -87,6 +88,7 @@ class FitSpec:
     def check(self, student: Student, name: str) -> None:
         """Raise ``StageError`` if the fit of this student would fail; in a trial, one step is made."""
         self._terms(student, name)
+        check_loggers(self.training.loggers)
         if (decay := self.training.optimizer.layer_decay) is not None:
             try:
                 layer_scales(student.model, decay)

@@ -78,7 +78,7 @@ class FitTeacher(Stage[TeacherNetworks]):
             "network": self.network.model_dump(mode="json", exclude={"weight", "labels"}),
             # The file or folder that the network is loaded from may hold other weights later.
             "weights": self._start(context)[0].backbone.sha256,
-            "fit": self.fit.model_dump(mode="json"),
+            "fit": self.fit.model_dump(mode="json", exclude={"training": {"loggers"}}),
             "augment": self.augment.model_dump(mode="json"),
             "data": [data.fingerprint(), data.settings.model_dump(mode="json", exclude=ignored)],
         }

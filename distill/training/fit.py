@@ -25,6 +25,7 @@ from distill.models.weights import check_fits
 from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.evaluate import Predictions
+from distill.training.loggers import make_loggers
 from distill.training.module import Distillation
 from distill.training.placement import choose_placement
 from distill.training.progress import FitProgress
@@ -116,6 +117,9 @@ def fit(
         console.print(message, highlight=False, soft_wrap=True)
     checkpoint = newest_good(folder)
     resumed_at = int(checkpoint.stem.removeprefix("step-")) if checkpoint else None
+    types = {logger.type for logger in settings.loggers}
+    log = RunLog(folder, resumed_at, "tensorboard" in types, make_loggers(settings.loggers, folder))
+    log.log_hyperparams(settings.model_dump(mode="json"))
     progress = FitProgress(name, console)
     metrics = MetricsReader(loader, progress, settings.log_every)
     callbacks = [metrics]
@@ -145,7 +149,7 @@ def fit(
                 precision="bf16-mixed" if settings.precision == "bfloat16" else "32-true",
                 max_epochs=settings.epochs,
                 accumulate_grad_batches=settings.accumulate,
-                logger=RunLog(folder, resumed_at),
+                logger=log,
                 callbacks=callbacks,  # type: ignore[arg-type]
                 plugins=[VerifiedCheckpointIO()],
                 default_root_dir=str(folder),

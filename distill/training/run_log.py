@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import logging
 from argparse import Namespace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ COLUMNS = ("step", "epoch", "name", "value")
 
 
 class RunLog(Logger):
-    """Appends rows to ``log.csv`` and scalars to TensorBoard event files in the same folder.
+    """Appends rows to ``log.csv``, writes TensorBoard event files beside it, and passes all metrics to other loggers.
 
     In long format, a metric that first appears later needs no new header, and a resumed fit appends to the same file.
-    If the log cannot be written (a full disk), there is one warning and training continues.
+    If a log cannot be written (a full disk, no network), there is one warning and training continues.
 
     Args:
         folder: for both.
         resumed_at: step of the checkpoint that the fit resumes from; rows of later steps are removed. None: a new log.
+        tensorboard: whether to write TensorBoard event files.
+        others: loggers that get the same metrics; nothing is removed from their logs.
     """
 
-    def __init__(self, folder: Path, resumed_at: int | None = None):
+    def __init__(
+        self, folder: Path, resumed_at: int | None = None, tensorboard: bool = True, others: Sequence[Logger] = ()
+    ):
         super().__init__()
+        self.tensorboard, self.others = tensorboard, list(others)
         self.folder = folder
         self.path = folder / "log.csv"
         self._writer: Any = None
@@ -47,17 +53,19 @@ class RunLog(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Does nothing: the settings are in the run's ``config.yaml``.
+        """Pass the settings to the other loggers; for this one they are in the run's ``config.yaml``.
 
         Args:
-            params: not used.
-            args: not used.
-            kwargs: not used.
+            params: name → value.
+            args: passed on.
+            kwargs: passed on.
         """
+        self._pass_on("log_hyperparams", params, *args, **kwargs)
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Write a row for each metric; ``metrics`` may hold the ``epoch``, which is not a metric of its own."""
+        self._pass_on("log_metrics", dict(metrics), step)
         epoch = metrics.pop("epoch", 0)
         self._attempt(self._append, metrics, int(step or 0), int(epoch))
 
@@ -65,6 +73,16 @@ class RunLog(Logger):
     def finalize(self, status: str) -> None:
         if self._writer is not None:
             self._attempt(self._writer.close)
+        self._pass_on("finalize", status)
+
+    def _pass_on(self, method: str, *arguments: Any, **more: Any) -> None:
+        for other in list(self.others):
+            try:
+                getattr(other, method)(*arguments, **more)
+            except Exception as error:
+                self.others.remove(other)
+                name = type(other).__name__
+                logger.warning("%s does not log any more (%s); training continues without it", name, error)
 
     @rank_zero_only
     def _attempt(self, action: Any, *arguments: Any) -> None:
@@ -85,6 +103,8 @@ class RunLog(Logger):
         kept = [COLUMNS, *(row for row in rows if int(row[0]) <= (resumed_at or 0))]
         write_atomic(self.path, "".join(",".join(row) + "\n" for row in kept).encode())
 
+        if not self.tensorboard:
+            return
         from torch.utils.tensorboard import SummaryWriter
 
         self._writer = SummaryWriter(str(self.folder), purge_step=None if resumed_at is None else resumed_at + 1)
@@ -92,6 +112,7 @@ class RunLog(Logger):
     def _append(self, metrics: dict[str, float], step: int, epoch: int) -> None:
         with self.path.open("a", newline="") as file:
             csv.writer(file).writerows([step, epoch, name, f"{value:.7g}"] for name, value in metrics.items())
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+            self._writer.flush()

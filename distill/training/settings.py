@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from augment.base import Settings, error_at
+from augment.base.suggestions import did_you_mean
 from augment.policy import AugmentSettings
+
+LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 
 class OptimizerSettings(Settings):
@@ -79,6 +82,36 @@ class CurriculumSettings(Settings):
             raise error_at("training.curriculum", text)
 
 
+class LoggerSettings(Settings):
+    """A logger of the fits. ``log.csv`` is always written, since the report draws the curves from it."""
+
+    type: str = Field(
+        description="csv, tensorboard, wandb, mlflow, or a logger class of Lightning: package.module:Class"
+    )
+    project: str | None = Field(None, description="wandb: the project, mlflow: the experiment; none: the run's name")
+    offline: bool = Field(
+        True,
+        description="wandb, mlflow: write into the fit's folder only (wandb sync sends it later); false: to the server"
+        " that the package is set up for",
+    )
+    arguments: dict[str, Any] = Field({}, description="further arguments of the Lightning logger, by name")
+
+    @field_validator("type")
+    @classmethod
+    def _is_known(cls, value: str) -> str:
+        if value not in LOGGERS and ":" not in value:
+            hint = did_you_mean(value, LOGGERS)
+            raise ValueError(
+                f"unknown logger {value!r}{hint}; or name a logger class of Lightning: package.module:Class"
+            )
+        return value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"type": value} if isinstance(value, str) else value
+
+
 class TrainingSettings(Settings):
     """Training of one network."""
 
@@ -109,6 +142,9 @@ class TrainingSettings(Settings):
     )
     accelerator: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU if there is one")
     devices: int = Field(1, ge=1, le=1024, description="processes; more than one: DDP, which splits the batch")
+    loggers: tuple[LoggerSettings, ...] = Field(
+        (LoggerSettings(type="tensorboard"),), description="where the logs of the fits go, beside log.csv"
+    )
     log_every: int = Field(20, ge=1, description="steps between log rows; the device is synchronized only then")
     checkpoint_minutes: float = Field(10.0, gt=0, description="minutes between checkpoints in an epoch (one process)")
     spike: SpikeSettings = SpikeSettings()
