@@ -22,7 +22,7 @@ def counts_line(data: ExperimentData) -> str:
         parts.append(f"{f'{labels:,}' if labels else 'none'} of them labeled")
     for split, name in OTHERS:
         if data.has_split(split):
-            unlabeled = bool(data.classes) and (data.subset(split).labels == UNLABELED).all()
+            unlabeled = bool(data.classes) and bool((data.subset(split).labels == UNLABELED).all())
             parts.append(f"{len(data.subset(split)):,} for {name}{' without labels' * unlabeled}")
         else:
             parts.append(f"none for {name}")
