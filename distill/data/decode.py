@@ -135,7 +135,7 @@ def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
     bands = len(image.getbands())
     raise DataError(
         f"{name}: data.channels is {channels}, and the file has {bands} ({image.mode}); image files are read with 1 to"
-        " 4 channels, others come from a source of your own"
+        " 4 channels, others come from arrays in Parquet or a source of your own"
     )
 
 

@@ -59,7 +59,9 @@ class HuggingFace(Source):
         config: str | None = Field(None, description="the dataset's configuration, if it has several")
         revision: str | None = Field(None, description="branch, tag or commit on the Hub")
         splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default: by name")
-        image_column: str | None = Field(None, description="column of images; default: the only one")
+        image_column: str | None = Field(
+            None, description="column of images, or of uint8 arrays [H, W, C]; default: the only one"
+        )
         label_column: str | None = Field(
             None, description="column of classes; default: the only one, or 'label', 'labels', 'target' or 'class'"
         )
@@ -220,7 +222,9 @@ class HuggingFace(Source):
         given = self.settings.image_column
         if given is not None and given not in features:
             raise DataError(f"{self._where}: no column {given!r} (image_column), only {list(features)}")
-        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)]
+        images = [name for name, kind in features.items() if isinstance(kind, datasets.Image)] or [
+            name for name, kind in features.items() if isinstance(kind, datasets.Array3D)
+        ]
         if given is None and len(images) != 1:
             raise DataError(f"{self._where}: set image_column; the image columns are {images} of {list(features)}")
         return given or images[0]
@@ -263,8 +267,14 @@ class RowSamples:
     ):
         import datasets
 
-        encoded = [table.select_columns([column]).cast_column(column, datasets.Image(decode=False)) for table in tables]
-        self.table = encoded[0] if len(encoded) == 1 else datasets.concatenate_datasets(encoded)
+        kind = tables[0].features[column]
+        self.arrays = kind.dtype if isinstance(kind, datasets.Array3D) else None
+        """Type of the values, if the images are arrays and not encoded files."""
+        parts = [table.select_columns([column]) for table in tables]
+        if not self.arrays:
+            parts = [part.cast_column(column, datasets.Image(decode=False)) for part in parts]
+        table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+        self.table = table.with_format("numpy") if self.arrays else table
         self.column, self.labels = column, labels
         self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
         self.ids = [f"{split}/{row:06d}" + (f"/{path}" if path else "") for row, path in enumerate(self._paths())]
@@ -273,6 +283,8 @@ class RowSamples:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
+        if self.arrays:
+            return Sample(self._array(index), self.labels[index], self.ids[index])
         encoded, id = self.encoded(index), self.ids[index]
         if encoded is None:
             raise DataError(f"{id}: the row has no image")
@@ -280,7 +292,7 @@ class RowSamples:
 
     def encoded(self, index: int) -> bytes | str | None:
         """The encoded image of a row or its path; None if the row has no image."""
-        image = self.table[index][self.column]
+        image = None if self.arrays else self.table[index][self.column]
         if image is None:
             return None
         return image["bytes"] if image["bytes"] is not None else image["path"]
@@ -290,12 +302,25 @@ class RowSamples:
         """Bytes of each encoded image, 0 for an image in a separate file; for the fingerprint."""
         import pyarrow.compute as pc
 
+        if self.arrays:
+            return np.full(len(self), -1)
         return pc.fill_null(pc.binary_length(self._field("bytes")), 0).to_numpy()
 
     def _paths(self) -> Iterator[str | None]:
         """The paths of the images; of absolute paths, which differ between machines, only the file name."""
-        for path in self._field("path").to_pylist():
+        for path in [None] * len(self.table) if self.arrays else self._field("path").to_pylist():
             yield os.path.basename(path) if path and os.path.isabs(path) else path
+
+    def _array(self, index: int) -> np.ndarray:
+        """An array of the table as uint8 [H, W, C]; [C, H, W] is transposed."""
+        if self.arrays != "uint8":
+            raise DataError(f"{self.ids[index]}: an array of {self.arrays}; images are uint8")
+        array = np.asarray(self.table[index][self.column]).astype(np.uint8)  # the library reads integers as int64
+        if array.shape[-1] != self.channels and array.shape[0] == self.channels:
+            array = array.transpose(1, 2, 0)
+        if array.shape[-1] != self.channels:
+            raise DataError(f"{self.ids[index]}: an array {list(array.shape)}, and data.channels is {self.channels}")
+        return np.ascontiguousarray(array)
 
     def _field(self, name: str) -> Any:
         import pyarrow.compute as pc

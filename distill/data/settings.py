@@ -23,8 +23,8 @@ class DataSettings(Settings):
         3,
         ge=1,
         le=MAX_CHANNELS,
-        description="channels of the images: 1 gray, 3 RGB, 4 RGBA or the bands of a TIFF; more from a source of your"
-        " own. The networks take as many (in_chans)",
+        description="channels of the images: 1 gray, 3 RGB, 4 RGBA or the bands of a TIFF; more from arrays in Parquet"
+        " or a source of your own. The networks take as many (in_chans)",
     )
     val_fraction: float = Field(0.1, ge=0, lt=1, description="fraction of train held out if the source has no val")
     labels_per_class: int | None = Field(None, ge=0, description="labels visible in training; None: all, 0: none")

@@ -106,3 +106,27 @@ def test_parquet_of_sixteen_bits_is_read_by_the_bits_in_use(tmp_path: Path) -> N
     for bits, values in ((None, [0, 64, 255]), (16, [0, 4, 15])):
         train = HuggingFace(HuggingFace.Settings(bits=bits, **given)).split("train")
         assert [train[row].image[0, 0, 0] for row in range(3)] == values
+
+
+def test_parquet_of_arrays_has_any_number_of_channels(tmp_path: Path) -> None:
+    import datasets
+
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 7, 5, 6), dtype=np.uint8)
+    given = {"cache_dir": tmp_path / "cache", "data_files": {"train": str(tmp_path / "train.parquet")}}
+    for shape, arrays in (((5, 6, 7), pixels.transpose(0, 2, 3, 1)), ((7, 5, 6), pixels)):
+        kinds = {"bands": datasets.Array3D(shape, "uint8"), "label": datasets.Value("int64")}
+        table = datasets.Dataset.from_dict({"bands": list(arrays), "label": [0, 1, 1]}, datasets.Features(kinds))
+        table.to_parquet(tmp_path / "train.parquet")
+        settings = {"size": 8, "batch_size": 3, "workers": 0, "channels": 7, "val_fraction": 0}
+        data = ExperimentData(DataSettings(source={"type": "huggingface", **given}, **settings))
+        assert data.eval_batch("train", [0, 1, 2]).images.shape == (3, 7, 8, 8)
+        assert np.array_equal(data.subset("train")[2].image, pixels[2].transpose(1, 2, 0))
+        assert data.fingerprint() and data.subset("train").ids[1] == "train/000001"
+    with pytest.raises(DataError, match=r"train/000000: an array \[7, 5, 6\], and data\.channels is 3"):
+        HuggingFace(HuggingFace.Settings(**given)).split("train")[0]
+    kinds["bands"] = datasets.Array3D((7, 5, 6), "float32")
+    datasets.Dataset.from_dict({"bands": list(pixels / 255), "label": [0, 1, 1]}, datasets.Features(kinds)).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(DataError, match="train/000000: an array of float32; images are uint8"):
+        HuggingFace(HuggingFace.Settings(**given)).split("train")[0]
