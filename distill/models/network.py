@@ -20,6 +20,7 @@ from distill.models.checkpoint_file import read_checkpoint
 from distill.models.embedded import load_embedded
 from distill.models.features import Features, FeatureShapes
 from distill.models.from_file import load_from_file, trained_size
+from distill.models.jax_file import SUFFIX, load_jax_file
 from distill.models.other_names import OTHER_NAMES
 from distill.models.settings import NetworkSettings
 from distill.models.timm_models import make_model, new_classifier, resize, timm_with_own_models
@@ -61,7 +62,10 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         name = settings.model
     notes: tuple[str, ...] = ()
     size = settings.size
-    if settings.checkpoint is not None:
+    if settings.checkpoint is not None and settings.checkpoint.suffix == SUFFIX:
+        model = load_jax_file(name, settings.checkpoint, size, num_classes)
+        origin = f"{settings.model}@{settings.checkpoint.name}"
+    elif settings.checkpoint is not None:
         checkpoint = read_checkpoint(settings.checkpoint)
         size = size or trained_size(checkpoint)
         model, notes = load_from_file(name, checkpoint, settings.prefix, size, num_classes)

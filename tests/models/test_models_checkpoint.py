@@ -293,3 +293,56 @@ def test_a_network_of_other_channels(tmp_path: Path) -> None:
     assert len(made.input.mean) == 4 and made.model.pretrained_cfg["input_size"][0] == 4
     three = network("test_resnet", file, in_chans=3)
     assert three.model(x[:, :3]).shape == (2, 5) and len(three.input.std) == 3
+
+
+def as_jax(source: nn.Module) -> dict[str, np.ndarray]:
+    """A ViT's weights as Google's code names and shapes them."""
+    state = {key: tensor.numpy() for key, tensor in source.state_dict().items()}
+    heads, width = source.blocks[0].attn.num_heads, source.embed_dim
+    arrays = {
+        "embedding/kernel": state["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": state["patch_embed.proj.bias"],
+        "cls": state["cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["pos_embed"],
+        "Transformer/encoder_norm/scale": state["norm.weight"],
+        "Transformer/encoder_norm/bias": state["norm.bias"],
+        "head/kernel": state["head.weight"].T,
+        "head/bias": state["head.bias"],
+    }
+    for number in range(len(source.blocks)):
+        block, jax = f"blocks.{number}.", f"Transformer/encoderblock_{number}/"
+        for new, old in {"norm1": "LayerNorm_0", "norm2": "LayerNorm_2"}.items():
+            arrays |= {
+                f"{jax}{old}/scale": state[f"{block}{new}.weight"],
+                f"{jax}{old}/bias": state[f"{block}{new}.bias"],
+            }
+        for new, old in {"mlp.fc1": "MlpBlock_3/Dense_0", "mlp.fc2": "MlpBlock_3/Dense_1"}.items():
+            arrays |= {
+                f"{jax}{old}/kernel": state[f"{block}{new}.weight"].T,
+                f"{jax}{old}/bias": state[f"{block}{new}.bias"],
+            }
+        attention = f"{jax}MultiHeadDotProductAttention_1/"
+        for part, weight, bias in zip(
+            ("query", "key", "value"),
+            np.split(state[f"{block}attn.qkv.weight"], 3),
+            np.split(state[f"{block}attn.qkv.bias"], 3),
+        ):
+            arrays[f"{attention}{part}/kernel"] = weight.T.reshape(width, heads, -1)
+            arrays[f"{attention}{part}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}out/kernel"] = state[f"{block}attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}out/bias"] = state[f"{block}attn.proj.bias"]
+    return arrays
+
+
+def test_an_archive_of_jax_arrays(tmp_path: Path) -> None:
+    source = make("vit_tiny_patch16_224", num_classes=5)
+    arrays = as_jax(source)
+    np.savez(tmp_path / "vit.npz", **arrays)
+    assert_equal(network("vit_tiny_patch16_224", tmp_path / "vit.npz").model, source, 224)
+    assert network("vit_tiny_patch16_224", tmp_path / "vit.npz", 3).model.num_classes == 3
+    assert "timm reads archives of JAX arrays for ViTs" in refused("test_resnet", tmp_path / "vit.npz")
+    (tmp_path / "cut.npz").write_bytes((tmp_path / "vit.npz").read_bytes()[:5000])
+    assert "cannot be read, or is damaged" in refused(VIT, tmp_path / "cut.npz")
+    del arrays["head/kernel"], arrays["head/bias"], arrays["cls"]
+    np.savez(tmp_path / "vit.npz", **arrays)
+    assert "does not fit vit_tiny_patch16_224" in refused("vit_tiny_patch16_224", tmp_path / "vit.npz")
