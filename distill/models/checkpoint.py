@@ -57,7 +57,8 @@ def find_weights(checkpoint: Checkpoint, model: nn.Module, adapt: Filter, prefix
         checkpoint: the file.
         model: a timm model; its head may have another width than that of the file.
         adapt: the filter of timm's loader for this model.
-        prefix: of the names in the file; None: the one whose tensors fit.
+        prefix: of the names in the file, with or without the key of the mapping that they are in (``state_dict.``);
+            None: the one whose tensors fit.
 
     Returns:
         The weights. Names and shapes are not checked yet, see :func:`load_weights`.
@@ -153,12 +154,11 @@ def _prefixes(checkpoint: Checkpoint, body: set[str], prefix: str | None) -> lis
     """The given prefix, or those that may fit: before a name of the model, or made of the names of wrappers."""
     if prefix is not None:
         prefix = prefix if prefix.endswith(".") or not prefix else f"{prefix}."
-        if not any(name.startswith(prefix) for name in checkpoint.tensors):
-            known = {name.rpartition(".")[0] + "." for name in checkpoint.tensors}
-            raise NetworkError(
-                f"{checkpoint.path} has no names that begin with {prefix!r}{did_you_mean(prefix, known)}"
-            )
-        return [prefix]
+        whole = [prefix, *(f"{container}.{prefix}" for container in CONTAINERS)]
+        if there := [each for each in whole if any(name.startswith(each) for name in checkpoint.tensors)]:
+            return there[:1]
+        known = {name.rpartition(".")[0] + "." for name in checkpoint.tensors}
+        raise NetworkError(f"{checkpoint.path} has no names that begin with {prefix!r}{did_you_mean(prefix, known)}")
     depth = max(name.count(".") for name in body)  # a deep name is followed by the same names in few places only
     deepest = sorted(name for name in body if name.count(".") == depth)
     probes = {deepest[0], deepest[len(deepest) // 2], deepest[-1]}
