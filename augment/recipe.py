@@ -213,8 +213,8 @@ def built(item: Op | Callable[..., Any], size: tuple[int, int] | None = None) ->
 def key_of(error: Exception, arguments: dict[str, Any]) -> str:
     """The argument that an error of a class speaks of, by its name or the name's words, or ``"type"``."""
     text = str(error).lower().replace("_", " ")
-    found = {key: re.search(rf"\b{re.escape(key.lower().replace('_', ' '))}\b", text) for key in arguments}
-    named = {key: match.start() for key, match in found.items() if match}
+    matches = {key: re.search(rf"\b{re.escape(key.lower().replace('_', ' '))}\b", text) for key in arguments}
+    named = {key: match.start() for key, match in matches.items() if match}
     if named:
         return min(named, key=lambda key: named[key])
     return next(iter(arguments)) if len(arguments) == 1 else "type"
@@ -266,11 +266,11 @@ def _members(name: str, cls: type, transforms: Any, size: tuple[int, int]) -> li
             members.append(member)
             continue
         if not op.type.startswith("torchvision.transforms"):
-            ours = {"RandomChoice": "OneOf", "Compose": "Sequential", "RandomOrder": "SomeOf"}
+            containers = {"RandomChoice": "OneOf", "Compose": "Sequential", "RandomOrder": "SomeOf"}
             raise OperationError(
                 f"transforms.{index}.type",
                 f"{name} holds torchvision's transforms, and {op.type} is none; for operations of every kind write "
-                f"{ours.get(cls.__name__, 'RandomApply')}",
+                f"{containers.get(cls.__name__, 'RandomApply')}",
             )
         members.append(member.user)
     return members

@@ -47,8 +47,8 @@ class OneOf(Container):
 
     @property
     def reason(self) -> str:  # type: ignore[override]
-        shares = " : ".join(f"{weight:g}" for weight in self.weights)
-        return f"one of {len(self.weights)}" + (f", {shares}" if len(set(self.weights)) > 1 else "") + _with(self.p)
+        ratio = " : ".join(f"{weight:g}" for weight in self.weights)
+        return f"one of {len(self.weights)}" + (f", {ratio}" if len(set(self.weights)) > 1 else "") + _with(self.p)
 
     def chosen(self, draws: Draws) -> Tensor:
         limits = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)

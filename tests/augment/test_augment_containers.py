@@ -51,7 +51,7 @@ def one_pixel(ids):
     return torch.tensor([0.8, 0.4, 0.2]).view(1, 3, 1, 1).expand(len(ids), -1, 4, 4)
 
 
-def shares(made, *values):
+def fractions(made, *values):
     """How often the first channel of the first pixel has each value."""
     return [float((made[:, 0, 0, 0] - value).abs().lt(1e-3).float().mean()) for value in values]
 
@@ -73,29 +73,31 @@ def test_one_of_draws_by_weight():
     made = run(
         chain({"type": "OneOf", "transforms": [GRAY, INVERT], "weights": [3, 1]}, size=(4, 4)), one_pixel(MANY), MANY
     )
-    gray, inverted = shares(made, 0.299 * 0.8 + 0.587 * 0.4 + 0.114 * 0.2, 0.2)
+    gray, inverted = fractions(made, 0.299 * 0.8 + 0.587 * 0.4 + 0.114 * 0.2, 0.2)
     assert abs(gray + inverted - 1) < 1e-6 and abs(gray - 0.75) < 0.03
     some = run(chain({"type": "OneOf", "transforms": [INVERT], "p": 0.4}, size=(4, 4)), one_pixel(MANY), MANY)
-    assert abs(shares(some, 0.2)[0] - 0.4) < 0.03
+    assert abs(fractions(some, 0.2)[0] - 0.4) < 0.03
 
 
 def test_one_operation_of_several_is_drawn_apart_from_its_own_probability():
     """OneOf's choice and the p of what it holds are not the same number."""
     half = {"type": "RandomInvert", "p": 0.5}
     made = run(chain({"type": "OneOf", "transforms": [half, half]}, size=(4, 4)), one_pixel(MANY), MANY)
-    assert abs(shares(made, 0.2)[0] - 0.5) < 0.04
+    assert abs(fractions(made, 0.2)[0] - 0.5) < 0.04
 
 
 def test_some_of_draws_so_many_in_order():
     darker = {"type": "RandomBrightness", "brightness": [0.5, 0.5], "p": 1.0}
     recipe = {"type": "SomeOf", "transforms": [darker, INVERT, FLIP], "n": 2}
     made = run(chain(recipe, size=(4, 4)), one_pixel(MANY), MANY)
-    both, darkened, inverted = shares(made, 0.7, 0.3, 0.2)  # darker then inverted; darker, flipped; inverted, flipped
+    both, darkened, inverted = fractions(
+        made, 0.7, 0.3, 0.2
+    )  # darker then inverted; darker, flipped; inverted, flipped
     assert abs(both + darkened + inverted - 1) < 1e-6 and all(
         abs(share - 1 / 3) < 0.03 for share in (both, darkened, inverted)
     )
     counted = run(chain({**recipe, "n": [0, 1]}, size=(4, 4)), one_pixel(MANY), MANY)
-    nothing, *each = shares(counted, 0.8, 0.3, 0.2)
+    nothing, *each = fractions(counted, 0.8, 0.3, 0.2)
     assert abs(nothing - 0.5 - 1 / 6) < 0.04 and all(abs(share - 1 / 6) < 0.03 for share in each), (
         "a flip shows nothing"
     )
@@ -108,7 +110,7 @@ def test_random_apply_is_all_or_nothing():
         "p": 0.3,
     }
     recipe["transforms"][1]["p"] = 1.0
-    done, kept = shares(run(chain(recipe, size=(4, 4)), one_pixel(MANY), MANY), 0.0, 0.8)
+    done, kept = fractions(run(chain(recipe, size=(4, 4)), one_pixel(MANY), MANY), 0.0, 0.8)
     assert abs(done + kept - 1) < 1e-6 and abs(done - 0.3) < 0.03
 
 
