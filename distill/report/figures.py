@@ -13,6 +13,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from distill.report.fonts import fonts_for
 from distill.report.items import Series
 from distill.report.numbers import SPACE, percent, points, signed
 from distill.report.outcome import Outcome, outcome
@@ -41,7 +42,12 @@ def draw(summary: RunSummary) -> dict[str, ThemedFigure]:
 
 
 def draw_in(theme: Theme, summary: RunSummary) -> dict[str, bytes]:
-    """File stem → PNG in one theme, for each figure whose data the summary has."""
+    """File stem → PNG in one theme, for each figure whose data the summary has.
+
+    A class whose name no font of this machine can show has its index in the figures.
+    """
+    fonts = fonts_for(summary.classes)
+    summary = summary.model_copy(update={"classes": fonts.labels(summary.classes)})
     makers: dict[str, Callable[[RunSummary, Theme], Figure | None]] = {
         "accuracy": accuracy,
         "curves": curves,
@@ -49,7 +55,7 @@ def draw_in(theme: Theme, summary: RunSummary) -> dict[str, bytes]:
         "confusion": confusion,
         "bytes": bytes_figure,
     }
-    drawn = {name: png(partial(maker, summary), theme) for name, maker in makers.items()}
+    drawn = {name: png(partial(maker, summary), theme, fonts.families) for name, maker in makers.items()}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 

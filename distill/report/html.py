@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import logging
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -12,11 +14,14 @@ import numpy as np
 from distill.files import write_atomic
 from distill.report import numbers
 from distill.report.figures import draw, draw_in
+from distill.report.fonts import fonts_for
 from distill.report.items import MEASURES, Row
 from distill.report.outcome import Outcome, outcome
 from distill.report.summary import RunSummary, finite
 from distill.report.theme import LIGHT
 from distill.report.where import blocks
+
+logger = logging.getLogger(__name__)
 
 FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
 MOST_CONFUSIONS = 8
@@ -29,6 +34,8 @@ def write_report(folder: Path, summary: RunSummary) -> Path:
     report for which there is no data now is removed.
     """
     drawn = draw(summary)
+    if unreadable := fonts_for(summary.classes).unreadable:
+        logger.warning("%s", fonts_note(summary.classes, unreadable))
     for name in FIGURES:
         path = folder / "figures" / f"{name}.png"
         if name in drawn:
@@ -61,6 +68,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
     for name in ("percent", "between", "points", "signed", "count", "size", "duration"):
         environment.filters[name] = getattr(numbers, name)
     compared = outcome(summary)
+    unreadable = fonts_for(summary.classes).unreadable
     return environment.get_template("report.html.j2").render(
         run=summary,
         tiles=tiles(summary),
@@ -69,6 +77,8 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         peaks=[row for row in summary.rows if finite(row.best_epoch)],
         outcome=compared,
         confusions=confusions(compared) if compared else [],
+        numbered={k: name for k, name in enumerate(summary.classes) if name in unreadable},
+        fonts_note=fonts_note(summary.classes, unreadable),
         measured=[row for row in summary.rows if row.measures],
         titles={name: title for name, title in MEASURES.items() if any(name in row.measures for row in summary.rows)},
         images=sum(label >= 0 for label in summary.labels),
@@ -76,6 +86,17 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         embed=_embed_file,
         zip=zip,
         verified=bool(summary.verification) and all(check.passed for check in summary.verification),
+    )
+
+
+def fonts_note(classes: Sequence[str], unreadable: frozenset[str]) -> str:
+    """What the figures show for classes that no font can show, and what to do; empty if there are none."""
+    example = next((name for name in classes if name in unreadable), None)
+    if example is None:
+        return ""
+    return (
+        f"no font of this machine has all glyphs of {len(unreadable)} class name(s), such as {example!r}: the figures "
+        "show their numbers; install a font that has them (for example Noto Sans) and write the report again"
     )
 
 

@@ -6,8 +6,7 @@ Colors are Okabe and Ito's, safe for color-blind readers: blue is better, orange
 from __future__ import annotations
 
 import io
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +48,20 @@ DARK = Theme(
 )
 
 
-def png(make: Callable[[Theme], Figure | None], theme: Theme) -> bytes | None:
-    """The figure that ``make`` draws, in the style of the theme; None where it has nothing to draw."""
-    with mpl.rc_context(_style(theme)), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # class names may be in any script
+def png(
+    make: Callable[[Theme], Figure | None], theme: Theme, families: Sequence[str] = ("DejaVu Sans",)
+) -> bytes | None:
+    """A figure as PNG.
+
+    Args:
+        make: draws the figure, or returns None where there is nothing to draw.
+        theme: its colors.
+        families: fonts, in the order in which a glyph is looked for.
+
+    Returns:
+        The PNG, or None.
+    """
+    with mpl.rc_context({**_style(theme), "font.family": list(families)}):
         figure = make(theme)
         if figure is None:
             return None
@@ -66,7 +75,6 @@ def _style(theme: Theme) -> dict[Any, Any]:
         "figure.facecolor": theme.paper,
         "axes.facecolor": theme.paper,
         "savefig.facecolor": theme.paper,
-        "font.family": "DejaVu Sans",
         "font.size": 9,
         "text.color": theme.ink,
         "text.parse_math": False,  # a class name may hold dollar signs

@@ -1,0 +1,109 @@
+"""The JSON schema of configs for editors, and what a slip costs in a fresh process."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from example_config import changed, example_tree
+
+from augment.base import Registry
+from distill.config import dump_config, editor_schema, validate_tree
+from distill.experiments.distillation import DistillationExperiment
+from distill.yaml_tree import parse_yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def tree() -> dict[str, Any]:
+    return example_tree()
+
+
+# --- Schema -------------------------------------------------------------------------------------------------------
+
+
+def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
+    schema = editor_schema()
+    assert {"base", *DistillationExperiment.model_fields} == set(schema["properties"])
+    places = {
+        ("distill.objectives", "Objective"): schema["properties"]["objectives"]["items"],
+        ("distill.deltas", "Delta"): schema["$defs"]["StudentSettings"]["properties"]["deltas"]["items"],
+        ("distill.data", "Source"): schema["$defs"]["DataSettings"]["properties"]["source"],
+    }
+    for family, place in places.items():
+        known = Registry(*family).known()
+        options = {option["title"]: option for option in place["anyOf"] if "title" in option}
+        assert list(options) == list(known) and known
+        for name, settings in known.items():
+            assert options[name]["properties"]["type"]["const"] == name
+            assert set(options[name]["properties"]) == set(settings.model_fields)
+            assert options[name]["additionalProperties"] is False
+            assert options[name]["description"]
+    epochs = schema["$defs"]["OptimizerSettings"]["properties"]["lr"]
+    assert epochs["description"] == "peak learning rate" and epochs["exclusiveMinimum"] == 0
+
+
+def test_schema_accepts_what_is_valid_and_nothing_misspelt(tree: dict[str, Any]) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(editor_schema())
+    validator = jsonschema.Draft202012Validator(editor_schema())
+    for path in sorted((ROOT / "configs").rglob("*.yaml")):
+        assert not list(validator.iter_errors(parse_yaml(path.read_text(), path.name))), path
+    assert not list(validator.iter_errors(parse_yaml(dump_config(validate_tree(tree, "q")), "q")))
+    assert not list(validator.iter_errors(changed(tree, "objectives.1={type: my.own:Thing, x: 1}", "objectives.0=ce")))
+    for slip in ["trainig=1", "training.epochs=0", "objectives.1.temprature=1", "objectives.1.type=dk", "data.fit=x"]:
+        assert list(validator.iter_errors(changed(tree, slip))), slip
+
+
+# --- A fresh process ----------------------------------------------------------------------------------------------
+
+
+def command(*arguments: str) -> tuple[subprocess.CompletedProcess[str], float]:
+    """What ``train.py`` does, and its processor seconds: those of the clock are other people's too."""
+    began = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    environment = {**os.environ, "COLUMNS": "200", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "train.py", *arguments], cwd=ROOT, capture_output=True, text=True, env=environment
+    )
+    return done, sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - began
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error_at"),
+    [
+        (["configs/quickstart.yaml", "trainig.epochs=3"], "  trainig: unknown key; did you mean 'training'?"),
+        (["configs/quickstart.yaml", "training.epochs=ten"], "  training.epochs: expected a whole number, found 'ten'"),
+        (["configs/quickstart.yaml", "data.size=4"], "  data.size: must be at least 8, is 4"),
+        (
+            ["configs/quickstart.yaml", "seed=!!int 3"],
+            "error: override seed, line 1: YAML tag '!!int' is not supported",
+        ),
+        (["configs/quickstart.yaml", "objectives.1.type=kdd"], "  objectives.1.type: unknown objective type 'kdd'"),
+        (["configs/nothing.yaml"], "error: configs/nothing.yaml: no such file; there is configs/quickstart.yaml"),
+    ],
+)
+def test_a_slip_is_told_at_once_and_without_a_traceback(arguments: list[str], error_at: str) -> None:
+    done, seconds = command(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "Traceback" not in done.stderr and done.stderr.startswith("error: ")
+    assert any(line.startswith(error_at) for line in done.stderr.splitlines()), done.stderr
+    assert len(done.stderr.splitlines()) <= 2
+    # Where a class is named it takes an import of torch, and nothing else that is slow: see the next test.
+    if "objectives" not in arguments[-1]:
+        assert seconds < 5
+
+
+@pytest.mark.slow
+def test_plain_slips_do_not_wait_for_torch() -> None:
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom distill.config import ConfigError, load_config\n"
+        "try:\n    load_config(Path('configs/quickstart.yaml'), sys.argv[1:])\n"
+        "except ConfigError:\n    print(*(name for name in ('torch', 'kornia', 'timm') if name in sys.modules))\n"
+    )
+    for override, imported in [("training.epochs=0", ""), ("objectives.1.temperature=0", "torch")]:
+        done = subprocess.run([sys.executable, "-c", code, override], cwd=ROOT, capture_output=True, text=True)
+        assert done.stdout.strip() == imported, done.stderr
