@@ -179,12 +179,12 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
         loader = context.loader(split, network.input)
         with trying(f"predicting the images of {split}"):
             predictions = context.predict(network.model, network.model, network.input, loader)
-    found = measures(predictions)
-    labels = "" if found else ", which have no labels to compare with"
+    estimates = measures(predictions)
+    labels = "" if estimates else ", which have no labels to compare with"
     title = f"{absolute(path).name}: {len(predictions.ids)} images of {split}{labels}"
     console.print(title, soft_wrap=True)
-    if found:
-        console.print(measures_table(found))
+    if estimates:
+        console.print(measures_table(estimates))
     return predictions
 
 

@@ -32,9 +32,9 @@ def fonts_for(texts: Iterable[str]) -> Fonts:
     lacking = wanted - _glyphs(font_manager.findfont(FIRST))
     if lacking:
         for name, path in _installed():
-            if found := lacking & _glyphs(path):
+            if covered := lacking & _glyphs(path):
                 families.append(name)
-                lacking -= found
+                lacking -= covered
             if not lacking:
                 break
     return Fonts(tuple(families), frozenset(text for text in texts if any(ord(sign) in lacking for sign in text)))

@@ -90,14 +90,14 @@ def measures_table(measures: dict[str, Estimate]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     for heading in ("measure", "value", "95 % interval"):
         table.add_column(heading, justify="left" if heading == "measure" else "right", no_wrap=True)
-    for name, found in measures.items():
-        table.add_row(MEASURES[name], percent(found.value), between(found))
+    for name, estimate in measures.items():
+        table.add_row(MEASURES[name], percent(estimate.value), between(estimate))
     return table
 
 
 def measures_text(measures: dict[str, Estimate]) -> Text:
     """``accuracy 97.0 % (94.7 to 98.3) · macro F1 …``, each with its 95 % interval."""
-    values = {MEASURES[name]: f"{percent(found.value)} ({between(found)})" for name, found in measures.items()}
+    values = {MEASURES[name]: f"{percent(estimate.value)} ({between(estimate)})" for name, estimate in measures.items()}
     return _listed(values)
 
 

@@ -35,12 +35,12 @@ def layer_scales(model: nn.Module, decay: float) -> dict[int, float]:
             f"training.optimizer.layer_decay: {type(model).__name__} does not declare the order of its layers (timm's "
             "group_matcher); leave layer_decay out, or use another network"
         )
-    layers = group_with_matcher(_placed(model), matcher(coarse=False), return_values=True)
+    layers = group_with_matcher(_by_layer_name(model), matcher(coarse=False), return_values=True)
     last = max(layers)
     return {id(parameter): decay ** (last - layer) for layer, own in layers.items() for parameter in own}
 
 
-def _placed(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+def _by_layer_name(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
     """All parameters by name; those of structural deltas by the last name in the block that they are attached to."""
     names = [name for name, _ in model.named_parameters()]
     places = {

@@ -53,18 +53,18 @@ def measures(predictions: Predictions) -> dict[str, Estimate]:
     def by_class(labels_N: np.ndarray, predicted_N: np.ndarray) -> tuple[float, ...]:
         return balanced_accuracy(labels_N, predicted_N, classes), macro_f1(labels_N, predicted_N, classes)
 
-    found = {"accuracy": fraction(int(right_N.sum()), images)}
+    estimates = {"accuracy": fraction(int(right_N.sum()), images)}
     values = by_class(labels_N, predicted_N)
     lows, highs = np.quantile(resampled(by_class, labels_N, predicted_N), [0.025, 0.975], axis=0)
     for name, *estimate in zip(("balanced_accuracy", "macro_f1"), values, lows, highs):
-        found[name] = Estimate(**dict(zip(("value", "low", "high"), map(float, estimate))))
+        estimates[name] = Estimate(**dict(zip(("value", "low", "high"), map(float, estimate))))
     if classes > TOP:
         among = (logits.topk(TOP, dim=1).indices == predictions.labels[labeled][:, None]).any(1)
-        found["top5_accuracy"] = fraction(int(among.sum()), images)
+        estimates["top5_accuracy"] = fraction(int(among.sum()), images)
     error = calibration_error(confidence_N, right_N)
     half = _Z * float(resampled(lambda *columns: (calibration_error(*columns),), confidence_N, right_N).std())
-    found["calibration_error"] = Estimate(value=error, low=max(0.0, error - half), high=min(1.0, error + half))
-    return found
+    estimates["calibration_error"] = Estimate(value=error, low=max(0.0, error - half), high=min(1.0, error + half))
+    return estimates
 
 
 def balanced_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> float:

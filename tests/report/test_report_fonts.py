@@ -27,16 +27,16 @@ def only(monkeypatch, *names):
 
 
 def test_latin_greek_and_cyrillic_need_no_other_font():
-    found = fonts_for(["rose", "τριαντάφυλλο", "роза", "$5 note"])
-    assert found.families == (FIRST,) and not found.unreadable
+    fonts_found = fonts_for(["rose", "τριαντάφυλλο", "роза", "$5 note"])
+    assert fonts_found.families == (FIRST,) and not fonts_found.unreadable
 
 
 def test_a_font_that_has_the_glyph_is_used(monkeypatch, stix_sign, run):
     only(monkeypatch, "STIXGeneral")
-    found = fonts_for(["rose", f"rose {stix_sign}"])
-    assert found.families == (FIRST, "STIXGeneral") and not found.unreadable
+    fonts_found = fonts_for(["rose", f"rose {stix_sign}"])
+    assert fonts_found.families == (FIRST, "STIXGeneral") and not fonts_found.unreadable
     named = run.model_copy(update={"classes": (f"rose {stix_sign}", "tulip", "daisy")})
-    assert png(lambda theme: classes_figure(named, theme), LIGHT, found.families)
+    assert png(lambda theme: classes_figure(named, theme), LIGHT, fonts_found.families)
     with pytest.warns(UserWarning, match="missing from"):
         png(lambda theme: classes_figure(named, theme), LIGHT)
 
@@ -45,8 +45,8 @@ def test_a_font_that_has_the_glyph_is_used(monkeypatch, stix_sign, run):
 def test_without_such_a_font_the_class_has_its_number_and_the_report_says_so(monkeypatch, run, tmp_path, caplog):
     only(monkeypatch)
     names = ("rose", "猫", "daisy")
-    found = fonts_for(names)
-    assert found.unreadable == {"猫"} and found.labels(names) == ("rose", "class 1", "daisy")
+    fonts_found = fonts_for(names)
+    assert fonts_found.unreadable == {"猫"} and fonts_found.labels(names) == ("rose", "class 1", "daisy")
     named = run.model_copy(update={"classes": names})
     with caplog.at_level(logging.WARNING):
         page = write_report(tmp_path, named).read_text(encoding="utf-8")

@@ -27,31 +27,31 @@ def predictions_of(images: int, classes: int, seed: int = 0, signal: float = 1.0
 def test_values_are_those_of_the_libraries(classes: int) -> None:
     predictions = predictions_of(300, classes)
     labels, classes_of = predictions.labels.numpy(), predictions.classes.numpy()
-    found = measures(predictions)
-    assert list(found) == [name for name in MEASURES if classes > 5 or name != "top5_accuracy"]
+    estimates = measures(predictions)
+    assert list(estimates) == [name for name in MEASURES if classes > 5 or name != "top5_accuracy"]
     with pytest.warns(UserWarning, match="y_pred contains classes not in y_true"):
-        assert found["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, classes_of))
-    assert found["accuracy"].value == pytest.approx(predictions.accuracy())
-    assert found["macro_f1"].value == pytest.approx(f1_score(labels, classes_of, average="macro"))
+        assert estimates["balanced_accuracy"].value == pytest.approx(balanced_accuracy_score(labels, classes_of))
+    assert estimates["accuracy"].value == pytest.approx(predictions.accuracy())
+    assert estimates["macro_f1"].value == pytest.approx(f1_score(labels, classes_of, average="macro"))
     reference = multiclass_calibration_error(predictions.logits.double().softmax(1), predictions.labels, classes, 15)
-    assert found["calibration_error"].value == pytest.approx(float(reference), abs=1e-6)
+    assert estimates["calibration_error"].value == pytest.approx(float(reference), abs=1e-6)
     if classes > 5:
         top = top_k_accuracy_score(labels, predictions.logits.numpy(), k=5, labels=range(classes))
-        assert found["top5_accuracy"].value == pytest.approx(top)
-    for estimate in found.values():
+        assert estimates["top5_accuracy"].value == pytest.approx(top)
+    for estimate in estimates.values():
         assert 0 <= estimate.low < estimate.value < estimate.high <= 1
-    assert measures(predictions) == found, "the bootstrap has a fixed seed"
+    assert measures(predictions) == estimates, "the bootstrap has a fixed seed"
 
 
 def test_by_hand() -> None:
     """Four images, three of class 0: it is right on two of them, and on the one of class 1."""
     logits = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
-    found = measures(Predictions(logits, torch.tensor([0, 0, 0, 1]), torch.arange(4)))
-    assert found["accuracy"].value == 0.75
-    assert found["balanced_accuracy"].value == pytest.approx((2 / 3 + 1) / 2)
-    assert found["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3) / 2)
+    estimates = measures(Predictions(logits, torch.tensor([0, 0, 0, 1]), torch.arange(4)))
+    assert estimates["accuracy"].value == 0.75
+    assert estimates["balanced_accuracy"].value == pytest.approx((2 / 3 + 1) / 2)
+    assert estimates["macro_f1"].value == pytest.approx((4 / 5 + 2 / 3) / 2)
     confidence = torch.tensor(1.0).sigmoid().item()
-    assert found["calibration_error"].value == pytest.approx(0.75 - confidence, abs=1e-6)
+    assert estimates["calibration_error"].value == pytest.approx(0.75 - confidence, abs=1e-6)
     assert calibration_error(np.array([1.0, 1.0, 0.0]), np.array([True, False, False])) == pytest.approx(1 / 3)
 
 
@@ -83,12 +83,12 @@ def test_the_bootstrap_covers_the_value_of_the_population() -> None:
     }
     of_splits = [measures(predictions_of(200, 4, seed=10 + n)) for n in range(20)]
     for name, value in true.items():
-        assert sum(found[name].low <= value <= found[name].high for found in of_splits) >= 17, name
+        assert sum(estimates[name].low <= value <= estimates[name].high for estimates in of_splits) >= 17, name
 
 
 def test_one_class_one_image_and_infinite_logits() -> None:
-    one = measures(Predictions(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1)))
-    assert one["balanced_accuracy"].value == one["macro_f1"].value == 1 and RESAMPLES == 1000
+    single = measures(Predictions(torch.zeros(1, 1), torch.zeros(1, dtype=torch.int64), torch.arange(1)))
+    assert single["balanced_accuracy"].value == single["macro_f1"].value == 1 and RESAMPLES == 1000
     logits = torch.tensor([[0.0, -torch.inf], [-1.0, -2.0]])  # log-probabilities of a teacher without the second class
-    found = measures(Predictions(logits, torch.tensor([0, 1]), torch.arange(2)))
-    assert all(np.isfinite([e.value, e.low, e.high]).all() for e in found.values())
+    estimates = measures(Predictions(logits, torch.tensor([0, 1]), torch.arange(2)))
+    assert all(np.isfinite([e.value, e.low, e.high]).all() for e in estimates.values())

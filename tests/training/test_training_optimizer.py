@@ -8,6 +8,7 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import nn
 
+import distill.models.cifar  # noqa: F401 - registers its networks with timm
 from distill.deltas.adapter import Adapter
 from distill.deltas.attach import attach
 from distill.deltas.low_rank import LowRank
