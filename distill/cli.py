@@ -98,7 +98,7 @@ def evaluate(
 ) -> None:
     """Print the accuracy of a run's student, loaded from its exported files."""
     _check_run(path)
-    from distill.commands.runs import evaluate_run
+    from distill.commands.exported import evaluate_run
 
     evaluate_run(path, split, _console())
 
@@ -124,7 +124,7 @@ def export(
 def verify(path: RunPath) -> None:
     """Verify a run's export: hashes, and equal outputs of the exported models on real images in a new process."""
     _check_run(path)
-    from distill.commands.runs import verify_run
+    from distill.commands.exported import verify_run
 
     verify_run(path, _console())
 
@@ -271,7 +271,7 @@ def _check_run(path: Path) -> None:
     """Raise an error for a folder that is not a run, before the slow imports of the command."""
     from distill.config import read_run
 
-    read_run(path)
+    read_run(path, operations=False)
 
 
 def _console() -> Console:

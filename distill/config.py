@@ -36,14 +36,27 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Experiment:
     return validate_tree(load_tree(path, overrides), str(path))
 
 
-def validate_tree(tree: dict[str, Any], source: str) -> Experiment:
-    """The experiment of plain values from ``source``. Raises ``ConfigError`` with a line for each error."""
+def validate_tree(tree: dict[str, Any], source: str, operations: bool = True) -> Experiment:
+    """The experiment of plain values.
+
+    Args:
+        tree: the values.
+        source: where they are from, for errors.
+        operations: whether augmentation is checked too; a command that makes no views need not import it.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        ConfigError: the values cannot be used, with a line for each error.
+    """
     try:
         experiment = experiment_class(tree.get("kind", DEFAULT) if isinstance(tree, dict) else DEFAULT)
     except PluginError as error:
         raise ConfigError(f"{source} cannot be used:\n  kind: {error}") from None
+    passes = VALIDATION_PASSES if operations else VALIDATION_PASSES[:-1]
     try:
-        return [experiment.model_validate(tree, context=deferred) for deferred in VALIDATION_PASSES][-1]
+        return [experiment.model_validate(tree, context=deferred) for deferred in passes][-1]
     except ValidationError as error:
         lines = [f"  {line}" for line in error_lines(error, tree)]
         raise ConfigError(f"{source} cannot be used:\n" + "\n".join(lines)) from None
@@ -54,8 +67,8 @@ def dump_config(experiment: Experiment) -> str:
     return dump_yaml(experiment.model_dump(mode="json"))
 
 
-def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
-    """Config and record of an existing run folder. Raises ``RunError`` or ``ConfigError``.
+def read_run(path: Path, operations: bool = True) -> tuple[Experiment, dict[str, Any]]:
+    """Config and record of an existing run folder, as :func:`validate_tree` reads it. Raises ``RunError`` too.
 
     The folder that the run was started in is added to the end of ``sys.path``, since the config may name classes of
     modules in it.
@@ -64,11 +77,11 @@ def read_run(path: Path) -> tuple[Experiment, dict[str, Any]]:
     try:
         record = read_record(path)
     except RunError:
-        validate_tree(tree, config)  # an error of the config is shown first
+        validate_tree(tree, config, operations)  # an error of the config is shown first
         raise
     if (started_in := record.get("started_in")) and started_in not in sys.path:
         sys.path.append(started_in)
-    return validate_tree(tree, config), record
+    return validate_tree(tree, config, operations), record
 
 
 def editor_schema() -> dict[str, Any]:

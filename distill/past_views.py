@@ -24,7 +24,7 @@ from distill.models.network import create_network
 from distill.run.folder import RunError
 from distill.run.preview import ViewBatch
 from distill.run.teacher_network import make_network
-from distill.training.fit import device_for
+from distill.training.device import device_for
 from distill.training.placement import read_placement
 
 

@@ -66,7 +66,7 @@ def _about(cls: type[Component], settings: type[Settings], common: Iterable[str]
         del values["weight"]
     defaults = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
     parts = [Text(defaults, style="cyan"), Text(paper, style="dim")]
-    return Group(_documentation(cls).partition("\n")[0], *(part for part in parts if part.plain))
+    return Group(Text(_documentation(cls).partition("\n")[0]), *(part for part in parts if part.plain))
 
 
 def _documentation(cls: type) -> str:

@@ -1,36 +1,25 @@
-"""Commands that work on a config or on a run folder, beside training."""
+"""``distill preview`` and ``distill export``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
-from rich.text import Text
 
-from augment.base import absolute
 from augment.console import shown_path
 from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
-from distill.data.base import Split
 from distill.experiments.distillation import DistillationExperiment, as_distillation
-from distill.export.checksummed import ExportError
-from distill.export.delta.io import load_delta, read_delta
 from distill.export.manifest import Result
-from distill.export.settings import DELTA
-from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
-from distill.models.network import NetworkSettings, create_network
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, batch_of_step, data_of
-from distill.report.terminal import measures_table
 from distill.run.context import RunContext, open_context
-from distill.run.export import export_student, verify_export, written_targets
-from distill.run.folder import RunError, read_record
+from distill.run.export import EXPORT, export_student
+from distill.run.folder import RunError, check_finished
 from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview
 from distill.run.runner import load_finished
@@ -40,12 +29,9 @@ from distill.run.trial import trying
 from distill.stages.fit_teacher import FitTeacher
 from distill.stages.outputs import TeacherNetworks
 from distill.stages.report import RESULTS
-from distill.training.evaluate import Predictions
-from distill.training.fit import RESULT, device_for
-from distill.training.measures import measures
+from distill.training.device import device_for
+from distill.training.fit import RESULT
 from distill.yaml_tree import ConfigError
-
-EXPORT = "export"
 
 
 def preview_views(
@@ -152,42 +138,6 @@ def _print_written(paths: Sequence[Path], console: Console) -> None:
         console.print(f"wrote {path}", soft_wrap=True)
 
 
-def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
-    """Measures of a run's student as exported: backbone and delta file, or the merged folder if all of it was trained.
-
-    Args:
-        path: the run folder.
-        split: to predict on.
-        console: shows the measures with their 95 % intervals.
-
-    Returns:
-        The predictions.
-    """
-    experiment = as_distillation(read_run(path)[0], str(path))
-    folder = path / EXPORT
-    _check_finished(path, folder)
-    with open_context(experiment, console) as context:
-        if experiment.student.train == "full":
-            merged = folder / TimmFolder.folder
-            check_timm_folder(merged)
-            network = create_network(NetworkSettings(model=f"local-dir:{merged}"))
-        else:
-            classes = read_delta(folder / DELTA)[0].num_classes
-            torch.manual_seed(experiment.seed)
-            network = create_network(experiment.student.network, classes)
-            network = replace(network, model=load_delta(folder / DELTA, network.model))
-        loader = context.loader(split, network.input)
-        with trying(f"predicting the images of {split}"):
-            predictions = context.predict(network.model, network.model, network.input, loader)
-    estimates = measures(predictions)
-    labels = "" if estimates else ", which have no labels to compare with"
-    title = f"{absolute(path).name}: {len(predictions.ids)} images of {split}{labels}"
-    console.print(title, soft_wrap=True)
-    if estimates:
-        console.print(measures_table(estimates))
-    return predictions
-
-
 def export_run(path: Path, to: Path | None, console: Console) -> None:
     """Write a finished run's exports again, from its trained weights.
 
@@ -197,9 +147,9 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console: shows what was written.
     """
     experiment = as_distillation(read_run(path)[0], str(path))
-    _check_finished(path, path / "student" / RESULT, path / RESULTS)
+    check_finished(path, path / "student" / RESULT, path / RESULTS)
     with open_context(experiment, console) as context:
-        student = _trained_student(experiment, context, path)
+        student = trained_student(experiment, context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
         exported = export_student(context, experiment.export, student, folder, results)
@@ -210,30 +160,8 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console.print(f"wrote {shown_path(folder)}", soft_wrap=True)
 
 
-def verify_run(path: Path, console: Console) -> None:
-    """Verify a run's export; raises ``ExportError`` if a check fails."""
-    experiment = as_distillation(read_run(path)[0], str(path))
-    _check_finished(path, path / EXPORT)
-    with open_context(experiment, console) as context:
-        # If there is only one export, it is compared with the trained student.
-        alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
-        student = _trained_student(experiment, context, path) if alone else None
-        checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)
-    for check in checks:
-        mark = ("✓", "green") if check.passed else ("✗", "red")
-        console.print(Text.assemble(mark, f" {check.name}: {check.detail}"), soft_wrap=True)
-    if not all(check.passed for check in checks):
-        raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
-
-
-def _check_finished(path: Path, *required: Path) -> None:
-    """Raise ``RunError`` if a run has not come to the files that a command needs."""
-    if not all(file.exists() for file in required):
-        status = read_record(path).get("status", "unknown")
-        raise RunError(f"{path} is not finished (its status: {status}); `distill train {path} --resume` continues it")
-
-
-def _trained_student(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:
+def trained_student(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:
+    """The student of a finished run, from its trained weights."""
     spec = StudentSpec(experiment.student, experiment.seed, len(context.data.classes))
     return load_trained(spec, path / "student")
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import nn
 
 from augment.base import Settings
+from augment.views import InputSpec
 
 
 class Preprocessing(Settings):
@@ -21,6 +22,12 @@ class Preprocessing(Settings):
     interpolation: str = "bicubic"
     crop_pct: float = Field(1.0, gt=0)
     crop_mode: str = "center"
+
+    @property
+    def input(self) -> InputSpec:
+        """Size and normalization of the network's input."""
+        _, height, width = self.input_size
+        return InputSpec((height, width), self.mean, self.std)
 
     @classmethod
     def of(cls, model: nn.Module, size: tuple[int, int] | None = None) -> Preprocessing:

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from augment.chain import eval_view
-from augment.views import InputSpec
 from distill.data.canvas import Canvas
 from distill.export.manifest import Preprocessing, Result
 
@@ -68,11 +67,10 @@ def transform_difference(
     from timm.data import create_transform, resolve_data_config
 
     transform = create_transform(**resolve_data_config(pretrained_cfg=about.model_dump()))
-    spec = InputSpec(about.input_size[1:], about.mean, about.std)  # type: ignore[arg-type]
     scale = 255 * torch.tensor(about.std).view(-1, 1, 1)
     apart = []
     for image in images:
-        own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], spec)[0]
+        own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], about.input)[0]
         picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
         apart.append(((transform(picture) - own) * scale).abs())
     every = torch.stack(apart)

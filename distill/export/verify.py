@@ -21,14 +21,15 @@ import torch
 from torch import Tensor, nn
 
 import distill
-from augment.base import Settings
+from augment.base import Settings, UserError
 from distill.deltas.state import whole_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import check_backbone, load_delta, read_delta
 from distill.export.logits import logits_of
 from distill.export.settings import DELTA_FILE, LIVE_MODEL, TARGETS
 from distill.export.targets.base import ExportTarget
-from distill.models.network import timm_with_own_models
+from distill.models.network import create_network, timm_with_own_models
+from distill.models.settings import NetworkSettings
 
 TOLERANCE = 1e-5
 """For the delta file compared with the live model; every target has its own."""
@@ -67,12 +68,21 @@ class VerificationReport(Settings):
         return bool(self.comparisons) and all(comparison.passed for comparison in self.comparisons)
 
 
+class NamedBackbone(Settings):
+    """A backbone by its settings, made in the fresh process alone, so that this one need not import timm."""
+
+    network: NetworkSettings
+    seed: int
+    """Of weights that are not pretrained."""
+
+
 class _VerifyRequest(Settings):
-    """Input of the fresh process, besides ``images.safetensors`` and ``backbone.safetensors``."""
+    """Input of the fresh process, besides ``images.safetensors`` and, unless named, ``backbone.safetensors``."""
 
     targets: dict[str, dict[str, Any]]
     """Folder of a target → its settings."""
     delta: str | None
+    backbone: NamedBackbone | None
     paths: tuple[str, ...]
     """``sys.path`` of this process, so that the user's own classes can be imported."""
 
@@ -82,7 +92,7 @@ def verify(
     images: Tensor,
     *,
     delta: Path | None = None,
-    make_backbone: Callable[[], nn.Module] | None = None,
+    make_backbone: Callable[[], nn.Module] | NamedBackbone | None = None,
     model: nn.Module | None = None,
     min_images: int = MIN_IMAGES,
     fresh: bool = True,
@@ -94,8 +104,8 @@ def verify(
             ``delta`` and ``model``.
         images: [N, 3, H, W] fp32, normalized as the student's input; real images, at least ``min_images``.
         delta: the delta folder; None for a student whose every weight was trained.
-        make_backbone: makes the timm model that the delta belongs to, with the student's number of classes; given
-            exactly when ``delta`` is.
+        make_backbone: makes the timm model that the delta belongs to, with the student's number of classes, or names
+            its settings; given exactly when ``delta`` is.
         model: the live model that was exported, to compare with in addition to the delta file, or instead of it.
         min_images: smallest number of images that is accepted.
         fresh: load what was written in a new process; False: in this one, for a check before training.
@@ -115,10 +125,12 @@ def verify(
         raise ExportError("without a target verify needs the delta folder, its backbone and the model in memory")
     hashes = {target.title: target.check(folder) for folder, target in targets.items()}
     manifest = None if delta is None else read_delta(delta)[0]
-    backbone = None if make_backbone is None else make_backbone()
-    if manifest is not None and backbone is not None and delta is not None:
+    named = make_backbone if isinstance(make_backbone, NamedBackbone) else None
+    backbone = make_backbone() if make_backbone is not None and not isinstance(make_backbone, NamedBackbone) else None
+    if manifest is not None and delta is not None:
         hashes[DELTA_FILE] = manifest.sha256
-        check_backbone(manifest, backbone, delta)  # the fresh process checks it too, but only after it has started
+        if backbone is not None:
+            check_backbone(manifest, backbone, delta)  # the fresh process checks it too, but only after it has started
     inputs = {"images": images.detach().float().cpu().contiguous()}
     logits: dict[str, Tensor] = {}
     if model is not None:
@@ -134,6 +146,7 @@ def verify(
                 str(folder.resolve()): target.settings.model_dump(mode="json") for folder, target in targets.items()
             },
             delta=str(Path(delta).resolve()) if delta else None,
+            backbone=named,
             paths=tuple(filter(None, sys.path)),
         )
         (work / "request.json").write_text(request.model_dump_json())
@@ -189,13 +202,20 @@ def _fresh_process(work: Path) -> None:
         outputs[folder] = target.session(Path(folder))(images).contiguous()
     if request.delta is not None:
         manifest = read_delta(Path(request.delta))[0]
-        backbone = timm_with_own_models().create_model(
-            manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
-        )
-        backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
+        if request.backbone is not None:
+            torch.manual_seed(request.backbone.seed)
+            backbone = create_network(request.backbone.network, manifest.num_classes).model
+        else:
+            backbone = timm_with_own_models().create_model(
+                manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
+            )
+            backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
         outputs[DELTA_FILE] = logits_of(load_delta(Path(request.delta), backbone))(images)
     safetensors.torch.save_file(outputs, work / "logits.safetensors")
 
 
 if __name__ == "__main__":
-    _fresh_process(Path(sys.argv[1]))
+    try:
+        _fresh_process(Path(sys.argv[1]))
+    except UserError as wrong:
+        sys.exit(str(wrong))

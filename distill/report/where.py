@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import groupby
+from typing import TYPE_CHECKING
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -14,7 +13,11 @@ from rich.text import Text
 from distill.report.items import LayerBytes
 from distill.report.numbers import percent, size
 from distill.report.summary import RunSummary
-from distill.report.theme import Theme
+
+if TYPE_CHECKING:  # tables are printed by commands that draw nothing
+    from matplotlib.figure import Figure
+
+    from distill.report.theme import Theme
 
 BAR = 24  # length of the longest bar in columns
 
@@ -72,6 +75,9 @@ def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
 
 def bytes_figure(summary: RunSummary, theme: Theme) -> Figure | None:
     """Bytes of each changed layer in the network's order; one color for each method, ticks at the start of blocks."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter
+
     sites = [site for block in blocks(summary.sites) for site in block.sites]
     if len(sites) < 2:
         return None

@@ -23,8 +23,8 @@ from distill.report.items import Item
 from distill.run.folder import RunFolder, local_rank
 from distill.run.stage import Ref
 from distill.run.trial import Trial
+from distill.training.device import device_for
 from distill.training.evaluate import Predictions, predict
-from distill.training.fit import device_for
 from distill.training.settings import TrainingSettings
 from distill.training.signals import StopSignal
 

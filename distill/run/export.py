@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from augment.chain import eval_view
 from augment.views import InputSpec
@@ -21,7 +21,7 @@ from distill.export.manifest import Preprocessing, Result
 from distill.export.settings import BACKBONE, DELTA, REUSED_HEAD, ExportSettings
 from distill.export.targets.base import About, ExportTarget
 from distill.export.timm_transform import transform_difference
-from distill.export.verify import verify
+from distill.export.verify import NamedBackbone, verify
 from distill.models.network import create_network
 from distill.models.reused_head import enlargement
 from distill.models.settings import StudentSettings
@@ -30,6 +30,8 @@ from distill.report.items import Check
 from distill.run.context import RunContext
 
 logger = logging.getLogger(__name__)
+EXPORT = "export"
+"""The folder of a run's exports."""
 MEASURED = 32
 """Images on which timm's transform is compared with evaluation."""
 
@@ -130,19 +132,18 @@ def verify_export(
     """
     targets = written_targets(export, folder)
     delta = None if settings.train == "full" else folder / DELTA
-    spec = create_network(settings.network).input if student is None else student.input
+    if student is not None:
+        spec = student.input
+    elif delta is not None:
+        spec = read_delta(delta)[0].preprocessing.input
+    else:
+        spec = create_network(settings.network).input
     images = verification_images(context, spec, export.verify_images)
-
-    def backbone() -> nn.Module:
-        assert delta is not None
-        torch.manual_seed(context.seed)  # a backbone without pretrained weights is defined by the seed
-        return create_network(settings.network, read_delta(delta)[0].num_classes).model
-
     report = verify(
         targets,
         images,
         delta=delta,
-        make_backbone=None if delta is None else backbone,
+        make_backbone=None if delta is None else NamedBackbone(network=settings.network, seed=context.seed),
         model=student.model if student is not None else None,
         min_images=min(export.verify_images, len(images)),
         fresh=context.trial is None,
@@ -176,7 +177,7 @@ def verification_images(context: RunContext, spec: InputSpec, count: int) -> Ten
         count: number of images.
 
     Returns:
-        [N, 3, H, W] fp32, normalized.
+        [N, C, H, W] fp32, normalized.
     """
     views: list[Tensor] = []
     splits: tuple[Split, ...] = ("test", "val", "train")

@@ -164,3 +164,10 @@ def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
             return RunFolder(existing[number], record)
         others.append(f"{existing[number]} was started with other settings: {', '.join(different)}")
     raise RunError(others[0] if others else f"{output}: no unfinished run {name!r} to resume")
+
+
+def check_finished(path: Path, *required: Path) -> None:
+    """Raise ``RunError`` if a run has not come to the files that a command needs."""
+    if not all(file.exists() for file in required):
+        status = read_record(path).get("status", "unknown")
+        raise RunError(f"{path} is not finished (its status: {status}); `distill train {path} --resume` continues it")

@@ -24,6 +24,7 @@ from distill.models.student import Student
 from distill.models.weights import check_fits
 from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
+from distill.training.device import device_for
 from distill.training.evaluate import Predictions
 from distill.training.loggers import make_loggers
 from distill.training.module import Distillation
@@ -216,12 +217,6 @@ def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
     own = VerifiedCheckpointIO().load_checkpoint(folder / file)["student"]
     check_fits(student.own_state(), own, str(folder / file))
     student.load_state_dict(own, strict=False)
-
-
-def device_for(settings: TrainingSettings) -> torch.device:
-    """The device for evaluation outside a fit: of the kind that the fit uses."""
-    use_cuda = settings.accelerator == "cuda" or (settings.accelerator == "auto" and torch.cuda.is_available())
-    return torch.device("cuda" if use_cuda else "cpu")
 
 
 def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:

@@ -10,7 +10,7 @@ from rich.console import Console
 from toy_training import experiment, run
 
 import distill
-from distill.commands.runs import evaluate_run, verify_run
+from distill.commands.exported import evaluate_run, verify_run
 from distill.config import ConfigError
 
 QUIET = {"controls": {"labels_only": False}, "training": {"epochs": 1, "ema": None}}

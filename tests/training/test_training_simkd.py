@@ -9,7 +9,8 @@ import torch
 from rich.console import Console
 from toy_training import Watched, experiment, network, run, student_fit, whole
 
-from distill.commands.runs import evaluate_run, export_run, verify_run
+from distill.commands.exported import evaluate_run, verify_run
+from distill.commands.runs import export_run
 from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import read_delta
 from distill.models.network import create_network

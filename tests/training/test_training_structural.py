@@ -11,7 +11,8 @@ import torch
 from rich.console import Console
 from toy_training import experiment, network, run
 
-from distill.commands.runs import evaluate_run, export_run, verify_run
+from distill.commands.exported import evaluate_run, verify_run
+from distill.commands.runs import export_run
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta
 from distill.report.items import MEASURES
