@@ -219,7 +219,7 @@ def _missing(path: Path) -> str:
         return f"{path} is a link to {os.readlink(path)}, which does not exist"
     if path.exists():
         return f"{path} is a file, not a folder"
-    return f"no folder {path} (looked in {Path.cwd()})"
+    return f"no folder {path}"
 
 
 def _list(names: Iterable[str], shown: int = 20) -> str:

@@ -100,7 +100,7 @@ def test_a_class_called_train(tmp_path) -> None:
 
 def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match=rf"no folder gone \(looked in {tmp_path}\)"):
+    with pytest.raises(DataError, match=f"data.source.root: no folder {tmp_path}/gone$"):
         source(Path("gone"))
     put(tmp_path, "one/a/1.png", "one/b/2.png")
     (tmp_path / "one/empty/.ipynb_checkpoints").mkdir(parents=True)

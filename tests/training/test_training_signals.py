@@ -66,10 +66,10 @@ def test_kill_9_and_resume(tmp_path: Path, start: StartRun) -> None:
 def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, start: StartRun) -> None:
     """What a scheduler does: SIGTERM to every process of the job, loader workers too."""
     straight = straight_fit(experiment(tmp_path))
-    slow = {"workers": 1, "source": {"pause": 0.3}}
+    slow = {"workers": 1, "source": {"pause": 0.12}}
     run = start(fault="-1 0 0", data=slow)
     run.after_steps(2)
-    time.sleep(1)  # the step is over, the next batch takes 2.4 s
+    time.sleep(0.5)  # the step is over, the next batch takes a second
     run.signal_all(signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()
     assert run.status == "interrupted" and run.ended()

@@ -19,6 +19,7 @@ import torch
 from pydantic import Field
 from rich.console import Console
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from augment.dual import DualAugment
 from augment.views import Views
@@ -53,7 +54,7 @@ class Blobs(Source):
         labeled: bool = True
         tested: bool = True
         wrong_label: int = Field(-1, description="sample whose label is out of range")
-        pause: float = Field(0.0, description="seconds that a sample takes")
+        pause: float = Field(0.0, description="seconds that a training sample takes in a worker of the loader")
 
     settings: Settings
 
@@ -68,7 +69,7 @@ class Blobs(Source):
 
 class BlobSamples:
     def __init__(self, name: Split, settings: Blobs.Settings, channels: int):
-        self.pause, self.shape = settings.pause, (32, 32, channels)
+        self.pause, self.shape = settings.pause if name == "train" else 0, (32, 32, channels)
         self.first = {"train": 0, "val": 1000, "test": 2000}[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
         self.labels = [index % 4 if settings.labeled else UNLABELED for index in range(SIZES[name])]
@@ -79,7 +80,8 @@ class BlobSamples:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        time.sleep(self.pause)
+        if self.pause and get_worker_info() is not None:
+            time.sleep(self.pause)
         noise = np.random.default_rng(self.first + index).normal(50 + 40 * (index % 4), 20, self.shape)
         return Sample(noise.clip(0, 255).astype(np.uint8), self.labels[index], self.ids[index])
 
