@@ -17,15 +17,6 @@ def delta_state(model: nn.Module) -> dict[str, Tensor]:
     return {f"{site.key}.{name}": tensor for site in deltas(model) for name, tensor in site.delta.state_dict().items()}
 
 
-def load_delta_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy ``state`` into the model's deltas. Names, shapes and dtypes must agree exactly.
-
-    Raises:
-        DeltaError: they do not; the text lists the tensors. Nothing is changed.
-    """
-    load_exactly(delta_state(model), state, "delta")
-
-
 def load_exactly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:
     """Copy ``state`` into ``targets`` in place, after checking that names, shapes and dtypes agree exactly.
 

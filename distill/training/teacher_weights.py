@@ -76,11 +76,6 @@ class TeacherWeights(nn.Module):
         self.register_buffer("preference", prior_N.log(), persistent=settings.type == "learned")
         self._last = prior_N
 
-    @property
-    def per_sample(self) -> bool:
-        """Whether the weights differ by sample."""
-        return self.settings.type in ("confidence", "agreement")
-
     @torch.no_grad()
     def forward(self, teachers: Sequence[Sequence[Features]], batch: Targets) -> Tensor:
         """The weights for a batch.

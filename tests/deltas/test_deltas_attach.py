@@ -17,7 +17,7 @@ from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
-from distill.deltas.state import backbone_state, delta_bytes, delta_state, load_delta_state
+from distill.deltas.state import backbone_state, delta_bytes, delta_state, load_exactly
 
 
 def test_the_family_finds_every_method() -> None:
@@ -82,7 +82,7 @@ def test_load_is_strict_and_changes_nothing_on_failure() -> None:
         attach(m, [LowRank.Settings(rank=2)], "fc")
     disturb(model)
     state = {n: t.clone() for n, t in delta_state(model).items()}
-    load_delta_state(other, state)
+    load_exactly(delta_state(other), state, "delta")
     assert all(torch.equal(t, state[n]) for n, t in delta_state(other).items())
     bad = dict(state)
     bad["layer9.A"] = bad.pop("conv1.0.A") if "conv1.0.A" in bad else bad.pop(next(iter(bad)))
@@ -92,7 +92,7 @@ def test_load_is_strict_and_changes_nothing_on_failure() -> None:
     attach(fresh, [LowRank.Settings(rank=2)], "fc")
     before = {n: t.clone() for n, t in delta_state(fresh).items()}
     with pytest.raises(DeltaError, match=r"(?s)missing .*unexpected layer9.A.*expected") as caught:
-        load_delta_state(fresh, bad)
+        load_exactly(delta_state(fresh), bad, "delta")
     assert name in str(caught.value)
     assert all(torch.equal(t, before[n]) for n, t in delta_state(fresh).items())
 
