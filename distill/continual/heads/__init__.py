@@ -1,0 +1,1 @@
+"""Closed-form classifiers of features, fitted from sums."""

@@ -1,0 +1,1 @@
+"""Memory of earlier tasks' images: which are kept, and the file that holds them."""

@@ -1,0 +1,1 @@
+"""Penalties on moving away from the weights of earlier tasks, in the coordinates of whatever is trained."""
