@@ -205,6 +205,35 @@ def test_a_model_that_the_user_has_is_taken_as_it_is():
     assert learning == {n for n, _ in model.named_parameters() if ".delta." in n or n.startswith("classifier")}
 
 
+def test_a_networks_input_and_checkpoint_are_chosen_as_in_a_config(tmp_path):
+    torch.manual_seed(0)
+    model = small(num_classes=5, in_chans=2)
+    torch.save({f"net.{name}": tensor for name, tensor in model.state_dict().items()}, tmp_path / "own.pth")
+    own = {"mean": (0.1, 0.2), "std": [0.3, 0.4], "in_chans": 2, "size": 64}
+    file = {"checkpoint": tmp_path / "own.pth", "prefix": "net.", "pretrained": False}
+    for network in (
+        (student := distill.create_student("test_efficientnet", **own, **file)).network,
+        distill.create_teacher("test_efficientnet", **own, **file).inputs,
+    ):
+        (spec,) = network if isinstance(network, list) else [network.input]
+        assert (spec.size, spec.mean, spec.std) == ((64, 64), (0.1, 0.2), (0.3, 0.4))
+    x = torch.rand(1, 2, 64, 64)
+    assert torch.allclose(student.eval()(x).logits, model.eval()(x), atol=1e-5)
+    given = distill.create_teacher([small(), small()], mean=(0.5, 0.5, 0.5), std=(0.1, 0.1, 0.1))
+    assert {(spec.mean, spec.std) for spec in given.inputs} == {((0.5,) * 3, (0.1,) * 3)}
+    with pytest.raises(UserError, match="mean has 1 values, and the input 3 channels"):
+        distill.create_student(small(), mean=(0.5,))
+    with pytest.raises(ValidationError, match="must be greater than 0"):
+        distill.create_student(small(), std=(0.0, 1.0, 1.0))
+    with pytest.raises(ValidationError, match="there is no checkpoint"):
+        distill.create_teacher("test_efficientnet", prefix="net.")
+    for name, value in (("checkpoint", "own.pth"), ("prefix", "net."), ("in_chans", 1)):
+        with pytest.raises(TypeError, match=f"{name} can only be given with a model's name"):
+            distill.create_student(small(), **{name: value})
+    with pytest.raises(ValueError, match="checkpoint is the file of one network, and there are 2"):
+        distill.create_teacher(["test_efficientnet"] * 2, checkpoint="own.pth")
+
+
 def test_a_new_classifier_and_size_for_a_model_that_the_user_has():
     vit = timm.create_model("test_vit", img_size=64)
     assert distill.create_teacher(vit).inputs[0].size == (64, 64)

@@ -33,6 +33,10 @@ def create_student(
     train: Literal["deltas", "full"] = "deltas",
     pretrained: bool = True,
     checkpoint: Path | str | None = None,
+    prefix: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    in_chans: int | None = None,
     batch_norm: Literal["train", "frozen"] = "train",
     needs: str | Iterable[str] = ("logits",),
     compile: bool = False,
@@ -51,6 +55,10 @@ def create_student(
         train: ``"deltas"`` freezes the backbone, ``"full"`` trains every weight and takes no deltas.
         pretrained: whether to load the weights of that name.
         checkpoint: a ``.safetensors`` or weights-only ``.pth`` file to load instead.
+        prefix: what the names of the checkpoint's tensors begin with, such as ``"student."``; None: what fits.
+        mean: of the input's normalization, by channel, in [0, 1]; None: the model's own.
+        std: as ``mean``.
+        in_chans: channels of the images, for which timm adapts the first layer; None: the model's own.
         batch_norm: with ``train="full"``: ``"frozen"`` keeps the running statistics.
         needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``, ``"token"``.
         compile: whether to run the model through ``torch.compile``.
@@ -72,7 +80,7 @@ def create_student(
         >>> [site.name for site in student.sites]
         ['blocks.6.0.conv_pw', 'blocks.6.0.conv_pwl']
     """
-    network = _network(model, num_classes, size, pretrained, checkpoint)
+    network = _network(model, num_classes, size, pretrained, checkpoint, prefix, mean, std, in_chans)
     settings = LearningSettings(
         train=train,
         deltas=delta_settings(deltas, "create_student()"),
@@ -90,6 +98,11 @@ def create_teacher(
     size: int | None = None,
     weights: Sequence[float] | None = None,
     pretrained: bool = True,
+    checkpoint: Path | str | None = None,
+    prefix: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    in_chans: int | None = None,
     needs: str | Iterable[str] = ("logits",),
     dtype: torch.dtype | Literal["float32", "bfloat16"] = "float32",
     compile: bool = False,
@@ -103,6 +116,11 @@ def create_teacher(
         size: height and width of the input in pixels; None: each model's own.
         weights: of the networks, positive, normalized to sum 1; None: equal.
         pretrained: whether to load the weights of these names.
+        checkpoint: a ``.safetensors`` or weights-only ``.pth`` file to load instead, for a single network.
+        prefix: what the names of the checkpoint's tensors begin with, such as ``"model."``; None: what fits.
+        mean: of the input's normalization, by channel, in [0, 1], for all networks; None: each model's own.
+        std: as ``mean``.
+        in_chans: channels of the images, for which timm adapts the first layers; None: the models' own.
         needs: which fields of ``Features`` to compute, of ``"logits"``, ``"pooled"``, ``"maps"``.
         dtype: of the networks' weights and computation; autocast does not change it.
         compile: whether to run the models through ``torch.compile``.
@@ -126,10 +144,12 @@ def create_teacher(
         raise ValueError("create_teacher() needs at least one network")
     if weights is not None and (len(weights) != len(given) or min(weights) <= 0):
         raise ValueError(f"weights must be {len(given)} positive numbers, one for each network, not {list(weights)}")
+    if checkpoint is not None and len(given) > 1:
+        raise ValueError(f"checkpoint is the file of one network, and there are {len(given)}; load each one before")
     if isinstance(dtype, str) and dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, not {dtype!r}")
     return Teacher(
-        [_network(model, num_classes, size, pretrained, None) for model in given],
+        [_network(model, num_classes, size, pretrained, checkpoint, prefix, mean, std, in_chans) for model in given],
         weights=None if weights is None else list(weights),
         needs=fields(needs),
         dtype=DTYPES[dtype] if isinstance(dtype, str) else dtype,
@@ -161,16 +181,32 @@ def fields(needs: str | Iterable[str]) -> frozenset[str]:
     return chosen
 
 
-def _settings(model: str, size: int | None, pretrained: bool, checkpoint: Path | str | None) -> NetworkSettings:
-    path = None if checkpoint is None else Path(checkpoint)
-    return NetworkSettings(model=model, size=size, pretrained=pretrained, checkpoint=path)
-
-
 def _network(
-    model: str | nn.Module, num_classes: int | None, size: int | None, pretrained: bool, checkpoint: Path | str | None
+    model: str | nn.Module,
+    num_classes: int | None,
+    size: int | None,
+    pretrained: bool,
+    checkpoint: Path | str | None,
+    prefix: str | None,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    in_chans: int | None,
 ) -> Network:
+    """A network by its name, or a given timm model; the arguments are those of :func:`create_student`."""
+    if not isinstance(model, str):
+        for name, value in (("checkpoint", checkpoint), ("prefix", prefix), ("in_chans", in_chans)):
+            if value is not None:
+                raise TypeError(f"{name} can only be given with a model's name; apply it to the given model before")
+    settings = NetworkSettings(
+        model=model if isinstance(model, str) else "given",
+        size=size,
+        pretrained=pretrained,
+        checkpoint=None if checkpoint is None else Path(checkpoint),
+        prefix=prefix,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+        in_chans=in_chans,
+    )
     if isinstance(model, str):
-        return create_network(_settings(model, size, pretrained, checkpoint), num_classes)
-    if checkpoint is not None:
-        raise TypeError("checkpoint can only be given with a model's name; load it into the given model before")
-    return as_network(model, num_classes, size)
+        return create_network(settings, num_classes)
+    return as_network(model, num_classes, settings.size, settings.mean, settings.std)

@@ -36,6 +36,8 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
     teacher_classes: int = network.model.num_classes  # type: ignore[assignment]
     if labels == "numbers" or (labels == "same" and len(student) != teacher_classes):
         return None
+    if not teacher_classes:
+        raise ValueError(f"{network.origin} has no classifier, so it has no classes to map; leave labels out")
     if not student:
         raise ValueError("the data has no classes that the teacher's could be mapped to")
     names = class_names(network)

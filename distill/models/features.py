@@ -34,6 +34,7 @@ class FeatureShapes:
     """Output shapes of a network without the batch axis, from which projectors are built before training."""
 
     classes: int
+    """Width of the logits; 0 for a network without a classifier, whose "logits" are its pooled features."""
     pooled: int
     maps: dict[str, tuple[int, int, int]] = field(default_factory=dict)
     """Stage name → (C, H, W), shallow to deep, at the network's configured input size."""

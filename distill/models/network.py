@@ -5,6 +5,7 @@ timm is imported when a network is created, not when a config is read.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
     if num_classes is not None:
         _forget_names(model)
     model = _with_channels(model, name, size, settings)
-    config = _with_normalization(model, settings)
+    config = _with_normalization(model, settings.mean, settings.std)
     return Network(
         model=model.eval(),
         architecture=config["architecture"],
@@ -110,19 +111,27 @@ def check_available(settings: NetworkSettings) -> None:
         check_reachable(settings.model)
 
 
-def as_network(model: Network | nn.Module, num_classes: int | None = None, size: int | None = None) -> Network:
-    """Wrap a timm model, with a new classifier or another input size if these are given.
+def as_network(
+    model: Network | nn.Module,
+    num_classes: int | None = None,
+    size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> Network:
+    """Wrap a timm model, with a new classifier or another input if these are given.
 
     Args:
         model: a timm model, changed in place and put in eval mode; a ``Network`` is returned as it is.
         num_classes: width of the classifier; None keeps the model's own.
         size: height and width of the input in pixels; None keeps the model's own.
+        mean: of the input's normalization, by channel; None keeps the model's own.
+        std: as ``mean``.
 
     Returns:
         The model with its input size, normalization and origin, taken from its ``pretrained_cfg``.
 
     Raises:
-        NetworkError: the module is not from timm.
+        NetworkError: the module is not from timm, or mean or std have not one value for each channel.
     """
     if isinstance(model, Network):
         return model
@@ -133,7 +142,7 @@ def as_network(model: Network | nn.Module, num_classes: int | None = None, size:
         new_classifier(model, num_classes)
         _forget_names(model)
     declare_channels(model, input_channels(model))
-    config = model.pretrained_cfg
+    config = _with_normalization(model, mean, std)
     if size is not None:
         resize(model, size)
     height, width = (size, size) if size is not None else _size(model)
@@ -169,14 +178,14 @@ def _with_channels(model: nn.Module, name: str, size: int | None, settings: Netw
     return with_channels(model, settings.in_chans, lambda: make_model(name, size, **form))
 
 
-def _with_normalization(model: nn.Module, settings: NetworkSettings) -> dict[str, Any]:
-    """The model's configuration with the normalization that the settings give; exports read it there."""
+def _with_normalization(model: nn.Module, mean: Sequence[float] | None, std: Sequence[float] | None) -> dict[str, Any]:
+    """The model's configuration with another normalization where it is given; exports read it there."""
     config: Any = model.pretrained_cfg
-    for key, value in (("mean", settings.mean), ("std", settings.std)):
+    for key, value in (("mean", mean), ("std", std)):
         if value is not None and len(value) != config["input_size"][0]:
             raise NetworkError(f"{key} has {len(value)} values, and the input {config['input_size'][0]} channels")
         if value is not None:
-            config = {**config, key: value}
+            config = {**config, key: tuple(value)}
     model.pretrained_cfg = config
     return config
 
@@ -278,8 +287,9 @@ def measure_shapes(model: nn.Module, spec: InputSpec, needs: frozenset[str]) -> 
     if needs != {"logits"} and not torch.allclose(features.logits, logits, rtol=1e-4, atol=1e-5):
         raise NetworkError(f"{name} computes its logits from more than its pooled features, so it can give logits only")
     classifier = model.get_classifier()  # type: ignore[operator]
+    headless = model.num_classes == 0 or isinstance(classifier, nn.Identity)
     return FeatureShapes(
-        classes=logits.shape[1],
+        classes=0 if headless else logits.shape[1],
         classifier=classifier if isinstance(classifier, nn.Linear) else None,
         pooled=features.pooled.shape[1],
         maps={name: tuple(map_.shape[1:]) for name, map_ in features.maps.items()},  # type: ignore[misc]

@@ -68,14 +68,26 @@ def same_shape(what: str, student: Tensor, teacher: Tensor) -> None:
 
 
 def same_classes(student: FeatureShapes, teacher: FeatureShapes | None) -> None:
-    """Raises ``ValueError`` unless there is a teacher with the student's number of classes."""
-    known = require_teacher(teacher).classes
+    """Raises ``ValueError`` unless there is a teacher with a classifier for the student's number of classes."""
+    known = require_classifier(teacher).classes
     if student.classes != known:
         raise ValueError(
             f"the student has {student.classes} classes, the teacher {known}: their logits cannot be compared; train "
             "the teacher on these classes with fit_teacher, map its classes with teacher.networks.N.labels, or compare "
             "features instead"
         )
+
+
+def require_classifier(teacher: FeatureShapes | None) -> FeatureShapes:
+    """The teacher's shapes. Raises ``ValueError`` without a teacher, or if it has no classifier and so no logits."""
+    shapes = require_teacher(teacher)
+    if not shapes.classes:
+        raise ValueError(
+            "the teacher has no classifier, so it has no logits to compare: train one on these classes with "
+            "fit_teacher (method: probe trains it alone), load weights that have one, or compare features instead, "
+            "with an objective such as pooled or fitnets"
+        )
+    return shapes
 
 
 def require_teacher(teacher: FeatureShapes | None) -> FeatureShapes:

@@ -88,6 +88,8 @@ class FitSpec:
     def check(self, student: Student, name: str) -> None:
         """Raise ``StageError`` if the fit of this student would fail; in a trial, one step is made."""
         self._terms(student, name)
+        if self.teacher is not None and self.cache is not None:
+            RowLayout(self.teacher.shapes, 1, self.cache)
         check_loggers(self.training.loggers)
         if (decay := self.training.optimizer.layer_decay) is not None:
             try:

@@ -62,7 +62,7 @@ class RowLayout:
         settings: which outputs to keep, and their dtype.
 
     Raises:
-        CacheError: ``logits`` is not smaller than the number of classes.
+        CacheError: ``logits`` is not smaller than the number of classes, or there are no logits to keep.
     """
 
     def __init__(self, shapes: Sequence[FeatureShapes], views: int, settings: CacheSettings):
@@ -71,6 +71,8 @@ class RowLayout:
         fields: dict[str, tuple[torch.dtype, int]] = {}
         for n, of_network in enumerate(self.shapes):
             k, classes = settings.logits, of_network.classes
+            if k != "none" and not classes:
+                raise CacheError("teacher.cache.logits: the teacher has no classifier; set none, and pooled to true")
             if isinstance(k, int) and k >= classes:
                 raise CacheError(
                     f"teacher.cache.logits: {k} of {classes} classes cannot be the top ones; use full, or fewer"

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
 from distill.objectives.base import Targets
-from distill.objectives.compare import field_of, same_classes
+from distill.objectives.compare import field_of, require_classifier, same_classes
 from distill.objectives.ranks import sum_over_ranks, world_size
 from distill.training.settings import CurriculumSettings
 
@@ -60,7 +60,7 @@ class Curriculum(nn.Module):
         maps: of the networks' classes to the student's.
 
     Raises:
-        ValueError: ``by: gap`` with a network whose logits are not of the student's classes.
+        ValueError: a network has no classifier, or, with ``by: gap``, its logits are not of the student's classes.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Curriculum(nn.Module):
         super().__init__()
         self.settings = settings
         self.maps = maps
-        if settings.by == "gap":
-            for n, teacher in enumerate(teachers):
-                if maps[n] is None:
-                    try:
-                        same_classes(student, teacher)
-                    except ValueError as error:
-                        raise ValueError(f"training.curriculum by the gap: {error}") from None
+        for n, teacher in enumerate(teachers):
+            try:
+                if settings.by == "gap" and maps[n] is None:
+                    same_classes(student, teacher)
+                require_classifier(teacher)
+            except ValueError as error:
+                raise ValueError(f"training.curriculum by the {settings.by}: {error}") from None
 
     def strength(self, step: int, steps_per_epoch: int) -> float:
         """``(1 − r) · sharpness`` at an update, which is counted from 0; 0 from epoch ``epochs`` on."""

@@ -61,7 +61,7 @@ class DistillationStep(nn.Module):
         meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
 
     Raises:
-        ValueError: the curriculum cannot compare the student with the teacher.
+        ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks.
 
     Example:
         >>> import torch, distill
@@ -103,7 +103,9 @@ class DistillationStep(nn.Module):
                 self._positions = Positions(ids)
             for term in terms:
                 term.remember(labels)
-        self.teacher_weights = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps) if teacher else None
+        self.teacher_weights: TeacherWeights | None = None
+        if teacher is not None:
+            self.teacher_weights = TeacherWeights(teacher.weighting, teacher.weights, teacher.maps, teacher.shapes)
         self.curriculum: Curriculum | None = None
         if settings.curriculum and teacher:
             self.curriculum = Curriculum(settings.curriculum, student.shapes, teacher.shapes, teacher.maps)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from distill.data.base import UNLABELED
-from distill.models.features import Features
+from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
 from distill.models.settings import WeightingSettings
 from distill.objectives.base import Targets
-from distill.objectives.compare import field_of
+from distill.objectives.compare import field_of, require_classifier
 
 
 def by_sample(log_q_NB: Tensor, prior_N: Tensor, temperature: float) -> Tensor:
@@ -61,13 +61,24 @@ class TeacherWeights(nn.Module):
         settings: type and temperature.
         priors: the networks' weights, of sum 1.
         maps: of the networks' classes to the student's.
+        shapes: of the networks' outputs.
+
+    Raises:
+        ValueError: a network whose logits decide its weight has no classifier.
     """
 
     prior: Tensor
     preference: Tensor
 
-    def __init__(self, settings: WeightingSettings, priors: Sequence[float], maps: LabelMaps):
+    def __init__(
+        self, settings: WeightingSettings, priors: Sequence[float], maps: LabelMaps, shapes: Sequence[FeatureShapes]
+    ):
         super().__init__()
+        for n, of_network in enumerate(shapes if settings.by_sample else ()):
+            try:
+                require_classifier(of_network)
+            except ValueError as error:
+                raise ValueError(f"teacher.weighting: {settings.type}, network {n}: {error}") from None
         self.settings = settings
         self.maps = maps
         prior_N = torch.tensor(priors)
