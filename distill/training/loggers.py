@@ -39,7 +39,8 @@ def check_loggers(loggers: Sequence[LoggerSettings]) -> None:
 def make_loggers(loggers: Sequence[LoggerSettings], folder: Path) -> list[Logger]:
     """The loggers beside ``log.csv`` and TensorBoard, which :class:`distill.training.run_log.RunLog` writes.
 
-    All files are written under ``folder``. A resumed fit continues its run of Weights & Biases or MLflow.
+    All files are written under ``folder``. A resumed fit continues its run of Weights & Biases or MLflow, see
+    :mod:`distill.training.step_keyed`. Loggers of other classes get the rows of repeated steps again.
 
     Args:
         loggers: of the training.
@@ -75,7 +76,7 @@ def _own_class(settings: LoggerSettings, where: str) -> type[Any]:
 
 
 def _wandb(settings: LoggerSettings, folder: Path) -> Logger:
-    from lightning.pytorch.loggers import WandbLogger
+    from distill.training.step_keyed import StepKeyedWandb
 
     inside = folder / "wandb"
     inside.mkdir(parents=True, exist_ok=True)
@@ -84,11 +85,13 @@ def _wandb(settings: LoggerSettings, folder: Path) -> Logger:
     os.environ.setdefault("WANDB_SILENT", "true")
     own = {"project": settings.project or folder.parent.name, "name": f"{folder.parent.name}/{folder.name}"}
     again = {"id": hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16], "resume": "allow"}
-    return WandbLogger(**{**own, **again, "save_dir": str(folder), "offline": settings.offline, **settings.arguments})
+    return StepKeyedWandb(
+        **{**own, **again, "save_dir": str(folder), "offline": settings.offline, **settings.arguments}
+    )
 
 
 def _mlflow(settings: LoggerSettings, folder: Path) -> Logger:
-    from lightning.pytorch.loggers import MLFlowLogger
+    from distill.training.step_keyed import StepKeyedMLFlow
 
     here = folder.resolve()
     remembered = folder / "mlflow-run"
@@ -96,7 +99,7 @@ def _mlflow(settings: LoggerSettings, folder: Path) -> Logger:
         "tracking_uri": f"sqlite:///{here / 'mlflow.db'}",
         "artifact_location": (here / "mlflow").as_uri(),
     }
-    logger = MLFlowLogger(
+    logger = StepKeyedMLFlow(
         **{
             "experiment_name": settings.project or folder.parent.name,
             "run_name": f"{folder.parent.name}/{folder.name}",

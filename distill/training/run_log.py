@@ -29,7 +29,8 @@ class RunLog(Logger):
         folder: for both.
         resumed_at: step of the checkpoint that the fit resumes from; rows of later steps are removed. None: a new log.
         tensorboard: whether to write TensorBoard event files.
-        others: loggers that get the same metrics; nothing is removed from their logs.
+        others: loggers that get the same metrics; nothing is removed from their logs, see
+            :mod:`distill.training.step_keyed`.
     """
 
     def __init__(
