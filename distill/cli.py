@@ -142,7 +142,7 @@ def preview(
     images: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 8,
     epoch: Annotated[int | None, typer.Option(min=0, help="Epoch of the views; default 0.")] = None,
     ids: Annotated[str | None, typer.Option(help="Names of the samples to show, separated by commas.")] = None,
-    step: Annotated[int | None, typer.Option(min=0, help="Show the batch of this update, counted from 0.")] = None,
+    step: Annotated[int | None, typer.Option(min=0, help="Show the batches of this update, counted from 0.")] = None,
     score: Annotated[
         bool, typer.Option("--score", help="Instead, rank pipelines by the teacher's outputs (T-stddev).")
     ] = False,

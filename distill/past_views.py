@@ -95,16 +95,33 @@ def batch_of_step(experiment: DistillationExperiment, step: int, rank: int = 0, 
     if not 0 <= rank < devices:
         raise RunError(f"there is no rank {rank}: training.devices is {devices}")
     data = data_of(experiment, rank)
+    epoch, numbers = numbers_of_step(experiment, data, step)
+    if not 0 <= part < len(numbers):
+        raise RunError(f"there is no part {part}: step {step} has {len(numbers)} batch(es)")
+    return epoch, data.train_batch(epoch, numbers[part])
+
+
+def numbers_of_step(experiment: DistillationExperiment, data: ExperimentData, step: int) -> tuple[int, range]:
+    """Which batches an update averages the gradients of.
+
+    Args:
+        experiment: the config of the run.
+        data: of the experiment.
+        step: counted from 0 over all epochs.
+
+    Returns:
+        Epoch, counted from 0, and the numbers of the batches in it.
+
+    Raises:
+        RunError: the training has no such step.
+    """
     batches, training = len(data.train_loader()), experiment.training
     per_epoch = training.updates(batches)
     epoch, number = divmod(step, per_epoch)
-    if not 0 <= epoch < experiment.training.epochs:
-        raise RunError(f"there is no step {step}: {experiment.training.epochs} epochs have {per_epoch} steps each")
+    if not 0 <= epoch < training.epochs:
+        raise RunError(f"there is no step {step}: {training.epochs} epochs have {per_epoch} steps each")
     first = number * training.accumulate
-    parts = min(training.accumulate, batches - first)
-    if not 0 <= part < parts:
-        raise RunError(f"there is no part {part}: step {step} has {parts} batch(es)")
-    return epoch, data.train_batch(epoch, first + part)
+    return epoch, range(first, min(first + training.accumulate, batches))
 
 
 def data_of(experiment: DistillationExperiment, rank: int = 0) -> ExperimentData:

@@ -16,12 +16,12 @@ from distill.experiments.distillation import DistillationExperiment, as_distilla
 from distill.export.manifest import Result
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
-from distill.past_views import augment_of, batch_of_step, data_of
+from distill.past_views import augment_of, data_of, numbers_of_step
 from distill.run.context import RunContext, open_context
 from distill.run.export import EXPORT, export_student
 from distill.run.folder import RunError, check_finished
 from distill.run.prepare import StudentSpec, load_trained
-from distill.run.preview import ViewBatch, draw_preview
+from distill.run.preview import ViewBatch, draw_preview, update_views
 from distill.run.runner import load_finished
 from distill.run.stage import StageError
 from distill.run.teacher import label_maps
@@ -53,7 +53,7 @@ def preview_views(
         images: how many images to show, if no ids are given.
         epoch: number of the epoch; None: 0.
         step: number of a training step, which gives epoch and samples; None: by ``epoch`` and ``ids``.
-        ids: stable names of the samples to show; empty: the first batch of the epoch.
+        ids: stable names of the samples to show; empty: the first update of the epoch.
 
     Raises:
         ConfigError: a step is given together with an epoch or ids.
@@ -61,13 +61,20 @@ def preview_views(
     if step is not None and (ids or epoch is not None):
         raise ConfigError("--step says which epoch and samples; leave out --epoch and --ids")
     data, at = data_of(experiment), epoch or 0
+    numbers = range(min(experiment.training.accumulate, len(data.train_loader())))
     if step is not None:
-        at, batch = batch_of_step(experiment, step)
-    else:
-        batch = data.batch_of_ids(ids, at) if ids else data.train_batch(at, 0)
+        at, numbers = numbers_of_step(experiment, data, step)
+    device = device_for(experiment.training)
     with trying("drawing the views"):
-        view_batch = ViewBatch.of(augment_of(experiment), batch, at, device_for(experiment.training))
-        preview = draw_preview(data, view_batch, len(ids) or images)
+        if ids:
+            view_batches = [ViewBatch.of(augment_of(experiment), data.batch_of_ids(ids, at), at, device)]
+            preview = draw_preview(data, view_batches, len(ids))
+        else:
+            view_batches = update_views(data, augment_of(experiment), at, numbers, images, device)
+            preview = draw_preview(data, view_batches, images, len(numbers))
+            if len(numbers) > 1:
+                of_update = f"batches of one update: {len(numbers)}, of which the picture shows {len(view_batches)}"
+                console.print(f"{of_update}; training.accumulate averages their gradients", soft_wrap=True)
     if preview.shared:
         console.print(f"teacher and student: {preview.shared}", highlight=False, soft_wrap=True)
     _print_written(preview.write(to), console)

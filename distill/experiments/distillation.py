@@ -32,7 +32,9 @@ class ControlSettings(Settings):
     """The controls that the student is compared with."""
 
     linear_probe: bool = Field(True, description="logistic regression on the frozen backbone's features")
-    labels_only: bool = Field(True, description="the same student with as many updates, without a teacher")
+    labels_only: bool = Field(
+        True, description="the same student with as many updates on its cross-entropy (ce) alone, without a teacher"
+    )
 
 
 class DistillationExperiment(Experiment):
@@ -74,13 +76,13 @@ class DistillationExperiment(Experiment):
         if self.controls.linear_probe:
             controls.append(FitLinearProbe("linear-probe", self.student.network))
         if self.controls.labels_only and self.teacher is not None:
-            control = LabelsOnly("labels-only", self.student, self.augment, self.training, like=student.output)
-            controls.append(control)
+            parts = (self.student, self.augment, self.training, self.objectives)
+            controls.append(LabelsOnly("labels-only", *parts, like=student.output))
         models = tuple(stage.output for stage in (*controls, student))
         test = Evaluate("test", models=models, student=student.output)
         export = ExportStudent("export", self.export, student.output, test.output)
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        preview = PreviewViews("preview", self.augment, student.output)
+        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate)
         return [*teachers, student, *controls, test, export, verify, preview, WriteReport("report")]
 
     def plan_teacher(self) -> list[Stage[TeacherNetworks]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,48 +67,118 @@ class ViewBatch:
         return cls(epoch, batch, views, augment)
 
 
-def draw_preview(data: ExperimentData, view_batch: ViewBatch, images: int, draws: int = 128) -> Preview:
-    """Draw the first images of a batch, and a strip of every operation on the first of them.
+def first_of(images: int, parts: int) -> list[int]:
+    """How many images to show of each of an update's batches: ``images`` in all, of no more batches than images."""
+    shown = min(images, parts)
+    return [images // shown + (part < images % shown) for part in range(shown)]
+
+
+def update_views(
+    data: ExperimentData,
+    augment: DualAugment,
+    epoch: int,
+    numbers: Sequence[int],
+    images: int,
+    device: torch.device | str = "cpu",
+) -> list[ViewBatch]:
+    """The batches of an update that a picture of so many images shows, with their views.
+
+    Args:
+        data: of the experiment.
+        augment: the pipelines; it is moved to ``device``.
+        epoch: counted from 0.
+        numbers: of the update's batches in the epoch; several with ``training.accumulate``.
+        images: rows of the picture.
+        device: where the views are made.
+
+    Returns:
+        Whole batches, since mixing depends on all their images; without mixing, of several batches only the images
+        that are shown.
+    """
+    counts = first_of(images, len(numbers))
+    whole = augment.mix is not None or len(numbers) == 1
+    batches = [
+        data.train_batch(epoch, number, images=None if whole else count) for number, count in zip(numbers, counts)
+    ]
+    return [ViewBatch.of(augment, batch, epoch, device) for batch in batches]
+
+
+def draw_preview(
+    data: ExperimentData, view_batches: Sequence[ViewBatch], images: int, parts: int = 1, draws: int = 128
+) -> Preview:
+    """Draw the first images of an update's batches, and a strip of every operation on the first of them.
 
     Args:
         data: gives the names of classes and samples.
-        view_batch: the batch and its views.
+        view_batches: batches of one update with their views, from :func:`update_views`.
         images: largest number of rows of the contact sheet.
+        parts: number of batches in the update.
         draws: samples that each operation draws for, to find its range.
 
     Returns:
         The two pictures and the line about the overlap of the views.
     """
-    augment, batch = view_batch.augment, view_batch.batch
-    count = min(images, len(batch.images))
-    originals = batch.images[:count]
-    shared = view_overlap(augment, originals, batch.ids[:count], view_batch.epoch) if augment.teachers else None
-    titles, notes = _labels(data, view_batch, count, shared)
+    augment, epoch = view_batches[0].augment, view_batches[0].epoch
+    shown = [
+        (view_batch, min(count, len(view_batch.batch.images)))
+        for view_batch, count in zip(view_batches, first_of(images, len(view_batches)))
+    ]
+    originals = torch.cat([view_batch.batch.images[:count] for view_batch, count in shown])
+    ids = torch.cat([view_batch.batch.ids[:count] for view_batch, count in shown])
+    shared = view_overlap(augment, originals, ids, epoch) if augment.teachers else None
+    titles: list[str] = []
+    notes: list[list[str]] = []
+    for number, (view_batch, count) in enumerate(shown):
+        own_titles, own_notes = _labels(data, view_batch, count, shared, len(titles))
+        titles += own_titles
+        notes += [[*own, f"batch {number + 1} of {parts}"] for own in own_notes] if parts > 1 else own_notes
     overlap = str(shared) if shared else ""
+    of_update = f"rows of {len(shown)} of the {parts} batches whose gradients one update averages"
     sheet = contact_sheet(
         originals,
-        view_batch.views,
+        _joined([(view_batch.views, count) for view_batch, count in shown]),
         augment.teachers,
         augment.student,
         titles if any(titles) else None,
         notes if any(notes) else None,
-        [f"teacher and student: {overlap}"] if overlap else [],
+        [f"teacher and student: {overlap}"] * bool(overlap) + [of_update] * (parts > 1),
     )
-    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batch, originals[0], draws))), overlap)
+    return Preview(_png(sheet), _png(strips_sheet(_strips(view_batches[0], originals[0], draws))), overlap)
+
+
+def _joined(parts: Sequence[tuple[Views, int]]) -> Views:
+    """The first views of each batch, so many of it, as one batch; without what was mixed."""
+
+    def join(views: Iterable[Tensor]) -> Tensor:
+        return torch.cat([view[:count] for view, (_, count) in zip(views, parts, strict=True)])
+
+    first = parts[0][0]
+    return Views(
+        tuple(
+            tuple(join(views.teacher[n][v] for views, _ in parts) for v in range(len(first.teacher[n])))
+            for n in range(len(first.teacher))
+        ),
+        tuple(join(views.student[v] for views, _ in parts) for v in range(len(first.student))),
+        first.pairs,
+    )
 
 
 def _labels(
-    data: ExperimentData, view_batch: ViewBatch, count: int, shared: ViewOverlap | None
+    data: ExperimentData, view_batch: ViewBatch, count: int, shared: ViewOverlap | None, first: int = 0
 ) -> tuple[list[str], list[list[str]]]:
-    """For each row: its class, and lines with its id, the overlap of its views, and its partner in a mix."""
+    """For each row: its class, and lines with its id, the overlap of its views, and its partner in a mix.
+
+    ``first`` is the row of the batch's first image in ``shared``.
+    """
     names = _names(data, view_batch.batch.ids[:count])
     titles = [data.classes[label] if label != UNLABELED else "" for label in view_batch.batch.labels[:count].tolist()]
     notes: list[list[str]] = []
     for row in range(count):
         notes.append([names[row]] if names[row] else [])
         if shared is not None:
-            apart = shared.color[row]
-            notes[row].append(f"overlap {shared.overlap[row]:.0%}" + ("" if apart.isnan() else f" · ΔE {apart:.1f}"))
+            apart = shared.color[first + row]
+            part = f"overlap {shared.overlap[first + row]:.0%}"
+            notes[row].append(part + ("" if apart.isnan() else f" · ΔE {apart:.1f}"))
     if (mix := view_batch.views.mix) is not None:
         partners = mix.partner[:count].cpu()
         others = zip(_names(data, view_batch.batch.ids[partners]), view_batch.batch.labels[partners].tolist())

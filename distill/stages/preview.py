@@ -12,7 +12,7 @@ from augment.policy import AugmentSettings
 from distill.files import write_atomic
 from distill.report.items import Files, Item, Picture
 from distill.run.context import RunContext
-from distill.run.preview import ViewBatch, draw_preview
+from distill.run.preview import ViewBatch, draw_preview, update_views
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.outputs import TrainedStudent
@@ -34,15 +34,17 @@ class DrawnViews:
 
 @dataclass(frozen=True)
 class PreviewViews(Stage[DrawnViews]):
-    """Draws the views of the first batch, and each operation over its range.
+    """Draws the views of the first update, and each operation over its range.
 
     Args:
         augment: how the views of the student's training are made.
         student: the student and its teacher, for their input sizes.
+        accumulate: number of batches whose gradients an update averages.
     """
 
     augment: AugmentSettings
     student: Ref[TrainedStudent]
+    accumulate: int = 1
 
     first_rank: ClassVar[bool] = True
 
@@ -54,18 +56,23 @@ class PreviewViews(Stage[DrawnViews]):
             return self._draw(context, context.trial.folder / self.name, images=2, draws=16)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"augment": self.augment.model_dump(mode="json"), "data": context.data.fingerprint()}
+        augment, data = self.augment.model_dump(mode="json"), context.data.fingerprint()
+        return {"augment": augment, "data": data, "accumulate": self.accumulate}
 
     def run(self, context: RunContext, folder: Path) -> DrawnViews:
         return self._draw(context, folder)
 
     def _draw(self, context: RunContext, folder: Path, images: int | None = None, draws: int = DRAWS) -> DrawnViews:
-        """Draw the views of the first ``images`` of the first batch; None: of all, on which mixing depends."""
+        """Draw views of the first update; of the first ``images`` of its first batch in a check."""
         trained = context.get(self.student)
         teachers = trained.teacher.inputs if trained.teacher else ()
         augment = DualAugment(self.augment, teachers, trained.student.input, context.seed)
-        batch = context.data.train_batch(0, 0, images=images)
-        preview = draw_preview(context.data, ViewBatch.of(augment, batch, 0), IMAGES, draws)
+        numbers = range(min(self.accumulate, len(context.data.train_loader())))
+        if images is None:
+            view_batches = update_views(context.data, augment, 0, numbers, IMAGES)
+        else:
+            view_batches = [ViewBatch.of(augment, context.data.train_batch(0, 0, images=images), 0)]
+        preview = draw_preview(context.data, view_batches, IMAGES, len(numbers), draws)
         preview.write(folder / VIEWS)
         write_atomic(folder / SHARED, preview.shared.encode())
         return self.load(context, folder)

@@ -73,7 +73,7 @@ def test_mixed_labels_stand_beside_their_row(sheets: list, tmp_path: Path) -> No
     settings = experiment(augment={"policy": "identical", "student": [], "mix": {"cutmix": 1.0}})
     data, augment = data_of(settings), augment_of(settings)
     view_batch = ViewBatch.of(augment, data.train_batch(0, 0), 0)
-    draw_preview(data, view_batch, 3)
+    draw_preview(data, [view_batch], 3)
     mix = view_batch.views.mix
     assert mix is not None
     partners = [data.classes[label] for label in view_batch.batch.labels[mix.partner[:3]].tolist()]
@@ -120,3 +120,22 @@ def test_every_operation_has_one_strip(tmp_path: Path) -> None:
         "student's operations",
         "teacher's operations, not in the views above",
     ]
+
+
+@pytest.mark.parametrize("mix", [None, {"mixup": 0.4}])
+def test_all_batches_of_an_update_are_shown(sheets: list, mix: Any, tmp_path: Path) -> None:
+    augment = {"policy": "identical", "student": [], "mix": mix}
+    settings = experiment(augment=augment, training={"accelerator": "cpu", "accumulate": 3})
+    output = preview_text(settings, tmp_path / "a.png", images=5, step=1)
+    sheet = sheets[0]
+    parts = [notes[-1] for notes in sheet["notes"]]
+    assert sheet["count"] == 5
+    assert parts == [f"batch {part} of 3" for part in (1, 1, 2, 2, 3)]
+    data = data_of(settings)
+    expected = [batch_of_step(settings, 1, part=part)[1].ids[row].item() for part in range(3) for row in (0, 1)][:5]
+    assert data.batch_of_ids([notes[0] for notes in sheet["notes"]], 0).ids.tolist() == expected
+    assert "batches of one update: 3, of which the picture shows 3" in output
+    assert sheet["footer"][-1] == "rows of 3 of the 3 batches whose gradients one update averages"
+    assert "batches of one update: 3, of which the picture shows 2" in preview_text(
+        settings, tmp_path / "a.png", images=2
+    )

@@ -303,9 +303,8 @@ def control_fit(settings: Experiment, context: RunContext, steps: int, folder: P
     """The control "labels only" of a student that took so many steps."""
     context.outputs["student"] = SimpleNamespace(fit=SimpleNamespace(steps=steps))
     like = Ref("student", TrainedStudent)
-    trained = LabelsOnly("labels-only", settings.student, settings.augment, settings.training, like).run(
-        context, folder
-    )
+    parts = (settings.student, settings.augment, settings.training, settings.objectives)
+    trained = LabelsOnly("labels-only", *parts, like).run(context, folder)
     assert trained is not None
     return trained
 
