@@ -43,11 +43,39 @@ A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {si
 import timm{imported}
 
 model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
-logits = model(transform(image).unsqueeze(0))  # image: PIL, RGB
 names = model.pretrained_cfg.get("label_names")
 ```
 
+{_READING[channels] if channels in _READING else _CHANNELWISE.format(channels=channels, why=_why(channels))}
+Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)},
+{preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}.
+
+{_table(results)}
+`manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
+
+## License
+To be filled in before publication: the licenses of the backbone and of the training images apply.
+"""
+
+
+_TRANSFORM = """```python
+transform = timm.data.create_transform(**timm.data.resolve_data_config(model=model))
+logits = model(transform(image).unsqueeze(0))  # image: PIL, {mode}
+```
+"""
+_READING = {
+    1: _TRANSFORM.format(mode="L")
+    + """
+Read an image as evaluation did: turned by its EXIF orientation, converted to gray:
+
+```python
+from PIL import Image, ImageOps
+
+image = ImageOps.exif_transpose(Image.open("image.png")).convert("L")
+```
+""",
+    3: _TRANSFORM.format(mode="RGB")
+    + """
 Read an image as evaluation did: turned by its EXIF orientation, transparency on white, other modes converted to RGB:
 
 ```python
@@ -58,16 +86,34 @@ if image.has_transparency_data:
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 image = image.convert("RGB")
 ```
+""",
+}
+"""Channels → how timm's transform is used, and how a file becomes the image that it reads."""
+_CHANNELWISE = """Do not use timm's transform on a whole image: it resizes through Pillow, {why}.
+Use it channel by channel, as evaluation does:
 
-Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)},
-{preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}.
+```python
+import numpy as np
+import torch
+from PIL import Image
 
-{_table(results)}
-`manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
+def prepare(image):  # uint8 [height, width, {channels}] → what the model reads
+    config, parts = model.pretrained_cfg, []
+    for channel, mean, std in zip(range({channels}), config["mean"], config["std"]):
+        one = {{**config, "input_size": (1, *config["input_size"][1:]), "mean": (mean,), "std": (std,)}}
+        transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=one))
+        parts.append(transform(Image.fromarray(np.ascontiguousarray(image[:, :, channel]))))
+    return torch.cat(parts)
 
-## License
-To be filled in before publication: the licenses of the backbone and of the training images apply.
+logits = model(prepare(image).unsqueeze(0))
+```
 """
+
+
+def _why(channels: int) -> str:
+    if channels == 4:
+        return "which takes the fourth channel for transparency and weighs the others by it"
+    return f"which has no images of {channels} channels"
 
 
 def _table(results: Sequence[Result]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,8 @@ class TransformDifference:
     mean: float
     largest: float
     images: int
+    channelwise: int = 0
+    """Number of the images' channels, if timm's transform can read them one by one only; else 0."""
 
     @property
     def is_rounding(self) -> bool:
@@ -36,16 +39,28 @@ class TransformDifference:
     @property
     def results(self) -> tuple[Result, ...]:
         """As results of the export, which its card and manifest hold."""
+        how = "timm's transform, channel by channel," if self.channelwise else "timm's transform,"
         return (
-            Result(name="timm's transform, mean difference from evaluation / 255", value=self.mean),
-            Result(name="timm's transform, largest difference from evaluation / 255", value=self.largest),
+            Result(name=f"{how} mean difference from evaluation / 255", value=self.mean),
+            Result(name=f"{how} largest difference from evaluation / 255", value=self.largest),
         )
 
+    @property
+    def note(self) -> str:
+        """What a user of the merged folder has to know; empty if timm's transform makes evaluation's images."""
+        return "" if self.is_rounding and not self.channelwise else f"{self}; prepare images as the export's card says"
+
     def __str__(self) -> str:
-        return (
-            f"timm's transform, by pretrained_cfg, differs from evaluation by {self.mean:.2g} of 255 on average and "
-            f"{self.largest:.2g} at most, on {self.images} images"
+        apart = (
+            f"differs from evaluation by {self.mean:.2g} of 255 on average and {self.largest:.2g} at most, on "
+            f"{self.images} images"
         )
+        if self.channelwise:
+            return (
+                f"timm's transform cannot read images of {self.channelwise} channels, since Pillow has none; channel "
+                f"by channel it {apart}"
+            )
+        return f"timm's transform, by pretrained_cfg, {apart}"
 
 
 def transform_difference(
@@ -59,19 +74,33 @@ def transform_difference(
         images: uint8 [H, W, C] each, of any size.
 
     Returns:
-        The difference; None without images, or if they have other than 1 (gray), 3 (RGB) or 4 (RGBA) channels, which
-        timm's transform cannot read.
+        The difference; None without images. Other than 1 (gray), 3 (RGB) or 4 (RGBA) channels are transformed one by
+        one, as the card says.
     """
-    if not images or about.input_size[0] not in (1, 3, 4):
+    if not images:
         return None
     from timm.data import create_transform, resolve_data_config
 
-    transform = create_transform(**resolve_data_config(pretrained_cfg=about.model_dump()))
+    def transform_of(part: Preprocessing) -> Any:
+        return create_transform(**resolve_data_config(pretrained_cfg=part.model_dump()))
+
+    channels, height, width = about.input_size
+    channelwise = 0 if channels in (1, 3, 4) else channels
+    by_channel = [
+        transform_of(about.model_copy(update={"input_size": (1, height, width), "mean": (mean,), "std": (std,)}))
+        for mean, std in zip(about.mean, about.std, strict=True)
+    ]
+    transform = None if channelwise else transform_of(about)
+
+    def transformed(image: np.ndarray) -> torch.Tensor:
+        if transform is not None:
+            return transform(Image.fromarray(image[:, :, 0] if channels == 1 else image))
+        return torch.cat([own(Image.fromarray(image[:, :, c])) for c, own in enumerate(by_channel)])
+
     scale = 255 * torch.tensor(about.std).view(-1, 1, 1)
     apart = []
     for image in images:
         own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], about.input)[0]
-        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        apart.append(((transform(picture) - own) * scale).abs())
+        apart.append(((transformed(image) - own) * scale).abs())
     every = torch.stack(apart)
-    return TransformDifference(float(every.mean()), float(every.max()), len(images))
+    return TransformDifference(float(every.mean()), float(every.max()), len(images), channelwise)

@@ -45,7 +45,7 @@ class Exported:
     refused: dict[str, str]
     """Title of a target that cannot hold the student → reason."""
     skew: str = ""
-    """By how much timm's transform differs from evaluation, if that is more than rounding."""
+    """By how much timm's transform differs from evaluation, if that is more than rounding, or it cannot be used."""
 
 
 def export_student(
@@ -71,9 +71,9 @@ def export_student(
     )
     results = (*results, *(apart.results if apart else ()))
     about = About(student.network.origin, tuple(context.data.classes), prepared, results)
-    skew = str(apart) if apart and not apart.is_rounding else ""
+    skew = apart.note if apart else ""
     if skew and context.trial is None:
-        logger.warning("%s; prepare images as the card of the export says", skew)
+        logger.warning("%s", skew)
     sizes, refused = {}, {}
     if not student.full:
         save_delta(folder / DELTA, student.model, student.backbone, **vars(about))

@@ -1,6 +1,7 @@
 """What ships is what was evaluated: timm's own transform, by the exported configuration, makes evaluation's images."""
 
 import io
+import re
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from augment.views import InputSpec
 from distill.data.canvas import Canvas
 from distill.data.decode import decode
 from distill.export.manifest import Preprocessing
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.export.timm_transform import transform_difference
 
 MEANS = {"imagenet": (0.485, 0.456, 0.406), "half": (0.5, 0.5, 0.5), "lite": (0.498, 0.498, 0.498), "zero": (0, 0, 0)}
@@ -96,4 +98,33 @@ def test_gray_networks_read_gray_images_and_alpha_is_measured():
     assert apart is not None and not apart.is_rounding, (
         "Pillow weighs colors by the fourth channel, evaluation does not"
     )
-    assert transform_difference(exported.model_copy(update={"input_size": (5, 32, 32)}), canvas, [four]) is None
+    assert apart.note.endswith("prepare images as the export's card says")
+
+
+@pytest.mark.parametrize("fit", ["crop", "pad", "squash"])
+@pytest.mark.parametrize("channels", [2, 4, 5])
+def test_images_that_timms_transform_cannot_read_are_prepared_by_the_cards_code(channels, fit, tmp_path):
+    mean, std = tuple(np.linspace(0.2, 0.6, channels).tolist()), (0.25,) * channels
+    canvas = Canvas.of_input((32, 32), mean, fit)
+    exported = Preprocessing(input_size=(channels, 32, 32), mean=mean, std=std, crop_mode=canvas.crop_mode)
+    image = np.random.default_rng(0).integers(0, 256, (40, 70, channels), dtype=np.uint8)
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=2, in_chans=channels).eval()
+    write_timm_folder(tmp_path, model, origin="random", preprocessing=exported, model_args={"in_chans": channels})
+    card = (tmp_path / "README.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", card, re.DOTALL))
+    names = {"image": image}
+    exec(code.replace("PATH/OF/THIS/FOLDER", str(tmp_path)), names)
+    own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], exported.input)
+    scale = 255 * torch.tensor(std).view(-1, 1, 1)
+    assert float(((names["prepare"](image) - own[0]) * scale).abs().max()) <= 1.01
+    assert torch.allclose(names["logits"], model(own), atol=1e-2)
+    why = "takes the fourth channel for transparency" if channels == 4 else f"has no images of {channels} channels"
+    assert f"Do not use timm's transform on a whole image: it resizes through Pillow, which {why}" in card
+    apart = transform_difference(exported, canvas, [image])
+    assert apart is not None
+    if channels != 4:
+        assert apart.is_rounding and apart.note.startswith(
+            f"timm's transform cannot read images of {channels} channels"
+        )
+        assert apart.results[0].name == "timm's transform, channel by channel, mean difference from evaluation / 255"
