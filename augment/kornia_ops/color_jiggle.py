@@ -29,16 +29,7 @@ class ColorJiggle(Jitter):
         return HUE in self.steps or SATURATION in self.steps
 
     def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
-        """One of the four steps, by kornia's definition.
-
-        Args:
-            which: BRIGHTNESS, CONTRAST, SATURATION or HUE.
-            images: [B, C, H, W] in [0, 1].
-            factor: [B, 1, 1, 1].
-
-        Returns:
-            [B, C, H, W].
-        """
+        """By kornia's definition; arguments as in :meth:`Jitter.step`."""
         if which == HUE:
             return hue_rotated(images, factor).clamp_(0, 1)
         if which == BRIGHTNESS:

@@ -28,16 +28,7 @@ class ColorJitter(Jitter):
     wraps = "ColorJitter"
 
     def step(self, which: int, images: Tensor, factor: Tensor) -> Tensor:
-        """One of the four steps, by torchvision's definition.
-
-        Args:
-            which: BRIGHTNESS, CONTRAST, SATURATION or HUE.
-            images: [B, C, H, W] in [0, 1].
-            factor: [B, 1, 1, 1].
-
-        Returns:
-            [B, C, H, W].
-        """
+        """By torchvision's definition; arguments as in :meth:`Jitter.step`."""
         if which == HUE:
             return hue_rotated(images, factor)
         if which == BRIGHTNESS:

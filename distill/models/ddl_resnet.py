@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from timm.layers import ClassifierHead, RmsNorm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models._features import feature_take_indices
 from torch import Tensor, nn
 
 from distill.models.ddl import DeltaResidual, compression, expansion
+from distill.models.staged import StagedNet
 
 
 class DeltaConvBlock(nn.Module):
@@ -57,7 +57,7 @@ class ChannelsLast(nn.Module):
         return self.module(x.movedim(1, -1)).movedim(-1, 1)
 
 
-class DeltaResNet(nn.Module):
+class DeltaResNet(StagedNet):
     """Stem, stages of :class:`DeltaConvBlock`, global mean, linear classifier.
 
     Args:
@@ -116,10 +116,6 @@ class DeltaResNet(nn.Module):
         return {"stem": r"^stem", "blocks": blocks}
 
     @torch.jit.ignore
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        assert not enable, "gradient checkpointing is not supported"
-
-    @torch.jit.ignore
     def get_classifier(self) -> nn.Module:
         return self.head.fc
 
@@ -127,64 +123,17 @@ class DeltaResNet(nn.Module):
         self.num_classes = num_classes
         self.head.reset(num_classes, global_pool)
 
-    def forward_intermediates(
-        self,
-        x: Tensor,
-        indices: int | list[int] | None = None,
-        norm: bool = False,
-        stop_early: bool = False,
-        output_fmt: str = "NCHW",
-        intermediates_only: bool = False,
-    ) -> Any:
-        """timm's contract: the states after the stages, and the final features.
+    def stage(self, number: int, x: Tensor) -> Tensor:
+        return self.stages[number](x)
 
-        Args:
-            x: images [B, 3, H, W].
-            indices: which stages, as timm reads them; None: all.
-            norm: without effect, as there is no norm after the stages.
-            stop_early: run no stage after the last one of ``indices``.
-            output_fmt: "NCHW" only.
-            intermediates_only: leave the final features out.
+    def last(self, x: Tensor) -> Tensor:
+        return self.read(x)
 
-        Returns:
-            ``(final features, maps)``, or the maps alone.
-        """
-        assert output_fmt == "NCHW", "Output shape must be NCHW."
-        take, last = feature_take_indices(len(self.stages), indices)
-        x, maps = self.stem(x), []
-        for number, stage in enumerate(self.stages[: last + 1] if stop_early else self.stages):
-            x = stage(x)
-            if number in take:
-                maps.append(x)
-        return maps if intermediates_only else (self.read(x), maps)
-
-    def prune_intermediate_layers(
-        self, indices: int | list[int] = 1, prune_norm: bool = False, prune_head: bool = True
-    ) -> list[int]:
-        """timm's contract: remove the stages after the last one of ``indices``.
-
-        Args:
-            indices: which stages, as timm reads them.
-            prune_norm: without effect, as there is no norm after the stages.
-            prune_head: remove the classifier too.
-
-        Returns:
-            The numbers of the stages of ``indices``.
-        """
-        take, last = feature_take_indices(len(self.stages), indices)
-        self.stages = self.stages[: last + 1]
-        if prune_head:
-            self.reset_classifier(0, "")
-        return take
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.read(self.stages(self.stem(x)))
+    def keep_stages(self, count: int) -> None:
+        self.stages = self.stages[:count]
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         return self.head(x, pre_logits=pre_logits)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.forward_head(self.forward_features(x))
 
 
 default_cfgs = generate_default_cfgs(
