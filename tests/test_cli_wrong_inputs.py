@@ -5,6 +5,7 @@ The matrix: wrong images, operations, objectives, deltas, networks and folders Ã
 
 from __future__ import annotations
 
+import io
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from command_line import call, write_config, write_images
 from PIL import Image
 
@@ -103,6 +106,8 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("parts")
     (folder / "wrong_parts.py").write_text(PARTS)
     write_images(folder / "images")
+    weights = timm.create_model("test_resnet", num_classes=0).state_dict()
+    torch.save(weights, folder / "headless.pth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
@@ -121,6 +126,11 @@ def objective(**settings: Any) -> dict[str, Any]:
     return {"objectives": [{"type": "ce"}, settings]}
 
 
+HEADLESS: dict[str, Any] = {
+    "fit_teacher": None,
+    "teacher": {"networks": [{"model": "test_resnet", "checkpoint": "headless.pth", "size": 32}]},
+}
+"""A teacher of features alone."""
 SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "gray": (own("Gray"), "Gray (operation 2) returned float32 [4, 1, 32, 32], expected floats [4, 3, H, W]"),
     "missing values": (own("Missing"), "the results of wrong_parts:Missing (operation 2) are not finite"),
@@ -136,6 +146,15 @@ SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     "raising loss": (objective(type="wrong_parts:RaisingLoss"), "no attribute 'nothing' (WHERE/wrong_parts.py, line "),
     "loss that is not a number": (objective(type="wrong_parts:MissingLoss"), "missingloss is nan"),
     "unknown stage": (objective(type="fitnets", stages={"layer9": "layer1"}), "layer9"),
+    "headless teacher": (HEADLESS, "the teacher has no classifier, so it has no logits to compare: train one"),
+    "headless teacher, cached": (
+        {
+            **objective(type="pooled"),
+            "fit_teacher": None,
+            "teacher": {**HEADLESS["teacher"], "cache": {"pooled": True}},
+        },
+        "teacher.cache.logits: the teacher has no classifier",
+    ),
     "other classes": ({"fit_teacher": None}, "the student has 2 classes, the teacher 1000"),
     "raising delta": ({"student": {"deltas": [{"type": "wrong_parts:RaisingDelta", "rank": 1}]}}, "my delta"),
     "no such site": ({"student": {"deltas": [{"type": "low_rank", "rank": 1, "sites": "x.*"}]}}, "pattern 'x.*'"),
@@ -308,6 +327,25 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
+def test_an_export_elsewhere(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """``export --to``: a new or empty folder, or ``--force``; what is written is the export of the run."""
+    to = tmp_path / "elsewhere"
+    to.mkdir()
+    (to / "notes.txt").write_text("mine")
+    status, out, err = call(capsys, "export", finished, "--to", to)
+    assert status == 1 and f"{to} is not empty; name a new folder, or replace files of the same names by --force" in err
+    assert [path.name for path in to.iterdir()] == ["notes.txt"] and "wrote" not in out
+    status, out, err = call(capsys, "export", finished, "--to", to / "notes.txt", "--force")
+    assert status == 1 and "notes.txt is a file; name a folder" in err
+    for folder, options in ((to, ["--force"]), (tmp_path / "new" / "deep", [])):
+        status, out, err = call(capsys, "export", finished, "--to", folder, *options)
+        assert status == 0 and f"wrote {folder}" in out, err
+        for name in ("delta/delta.safetensors", "merged/model.safetensors"):
+            assert (folder / name).read_bytes() == (finished / "export" / name).read_bytes()
+    assert (to / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", RUNS)
 def test_wrong_runs(
     fault: str, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], verification_forks: None
@@ -322,6 +360,33 @@ def test_wrong_runs(
         assert "Traceback" not in out + err and (status == 0 or "error: " in err), (command, err)
         told.append(err)
     assert any(message in err for err in told)
+
+
+COLUMNS: dict[str, tuple[list[Any], str]] = {
+    "several classes": ([[0, 1], [2], [], [1, 2]], "has the label [0, 1]: several values, and an image has one class"),
+    "texts": (["a cat", "a dog", "a cat and a dog", ""], "has the label '': empty"),
+}
+"""Name â†’ the labels of a table, as many tagged sets have them, and a part of the error's text."""
+
+
+@pytest.mark.parametrize("fault", COLUMNS)
+def test_wrong_columns(fault: str, parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import datasets
+
+    labels, message = COLUMNS[fault]
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "PNG")
+    table = {"image": [{"bytes": buffer.getvalue(), "path": None}] * len(labels), "label": labels}
+    kind = datasets.Value("string") if isinstance(labels[0], str) else datasets.Sequence(datasets.ClassLabel(3))
+    features = datasets.Features({"image": datasets.Image(), "label": kind})
+    datasets.Dataset.from_dict(table, features=features).to_parquet(tmp_path / "train.parquet")
+    source = f"{{type: huggingface, data_files: {{train: {tmp_path}/train.parquet}}, cache_dir: {tmp_path}/cache}}"
+    config = write_config(tmp_path / "small.yaml", parts / "images", output=str(tmp_path / "runs"))
+    for command in (["train"], ["preview", "-o", tmp_path / "x.png"], ["data"]):
+        status, out, err = call(capsys, command[0], config, f"data.source={source}", *command[1:])
+        assert status == 1 and f"error: {tmp_path}/train.parquet" in err and message in err, (command, err)
+        assert "Traceback" not in out + err
+    assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir()), "nothing is left behind"
 
 
 def test_wrong_paths(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
