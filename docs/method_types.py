@@ -9,6 +9,10 @@ CONTRACTS = {
     "objective": ("distill.objectives", "Objective"),
     "delta": ("distill.deltas", "Delta"),
     "source": ("distill.data", "Source"),
+    "head": ("distill.continual.heads", "Head"),
+    "inference": ("distill.continual.inference", "TaskInference"),
+    "memory": ("distill.continual.memory", "Memory"),
+    "regularizer": ("distill.continual.regularizers", "Regularizer"),
 }
 
 

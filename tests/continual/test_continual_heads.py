@@ -199,6 +199,7 @@ def test_the_penalty_is_chosen_by_held_out_images(kind):
                 each[penalty] = -squared_error(ridge(train, penalty), train.classes, held_out)
             if torch.equal(weight, other.tensors()["weight"]):
                 scores[choose] = penalty
+        assert scores[choose] == head.chosen_penalty(train, images, held_out)
         best = max(each.values())
         assert scores[choose] == max(penalty for penalty in PENALTIES if each[penalty] == best)
         assert best > each[PENALTIES[0]]
@@ -255,10 +256,10 @@ def test_bytes_that_are_served_and_kept():
     kept = HeadSums(list(HEADS.values()), 6)
     kept.add(FEATURES, LABELS, NAMES)
     plain, random, by_class = 8 * (3 + 18 + 36), 8 * (3 + 60 + 400), 8 * (3 + 18 + 3 * 36)
-    assert kept.bytes == plain + random + by_class  # five of the seven heads read the same sums
+    assert kept.kept_bytes == plain + random + by_class  # five of the seven heads read the same sums
     alone = HeadSums([HEADS["ncm"]], 6)
     alone.add(FEATURES, LABELS, NAMES)
-    assert alone.bytes == 8 * (3 + 18)
+    assert alone.kept_bytes == 8 * (3 + 18)
 
 
 def test_shared_sums_fit_every_head_and_come_back_from_files(tmp_path):

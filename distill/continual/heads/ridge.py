@@ -92,19 +92,36 @@ class RidgeHead(Head):
         return frozenset({"held_out" if self.settings.choose == "held_out" else "held_out_sums"})
 
     def _fit(self, sums: Sums, held_out: LabeledFeatures | None, held_out_sums: Sums | None) -> FittedHead:
+        return self._fitted(sums, ridge(sums, self.chosen_penalty(sums, held_out, held_out_sums)))
+
+    def chosen_penalty(
+        self, sums: Sums, held_out: LabeledFeatures | None = None, held_out_sums: Sums | None = None
+    ) -> float:
+        """λ of the settings, or the one of ``PENALTIES`` that they choose; the arguments are those of ``fit``.
+
+        To fit on the held-out images too, give the λ chosen without them: ``Settings(penalty=…)`` and ``fit`` on the
+        sums of all.
+
+        Args:
+            sums: of this head.
+            held_out: images that are not in ``sums``.
+            held_out_sums: sums of this head over such images.
+
+        Raises:
+            ContinualError: no held-out image has a label, or one has a class that the sums do not have.
+        """
         if self.settings.choose is None:
-            return self._fitted(sums, ridge(sums, self.settings.penalty))
-        best, lowest = torch.empty(0), float("inf")
-        for penalty in reversed(PENALTIES):
+            return self.settings.penalty
+        errors = {}
+        for penalty in sorted(PENALTIES, reverse=True):
             weight_MK = ridge(sums, penalty)
-            if held_out_sums is not None and self.settings.choose == "held_out_mse":
-                error = squared_error(weight_MK, sums.classes, held_out_sums)
+            if self.settings.choose == "held_out_mse":
+                assert held_out_sums is not None
+                errors[penalty] = squared_error(weight_MK, sums.classes, held_out_sums)
             else:
                 assert held_out is not None
-                error = -accuracy(self._fitted(sums, weight_MK), held_out)
-            if error < lowest:
-                best, lowest = weight_MK, error
-        return self._fitted(sums, best)
+                errors[penalty] = -accuracy(self._fitted(sums, weight_MK), held_out)
+        return min(errors, key=lambda penalty: errors[penalty])  # the first, and so the largest, of equal ones
 
     def _fitted(self, sums: Sums, weight_MK: Tensor) -> FittedHead:
         raise NotImplementedError

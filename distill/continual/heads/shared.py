@@ -46,9 +46,9 @@ class HeadSums:
         return self._sums[head.sums_key]
 
     @property
-    def bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes that are kept from task to task."""
-        return sum(sums.bytes for sums in self._sums.values())
+        return sum(sums.kept_bytes for sums in self._sums.values())
 
     def save(self, folder: Path) -> None:
         """Write one file for each kind of features."""

@@ -83,7 +83,7 @@ class Sums:
         return self.firsts / self.counts
 
     @property
-    def bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes of the tensors, as they are saved."""
         return tensor_bytes([self.counts, self.firsts, self.seconds])
 

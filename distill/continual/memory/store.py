@@ -61,7 +61,7 @@ class Store:
         return len(self.labels)
 
     @property
-    def bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes of all tensors."""
         return tensor_bytes(self._tensors().values())
 

@@ -163,7 +163,7 @@ class Regularizer(Component):
         self._parameters = {}
 
     @property
-    def bytes(self) -> int:
+    def kept_bytes(self) -> int:
         """Bytes that are kept from task to task."""
         return tensor_bytes(self.state_dict().values())
 

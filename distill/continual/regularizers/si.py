@@ -32,7 +32,8 @@ class SI(Regularizer):
     >>> si = SI(SI.Settings(xi=0.75))
     >>> si.attach(dict(layer.named_parameters()))
     >>> layer.weight.grad = torch.tensor([[-4.0]])
-    >>> torch.optim.SGD(layer.parameters(), lr=0.125).step()  # Δθ = 0.5
+    >>> with torch.no_grad():
+    ...     _ = layer.weight.sub_(0.125 * layer.weight.grad)  # Δθ = 0.5
     >>> si.after_step()
     >>> si.prepare(layer, dict(layer.named_parameters()), [])
     >>> si.importance["weight"].item()  # 4 · 0.5 / (0.5² + 0.75)
