@@ -66,12 +66,28 @@ class ExperimentData:
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[tuple[Split, Canvas], Resident] = {}
         self._subsets: dict[Split, Subset] = {}
+        self._part: tuple[str, ...] | None = None
         self.subset("train")
 
     @property
     def classes(self) -> Sequence[str]:
         """Class names; empty if the source has no labels."""
-        return self.source.classes
+        return self.source.classes if self._part is None else self._part
+
+    def part(self, classes: Sequence[str], subsets: Mapping[Split, Subset], seed: int) -> ExperimentData:
+        """Some samples of these data, such as those of one task; no other sample can be read from it.
+
+        Args:
+            classes: names of its classes.
+            subsets: the samples of each split that it has; their labels are indices into ``classes``.
+            seed: of the order of the training samples and of loader-side augmentation.
+
+        Returns:
+            Data with the same settings; images on the device are not copied.
+        """
+        other = copy.copy(self)
+        other._part, other._subsets, other.seed = tuple(classes), dict(subsets), seed
+        return other
 
     def subset(self, name: Split) -> Subset:
         """The samples of a split, with the labels that are visible in training."""
@@ -173,6 +189,8 @@ class ExperimentData:
 
     def has_split(self, name: Split) -> bool:
         """Whether the split has samples."""
+        if self._part is not None:
+            return name in self._subsets
         if name == "val":
             self.subset("train")  # holds out val
             return name in self._subsets or name in self.source.has_split
@@ -187,6 +205,8 @@ class ExperimentData:
         """The same data with all labels visible; images on the device are not copied."""
         if self.settings.labels_per_class is None:
             return self
+        if self._part is not None:
+            raise DataError("a part of the data has the labels that are visible in the whole")
         other = copy.copy(self)
         other.settings = self.settings.model_copy(update={"labels_per_class": None})
         other._subsets = {}
@@ -199,7 +219,11 @@ class ExperimentData:
         """
         digest = sha256(self.settings.source.model_dump_json().encode())
         for name in SPLITS:
-            if name in self.source.has_split:
+            if self._part is not None and name in self._subsets:
+                subset = self._subsets[name]
+                digest.update("\0".join([name, *self.classes, "", *subset.ids]).encode())
+                digest.update(subset.labels.astype("<i8").tobytes())
+            elif self._part is None and name in self.source.has_split:
                 samples = self._split(name)
                 digest.update("\0".join([name, *self.classes, "", *samples.ids]).encode())
                 digest.update(np.asarray(samples.labels, dtype="<i8").tobytes())
@@ -213,6 +237,8 @@ class ExperimentData:
 
     def _divide(self, name: Split) -> None:
         """Fill in ``_subsets[name]``; train and a held-out val are made together."""
+        if self._part is not None:
+            raise DataError(f"this part of the data has no {name} samples")
         splits = self.source.has_split
         if name in splits and name != "train":
             self._subsets[name] = full_split(self._split(name), self.classes, name)

@@ -51,7 +51,7 @@ def experiment_kinds() -> dict[str, type[Experiment]]:
     for module in pkgutil.iter_modules(distill.experiments.__path__, f"{distill.experiments.__name__}."):
         for value in vars(importlib.import_module(module.name)).values():
             own = isinstance(value, type) and issubclass(value, Experiment) and value.__module__ == module.name
-            if own and value is not Experiment:
+            if own and "kind" in value.__annotations__ and value is not Experiment:
                 kinds[value.model_fields["kind"].default] = value
     return kinds
 

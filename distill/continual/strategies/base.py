@@ -1,0 +1,98 @@
+"""The interface of strategies: what a student starts from in a task, and what is kept of it afterwards.
+
+A strategy is given one task at a time and the result of the tasks before it. It does not train: the stage
+``LearnTask`` does, with the training loop of every other fit.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+from torch import Tensor
+
+import augment.base
+from augment.base import Component
+from distill.continual.learned import LearnedTask, Part
+from distill.continual.task import Task
+from distill.models.settings import StudentSettings
+from distill.models.student import Student
+
+
+@dataclass(frozen=True)
+class TaskFit:
+    """What a strategy knows in a task.
+
+    Args:
+        task: of the stream.
+        student: the experiment's student.
+        seed: keyed by the task's name.
+        folder: of the stage.
+        classes: names of the classes of the student's head, in the order of its rows.
+        previous: the result of the task before; None in the first one.
+    """
+
+    task: Task
+    student: StudentSettings
+    seed: int
+    folder: Path
+    classes: tuple[str, ...]
+    previous: LearnedTask | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """What the student of a task starts from.
+
+    Args:
+        student: its network and deltas; None: the task trains no student.
+        prepared: folder of a fit whose choices from data (ranks, masks) it takes over; None: it makes its own.
+        weights: values of tensors of ``Student.own_state`` to start from; rows of the head by ``classes``.
+        classes: names of the classes of the head in ``weights``.
+    """
+
+    student: StudentSettings | None
+    prepared: Path | None = None
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    classes: tuple[str, ...] = ()
+
+
+class Strategy(Component):
+    """How a stream is learned.
+
+    Class attributes:
+        paper: short citation.
+        head_per_task: whether each task has a head of its own; else one head has a row for each class seen so far.
+        heads_on_student: whether closed-form heads are fitted on the features of its student, of which the first
+            configured one is served.
+    """
+
+    class Settings(augment.base.Settings):
+        type: str
+
+    paper: ClassVar[str] = ""
+    head_per_task: ClassVar[bool] = False
+    heads_on_student: ClassVar[bool] = False
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    @abstractmethod
+    def start(self, fit: TaskFit) -> Start:
+        """What the student of a task starts from."""
+
+    @abstractmethod
+    def close(self, fit: TaskFit, student: Student) -> None:
+        """Write what is kept of a trained student into ``fit.folder``, with deltas in their exported form."""
+
+    @abstractmethod
+    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+        """The networks after a task that is closed, from their files."""
+
+    def features(self, fit: TaskFit) -> Part | None:
+        """The network whose features closed-form heads are fitted on, with ``heads_on_student``."""
+        return None

@@ -1,0 +1,46 @@
+"""One delta that goes on: sequential fine-tuning, the strategy that forgets unless a loss or a memory prevents it."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from distill.continual.learned import Part
+from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.strategies.files import read_part, write_part
+from distill.models.student import Student
+from distill.training.checkpoints import VerifiedCheckpointIO
+from distill.training.fit import RESULT
+
+FIT = "fit"
+
+
+class GoOn(Strategy):
+    """Every task trains the same student further; its head gets a row for each new class.
+
+    Ranks and masks that deltas choose from data are chosen in the first task.
+
+    Example:
+        >>> from distill.continual.strategies.go_on import GoOn
+        >>> GoOn(GoOn.Settings()).head_per_task
+        False
+    """
+
+    class Settings(Strategy.Settings):
+        type: Literal["go_on"] = "go_on"
+
+    paper: ClassVar[str] = ""
+    settings: Settings
+
+    def start(self, fit: TaskFit) -> Start:
+        if fit.previous is None:
+            return Start(fit.student)
+        before = fit.previous.folder / FIT
+        weights = VerifiedCheckpointIO().load_checkpoint(before / RESULT)["student"]
+        return Start(fit.student, before, weights, fit.previous.classes)
+
+    def close(self, fit: TaskFit, student: Student) -> None:
+        write_part(fit, student)
+
+    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+        part = read_part(fit.folder, fit.task.name, fit.classes, fit.student.network)
+        return (part,)

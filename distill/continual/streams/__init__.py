@@ -1,0 +1,1 @@
+"""Streams: how the data is divided into tasks."""

@@ -1,0 +1,126 @@
+"""A task of a stream: its classes, and its samples in each split."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from hashlib import sha256
+
+import numpy as np
+
+from distill.continual.errors import ContinualError
+from distill.data.base import UNLABELED, Samples, Split
+from distill.data.experiment_data import ExperimentData
+from distill.data.split import Subset
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of a stream.
+
+    Args:
+        name: does not depend on the position in the stream: what is random in a task is keyed by it.
+        classes: names of the classes of its samples.
+        indices: split → positions of its samples in ``ExperimentData.subset(split)``.
+        samples: split → images of that split to read in place of the data's own, with as many samples in the same
+            order; such as images that an augmentation moves to another domain.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    indices: Mapping[Split, np.ndarray] = field(repr=False, compare=False)
+    samples: Mapping[Split, Samples] = field(default_factory=dict, repr=False, compare=False)
+
+    def subset(self, data: ExperimentData, split: Split, classes: Sequence[str]) -> Subset:
+        """Its samples of a split, with labels that are indices into ``classes``.
+
+        Args:
+            data: the whole data, of which this is a task.
+            split: one that the task has.
+            classes: names, which contain all classes of the task.
+
+        Returns:
+            The samples.
+        """
+        whole = data.subset(split)
+        chosen = self.indices[split]
+        new = np.full(len(data.classes) + 1, UNLABELED, dtype=np.int64)  # the last entry is for UNLABELED, -1
+        at = {name: index for index, name in enumerate(classes)}
+        for index, name in enumerate(data.classes):
+            new[index] = at.get(name, UNLABELED)
+        labels = new[whole.labels[chosen]]
+        return Subset(self.samples.get(split, whole.samples), whole.indices[chosen], labels)
+
+    def data(self, data: ExperimentData, classes: Sequence[str], seed: int) -> ExperimentData:
+        """The data restricted to this task.
+
+        Args:
+            data: the whole data.
+            classes: names of the classes of the labels.
+            seed: of the run; that of the part is keyed by the task's name.
+
+        Returns:
+            Data that holds no sample of another task.
+        """
+        subsets = {split: self.subset(data, split, classes) for split in self.indices}
+        return data.part(classes, subsets, keyed_seed(seed, self.name))
+
+
+def keyed_seed(seed: int, name: str) -> int:
+    """A seed below 2³¹ for what is random in a task, a function of the run's seed and the name alone."""
+    return int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1
+
+
+def task_name(words: str) -> str:
+    """A text as a task's name: letters, digits, ``-`` and ``.``, as stages and folders need it."""
+    name = re.sub(r"[^A-Za-z0-9.]+", "-", words).strip("-.")
+    return name or f"task-{sha256(words.encode()).hexdigest()[:6]}"
+
+
+def numbered(count: int) -> list[str]:
+    """Names of tasks without one of their own: ``task-1`` …, with as many digits as the last one needs."""
+    digits = len(str(count))
+    return [f"task-{number:0{digits}}" for number in range(1, count + 1)]
+
+
+def indices_of(data: ExperimentData, split: Split, classes: Iterable[str]) -> np.ndarray:
+    """Positions of the samples of some classes in ``data.subset(split)``."""
+    wanted = [index for index, name in enumerate(data.classes) if name in set(classes)]
+    return np.flatnonzero(np.isin(data.subset(split).labels, wanted))
+
+
+def splits_of(data: ExperimentData) -> list[Split]:
+    """The splits that the data has."""
+    splits: tuple[Split, ...] = ("train", "val", "test")
+    return [split for split in splits if data.has_split(split)]
+
+
+def check_tasks(tasks: Sequence[Task], data: ExperimentData, same_classes: bool) -> None:
+    """Raise ``ContinualError`` for tasks that nothing can be learned from.
+
+    Args:
+        tasks: of the stream.
+        data: of which they are parts.
+        same_classes: whether tasks may have the same classes.
+    """
+    if not tasks:
+        raise ContinualError("stream: there are no tasks")
+    names: set[str] = set()
+    owner: dict[str, str] = {}
+    of_sample: dict[int, str] = {}
+    for task in tasks:
+        if task.name in names:
+            raise ContinualError(f"stream: two tasks are called {task.name!r}")
+        names.add(task.name)
+        if not len(task.indices.get("train", ())):
+            raise ContinualError(f"stream: the task {task.name!r} has no training images")
+        for name in task.classes:
+            if name in owner and not same_classes:
+                raise ContinualError(f"stream: the class {name!r} is in two tasks, {owner[name]!r} and {task.name!r}")
+            owner[name] = task.name
+        for index in task.indices["train"].tolist():
+            if index in of_sample and not task.samples:
+                image = data.subset("train").ids[index]
+                raise ContinualError(f"stream: {image} is in two tasks, {of_sample[index]!r} and {task.name!r}")
+            of_sample[index] = task.name

@@ -1,0 +1,71 @@
+"""Continual learning: tasks come one after another, and what was learned must not be forgotten.
+
+Importing this does not import torch. Opening the stream does, since the tasks follow from the data.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from augment.base import Registry, Settings, error_at, is_deferred
+from distill.experiments.student import StudentExperiment
+
+if TYPE_CHECKING:  # these import torch
+    from distill.continual.heads.base import Head
+    from distill.continual.inference.base import TaskInference
+    from distill.continual.strategies.base import Strategy
+    from distill.continual.streams.base import Stream
+    from distill.run.stage import Stage
+
+    AnyStream, AnyStrategy = Stream.Settings, Strategy.Settings
+    AnyHead, AnyInference = Head.Settings, TaskInference.Settings
+else:
+    AnyStream = Annotated[Settings, Registry("distill.continual.streams", "Stream")]
+    AnyStrategy = Annotated[Settings, Registry("distill.continual.strategies", "Strategy")]
+    AnyHead = Annotated[Settings, Registry("distill.continual.heads", "Head")]
+    AnyInference = Annotated[Settings, Registry("distill.continual.inference", "TaskInference")]
+
+PREVIOUS = "previous"
+
+
+class StreamControlSettings(Settings):
+    """The controls that a learner is compared with. Those on frozen features cost seconds."""
+
+    heads: bool = Field(True, description="joint, sequential and task-wise linear heads on frozen features")
+    sequential: bool = Field(False, description="the same student trained on one task after the other")
+    separate: bool = Field(False, description="a whole network for each task, trained in full")
+
+
+class ContinualExperiment(StudentExperiment):
+    """The config of a stream: the experiment of a student, with tasks, a strategy, and closed-form heads."""
+
+    kind: Literal["continual"] = "continual"  # type: ignore[assignment]
+    stream: AnyStream = Field(description="how the data is divided into tasks, and in which order they come")
+    strategy: AnyStrategy = Field({"type": "bank"}, validate_default=True, description="how a task is learned")
+    heads: tuple[AnyHead, ...] = Field(
+        ({"type": "slda"}, {"type": "ridge"}, {"type": "ncm"}),
+        validate_default=True,
+        description="closed-form heads on frozen features: controls; with strategy first_task, also the served heads",
+    )
+    inference: tuple[AnyInference, ...] = Field(
+        ({"type": "ncm"},), validate_default=True, description="rules that give the task of an image to a bank"
+    )
+    controls: StreamControlSettings = StreamControlSettings()
+
+    def plan(self) -> list[Stage]:
+        from distill.continual.open_stream import open_stream
+        from distill.continual.plan import plan_stream
+
+        return plan_stream(self, open_stream(self))
+
+    @model_validator(mode="after")
+    def _stream_fits(self, info: ValidationInfo) -> Self:
+        if is_deferred(info, "classes"):
+            return self
+        if self.fit_teacher is not None:
+            raise error_at("fit_teacher", "a teacher that is fitted on all data knows the classes of later tasks")
+        if self.strategy.component.heads_on_student and not self.heads:  # type: ignore[union-attr]
+            raise error_at("heads", f"strategy {self.strategy.type} serves a closed-form head; name one")
+        return self

@@ -1,0 +1,140 @@
+"""The base class of the experiments that train a student: views, teacher, student, objectives, and their rules.
+
+Importing this does not import torch. Validating a config that names objectives, deltas or operations does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from augment.base import Registry, Settings, error_at, is_deferred
+from augment.policy import AugmentSettings
+from distill.experiments.base import Experiment
+from distill.models.settings import NetworkSettings, StudentSettings, TeacherSettings
+from distill.training.settings import FitTeacherSettings
+
+if TYPE_CHECKING:  # these import torch
+    from distill.objectives.base import Objective
+    from distill.run.stage import Stage
+    from distill.stages.outputs import TeacherNetworks
+
+    AnyObjective = Objective.Settings
+else:
+    AnyObjective = Annotated[Settings, Registry("distill.objectives", "Objective")]
+
+
+class StudentExperiment(Experiment):
+    """The config of an experiment that trains a student; a kind of run adds what it trains the student for."""
+
+    augment: AugmentSettings = AugmentSettings()
+    teacher: TeacherSettings | None = Field(None, description="none: the student is trained on labels alone")
+    fit_teacher: FitTeacherSettings | None = Field(
+        None, description="first train the teacher, once for all runs with equal settings"
+    )
+    student: StudentSettings
+    objectives: tuple[AnyObjective, ...] = Field(min_length=1)
+
+    def plan_teacher(self) -> list[Stage[TeacherNetworks]]:
+        """The stages that make the teacher's networks; some commands run only these."""
+        if self.teacher is None:
+            return []
+        if self.fit_teacher is None:
+            from distill.stages.pretrained_teacher import PretrainedTeacher
+
+            return [PretrainedTeacher("teacher", self.teacher)]
+        from distill.stages.fit_teacher import FitTeacher
+
+        augment = self.fit_teacher.augment or self.augment.alone().model_copy(update={"mix": None, "ramp": None})
+        networks = self.teacher.networks
+        names = ["teacher"] if len(networks) == 1 else [f"teacher-{number}" for number in range(len(networks))]
+        return [FitTeacher(name, network, self.fit_teacher, augment) for name, network in zip(names, networks)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _networks_take_the_channels(cls, tree: Any) -> Any:
+        """Set ``in_chans`` of the networks that leave it out, if the images have other than three channels."""
+        data = tree.get("data") if isinstance(tree, dict) else None
+        channels = data.get("channels", 3) if isinstance(data, dict) else 3
+        if channels == 3:
+            return tree
+        return _at_networks(tree, lambda network: {"in_chans": channels, **network})
+
+    @model_validator(mode="after")
+    def _parts_belong_together(self, info: ValidationInfo) -> StudentExperiment:
+        if is_deferred(info, "classes"):
+            return self
+        reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
+        if reading and self.teacher is None:
+            raise error_at(
+                "objectives", f"{', '.join(reading)} need a teacher, and there is none; add teacher.networks"
+            )
+        if self.teacher is not None and not reading:
+            raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+        unweighable = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
+        if self.fit_teacher is not None:
+            self.fit_teacher.check()
+        if self.training.curriculum is not None:
+            self.training.curriculum.check([o.type for o in unweighable], self.teacher is not None)
+        if self.teacher is not None:
+            heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
+            self.teacher.check(heads, self.fit_teacher is not None)
+            not_weighed = [o.type for o in unweighable if o.type in reading]
+            self.teacher.weighting.check(not_weighed, self.student.compile)
+            if self.teacher.cache is not None:
+                self.teacher.cache.check(self._readers())
+        networks: dict[str, NetworkSettings] = {"student.network": self.student.network}
+        if self.teacher is not None:
+            networks |= {f"teacher.networks.{n}": own for n, own in enumerate(self.teacher.networks)}
+        for key, network in networks.items():
+            if (network.in_chans or 3) != self.data.channels:
+                text = f"the network takes {network.in_chans or 3}, and data.channels is {self.data.channels}"
+                raise error_at(f"{key}.in_chans", text)
+        weighted = [o for o in self.objectives if getattr(o, "class_weights", None) == "balanced"]
+        if weighted and self.data.sampler == "balanced":
+            text = "balanced, and ce.class_weights too: small classes would be favored twice; use one of the two"
+            raise error_at("data.sampler", text)
+        self.augment.check([o.type for o in self.objectives if o.needs_one_class])
+        self._check_placement()
+        if self.fit_teacher is not None and self.teacher is None:
+            raise error_at("fit_teacher", "there is no teacher to fit; add teacher.networks")
+        batch, devices = self.data.batch_size, self.training.devices
+        if batch % devices:
+            raise error_at("data.batch_size", f"{batch} is not a multiple of training.devices, {devices}")
+        return self
+
+    def _check_placement(self) -> None:
+        """Raise an error if the loader's workers should make views and there are no workers."""
+        of_teacher = None if self.fit_teacher is None else self.fit_teacher.augment
+        views = {"augment": self.augment, "fit_teacher.augment": of_teacher}
+        for key, settings in views.items():
+            if self.data.on_device and settings is not None and settings.placement == "loader":
+                text = "with data.on_device, the loader has no workers to make views; use device or auto"
+                raise error_at(f"{key}.placement", text)
+
+    def _readers(self) -> dict[str, frozenset[str]]:
+        """Name of a component → the fields of the teacher's ``Features`` that it reads."""
+        assert self.teacher is not None
+        components: list[Any] = [objective.component for objective in self.objectives]
+        readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_teacher}
+        logits = frozenset({"logits"})
+        if self.teacher.weighting.by_sample:
+            readers["teacher.weighting"] = logits
+        if self.training.curriculum is not None:
+            readers["training.curriculum"] = logits
+        if any(network.labels not in ("same", "numbers") for network in self.teacher.networks):
+            readers["teacher.networks.labels"] = logits
+        return readers
+
+
+def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+    """A copy of a config's plain values with the settings of every network changed."""
+    student, teacher = tree.get("student"), tree.get("teacher")
+    if isinstance(student, dict) and isinstance(student.get("network"), dict):
+        tree = {**tree, "student": {**student, "network": change(student["network"])}}
+    if isinstance(teacher, dict) and isinstance(teacher.get("networks"), list | tuple):
+        changed = [change(network) if isinstance(network, dict) else network for network in teacher["networks"]]
+        tree = {**tree, "teacher": {**teacher, "networks": changed}}
+    return tree

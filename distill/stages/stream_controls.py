@@ -1,0 +1,175 @@
+"""Controls of a stream that keep the features of all images: joint, sequential and task-wise linear heads."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from distill.continual.scores import Setting, TaskScores, masked, score
+from distill.continual.task import keyed_seed
+from distill.files import write_atomic
+from distill.run.context import RunContext
+from distill.run.folder import is_first_rank
+from distill.run.stage import Ref, Stage
+from distill.stages.extract_features import TaskFeatures
+from distill.training.evaluate import Predictions
+from distill.training.probe import fit_probe
+
+Kind = Literal["joint head", "sequential head", "task heads"]
+SCORES = "scores.json"
+EPOCHS, BATCH, RATE = 20, 64, 1e-3
+
+
+@dataclass(frozen=True)
+class ControlScores:
+    """The scores of the controls after each task."""
+
+    stages: tuple[TaskScores, ...]
+
+
+@dataclass(frozen=True)
+class StreamControls(Stage[ControlScores]):
+    """Linear heads on the frozen backbone's features.
+
+    ===============  ===============================================================================================
+    joint head       logistic regression on all tasks so far together: what a linear head reaches without forgetting
+    sequential head  one linear head, trained on one task after the other by AdamW: what forgets
+    task heads       logistic regression on each task alone; scored where the task is known
+    ===============  ===============================================================================================
+
+    Args:
+        kinds: which of them.
+        features: of all tasks, in their order.
+        setting: of the evaluation besides the task-incremental one.
+    """
+
+    kinds: tuple[Kind, ...]
+    features: tuple[Ref[TaskFeatures], ...]
+    setting: Setting = "class"
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {"kinds": self.kinds, "setting": self.setting}
+
+    def run(self, context: RunContext, folder: Path) -> ControlScores:
+        outputs = [context.get(ref) for ref in self.features]
+        stages = [TaskScores(task=output.task.name, scores={}) for output in outputs]
+        for kind in self.kinds:
+            make = {"joint head": self._joint, "sequential head": self._sequential, "task heads": self._task_heads}
+            make[kind](context, outputs, stages)
+        if is_first_rank():
+            content = [stage.model_dump(mode="json") for stage in stages]
+            write_atomic(folder / SCORES, json.dumps(content, indent=2).encode())
+        return ControlScores(tuple(stages))
+
+    def load(self, context: RunContext, folder: Path) -> ControlScores:
+        content = json.loads((folder / SCORES).read_text())
+        return ControlScores(tuple(TaskScores.model_validate(stage) for stage in content))
+
+    def _joint(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
+        for number in range(1, len(outputs) + 1):
+            begun = time.perf_counter()
+            head = _fit(outputs[:number])
+            self._note(stages[number - 1], "joint head", head, outputs[:number], time.perf_counter() - begun)
+
+    def _task_heads(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
+        heads: list[_LinearHead] = []
+        for number, output in enumerate(outputs, 1):
+            begun = time.perf_counter()
+            heads.append(_fit([output]))
+            stage, seconds = stages[number - 1], time.perf_counter() - begun
+            within = {earlier.task.name: score(head.predict(earlier)) for earlier, head in zip(outputs[:number], heads)}
+            stage.scores["task heads"] = {"task": within}
+            stage.served["task heads"] = stage.kept["task heads"] = sum(head.bytes for head in heads)
+            stage.seconds["task heads"] = seconds
+
+    def _sequential(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
+        width = outputs[0].evaluation.logits.shape[1]
+        head = _LinearHead((), torch.zeros(0, width), torch.zeros(0))
+        for number, output in enumerate(outputs, 1):
+            begun = time.perf_counter()
+            head = _train_on(head, output, keyed_seed(context.seed, f"{output.task.name}/sequential head"))
+            self._note(stages[number - 1], "sequential head", head, outputs[:number], time.perf_counter() - begun)
+
+    def _note(
+        self, stage: TaskScores, name: str, head: _LinearHead, outputs: Sequence[TaskFeatures], seconds: float
+    ) -> None:
+        scores: dict[Setting, dict[str, Any]] = {"task": {}, self.setting: {}}
+        for output in outputs:
+            own = head.predict(output)
+            within = Predictions(masked(own.logits, head.classes, output.task.classes), own.labels, own.ids)
+            scores["task"][output.task.name] = score(within)
+            scores[self.setting][output.task.name] = score(own)
+        stage.scores[name] = scores
+        stage.served[name] = stage.kept[name] = head.bytes
+        stage.seconds[name] = seconds
+
+
+@dataclass(frozen=True)
+class _LinearHead:
+    classes: tuple[str, ...]
+    weight: Tensor
+    """[K, D]."""
+    bias: Tensor
+    """[K]."""
+
+    @property
+    def bytes(self) -> int:
+        return 4 * (self.weight.numel() + self.bias.numel())
+
+    def predict(self, output: TaskFeatures) -> Predictions:
+        """Logits [N, K] of a task's test images, with labels that are indices into ``classes``."""
+        test = output.evaluation
+        labels = _counted_in(self.classes, output.task.classes, test.labels)
+        return Predictions(test.logits @ self.weight.T + self.bias, labels, test.ids)
+
+
+def _counted_in(classes: Sequence[str], own: Sequence[str], labels: Tensor) -> Tensor:
+    return torch.tensor([*(classes.index(name) for name in own), -1])[labels]
+
+
+def _fit(outputs: Sequence[TaskFeatures]) -> _LinearHead:
+    """Logistic regression on the features of some tasks; a single class needs no regression."""
+    classes = tuple(dict.fromkeys(name for output in outputs for name in output.task.classes))
+    if len(classes) == 1:
+        return _LinearHead(classes, torch.zeros(1, outputs[0].evaluation.logits.shape[1]), torch.zeros(1))
+    train = _together(outputs, classes, "train")
+    held_out = _together(outputs, classes, "val") if "val" in outputs[0].splits else train
+    probe = fit_probe(train, held_out, len(classes))
+    return _LinearHead(classes, probe.weight, probe.bias)
+
+
+def _together(outputs: Sequence[TaskFeatures], classes: Sequence[str], split: Any) -> Predictions:
+    parts = [output.splits[split] for output in outputs]
+    labels = [_counted_in(classes, output.task.classes, part.labels) for output, part in zip(outputs, parts)]
+    return Predictions(
+        torch.cat([part.logits for part in parts]), torch.cat(labels), torch.cat([part.ids for part in parts])
+    )
+
+
+def _train_on(head: _LinearHead, output: TaskFeatures, seed: int) -> _LinearHead:
+    """Train a linear head further, with rows for the new classes that start at zero."""
+    train = output.splits["train"]
+    new = [name for name in output.task.classes if name not in head.classes]
+    classes = (*head.classes, *new)
+    width = train.logits.shape[1]
+    labels = _counted_in(classes, output.task.classes, train.labels)
+    layer = nn.Linear(width, len(classes))
+    with torch.no_grad():
+        layer.weight.copy_(torch.cat([head.weight, torch.zeros(len(new), width)]))
+        layer.bias.copy_(torch.cat([head.bias, torch.zeros(len(new))]))
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(layer.parameters(), lr=RATE)
+    for _ in range(EPOCHS):
+        for rows in torch.randperm(len(labels), generator=generator).split(BATCH):
+            loss = nn.functional.cross_entropy(layer(train.logits[rows]), labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return _LinearHead(classes, layer.weight.detach(), layer.bias.detach())
