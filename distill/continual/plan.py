@@ -39,7 +39,7 @@ def plan_stream(experiment: ContinualExperiment, tasks: Sequence[Task]) -> list[
         The stages, in an order in which they can run.
     """
     plan = _Plan(experiment, tasks)
-    stages: list[Stage] = []
+    stages: list[Stage] = [*plan.teachers]
     for number in range(len(tasks)):
         stages += plan.task(number)
     return stages + plan.end()
@@ -53,16 +53,13 @@ class _Plan:
         stream = experiment.stream.component
         assert stream is not None and issubclass(stream, Stream)
         self.setting: Setting = "domain" if stream.same_classes else "class"
+        self.teachers = experiment.plan_teacher()
         self.features: list[ExtractFeatures] = []
         self.heads: list[FitHeads] = []
         self.adapted: list[ExtractFeatures] = []
         self.served: list[FitHeads] = []
         self.learners: dict[str, list[LearnTask]] = {}
         self.evaluations: dict[str, list[EvaluateTask]] = {}
-
-    @property
-    def teacher(self) -> list[Stage]:
-        return self.experiment.plan_teacher()
 
     def task(self, number: int) -> list[Stage]:
         """The stages of one task."""
@@ -90,8 +87,8 @@ class _Plan:
         made: list[Stage] = []
         controls = None
         if experiment.controls.heads:
-            kinds = ("joint head", "sequential head", "task heads")
-            controls = StreamControls("controls", kinds, tuple(f.output for f in self.features), self.setting)
+            features = tuple(stage.output for stage in self.features)
+            controls = StreamControls("controls", features=features, setting=self.setting)
             made.append(controls)
         evaluations = tuple(stage.output for stages in self.evaluations.values() for stage in stages)
         summary = SummarizeStream(
@@ -136,6 +133,7 @@ class _Plan:
             augment=experiment.augment if own or experiment.teacher is None else experiment.augment.alone(),
             training=experiment.training,
             teacher=experiment.teacher if own else None,
+            networks=tuple(stage.output for stage in self.teachers) if own else (),
             previous=learners[-1].output if learners else None,
         )
         learners.append(learner)

@@ -18,9 +18,12 @@ if TYPE_CHECKING:  # these import torch
     from distill.continual.strategies.base import Strategy
     from distill.continual.streams.base import Stream
     from distill.run.stage import Stage
+    from distill.stages.outputs import TeacherNetworks
 
-    AnyStream, AnyStrategy = Stream.Settings, Strategy.Settings
-    AnyHead, AnyInference = Head.Settings, TaskInference.Settings
+    AnyStream = Stream.Settings
+    AnyStrategy = Strategy.Settings
+    AnyHead = Head.Settings
+    AnyInference = TaskInference.Settings
 else:
     AnyStream = Annotated[Settings, Registry("distill.continual.streams", "Stream")]
     AnyStrategy = Annotated[Settings, Registry("distill.continual.strategies", "Strategy")]
@@ -59,6 +62,15 @@ class ContinualExperiment(StudentExperiment):
         from distill.continual.plan import plan_stream
 
         return plan_stream(self, open_stream(self))
+
+    def plan_teacher(self) -> list[Stage[TeacherNetworks]]:
+        """The stages of the teacher's networks other than the student before a task, which the tasks make."""
+        if self.teacher is None:
+            return []
+        from distill.stages.pretrained_teacher import PretrainedTeacher
+
+        others = tuple(network for network in self.teacher.networks if network.model != PREVIOUS)
+        return [PretrainedTeacher("teacher", self.teacher.model_copy(update={"networks": others}))] if others else []
 
     @model_validator(mode="after")
     def _stream_fits(self, info: ValidationInfo) -> Self:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+from torch import Tensor
 
 from distill.continual.heads.base import FittedHead, Head, LabeledFeatures
 from distill.continual.heads.shared import HeadSums
@@ -81,7 +82,7 @@ class FitHeads(Stage[FittedHeads]):
         summed = time.perf_counter() - begun
         scores: dict[str, dict[Setting, dict[str, Any]]] = {}
         served, seconds = {}, {}
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for head in self._heads:
             name = self.prefix + head.settings.type
             started = time.perf_counter()

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,6 @@ from distill.stages.extract_features import TaskFeatures
 from distill.training.evaluate import Predictions
 from distill.training.probe import fit_probe
 
-Kind = Literal["joint head", "sequential head", "task heads"]
 SCORES = "scores.json"
 EPOCHS, BATCH, RATE = 20, 64, 1e-3
 
@@ -39,30 +38,28 @@ class StreamControls(Stage[ControlScores]):
     """Linear heads on the frozen backbone's features.
 
     ===============  ===============================================================================================
-    joint head       logistic regression on all tasks so far together: what a linear head reaches without forgetting
+    joint head       logistic regression on all tasks together, after the last: what a linear head reaches
     sequential head  one linear head, trained on one task after the other by AdamW: what forgets
     task heads       logistic regression on each task alone; scored where the task is known
     ===============  ===============================================================================================
 
     Args:
-        kinds: which of them.
         features: of all tasks, in their order.
         setting: of the evaluation besides the task-incremental one.
     """
 
-    kinds: tuple[Kind, ...]
     features: tuple[Ref[TaskFeatures], ...]
     setting: Setting = "class"
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"kinds": self.kinds, "setting": self.setting}
+        return {"setting": self.setting}
 
     def run(self, context: RunContext, folder: Path) -> ControlScores:
         outputs = [context.get(ref) for ref in self.features]
         stages = [TaskScores(task=output.task.name, scores={}) for output in outputs]
-        for kind in self.kinds:
-            make = {"joint head": self._joint, "sequential head": self._sequential, "task heads": self._task_heads}
-            make[kind](context, outputs, stages)
+        self._joint(outputs, stages)
+        self._sequential(context, outputs, stages)
+        self._task_heads(outputs, stages)
         if is_first_rank():
             content = [stage.model_dump(mode="json") for stage in stages]
             write_atomic(folder / SCORES, json.dumps(content, indent=2).encode())
@@ -72,13 +69,12 @@ class StreamControls(Stage[ControlScores]):
         content = json.loads((folder / SCORES).read_text())
         return ControlScores(tuple(TaskScores.model_validate(stage) for stage in content))
 
-    def _joint(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
-        for number in range(1, len(outputs) + 1):
-            begun = time.perf_counter()
-            head = _fit(outputs[:number])
-            self._note(stages[number - 1], "joint head", head, outputs[:number], time.perf_counter() - begun)
+    def _joint(self, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
+        begun = time.perf_counter()
+        head = _fit(outputs)
+        self._note(stages[-1], "joint head", head, outputs, time.perf_counter() - begun)
 
-    def _task_heads(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
+    def _task_heads(self, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
         heads: list[_LinearHead] = []
         for number, output in enumerate(outputs, 1):
             begun = time.perf_counter()

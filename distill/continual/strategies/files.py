@@ -24,12 +24,19 @@ def write_part(fit: TaskFit, student: Student, *, merged: bool = False) -> None:
         student: with its deltas in their exported form.
         merged: write the whole network with merged deltas instead of a delta file.
     """
-    about = {"origin": student.network.origin, "labels": fit.classes}
-    preprocessing = Preprocessing.of(student.model, student.input.size)
+    origin, preprocessing = student.network.origin, Preprocessing.of(student.model, student.input.size)
     if merged or student.full:
-        write_timm_folder(fit.folder / MERGED, student.model, preprocessing=preprocessing, **about)
-    else:
-        save_delta(fit.folder / DELTA, student.model, student.backbone, preprocessing=preprocessing, **about)
+        folder = fit.folder / MERGED
+        write_timm_folder(folder, student.model, origin=origin, labels=fit.classes, preprocessing=preprocessing)
+        return
+    save_delta(
+        fit.folder / DELTA,
+        student.model,
+        student.backbone,
+        origin=origin,
+        labels=fit.classes,
+        preprocessing=preprocessing,
+    )
 
 
 def read_part(folder: Path, name: str, classes: tuple[str, ...], network: NetworkSettings, kept: int = 0) -> Part:

@@ -1,0 +1,42 @@
+"""A stream that is learned in seconds: two tasks of two of the toy experiment's classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from toy_training import tree
+
+from distill.config import merge_trees, validate_tree
+from distill.experiments.continual import ContinualExperiment
+from distill.run.runner import run_plan
+
+
+def stream_tree(output: Path, **changes: Any) -> dict[str, Any]:
+    """The config of the stream; one epoch a task, labels alone, without views that cost time."""
+    plain = tree(output, name="stream")
+    for key in ("teacher", "export"):
+        del plain[key]
+    own = {
+        "kind": "continual",
+        "stream": {"type": "classes", "count": 2},
+        "objectives": [{"type": "ce"}],
+        "augment": {"student": ["RandomHorizontalFlip"]},
+        "training": {"epochs": 1, "ema": None},
+    }
+    return merge_trees(merge_trees(plain, own), changes)
+
+
+def stream(output: Path, **changes: Any) -> ContinualExperiment:
+    """The typed experiment of :func:`stream_tree`."""
+    settings = validate_tree(stream_tree(output, **changes), "toy stream")
+    assert isinstance(settings, ContinualExperiment)
+    return settings
+
+
+def learn(settings: ContinualExperiment, resume: bool = False) -> Path:
+    """Run a stream; returns its folder."""
+    return run_plan(
+        settings, settings.plan(), settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True)
+    )
