@@ -91,7 +91,7 @@ class FitHeads(Stage[FittedHeads]):
             served[name] = fitted.served_bytes
             scores[name] = self._scores(fitted, outputs)
             tensors |= {f"{name}/{key}": tensor.contiguous() for key, tensor in fitted.tensors().items()}
-        kept = {name: size + sums.bytes + held_out.bytes for name, size in served.items()}
+        kept = {name: size + sums.kept_bytes + held_out.kept_bytes for name, size in served.items()}
         result = TaskScores(task=newest.task.name, scores=scores, served=served, kept=kept, seconds=seconds)
         if is_first_rank():
             sums.save(folder / SUMS)
