@@ -4,9 +4,10 @@
 so that sums are all that the joint fit reads. λ is relative to the mean diagonal of G: it depends neither on the scale
 of the features nor on the number of images.
 
-λ is given, or chosen from ``PENALTIES``: by the accuracy on held-out images, or by their mean squared error, which
-needs sums of theirs alone: ``n − 2 tr(Wᵀ S_h) + tr(Wᵀ G_h W)``. Of equally good ones, the largest is taken.
-(Generalized cross-validation, which needs no held-out images, degenerates when there are fewer images than features.)
+λ is given (0.1 is best, or nearly, on held-out images of flowers61 and CIFAR-100 with a frozen EfficientNet-Lite0), or
+chosen from ``PENALTIES``: by the accuracy on held-out images, or by their mean squared error, for which their sums are
+enough: ``n − 2 tr(Wᵀ S_h) + tr(Wᵀ G_h W)``. Of equally good ones, the largest is taken. (Generalized
+cross-validation, which needs no held-out images, degenerates when there are fewer images than features.)
 
 Serves K · (D + 1) numbers and keeps n, S and G. Papers: Zhuang et al., ACIL, arXiv 2205.14922 (there recursive and
 after a random layer, which ``random_ridge`` has); McDonnell et al., RanPAC, arXiv 2307.02251.
@@ -27,7 +28,7 @@ from distill.continual.heads.linear import LinearHead
 from distill.continual.heads.linear_algebra import mean_square, solve
 from distill.continual.heads.sums import Sums
 
-PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+PENALTIES = (1e-4, 1e-3, 0.01, 0.03, 0.1, 0.3, 1.0, 10.0)
 
 
 def ridge(sums: Sums, penalty: float) -> Tensor:
@@ -66,7 +67,7 @@ def squared_error(weight_DK: Tensor, classes: tuple[str, ...], held_out: Sums) -
 
 
 class RidgeSettings(Head.Settings):
-    penalty: float = Field(0.01, gt=0, description="λ, in units of the mean diagonal of the features' second moments")
+    penalty: float = Field(0.1, gt=0, description="λ, in units of the mean diagonal of the features' second moments")
     choose: Literal["held_out", "held_out_mse"] | None = Field(
         None,
         description="choose λ instead, held_out: by the accuracy on held-out images · held_out_mse: by their squared "

@@ -112,11 +112,11 @@ class Sums:
         if int(labels_N.max()) >= len(names):
             raise ContinualError(f"label {int(labels_N.max())} has no name: there are {len(names)}")
         if not features_ND.isfinite().all():
-            raise ContinualError("a feature is not finite, which would make every later head useless")
+            raise ContinualError("a feature is not finite; sums with it would give no head any more")
         present, columns_N = labels_N.unique(return_inverse=True)
-        new = [names[label] for label in present.tolist()]
-        self._grow(new)
-        columns_N = torch.tensor([self.classes.index(name) for name in new])[columns_N]
+        present_names = [names[label] for label in present.tolist()]
+        self._grow(present_names)
+        columns_N = torch.tensor([self.classes.index(name) for name in present_names])[columns_N]
         for rows, columns in zip(features_ND.split(ROWS), columns_N.split(ROWS)):
             self._add(rows.double(), columns)
 
@@ -145,7 +145,7 @@ class Sums:
             if count > here.get(name, 0):
                 raise ContinualError(f"{count} images of class {name!r} cannot be subtracted from {here.get(name, 0)}")
         self._combine(other, -1)
-        self._keep([name for name, count in zip(self.classes, self.counts.tolist()) if count])
+        self._drop_empty()
         return self
 
     def __add__(self, other: Sums) -> Sums:
@@ -217,23 +217,22 @@ class Sums:
 
     def _grow(self, names: Iterable[str]) -> None:
         """Make columns for the classes that have none yet."""
-        new = sorted(set(names) - set(self.classes))
-        if not new:
+        classes = sorted({*self.classes, *names})
+        if len(classes) == len(self.classes):
             return
-        classes = [*self.classes, *new]
-        self.counts = torch.cat([self.counts, self.counts.new_zeros(len(new))])
-        self.firsts = torch.cat([self.firsts, self.firsts.new_zeros(self.width, len(new))], dim=1)
+        columns = torch.tensor([classes.index(name) for name in self.classes], dtype=torch.int64)
+        counts, firsts = self.counts.new_zeros(len(classes)), self.firsts.new_zeros(self.width, len(classes))
+        self.counts = counts.index_copy_(0, columns, self.counts)
+        self.firsts = firsts.index_copy_(1, columns, self.firsts)
         if self.moments == "class":
-            self.seconds = torch.cat([self.seconds, self.seconds.new_zeros(len(new), self.width, self.width)])
+            seconds = self.seconds.new_zeros(len(classes), self.width, self.width)
+            self.seconds = seconds.index_copy_(0, columns, self.seconds)
         self.classes = tuple(classes)
-        self._keep(classes)
 
-    def _keep(self, names: Iterable[str]) -> None:
-        """Columns of these classes alone, sorted."""
-        kept = sorted(names)
-        if missing := [name for name in kept if name not in self.classes]:
-            raise ContinualError(f"no image of class {missing[0]!r} was added")
-        columns = torch.tensor([self.classes.index(name) for name in kept], dtype=torch.int64)
-        self.classes, self.counts, self.firsts = tuple(kept), self.counts[columns], self.firsts[:, columns]
+    def _drop_empty(self) -> None:
+        """Remove the columns of classes without an image."""
+        columns = self.counts.nonzero().flatten()
+        self.classes = tuple(self.classes[column] for column in columns.tolist())
+        self.counts, self.firsts = self.counts[columns], self.firsts[:, columns]
         if self.moments == "class":
             self.seconds = self.seconds[columns]
