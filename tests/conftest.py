@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 
 import pytest
+from blank_figures import blank_figures as make_figures_blank
+from blank_figures import blank_previews as make_previews_blank
 from warm_server import verify_in_fork
 
 # Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
@@ -29,3 +31,15 @@ def verification_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     It still runs in another process, from the files alone.
     """
     monkeypatch.setattr("distill.export.verify._run_fresh", verify_in_fork)
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For reports whose pixels are not looked at."""
+    make_figures_blank(monkeypatch)
+
+
+@pytest.fixture
+def blank_previews(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For runs whose pictures of views are not looked at."""
+    make_previews_blank(monkeypatch)

@@ -1,15 +1,20 @@
 """Processes of a test's own that do not spend ten seconds on imports.
 
 They are forked from a server that has imported everything once and knows nothing of what the tests have done. One
-server serves all tests of a process, so what any of them needs is imported here: whoever comes first starts it.
+server serves all workers of a test run, so what any test needs is imported here: whoever comes first starts it.
 """
 
+import atexit
+import fcntl
+import json
 import multiprocessing
 import os
-from multiprocessing import forkserver
+import tempfile
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from pkgutil import iter_modules
+from typing import Any
 
 import pytest
 
@@ -31,15 +36,49 @@ PRELOAD = [
 ]
 
 
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID")
+SHARED = Path(tempfile.gettempdir()) / f"warm-server-{RUN}.json"
+"""Where the worker that has started the server writes how others reach it."""
+
+
 def warm_server() -> ForkServerContext:
     """The context whose processes come from the server, which runs afterwards."""
     context = multiprocessing.get_context("forkserver")
+    server = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_address is not None:
+        return context
+    if RUN is None:
+        _start(context)
+        return context
+    with SHARED.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if not ((content := file.read()) and _connect(server, *json.loads(content))):
+            _start(context)
+            file.truncate(0)
+            file.write(json.dumps([server._forkserver_address.decode(), os.getpid(), server._forkserver_alive_fd]))
+            atexit.register(SHARED.unlink, missing_ok=True)
+    return context
+
+
+def _start(context: ForkServerContext) -> None:
     context.set_forkserver_preload(PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
         folders = (HERE / "training", HERE / "deltas", HERE.parent)  # where it finds its modules
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
         forkserver.ensure_running()
-    return context
+
+
+def _connect(server: Any, address: str, owner: int, alive: int) -> bool:
+    """Use the server of another worker, which lives until no worker has its pipe; False if it has ended."""
+    try:
+        pipe = os.open(f"/proc/{owner}/fd/{alive}", os.O_WRONLY)
+    except OSError:
+        return False
+    server._forkserver_address, server._forkserver_alive_fd = address.encode(), pipe
+    server.ensure_running = lambda: None  # its own looks for a child process, and starts one
+    resource_tracker.ensure_running()
+    return True
 
 
 def verify_in_fork(work: Path) -> None:

@@ -8,6 +8,8 @@ from PIL import Image
 from distill.report.html import tiles, write_report
 from distill.report.items import Check, Matrix, Picture, Row
 
+blank = pytest.mark.usefixtures("blank_figures")
+"""On a test of the page: what is in its figures has tests of its own."""
 VOID = {"meta", "img", "source", "br"}
 
 
@@ -79,6 +81,7 @@ def test_the_full_page_and_its_figures(tmp_path, run):
     assert f"data:image/png;base64,{base64.b64encode(embedded).decode()}" in actual.addresses
 
 
+@blank
 def test_the_page_is_self_contained(tmp_path, run):
     text = write_report(tmp_path, run).read_text(encoding="utf-8")
     actual = Page(text)
@@ -87,6 +90,7 @@ def test_the_page_is_self_contained(tmp_path, run):
     assert not re.search(r"https?://|@import|url\(", text)
 
 
+@blank
 def test_what_users_write_is_text_and_never_markup(tmp_path, run):
     bad = "<script>alert(1)</script>\"'&"
     evil = run.model_copy(
@@ -110,6 +114,7 @@ def test_a_bare_run_still_makes_a_page(tmp_path, bare):
     assert not (tmp_path / "figures").exists()
 
 
+@blank
 def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
     row = Row(name="student", agreement=0.9, bytes=10)
     unlabeled = run.model_copy(update={"rows": (row,), "labels": (), "classes": (), "predictions": {}})
@@ -118,6 +123,7 @@ def test_without_labels_there_is_agreement_but_no_accuracy(tmp_path, run):
     assert [what for _, what in tiles(unlabeled)] == ["agreement with the teacher", "size of the student"]
 
 
+@blank
 @pytest.mark.parametrize("missing", ["teacher", "linear probe", "student"])
 def test_a_missing_model_leaves_its_parts_out(tmp_path, run, missing):
     rows = tuple(row for row in run.rows if row.name != missing)
@@ -128,6 +134,7 @@ def test_a_missing_model_leaves_its_parts_out(tmp_path, run, missing):
     assert f"points against the {missing}" not in " ".join(actual.words)
 
 
+@blank
 def test_a_failed_verification_says_so(tmp_path, run):
     actual = page(
         tmp_path, run.model_copy(update={"verification": (Check(name="same top-1", passed=False, detail="3 of 256"),)})
@@ -135,20 +142,20 @@ def test_a_failed_verification_says_so(tmp_path, run):
     assert "failed" in actual.words and "3 of 256" in actual.words
 
 
-@pytest.mark.slow
+@blank
 def test_a_contact_sheet_that_is_gone_is_reported_on_the_page(tmp_path, run):
     actual = page(tmp_path, run.model_copy(update={"pictures": (picture(tmp_path / "gone.png"),)}))
     assert "The picture was not found at " in actual.words
 
 
-@pytest.mark.slow
+@blank
 def test_figures_of_an_earlier_report_do_not_stay(tmp_path, run, bare):
     write_report(tmp_path, run)
     write_report(tmp_path, bare)
     assert list((tmp_path / "figures").iterdir()) == []
 
 
-@pytest.mark.slow
+@blank
 def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run):
     strips = tmp_path / "strips.png"
     Image.new("RGB", (8, 8)).save(strips)
@@ -162,6 +169,7 @@ def test_the_operations_strips_fold_out_under_what_the_views_share(tmp_path, run
     assert "The picture was not found at" in text and "Every operation" not in text
 
 
+@blank
 def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, run):
     values = ((0.91, None), (0.88, 0.75))
     matrix = Matrix(title="Accuracy after each task", rows=("a", "b"), columns=("on a", "on b"), values=values)
@@ -173,7 +181,7 @@ def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, ru
         Matrix(title="t", rows=("a", "b"), columns=("on a", "on b"), values=((0.5,), (0.5, 0.5)))
 
 
-@pytest.mark.slow
+@blank
 def test_last_and_best_epoch_are_told_apart(tmp_path, run):
     watched = run.rows[2].model_copy(update={"last_epoch": 0.691, "best_epoch": 0.702, "best_at": 213})
     actual = page(tmp_path / "run", run.model_copy(update={"rows": (*run.rows[:2], watched)}))

@@ -9,9 +9,11 @@ import json
 import os
 import sys
 
+import pytest
+from blank_figures import blank_figures, blank_previews
+from spare_rank import with_spare_rank
 from toy_training import watching
 
-import distill.stages.verify
 from distill.cli import main
 from distill.run.folder import local_rank
 from distill.training.module import Distillation
@@ -32,13 +34,19 @@ def trace(epoch: int, ids: list[int]) -> None:
 
 def run(arguments: list[str]) -> None:
     faulthandler.dump_traceback_later(90)  # where it hangs, before the test's patience ends
-    distill.stages.verify.verify_export = lambda *_: []  # type: ignore[assignment]  # it has tests of its own
-    with watching(fault, trace):
+    with pytest.MonkeyPatch.context() as patch, watching(fault, trace):
+        # What has tests of its own.
+        patch.setattr("distill.stages.verify.verify_export", lambda *_: [])
+        blank_figures(patch)
+        blank_previews(patch)
         main(["train", *arguments])
 
 
-def forked(arguments: list[str], environment: dict[str, str], output: str) -> None:
-    """``run`` in a child of a process that has imported everything: the same, but for ten seconds of imports."""
+def forked(arguments: list[str], environment: dict[str, str], output: str, spare: bool) -> None:
+    """``run`` in a child of a process that has imported everything: the same, but for ten seconds of imports.
+
+    With ``spare`` the second rank is spared them too; else Lightning starts this file in an interpreter of its own.
+    """
     os.setsid()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -47,6 +55,8 @@ def forked(arguments: list[str], environment: dict[str, str], output: str) -> No
     # What Lightning starts further ranks with.
     sys.argv = [__file__, *arguments]
     sys.modules["__main__"].__spec__ = None
+    if spare:
+        with_spare_rank(run)
     run(arguments)
 
 

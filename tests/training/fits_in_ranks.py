@@ -1,10 +1,11 @@
-"""Fits in as many ranks as ``training.devices`` says, each in a folder: ``fits_in_ranks.py OUTPUT``. See its test."""
+"""Fits in as many ranks as ``training.devices`` says, each in a folder. See its test."""
 
 import sys
 import warnings
 from pathlib import Path
 
 import torch
+from spare_rank import with_spare_rank
 from toy_training import (
     FITS_IN_RANKS,
     PREPARED_IN_RANKS,
@@ -53,19 +54,17 @@ def prepared_in_ranks(output: Path) -> None:
                 export_student(context, settings.export, student, output / name / "export", [])
 
 
-def run(output: Path) -> None:
+def run(arguments: list[str]) -> None:
+    [output] = map(Path, arguments)
     warnings.simplefilter("error")
     in_ranks(output)
     prepared_in_ranks(output)
 
 
 def forked(output: str) -> None:
-    """``run`` as the first rank, in a child of a process that has imported everything."""
+    """``run`` as the first rank, in a child of a process that has imported everything; the second is its child."""
     # What Lightning starts further ranks with.
     sys.argv = [__file__, output]
     sys.modules["__main__"].__spec__ = None
-    run(Path(output))
-
-
-if __name__ == "__main__":
-    run(Path(sys.argv[1]))
+    with_spare_rank(run)
+    run([output])

@@ -93,12 +93,20 @@ class StartRun:
         self.output = output
         self.started: list[Run] = []
 
-    def __call__(self, *arguments: str, fault: str = "", fresh: bool = False, name: str = "toy", **changes: Any) -> Run:
+    def __call__(
+        self,
+        *arguments: str,
+        fault: str = "",
+        fresh: bool = False,
+        spare: bool = False,
+        name: str = "toy",
+        **changes: Any,
+    ) -> Run:
         config = self.output / f"{name}.yaml"
         controls = {"linear_probe": False, "labels_only": False}
         config.write_text(yaml.safe_dump(tree(self.output, name=name, **{"controls": controls, **changes})))
         run = Run(self.output / name, None)
-        paths = f"{HERE}{os.pathsep}{ROOT}"
+        paths = os.pathsep.join(map(str, (HERE, HERE.parent, ROOT)))
         environment = {"FAULT": fault, "TRACE": str(self.output / f"{name}.trace"), "PYTHONPATH": paths}
         command = [str(config), *arguments]
         if fresh:
@@ -113,7 +121,7 @@ class StartRun:
         else:
             from faulty_run import forked
 
-            run.process = warm_server().Process(target=forked, args=(command, environment, str(run.output)))
+            run.process = warm_server().Process(target=forked, args=(command, environment, str(run.output), spare))
             run.process.start()
         self.started.append(run)
         return run

@@ -18,7 +18,7 @@ GRAY = {"policy": "independent", "student": ["RandomHorizontalFlip", {"type": "C
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("verification_forks")
+@pytest.mark.usefixtures("verification_forks", "blank_figures")
 @pytest.mark.parametrize("channels", [1, 4])
 def test_a_whole_run(channels: int, tmp_path: Path) -> None:
     settings = experiment(tmp_path, data={"channels": channels}, augment=GRAY, **QUIET)

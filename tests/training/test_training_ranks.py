@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of what two ranks have fitted: they start once for all tests, since imports take them longest."""
+    """The folder of what two ranks have fitted: they start once for all tests."""
     folder = tmp_path_factory.mktemp("ranks")
     first = warm_server().Process(target=forked, args=(str(folder),))
     first.start()
@@ -104,7 +104,7 @@ def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: StartRun) -> None:
-    run = start(fault=f"{STEPS + 2} {rank} 0", training={"devices": 2, "epochs": 100})
+    run = start(fault=f"{STEPS + 2} {rank} 0", spare=True, training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)
     assert run.wait(60) != 0, "and soon"
     assert run.ended(), "every process of the run is gone"
@@ -113,8 +113,8 @@ def test_a_dead_rank_ends_all(rank: int, tmp_path: Path, start: StartRun) -> Non
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_stops_two_ranks_at_the_same_step(number: signal.Signals, tmp_path: Path, start: StartRun) -> None:
-    """SIGTERM reaches the first rank alone, Ctrl-C all of them."""
-    run = start(fault="-1 0 0", training={"devices": 2, "epochs": 100})
+    """SIGTERM reaches the first rank alone, Ctrl-C all of them, of which one is started by Lightning itself here."""
+    run = start(fault="-1 0 0", spare=number == signal.SIGTERM, training={"devices": 2, "epochs": 100})
     run.after_steps(STEPS + 2)
     if number == signal.SIGINT:
         run.signal_all(number)

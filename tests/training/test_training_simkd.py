@@ -76,7 +76,7 @@ def test_the_convs_learn_and_the_teachers_classifier_stays(train: str, tmp_path:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("verification_forks")
+@pytest.mark.usefixtures("verification_forks", "blank_figures", "blank_previews")
 @pytest.mark.parametrize("train", ["deltas", "full"])
 def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_path: Path) -> None:
     changes = dict(CONV, controls={"linear_probe": False, "labels_only": True})

@@ -17,7 +17,7 @@ from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta
 from distill.report.items import MEASURES
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("verification_forks")]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("verification_forks", "blank_figures", "blank_previews")]
 
 QUIET = {"controls": {"linear_probe": False, "labels_only": False}, "training": {"epochs": 1, "ema": None}}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
