@@ -1,4 +1,4 @@
-"""Figures whose pixels no test looks at: they are made as ever, but neither laid out nor rendered, which takes longest."""
+"""Figures whose pixels no test looks at: they are made, but neither laid out nor rendered, which takes longest."""
 
 import io
 from typing import Any, BinaryIO

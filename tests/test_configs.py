@@ -22,7 +22,7 @@ from distill.yaml_tree import load_tree, merge_trees
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 BATCH = 8
-SIDE = 64
+SIDE = 32
 
 
 class Noise(Source):
@@ -73,6 +73,12 @@ def at_hand(network: dict[str, Any]) -> dict[str, Any]:
     return {**network, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
 
 
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all configs: a teacher that several have is fitted once."""
+    return tmp_path_factory.mktemp("output")
+
+
 def test_there_are_configs() -> None:
     assert CONFIGS / "quickstart.yaml" in CONFIGS.rglob("*.yaml")
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
@@ -82,12 +88,12 @@ def test_there_are_configs() -> None:
 @pytest.mark.parametrize(
     "path", [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in sorted(CONFIGS.rglob("*.yaml"))]
 )
-def test_a_step_of_every_config(path: Path, tmp_path: Path) -> None:
-    experiment = small(load_tree(path), tmp_path)
+def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> None:
+    experiment = small(load_tree(path), output)
     with StopSignal() as stop:
         context = RunContext.of(experiment, stop)
         for stage in experiment.plan_teacher():
-            finish(stage, context, tmp_path)
+            finish(stage, context, context.root)
         trained = next(stage for stage in experiment.plan() if stage.name == "student").run(
             context, tmp_path / "student"
         )

@@ -27,6 +27,10 @@ PRELOAD = [
     "augment.kornia_ops.unfused",
     "distill.export.verify",
     "distill.stages.report",
+    # What a run imports where it is needed.
+    "jinja2",
+    "sklearn.linear_model",
+    "torch.utils.tensorboard",
     # A config that names one method imports all of its kind.
     *(
         f"distill.{kind}.{name}"

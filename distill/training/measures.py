@@ -1,12 +1,12 @@
 """Measures of predictions on a labeled split, each with a 95 % interval.
 
-Shape suffixes: N labeled images, K classes, S bins.
+Shape suffixes: N labeled images, K classes, S bins, R resamples.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -45,24 +45,23 @@ def measures(predictions: Predictions) -> dict[str, Estimate]:
     confidence_N = logits.double().softmax(1).amax(1).numpy()
     right_N = predicted_N == labels_N
 
-    def resampled(measure: Callable[..., tuple[float, ...]], *columns: np.ndarray) -> np.ndarray:
-        generator = np.random.default_rng(0)  # the same resamples for all models: paired
-        draws = (generator.integers(0, images, images) for _ in range(RESAMPLES))
-        return np.array([measure(*(column[rows] for column in columns)) for rows in draws])
-
-    def by_class(labels_N: np.ndarray, predicted_N: np.ndarray) -> tuple[float, ...]:
-        return balanced_accuracy(labels_N, predicted_N, classes), macro_f1(labels_N, predicted_N, classes)
+    bin_N, excess_N = _binned(confidence_N, right_N)
+    resampled: list[tuple[np.ndarray, ...]] = []
+    for rows_RN in _resamples(images, classes):
+        by_class = _by_class(labels_N[rows_RN], predicted_N[rows_RN], classes)
+        resampled.append((*by_class, _calibration_error(bin_N[rows_RN], excess_N[rows_RN], BINS)))
+    balanced_R, f1_R, error_R = map(np.concatenate, zip(*resampled))
 
     estimates = {"accuracy": fraction(int(right_N.sum()), images)}
-    values = by_class(labels_N, predicted_N)
-    lows, highs = np.quantile(resampled(by_class, labels_N, predicted_N), [0.025, 0.975], axis=0)
-    for name, *estimate in zip(("balanced_accuracy", "macro_f1"), values, lows, highs):
-        estimates[name] = Estimate(**dict(zip(("value", "low", "high"), map(float, estimate))))
+    values = balanced_accuracy(labels_N, predicted_N, classes), macro_f1(labels_N, predicted_N, classes)
+    for name, value, value_R in zip(("balanced_accuracy", "macro_f1"), values, (balanced_R, f1_R)):
+        low, high = np.quantile(value_R, [0.025, 0.975])
+        estimates[name] = Estimate(value=value, low=float(low), high=float(high))
     if classes > TOP:
         among = (logits.topk(TOP, dim=1).indices == predictions.labels[labeled][:, None]).any(1)
         estimates["top5_accuracy"] = fraction(int(among.sum()), images)
     error = calibration_error(confidence_N, right_N)
-    half = _Z * float(resampled(lambda *columns: (calibration_error(*columns),), confidence_N, right_N).std())
+    half = _Z * float(error_R.std())
     estimates["calibration_error"] = Estimate(value=error, low=max(0.0, error - half), high=min(1.0, error + half))
     return estimates
 
@@ -78,10 +77,7 @@ def balanced_accuracy(labels_N: np.ndarray, predicted_N: np.ndarray, classes: in
     Returns:
         A fraction, equal to scikit-learn's ``balanced_accuracy_score``.
     """
-    images_K = np.bincount(labels_N, minlength=classes)
-    right_K = np.bincount(labels_N[labels_N == predicted_N], minlength=classes)
-    present = images_K > 0
-    return float((right_K[present] / images_K[present]).mean())
+    return float(_by_class(labels_N[None], predicted_N[None], classes)[0][0])
 
 
 def macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> float:
@@ -96,10 +92,7 @@ def macro_f1(labels_N: np.ndarray, predicted_N: np.ndarray, classes: int) -> flo
         A fraction, equal to scikit-learn's ``f1_score(average="macro")``, which is 20 times slower: too slow for a
         bootstrap of several models.
     """
-    right_K = np.bincount(labels_N[labels_N == predicted_N], minlength=classes)
-    total_K = np.bincount(labels_N, minlength=classes) + np.bincount(predicted_N, minlength=classes)
-    present = total_K > 0
-    return float((2 * right_K[present] / total_K[present]).mean())
+    return float(_by_class(labels_N[None], predicted_N[None], classes)[1][0])
 
 
 def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int = BINS) -> float:
@@ -117,9 +110,44 @@ def calibration_error(confidence_N: np.ndarray, right_N: np.ndarray, bins: int =
     Returns:
         The error, in [0, 1].
     """
-    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
-    difference_S = np.bincount(bin_N, weights=right_N - confidence_N, minlength=bins)
-    return float(np.abs(difference_S).sum() / len(confidence_N))
+    bin_N, excess_N = _binned(confidence_N, right_N, bins)
+    return float(_calibration_error(bin_N[None], excess_N[None], bins)[0])
+
+
+def _resamples(images: int, classes: int) -> Iterator[np.ndarray]:
+    """The rows [R, N] of all resamples, as many at once as need about 8 MB; the same for all models, so paired."""
+    generator = np.random.default_rng(0)
+    at_once = max(1, 1_000_000 // max(images, classes, BINS))
+    for first in range(0, RESAMPLES, at_once):
+        yield generator.integers(0, images, (min(at_once, RESAMPLES - first), images))
+
+
+def _by_class(labels_RN: np.ndarray, predicted_RN: np.ndarray, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Balanced accuracy and macro F1 of each row of images, [R]."""
+    images_RK = _count(labels_RN, classes)
+    right_RK = _count(np.where(labels_RN == predicted_RN, labels_RN, classes), classes + 1)[:, :classes]
+    total_RK = images_RK + _count(predicted_RN, classes)
+    recall_RK = right_RK / np.maximum(images_RK, 1)
+    f1_RK = 2 * right_RK / np.maximum(total_RK, 1)
+    return recall_RK.sum(1) / (images_RK > 0).sum(1), f1_RK.sum(1) / (total_RK > 0).sum(1)
+
+
+def _binned(confidence_N: np.ndarray, right_N: np.ndarray, bins: int = BINS) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of each image, and by how much its answer is better than its confidence."""
+    return np.minimum((confidence_N * bins).astype(int), bins - 1), right_N - confidence_N
+
+
+def _calibration_error(bin_RN: np.ndarray, excess_RN: np.ndarray, bins: int) -> np.ndarray:
+    """The calibration error of each row of images, [R]."""
+    return np.abs(_count(bin_RN, bins, excess_RN)).sum(1) / bin_RN.shape[1]
+
+
+def _count(index_RN: np.ndarray, size: int, weights_RN: np.ndarray | None = None) -> np.ndarray:
+    """How often each index below ``size`` is in each row, or the sum of its weights: [R, size]."""
+    rows = len(index_RN)
+    place_RN = index_RN + size * np.arange(rows)[:, None]
+    weights = None if weights_RN is None else weights_RN.ravel()
+    return np.bincount(place_RN.ravel(), weights, rows * size).reshape(rows, size)
 
 
 def fraction(count: int, images: int) -> Estimate:

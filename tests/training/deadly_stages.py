@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+from blank_figures import blank_previews
+
 from distill.cli import main
 from distill.export import verify
 from distill.run import runner
@@ -30,6 +33,7 @@ def train(arguments: list[str], stages: list[type[Stage]], dies: bool, made: str
     # What takes a fresh interpreter, or seconds of drawing, has tests of its own.
     verify._run_fresh = verify._fresh_process
     report.write_report = lambda *_: None
+    blank_previews(pytest.MonkeyPatch())
     for stage in stages:
         if "run" in vars(stage):
             _note(stage, Path(made))

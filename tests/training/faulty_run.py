@@ -7,13 +7,16 @@ each step are appended to the file ``TRACE``.
 import faulthandler
 import json
 import os
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 from blank_figures import blank_figures, blank_previews
 from spare_rank import with_spare_rank
 from toy_training import watching
 
+import distill
 from distill.cli import main
 from distill.run.folder import local_rank
 from distill.training.module import Distillation
@@ -47,17 +50,28 @@ def forked(arguments: list[str], environment: dict[str, str], output: str, spare
 
     With ``spare`` the second rank is spared them too; else Lightning starts this file in an interpreter of its own.
     """
+    _become(__file__, arguments, environment, output)
+    if spare:
+        with_spare_rank(run)
+    run(arguments)
+
+
+def train_py(arguments: list[str], environment: dict[str, str], output: str) -> None:
+    """``train.py`` itself, in the same way."""
+    script = str(Path(distill.__file__).parents[1] / "train.py")
+    _become(script, arguments, environment, output)
+    runpy.run_path(script, run_name="__main__")
+
+
+def _become(script: str, arguments: list[str], environment: dict[str, str], output: str) -> None:
     os.setsid()
     log = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     os.environ.update(environment)
     # What Lightning starts further ranks with.
-    sys.argv = [__file__, *arguments]
+    sys.argv = [script, *arguments]
     sys.modules["__main__"].__spec__ = None
-    if spare:
-        with_spare_rank(run)
-    run(arguments)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,7 @@ class Run:
 
 
 class StartRun:
-    """Starts ``faulty_run.py`` in a warm process, or ``train.py`` in a fresh interpreter."""
+    """Starts ``faulty_run.py``, or ``train.py``, in a warm process, or ``train.py`` in a fresh interpreter."""
 
     def __init__(self, output: Path):
         self.output = output
@@ -98,6 +99,7 @@ class StartRun:
         *arguments: str,
         fault: str = "",
         fresh: bool = False,
+        itself: bool = False,
         spare: bool = False,
         name: str = "toy",
         **changes: Any,
@@ -119,9 +121,10 @@ class StartRun:
                     start_new_session=True,
                 )
         else:
-            from faulty_run import forked
+            from faulty_run import forked, train_py
 
-            run.process = warm_server().Process(target=forked, args=(command, environment, str(run.output), spare))
+            start = train_py if itself else partial(forked, spare=spare)
+            run.process = warm_server().Process(target=start, args=(command, environment, str(run.output)))
             run.process.start()
         self.started.append(run)
         return run

@@ -47,7 +47,6 @@ def check(
     return checks
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [*DELTAS, *PREPARED_IN_RANKS, "full"])
 def test_every_delta_is_tried(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes: dict[str, Any] = {"deltas": PREPARED_IN_RANKS.get(method, [method])}
@@ -59,13 +58,13 @@ def test_every_delta_is_tried(method: str, tmp_path: Path, monkeypatch: pytest.M
     assert checks and all(result.passed for result in checks)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 1])
 def test_batches_of_any_size_are_tried(batch_size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(experiment(tmp_path, data={"batch_size": batch_size}), monkeypatch)
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("blank_figures", "blank_previews")
 @pytest.mark.parametrize(
     "changes",
     [
@@ -100,6 +99,7 @@ def test_a_step_that_cannot_be_made_is_an_error(tmp_path: Path, monkeypatch: pyt
         check(experiment(tmp_path, objectives=poison), monkeypatch)
 
 
+@pytest.mark.usefixtures("blank_figures", "blank_previews")
 def test_the_control_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its score needs labels in validation, where the student's can be the agreement with the teacher."""
     changes = {"training": {"keep": "best"}, "data": {"source": {"labeled": False}}, "objectives": [{"type": "kd"}]}

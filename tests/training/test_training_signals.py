@@ -80,7 +80,7 @@ def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, star
 
 @pytest.mark.slow
 def test_train_py_itself(tmp_path: Path, start: StartRun) -> None:
-    run = start(fresh=True, training={"epochs": 1000})
+    run = start(itself=True, training={"epochs": 1000})
     run.after_checkpoint()
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
+import shutil
 import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,10 +130,21 @@ def network(output: Path, name: str, seed: int = 0, **model_args: float) -> dict
 
     folder = output / f"{name}-{seed}-{len(model_args)}"
     if not folder.exists():
-        torch.manual_seed(seed)
-        model = timm.create_model(name, num_classes=4, **model_args)
-        write_timm_folder(folder, model, origin="random", model_args=model_args)
+        made = _networks() / folder.name
+        if not made.exists():
+            torch.manual_seed(seed)
+            model = timm.create_model(name, num_classes=4, **model_args)
+            write_timm_folder(made, model, origin="random", model_args=model_args)
+        shutil.copytree(made, folder)
     return {"model": f"local-dir:{folder}", "size": 32}
+
+
+@cache
+def _networks() -> Path:
+    """Folder of the networks that this process has made; a test gets copies."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def whole(output: Path) -> dict[str, Any]:
