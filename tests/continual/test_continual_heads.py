@@ -11,7 +11,7 @@ from distill.continual.heads.fecam import FeCAM
 from distill.continual.heads.linear import LinearHead
 from distill.continual.heads.ncm import NearestClassMean
 from distill.continual.heads.random_ridge import RandomRidge
-from distill.continual.heads.ridge import PENALTIES, Ridge, ridge, squared_error
+from distill.continual.heads.ridge import PENALTIES, Ridge, accuracy, ridge, squared_error
 from distill.continual.heads.shared import HeadSums
 from distill.continual.heads.slda import SLDA
 from distill.models.timm_models import make_model
@@ -205,6 +205,17 @@ def test_the_penalty_is_chosen_by_held_out_images(kind):
         assert best > each[PENALTIES[0]]
         with pytest.raises(ContinualError, match=rf"held-out images, and there are none \({argument}\)"):
             head.fit(train)
+
+
+def test_held_out_accuracy_is_among_all_classes_of_the_head():
+    head = fitted(HEADS["ncm"])
+    logits = head.for_classes(NAMES).logits(FEATURES)
+    ash = LABELS == 1  # held-out images of the latest task only
+    images = LabeledFeatures(FEATURES[ash], torch.zeros(int(ash.sum()), dtype=torch.int64), ("ash",))
+    assert accuracy(head, images) == pytest.approx((logits[ash].argmax(1) == 1).double().mean().item())
+    assert accuracy(head, images) < 1
+    with pytest.raises(ContinualError, match="no held-out image has a label"):
+        accuracy(head, LabeledFeatures(FEATURES, torch.full((60,), -1), tuple(NAMES)))
 
 
 def test_a_penalty_that_is_given_and_chosen_is_refused():

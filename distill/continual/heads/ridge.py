@@ -129,7 +129,7 @@ class RidgeHead(Head):
 
 
 def accuracy(head: FittedHead, held_out: LabeledFeatures) -> float:
-    """Fraction of the labeled held-out images whose class has the largest logit.
+    """Fraction of the labeled held-out images whose class has the largest logit among all classes of the head.
 
     Raises:
         ContinualError: none has a label.
@@ -137,8 +137,8 @@ def accuracy(head: FittedHead, held_out: LabeledFeatures) -> float:
     labeled = held_out.labels >= 0
     if not labeled.any():
         raise ContinualError("no held-out image has a label")
-    ordered = head.for_classes(held_out.names)
-    predicted = ordered.logits(held_out.features[labeled]).argmax(1)
+    others = tuple(name for name in head.classes if name not in held_out.names)
+    predicted = head.for_classes(held_out.names + others).logits(held_out.features[labeled]).argmax(1)
     return (predicted == held_out.labels[labeled]).double().mean().item()
 
 
