@@ -21,6 +21,8 @@ class FeatureCache:
         self.capacity = capacity
         self.used = self.asked = self.hits = 0
         self._rows: dict[tuple[Any, ...], tuple[Tensor, ...]] = {}
+        # Not as a decorator: that imports torch._dynamo, 5 CPU seconds for every config that names a delta.
+        self._outside_of_graphs = torch.compiler.disable(self._look_up)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FeatureCache:
         return FeatureCache(self.capacity)  # a copy of the network may change, and the rows may be large
@@ -29,9 +31,11 @@ class FeatureCache:
     def hit_rate(self) -> float:
         return self.hits / max(1, self.asked)
 
-    @torch.compiler.disable
     def __call__(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """``compute(x)``, computed only for the samples of ``x`` [B, ...] that are not in the cache."""
+        return self._outside_of_graphs(x, compute)
+
+    def _look_up(self, x: Tensor, compute: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         keys = digests(x)
         rows = {key: self._rows[key] for key in keys if key in self._rows}
         self.asked += len(keys)

@@ -69,6 +69,11 @@ print(sorted(heavy & set(sys.modules)), [name for name in sys.modules if name.st
 import distill.commands.exported  # what evaluate and verify import before they load a network
 
 print(sorted(({*heavy, "matplotlib", "scipy"} - {"torch", "safetensors"}) & set(sys.modules)))
+from augment.base import Registry
+
+for kind, base in (("deltas", "Delta"), ("objectives", "Objective")):  # a config that names one imports all
+    assert Registry(f"distill.{kind}", base).known()
+print(sorted({"timm", "lightning", "torch._dynamo"} & set(sys.modules)))
 """
 
 
@@ -78,7 +83,7 @@ def test_lists_and_schema_need_no_torch_and_say_the_same() -> None:
     done = subprocess.run([sys.executable, "-c", LISTED], capture_output=True, text=True, env=environment, timeout=120)
     assert not done.returncode, done.stderr
     objectives, deltas, schema, *_, imported = done.stdout.split("\0")
-    assert imported.split("\n")[:2] == ["[] []", "[]"]
+    assert imported.split("\n")[:3] == ["[] []", "[]", "[]"]
     assert objectives.split() == printed(objective_types(), 120).split()
     assert deltas.split() == printed(delta_types(), 120).split()
     assert json.loads(schema) == json.loads(json.dumps(editor_schema()))
