@@ -5,7 +5,7 @@ Importing this does not import torch. Opening the stream does, since the tasks f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -30,8 +30,6 @@ else:
     AnyHead = Annotated[Settings, Registry("distill.continual.heads", "Head")]
     AnyInference = Annotated[Settings, Registry("distill.continual.inference", "TaskInference")]
 
-PREVIOUS = "previous"
-
 
 class StreamControlSettings(Settings):
     """The controls that a learner is compared with. Those on frozen features cost seconds."""
@@ -44,6 +42,7 @@ class StreamControlSettings(Settings):
 class ContinualExperiment(StudentExperiment):
     """The config of a stream: the experiment of a student, with tasks, a strategy, and closed-form heads."""
 
+    has_tasks: ClassVar[bool] = True
     kind: Literal["continual"] = "continual"  # type: ignore[assignment]
     stream: AnyStream = Field(description="how the data is divided into tasks, and in which order they come")
     strategy: AnyStrategy = Field({"type": "bank"}, validate_default=True, description="how a task is learned")
@@ -69,7 +68,7 @@ class ContinualExperiment(StudentExperiment):
             return []
         from distill.stages.pretrained_teacher import PretrainedTeacher
 
-        others = tuple(network for network in self.teacher.networks if network.model != PREVIOUS)
+        others = tuple(network for network in self.teacher.networks if not network.is_previous)
         return [PretrainedTeacher("teacher", self.teacher.model_copy(update={"networks": others}))] if others else []
 
     @model_validator(mode="after")
@@ -80,4 +79,23 @@ class ContinualExperiment(StudentExperiment):
             raise error_at("fit_teacher", "a teacher that is fitted on all data knows the classes of later tasks")
         if self.strategy.component.heads_on_student and not self.heads:  # type: ignore[union-attr]
             raise error_at("heads", f"strategy {self.strategy.type} serves a closed-form head; name one")
+        self._check_previous_teacher()
         return self
+
+    def _check_previous_teacher(self) -> None:
+        """Raise an error if the previous model cannot be a teacher of this stream."""
+        networks = self.teacher.networks if self.teacher is not None else ()
+        numbers = [n for n, network in enumerate(networks) if network.is_previous]
+        if not numbers:
+            return
+        key = f"teacher.networks.{numbers[0]}.model"
+        if self.strategy.component.heads_on_student:  # type: ignore[union-attr]
+            text = f"strategy {self.strategy.type} trains no student after the first task, which has no previous model"
+            raise error_at(key, text)
+        readers = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
+        if len(networks) == 1 and len(readers) == len(self.objectives):
+            text = f"{', '.join(readers)} read the previous model, which the first task lacks; add one such as ce"
+            raise error_at("objectives", text)
+        if heads := [o.type for o in self.objectives if o.component.sets_head]:  # type: ignore[union-attr]
+            text = f"{', '.join(heads)} gives the student the teacher's head, and the previous model has fewer classes"
+            raise error_at(key, text)

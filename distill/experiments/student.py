@@ -6,14 +6,14 @@ Importing this does not import torch. Validating a config that names objectives,
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
 from augment.policy import AugmentSettings
 from distill.experiments.base import Experiment
-from distill.models.settings import NetworkSettings, StudentSettings, TeacherSettings
+from distill.models.settings import PREVIOUS, NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
 
 if TYPE_CHECKING:  # these import torch
@@ -27,8 +27,13 @@ else:
 
 
 class StudentExperiment(Experiment):
-    """The config of an experiment that trains a student; a kind of run adds what it trains the student for."""
+    """The config of an experiment that trains a student; a kind of run adds what it trains the student for.
 
+    Class attributes:
+        has_tasks: whether the student learns one task after the other, so that there is a previous model.
+    """
+
+    has_tasks: ClassVar[bool] = False
     augment: AugmentSettings = AugmentSettings()
     teacher: TeacherSettings | None = Field(None, description="none: the student is trained on labels alone")
     fit_teacher: FitTeacherSettings | None = Field(
@@ -66,6 +71,7 @@ class StudentExperiment(Experiment):
     def _parts_belong_together(self, info: ValidationInfo) -> StudentExperiment:
         if is_deferred(info, "classes"):
             return self
+        self._check_previous()
         reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
         if reading and self.teacher is None:
             raise error_at(
@@ -87,7 +93,8 @@ class StudentExperiment(Experiment):
                 self.teacher.cache.check(self._readers())
         networks: dict[str, NetworkSettings] = {"student.network": self.student.network}
         if self.teacher is not None:
-            networks |= {f"teacher.networks.{n}": own for n, own in enumerate(self.teacher.networks)}
+            numbered = enumerate(self.teacher.networks)
+            networks |= {f"teacher.networks.{n}": own for n, own in numbered if not own.is_previous}
         for key, network in networks.items():
             if (network.in_chans or 3) != self.data.channels:
                 text = f"the network takes {network.in_chans or 3}, and data.channels is {self.data.channels}"
@@ -104,6 +111,16 @@ class StudentExperiment(Experiment):
         if batch % devices:
             raise error_at("data.batch_size", f"{batch} is not a multiple of training.devices, {devices}")
         return self
+
+    def _check_previous(self) -> None:
+        """Raise an error if the previous model is a teacher where there is none, or is named twice."""
+        networks = self.teacher.networks if self.teacher is not None else ()
+        numbers = [n for n, network in enumerate(networks) if network.is_previous]
+        if numbers and not self.has_tasks:
+            text = f"previous is the student before a task, and kind: {self.kind} has no tasks; use kind: continual"
+            raise error_at(f"teacher.networks.{numbers[0]}.model", text)
+        if len(numbers) > 1:
+            raise error_at(f"teacher.networks.{numbers[1]}.model", "previous is among the networks already")
 
     def _check_placement(self) -> None:
         """Raise an error if the loader's workers should make views and there are no workers."""
@@ -135,6 +152,9 @@ def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[s
     if isinstance(student, dict) and isinstance(student.get("network"), dict):
         tree = {**tree, "student": {**student, "network": change(student["network"])}}
     if isinstance(teacher, dict) and isinstance(teacher.get("networks"), list | tuple):
-        changed = [change(network) if isinstance(network, dict) else network for network in teacher["networks"]]
+        changed = [
+            change(network) if isinstance(network, dict) and network.get("model") != PREVIOUS else network
+            for network in teacher["networks"]
+        ]
         tree = {**tree, "teacher": {**teacher, "networks": changed}}
     return tree

@@ -18,6 +18,8 @@ else:
     AnyDelta = Annotated[Settings, Registry("distill.deltas", "Delta")]
 
 
+PREVIOUS = "previous"
+"""``teacher.networks.N.model`` of the student as it was before a task."""
 SCHEMES = ("embedded", "hf-hub", "local-dir")
 
 
@@ -88,7 +90,11 @@ Labels = Literal["same", "names", "numbers"] | dict[Annotated[str, BeforeValidat
 
 
 class TeacherNetworkSettings(NetworkSettings):
-    """One of the teacher's networks, its weight, and the map of its classes to the student's."""
+    """One of the teacher's networks, its weight, and the map of its classes to the student's.
+
+    ``{model: previous}`` is, in a stream of tasks, the student as it was before the task, with the classes that it
+    knew; it has no other key than ``weight``. In the first task it is left out.
+    """
 
     weight: float = Field(
         1.0, gt=0, description="weight of this network in every term that reads the teacher; normalized to sum 1"
@@ -104,6 +110,17 @@ class TeacherNetworkSettings(NetworkSettings):
         "in the same order; 'names': those of the same name; 'numbers': all, in the same order whatever the names; or "
         "{student's class: its class}, by number or name, with a list of classes to be added up",
     )
+
+    @property
+    def is_previous(self) -> bool:
+        """Whether it is the student before a task instead of a network of its own."""
+        return self.model == PREVIOUS
+
+    @model_validator(mode="after")
+    def _previous_is_whole(self) -> Self:
+        if self.is_previous and (given := self.model_fields_set - {"model", "weight"}):
+            raise error_at(sorted(given)[0], "the previous model is the student before the task, with its own input")
+        return self
 
 
 class WeightingSettings(Settings):

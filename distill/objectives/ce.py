@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from distill.models.features import Features, FeatureShapes
+from distill.models.label_map import LabelMap
 from distill.objectives.base import UNLABELED, Objective, Targets
 from distill.objectives.compare import field_of, shape
 from distill.objectives.ranks import mean_where
@@ -114,12 +115,18 @@ class CrossEntropy(Objective):
             description="factors of the loss for each class; balanced: inverse to its number of labels in training,"
             " with mean 1 over them",
         )
+        among: Literal["all", "present"] = Field(
+            "all",
+            description="classes of the softmax: all, or those that a training sample has. In a stream without a "
+            "memory, present are the classes of the task, as in LwF: their loss does not push the others down",
+        )
 
     reads_teacher: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = True
 
     settings: Settings
     class_weights_K: Tensor | None
+    present: LabelMap | None
 
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
@@ -129,21 +136,35 @@ class CrossEntropy(Objective):
             raise ValueError(f"ce.class_weights has {len(given)} numbers for {student.classes} classes")
         weights_K = torch.tensor(given) if isinstance(given, tuple) else None
         self.register_buffer("class_weights_K", weights_K, persistent=False)
+        self.register_module("present", None)
 
     def remember(self, labels: Tensor) -> None:
-        """Set balanced class weights for the labels [N] of the training split."""
+        """Set balanced class weights, and the classes of the softmax, for the labels [N] of the training split."""
+        labeled = labels[labels != UNLABELED]
+        if self.settings.among == "present" and len(labeled):
+            self.present = LabelMap({k: [k] for k in labeled.unique().tolist()}, self.classes, self.classes)
         if self.settings.class_weights == "balanced":
             self.class_weights_K = balanced_weights(labels, self.classes)
 
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         if self.settings.class_weights == "balanced" and self.class_weights_K is None:
             raise ValueError("ce.class_weights: balanced needs the labels of the training split, see remember()")
+        logits_BK, batch_labels = field_of("student", student, "logits"), [batch.labels, batch.mixed_labels]
+        class_weights_K = self.class_weights_K
+        if (present := self.present) is not None:
+            logits_BK = present.of_student(logits_BK)
+            batch_labels = [None if labels is None else present.labels(labels) for labels in batch_labels]
+            class_weights_K = None if class_weights_K is None else class_weights_K[present.known_S]
+        elif self.settings.among == "present" and (batch.labels != UNLABELED).any():
+            raise ValueError("ce.among: present needs the labels of the training split, see remember()")
+        labels_B, mixed_labels_B = batch_labels
+        assert labels_B is not None
         return cross_entropy(
-            field_of("student", student, "logits"),
-            batch.labels,
+            logits_BK,
+            labels_B,
             self.settings.label_smoothing,
-            batch.mixed_labels,
+            mixed_labels_B,
             batch.mix_lambda,
             batch.weights,
-            self.class_weights_K,
+            class_weights_K,
         )

@@ -19,7 +19,7 @@ from distill.deltas.sites import classifier_names, inside
 from distill.files import write_atomic
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network
-from distill.models.settings import StudentSettings, TeacherSettings
+from distill.models.settings import StudentSettings, TeacherSettings, WeightingSettings
 from distill.models.student import Student
 from distill.objectives.base import Objective
 from distill.report.curves import read_curves
@@ -28,7 +28,7 @@ from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.prepare import PREPARED, StudentSpec, finished, prepare, trial_student
-from distill.run.stage import Ref, Stage
+from distill.run.stage import Ref, Stage, StageError
 from distill.run.teacher import label_maps, make_teacher
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -38,8 +38,6 @@ from distill.training.settings import TrainingSettings
 from distill.training.terms import needs_of
 
 FIT, LEARNED = "fit", "learned.json"
-PREVIOUS = "previous"
-"""``teacher.networks.N.model`` of the student as it was before the task."""
 
 
 @dataclass(frozen=True)
@@ -164,8 +162,7 @@ class LearnTask(Stage[LearnedTask]):
         objectives = self.objectives
         settings = self.teacher
         if settings is not None and fit.previous is None:
-            kept = tuple(network for network in settings.networks if network.model != PREVIOUS)
-            settings = settings.model_copy(update={"networks": kept}) if kept else None
+            settings = _without_previous(settings)
         if settings is None:
             objectives = tuple(o for o in objectives if not o.component.reads_teacher)  # type: ignore[union-attr]
             return FitSpec(within, None, objectives, self._alone(), self.training)
@@ -185,12 +182,12 @@ class LearnTask(Stage[LearnedTask]):
         given = iter([network for ref in self.networks for network in within.get(ref).networks])
         networks = []
         for own in settings.networks:
-            if own.model == PREVIOUS:
+            if own.is_previous:
                 assert fit.previous is not None
                 networks.append(fit.previous.newest.load())
             else:
                 networks.append(next(given))
-        others = [(own, network) for own, network in zip(settings.networks, networks) if own.model != PREVIOUS]
+        others = [(own, network) for own, network in zip(settings.networks, networks) if not own.is_previous]
         of_others = label_maps(
             settings.model_copy(update={"networks": tuple(own for own, _ in others)}),
             [network for _, network in others],
@@ -199,7 +196,7 @@ class LearnTask(Stage[LearnedTask]):
         maps: list[LabelMap | None] = []
         number = 0
         for own in settings.networks:
-            if own.model == PREVIOUS:
+            if own.is_previous:
                 maps.append(self._map_of_previous(fit))
             else:
                 maps.append(of_others[number])
@@ -212,6 +209,11 @@ class LearnTask(Stage[LearnedTask]):
         if known == fit.classes:
             return None
         sources = {index: [known.index(name)] for index, name in enumerate(fit.classes) if name in known}
+        if not sources:
+            raise StageError(
+                f"{self.name}: teacher.networks: the previous model knows none of the task's classes, since strategy "
+                f"{self.strategy.type} trains a head for each task; use another strategy, or remove it"
+            )
         return LabelMap(sources, len(fit.classes), len(known))
 
     def _spec(self, start: Start, fit: TaskFit, fit_spec: FitSpec) -> StudentSpec:
@@ -228,6 +230,17 @@ class LearnTask(Stage[LearnedTask]):
             parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
         first = Path(about["first"]) if about["first"] else fit.folder
         return LearnedTask(self.task.name, seen, parts, fit.folder, first, about["seconds"], strategy.features(fit))
+
+
+def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:
+    """The teacher of the first task: the networks other than the previous model; None if there is no other."""
+    kept = tuple(network for network in settings.networks if not network.is_previous)
+    if not kept:
+        return None
+    changed: dict[str, Any] = {"networks": kept}
+    if len(kept) == 1:
+        changed["weighting"] = WeightingSettings()
+    return settings.model_copy(update=changed)
 
 
 @torch.no_grad()

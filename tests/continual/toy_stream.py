@@ -11,6 +11,9 @@ from toy_training import tree
 from distill.config import merge_trees, validate_tree
 from distill.experiments.continual import ContinualExperiment
 from distill.run.runner import run_plan
+from distill.run.stage import Stage
+from distill.stages.learn_task import LearnTask
+from distill.stages.pretrained_teacher import PretrainedTeacher
 
 
 def stream_tree(output: Path, **changes: Any) -> dict[str, Any]:
@@ -40,3 +43,13 @@ def learn(settings: ContinualExperiment, resume: bool = False) -> Path:
     return run_plan(
         settings, settings.plan(), settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True)
     )
+
+
+def learn_only(settings: ContinualExperiment, name: str = "student", resume: bool = False) -> Path:
+    """Run the stages of one learner alone, with those of its teacher; returns the run's folder."""
+    stages = [stage for stage in settings.plan() if _of_learner(stage, name)]
+    return run_plan(settings, stages, settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True))
+
+
+def _of_learner(stage: Stage[Any], name: str) -> bool:
+    return isinstance(stage, PretrainedTeacher) or (isinstance(stage, LearnTask) and stage.name.endswith(f"/{name}"))

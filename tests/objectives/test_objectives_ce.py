@@ -114,3 +114,21 @@ def test_given_class_weights_have_one_number_for_each_class():
     assert term(Features(logits=torch.zeros(1, 2)), None, batch).item() == pytest.approx(3 * math.log(2))
     with pytest.raises(ValueError, match=r"ce\.class_weights has 3 numbers for 2 classes"):
         CrossEntropy(CrossEntropy.Settings(class_weights=[1, 3, 1]), shapes, None)
+
+
+def test_among_present_leaves_out_classes_without_a_training_sample():
+    shapes = FeatureShapes(classes=4, pooled=1)
+    term = CrossEntropy(CrossEntropy.Settings(among="present", label_smoothing=0.1), shapes, None)
+    logits, batch = torch.randn(3, 4).requires_grad_(), Targets(tensor([1, 3, -1]))
+    with pytest.raises(ValueError, match="present needs the labels of the training split"):
+        term(Features(logits=logits), None, batch)
+    term.remember(tensor([1, 3, 3, -1]))
+    loss = term(Features(logits=logits), None, batch)
+    assert loss.item() == pytest.approx(cross_entropy(logits[:, [1, 3]], tensor([0, 1, -1]), 0.1).item())
+    loss.backward()
+    assert logits.grad is not None and not logits.grad[:, [0, 2]].any() and logits.grad[:2, [1, 3]].all()
+    assert not term.state_dict(), "the classes follow from the data"
+    weighted = CrossEntropy(CrossEntropy.Settings(among="present", class_weights=[1, 2, 3, 4]), shapes, None)
+    weighted.remember(tensor([1, 3]))
+    zero = Features(logits=torch.zeros(2, 4))
+    assert weighted(zero, None, Targets(tensor([1, 3]))).item() == pytest.approx(3 * math.log(2))
