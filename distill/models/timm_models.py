@@ -20,12 +20,13 @@ _LOCK = threading.Lock()
 
 
 def timm_with_own_models() -> Any:
-    """timm, with our own architectures in its registry: ``ddl_resnet``, ``ddl_vit``, ``reused_head``, ``*_cifar``."""
+    """timm with our own architectures: ``ddl_resnet``, ``ddl_vit``, ``lenet_20_50``, ``reused_head``, ``*_cifar``."""
     import timm
 
     import distill.models.cifar
     import distill.models.ddl_resnet
     import distill.models.ddl_vit
+    import distill.models.lenet
     import distill.models.reused_head_entry  # noqa: F401
 
     return timm
