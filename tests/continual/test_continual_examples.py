@@ -1,11 +1,12 @@
 """The example in the docstring of every head, rule of inference, memory and regularizer prints what it says."""
 
 import doctest
+import importlib
 import io
 
 import pytest
 
-from augment.base import Registry
+from augment.base import PluginError, Registry
 from distill.continual.heads import sums
 
 KINDS = {
@@ -23,6 +24,30 @@ def test_every_component_has_an_example_that_runs(package):
     assert set(known) == names
     for name, settings in known.items():
         check(settings.component.__doc__, name)
+
+
+@pytest.mark.parametrize(
+    "package, name, suggested",
+    [
+        ("heads", "RanPAC", "random_ridge"),
+        ("heads", "slad", "slda"),
+        ("inference", "MSP", "max_logit"),
+        ("memory", "reservoir", "keyed"),
+        ("regularizers", "synaptic_intelligence", "si"),
+    ],
+)
+def test_an_unknown_type_names_ours(package, name, suggested):
+    registry = Registry(f"distill.continual.{package}", KINDS[package][0])
+    with pytest.raises(PluginError, match=rf"unknown {registry.noun} type '{name}'; did you mean '{suggested}'\?"):
+        registry.settings_of(name)
+
+
+@pytest.mark.parametrize("package", KINDS)
+def test_other_names_lead_to_types_that_exist(package):
+    others = importlib.import_module(f"distill.continual.{package}.other_names").OTHER_NAMES
+    assert set(others) <= KINDS[package][1]
+    names = [name for line in others.values() for name in line.split()]
+    assert len(names) == len(set(names)) and not set(names) & KINDS[package][1]
 
 
 def test_sums_have_one_too():
