@@ -34,7 +34,7 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
             names of both.
     """
     teacher_classes: int = network.model.num_classes  # type: ignore[assignment]
-    if labels == "numbers" or (labels == "same" and len(student) != teacher_classes):
+    if labels == "numbers" or (labels == "same" and (not teacher_classes or len(student) != teacher_classes)):
         return None
     if not teacher_classes:
         raise ValueError(f"{network.origin} has no classifier, so it has no classes to map; leave labels out")

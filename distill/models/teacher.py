@@ -78,8 +78,10 @@ class Teacher(nn.Module):
             ]
 
     def has_classes(self, classes: int) -> bool:
-        """Whether every network has logits of that many classes, or a map to them."""
-        return all(shapes.classes == classes or self.maps[n] is not None for n, shapes in enumerate(self.shapes))
+        """Whether every network has logits of that many classes, or a map to them; never for no classes."""
+        return classes > 0 and all(
+            shapes.classes == classes or self.maps[n] is not None for n, shapes in enumerate(self.shapes)
+        )
 
     def probabilities(self, n: int, logits: Tensor) -> Tensor:
         """Network n's probabilities [B, K] of the student's classes, NaN at those that it lacks."""

@@ -35,8 +35,10 @@ def test_a_network_without_classifier_has_no_classes() -> None:
         timm.create_model("test_vit", num_classes=0, img_size=32),
         timm.create_model("test_resnet", num_classes=0),
     ):
-        shapes = distill.create_teacher(model, size=32, needs="pooled").shapes[0]
-        assert shapes.classes == 0 and shapes.pooled > 0
+        teacher = distill.create_teacher(model, size=32, needs="pooled")
+        assert teacher.shapes[0].classes == 0 and teacher.shapes[0].pooled > 0
+        assert not teacher.has_classes(0) and not teacher.has_classes(teacher.shapes[0].pooled)
+        assert label_map("same", as_network(model), []) is None
     replaced = timm.create_model("test_resnet")
     replaced.fc = nn.Identity()
     assert distill.create_teacher(replaced, size=32).shapes[0].classes == 0
