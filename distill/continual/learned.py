@@ -42,6 +42,8 @@ class LearnedTask:
         first: folder of the stage of the first task.
         seconds: wall time of the training of this task.
         features: the network whose features the closed-form heads are fitted on, if the strategy adapts one for that.
+        peak: bytes of files at the end of the task, with those that only its training needs.
+        backbone: bytes of the backbone's weights without its head.
     """
 
     task: str
@@ -51,6 +53,8 @@ class LearnedTask:
     first: Path
     seconds: float = 0.0
     features: Part | None = None
+    peak: int = 0
+    backbone: int = 0
 
     @property
     def newest(self) -> Part:

@@ -40,6 +40,10 @@ class TaskScores(BaseModel):
     """Model → bytes that prediction needs, besides the backbone."""
     kept: dict[str, int] = {}
     """Model → bytes that are kept for later tasks, with what is served."""
+    peak: dict[str, int] = {}
+    """Model → the most bytes at any time of learning this task; a model without one needs no more than it keeps."""
+    backbone: int = 0
+    """Bytes of the backbone's weights without its head; 0: not known here."""
     seconds: dict[str, float] = {}
     """Model → wall time of learning this task."""
 

@@ -15,7 +15,7 @@ from distill.files import write_atomic
 from distill.report import numbers
 from distill.report.figures import draw, draw_in
 from distill.report.fonts import fonts_for
-from distill.report.items import MEASURES, Row
+from distill.report.items import MEASURES, Headline, Row
 from distill.report.outcome import Outcome, outcome
 from distill.report.summary import RunSummary, finite
 from distill.report.theme import LIGHT
@@ -24,6 +24,7 @@ from distill.report.where import blocks
 logger = logging.getLogger(__name__)
 
 FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
+NUMBERED = ("lines-*.png", "matrices-*.png")
 MOST_CONFUSIONS = 8
 
 
@@ -36,11 +37,11 @@ def write_report(folder: Path, summary: RunSummary) -> Path:
     drawn = draw(summary)
     if unreadable := fonts_for(summary.classes).unreadable:
         logger.warning("%s", fonts_note(summary.classes, unreadable))
-    for name in FIGURES:
-        path = folder / "figures" / f"{name}.png"
-        if name in drawn:
-            write_atomic(path, drawn[name].light)
-        else:
+    figures = folder / "figures"
+    for name, figure in drawn.items():
+        write_atomic(figures / f"{name}.png", figure.light)
+    for path in [*(figures / f"{name}.png" for name in FIGURES), *(p for each in NUMBERED for p in figures.glob(each))]:
+        if path.stem not in drawn:
             path.unlink(missing_ok=True)
     pictures = {name: {"light": _embed(d.light), "dark": _embed(d.dark)} for name, d in drawn.items()}
     path = folder / "report.html"
@@ -65,7 +66,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for name in ("percent", "between", "points", "signed", "count", "size", "duration"):
+    for name in ("percent", "between", "points", "signed", "count", "size", "duration", "cell"):
         environment.filters[name] = getattr(numbers, name)
     compared = outcome(summary)
     unreadable = fonts_for(summary.classes).unreadable
@@ -85,7 +86,7 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         sections=[(title, list(group)) for title, group in groupby(summary.pictures, key=lambda item: item.title)],
         embed=_embed_file,
         zip=zip,
-        verified=bool(summary.verification) and all(check.passed for check in summary.verification),
+        verifications=[(of, list(group)) for of, group in groupby(summary.verification, key=lambda check: check.of)],
     )
 
 
@@ -102,7 +103,7 @@ def fonts_note(classes: Sequence[str], unreadable: frozenset[str]) -> str:
 
 def tiles(summary: RunSummary) -> list[tuple[str, str]]:
     """(number, its description): the most important numbers, as far as they are known."""
-    compared: list[tuple[str, str]] = []
+    compared = [(_headline(item), item.what) for item in summary.headlines]
     student = summary.row(summary.student)
     if student is None:
         return compared
@@ -118,6 +119,10 @@ def tiles(summary: RunSummary) -> list[tuple[str, str]]:
     if student.bytes is not None:
         compared.append((numbers.size(student.bytes), "size of the student"))
     return compared
+
+
+def _headline(item: Headline) -> str:
+    return numbers.percent(item.value) if item.unit == "percent" else numbers.cell(item.value, item.unit)
 
 
 def confusions(compared: Outcome) -> list[dict[str, Any]]:

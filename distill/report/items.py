@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -70,6 +70,54 @@ class Metric(Item):
     high: float | None = Field(None, description="upper end of it")
 
 
+Unit = Literal["text", "percent", "points", "bytes", "seconds", "count"]
+"""How a number is shown: ``percent`` of a fraction without its sign, ``points`` a difference of fractions."""
+Cell = str | float | None
+"""None is shown as a dash: not measured, or not defined."""
+
+
+class Headline(Item):
+    """One of the few numbers at the top of the report."""
+
+    value: float | None
+    unit: Unit
+    what: str
+
+
+class Column(Item):
+    """A column of a table."""
+
+    heading: str
+    unit: Unit = "text"
+    rank: int = Field(
+        0, description="a narrow terminal leaves out the columns of the highest ranks; 0: it is always shown"
+    )
+
+
+class TableRow(Item):
+    """A row of a table."""
+
+    cells: tuple[Cell, ...]
+    strong: bool = Field(False, description="whether it is the subject of the run")
+    mark: str = Field("", description="sign after the first cell, which the table's caption explains")
+
+
+class Table(Item):
+    """A table of measured numbers."""
+
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[TableRow, ...]
+    caption: str = ""
+
+    @model_validator(mode="after")
+    def _cells_fit(self) -> Table:
+        for row in self.rows:
+            if len(row.cells) != len(self.columns):
+                raise ValueError(f"{self.title!r}: {len(row.cells)} cells in a row, for {len(self.columns)} columns")
+        return self
+
+
 class Matrix(Item):
     """A table of numbers in [0, 1], such as accuracy after task i on task j; NaN and None are shown as a dash."""
 
@@ -78,11 +126,47 @@ class Matrix(Item):
     columns: tuple[str, ...]
     values: tuple[tuple[float | None, ...], ...]
     caption: str = ""
+    section: str = Field(
+        "", description="matrices with the same section are drawn side by side as heat maps; empty: shown as a table"
+    )
+    strong: bool = Field(False, description="whether it belongs to the subject of the run")
 
     @model_validator(mode="after")
     def _values_fit(self) -> Matrix:
         if len(self.values) != len(self.rows) or any(len(row) != len(self.columns) for row in self.values):
             raise ValueError(f"{self.title!r}: values must be {len(self.rows)} rows of {len(self.columns)}")
+        return self
+
+
+class Line(Item):
+    """One line of :class:`Lines`."""
+
+    name: str
+    values: tuple[float | None, ...]
+    dashed: bool = Field(False, description="whether it is a control")
+    strong: bool = Field(False, description="whether it is the subject of the run")
+    color: int | None = Field(
+        None, ge=0, description="number of its color, the same in several figures; None: its place"
+    )
+
+
+class Lines(Item):
+    """Lines over the same points, drawn in one figure; None is a gap."""
+
+    title: str
+    points: tuple[str, ...] = Field(description="names of the points of the horizontal axis, in their order")
+    lines: tuple[Line, ...]
+    unit: Literal["percent", "bytes"] = "percent"
+    axis: str = Field("", description="what the points are")
+    caption: str = ""
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Lines:
+        for line in self.lines:
+            if len(line.values) != len(self.points):
+                raise ValueError(
+                    f"{self.title!r}: {len(line.values)} values of {line.name!r}, {len(self.points)} points"
+                )
         return self
 
 
@@ -112,6 +196,7 @@ class Check(Item):
     name: str
     passed: bool
     detail: str = ""
+    of: str = Field("export", description="what was verified; checks of the same are counted together")
 
 
 class Sizes(Item):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from distill.report.items import Estimate
+from distill.report.items import Cell, Estimate, Unit
 from distill.report.summary import finite
 
 MISSING = "–"
@@ -59,3 +59,27 @@ def duration(seconds: float | None) -> str:
         return f"{minutes}{SPACE}min {rest:02d}{SPACE}s"
     hours, minutes = divmod(round(seconds / 60), 60)
     return f"{hours}{SPACE}h {minutes:02d}{SPACE}min"
+
+
+def cell(value: Cell, unit: Unit) -> str:
+    """A cell of a table: percent without its sign, which the heading has."""
+    if isinstance(value, str):
+        return value
+    if value is None or not finite(value):
+        return MISSING
+    if unit == "percent":
+        return f"{100 * value:.1f}".replace("-", MINUS)
+    if unit == "points":
+        return points(value)
+    if unit == "seconds":
+        return _short_duration(value)
+    return size(round(value)) if unit == "bytes" else count(round(value))
+
+
+def _short_duration(seconds: float) -> str:
+    """8.25 → ``8.2 s``, 75 → ``75 s``, 4000 → ``67 min``, 9000 → ``2.5 h``."""
+    if seconds < 9.95:
+        return f"{seconds:.1f}{SPACE}s"
+    if seconds < 99.5:
+        return f"{seconds:.0f}{SPACE}s"
+    return f"{seconds / 60:.0f}{SPACE}min" if seconds < 99.5 * 60 else f"{seconds / 3600:.1f}{SPACE}h"

@@ -18,14 +18,17 @@ from distill.report.items import (
     Curve,
     Curves,
     Files,
+    Headline,
     Integers,
     Item,
     LayerBytes,
+    Lines,
     Matrix,
     Note,
     Picture,
     Row,
     Sizes,
+    Table,
 )
 
 T = TypeVar("T", bound=Item)
@@ -81,6 +84,9 @@ class RunSummary(Item):
         description="row → its log. The figure shows series with 'loss' in their name of the student, and series with "
         "'accuracy' in their name of all rows, or with 'agreement' if there is no accuracy",
     )
+    headlines: tuple[Headline, ...] = ()
+    tables: tuple[Table, ...] = ()
+    lines: tuple[Lines, ...] = ()
     matrices: tuple[Matrix, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -115,6 +121,9 @@ class RunSummary(Item):
             sites=of_type(LayerBytes),
             paths=paths | {name: path for item in of_type(Files) for name, path in item.paths.items()},
             curves={item.name: item.log for item in of_type(Curve)},
+            headlines=of_type(Headline),
+            tables=of_type(Table),
+            lines=of_type(Lines),
             matrices=of_type(Matrix),
             pictures=of_type(Picture),
             **(compared[-1] if compared else {}),
@@ -127,6 +136,24 @@ class RunSummary(Item):
     def _predictions_fit(self) -> RunSummary:
         ClassPredictions(classes=self.classes, labels=self.labels, predictions=self.predictions)
         return self
+
+    @property
+    def seconds_by_kind(self) -> dict[str, float]:
+        """Seconds, with stages such as ``task-1/student`` and ``task-2/student`` added up under ``student``."""
+        added: dict[str, float] = {}
+        for name, seconds in self.seconds.items():
+            kind = name.rpartition("/")[2]
+            added[kind] = added.get(kind, 0.0) + seconds
+        return added
+
+    @property
+    def heat_maps(self) -> dict[str, list[Matrix]]:
+        """Section → its matrices, for those that are drawn."""
+        sections: dict[str, list[Matrix]] = {}
+        for matrix in self.matrices:
+            if matrix.section:
+                sections.setdefault(matrix.section, []).append(matrix)
+        return sections
 
     def row(self, name: str) -> Row | None:
         """The row with this name; None if there is none."""

@@ -121,6 +121,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
                 yield Check(
                     name=f"{self.model}: logits of earlier tasks",
                     passed=not changed,
+                    of="bank",
                     detail=f"other logits: {', '.join(map(str, changed))}" if changed else f"equal bits: {detail}",
                 )
 
@@ -162,6 +163,8 @@ class EvaluateTask(Stage[TaskEvaluation]):
             scores=scores,
             served=dict.fromkeys(names, served),
             kept=dict.fromkeys(names, kept),
+            peak=dict.fromkeys(names, max(learned.peak, kept)),
+            backbone=learned.backbone,
             seconds=dict.fromkeys(names, learned.seconds),
         )
 

@@ -12,10 +12,12 @@ from typing import Any
 import torch
 
 from augment.policy import AugmentSettings
-from distill.continual.learned import LearnedTask, Part
+from distill.continual.learned import LearnedTask, Part, folder_bytes
 from distill.continual.strategies.base import Start, Strategy, TaskFit
 from distill.continual.task import Task, keyed_seed
+from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names, inside
+from distill.deltas.state import backbone_state
 from distill.files import write_atomic
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network
@@ -109,15 +111,22 @@ class LearnTask(Stage[LearnedTask]):
         fit = self._task_fit(context, previous, folder)
         strategy = self._strategy
         start = strategy.start(fit)
-        seconds, trained = 0.0, 0
+        seconds, trained, backbone = 0.0, 0, previous.backbone if previous else 0
         if start.student is not None:
             fit_spec = self._fit_spec(self._within(context, fit), fit)
             student, summary = self._fit(fit, start, fit_spec)
             seconds, trained = summary.seconds, sum(p.numel() for p in student.parameters() if p.requires_grad)
             student = finished(self._spec(start, fit, fit_spec), student)
+            backbone = backbone or tensor_bytes(backbone_state(student.model, classifier_names(student.model)).values())
             if is_first_rank():
                 strategy.close(fit, student)
-        about = {"seconds": seconds, "trained": trained, "first": None if previous is None else str(previous.first)}
+        about = {
+            "seconds": seconds,
+            "trained": trained,
+            "first": None if previous is None else str(previous.first),
+            "peak": sum(part.kept for part in (previous.parts if previous else ())) + folder_bytes(folder),
+            "backbone": backbone,
+        }
         if is_first_rank():
             write_atomic(folder / LEARNED, json.dumps(about).encode())
         return self._learned(fit, about)
@@ -129,7 +138,7 @@ class LearnTask(Stage[LearnedTask]):
 
     def report(self, context: RunContext, output: LearnedTask) -> Iterable[Item]:
         if (log := output.folder / FIT / "log.csv").is_file():
-            yield Curve(name=self.task.name, log=read_curves(log))
+            yield Curve(name=self.name, log=read_curves(log))
             yield from fit_notes(self.name, load_summary(output.folder / FIT))
 
     @property
@@ -229,7 +238,9 @@ class LearnTask(Stage[LearnedTask]):
         if about["trained"]:
             parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
         first = Path(about["first"]) if about["first"] else fit.folder
-        return LearnedTask(self.task.name, seen, parts, fit.folder, first, about["seconds"], strategy.features(fit))
+        features = strategy.features(fit)
+        sizes = {"peak": about["peak"], "backbone": about["backbone"]}
+        return LearnedTask(self.task.name, seen, parts, fit.folder, first, about["seconds"], features, **sizes)
 
 
 def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:

@@ -7,7 +7,8 @@ from PIL import Image
 
 from distill.report import figures
 from distill.report.figures import draw, draw_in
-from distill.report.items import Row
+from distill.report.items import Line, Lines, Matrix, Row
+from distill.report.plots import heat_maps, lines_figure
 from distill.report.theme import LIGHT
 
 
@@ -128,3 +129,37 @@ def test_what_was_seen_on_test_is_not_called_validation(run):
         (axes,) = figures.curves(run.model_copy(update={"curves": log}), LIGHT).axes
         assert axes.get_title() == title
     assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"student · {n}/accuracy" for n in names]
+
+
+def triangle(title, size):
+    names = tuple(f"task {n}" for n in range(size))
+    values = tuple(tuple(0.5 if j <= i else None for j in range(size)) for i in range(size))
+    return Matrix(title=title, rows=names, columns=names, values=values, section="matrices")
+
+
+@pytest.mark.parametrize(("size", "numbers"), [(3, 6), (20, 0)])
+def test_heat_maps_have_numbers_where_there_is_room(size, numbers):
+    last = triangle("one row", size)
+    last = last.model_copy(update={"values": (*((None,) * size,) * (size - 1), last.values[-1])})
+    figure = heat_maps([triangle(f"model {n}", size) for n in range(4)] + [last], LIGHT)
+    maps = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in maps] == [f"model {n}" for n in range(4)]
+    assert len(maps[0].texts) == numbers and maps[0].images[0].get_array().mask.sum() == size * (size - 1) // 2
+    assert len(maps[0].get_yticks()) <= 10
+    assert heat_maps([last], LIGHT) is None
+
+
+def test_lines_are_dashed_for_controls_and_have_gaps():
+    lines = (
+        Line(name="own", values=(0.5, None, 0.7), strong=True),
+        Line(name="control", values=(0.5, 0.4, 0.3), dashed=True),
+        Line(name="unknown", values=(None, None, None)),
+    )
+    figure = lines_figure(Lines(title="seen", points=("a", "b", "c"), lines=lines), LIGHT)
+    own, control = figure.axes[0].lines
+    assert own.get_linestyle() == "-" and control.get_linestyle() != "-"
+    assert np.isnan(own.get_ydata()).tolist() == [False, True, False]
+    sizes = Lines(title="bytes", points=("a", "b"), lines=(Line(name="x", values=(1e3, 1e6)),), unit="bytes")
+    assert lines_figure(sizes, LIGHT).axes[0].get_yscale() == "log"
+    with pytest.raises(ValueError, match="1 values of 'x', 2 points"):
+        Lines(title="bytes", points=("a", "b"), lines=(Line(name="x", values=(1.0,)),))

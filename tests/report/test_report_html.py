@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from distill.report.html import tiles, write_report
-from distill.report.items import Check, Matrix, Picture, Row
+from distill.report.items import Check, Column, Headline, Line, Lines, Matrix, Picture, Row, Table, TableRow
 
 blank = pytest.mark.usefixtures("blank_figures")
 """On a test of the page: what is in its figures has tests of its own."""
@@ -179,6 +179,35 @@ def test_a_matrix_is_a_table_with_dashes_where_nothing_was_measured(tmp_path, ru
     assert "Accuracy after each task" in actual.headings and "a 91.0 % – b 88.0 % 75.0 %" in text
     with pytest.raises(ValueError, match="'t': values must be 2 rows of 2"):
         Matrix(title="t", rows=("a", "b"), columns=("on a", "on b"), values=((0.5,), (0.5, 0.5)))
+
+
+@blank
+def test_tables_lines_and_heat_maps_have_sections(tmp_path, run):
+    columns = (
+        Column(heading="model"),
+        Column(heading="accuracy, %", unit="percent"),
+        Column(heading="B", unit="bytes"),
+    )
+    rows = (TableRow(cells=("<own>", 0.913, 1200), strong=True, mark="x"), TableRow(cells=("other", None, None)))
+    matrix = Matrix(title="<own>", rows=("a", "b"), columns=("a", "b"), values=((0.5, None), (0.4, 0.6)), section="M")
+    lines = Lines(title="Seen", points=("a", "b"), lines=(Line(name="own", values=(0.5, 0.6)),))
+    update = {
+        "tables": (Table(title="Results of it", columns=columns, rows=rows, caption="x: marked"),),
+        "matrices": (matrix,),
+        "lines": (lines,),
+        "headlines": (Headline(value=0.9, unit="percent", what="at the top"),),
+        "verification": (Check(name="c", passed=True, of="bank"), Check(name="d", passed=False)),
+    }
+    actual = page(tmp_path, run.model_copy(update=update))
+    text = " ".join(" ".join(actual.words).replace("\u00a0", " ").split())
+    assert {"Results of it", "Seen", "M"} <= set(actual.headings) and "90.0 % at the top" in text
+    assert "<own> x 91.3 1.2 kB other – –" in text and "a 50.0 % – b 40.0 % 60.0 %" in text
+    assert "Verification of the bank: passed" in text and "Verification of the export: failed" in text
+    assert (tmp_path / "figures/lines-1.png").is_file() and (tmp_path / "figures/matrices-1.png").is_file()
+    page(tmp_path, run)
+    assert not list((tmp_path / "figures").glob("*-1.png")), "figures of an earlier report are removed"
+    with pytest.raises(ValueError, match="1 cells in a row, for 3 columns"):
+        Table(title="t", columns=columns, rows=(TableRow(cells=("a",)),))
 
 
 @blank
