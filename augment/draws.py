@@ -16,13 +16,18 @@ import hashlib
 import math
 from collections.abc import Sequence
 from functools import cache, lru_cache
+from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 _WORD = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15
 _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_Keys = TypeVar("_Keys", int, np.ndarray, Tensor)
+_INVERSE = pow(_GAMMA, -1, 1 << 63)
+"""Of γ, mod 2⁶³."""
 _MANTISSA = {torch.float16: 11, torch.bfloat16: 8, torch.float32: 24, torch.float64: 53}
 """Random bits that a dtype holds exactly in [0, 1): with more, rounding would reach 1."""
 
@@ -35,6 +40,26 @@ def _text_key(text: str) -> int:
 def sample_key(id: str) -> int:
     """The int64 id of a sample from its stable name: the first 63 bits of the name's SHA-256."""
     return int.from_bytes(hashlib.sha256(id.encode()).digest()[:8], "big") >> 1
+
+
+def copy_key(keys: _Keys, copies: _Keys) -> _Keys:
+    """The int64 ids of a sample that comes several times in an epoch, so that its copies are augmented differently.
+
+    ``(key + copy · γ) mod 2⁶³``: copy 0 has the sample's own id.
+
+    Args:
+        keys: of the samples, from :func:`sample_key`: a number, or int64 [B].
+        copies: how often each sample came before in the epoch; a number, or int64 [B].
+
+    Returns:
+        The ids.
+    """
+    return (keys + copies * _signed(_GAMMA)) & (_WORD >> 1)
+
+
+def copy_of(keys: Tensor, ids: Tensor) -> Tensor:
+    """The numbers of the copies with which :func:`copy_key` makes ``ids`` of ``keys``, int64 in 0 … 2⁶³ − 1."""
+    return ((ids - keys) * _INVERSE) & (_WORD >> 1)
 
 
 def _signed(word: int) -> int:

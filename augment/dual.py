@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from augment.chain import MUCH, Chain, normalized, resized, to_unit
 from augment.draws import Draws
 from augment.fuse.color import by_sample
+from augment.fuse.program import WHITE
 from augment.mix import mixed
 from augment.policy import FREE_OF_SIZE, AugmentSettings, ViewPlan, ViewSpec, plan_views
 from augment.views import InputSpec, ViewPixels, Views
@@ -64,24 +65,26 @@ class DualAugment(nn.Module):
 
     @torch.no_grad()
     def render(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> ViewPixels:
-        """The pixels of every view as bytes, not normalized; :meth:`forward` normalizes them.
+        """The pixels of every view as integers, not normalized; :meth:`forward` normalizes them.
 
         Loader workers call this if the loader makes the views.
 
         Args:
-            images: [B, C, H, W] uint8, or floats in [0, 1].
+            images: [B, C, H, W] uint8 or uint16, or floats in [0, 1].
             ids: [B] int64.
             epoch: number of the epoch.
             teacher: whether to make the teacher's views too.
 
         Returns:
-            Name of a view → uint8 [B, C, h, w].
+            Name of a view → [B, C, h, w] of the images' type, uint8 for floats.
         """
+        kind, images = images.dtype, chain_input(images)
         if not self.student.bounded:
-            raise ValueError("values without bounds cannot be kept as bytes: use placement: device")
+            raise ValueError("values without bounds cannot be kept as integers: use placement: device")
         student = {_chain_name(view_spec, view_spec.size or self.student.size) for view_spec in self.view_plan.student}
         made = {name: self._pixels(name, images, ids, epoch) for name in self.chains if teacher or name in student}
-        return {name: pixels.mul(255).round_().to(torch.uint8) for name, pixels in made.items()}
+        kind = kind if kind in WHITE else torch.uint8
+        return {name: pixels.mul(WHITE[kind]).round_().to(kind) for name, pixels in made.items()}
 
     def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int, spec: InputSpec | None = None) -> Tensor:
         view_spec = self._view_specs[name]
@@ -115,13 +118,14 @@ class DualAugment(nn.Module):
         """Apply the operations of every view one by one to find one whose result cannot be used.
 
         Args:
-            images: [B, C, H, W] uint8, or floats in [0, 1].
+            images: [B, C, H, W] uint8 or uint16, or floats in [0, 1].
             ids: [B] int64.
             epoch: number of the epoch.
 
         Raises:
             ImageError: names the operation, and what is wrong with its result.
         """
+        images = chain_input(images)
         for name, chain in self.chains.items():
             view_spec = self._view_specs[name]
             geometry = Draws(self.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
@@ -134,8 +138,8 @@ class DualAugment(nn.Module):
         """The views of a batch.
 
         Args:
-            images: [B, C, H, W] uint8 (or floats in [0, 1]); the views are made on their device. Or what
-                :meth:`render` made of them: the same views, within the rounding to a byte.
+            images: [B, C, H, W] uint8 or uint16 (or floats in [0, 1]); the views are made on their device. Or what
+                :meth:`render` made of them: the same views, within the rounding to an integer.
             ids: [B] int64, see :func:`augment.draws.sample_key`. Best on the CPU: copying them to a GPU does not
                 synchronize, but mixing and kornia's own code need them on the CPU, and copying them back does.
             epoch: number of the epoch.
@@ -148,6 +152,8 @@ class DualAugment(nn.Module):
         made: dict[tuple[str, InputSpec | None], Tensor] = {}
         if isinstance(images, Mapping):
             made = {(name, None): to_unit(pixels) for name, pixels in images.items()}
+        else:
+            images = chain_input(images)
         batch = next(iter(images.values())) if isinstance(images, Mapping) else images
         channels = len(self.student.mean)
         if batch.ndim != 4 or batch.shape[1] != channels or not len(batch):
@@ -181,6 +187,11 @@ class DualAugment(nn.Module):
             student_views = [view(view_spec, self.student) for view_spec in self.view_plan.student if student]
         views = Views(tuple(teacher_views), tuple(student_views), self.view_plan.pairs)
         return mixed(views, self.mix, self.seed, epoch, ids.cpu()) if self.mix else views
+
+
+def chain_input(images: Tensor) -> Tensor:
+    """Images of 16 bits as floats in [0, 1], which lose no bit; others as they are, for the chains' first pass."""
+    return to_unit(images) if images.dtype == torch.uint16 else images
 
 
 def _chain_name(view_spec: ViewSpec, size: tuple[int, int]) -> str:

@@ -1,8 +1,9 @@
 """albumentations in the loader's workers, before both views.
 
 In YAML they are written like the operations of a chain: ``{type: GaussNoise, std_range: [0.2, 0.3], p: 1}``. An
-operation runs on the uint8 canvas and must keep its size. Containers (OneOf, SomeOf, Sequential, Compose …) hold
-others, with albumentations' own meaning: ``{type: OneOf, transforms: [{type: Blur, p: 0.5}, ToGray], p: 1}``.
+operation runs on the uint8 canvas (of 16-bit images: on floats in [0, 1]) and must keep its size. Containers (OneOf,
+SomeOf, Sequential, Compose …) hold others, with albumentations' own meaning: ``{type: OneOf, transforms: [{type: Blur,
+p: 0.5}, ToGray], p: 1}``.
 
 albumentations draws from generators of its own, which a DataLoader copies into every worker: all workers then draw the
 same, and every epoch repeats. Here they are reseeded for every sample from its draws (seed, epoch, id), so results
@@ -68,16 +69,17 @@ class LoaderOps:
         self.ops, self.seed = tuple(ops), seed
         self._pipeline: Any = None
 
-    def __call__(self, image: np.ndarray, epoch: int, id: str) -> np.ndarray:
+    def __call__(self, image: np.ndarray, epoch: int, id: str, copy: int = 0) -> np.ndarray:
         """Transform one image.
 
         Args:
-            image: [H, W, 3] uint8.
+            image: [H, W, 3] uint8, or uint16, which the transforms get as floats in [0, 1].
             epoch: number of the epoch.
             id: stable name of the sample.
+            copy: how often the sample came before in the epoch.
 
         Returns:
-            [H, W, 3] uint8, of the same size.
+            [H, W, 3] of the same size and type.
 
         Raises:
             OperationError: a transform changed the size or type; the text names the sample.
@@ -87,39 +89,42 @@ class LoaderOps:
             import cv2
 
             cv2.setNumThreads(0)  # the workers already run in parallel
-        seed = loader_seed(self.seed, epoch, id)
+        seed = loader_seed(self.seed, epoch, id, copy)
         for number, transform in enumerate(_every(self._pipeline)):
             # By itself each: Compose would give them all the same numbers, so that p = 0.5 twice hits the same samples.
             transform.set_random_seed((seed + number * _APART) & 0xFFFFFFFF)
-        result = self._pipeline(image=image)["image"]
-        if result.shape != image.shape or result.dtype != np.uint8:
+        deep = image.dtype == np.uint16
+        given = image.astype(np.float32) / 65535 if deep else image
+        result = self._pipeline(image=given)["image"]
+        if result.shape != given.shape or result.dtype != given.dtype:
             raise OperationError(
                 "type",
                 f"{id}: loader_ops {[op.type for op in self.ops]} made {result.dtype} {list(result.shape)}"
-                f" of the uint8 {list(image.shape)} canvas; they must keep its type and size",
+                f" of the {given.dtype} {list(image.shape)} canvas; they must keep its type and size",
             )
-        return result
+        return np.rint(result.clip(0, 1) * 65535).astype(np.uint16) if deep else result
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pipeline": None}
 
 
-def loader_seed(seed: int, epoch: int, id: str) -> int:
+def loader_seed(seed: int, epoch: int, id: str, copy: int = 0) -> int:
     """A seed for a library's own generator, keyed by sample.
 
     Args:
         seed: the run's seed.
         epoch: number of the epoch.
         id: stable name of the sample.
+        copy: how often the sample came before in the epoch.
 
     Returns:
         In 0 … 2³² - 1.
     """
     import torch
 
-    from augment.draws import Draws, sample_key
+    from augment.draws import Draws, copy_key, sample_key
 
-    ids = torch.tensor([sample_key(id)])
+    ids = torch.tensor([copy_key(sample_key(id), copy)])
     return int(Draws(seed, epoch, "loader", ids).bits(0)) & 0xFFFFFFFF
 
 
@@ -131,6 +136,8 @@ def _every(transform: Any) -> Iterator[Any]:
     """A transform and those inside it, outer ones first: setting a container's seed sets those inside too."""
     yield transform
     for member in getattr(transform, "transforms", ()):
+        if not hasattr(member, "set_random_seed"):  # functions, in ColorJitter
+            return
         yield from _every(member)
 
 

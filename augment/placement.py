@@ -2,7 +2,8 @@
 
 A chain that runs on the CPU (torchvision's transforms, kornia's operations without a fused form, a run without a GPU)
 delays the training step. In the workers it runs in parallel with the step. They make whole views, with the same chain
-that the step would call, and send one byte per value: the views are the same within that rounding, half of 1/255.
+that the step would call, and send one byte per value (two for images of 16 bits): the views are the same within that
+rounding, half of 1/255 (of 1/65535).
 """
 
 from __future__ import annotations
@@ -45,12 +46,12 @@ class LoaderViews:
         """The views of a batch, not yet normalized.
 
         Args:
-            images: [B, 3, H, W] uint8 on the CPU.
+            images: [B, 3, H, W] uint8 or uint16 on the CPU.
             ids: [B] int64 on the CPU.
             epoch: number of the epoch.
 
         Returns:
-            Name of a view → uint8 [B, 3, h, w].
+            Name of a view → [B, 3, h, w] of the same type.
         """
         if self._dual is None:
             self._dual = DualAugment(*self._arguments)

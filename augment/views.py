@@ -39,7 +39,7 @@ class Mix:
 
 
 ViewPixels = Mapping[str, "Tensor"]
-"""Name of a view → its pixels [B, 3, h, w] uint8: views that are not yet normalized, or mixed."""
+"""Name of a view → its pixels [B, 3, h, w] uint8 or uint16: views that are not yet normalized, or mixed."""
 
 
 @dataclass(frozen=True)

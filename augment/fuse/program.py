@@ -44,12 +44,16 @@ class Finish:
         return [linear(every, channels, scale, shift, (self.clamp, False))]
 
 
+WHITE = {torch.uint8: 255, torch.uint16: 65535}
+"""Type of images → its value of white."""
+
+
 def to_unit(images: Tensor) -> Tensor:
-    """Floats in [0, 1] from uint8; float images are taken as being in [0, 1] already."""
-    if images.dtype == torch.uint8:
-        return images.float().mul_(1 / 255)
+    """Floats in [0, 1] from uint8 or uint16; float images are taken as being in [0, 1] already."""
+    if images.dtype in WHITE:
+        return images.float().mul_(1 / WHITE[images.dtype])
     if not images.is_floating_point():
-        raise TypeError(f"images must be uint8, or floats in [0, 1], not {images.dtype}")
+        raise TypeError(f"images must be uint8 or uint16, or floats in [0, 1], not {images.dtype}")
     return images.float()
 
 

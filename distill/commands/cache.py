@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from augment.draws import sample_key
+from augment.draws import copy_key
 from augment.dual import DualAugment
 from augment.placement import to_device
 from distill.commands.runs import ready_teacher
@@ -32,17 +33,17 @@ class MissingBatches:
     Args:
         cache: the teacher's cache.
         ranks: every rank's batches.
-        ids: names of the training samples.
+        keys: int64 [N], ids of the training samples.
         epochs: how many epochs the cache holds.
     """
 
-    def __init__(self, cache: TeacherCache, ranks: list[EpochSampler], ids: list[str], epochs: int):
+    def __init__(self, cache: TeacherCache, ranks: list[EpochSampler], keys: np.ndarray, epochs: int):
         self.cache, self.ranks, self.epochs = cache, ranks, epochs
         self.epoch_of: deque[int] = deque()
         """The epochs of the requests that were handed out; the owner removes one with each batch."""
         self.passed = 0
         """Batches that are in the cache or were handed out."""
-        self._keys = torch.tensor([sample_key(id) for id in ids])
+        self._keys = keys
 
     def __len__(self) -> int:
         return self.epochs * sum(map(len, self.ranks))
@@ -52,9 +53,10 @@ class MissingBatches:
             for number in range(len(self.ranks[0])):
                 for rank in self.ranks:
                     request = rank.request(epoch, number)
-                    samples = rank.order(epoch)[list(request.positions)]
+                    at = list(request.positions)
+                    keys = copy_key(self._keys[rank.order(epoch)[at]], rank.order.copies(epoch)[at])
                     self.passed += 1
-                    if not self.cache.find(self._keys[samples], epoch).complete:
+                    if not self.cache.find(torch.from_numpy(keys), epoch).complete:
                         self.epoch_of.append(epoch)
                         yield request
 
@@ -88,14 +90,14 @@ def fill_cache(experiment: DistillationExperiment, console: Console) -> TeacherC
             dual = DualAugment(experiment.augment, teacher.inputs, student, experiment.seed).to(context.device)
             batch = context.data.train_batch(0, 0, images=8)
             dual.diagnose(batch.images.to(context.device), batch.ids, 0)
-        cache = open_cache(context, teacher, dual, experiment.training.epochs, settings.cache)
+        whole = context.data.train_loader()
+        cache = open_cache(context, teacher, dual, experiment.training.epochs, settings.cache, whole.reader.repeats)
         assert cache is not None
         console.print(cache.describe(), highlight=False, soft_wrap=True)
 
-        whole = context.data.train_loader()
         order, size, world = whole.sampler.order, whole.sampler.batch, context.data.world_size
         ranks = [EpochSampler(order, size, rank, world) for rank in range(world)]
-        missing = MissingBatches(cache, ranks, context.data.subset("train").ids, experiment.training.epochs)
+        missing = MissingBatches(cache, ranks, whole.reader.subset.keys, experiment.training.epochs)
         loader = whole.beside(whole.reader, missing)
         columns = TextColumn("teacher cache"), BarColumn(bar_width=None), MofNCompleteColumn(), TextColumn("batches")
         written = 0

@@ -1,4 +1,4 @@
-"""The interface of data sources: ``(uint8 image, label or none, stable id)`` for each sample of a split.
+"""The interface of data sources: ``(image of 8 or 16 bits, label or none, stable id)`` for each sample of a split.
 
 This package is imported by loader workers: it must import neither Lightning nor timm, and heavy readers
 (datasets, torchvision, scikit-learn) only inside the functions that use them.
@@ -26,7 +26,7 @@ class Sample(NamedTuple):
     """One decoded image."""
 
     image: np.ndarray
-    """uint8 [H, W, C]: ``data.channels`` channels, RGB if these are 3."""
+    """uint8, or uint16 if the source's ``depth`` is 16, [H, W, C]: ``data.channels`` channels, RGB if these are 3."""
     label: int
     """Class index, or ``UNLABELED``."""
     id: str
@@ -74,6 +74,10 @@ class Source(Component):
     classes: tuple[str, ...]
     channels: int = 3
     """Channels of the images that its samples return; set before the first ``split``. See ``data.channels``."""
+
+    depth: int = 8
+    """Bits of a value of these images, 8 or 16; 16 if it reads images of more than 8 bits. ``data.depth`` replaces it
+    before the first ``split``."""
 
     reading: str = ""
     """How folders were read as splits and classes, for the opening of a run; empty if there is nothing to tell."""

@@ -16,6 +16,8 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
+from distill.data.depth import widened
+
 Fit = Literal["crop", "pad", "squash"]
 PADDING = (124, 116, 104)
 """ImageNet's mean color, about zero after normalization."""
@@ -31,56 +33,70 @@ class Canvas:
             it, the rest is ``fill`` · ``squash`` both sides fill it, the aspect ratio is lost.
         fill: color of what ``pad`` adds, with one value for each channel; unused otherwise.
         channels: of the images, C.
+        depth: bits of a value, 8 or 16; white is 255 or 65535.
     """
 
     size: tuple[int, int]
     fit: Fit = "crop"
     fill: tuple[int, ...] = PADDING
     channels: int = 3
+    depth: int = 8
 
     @classmethod
-    def of_training(cls, size: int, fit: Fit, channels: int) -> Canvas:
+    def of_training(cls, size: int, fit: Fit, channels: int, depth: int = 8) -> Canvas:
         """The square canvas that views are cropped from.
 
         Args:
             size: its side in pixels.
             fit: how images are fitted.
             channels: of the images; ``PADDING`` is repeated.
+            depth: bits of a value, 8 or 16.
 
         Returns:
             The canvas.
         """
-        return cls((size, size), fit, tuple(PADDING[channel % 3] for channel in range(channels)), channels)
+        white = (2**depth - 1) // 255
+        return cls(
+            (size, size), fit, tuple(white * PADDING[channel % 3] for channel in range(channels)), channels, depth
+        )
 
     @classmethod
-    def of_input(cls, size: tuple[int, int], mean: Sequence[float], fit: Fit) -> Canvas:
+    def of_input(cls, size: tuple[int, int], mean: Sequence[float], fit: Fit, depth: int = 8) -> Canvas:
         """The canvas that is a network's input.
 
         Args:
             size: (height, width) of its input.
             mean: that it subtracts, in [0, 1], which timm pads with.
             fit: how images are fitted.
+            depth: bits of a value, 8 or 16.
 
         Returns:
             The canvas.
         """
         if fit != "pad" and size[0] == size[1]:  # the same canvas for every network of this size
-            return cls.of_training(size[0], fit, len(mean))
-        return cls(size, fit, tuple(round(255 * value) for value in mean), len(mean))
+            return cls.of_training(size[0], fit, len(mean), depth)
+        return cls(size, fit, tuple(round((2**depth - 1) * value) for value in mean), len(mean), depth)
 
     @property
     def crop_mode(self) -> str:
         """timm's name of ``fit``."""
         return {"crop": "center", "pad": "border", "squash": "squash"}[self.fit]
 
-    def __call__(self, image: np.ndarray) -> np.ndarray:
-        """The image on the canvas: uint8 [H, W, C] → uint8 [*size, C].
+    @property
+    def dtype(self) -> np.dtype:
+        """uint8 or uint16."""
+        return np.dtype(f"uint{self.depth}")
 
-        Other than three channels are resized one by one: Pillow takes a fourth for alpha.
+    def __call__(self, image: np.ndarray) -> np.ndarray:
+        """The image on the canvas: [H, W, C] → [*size, C] of ``dtype``; uint8 is widened to it.
+
+        Other than three channels of 8 bits are resized one by one: Pillow takes a fourth for alpha, and has no colors
+        of 16 bits.
         """
+        image = widened(image, self.depth)
         if image.shape[:2] == self.size:
             return image
-        if self.channels == 3:
+        if self.channels == 3 and self.depth == 8:
             fitted = self._fitted(Image.fromarray(image))
         else:
             fitted = np.stack([self._fitted(Image.fromarray(image[:, :, c])) for c in range(self.channels)], 2)
@@ -111,7 +127,7 @@ class Canvas:
 
 
 def _padded(image: np.ndarray, size: tuple[int, int], fill: tuple[int, ...]) -> np.ndarray:
-    canvas = np.empty((*size, image.shape[2]), np.uint8)
+    canvas = np.empty((*size, image.shape[2]), image.dtype)
     canvas[:] = fill
     top, left = (size[0] - image.shape[0]) // 2, (size[1] - image.shape[1]) // 2
     canvas[top : top + image.shape[0], left : left + image.shape[1]] = image

@@ -5,9 +5,11 @@ The same picture gives the same pixels in every file format:
 - EXIF orientation is applied (a broken EXIF block counts as none); of an animation, the first frame is used;
 - transparency (RGBA, LA, palette or a transparent color) is composited on white, as in a browser, unless four channels
   are asked for;
-- of values of more than 8 bits, the highest 8 of the bits in use are kept (:mod:`distill.data.depth`), of gray and of
-  color alike;
+- of values of more than 8 bits, all bits in use are kept (:mod:`distill.data.bits_in_use`) if ``depth`` is 16, else the
+  highest 8, of gray and of color alike;
 - CMYK and YCCK are converted without a color profile; embedded ICC profiles are ignored, as is usual in training.
+
+``.npy`` arrays and TIFFs with more than four bands are read by :mod:`distill.data.arrays`.
 
 The size in the header is checked before decoding, since a file of a few kB can declare gigabytes of pixels.
 """
@@ -22,9 +24,19 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from distill.data.arrays import as_image, is_tiff, oriented, read_npy, read_tiff
 from distill.data.base import DataError
-from distill.data.depth import color_values, declared_bits, eight_bits, four_bands, is_wide
-from distill.data.formats import extension_of, extensions, formats_of, unreadable_because
+from distill.data.depth import (
+    color_values,
+    declared_bits,
+    eight_bits,
+    four_bands,
+    full_scale,
+    is_wide,
+    is_wide_color,
+    widened,
+)
+from distill.data.formats import extension_of, extensions, formats_of, is_array, unreadable_because
 
 PIXEL_LIMIT = 50_000_000
 """Default limit of width × height; 150 MB as RGB."""
@@ -33,15 +45,8 @@ MAX_PIXEL_LIMIT = 2 * 89_478_485
 BACKGROUND = (255, 255, 255)
 
 _ORIENTATION_TAG = 0x0112
-_TURN = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+_LUMA = (19595, 38470, 7471)
+"""Pillow's weights of red, green and blue, of 65536 (ITU-R 601)."""
 
 
 def decode(
@@ -50,6 +55,7 @@ def decode(
     pixel_limit: int = PIXEL_LIMIT,
     bits: int | None = None,
     channels: int = 3,
+    depth: int = 8,
 ) -> np.ndarray:
     """The image with the channels that the networks take.
 
@@ -60,23 +66,28 @@ def decode(
         bits: of an image of more than 8 bits, the number of bits in use, 8 to 16: white is 2^bits − 1, and larger
             values are white too. None: the bits that the file declares.
         channels: 3: RGB; 1: gray, the luma of a color image; 4: RGBA, not composited, or the four bands of a TIFF; 2:
-            gray and alpha.
+            gray and alpha; more: the bands of a TIFF. An array has as many.
+        depth: bits of a value of the result, 8 or 16.
 
     Returns:
-        uint8 [H, W, channels].
+        uint8 or uint16 [H, W, channels]; white is 255 or 65535.
 
     Raises:
         DataError: missing, empty, truncated or corrupt, no image, too large, a pixel type without a defined range, or
-            more than four channels asked for.
+            without the channels that are asked for.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large or unusual files; errors are raised below
             if isinstance(source, Image.Image):
-                return _array(source, name, pixel_limit, bits, channels)
+                return _array(source, name, pixel_limit, bits, channels, depth)
+            if is_array(name):
+                return as_image(read_npy(source, name, pixel_limit), name, channels, bits, depth)
+            if channels > 4 and is_tiff(source):
+                return as_image(read_tiff(source, name, pixel_limit), name, channels, bits, depth)
             file = BytesIO(source) if isinstance(source, bytes) else source
             with Image.open(file, formats=formats_of(name)) as image:
-                return _array(image, name, pixel_limit, bits, channels)
+                return _array(image, name, pixel_limit, bits, channels, depth)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -87,6 +98,8 @@ def decode(
         raise DataError(f"{name}: more than pixel_limit = {pixel_limit:,} pixels ({error})") from error
     except Image.UnidentifiedImageError as error:
         empty = source == b"" or (isinstance(source, str | Path) and Path(source).stat().st_size == 0)
+        if not empty and is_tiff(source):  # type: ignore[arg-type]
+            raise _of_many_bands(source, name, pixel_limit, channels) from error  # type: ignore[arg-type]
         missing = f" ({unreadable_because(name)})" if extension_of(name) not in extensions() else ""
         why = "an empty file" if empty else f"not an image that can be read{missing}"
         raise DataError(f"{name}: {why}") from error
@@ -94,12 +107,25 @@ def decode(
         raise DataError(f"{name}: cannot be decoded: {error}") from error
 
 
-def _array(image: Image.Image, name: str, pixel_limit: int, bits: int | None, channels: int) -> np.ndarray:
+def _of_many_bands(source: bytes | str | Path, name: str, pixel_limit: int, channels: int) -> DataError:
+    """The error for a TIFF that Pillow does not know."""
+    try:
+        bands = read_tiff(source, name, pixel_limit).shape[-1]
+    except DataError as error:
+        return error
+    except Exception as error:
+        return DataError(f"{name}: cannot be decoded: {error}")
+    return DataError(f"{name}: data.channels is {channels}, and the file has {bands} bands; set data.channels: {bands}")
+
+
+def _array(image: Image.Image, name: str, pixel_limit: int, bits: int | None, channels: int, depth: int) -> np.ndarray:
     width, height = image.size
     if width * height > pixel_limit:
         raise DataError(f"{name}: {width} × {height} pixels, more than pixel_limit = {pixel_limit:,}")
     wide = is_wide(image)
     bits = bits or declared_bits(image)
+    if wide and depth == 16:
+        return _deep(image, name, bits, channels)
     values = color_values(image) if wide and bits < 16 else None  # before load(), which keeps 8 bits of each
     bands = four_bands(image) if channels == 4 else None
     image.load()
@@ -109,14 +135,51 @@ def _array(image: Image.Image, name: str, pixel_limit: int, bits: int | None, ch
     elif values is not None:
         image = Image.fromarray(eight_bits(values, bits))
     elif wide and image.mode.startswith("I"):
-        image = _gray(image, bits, name)
+        gray = eight_bits(_gray(image, name), bits)
+        alpha = _alpha(image)
+        image = Image.fromarray(gray)
+        if alpha is not None:
+            image = Image.merge("LA", (image, Image.fromarray(alpha)))
     if image.mode in ("I", "F"):
         raise DataError(f"{name}: 32-bit pixels (mode {image.mode}) have no defined range; store 8 or 16 bits")
-    image = _with_bands(image, channels, name)
-    if orientation in _TURN:
-        image = image.transpose(_TURN[orientation])
-    pixels = np.array(image)
-    return pixels[:, :, None] if channels == 1 else pixels
+    pixels = oriented(np.array(_with_bands(image, channels, name)), orientation)
+    return widened(pixels[:, :, None] if channels == 1 else pixels, depth)
+
+
+def _deep(image: Image.Image, name: str, bits: int, channels: int) -> np.ndarray:
+    """uint16 [H, W, channels] of an image of more than 8 bits, not loaded yet."""
+    values = color_values(image)
+    if values is None and is_wide_color(image):
+        raise DataError(f"{name}: its 16-bit colors cannot be decoded; store it as a plain PNG or TIFF")
+    image.load()
+    orientation = _orientation(image)
+    if values is None:
+        values, alpha = _gray(image, name)[:, :, None], _alpha(image)
+        if alpha is not None:
+            values = np.concatenate([values.astype(np.uint16), widened(alpha, 16)[:, :, None]], 2)
+    pixels = full_scale(values, bits)
+    if pixels.shape[2] == 4 and channels != 4 and image.mode == "RGB":
+        pixels = pixels[:, :, :3]  # the fourth band is not alpha
+    return oriented(_with_deep_bands(pixels, channels, name), orientation)
+
+
+def _with_deep_bands(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
+    """:func:`_with_bands` of uint16 [H, W, 1 to 4]: gray, gray and alpha, RGB, or RGB and a fourth band."""
+    bands = pixels.shape[2]
+    color, alpha = (pixels[:, :, :-1], pixels[:, :, -1:]) if bands in (2, 4) else (pixels, None)
+    if channels in (1, 3) and alpha is not None:
+        opaque = alpha / 65535
+        color = np.rint(color * opaque + 65535 * (1 - opaque)).astype(np.uint16)
+    if channels in (1, 2) and color.shape[2] == 3:
+        luma = (color.astype(np.uint32) * np.array(_LUMA, np.uint32)).sum(2, dtype=np.uint32)
+        color = ((luma + 0x8000) >> 16).astype(np.uint16)[:, :, None]
+    if channels in (3, 4) and color.shape[2] == 1:
+        color = np.repeat(color, 3, 2)
+    if channels in (1, 3):
+        return color
+    if channels in (2, 4):
+        return np.concatenate([color, np.full_like(color[:, :, :1], 65535) if alpha is None else alpha], 2)
+    raise _few_bands(name, channels, f"{bands} of 16 bits")
 
 
 def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
@@ -132,10 +195,13 @@ def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
         return image.convert("RGBA").convert("LA")
     if channels == 4:
         return image.convert("RGBA")
-    bands = len(image.getbands())
-    raise DataError(
-        f"{name}: data.channels is {channels}, and the file has {bands} ({image.mode}); image files are read with 1 to"
-        " 4 channels, others come from arrays in Parquet or a source of your own"
+    raise _few_bands(name, channels, f"{len(image.getbands())} ({image.mode})")
+
+
+def _few_bands(name: str, channels: int, bands: str) -> DataError:
+    return DataError(
+        f"{name}: data.channels is {channels}, and the file has {bands}; more than four channels come from TIFFs with"
+        " as many bands, .npy arrays, arrays in Parquet or a source of your own"
     )
 
 
@@ -146,13 +212,15 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _gray(image: Image.Image, bits: int, name: str) -> Image.Image:
-    """Gray of 16 bits → 8 bits, its transparent value (if any) → alpha."""
+def _gray(image: Image.Image, name: str) -> np.ndarray:
+    """The values of a gray image of 16 bits."""
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
         raise DataError(f"{name}: values from {values.min()} to {values.max()} have no defined range; store 0 to 65535")
-    gray = Image.fromarray(eight_bits(values, bits))
+    return values
+
+
+def _alpha(image: Image.Image) -> np.ndarray | None:
+    """uint8, 0 where a gray image has its transparent value; None if it has none."""
     transparent = image.info.get("transparency")
-    if transparent is None:
-        return gray
-    return Image.merge("LA", (gray, Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8))))
+    return None if transparent is None else np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)

@@ -1,36 +1,16 @@
-"""Images of more than 8 bits: how many of their bits are in use.
-
-A 16-bit file often holds fewer bits: cameras and microscopes give 10, 12 or 14. Read as 16 bits, such images are nearly
-black. A file does not say so, and a single dark image does not show it. The number is therefore chosen once for all
-images of a source: the smallest of 8, 10, 12, 14 and 16 bits that holds the largest value of a sample of them, up to
-``SAMPLE`` images chosen by the hash of their ids. A larger value in another image is white. The setting ``bits`` of a
-source replaces this choice.
-"""
+"""Pixels of more than 8 bits: which images have them, and how they become 8 or 16 bits."""
 
 from __future__ import annotations
-
-import warnings
-from collections.abc import Callable, Sequence
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile
 
-from distill.data.formats import extension_of, formats_of
-from distill.data.split import by_hash
-
-BITS = (8, 10, 12, 14, 16)
-SAMPLE = 128
-"""Largest number of images whose values are looked at."""
-_DEEP = frozenset([".png", ".apng", ".tif", ".tiff", ".pgm", ".pnm", ".jp2", ".j2k", ".jpx", ".jpf", ".jpc", ""])
-"""Extensions of the formats that have more than 8 bits."""
 _BITS_PER_SAMPLE, _SAMPLES_PER_PIXEL = 258, 277
 
 
 def is_wide(image: Image.Image) -> bool:
     """Whether an image, not yet loaded, has samples of more than 8 bits and at most 32, as integers."""
-    return image.mode.startswith("I") or _is_wide_color(image)
+    return image.mode.startswith("I") or is_wide_color(image)
 
 
 def declared_bits(image: Image.Image) -> int:
@@ -44,9 +24,25 @@ def eight_bits(values: np.ndarray, bits: int) -> np.ndarray:
     return (np.minimum(values, 2**bits - 1) >> (bits - 8)).astype(np.uint8)
 
 
+def full_scale(values: np.ndarray, bits: int) -> np.ndarray:
+    """uint16 from values of ``bits`` bits: 2^bits − 1, and what is above, becomes 65535."""
+    white = 2**bits - 1
+    return ((np.minimum(values, white).astype(np.uint32) * 65535 + white // 2) // white).astype(np.uint16)
+
+
+def widened(pixels: np.ndarray, depth: int) -> np.ndarray:
+    """Pixels of 8 bits with ``depth`` bits, 8 or 16: 255 becomes 65535."""
+    return pixels if depth == 8 or pixels.dtype != np.uint8 else pixels.astype(np.uint16) * np.uint16(257)
+
+
+def depth_of(bits: int | None) -> int:
+    """Bits of a value of a source's images: 16 if more than 8 bits of some are in use."""
+    return 16 if bits is not None and bits > 8 else 8
+
+
 def color_values(image: Image.Image) -> np.ndarray | None:
     """uint16 [H, W, 3 or 4] of a color image of 16 bits, of which Pillow keeps only the high byte; None for others."""
-    values = _by_opencv(image) if _is_wide_color(image) else None
+    values = _by_opencv(image) if is_wide_color(image) else None
     return None if values is None or values.dtype != np.uint16 else values
 
 
@@ -74,46 +70,8 @@ def _by_opencv(image: Image.Image) -> np.ndarray | None:
     return values[..., [2, 1, 0, 3][: values.shape[2]]]  # OpenCV's order is BGR
 
 
-def bits_in_use(ids: Sequence[str], read: Callable[[int], bytes | str | Path | None]) -> int | None:
-    """Number of bits in use of the images of more than 8 bits, from a sample of them.
-
-    Args:
-        ids: of all images of a source.
-        read: index → the encoded image or its path.
-
-    Returns:
-        One of ``BITS``; None if no image of the sample has more than 8 bits.
-    """
-    deep = [index for index, id in enumerate(ids) if extension_of(id) in _DEEP]
-    largest = [
-        value
-        for index in by_hash(deep, ids, salt="bits")[:SAMPLE]
-        if (value := _largest(read(index), ids[index])) is not None
-    ]
-    if not largest:
-        return None
-    return next((bits for bits in BITS if max(largest) < 2**bits), 16)
-
-
-def _largest(source: bytes | str | Path | None, name: str) -> int | None:
-    """Largest value of an image of more than 8 bits; None for another one, or if it cannot be read."""
-    if source is None:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            file = BytesIO(source) if isinstance(source, bytes) else source
-            with Image.open(file, formats=formats_of(name)) as image:
-                if not is_wide(image):
-                    return None
-                values = color_values(image)
-                values = np.asarray(image) if values is None else values[..., :3]
-                return int(values.max()) if not _is_wide_color(image) or values.dtype == np.uint16 else None
-    except Exception:  # the decoder names an unreadable image when it is its turn
-        return None
-
-
-def _is_wide_color(image: Image.Image) -> bool:
+def is_wide_color(image: Image.Image) -> bool:
+    """Whether a color image, not yet loaded, has 16 bits a sample."""
     if not isinstance(image, ImageFile.ImageFile):
         return False
     if image.mode not in ("RGB", "RGBA", "RGBX") or image.format not in ("PNG", "TIFF"):

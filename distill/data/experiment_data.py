@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 
-from augment.draws import sample_key
+from augment.draws import copy_key, sample_key
 from augment.loader import LoaderOps
 from augment.views import InputSpec
 from distill.data.base import UNLABELED, DataError, Samples, Source, Split
 from distill.data.canvas import Canvas
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import BalancedOrder, BatchRequest, Order, SequentialSampler
+from distill.data.order import BalancedOrder, BatchRequest, Order, PickedOrder, SequentialSampler
+from distill.data.positions import Positions
 from distill.data.reader import Batch, BatchReader
 from distill.data.resident import Resident, ResidentReader
 from distill.data.settings import DataSettings
@@ -63,6 +64,7 @@ class ExperimentData:
         assert settings.source.component is not None
         self.source: Source = settings.source.component(settings.source)
         self.source.channels = settings.channels
+        self.source.depth = settings.depth or self.source.depth
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[tuple[Split, Canvas], Resident] = {}
         self._subsets: dict[Split, Subset] = {}
@@ -102,16 +104,24 @@ class ExperimentData:
         """
         subset = self._labeled() if labeled_only else self.subset("train")
         tolerated = int(self.settings.corrupt_budget * len(subset))
-        reader = self._reader(subset, self._order(subset), tolerated, training=True)
-        batch, rank, world = self.settings.batch_size, self.rank, self.world_size
-        if labeled_only:  # fewer labels than a batch are normal here: avoid the loader's warning
-            batch = min(batch, max(world, len(subset) // world * world))
-        return TrainLoader(reader, batch, rank=rank, world=world, **self._options(reader))
+        order = self._order(subset)
+        if order.batch < self.settings.batch_size and not labeled_only:  # fewer labels than a batch are normal
+            logger.warning("only %d training samples: smaller batches than %d", len(subset), self.settings.batch_size)
+        reader = self._reader(subset, order, tolerated, training=True)
+        return TrainLoader(reader, order.batch, rank=self.rank, world=self.world_size, **self._options(reader))
+
+    def train_order(self) -> Order:
+        """The order of the training samples in an epoch, in batches over all ranks."""
+        return self._order(self.subset("train"))
 
     def _order(self, subset: Subset) -> Order:
+        samples, world = len(subset), self.world_size
+        if samples < world:
+            raise DataError(f"{samples} training sample(s) for {world} ranks")
+        batch = min(self.settings.batch_size, samples // world * world)
         if self.settings.sampler == "balanced":
-            return BalancedOrder(subset.labels, self.seed)
-        return Order(len(subset), self.seed)
+            return BalancedOrder(subset.labels, self.seed, batch)
+        return Order(samples, self.seed, batch)
 
     def train_batch(self, epoch: int, number: int, *, labeled_only: bool = False, images: int | None = None) -> Batch:
         """This rank's part of a training batch, as a step gets it.
@@ -132,22 +142,22 @@ class ExperimentData:
         return _once(reader, request._replace(positions=request.positions[:images]))
 
     def batch_of_ids(self, ids: Sequence[str | int], epoch: int) -> Batch:
-        """Training samples as a step of ``epoch`` gets them, in the order of ``ids``: names or int64 keys.
+        """Training samples as a step of ``epoch`` gets them, in the order of ``ids``: names or int64 ids of a batch.
+
+        The second time that a sample comes in an epoch, it has another id and augmentation, and its name is
+        ``NAME#1``, then ``NAME#2``, and so on.
 
         Raises:
             DataError: an id is not among the training samples, or its image cannot be read.
         """
         subset = self.subset("train")
-        names = {name: index for index, name in enumerate(subset.ids)}
-        keys = {sample_key(name): index for name, index in names.items()}
-        indices = []
-        for id in ids:
-            known: Mapping[Any, int] = names if isinstance(id, str) else keys
-            if id not in known:
+        positions, names = Positions(subset.ids), set(subset.ids)
+        samples, copies = positions.locate(torch.tensor([_key_of(id, names) for id in ids], dtype=torch.int64))
+        for id, sample in zip(ids, samples.tolist()):
+            if sample < 0:
                 raise DataError(f"no training sample has the id {id!r}; the first is {subset.ids[0]!r}")
-            indices.append(known[id])
-        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=True)
-        return _once(reader, BatchRequest(epoch, indices))
+        reader = self._decoder(subset, PickedOrder(samples.numpy(), copies.numpy()), tolerated=0, training=True)
+        return _once(reader, BatchRequest(epoch, range(len(ids))))
 
     def eval_batch(self, name: Split, indices: Sequence[int], spec: InputSpec | None = None) -> Batch:
         """The samples of a split at some indices, read as for evaluation, in one batch.
@@ -184,8 +194,8 @@ class ExperimentData:
     def canvas(self, spec: InputSpec | None = None) -> Canvas:
         """The canvas of training, or that of the evaluation of a network."""
         if spec is None:
-            return Canvas.of_training(self.settings.size, self.settings.fit, self.settings.channels)
-        return Canvas.of_input(spec.size, spec.mean, self.settings.fit)
+            return Canvas.of_training(self.settings.size, self.settings.fit, self.settings.channels, self.source.depth)
+        return Canvas.of_input(spec.size, spec.mean, self.settings.fit, self.source.depth)
 
     def has_split(self, name: Split) -> bool:
         """Whether the split has samples."""
@@ -304,6 +314,14 @@ class ExperimentData:
     def _options(self, reader: BatchReader) -> dict[str, Any]:
         """A loader's worker options. Images on the device are read without workers."""
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
+
+
+def _key_of(id: str | int, names: set[str]) -> int:
+    """The int64 id of a sample's name; ``NAME#2`` is the second repetition of ``NAME``."""
+    if isinstance(id, int):
+        return id
+    name, _, copy = id.rpartition("#")
+    return copy_key(sample_key(name), int(copy)) if id not in names and copy.isdecimal() else sample_key(id)
 
 
 def _once(reader: BatchReader, request: BatchRequest) -> Batch:

@@ -24,8 +24,9 @@ from typing import Literal
 from pydantic import Field
 
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
+from distill.data.bits_in_use import bits_in_use
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
-from distill.data.depth import bits_in_use
+from distill.data.depth import depth_of
 from distill.data.layout import ClassFolder, LayoutPart, understand
 from distill.data.split import apportion, by_hash
 from distill.data.tree import Tree
@@ -75,6 +76,7 @@ class Folder(Source):
         self.has_split = frozenset(self._files)
         self.classes = self._common_classes()
         self.bits = settings.bits or self._bits_in_use()
+        self.depth = depth_of(self.bits)
         depth = f"; images of more than 8 bits are read as {self.bits}-bit" if self.bits else ""
         self.reading = f"{self.root}: {self._layout}{depth}"
 
@@ -83,7 +85,7 @@ class Folder(Source):
         files = self._files[name]
         labels = [UNLABELED if label is None else number[label] for _, label in files]
         ids, limit = [id for id, _ in files], self.settings.pixel_limit
-        return FileSamples(self.root, ids, labels, limit, self.bits, self.channels)
+        return FileSamples(self.root, ids, labels, limit, self.bits, self.channels, self.depth)
 
     def _read(self, tree: Tree) -> dict[Split, list[_Labeled]]:
         """The images of each part of the layout."""
@@ -146,22 +148,22 @@ class Folder(Source):
         self._files["train"] = [train[index] for index in sorted(left)]
 
     def _common_classes(self) -> tuple[str, ...]:
+        """The classes of train, or of the first split with labels; another split may have fewer of them."""
         by_split = {
             name: sorted({label for _, label in files if label is not None}) for name, files in self._files.items()
         }
         labeled = {name: labels for name, labels in by_split.items() if labels}
         if not labeled:
             return ()
-        divided = {"test": self.settings.test_fraction, "val": self.settings.val_fraction}
         first, *others = labeled
         for other in others:
-            if labeled[first] != labeled[other] and not divided.get(other):
+            if set(labeled[other]) - set(labeled[first]):
                 raise DataError(self._mismatch(first, labeled[first], other, labeled[other]))
         return tuple(labeled[first])
 
     def _mismatch(self, first_name: str, first: Sequence[str], other: str, second: Sequence[str]) -> str:
-        """The text for two splits with other classes."""
-        lines = [f"{self.root}: the classes of {first_name} and {other} differ ({self._layout})"]
+        """The text for a split with classes that the first lacks."""
+        lines = [f"{self.root}: {other} has classes that {first_name} lacks ({self._layout})"]
         for name, own_labels, other_labels in ((first_name, first, second), (other, second, first)):
             only = sorted(set(own_labels) - set(other_labels))
             lines.append(f"  only in {name}: {_list(only)}; all {len(own_labels)}: {_list(own_labels)}")
@@ -185,6 +187,7 @@ class FileSamples:
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
         channels: of the decoded images.
+        depth: bits of a value of the decoded images.
     """
 
     def __init__(
@@ -195,16 +198,17 @@ class FileSamples:
         pixel_limit: int,
         bits: int | None = None,
         channels: int = 3,
+        depth: int = 8,
     ):
         self.root, self.ids, self.labels = root, ids, labels
-        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
+        self.pixel_limit, self.bits, self.channels, self.depth = pixel_limit, bits, channels, depth
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         path = self.root / self.ids[index]
-        image = decode(path, str(path), self.pixel_limit, self.bits, self.channels)
+        image = decode(path, str(path), self.pixel_limit, self.bits, self.channels, self.depth)
         return Sample(image, self.labels[index], self.ids[index])
 
     @cached_property

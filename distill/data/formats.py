@@ -21,6 +21,8 @@ _WITHOUT_SIGNATURE = "TGA"
 _PLUGINS = (("pi_heif", "register_heif_opener"), ("pillow_heif", "register_heif_opener"), ("pillow_jxl", None))
 """(module, function that registers its format) of Pillow's plug-ins that are used if they are installed."""
 _HEIF = "needs a plug-in of Pillow: pip install pi-heif, or pillow-heif"
+ARRAY = ".npy"
+"""Extension of files with an array, see :mod:`distill.data.arrays`."""
 _MISSING = {
     **dict.fromkeys((".heic", ".heif", ".hif", ".heics", ".heifs"), _HEIF),
     ".jxl": "needs a plug-in of Pillow: pip install pillow-jxl-plugin",
@@ -33,7 +35,7 @@ _MISSING = {
         (".dcm", ".nii", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw", ".exr", ".hdr"),
         "not a format of Pillow; convert it to PNG or TIFF",
     ),
-    **dict.fromkeys((".npy", ".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), "an array; convert it to PNG or TIFF"),
+    **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), "arrays; save each image as .npy, PNG or TIFF"),
     ".gitkeep": "not an image",
 }
 
@@ -54,9 +56,10 @@ def readable_formats() -> tuple[str, ...]:
 
 @cache
 def extensions() -> frozenset[str]:
-    """File extensions of the formats that are read, in lower case, with the dot."""
+    """File extensions of the formats that are read, in lower case, with the dot; also that of arrays."""
     formats = readable_formats()
-    return frozenset(extension for extension, name in Image.registered_extensions().items() if name in formats)
+    known = [extension for extension, name in Image.registered_extensions().items() if name in formats]
+    return frozenset([*known, ARRAY])
 
 
 def formats_of(name: str) -> list[str]:
@@ -70,6 +73,11 @@ def formats_of(name: str) -> list[str]:
 def extension_of(name: str) -> str:
     """The extension of a file's name in lower case, with the dot; empty if there is none."""
     return os.path.splitext(name)[1].lower()
+
+
+def is_array(name: str) -> bool:
+    """Whether a file of this name holds an array, see :mod:`distill.data.arrays`."""
+    return extension_of(name) == ARRAY
 
 
 def unreadable_because(name: str) -> str:

@@ -24,9 +24,11 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from augment.base import absolute
+from distill.data.arrays import as_image
 from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
+from distill.data.bits_in_use import bits_in_use
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
-from distill.data.depth import bits_in_use
+from distill.data.depth import depth_of
 from distill.data.labels import LabelColumn, LabelSettings, mismatch, read_labels
 from distill.data.layout import understand
 from distill.data.tree import Tree
@@ -60,7 +62,8 @@ class HuggingFace(Source):
         revision: str | None = Field(None, description="branch, tag or commit on the Hub")
         splits: dict[Split, str] = Field({}, description="split → expression, such as 'train[:80%]'; default: by name")
         image_column: str | None = Field(
-            None, description="column of images, or of uint8 arrays [H, W, C]; default: the only one"
+            None,
+            description="column of images, or of arrays [H, W, C] (uint8, uint16, floats from 0 to 1); default: one",
         )
         label_column: str | None = Field(
             None, description="column of classes; default: the only one, or 'label', 'labels', 'target' or 'class'"
@@ -108,14 +111,15 @@ class HuggingFace(Source):
             self.classes, self._labels = read_labels(columns, self._where, settings)
 
         train = self._rows("train", None)
-        self.bits = settings.bits or bits_in_use(train.ids, train.encoded)
+        self.bits = settings.bits or bits_in_use(train.ids, train.stored)
+        self.depth = depth_of(self.bits)
 
     def split(self, name: Split) -> Samples:
         return self._rows(name, self.bits)
 
     def _rows(self, name: Split, bits: int | None) -> RowSamples:
         labels, limit = self._labels[name], self.settings.pixel_limit
-        return RowSamples(self._tables[name], self._image, labels, name, limit, bits, self.channels)
+        return RowSamples(self._tables[name], self._image, labels, name, limit, bits, self.channels, self.depth)
 
     @property
     def _where(self) -> str:
@@ -253,6 +257,7 @@ class RowSamples:
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
         channels: of the decoded images.
+        depth: bits of a value of the decoded images.
     """
 
     def __init__(
@@ -264,6 +269,7 @@ class RowSamples:
         pixel_limit: int,
         bits: int | None = None,
         channels: int = 3,
+        depth: int = 8,
     ):
         import datasets
 
@@ -276,7 +282,7 @@ class RowSamples:
         table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
         self.table = table.with_format("numpy") if self.arrays else table
         self.column, self.labels = column, labels
-        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
+        self.pixel_limit, self.bits, self.channels, self.depth = pixel_limit, bits, channels, depth
         self.ids = [f"{split}/{row:06d}" + (f"/{path}" if path else "") for row, path in enumerate(self._paths())]
 
     def __len__(self) -> int:
@@ -284,15 +290,22 @@ class RowSamples:
 
     def __getitem__(self, index: int) -> Sample:
         if self.arrays:
-            return Sample(self._array(index), self.labels[index], self.ids[index])
+            array = as_image(self._array(index), self.ids[index], self.channels, self.bits, self.depth)
+            return Sample(array, self.labels[index], self.ids[index])
         encoded, id = self.encoded(index), self.ids[index]
         if encoded is None:
             raise DataError(f"{id}: the row has no image")
-        return Sample(decode(encoded, id, self.pixel_limit, self.bits, self.channels), self.labels[index], id)
+        return Sample(
+            decode(encoded, id, self.pixel_limit, self.bits, self.channels, self.depth), self.labels[index], id
+        )
+
+    def stored(self, index: int) -> np.ndarray | bytes | str | None:
+        """The array of a row, or :meth:`encoded`."""
+        return self._array(index) if self.arrays else self.encoded(index)
 
     def encoded(self, index: int) -> bytes | str | None:
         """The encoded image of a row or its path; None if the row has no image."""
-        image = None if self.arrays else self.table[index][self.column]
+        image = self.table[index][self.column]
         if image is None:
             return None
         return image["bytes"] if image["bytes"] is not None else image["path"]
@@ -312,15 +325,8 @@ class RowSamples:
             yield os.path.basename(path) if path and os.path.isabs(path) else path
 
     def _array(self, index: int) -> np.ndarray:
-        """An array of the table as uint8 [H, W, C]; [C, H, W] is transposed."""
-        if self.arrays != "uint8":
-            raise DataError(f"{self.ids[index]}: an array of {self.arrays}; images are uint8")
-        array = np.asarray(self.table[index][self.column]).astype(np.uint8)  # the library reads integers as int64
-        if array.shape[-1] != self.channels and array.shape[0] == self.channels:
-            array = array.transpose(1, 2, 0)
-        if array.shape[-1] != self.channels:
-            raise DataError(f"{self.ids[index]}: an array {list(array.shape)}, and data.channels is {self.channels}")
-        return np.ascontiguousarray(array)
+        """An array of the table."""
+        return np.asarray(self.table[index][self.column]).astype(self.arrays)  # the library reads integers as int64
 
     def _field(self, name: str) -> Any:
         import pyarrow.compute as pc

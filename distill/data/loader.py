@@ -164,11 +164,11 @@ class Loader:
 class TrainLoader(Loader):
     """Shuffled batches, one epoch for each ``iter``; after a finished epoch the next one, also without ``set_epoch``.
 
-    Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders). A
-    subset smaller than a batch gives one smaller batch. See :class:`distill.data.order.EpochSampler`.
+    Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders).
+    See :class:`distill.data.order.Order` and :class:`distill.data.order.EpochSampler`.
 
     Args:
-        reader: reads a batch, in a worker.
+        reader: reads a batch, in a worker; its order has whole batches.
         batch: samples in a batch over all ranks, a multiple of ``world``.
         rank: index of this process among those that divide each batch.
         world: number of these processes.
@@ -178,12 +178,6 @@ class TrainLoader(Loader):
     sampler: EpochSampler
 
     def __init__(self, reader: BatchReader, batch: int, *, rank: int = 0, world: int = 1, **options: Any):
-        samples = len(reader.subset)
-        if samples < world:
-            raise DataError(f"{samples} training sample(s) for {world} ranks")
-        if samples < batch:
-            logger.warning("only %d training samples: smaller batches than %d", samples, batch)
-            batch = samples // world * world
         super().__init__(reader, EpochSampler(reader.order, batch, rank, world), **options)
 
     def set_epoch(self, epoch: int) -> None:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from augment.draws import copy_key
 from distill.data.base import UNLABELED, DataError
 
 
@@ -26,41 +27,87 @@ class BatchRequests(Protocol):
 
 
 class Order:
-    """The order of samples in an epoch: a permutation keyed by (seed, epoch); with seed None, their own order."""
+    """The order of samples in an epoch: a permutation keyed by (seed, epoch), filled up to whole batches.
 
-    def __init__(self, length: int, seed: int | None):
+    Of N samples in batches of B, an epoch has ⌈N/B⌉ · B positions. Every sample has one. The other F = −N mod B
+    positions fill the last batch with samples that come a second time, which are taken in turn, across epochs, from one
+    random order: two samples differ by at most one in how often they were trained on, whatever the number of epochs.
+    No sample is twice in one batch, and its second copy has an id, and so an augmentation, of its own (:meth:`copies`).
+
+    Why the last batch is neither dropped nor smaller: all batches have one shape (compiled networks, batch norm,
+    contrast within a batch, mixing, equal parts for the ranks, equal weight of every image in a gradient), and an epoch
+    follows from (N, B, seed, epoch) alone, so resuming is exact without any state.
+
+    Args:
+        length: number of samples N.
+        seed: of the order; None: the samples' own order, without repetition.
+        batch: B; 1: no position is added.
+    """
+
+    def __init__(self, length: int, seed: int | None, batch: int = 1):
         self.length, self.seed = length, seed
+        self.positions = -(-length // batch) * batch
+        """Number of positions of an epoch."""
         self.identity: dict[str, Any] = {}
         """What tells it from another order of the same samples and seed."""
-        self._latest: tuple[int, np.ndarray] = (-1, np.arange(length))
+        self.batch = batch
+        self._latest: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __call__(self, epoch: int) -> np.ndarray:
-        """int64 [length]: index of the sample at each position of an epoch, which is counted from 0."""
-        if self.seed is not None and self._latest[0] != epoch:
-            self._latest = epoch, np.random.default_rng((self.seed, epoch)).permutation(self.length)
-        return self._latest[1]
+        """int64 [positions]: index of the sample at each position of an epoch, which is counted from 0."""
+        return self._of(epoch)[0]
+
+    def copies(self, epoch: int) -> np.ndarray:
+        """int64 [positions]: how often the sample of a position came before in the epoch."""
+        return self._of(epoch)[1]
+
+    @property
+    def most_repeats(self) -> int:
+        """Largest number of positions of an epoch at which a sample comes again."""
+        return self.positions - self.length
+
+    def _of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        if self._latest is None or self._latest[0] != epoch:
+            order = self._arranged(epoch)
+            self._latest = epoch, order, _copies(order)
+        return self._latest[1:]
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        if self.seed is None:
+            return np.arange(self.length)
+        rng = np.random.default_rng((self.seed, epoch))
+        order, fill = rng.permutation(self.length), self.most_repeats
+        if not fill:
+            return order
+        in_turn = np.random.default_rng((self.seed, 0, 1)).permutation(self.length)
+        second = in_turn[(epoch * fill + np.arange(fill)) % self.length]
+        # The last batch: the last of the other samples, so that it has none twice.
+        last = np.flatnonzero(~np.isin(order, second))[-(self.batch - fill) :]
+        return np.concatenate([np.delete(order, last), rng.permutation(np.concatenate([order[last], second]))])
 
 
 class BalancedOrder(Order):
     """An order in which every class has equally many positions, whatever its number of samples.
 
-    Of N labeled samples of K classes, each class has ⌊N/K⌋ or ⌈N/K⌉ positions in each epoch. The samples of a class
+    Of M positions for labeled samples of K classes, each class has ⌊M/K⌋ or ⌈M/K⌉ in each epoch. The samples of a class
     take turns: it is passed through in a new random order again and again, across epochs, so two of its samples differ
-    by at most one in how often they were drawn. A sample of a small class comes several times in an epoch, with the
-    same augmentation each time (another one in the next epoch). A sample without a label comes once in an epoch.
+    by at most one in how often they were drawn. A sample of a small class comes several times in an epoch, each time
+    with another id and augmentation (:meth:`copies`). A sample without a label comes once in an epoch. An epoch has
+    as many positions as that of :class:`Order`, in whole batches.
 
-    An epoch follows from (labels, seed, epoch) alone, so resuming and ranks are exact, as in :class:`Order`.
+    An epoch follows from (labels, batch, seed, epoch) alone, so resuming and ranks are exact, as in :class:`Order`.
 
     Args:
         labels: [length] class indices, ``UNLABELED`` where a sample has none.
         seed: of the order.
+        batch: samples in a batch over all ranks.
 
     Raises:
         DataError: no sample has a label.
     """
 
-    def __init__(self, labels: np.ndarray, seed: int):
-        super().__init__(len(labels), seed)
+    def __init__(self, labels: np.ndarray, seed: int, batch: int = 1):
+        super().__init__(len(labels), seed, batch)
         self._members = [np.flatnonzero(labels == label) for label in np.unique(labels[labels != UNLABELED])]
         self._unlabeled = np.flatnonzero(labels == UNLABELED)
         if not self._members:
@@ -68,17 +115,18 @@ class BalancedOrder(Order):
         self._key = seed
         self.identity = {"sampler": "balanced"}
 
-    def __call__(self, epoch: int) -> np.ndarray:
-        if self._latest[0] != epoch:
-            each, rest = divmod(self.length - len(self._unlabeled), len(self._members))
-            drawn = [self._unlabeled]
-            for number, members in enumerate(self._members):
-                # The classes take turns at the positions that remain: those of all epochs, one after the other.
-                before, after = (-((number - turns * rest) // len(self._members)) for turns in (epoch, epoch + 1))
-                drawn.append(self._turns(number, members, epoch * each + before, (epoch + 1) * each + after))
-            order = np.concatenate(drawn)
-            self._latest = epoch, np.random.default_rng((self._key, epoch)).permutation(order)
-        return self._latest[1]
+    @property
+    def most_repeats(self) -> int:
+        return self.positions - len(self._unlabeled) - 1
+
+    def _arranged(self, epoch: int) -> np.ndarray:
+        each, rest = divmod(self.positions - len(self._unlabeled), len(self._members))
+        drawn = [self._unlabeled]
+        for number, members in enumerate(self._members):
+            # The classes take turns at the positions that remain: those of all epochs, one after the other.
+            before, after = (-((number - turns * rest) // len(self._members)) for turns in (epoch, epoch + 1))
+            drawn.append(self._turns(number, members, epoch * each + before, (epoch + 1) * each + after))
+        return np.random.default_rng((self._key, epoch)).permutation(np.concatenate(drawn))
 
     def _turns(self, number: int, members: np.ndarray, first: int, stop: int) -> np.ndarray:
         """Draws ``first`` to ``stop`` of a class, in the sequence of its random orders."""
@@ -90,6 +138,57 @@ class BalancedOrder(Order):
             for cycle in range(begun, (stop - 1) // len(members) + 1)
         ]
         return np.concatenate(orders)[first - begun * len(members) : stop - begun * len(members)]
+
+
+class PickedOrder(Order):
+    """Given samples, in every epoch.
+
+    Args:
+        samples: int64 [M], their indices.
+        copies: int64 [M], the number of each as a copy of its sample, 0 for the first.
+    """
+
+    def __init__(self, samples: np.ndarray, copies: np.ndarray):
+        super().__init__(len(samples), None)
+        self._picked = samples, copies
+
+    def _of(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._picked
+
+
+class Repeats:
+    """The ids of the samples that come again in an epoch, for the teacher's cache.
+
+    Args:
+        order: of the training.
+        keys: int64 [N], ids of its samples.
+    """
+
+    def __init__(self, order: Order, keys: np.ndarray):
+        self._order, self._keys = order, keys
+        self.positions = order.positions
+        """Positions of an epoch."""
+        self.most = order.most_repeats
+        """Largest number of them in an epoch."""
+        self._latest: tuple[int, np.ndarray] | None = None
+
+    def __call__(self, epoch: int) -> np.ndarray:
+        """int64 [R], sorted."""
+        if self._latest is None or self._latest[0] != epoch:
+            samples, copies = self._order(epoch), self._order.copies(epoch)
+            again = copies > 0
+            self._latest = epoch, np.sort(copy_key(self._keys[samples[again]], copies[again]))
+        return self._latest[1]
+
+
+def _copies(order: np.ndarray) -> np.ndarray:
+    """int64 [M]: for each position, the number of earlier ones with the same sample."""
+    by_sample = order.argsort(kind="stable")
+    grouped = order[by_sample]
+    starts = np.flatnonzero(np.append(True, grouped[1:] != grouped[:-1])) if len(order) else np.empty(0, np.int64)
+    copies = np.empty(len(order), np.int64)
+    copies[by_sample] = np.arange(len(order)) - np.repeat(starts, np.diff(np.append(starts, len(order))))
+    return copies
 
 
 class SequentialSampler:
@@ -117,16 +216,18 @@ class EpochSampler:
     """The batches of training, epoch by epoch, resumable between any two batches.
 
     Global batch ``k`` is positions ``kB … (k+1)B − 1`` of the epoch's order; rank ``r`` gets the ``r``-th section of
-    ``B / world`` of them, so all ranks together get the batch of a single process. An incomplete last batch is dropped.
+    ``B / world`` of them, so all ranks together get the batch of a single process. The order has whole batches.
 
     Args:
-        order: the samples' order in each epoch.
+        order: the samples' order in each epoch, for batches of this size.
         batch: samples in a batch over all ranks, a multiple of ``world``.
         rank: index of this process.
         world: number of processes.
     """
 
     def __init__(self, order: Order, batch: int, rank: int = 0, world: int = 1):
+        if order.positions % batch:
+            raise ValueError(f"an order of {order.positions} positions has no whole batches of {batch}")
         self.order, self.batch, self.rank, self.per_rank = order, batch, rank, batch // world
         self.epoch = 0
         self.consumed = 0
@@ -135,7 +236,7 @@ class EpochSampler:
 
     def __len__(self) -> int:
         """Number of batches in a whole epoch, also after resuming in the middle of one."""
-        return self.order.length // self.batch
+        return self.order.positions // self.batch
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass; a restored epoch continues after its last batch, any other from its start."""
@@ -168,7 +269,7 @@ class EpochSampler:
         Raises:
             DataError: the state is in the middle of an epoch with other data, another seed or batch size.
         """
-        if 0 < state["batches"] < state["samples"] // state["batch"]:
+        if 0 < state["batches"] < -(-state["samples"] // state["batch"]):
             units = self._units()
             for key in dict.fromkeys([*units, *state]):
                 before, now = state.get(key), units.get(key)

@@ -16,12 +16,12 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
 from augment.base import UserError
-from augment.draws import sample_key
+from augment.draws import copy_key, sample_key
 from augment.loader import LoaderOps
 from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Canvas
-from distill.data.order import BatchRequest, Order
+from distill.data.order import BatchRequest, Order, Repeats
 from distill.data.split import Subset
 
 if TYPE_CHECKING:  # the evaluation's workers need no operations
@@ -32,11 +32,13 @@ class Batch(NamedTuple):
     """A batch, as the training step gets it."""
 
     images: Tensor
-    """uint8 [B, C, H, W], contiguous, on the reader's device; [B, C, 0, 0] if workers make the views."""
+    """[B, C, H, W], uint8, or uint16 with white at 65535; contiguous, on the reader's device; [B, C, 0, 0] if workers
+    make the views."""
     labels: Tensor
     """int64 [B], ``UNLABELED`` where a sample has none; on the same device."""
     ids: Tensor
-    """int64 [B] on the CPU, :func:`augment.draws.sample_key` of the samples' names."""
+    """int64 [B] on the CPU, :func:`augment.draws.sample_key` of the samples' names; of a sample that came before in the
+    epoch, :func:`augment.draws.copy_key` of it."""
     view_pixels: ViewPixels | None = None
     """Pixels of the views, if workers make them; see :mod:`augment.placement`."""
 
@@ -80,6 +82,11 @@ class BatchReader(Dataset[BatchResult]):
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
         """[workers] index of the sample that each worker is reading, -1 between batches; named if a worker dies."""
 
+    @property
+    def repeats(self) -> Repeats:
+        """The samples that come again in an epoch."""
+        return Repeats(self.order, self.subset.keys)
+
     def prepare(self) -> str:
         """Do the work that the first batch would wait for; returns a line about it for the console, or nothing."""
         return ""
@@ -87,11 +94,13 @@ class BatchReader(Dataset[BatchResult]):
     def __getitem__(self, request: BatchRequest) -> BatchResult:
         worker = get_worker_info()
         slot = worker.id if worker else 0
-        images = np.empty((len(request.positions), self.canvas.channels, *self.canvas.size), dtype=np.uint8)
+        images = np.empty((len(request.positions), self.canvas.channels, *self.canvas.size), dtype=self.canvas.dtype)
         labels = np.empty(len(request.positions), dtype=np.int64)
         keys = np.empty(len(request.positions), dtype=np.int64)
         unreadable: dict[str, str] = {}
+        copies = self.order.copies(request.epoch)
         for row, position in enumerate(request.positions):
+            copy = int(copies[position])
             for index in self._candidates(request.epoch, position):
                 self.reading[slot] = index
                 try:
@@ -104,11 +113,11 @@ class BatchReader(Dataset[BatchResult]):
                 except Exception:  # a bug in a source, not an unreadable file: never skipped
                     return BatchResult(None, error=f"{self.subset.ids[index]}: {traceback.format_exc()}")
                 try:
-                    images[row] = self._canvas(sample, request.epoch).transpose(2, 0, 1)
+                    images[row] = self._canvas(sample, request.epoch, copy).transpose(2, 0, 1)
                 except Exception as error:
                     known = isinstance(error, UserError)
                     return BatchResult(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
-                labels[row], keys[row] = sample.label, sample_key(sample.id)
+                labels[row], keys[row] = sample.label, copy_key(sample_key(sample.id), copy)
                 break
         batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
         if self.views is not None:
@@ -130,10 +139,11 @@ class BatchReader(Dataset[BatchResult]):
         for step in range(len(order)):
             yield int(order[(position + half + step) % len(order)])
 
-    def _canvas(self, sample: Sample, epoch: int) -> np.ndarray:
-        if sample.image.dtype != np.uint8 or sample.image.ndim != 3 or sample.image.shape[2] != self.canvas.channels:
+    def _canvas(self, sample: Sample, epoch: int, copy: int) -> np.ndarray:
+        types = (np.dtype(np.uint8), self.canvas.dtype)
+        if sample.image.dtype not in types or sample.image.ndim != 3 or sample.image.shape[2] != self.canvas.channels:
             shown = f"{sample.image.dtype} {list(sample.image.shape)}"
-            expected = f"uint8 [H, W, {self.canvas.channels}] (data.channels)"
+            expected = f"{self.canvas.dtype} [H, W, {self.canvas.channels}] (data.channels)"
             raise DataError(f"{sample.id}: the source returned {shown}, expected {expected}")
         image = self.canvas(sample.image)
-        return image if self.ops is None else self.ops(image, epoch, sample.id)
+        return image if self.ops is None else self.ops(image, epoch, sample.id, copy)

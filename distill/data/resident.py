@@ -1,4 +1,4 @@
-"""Decodes a split once and holds it on the device as uint8; a batch is a selection of rows.
+"""Decodes a split once and holds it on the device as uint8 (or uint16); a batch is a selection of rows.
 
 For small images (CIFAR-100: 154 MB), loader workers and copies to the device take more time than the step of a small
 network. The batches are bit-equal to those of :class:`distill.data.reader.BatchReader`: the same canvases, order,
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from augment.draws import sample_key
+from augment.draws import copy_key, sample_key
 from distill.data.base import DataError, Samples, Split
 from distill.data.canvas import Canvas
 from distill.data.loader import Loader
@@ -49,7 +49,7 @@ class Resident:
 
     @cached_property
     def images(self) -> Tensor:
-        """uint8 [N, C, H, W], in the order of the split.
+        """uint8 or uint16 [N, C, H, W], in the order of the split.
 
         Raises:
             DataError: the device lacks memory (the text gives the bytes needed and free), a source raised an
@@ -57,13 +57,13 @@ class Resident:
         """
         begun = time.perf_counter()
         count, (height, width), settings = len(self.samples), self.canvas.size, self.settings
-        self._check_memory(self.canvas.channels * count * height * width)
+        self._check_memory(self.canvas.channels * count * height * width * self.canvas.dtype.itemsize)
         everything = Subset(self.samples, np.arange(count), np.asarray(self.samples.labels, dtype=np.int64))
         order = Order(count, None)
         reader = BatchReader(everything, order, self.canvas, None, count - 1, settings.workers)
         loader = _Decoding(reader, SequentialSampler(count, DECODED_TOGETHER), **settings.processes)
         shape = count, self.canvas.channels, height, width
-        images, filled = torch.empty(shape, dtype=torch.uint8, device=self.device), 0
+        images, filled = torch.empty(shape, dtype=getattr(torch, self.canvas.dtype.name), device=self.device), 0
         try:
             for batch in loader:
                 images[filled : filled + len(batch.images)].copy_(batch.images, non_blocking=True)
@@ -125,7 +125,7 @@ class ResidentReader(BatchReader):
         rows, labels, ids = self._arranged(request.epoch)
         positions = request.positions
         at = slice(positions.start, positions.stop, positions.step) if isinstance(positions, range) else list(positions)
-        return BatchResult(Batch(images.index_select(0, rows[at]), labels[at], ids[at]), reasons)
+        return BatchResult(Batch(_rows(images, rows[at]), labels[at], ids[at]), reasons)
 
     @cached_property
     def _unreadable(self) -> dict[int, str]:
@@ -142,7 +142,7 @@ class ResidentReader(BatchReader):
                 for position in np.flatnonzero(np.isin(chosen, list(self._unreadable))).tolist():
                     chosen[position] = next(i for i in self._candidates(epoch, position) if i not in self._unreadable)
             rows, labels = torch.from_numpy(self.subset.indices[chosen]), torch.from_numpy(self.subset.labels[chosen])
-            ids = self.resident.keys[rows]
+            ids = copy_key(self.resident.keys[rows], torch.from_numpy(self.order.copies(epoch)))
             if self.device.type == "cuda":
                 ids = ids.pin_memory()  # as the loader does, so that copies of them are asynchronous
             self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids
@@ -157,6 +157,13 @@ class _Decoding(Loader):
             return super()._accept(result)
         self.unreadable |= result.unreadable
         return result.batch
+
+
+def _rows(images: Tensor, rows: Tensor) -> Tensor:
+    """Some images; torch cannot select among uint16, but among int16 of the same bits."""
+    if images.dtype == torch.uint16:
+        return images.view(torch.int16).index_select(0, rows).view(torch.uint16)
+    return images.index_select(0, rows)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 
 from augment.preview.paper import GAP, GROUP_GAP, INK, MARGIN, MUTED, PAPER, font, line_height, shortened
 from distill.data.base import UNLABELED, DataError, Split
+from distill.data.depth import eight_bits
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import Subset, by_hash
 from distill.files import write_atomic
@@ -85,6 +86,8 @@ def _draw_sample(
     except DataError:
         draw.text(cell, "unreadable", font=font(_SMALL), fill=MUTED)
         return
+    if pixels.dtype == np.uint16:
+        pixels = eight_bits(pixels, 16)
     image = Image.fromarray(pixels[..., :3] if pixels.shape[2] > 2 else pixels[..., 0])
     scale = _CELL / max(image.size)
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))

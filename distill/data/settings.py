@@ -26,6 +26,11 @@ class DataSettings(Settings):
         description="channels of the images: 1 gray, 3 RGB, 4 RGBA or the bands of a TIFF; more from arrays in Parquet"
         " or a source of your own. The networks take as many (in_chans)",
     )
+    depth: Literal[8, 16] | None = Field(
+        None,
+        description="bits of a value up to the views, which are floats; None: 16 if more than 8 bits of the images are"
+        " in use. 8 takes half of the memory",
+    )
     val_fraction: float = Field(0.1, ge=0, lt=1, description="fraction of train held out if the source has no val")
     labels_per_class: int | None = Field(None, ge=0, description="labels visible in training; None: all, 0: none")
     label_seed: int = Field(0, ge=0, description="selects the visible labels, nothing else")

@@ -12,6 +12,7 @@ from hashlib import sha256
 
 import numpy as np
 
+from augment.draws import sample_key
 from distill.data.base import UNLABELED, DataError, Sample, Samples
 
 
@@ -127,6 +128,11 @@ class Subset:
         """Ids of the samples [M]."""
         ids = self.samples.ids
         return [ids[index] for index in self.indices]
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        """int64 [M], :func:`augment.draws.sample_key` of the ids."""
+        return np.fromiter(map(sample_key, self.ids), np.int64, len(self))
 
     def where(self, mask: np.ndarray) -> Subset:
         """The samples for which ``mask``, bool [M], is true."""

@@ -32,30 +32,40 @@ def counts_line(data: ExperimentData) -> str:
 
 
 def detail_lines(data: ExperimentData) -> list[str]:
-    """How the folders were read, the images of each class, those that a batch leaves out, and what was not read."""
+    """How the folders were read, the images of each class, the batches of an epoch, and what was not read."""
     lines = [data.source.reading] if data.source.reading else []
     if data.classes and data.labeled_count:
         lines.append(f"labeled training images of each class: {class_counts(data)}")
-    if left := left_out(data):
-        images = f"{left} training image{'s' * (left > 1)}"
-        lines.append(
-            f"each epoch leaves out {images}, other ones every time: its last batch of {data.settings.batch_size} would"
-            " be incomplete"
-        )
+    lines += missing_classes(data)
+    lines.append(epoch_line(data))
     if data.source.skipped:
         lines.append("not read: " + "; ".join(map(str, data.source.skipped)))
     return lines
 
 
-def left_out(data: ExperimentData) -> int:
-    """Number of training images that an epoch does not use, since the incomplete last batch is dropped.
-
-    0 for a balanced sampler, which draws images of small classes several times.
-    """
+def epoch_line(data: ExperimentData) -> str:
+    """``an epoch: 6 batches of 8, with all 41 images; 7 come twice, other ones each time, to fill the last batch``."""
+    order = data.train_order()
+    batches = order.positions // order.batch
+    line = f"an epoch: {batches:,} batch{'es' * (batches > 1)} of {order.batch}"
     if data.settings.sampler == "balanced":
-        return 0
-    images, batch = len(data.subset("train")), data.settings.batch_size
-    return images % min(batch, max(images // data.world_size * data.world_size, 1))
+        return f"{line}, every class equally often; images of small classes come several times, augmented differently"
+    line += f", with all {order.length:,} images"
+    if more := order.most_repeats:
+        line += f"; {more} come{'s' * (more == 1)} twice, other ones each time, to fill the last batch"
+    return line
+
+
+def missing_classes(data: ExperimentData) -> list[str]:
+    """A line for each split for evaluation that has labels, but not of all classes."""
+    lines = []
+    for split, _ in OTHERS:
+        counts = count_by_class(data, split) if data.classes and data.has_split(split) else []
+        missing = [name for name, count in zip(data.classes, counts) if not count]
+        if missing and any(counts):
+            shown = ", ".join(missing[:_NAMED]) + (" …" if len(missing) > _NAMED else "")
+            lines.append(f"{split} has no image of {len(missing)} of {len(counts)} classes: {shown}")
+    return lines
 
 
 def class_counts(data: ExperimentData, split: Split = "train") -> str:

@@ -16,8 +16,9 @@ from typing import Any, Literal
 from pydantic import Field
 
 from distill.data.base import DataError, Sample, Samples, Source, Split
+from distill.data.bits_in_use import bits_in_use
 from distill.data.decode import MAX_PIXEL_LIMIT, PIXEL_LIMIT, decode
-from distill.data.depth import bits_in_use
+from distill.data.depth import depth_of
 from distill.data.formats import extensions
 from distill.data.labels import LabelColumn, LabelSettings, read_labels
 from distill.data.layout import understand
@@ -54,6 +55,7 @@ class Timm(Source):
         self._names = {split: _file_names(reader) for split, reader in self._readers.items()}
         self._refuse_the_same_files()
         self.bits = settings.bits or self._bits_in_use()
+        self.depth = depth_of(self.bits)
         columns = {split: [_column(reader)] for split, reader in self._readers.items()}
         where = f"timm dataset {settings.name or settings.root}"
         self.classes, self._labels = read_labels(columns, where, settings)
@@ -62,7 +64,7 @@ class Timm(Source):
         names = self._names[name] or [f"{index:06d}" for index in range(len(self._readers[name]))]
         ids = [f"{name}/{file}" for file in names]
         limit = self.settings.pixel_limit
-        return ReaderSamples(self._readers[name], ids, self._labels[name], limit, self.bits, self.channels)
+        return ReaderSamples(self._readers[name], ids, self._labels[name], limit, self.bits, self.channels, self.depth)
 
     def _open_all(self) -> dict[Split, Any]:
         """Split → its reader."""
@@ -163,6 +165,7 @@ class ReaderSamples:
         pixel_limit: largest width × height.
         bits: bits in use of images of more than 8 bits.
         channels: of the decoded images.
+        depth: bits of a value of the decoded images.
     """
 
     def __init__(
@@ -173,9 +176,10 @@ class ReaderSamples:
         pixel_limit: int,
         bits: int | None = None,
         channels: int = 3,
+        depth: int = 8,
     ):
         self.reader, self.ids, self.labels = reader, ids, labels
-        self.pixel_limit, self.bits, self.channels = pixel_limit, bits, channels
+        self.pixel_limit, self.bits, self.channels, self.depth = pixel_limit, bits, channels, depth
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -185,7 +189,7 @@ class ReaderSamples:
             encoded = _bytes_of(self.reader, index)
         except OSError as error:
             raise DataError(f"{self.ids[index]}: cannot be read: {error}") from error
-        image = decode(encoded, self.ids[index], self.pixel_limit, self.bits, self.channels)
+        image = decode(encoded, self.ids[index], self.pixel_limit, self.bits, self.channels, self.depth)
         return Sample(image, self.labels[index], self.ids[index])
 
 

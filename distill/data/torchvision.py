@@ -1,12 +1,13 @@
 """torchvision's datasets, by class name: CIFAR10, Flowers102, FakeData …
 
 torchvision decodes these images, so EXIF orientation is not applied to images in files, and Pillow's own pixel limit
-holds. For your own files, use the source ``folder``.
+holds. Only ``ImageFolder``'s files are read as by the source ``folder``: all formats, by the decoder of this package.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,10 @@ from pydantic import Field
 
 from augment.base import did_you_mean
 from distill.data.base import DataError, Sample, Samples, Source, Split
+from distill.data.bits_in_use import bits_in_use
 from distill.data.decode import decode
+from distill.data.depth import depth_of
+from distill.data.formats import extension_of, extensions, is_array
 from distill.data.labels import LabelColumn, LabelSettings, read_labels
 from distill.data.layout import understand
 from distill.data.tree import Tree, read_by_both
@@ -56,6 +60,8 @@ class TorchVision(Source):
         self._class = known[settings.name]
         self._parameters = set(inspect.signature(self._class.__init__).parameters) - {"self"}
         self._datasets: dict[Split, Any] = {}
+        self.bits: int | None = None
+        """Bits in use of the images of more than 8 bits of an ``ImageFolder``."""
         for split, choice in self._choices().items():
             self._check_arguments(choice)
             dataset = self._open(choice, optional=split != "train" and not settings.splits)
@@ -74,7 +80,8 @@ class TorchVision(Source):
 
     def split(self, name: Split) -> Samples:
         prefix = f"{self.settings.name}/{name}"
-        return IndexedSamples(self._datasets[name], self._labels[name], prefix, self.channels)
+        kind = self.channels, self.bits, self.depth
+        return IndexedSamples(self._datasets[name], self._labels[name], prefix, *kind)
 
     def _choices(self) -> dict[Split, dict[str, Any]]:
         free = self._parameters - set(self.settings.arguments)
@@ -93,7 +100,9 @@ class TorchVision(Source):
                 raise DataError(f"torchvision's {self.settings.name} has no argument {argument!r}{hint}")
 
     def _open(self, choice: dict[str, Any], optional: bool) -> Any:
-        given = {"root": str(self.settings.root), "download": self.settings.download}
+        given: dict[str, Any] = {"root": str(self.settings.root), "download": self.settings.download}
+        if self._class.__name__ == "ImageFolder":  # its own list of formats is short
+            given |= {"is_valid_file": _is_image, "loader": str}
         given = {name: value for name, value in given.items() if name in self._parameters}
         try:
             return self._class(**{**given, **self.settings.arguments, **choice})
@@ -120,6 +129,10 @@ class TorchVision(Source):
         dataset.samples = dataset.imgs = [dataset.samples[index] for index in kept]
         dataset.targets = [number for _, number in dataset.samples]
         self.skipped = (*self.skipped, *skipped)
+        if self.bits is None:
+            names = [os.path.relpath(path, tree.root).replace(os.sep, "/") for path, _ in dataset.samples]
+            self.bits = bits_in_use(names, lambda index: dataset.samples[index][0])
+            self.depth = depth_of(self.bits)
 
     def _column(self, dataset: Any) -> LabelColumn:
         for attribute in _LABEL_ATTRIBUTES:
@@ -138,14 +151,24 @@ class IndexedSamples:
     """Samples of a torchvision dataset.
 
     Args:
-        dataset: ``dataset[index]`` is a tuple; its first item is a PIL image or a uint8 array.
+        dataset: ``dataset[index]`` is a tuple; its first item is a PIL image or the path of one.
         labels: class indices, ``UNLABELED`` where a sample has none.
         prefix: first part of the ids.
         channels: of the decoded images.
+        bits: bits in use of images of more than 8 bits.
+        depth: bits of a value of the decoded images.
     """
 
-    def __init__(self, dataset: Any, labels: Sequence[int], prefix: str, channels: int = 3):
-        self.dataset, self.labels, self.channels = dataset, labels, channels
+    def __init__(
+        self,
+        dataset: Any,
+        labels: Sequence[int],
+        prefix: str,
+        channels: int = 3,
+        bits: int | None = None,
+        depth: int = 8,
+    ):
+        self.dataset, self.labels, self.channels, self.bits, self.depth = dataset, labels, channels, bits, depth
         self.ids = [f"{prefix}/{index:06d}" for index in range(len(labels))]
 
     def __len__(self) -> int:
@@ -156,4 +179,10 @@ class IndexedSamples:
             image = self.dataset[index][0]
         except (OSError, SyntaxError) as error:  # what Pillow raises for a bad file
             raise DataError(f"{self.ids[index]}: cannot be decoded: {error}") from error
-        return Sample(decode(image, self.ids[index], channels=self.channels), self.labels[index], self.ids[index])
+        name = image if isinstance(image, str) else self.ids[index]
+        pixels = decode(image, name, bits=self.bits, channels=self.channels, depth=self.depth)
+        return Sample(pixels, self.labels[index], self.ids[index])
+
+
+def _is_image(path: str) -> bool:
+    return extension_of(path) in extensions() and not is_array(path)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.data.base import DataError, Skipped
-from distill.data.formats import extension_of, extensions, unreadable_because
+from distill.data.formats import extension_of, extensions, is_array, unreadable_because
 
 SYSTEM_FOLDERS = frozenset({"__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"})
 """Folders that archivers and file servers add; some hold small copies of the images."""
@@ -69,6 +69,7 @@ class Tree:
         self._root = _key_of(os.stat(root))
         self._folders: dict[_Key, _Folder] = {}
         self._scan()
+        self._leave_out_arrays()
         self._full = self._with_images()
 
     def images(self, path: str = "") -> list[str]:
@@ -211,6 +212,16 @@ class Tree:
             except OSError as error:
                 raise DataError(f"the folder {self.path_of(path)} cannot be read: {error.strerror}") from error
             queue += [(inside, join(path, name)) for name, (inside, _) in folder.folders.items()]
+
+    def _leave_out_arrays(self) -> None:
+        """Skip arrays beside image files: they are more likely masks or features than images."""
+        folders = self._folders.values()
+        if all(is_array(name) for folder in folders for name in folder.images):
+            return
+        for folder in folders:
+            arrays = [name for name in folder.images if is_array(name)]
+            folder.images = [name for name in folder.images if not is_array(name)]
+            folder.skipped += [(name, "an array beside image files") for name in arrays]
 
     def _sort_in(self, entry: os.DirEntry[str], folder: _Folder) -> None:
         """Add an entry of a folder to its images, its folders or what is skipped."""

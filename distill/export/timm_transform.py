@@ -2,6 +2,10 @@
 
 Both fit an image to the network's input with the same settings, so the difference is rounding. It is measured on real
 images at every export, since versions of timm, torchvision and Pillow may differ from those that this was written for.
+
+timm's transform takes pictures of 8 bits: Pillow has no colors of 16 bits, and timm's loader converts gray ones to RGB,
+which cuts them off at 255. Evaluation keeps all bits (:mod:`distill.data.bits_in_use`), so for images of 16 bits the
+difference is measured from their highest 8, which are what a caller of the transform has to give it.
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from PIL import Image
 
 from augment.chain import eval_view
 from distill.data.canvas import Canvas
+from distill.data.depth import eight_bits
 from distill.export.manifest import Preprocessing, Result
 
 ROUNDING = 0.05
@@ -31,6 +36,8 @@ class TransformDifference:
     images: int
     channelwise: int = 0
     """Number of the images' channels, if timm's transform can read them one by one only; else 0."""
+    depth: int = 8
+    """Bits of a value of the evaluated images; the transform takes 8."""
 
     @property
     def is_rounding(self) -> bool:
@@ -54,6 +61,7 @@ class TransformDifference:
         apart = (
             f"differs from evaluation by {self.mean:.2g} of 255 on average and {self.largest:.2g} at most, on "
             f"{self.images} images"
+            + (", since it takes pictures of 8 bits and evaluation keeps 16" if self.depth == 16 else "")
         )
         if self.channelwise:
             return (
@@ -71,7 +79,7 @@ def transform_difference(
     Args:
         about: what is exported.
         canvas: of the evaluation.
-        images: uint8 [H, W, C] each, of any size.
+        images: uint8 or uint16 [H, W, C] each, of any size.
 
     Returns:
         The difference; None without images. Other than 1 (gray), 3 (RGB) or 4 (RGBA) channels are transformed one by
@@ -101,6 +109,7 @@ def transform_difference(
     apart = []
     for image in images:
         own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], about.input)[0]
+        image = eight_bits(image, 16) if image.dtype == np.uint16 else image
         apart.append(((transformed(image) - own) * scale).abs())
     every = torch.stack(apart)
-    return TransformDifference(float(every.mean()), float(every.max()), len(images), channelwise)
+    return TransformDifference(float(every.mean()), float(every.max()), len(images), channelwise, canvas.depth)

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 
 from augment.draws import Draws, sample_key
-from augment.dual import AugmentSettings, DualAugment
+from augment.dual import AugmentSettings, DualAugment, chain_input
 from distill.data.base import UNLABELED
 from distill.data.loader import TrainLoader
+from distill.data.order import Repeats
 from distill.models.settings import CacheSettings, ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -76,7 +77,8 @@ class FitSpec:
         dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
         part = self.context.data.subset("train")
         train = part.ids, torch.from_numpy(part.labels)
-        cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache) if teacher else None
+        repeats = loader.reader.repeats
+        cache = open_cache(self.context, teacher, dual, self.training.epochs, self.cache, repeats) if teacher else None
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             per_epoch = self.training.updates(len(loader))
@@ -216,11 +218,16 @@ def meta_step(context: RunContext, weighting: WeightingSettings) -> MetaStep | N
     keys = torch.tensor([sample_key(context.data.subset("val").ids[place]) for place in places])
     order = Draws(context.seed, 0, "meta", keys).bits(0).argsort(stable=True)[: weighting.images]
     batch = context.data.eval_batch("val", places[order].tolist())
-    return MetaStep(weighting, batch.images, batch.labels)
+    return MetaStep(weighting, chain_input(batch.images), batch.labels)
 
 
 def open_cache(
-    context: RunContext, teacher: Teacher, dual: DualAugment, epochs: int, settings: CacheSettings | None
+    context: RunContext,
+    teacher: Teacher,
+    dual: DualAugment,
+    epochs: int,
+    settings: CacheSettings | None,
+    repeats: Repeats,
 ) -> TeacherCache | None:
     """The cache of the teacher's outputs.
 
@@ -230,6 +237,7 @@ def open_cache(
         dual: makes the teacher's views.
         epochs: length of the training that reads the cache.
         settings: which outputs to keep; None: no cache.
+        repeats: the samples that come again in an epoch of that training.
 
     Returns:
         The open cache, or None.
@@ -247,4 +255,5 @@ def open_cache(
         epochs,
         by_batch=dual.mix is not None,
         write=settings.write,
+        repeats=repeats,
     )

@@ -11,8 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from augment.draws import sample_key
-from augment.dual import DualAugment
+from augment.dual import DualAugment, chain_input
 from augment.placement import to_device
 from augment.policy import ViewSpec
 from augment.preview import Strip, ViewOverlap, contact_sheet, strip_of, strips_sheet, view_overlap
@@ -20,6 +19,7 @@ from augment.recipe import Op
 from augment.views import InputSpec, Views
 from distill.data.base import UNLABELED
 from distill.data.experiment_data import ExperimentData
+from distill.data.positions import Positions
 from distill.data.reader import Batch
 from distill.files import write_atomic
 
@@ -123,7 +123,7 @@ def draw_preview(
         (view_batch, min(count, len(view_batch.batch.images)))
         for view_batch, count in zip(view_batches, first_of(images, len(view_batches)))
     ]
-    originals = torch.cat([view_batch.batch.images[:count] for view_batch, count in shown])
+    originals = torch.cat([chain_input(view_batch.batch.images[:count]) for view_batch, count in shown])
     ids = torch.cat([view_batch.batch.ids[:count] for view_batch, count in shown])
     shared = view_overlap(augment, originals, ids, epoch) if augment.teachers else None
     titles: list[str] = []
@@ -201,10 +201,11 @@ def _mix_text(student: Sequence[float], teacher: Sequence[float]) -> str:
 
 
 def _names(data: ExperimentData, ids: Tensor) -> list[str]:
-    """The names of the training samples with these int64 keys; empty for an unknown key."""
-    wanted = set(ids.tolist())
-    name_of = {key: name for name in data.subset("train").ids if (key := sample_key(name)) in wanted}
-    return [name_of.get(key, "") for key in ids.tolist()]
+    """The names of the training samples with these int64 ids, ``NAME#1`` for a repetition; empty if unknown."""
+    subset = data.subset("train")
+    samples, copies = Positions(subset.ids).locate(ids.cpu())
+    found = zip(samples.tolist(), copies.tolist())
+    return [subset.ids[sample] + f"#{copy}" * (copy > 0) if sample >= 0 else "" for sample, copy in found]
 
 
 def _strips(view_batch: ViewBatch, image: Tensor, draws: int = 128) -> dict[str, list[Strip]]:

@@ -83,7 +83,7 @@ def _data(data: ExperimentData) -> dict[str, Any]:
         "source": data.fingerprint()[:16],
         "samples": _short("\0".join(part.ids)),
         "pixels": pixels.hexdigest()[:16],
-        "canvas": [settings.size, settings.fit],
+        "canvas": [settings.size, settings.fit, data.source.depth],
         "loader_ops": [op.model_dump(mode="json") for op in settings.loader_ops],
     }
 

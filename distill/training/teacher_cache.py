@@ -1,14 +1,16 @@
 """Keeps the teacher's outputs in a file, so that later students with the same teacher and views need not compute them.
 
 The draws of a view depend only on (seed, epoch, view, sample id), so equal settings give equal views: a "stream" of
-views. A row of the file is one sample in one epoch: row ``epoch · N + position``, N samples. ``manifest.json`` beside
-the file describes the stream, and the folder is named by the manifest's hash: another teacher, seed, dataset or
-augmentation of the teacher's views uses another cache.
+views. A row of the file is one sample in one epoch: row ``epoch · N + position``, N samples. Samples that come again in
+an epoch (:class:`distill.data.order.Repeats`) have views of their own, and rows in a second file, ``repeats-R``, where
+R is their largest number in an epoch: it depends on the batch size and the sampler, the first file does not.
+``manifest.json`` beside the files describes the stream, and the folder is named by the manifest's hash: another
+teacher, seed, dataset or augmentation of the teacher's views uses another cache.
 
-Each row ends in a digest of its bytes, keyed by the manifest and the row's number. Only rows with the right digest are
-used. A row that was never written, was written in part, was written by two processes at once, or is damaged counts as
-missing. So no lock and no recovery are needed, and each rank writes its own rows. Rows are read through a memory map
-and written by system calls, so that a full disk is an error that can be caught.
+Each row ends in a digest of its bytes, keyed by the manifest, the row's number and the sample. Only rows with the right
+digest are used. A row that was never written, was written in part, was written by two processes at once, or is damaged
+counts as missing. So no lock and no recovery are needed, and each rank writes its own rows. Rows are read through a
+memory map and written by system calls, so that a full disk is an error that can be caught.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from distill.data.order import Repeats
 from distill.data.positions import Positions
 from distill.files import write_atomic
 from distill.models.features import Features
@@ -38,16 +41,21 @@ logger = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 ROWS = "rows"
-FORMAT = 1
+REPEATS = "repeats-{}"
+FORMAT = 2
 _DIGEST = 8
+_NOWHERE = np.iinfo(np.int64).min
+"""The number of a row that no file has space for."""
 
 
 @dataclass(frozen=True)
 class CachedRows:
     """The rows of a batch, some of which may be missing."""
 
+    ids: np.ndarray
+    """int64 [B], of the samples."""
     numbers: np.ndarray
-    """int64 [B], numbers of the rows in the file."""
+    """int64 [B], numbers of the rows in the file; −1 − n for row n of the samples that come again."""
     rows: np.ndarray
     """[B] of the layout's dtype; undefined where a row is missing."""
     there: np.ndarray
@@ -72,6 +80,7 @@ class TeacherCache:
         epochs: for which the file has space.
         by_batch: whether a sample's view depends on its batch (mixing); a row is then used only for the same batch.
         write: whether missing rows are added.
+        repeats: the samples that come again in an epoch; None: none does.
 
     Raises:
         CacheError: the folder holds the cache of another stream, the disk lacks the space, or there is no cache and
@@ -87,6 +96,7 @@ class TeacherCache:
         epochs: int,
         by_batch: bool = False,
         write: bool = True,
+        repeats: Repeats | None = None,
     ):
         manifest = {"format": FORMAT, "stream": stream, "row": layout.dtype.descr, "samples": len(ids)}
         self.manifest: dict[str, Any] = json.loads(json.dumps(manifest))
@@ -94,6 +104,7 @@ class TeacherCache:
         self.folder = output / f"cache-{self._key.hex()[:16]}"
         self.layout, self.epochs, self.by_batch, self.write = layout, epochs, by_batch, write
         self._positions, self._samples = Positions(ids), len(ids)
+        self._repeats = repeats if repeats is not None and repeats.most else None
         self._row = np.dtype([("content", layout.dtype), ("digest", f"V{_DIGEST}")])
         self._pending: deque[tuple[CachedRows, dict[str, Tensor], torch.cuda.Event]] = deque()
         self.failure: CacheError | None = None
@@ -103,8 +114,9 @@ class TeacherCache:
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it is full."""
-        return self.epochs * self._samples * self._row.itemsize
+        """Bytes of the rows of all epochs."""
+        positions = self._samples if self._repeats is None else max(self._samples, self._repeats.positions)
+        return self.epochs * positions * self._row.itemsize
 
     def describe(self) -> str:
         """One line: path and size; for a new cache also how it differs from the most similar existing one."""
@@ -117,17 +129,35 @@ class TeacherCache:
         """The rows of a batch in an epoch, counted from 0; ids [B] int64 on the CPU."""
         self._flush(wait=False)
         context = hashlib.blake2b(ids.sort()[0].numpy().tobytes(), digest_size=16).digest() if self.by_batch else b""
-        numbers = (self._positions(ids) + epoch * self._samples).numpy()
-        within = numbers < len(self._mapped)
+        numbers = self._numbers(ids, epoch)
         rows = np.zeros(len(ids), self._row)
-        rows[within] = self._mapped[numbers[within]]
-        digests = self._digests(rows["content"], numbers, context)
+        for mapped, at in ((self._mapped, numbers), (self._mapped_repeats, -1 - numbers)):
+            within = (at >= 0) & (at < len(mapped))
+            rows[within] = mapped[at[within]]
+        digests = self._digests(rows["content"], ids.numpy(), numbers, context)
         there = np.fromiter((have == want for have, want in zip(rows["digest"].tolist(), digests)), bool, len(ids))
-        return CachedRows(numbers, rows["content"], there, context)
+        return CachedRows(ids.numpy(), numbers, rows["content"], there, context)
+
+    def _numbers(self, ids: Tensor, epoch: int) -> np.ndarray:
+        """int64 [B], see ``CachedRows.numbers``."""
+        positions, copies = self._positions.locate(ids)
+        if (positions < 0).any():
+            self._positions(ids)  # raises the error
+        numbers, again = (positions + epoch * self._samples).numpy(), copies.numpy() > 0
+        if again.any():
+            numbers[again] = _NOWHERE if self._repeats is None else self._repeats_numbers(ids.numpy()[again], epoch)
+        return numbers
 
     def has(self, ids: Tensor, epoch: int) -> bool:
         """Whether no row of a batch is missing; arguments as in :meth:`find`."""
         return self.find(ids, epoch).complete
+
+    def _repeats_numbers(self, ids: np.ndarray, epoch: int) -> np.ndarray:
+        """The same, for samples that come again in an epoch."""
+        assert self._repeats is not None
+        known = self._repeats(epoch)
+        at = np.searchsorted(known, ids)
+        return np.where(np.append(known, -1)[at] == ids, -1 - (epoch * self._repeats.most + at), _NOWHERE)
 
     def features(self, cached: CachedRows, device: torch.device) -> list[list[Features]]:
         """``features[n][v]`` (network n, view v) in fp32 on the device, from complete rows."""
@@ -185,11 +215,17 @@ class TeacherCache:
                 )
         rows = np.empty(len(new), self._row)
         rows["content"] = self.layout.pack(fields)[new]
-        rows["digest"] = self._digests(rows["content"], cached.numbers[new], cached.context)
+        rows["digest"] = self._digests(rows["content"], cached.ids[new], cached.numbers[new], cached.context)
         try:
-            with (self.folder / ROWS).open("r+b", buffering=0) as file:
-                for number, row in zip(cached.numbers[new].tolist(), rows):
-                    if number < len(self._mapped):
+            for path, mapped, numbers in (
+                (self.folder / ROWS, self._mapped, cached.numbers[new]),
+                (self._repeats_file, self._mapped_repeats, -1 - cached.numbers[new]),
+            ):
+                within = (numbers >= 0) & (numbers < len(mapped))
+                if not within.any():
+                    continue
+                with path.open("r+b", buffering=0) as file:
+                    for number, row in zip(numbers[within].tolist(), rows[within]):
                         os.pwrite(file.fileno(), row.tobytes(), number * self._row.itemsize)
         except OSError as error:
             self.write = False
@@ -198,13 +234,17 @@ class TeacherCache:
 
     # --- The file -----------------------------------------------------------------------------------------------------
 
-    def _digests(self, content: np.ndarray, numbers: np.ndarray, context: bytes) -> list[bytes]:
+    def _digests(self, content: np.ndarray, ids: np.ndarray, numbers: np.ndarray, context: bytes) -> list[bytes]:
         data = np.ascontiguousarray(content).view(np.uint8).reshape(len(numbers), -1)
         options: dict[str, Any] = {"digest_size": _DIGEST, "key": self._key, "salt": context}
+        places = np.stack([numbers, ids], 1)
         return [
-            hashlib.blake2b(row.data, person=number.to_bytes(16, "little"), **options).digest()
-            for number, row in zip(numbers.tolist(), data)
+            hashlib.blake2b(row.data, person=place.tobytes(), **options).digest() for place, row in zip(places, data)
         ]
+
+    @property
+    def _repeats_file(self) -> Path:
+        return self.folder / REPEATS.format(self._repeats.most if self._repeats is not None else 0)
 
     def _open(self) -> None:
         path, rows = self.folder / MANIFEST, self.folder / ROWS
@@ -214,35 +254,46 @@ class TeacherCache:
             )
         try:
             if self.is_new:
-                self._check_room(0)
+                self._check_room()
                 write_atomic(path, json.dumps(self.manifest, indent=2).encode())
             elif (there := _read(path)) != self.manifest:
                 named = ", ".join(differences(there, self.manifest)) or "unreadable"
                 raise CacheError(f"{path} does not match the name of its folder; delete it ({named})")
             if self.write:
-                self._make_room(rows)
-            self._mapped = np.memmap(rows, self._row, "r")
+                self._make_room(rows, self._samples)
+                if self._repeats is not None:
+                    self._make_room(self._repeats_file, self._repeats.most)
+            self._map()
         except (OSError, ValueError) as error:  # ValueError: numpy maps neither an empty file nor a part of a row
             raise CacheError(f"{self.folder}: the teacher's cache cannot be used: {error}") from error
 
-    def _make_room(self, rows: Path) -> None:
-        with os.fdopen(os.open(rows, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
-            state = os.fstat(file.fileno())
-            if state.st_size < self.size:
-                self._check_room(state.st_blocks * 512)
+    def _map(self) -> None:
+        self._mapped = np.memmap(self.folder / ROWS, self._row, "r")
+        self._mapped_repeats = np.empty(0, self._row)
+        if self._repeats is not None and self._repeats_file.is_file():
+            self._mapped_repeats = np.memmap(self._repeats_file, self._row, "r")
+
+    def _make_room(self, path: Path, rows: int) -> None:
+        """Extend a file to ``rows`` rows for each epoch; what was not written yet takes no space on the disk."""
+        size = self.epochs * rows * self._row.itemsize
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b") as file:
+            if os.fstat(file.fileno()).st_size < size:
+                self._check_room()
                 # Unlike truncate, this cannot shorten a file that another run has just extended.
-                os.pwrite(file.fileno(), b"\0", self.size - 1)
+                os.pwrite(file.fileno(), b"\0", size - 1)
 
     def __getstate__(self) -> dict[str, Any]:
-        """For a loader's worker, which maps the file again."""
-        return {**self.__dict__, "_mapped": None, "_pending": deque()}
+        """For a loader's worker, which maps the files again."""
+        return {**self.__dict__, "_mapped": None, "_mapped_repeats": None, "_pending": deque()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._mapped = np.memmap(self.folder / ROWS, self._row, "r")
+        self._map()
 
-    def _check_room(self, taken: int) -> None:
-        """Raise ``CacheError`` if the disk lacks space for all rows; the file has ``taken`` bytes of it already."""
+    def _check_room(self) -> None:
+        """Raise ``CacheError`` if the disk lacks space for the rows that the files do not have yet."""
+        files = [path for path in (self.folder / ROWS, self._repeats_file) if path.is_file()]
+        taken = sum(path.stat().st_blocks * 512 for path in files)
         there = next(path for path in (self.folder.absolute(), *self.folder.absolute().parents) if path.exists())
         free, wanted = shutil.disk_usage(there).free, self.size - taken
         if wanted > free:

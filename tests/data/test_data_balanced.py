@@ -9,6 +9,7 @@ from toy_source import indices, toy
 
 from distill.data.base import UNLABELED, DataError
 from distill.data.order import BalancedOrder
+from distill.data.positions import Positions
 
 # 40 samples: 30 of class 0, 7 of class 1, 3 of class 2.
 SKEWED = {i: 0 if i < 30 else 1 if i < 37 else 2 for i in range(40)}
@@ -69,6 +70,25 @@ def test_resume_and_ranks_give_the_same_batches() -> None:
             next(iter(state))
         with pytest.raises(DataError, match=r"cannot resume inside epoch \d: sampler was"):
             loader.train_loader().load_state_dict(state.state_dict())
+
+
+def test_whole_batches_whatever_the_number_of_samples() -> None:
+    order = BalancedOrder(LABELS, seed=0, batch=16)
+    per_class = np.array([np.bincount(LABELS[order(epoch)], minlength=3) for epoch in range(30)])
+    assert set(per_class.ravel()) == {16} and order.positions == 48
+    counts = np.bincount(np.concatenate([order(epoch) for epoch in range(30)]), minlength=40)
+    assert all(np.ptp(counts[label == LABELS]) <= 1 for label in range(3))
+
+
+def test_the_copies_of_a_sample_have_ids_of_their_own() -> None:
+    """So their augmentation differs; each is found by its id."""
+    ids = torch.cat([batch.ids for batch in skewed().train_loader()])
+    positions, copies = Positions([f"train/{index:03d}" for index in range(40)]).locate(ids)
+    assert len(set(ids.tolist())) == 40 and 3 <= int(copies.max()) < 14
+    for sample in range(40):
+        own = copies[positions == sample].tolist()
+        assert own == list(range(len(own))), "in their order"
+    assert (skewed().batch_of_ids(ids.tolist(), 0).labels == torch.from_numpy(LABELS)[positions]).all()
 
 
 def test_images_on_the_device_are_drawn_the_same_way() -> None:

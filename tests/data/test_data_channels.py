@@ -69,7 +69,7 @@ def test_the_decoder_keeps_the_channels_that_are_asked_for() -> None:
     bands = encoded(Image.frombytes("RGBX", (2, 2), COLOR.tobytes()), "TIFF")
     assert np.array_equal(decode(bands, "x", channels=4), COLOR), "the fourth band of a TIFF, such as infrared"
     assert np.array_equal(decode(bands, "x"), COLOR[..., :3])
-    with pytest.raises(DataError, match=r"x: data\.channels is 7, and the file has 4 \(RGBA\); image files are"):
+    with pytest.raises(DataError, match=r"x: data\.channels is 7, and the file has 4 \(RGBA\); more than four"):
         decode(encoded(rgba), "x", channels=7)
 
 
@@ -103,7 +103,7 @@ def test_parquet_of_sixteen_bits_is_read_by_the_bits_in_use(tmp_path: Path) -> N
     rows = {"image": [{"bytes": encoded(image), "path": None} for image in deep], "label": [0, 1, 1]}
     datasets.Dataset.from_dict(rows).cast_column("image", datasets.Image()).to_parquet(tmp_path / "train.parquet")
     given = {"data_files": {"train": str(tmp_path / "train.parquet")}, "cache_dir": tmp_path / "cache"}
-    for bits, values in ((None, [0, 64, 255]), (16, [0, 4, 15])):
+    for bits, values in ((None, [0, 16388, 65535]), (16, [0, 1024, 4095])):
         train = HuggingFace(HuggingFace.Settings(bits=bits, **given)).split("train")
         assert [train[row].image[0, 0, 0] for row in range(3)] == values
 
@@ -128,5 +128,12 @@ def test_parquet_of_arrays_has_any_number_of_channels(tmp_path: Path) -> None:
     datasets.Dataset.from_dict({"bands": list(pixels / 255), "label": [0, 1, 1]}, datasets.Features(kinds)).to_parquet(
         tmp_path / "train.parquet"
     )
-    with pytest.raises(DataError, match="train/000000: an array of float32; images are uint8"):
-        HuggingFace(HuggingFace.Settings(**given)).split("train")[0]
+    data = ExperimentData(DataSettings(source={"type": "huggingface", **given}, **settings))
+    floats = data.subset("train")[2].image
+    assert floats.dtype == np.uint16 and np.array_equal(floats, 257 * pixels[2].transpose(1, 2, 0).astype(np.uint16))
+    kinds["bands"] = datasets.Array3D((7, 5, 6), "int64")
+    datasets.Dataset.from_dict({"bands": list(pixels), "label": [0, 1, 1]}, datasets.Features(kinds)).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    with pytest.raises(DataError, match="train/000000: an array of int64; images are uint8, uint16 or floats"):
+        ExperimentData(DataSettings(source={"type": "huggingface", **given}, **settings)).subset("train")[0]

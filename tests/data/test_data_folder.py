@@ -9,6 +9,7 @@ from PIL import Image
 from distill.data.base import UNLABELED, DataError
 from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.folder import Folder
+from distill.data.summary import detail_lines
 
 
 def put(root: Path, *names: str) -> None:
@@ -98,6 +99,15 @@ def test_a_class_called_train(tmp_path) -> None:
     assert source(tmp_path).classes == ("car", "train")
 
 
+def test_a_split_may_have_fewer_classes_than_train(tmp_path) -> None:
+    put(tmp_path, "train/a/1.png", "train/b/1.png", "train/c/1.png", "val/c/2.png", "test/b/3.png")
+    folder = source(tmp_path)
+    assert folder.classes == ("a", "b", "c") and list(folder.split("test").labels) == [1]
+    settings = {"size": 8, "batch_size": 2, "workers": 0}
+    lines = detail_lines(ExperimentData(DataSettings(source=Folder.Settings(root=tmp_path), **settings)))
+    assert "val has no image of 2 of 3 classes: a, b" in lines and "test has no image of 2 of 3 classes: a, c" in lines
+
+
 def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=f"data.source.root: no folder {tmp_path}/gone$"):
@@ -109,8 +119,8 @@ def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
     put(tmp_path, "two/a/1.png", "two/stray.png")
     with pytest.raises(DataError, match=r"stray\.png lies beside class folders"):
         source(tmp_path / "two")
-    put(tmp_path, "three/train/a/1.png", "three/train/b/1.png", "three/test/a/2.png")
-    with pytest.raises(DataError, match=r"only in train: b; all 2: a, b\n  only in test: none; all 1: a"):
+    put(tmp_path, "three/train/a/1.png", "three/train/b/1.png", "three/test/a/2.png", "three/test/c/3.png")
+    with pytest.raises(DataError, match=r"classes that train lacks .*\n.*: b; all 2: a, b\n.*: c; all 2: a, c"):
         source(tmp_path / "three")
     with pytest.raises(DataError, match=r"has a test folder, test: leave test_fraction at 0"):
         source(tmp_path / "three", test_fraction=0.1)
@@ -161,6 +171,7 @@ def test_bits_in_use_are_those_of_all_images(tmp_path) -> None:
     folder = source(tmp_path)
     assert folder.bits == 12 and "images of more than 8 bits are read as 12-bit" in folder.reading
     train = folder.split("train")
-    assert [train[index].image[0, 0, 0] for index in range(3)] == [300 >> 4, 255, 1000 >> 4]
+    values = [train[index].image[0, 0, 0] for index in range(3)]
+    assert values == [round(value * 65535 / 4095) for value in (300, 4095, 1000)] and train[0].image.dtype == np.uint16
     whole = source(tmp_path, bits=16).split("train")
-    assert [whole[index].image[0, 0, 0] for index in range(3)] == [1, 15, 3]
+    assert [whole[index].image[0, 0, 0] for index in range(3)] == [300, 4095, 1000]

@@ -17,7 +17,7 @@ from distill.data.experiment_data import DataSettings, ExperimentData
 from distill.data.folder import Folder
 from distill.data.inspection import inspect
 from distill.data.samples_sheet import samples_sheet
-from distill.data.summary import counts_line, detail_lines, left_out
+from distill.data.summary import counts_line, detail_lines, epoch_line
 
 
 def picture(seed: int, width: int = 12, height: int = 8) -> Image.Image:
@@ -83,7 +83,7 @@ def test_the_command(root: Path, tmp_path: Path) -> None:
         "6 training images, 2 for validation, 2 for test, 2 classes",
         f"{root}: train is train, val is val, test is test",
         "labeled training images of each class: a: 3, b: 3",
-        "each epoch leaves out 2 training images",
+        "an epoch: 2 batches of 4, with all 6 images; 2 come twice, other ones each time, to fill the last batch\n",
         "not read: 1 × .raw (not a format of Pillow; convert it to PNG or TIFF): train/b/photo.raw",
         "broken.png: not an image that can be read",
         "train: 4 of 5 images have a side below data.size 16",
@@ -127,11 +127,13 @@ def test_any_source() -> None:
     assert sheet.height > 24 * 96 and len(sheet.getcolors(1 << 20) or []) > 24
 
 
-def test_images_that_an_epoch_leaves_out() -> None:
-    assert left_out(toy(samples=41, batch_size=8)) == 1 and left_out(toy(samples=40, batch_size=8)) == 0
-    assert left_out(toy(samples=5, batch_size=8)) == 0
-    assert left_out(toy(samples=5, batch_size=8, world_size=2)) == 1
-    line = next(line for line in detail_lines(toy(samples=41, batch_size=8)) if "leaves out" in line)
-    assert line == (
-        "each epoch leaves out 1 training image, other ones every time: its last batch of 8 would be incomplete"
+def test_the_batches_of_an_epoch_are_told() -> None:
+    line = "an epoch: 6 batches of 8, with all 41 images; 7 come twice, other ones each time, to fill the last batch"
+    assert line in detail_lines(toy(samples=41, batch_size=8))
+    assert epoch_line(toy(samples=40, batch_size=8)) == "an epoch: 5 batches of 8, with all 40 images"
+    assert epoch_line(toy(samples=5, batch_size=8)) == "an epoch: 1 batch of 5, with all 5 images"
+    assert "2 batches of 4, with all 5 images; 3 come twice" in epoch_line(toy(samples=5, batch_size=8, world_size=2))
+    assert epoch_line(toy(samples=41, sampler="balanced")) == (
+        "an epoch: 6 batches of 8, every class equally often; images of small classes come several times, augmented"
+        " differently"
     )

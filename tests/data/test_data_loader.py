@@ -9,6 +9,7 @@ from toy_source import indices, toy
 
 from augment.draws import sample_key
 from distill.data.base import DataError
+from distill.data.positions import Positions
 
 
 def test_a_batch(tmp_path) -> None:
@@ -31,12 +32,47 @@ def test_an_epoch_is_a_permutation_that_changes() -> None:
     assert indices(loader) == epochs[1]
 
 
-def test_the_incomplete_batch_is_dropped_and_a_small_set_makes_a_small_one(caplog) -> None:
-    assert len(indices(toy(samples=39).train_loader())) == 32
+def test_the_last_batch_is_filled_with_samples_that_come_a_second_time() -> None:
+    """Whatever the number of epochs, two samples differ by at most one in how often they were trained on."""
+    loader = toy(samples=21).train_loader()
+    names = {sample_key(f"train/{index:03d}"): index for index in range(21)}
+    counts, fillers = [0] * 21, []
+    for _ in range(9):
+        batches = list(loader)
+        assert [len(batch.ids) for batch in batches] == [8, 8, 8]
+        assert all(len(set(indices([batch]))) == 8 for batch in batches), "no sample twice in a batch"
+        ids = torch.cat([batch.ids for batch in batches]).tolist()
+        assert len(set(ids)) == 24 and sum(id in names for id in ids) == 21, "a second copy has an id of its own"
+        assert {id for id in ids[:16] if id not in names} == set(), "they are in the last batch"
+        fillers.append({index for id, index in zip(ids, indices(batches)) if id not in names})
+        for index in indices(batches):
+            counts[index] += 1
+        assert max(counts) - min(counts) <= 1
+    assert len(set().union(*fillers)) == 21, "every sample comes a second time when its turn comes"
+
+
+def test_the_copies_of_a_sample_are_augmented_differently_and_are_found_again() -> None:
+    ops = [{"type": "ColorJitter", "brightness": [0.2, 2.0], "p": 1.0}]
+    data = toy(samples=21, loader_ops=ops)
+    *_, last = data.train_loader()
+    again = [row for row, id in enumerate(last.ids.tolist()) if id not in data.subset("train").keys]
+    assert len(again) == 3
+    copies = data.batch_of_ids(last.ids.tolist(), 0)
+    assert torch.equal(copies.images, last.images) and torch.equal(copies.ids, last.ids)
+    positions, numbers = Positions(data.subset("train").ids).locate(last.ids)
+    assert [row for row in range(8) if numbers[row] == 1] == again
+    name = data.subset("train").ids[positions[again[0]]]
+    pair = data.batch_of_ids([name, f"{name}#1"], 0)
+    assert torch.equal(pair.images[1], last.images[again[0]]) and not torch.equal(*pair.images)
+    with pytest.raises(DataError, match="no training sample has the id 'train/000#x'"):
+        data.batch_of_ids(["train/000#x"], 0)
+
+
+def test_a_small_set_makes_a_small_batch(caplog) -> None:
     small = toy(samples=5).train_loader()
     assert "only 5 training samples" in caplog.text
     assert len(small) == 1 and sorted(indices(small)) == [0, 1, 2, 3, 4]
-    assert len(toy(samples=5, world_size=2).train_loader()) == 1
+    assert len(toy(samples=5, world_size=2).train_loader()) == 2, "of four, since the ranks have equal parts"
     with pytest.raises(DataError, match=r"1 training sample\(s\) for 2 ranks"):
         toy(samples=1, world_size=2).train_loader()
 
@@ -53,9 +89,9 @@ def test_workers_change_nothing(workers: int) -> None:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("stop", [0, 1, 3, 5])
 def test_resume_repeats_none_and_misses_none(stop: int, workers: int) -> None:
-    plain = toy(samples=42).train_loader()
+    plain = toy(samples=38).train_loader()
     expected = [indices(plain) for _ in range(3)]
-    first = toy(samples=42, workers=workers).train_loader()
+    first = toy(samples=38, workers=workers).train_loader()
     assert indices(first) == expected[0]
     before = []
     for count, batch in enumerate(first, 1):
@@ -63,7 +99,7 @@ def test_resume_repeats_none_and_misses_none(stop: int, workers: int) -> None:
         if count >= max(stop, 1):
             break
     state = first.state_dict() if stop else {**first.state_dict(), "batches": 0}
-    second = toy(samples=42, workers=workers).train_loader()
+    second = toy(samples=38, workers=workers).train_loader()
     second.load_state_dict(pickle.loads(pickle.dumps(state)))
     assert len(second) == 5
     if stop < 5:

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from distill.data.base import UNLABELED, DataError
 from distill.data.digits import Digits
 from distill.data.experiment_data import DataSettings, ExperimentData
+from distill.data.folder import Folder
 from distill.data.huggingface import HuggingFace
 from distill.data.timm import Timm
 from distill.data.torchvision import TorchVision
@@ -130,9 +131,9 @@ def test_bits_in_use_of_a_table(tmp_path: Path) -> None:
     datasets.Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train-0.parquet")
     here = {"data_files": {"train": str(tmp_path / "train-*")}}
     source = HuggingFace(hf(tmp_path, **here))
-    assert source.split("train")[0].image[..., 0].tolist() == [[0, 128], [64, 255]]
+    assert source.split("train")[0].image[..., 0].tolist() == [[0, 32776], [16388, 65535]]
     whole = HuggingFace(hf(tmp_path, **here, bits=16))
-    assert whole.split("train")[0].image[..., 0].tolist() == [[0, 8], [4, 15]]
+    assert whole.split("train")[0].image[..., 0].tolist() == [[0, 2048], [1024, 4095]]
 
 
 def test_plain_columns(tmp_path: Path) -> None:
@@ -278,12 +279,32 @@ def image_folder(root: Path) -> TorchVision:
     return TorchVision(TorchVision.Settings(name="ImageFolder", root=root))
 
 
+def test_torchvision_image_folder_reads_what_the_folder_source_reads(tmp_path: Path) -> None:
+    """All formats, EXIF orientation and 16 bits; what is no image is counted."""
+    put(tmp_path, "a/1.png", "a/2.jfif", "a/3.avif", "b/4.qoi", "b/5.gif")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "b/6.png", exif=exif)
+    Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(tmp_path / "b/7.png")
+    (tmp_path / "b/8.txt").write_text("no image")
+    np.save(tmp_path / "b/9.npy", np.zeros((4, 4)))
+    source, own = image_folder(tmp_path), Folder(Folder.Settings(root=tmp_path))
+    train, expected = source.split("train"), own.split("train")
+    assert source.bits == own.bits == 10 and source.depth == 16 and len(train) == len(expected) == 7
+    for index in range(7):
+        assert np.array_equal(train[index].image, expected[index].image)
+    assert {str(each) for each in source.skipped} == {
+        "1 × .txt (not an image): b/8.txt",
+        "1 × an array beside image files: b/9.npy",
+    }
+
+
 def test_torchvision_image_folder(tmp_path: Path) -> None:
     put(tmp_path / "one", "a/1.png", "b/2.png", "b/._2.png", "b/3.jp2")
     (tmp_path / "one/a/up").symlink_to("..")
     source = image_folder(tmp_path / "one")
-    assert source.classes == ("a", "b") and list(source.split("train").labels) == [0, 1]
-    assert {each.reason for each in source.skipped} >= {"hidden", "link to a folder that is read already"}
+    assert source.classes == ("a", "b") and list(source.split("train").labels) == [0, 1, 1]
+    assert {each.reason for each in source.skipped} == {"hidden", "link to a folder that is read already"}
     put(tmp_path / "two", *[f"{split}/{label}/1.png" for split in ("Training", "Testing") for label in "ab"])
     with pytest.raises(DataError, match=r"each folder for a class, but train is Training.*source \{type: folder"):
         image_folder(tmp_path / "two")

@@ -38,8 +38,8 @@ def accumulating(output: Path, accumulate: int = 2, **changes: Any) -> Any:
 
 
 def test_two_batches_are_as_good_as_one_of_twice_the_size(tmp_path: Path) -> None:
-    large = student_fit(experiment(tmp_path, data={"batch_size": 22}, objectives=TERMS), tmp_path / "large")
-    small = student_fit(accumulating(tmp_path, data={"batch_size": 11}, objectives=TERMS), tmp_path / "small")
+    large = student_fit(experiment(tmp_path, data={"batch_size": 18}, objectives=TERMS), tmp_path / "large")
+    small = student_fit(accumulating(tmp_path, data={"batch_size": 9}, objectives=TERMS), tmp_path / "small")
     assert small.summary and large.summary and small.summary.steps == large.summary.steps == 4
     assert len(small.seen) == 2 * len(large.seen)
     for name, weight in large.weights.items():
@@ -48,8 +48,8 @@ def test_two_batches_are_as_good_as_one_of_twice_the_size(tmp_path: Path) -> Non
 
 def test_fewer_batches_at_the_end_of_an_epoch_are_averaged_too(tmp_path: Path) -> None:
     """All of an epoch is one batch of the five that an update may have."""
-    plain = experiment(tmp_path, data={"batch_size": 44}, objectives=TERMS)
-    one_of_five = accumulating(tmp_path, 5, data={"batch_size": 44}, objectives=TERMS)
+    plain = experiment(tmp_path, data={"batch_size": 36}, objectives=TERMS)
+    one_of_five = accumulating(tmp_path, 5, data={"batch_size": 36}, objectives=TERMS)
     expected = student_fit(plain, tmp_path / "plain").weights
     for name, weight in student_fit(one_of_five, tmp_path / "accumulated").weights.items():
         torch.testing.assert_close(weight, expected[name], rtol=1e-3, atol=1e-5)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_training import STEPS, Made, Watched, all_views, experiment, noting_views, raising, student_fit
+from toy_training import SIZES, STEPS, Made, Watched, all_views, experiment, noting_views, raising, student_fit
 
 import distill
 from augment.views import Views
@@ -109,7 +109,7 @@ def test_any_number_of_workers_gives_the_same_views(tmp_path: Path) -> None:
         loader = data_of(plain).train_loader()
         epochs.append([(at, batch.ids.tolist(), augment(*batch[::2], at)) for at in (0, 1) for batch in loader])
         loader.close()
-    assert len(epochs[0]) == len(epochs[1]) == 2 * (44 // 4)
+    assert len(epochs[0]) == len(epochs[1]) == 2 * (SIZES["train"] // 4)
     for (epoch, ids, alone), (other_epoch, other_ids, by_workers) in zip(*epochs):
         assert (epoch, ids) == (other_epoch, other_ids)
         assert_same(alone, by_workers)

@@ -14,7 +14,9 @@ import torch
 from rich.console import Console
 from toy_training import experiment, network
 
+from augment.draws import copy_key
 from distill.commands.cache import fill_cache
+from distill.data.order import Order, Repeats
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import CacheSettings
 from distill.objectives.kd import KD
@@ -53,6 +55,28 @@ def logits(cache: TeacherCache, ids: torch.Tensor, epoch: int) -> torch.Tensor:
     values = cache.features(rows, torch.device("cpu"))[0][0].logits
     assert values is not None
     return values
+
+
+def test_copies_of_a_sample_have_rows_of_their_own(tmp_path: Path) -> None:
+    """Two of six samples come twice in an epoch of two batches of four; a fit with other batches shares the rest."""
+    keys = batch(*range(6)).numpy()
+    order = Order(6, 0, 4)
+    options = {"repeats": Repeats(order, keys)}
+    cache = open_cache(tmp_path, **options)
+    assert cache.size == 16 * (2 * 8 + 8)
+    ids = torch.from_numpy(copy_key(keys[order(1)], order.copies(1)))
+    for number, part in enumerate(ids.split(4)):
+        cache.keep(cache.find(part, 1), outputs(*range(10 * number, 10 * number + 4)))
+    again = pickle.loads(pickle.dumps(open_cache(tmp_path, **options)))
+    assert logits(again, ids, 1)[:, 0].tolist() == [0, 1, 2, 3, 10, 11, 12, 13]
+    assert not again.find(ids, 0).there.any() and (tmp_path / again.folder / "repeats-2").stat().st_size == 4 * 24
+    alone = open_cache(tmp_path)
+    known = alone.find(ids, 1).there
+    assert known.tolist() == (order.copies(1) == 0).tolist() and alone.folder == cache.folder
+    alone.keep(alone.find(ids, 1), outputs(*range(8)))
+    assert alone.find(ids, 1).there.tolist() == known.tolist(), "there is no space for a copy that it does not expect"
+    with pytest.raises(ValueError, match="1 of 1 samples are not in the training split"):
+        alone.find(torch.tensor([5]), 0)
 
 
 def test_two_at_once_and_more_epochs(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_a_run_without_labels(tmp_path: Path, start: StartRun) -> None:
     assert run.wait() == 0, run.output.read_text()
     summary = json.loads((run.folder / "results.json").read_text())["summary"]
     assert [row["name"] for row in summary["rows"]] == ["student", "teacher"]
-    counts = f"44 training images, none of them labeled, {SIZES['val']} for validation, {SIZES['test']} for test"
+    counts = "{train} training images, none of them labeled, {val} for validation, {test} for test".format(**SIZES)
     assert counts in run.output.read_text()
     student = summary["rows"][0]
     assert student["accuracy"] is None and (student["agreement"] * SIZES["test"]) % 1 == pytest.approx(0, abs=1e-5)
