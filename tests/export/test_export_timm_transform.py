@@ -128,3 +128,18 @@ def test_images_that_timms_transform_cannot_read_are_prepared_by_the_cards_code(
             f"timm's transform cannot read images of {channels} channels"
         )
         assert apart.results[0].name == "timm's transform, channel by channel, mean difference from evaluation / 255"
+
+
+    assert transform_difference(exported.model_copy(update={"input_size": (5, 32, 32)}), canvas, [four]) is None
+
+
+def test_sixteen_bits_which_timms_transform_does_not_take():
+    """It gets their highest 8 bits: half a level less on average. timm's loader would cut gray ones off at 255."""
+    deep = [np.random.default_rng(0).integers(0, 65536, (70, 90, 3)).astype(np.uint16)]
+    _, exported = about((64, 64), "squash", "zero", (1.0, 1.0, 1.0))
+    apart = transform_difference(exported, Canvas.of_input((64, 64), MEANS["zero"], "squash", depth=16), deep)
+    assert apart is not None and 0.1 < apart.mean < 0.7 and not apart.is_rounding
+    assert str(apart).endswith("since it takes pictures of 8 bits and evaluation keeps 16")
+    buffer = io.BytesIO()
+    Image.fromarray(deep[0][..., 0]).save(buffer, "PNG")
+    assert np.asarray(Image.open(buffer).convert("RGB")).min() == 255
