@@ -14,7 +14,7 @@ from augment.draws import copy_key
 from augment.dual import DualAugment
 from augment.placement import to_device
 from distill.commands.runs import ready_teacher
-from distill.data.order import BatchRequest, EpochSampler
+from distill.data.samplers import BatchRequest, EpochSampler
 from distill.experiments.distillation import DistillationExperiment
 from distill.models.network import create_network
 from distill.run.context import RunContext, open_context

@@ -14,13 +14,15 @@ import torch
 from augment.draws import copy_key, sample_key
 from augment.loader import LoaderOps
 from augment.views import InputSpec
+from distill.data.balanced_order import BalancedOrder
 from distill.data.base import UNLABELED, DataError, Samples, Source, Split
 from distill.data.canvas import Canvas
 from distill.data.loader import Loader, TrainLoader
-from distill.data.order import BalancedOrder, BatchRequest, Order, PickedOrder, SequentialSampler
+from distill.data.order import Order, PickedOrder
 from distill.data.positions import Positions
 from distill.data.reader import Batch, BatchReader
 from distill.data.resident import Resident, ResidentReader
+from distill.data.samplers import BatchRequest, SequentialSampler
 from distill.data.settings import DataSettings
 from distill.data.split import Subset, full_split, held_out, label_budget
 

@@ -17,8 +17,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from distill.data.base import DataError
-from distill.data.order import BatchRequest, BatchRequests, EpochSampler
 from distill.data.reader import Batch, BatchReader, BatchResult
+from distill.data.samplers import BatchRequest, BatchRequests, EpochSampler
 
 logger = logging.getLogger(__name__)
 CHECK_SECONDS = 2.0
@@ -165,7 +165,7 @@ class TrainLoader(Loader):
     """Shuffled batches, one epoch for each ``iter``; after a finished epoch the next one, also without ``set_epoch``.
 
     Resumable between any two batches (``state_dict``, ``load_state_dict``: Lightning's protocol of stateful loaders).
-    See :class:`distill.data.order.Order` and :class:`distill.data.order.EpochSampler`.
+    See :class:`distill.data.order.Order` and :class:`distill.data.samplers.EpochSampler`.
 
     Args:
         reader: reads a batch, in a worker; its order has whole batches.

@@ -21,7 +21,8 @@ from augment.loader import LoaderOps
 from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Canvas
-from distill.data.order import BatchRequest, Order, Repeats
+from distill.data.order import Order, Repeats
+from distill.data.samplers import BatchRequest
 from distill.data.split import Subset
 
 if TYPE_CHECKING:  # the evaluation's workers need no operations

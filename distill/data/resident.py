@@ -19,8 +19,9 @@ from augment.draws import copy_key, sample_key
 from distill.data.base import DataError, Samples, Split
 from distill.data.canvas import Canvas
 from distill.data.loader import Loader
-from distill.data.order import BatchRequest, Order, SequentialSampler
+from distill.data.order import Order
 from distill.data.reader import Batch, BatchReader, BatchResult
+from distill.data.samplers import BatchRequest, SequentialSampler
 from distill.data.settings import DataSettings
 from distill.data.split import Subset
 from distill.machine import free_memory

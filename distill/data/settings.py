@@ -23,8 +23,8 @@ class DataSettings(Settings):
         3,
         ge=1,
         le=MAX_CHANNELS,
-        description="channels of the images: 1 gray, 3 RGB, 4 RGBA or the bands of a TIFF; more from TIFFs, .npy arrays,"
-        " arrays in Parquet or a source of your own. The networks take as many (in_chans)",
+        description="channels of the images: 1 gray, 3 RGB, 4 RGBA or the bands of a TIFF; more from TIFFs, .npy"
+        " arrays, arrays in Parquet or a source of your own. The networks take as many (in_chans)",
     )
     depth: Literal[8, 16] | None = Field(
         None,

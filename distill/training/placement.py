@@ -14,7 +14,7 @@ from rich.console import Console
 from augment.dual import DualAugment
 from augment.placement import LoaderViews, to_device
 from distill.data.loader import TrainLoader
-from distill.data.order import SequentialSampler
+from distill.data.samplers import SequentialSampler
 from distill.files import write_atomic
 from distill.training.teacher_cache import TeacherCache
 

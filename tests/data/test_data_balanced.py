@@ -7,8 +7,8 @@ import pytest
 import torch
 from toy_source import indices, toy
 
+from distill.data.balanced_order import BalancedOrder
 from distill.data.base import UNLABELED, DataError
-from distill.data.order import BalancedOrder
 from distill.data.positions import Positions
 
 # 40 samples: 30 of class 0, 7 of class 1, 3 of class 2.
