@@ -26,14 +26,13 @@ from PIL import Image
 
 from distill.data.arrays import as_image, is_tiff, oriented, read_npy, read_tiff
 from distill.data.base import DataError
+from distill.data.deep_pixels import deep_pixels, few_bands, gray_values, orientation_of, transparent_alpha
 from distill.data.depth import (
     color_values,
     declared_bits,
     eight_bits,
     four_bands,
-    full_scale,
     is_wide,
-    is_wide_color,
     widened,
 )
 from distill.data.formats import extension_of, extensions, formats_of, is_array, unreadable_because
@@ -43,10 +42,6 @@ PIXEL_LIMIT = 50_000_000
 MAX_PIXEL_LIMIT = 2 * 89_478_485
 """Pillow raises an error for larger images."""
 BACKGROUND = (255, 255, 255)
-
-_ORIENTATION_TAG = 0x0112
-_LUMA = (19595, 38470, 7471)
-"""Pillow's weights of red, green and blue, of 65536 (ITU-R 601)."""
 
 
 def decode(
@@ -125,18 +120,18 @@ def _array(image: Image.Image, name: str, pixel_limit: int, bits: int | None, ch
     wide = is_wide(image)
     bits = bits or declared_bits(image)
     if wide and depth == 16:
-        return _deep(image, name, bits, channels)
+        return deep_pixels(image, name, bits, channels)
     values = color_values(image) if wide and bits < 16 else None  # before load(), which keeps 8 bits of each
     bands = four_bands(image) if channels == 4 else None
     image.load()
-    orientation = _orientation(image)  # after load(), which rotates a TIFF and removes its tag
+    orientation = orientation_of(image)  # after load(), which rotates a TIFF and removes its tag
     if bands is not None:
         image = Image.fromarray(bands if bands.dtype == np.uint8 else eight_bits(bands, bits))
     elif values is not None:
         image = Image.fromarray(eight_bits(values, bits))
     elif wide and image.mode.startswith("I"):
-        gray = eight_bits(_gray(image, name), bits)
-        alpha = _alpha(image)
+        gray = eight_bits(gray_values(image, name), bits)
+        alpha = transparent_alpha(image)
         image = Image.fromarray(gray)
         if alpha is not None:
             image = Image.merge("LA", (image, Image.fromarray(alpha)))
@@ -144,42 +139,6 @@ def _array(image: Image.Image, name: str, pixel_limit: int, bits: int | None, ch
         raise DataError(f"{name}: 32-bit pixels (mode {image.mode}) have no defined range; store 8 or 16 bits")
     pixels = oriented(np.array(_with_bands(image, channels, name)), orientation)
     return widened(pixels[:, :, None] if channels == 1 else pixels, depth)
-
-
-def _deep(image: Image.Image, name: str, bits: int, channels: int) -> np.ndarray:
-    """uint16 [H, W, channels] of an image of more than 8 bits, not loaded yet."""
-    values = color_values(image)
-    if values is None and is_wide_color(image):
-        raise DataError(f"{name}: its 16-bit colors cannot be decoded; store it as a plain PNG or TIFF")
-    image.load()
-    orientation = _orientation(image)
-    if values is None:
-        values, alpha = _gray(image, name)[:, :, None], _alpha(image)
-        if alpha is not None:
-            values = np.concatenate([values.astype(np.uint16), widened(alpha, 16)[:, :, None]], 2)
-    pixels = full_scale(values, bits)
-    if pixels.shape[2] == 4 and channels != 4 and image.mode == "RGB":
-        pixels = pixels[:, :, :3]  # the fourth band is not alpha
-    return oriented(_with_deep_bands(pixels, channels, name), orientation)
-
-
-def _with_deep_bands(pixels: np.ndarray, channels: int, name: str) -> np.ndarray:
-    """:func:`_with_bands` of uint16 [H, W, 1 to 4]: gray, gray and alpha, RGB, or RGB and a fourth band."""
-    bands = pixels.shape[2]
-    color, alpha = (pixels[:, :, :-1], pixels[:, :, -1:]) if bands in (2, 4) else (pixels, None)
-    if channels in (1, 3) and alpha is not None:
-        opaque = alpha / 65535
-        color = np.rint(color * opaque + 65535 * (1 - opaque)).astype(np.uint16)
-    if channels in (1, 2) and color.shape[2] == 3:
-        luma = (color.astype(np.uint32) * np.array(_LUMA, np.uint32)).sum(2, dtype=np.uint32)
-        color = ((luma + 0x8000) >> 16).astype(np.uint16)[:, :, None]
-    if channels in (3, 4) and color.shape[2] == 1:
-        color = np.repeat(color, 3, 2)
-    if channels in (1, 3):
-        return color
-    if channels in (2, 4):
-        return np.concatenate([color, np.full_like(color[:, :, :1], 65535) if alpha is None else alpha], 2)
-    raise _few_bands(name, channels, f"{bands} of 16 bits")
 
 
 def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
@@ -195,32 +154,4 @@ def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
         return image.convert("RGBA").convert("LA")
     if channels == 4:
         return image.convert("RGBA")
-    raise _few_bands(name, channels, f"{len(image.getbands())} ({image.mode})")
-
-
-def _few_bands(name: str, channels: int, bands: str) -> DataError:
-    return DataError(
-        f"{name}: data.channels is {channels}, and the file has {bands}; more than four channels come from TIFFs with"
-        " as many bands, .npy arrays, arrays in Parquet or a source of your own"
-    )
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # the EXIF block is broken; the pixels may still be valid
-        return 1
-
-
-def _gray(image: Image.Image, name: str) -> np.ndarray:
-    """The values of a gray image of 16 bits."""
-    values = np.asarray(image)
-    if values.min() < 0 or values.max() > 65535:
-        raise DataError(f"{name}: values from {values.min()} to {values.max()} have no defined range; store 0 to 65535")
-    return values
-
-
-def _alpha(image: Image.Image) -> np.ndarray | None:
-    """uint8, 0 where a gray image has its transparent value; None if it has none."""
-    transparent = image.info.get("transparency")
-    return None if transparent is None else np.where(np.asarray(image) == transparent, 0, 255).astype(np.uint8)
+    raise few_bands(name, channels, f"{len(image.getbands())} ({image.mode})")

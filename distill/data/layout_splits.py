@@ -64,7 +64,19 @@ class SplitFolders:
         return "train" in meant and len(meant) > 1
 
     def named(self, base: str, names: list[str], meant: dict[str, Split]) -> dict[Split, str] | None:
-        """Split → folder; None if the folders are classes in spite of their names."""
+        """The folders of the splits, by their names.
+
+        Args:
+            base: the folder that holds them.
+            names: of all folders in it.
+            meant: name → split, for those that are named like one.
+
+        Returns:
+            Split → folder; None if the folders are classes in spite of their names.
+
+        Raises:
+            DataError: there are two readings.
+        """
         by_split = {split: [name for name in names if meant.get(name) == split] for split in SPLITS}
         by_split = {split: same for split, same in by_split.items() if same}
         others = [name for name in names if name not in meant]

@@ -55,7 +55,11 @@ class TransformDifference:
     @property
     def note(self) -> str:
         """What a user of the merged folder has to know; empty if timm's transform makes evaluation's images."""
-        return "" if self.is_rounding and not self.channelwise else f"{self}; prepare images as the export's card says"
+        if self.is_rounding and not self.channelwise:
+            return ""
+        if self.depth == 16 and not self.channelwise:
+            return f"{self}; give it the highest 8 of the bits in use"
+        return f"{self}; prepare images as the export's card says"
 
     def __str__(self) -> str:
         apart = (

@@ -136,7 +136,8 @@ def test_sixteen_bits_which_timms_transform_does_not_take():
     _, exported = about((64, 64), "squash", "zero", (1.0, 1.0, 1.0))
     apart = transform_difference(exported, Canvas.of_input((64, 64), MEANS["zero"], "squash", depth=16), deep)
     assert apart is not None and 0.1 < apart.mean < 0.7 and not apart.is_rounding
-    assert str(apart).endswith("since it takes pictures of 8 bits and evaluation keeps 16")
+    cause = "since it takes pictures of 8 bits and evaluation keeps 16"
+    assert str(apart).endswith(cause) and apart.note.endswith(f"{cause}; give it the highest 8 of the bits in use")
     buffer = io.BytesIO()
     Image.fromarray(deep[0][..., 0]).save(buffer, "PNG")
     assert np.asarray(Image.open(buffer).convert("RGB")).min() == 255
