@@ -60,6 +60,7 @@ class SplitFolders:
         return base
 
     def holds_splits(self, path: str) -> bool:
+        """Whether a folder holds train and another split."""
         meant = set(splits_of(self.tree.subfolders(path)).values())
         return "train" in meant and len(meant) > 1
 
