@@ -204,8 +204,8 @@ def _names(data: ExperimentData, ids: Tensor) -> list[str]:
     """The names of the training samples with these int64 ids, ``NAME#1`` for a repetition; empty if unknown."""
     subset = data.subset("train")
     samples, copies = Positions(subset.ids).locate(ids.cpu())
-    found = zip(samples.tolist(), copies.tolist())
-    return [subset.ids[sample] + f"#{copy}" * (copy > 0) if sample >= 0 else "" for sample, copy in found]
+    located = zip(samples.tolist(), copies.tolist())
+    return [subset.ids[sample] + f"#{copy}" * (copy > 0) if sample >= 0 else "" for sample, copy in located]
 
 
 def _strips(view_batch: ViewBatch, image: Tensor, draws: int = 128) -> dict[str, list[Strip]]:
