@@ -65,10 +65,11 @@ class _Plan:
         """The stages of one task."""
         experiment, task = self.experiment, self.tasks[number]
         made: list[Stage] = []
-        features = ExtractFeatures(f"{task.name}/features", task, experiment.student.network)
-        self.features.append(features)
-        made.append(features)
-        if experiment.heads:
+        if experiment.heads or experiment.inference or experiment.controls.heads:
+            features = ExtractFeatures(f"{task.name}/features", task, experiment.student.network)
+            self.features.append(features)
+            made.append(features)
+        if experiment.heads or experiment.inference:
             made.append(self._heads(self.heads, f"{task.name}/heads", self.features))
         strategy = experiment.strategy
         assert strategy.component is not None and issubclass(strategy.component, Strategy)
