@@ -15,6 +15,7 @@ from augment.views import InputSpec
 
 Policy = Literal["identical", "independent", "shared_geometry", "weak_teacher", "both_to_both", "multicrop"]
 Placement = Literal["auto", "device", "loader"]
+PairKind = Literal["all", "same", "cross"]
 Scale = tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]]
 
 _RESIZED_CROP = "RandomResizedCrop"
@@ -144,7 +145,9 @@ class AugmentSettings(Settings):
         return self
 
     def alone(self, length: float = 1.0) -> AugmentSettings:
-        """The same settings without a teacher's view, for a network that is trained without a teacher.
+        """The same settings without a teacher's view, for a student that is trained without a teacher.
+
+        Under both_to_both the student sees a view by either recipe with a teacher, and so it does without one.
 
         Args:
             length: epochs of its training over epochs of the training with a teacher; a ramp is scaled with it.
@@ -153,7 +156,13 @@ class AugmentSettings(Settings):
             The settings.
         """
         ramp = self.ramp and self.ramp.model_copy(update={"epochs": self.ramp.epochs * length})
+        if self.policy == "both_to_both":
+            return self.model_copy(update={"ramp": ramp})
         return self.model_copy(update={"policy": "identical", "teacher": None, "ramp": ramp})
+
+    def one_view(self) -> AugmentSettings:
+        """The same settings with a single view, by the student's recipe."""
+        return self.model_copy(update={"policy": "identical", "teacher": None})
 
     def teacher_recipe(self) -> list[Op]:
         """The operations of the teacher's view, with the policy's default filled in."""
@@ -200,6 +209,22 @@ class ViewPlan:
     teacher: tuple[ViewSpec, ...]
     student: tuple[ViewSpec, ...]
     pairs: tuple[tuple[int, int], ...] = ((0, 0),)
+
+    def pairs_of(self, kind: PairKind) -> tuple[tuple[int, int], ...]:
+        """The (teacher's view, student's view) pairs of a kind.
+
+        Args:
+            kind: ``all``: those of the policy; ``cross``: those of them whose views differ; ``same``: one view for
+                both, whether the policy has that pair or not.
+
+        Returns:
+            The pairs, maybe none.
+        """
+        if kind == "all":
+            return self.pairs
+        if kind == "cross":
+            return tuple((t, s) for t, s in self.pairs if self.teacher[t] != self.student[s])
+        return tuple((t, self.student.index(view)) for t, view in enumerate(self.teacher) if view in self.student)
 
 
 def plan_views(settings: AugmentSettings, student: InputSpec) -> ViewPlan:

@@ -135,6 +135,9 @@ def augment_of(experiment: DistillationExperiment) -> DualAugment:
 
 
 def inputs_of(experiment: DistillationExperiment) -> tuple[list[InputSpec], InputSpec]:
-    """The input sizes and normalizations of the teacher's networks, and of the student."""
-    teachers = [make_network(n).input for n in experiment.teacher.networks] if experiment.teacher else []
-    return teachers, create_network(experiment.student.network).input
+    """The input sizes and normalizations of the teacher's networks, the momentum network's last, and of the student."""
+    student = create_network(experiment.student.network).input
+    if experiment.teacher is None:
+        return [], student
+    teachers = [make_network(network).input for network in experiment.teacher.frozen]
+    return teachers + [student] * (experiment.teacher.momentum is not None), student

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 
@@ -52,15 +52,21 @@ class UnboundObjective(nn.Module):
         """
         if self.objective is None:
             shapes = None if teacher is None else _shapes(teacher)
-            objective = _component(self.settings)(self.settings, _shapes(student), shapes)
+            cls = _component(self.settings)
+            if cls.reads_views:
+                self._refuse()
+            objective = cls(self.settings, _shapes(student), shapes)
             if any(True for _ in objective.parameters()) or objective.needs_index:
-                raise UserError(
-                    f"{self.settings.type} has parameters or a memory bank, so it must be built before the "
-                    f"optimizer: create_objective({self.settings.type!r}, student=student, teacher=teacher)"
-                )
+                self._refuse()
             self.objective = objective.to(batch.labels.device)
         loss: Tensor = self.objective(student, teacher, batch)
         return loss
+
+    def _refuse(self) -> NoReturn:
+        raise UserError(
+            f"{self.settings.type} has parameters or a memory bank, so it must be built before the "
+            f"optimizer: create_objective({self.settings.type!r}, student=student, teacher=teacher)"
+        )
 
 
 def create_objective(
@@ -79,7 +85,7 @@ def create_objective(
         student: the student, or its ``shapes``; None: taken from the first batch, for objectives without
             projectors.
         teacher: the teacher, of one network, or its ``shapes``. Needed together with ``student`` by objectives that
-            read a teacher.
+            read a teacher; not by those that read the momentum network, whose outputs are like the student's.
         settings: of the objective, such as ``temperature``; ``distill objectives`` lists them.
 
     Returns:
@@ -106,14 +112,14 @@ def create_objective(
         return UnboundObjective(own)
     if isinstance(teacher, Teacher) and len(teacher.shapes) != 1:
         raise UserError(f"{own.type} reads one network; create one objective for each: teacher=teacher.shapes[n]")
-    for name, network in (("student", student), ("teacher", teacher if cls.reads_teacher else None)):
+    reads = cls.reads_frozen()
+    for name, network in (("student", student), ("teacher", teacher if reads else None)):
         check_needs(name, own.type, network, cls.needs - ({"token"} if name == "teacher" else set()))
+    student_shapes = student.shapes if isinstance(student, Student) else student
     teacher_shapes = teacher.shapes[0] if isinstance(teacher, Teacher) else teacher
-    return cls(
-        own,
-        student.shapes if isinstance(student, Student) else student,
-        teacher_shapes if cls.reads_teacher else None,
-    )
+    if cls.reads_momentum:
+        teacher_shapes = student_shapes
+    return cls(own, student_shapes, teacher_shapes if cls.reads_teacher else None)
 
 
 def objective_settings(value: ObjectiveLike, caller: str, more: Mapping[str, Any] | None = None) -> Objective.Settings:

@@ -27,6 +27,7 @@ def create_step(
     steps_per_epoch: int,
     epochs: int = 1,
     train: tuple[Sequence[str], Tensor] | None = None,
+    momentum: tuple[float, float] | None = None,
 ) -> DistillationStep:
     """The training step without loop and optimizer: ``step(images, ids, labels, epoch=…, step=…) → loss and terms``.
 
@@ -40,6 +41,9 @@ def create_step(
         epochs: number of epochs of the whole training, for the schedules.
         train: names and labels [N] of the training samples, for objectives with a memory bank; the ids of a batch are
             then :func:`augment.draws.sample_key` of the names.
+        momentum: decay of the momentum network at the start and at the end, such as ``(0.99, 1.0)``, for objectives
+            that read it (``byol``, ``moco``). Then ``augment`` makes views for it, as for a last network of the
+            teacher: ``create_augment("both_to_both", student=student, teacher=[..., student.input])``.
 
     Returns:
         A module on the CPU whose trainable parameters are those of the student and of the objectives.
@@ -60,11 +64,11 @@ def create_step(
         if cls.needs_index and train is None:  # type: ignore[union-attr]
             raise ValueError(f"{own.type} has a memory bank of the training samples: give train=(names, labels)")
         check_needs("student", own.type, student, cls.needs)  # type: ignore[union-attr]
-        if cls.reads_teacher:  # type: ignore[union-attr]
+        if cls.reads_frozen():  # type: ignore[union-attr]
             if teacher is None:
                 raise ValueError(f"{own.type} reads a teacher, and there is none")
             check_needs("teacher", own.type, teacher, cls.needs - {"token"})  # type: ignore[union-attr]
     shapes, maps = (teacher.shapes, teacher.maps) if teacher is not None else ([], None)
     terms = build_terms(settings, student.shapes, shapes, maps)
     training = TrainingSettings(epochs=epochs)
-    return DistillationStep(student, teacher, terms, augment, training, steps_per_epoch, train)
+    return DistillationStep(student, teacher, terms, augment, training, steps_per_epoch, train, momentum=momentum)

@@ -24,7 +24,8 @@ def objective_types() -> RenderableType:
     for name, settings in Registry("distill.objectives", "Objective").known().items():
         cls = settings.component
         assert cls is not None and issubclass(cls, Objective)
-        reads = sorted(cls.needs) + ([] if cls.reads_teacher else ["no teacher"])
+        teacher = ["momentum"] if cls.reads_momentum else [] if cls.reads_teacher else ["no teacher"]
+        reads = sorted(cls.needs) + teacher
         table.add_row(name, _about(cls, settings, common, cls.paper), "\n".join(reads))
     note = "\nEach also has a weight, and a schedule {start, warmup, final, until} in epochs."
     return Group(table, Text(note, style="dim"))

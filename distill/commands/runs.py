@@ -96,11 +96,11 @@ def score_views(
     Raises:
         StageError: the config has no teacher, or its teacher is not fitted yet.
     """
-    if experiment.teacher is None:
+    if experiment.teacher is None or not experiment.teacher.frozen:
         raise StageError("there is no teacher in this config; add teacher.networks")
     with open_context(experiment, console) as context:
         networks = ready_teacher(experiment, context).networks
-        weights = [network.weight for network in experiment.teacher.networks]
+        weights = [network.weight for network in experiment.teacher.frozen]
         maps = label_maps(experiment.teacher, networks, context.data.classes)
         teacher = Teacher(list(networks), weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
         options = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}

@@ -83,7 +83,7 @@ def candidates(settings: AugmentSettings) -> dict[str, AugmentSettings | None]:
 
     Each is a chain that teacher and student would both see; None is no augmentation.
     """
-    own = settings.alone()
+    own = settings.one_view()
     pipelines: dict[str, AugmentSettings | None] = {PLAIN: None, CONFIG: own}
     for n, op in enumerate(own.student):
         again = sum(other.type == op.type for other in own.student[:n])

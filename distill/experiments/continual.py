@@ -68,7 +68,7 @@ class ContinualExperiment(StudentExperiment):
             return []
         from distill.stages.pretrained_teacher import PretrainedTeacher
 
-        others = tuple(network for network in self.teacher.networks if not network.is_previous)
+        others = tuple(network for network in self.teacher.frozen if not network.is_previous)
         return [PretrainedTeacher("teacher", self.teacher.model_copy(update={"networks": others}))] if others else []
 
     @model_validator(mode="after")
@@ -92,7 +92,7 @@ class ContinualExperiment(StudentExperiment):
         if self.strategy.component.heads_on_student:  # type: ignore[union-attr]
             text = f"strategy {self.strategy.type} trains no student after the first task, which has no previous model"
             raise error_at(key, text)
-        readers = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
+        readers = [o.type for o in self.objectives if o.component.reads_frozen()]  # type: ignore[union-attr]
         if len(networks) == 1 and len(readers) == len(self.objectives):
             text = f"{', '.join(readers)} read the previous model, which the first task lacks; add one such as ce"
             raise error_at("objectives", text)

@@ -59,14 +59,15 @@ class DistillationExperiment(StudentExperiment):
         controls: list[Any] = []
         if self.controls.linear_probe:
             controls.append(FitLinearProbe("linear-probe", self.student.network))
-        if self.controls.labels_only and self.teacher is not None:
+        if self.controls.labels_only and self.teacher is not None and self.teacher.frozen:
             parts = (self.student, self.augment, self.training, self.objectives)
             controls.append(LabelsOnly("labels-only", *parts, like=student.output))
         models = tuple(stage.output for stage in (*controls, student))
         test = Evaluate("test", models=models, student=student.output)
         export = ExportStudent("export", self.export, student.output, test.output)
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate)
+        momentum = self.teacher is not None and self.teacher.momentum is not None
+        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate, momentum)
         return [*teachers, student, *controls, test, export, verify, preview, WriteReport("report")]
 
 

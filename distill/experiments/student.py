@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
-from augment.policy import AugmentSettings
+from augment.policy import AugmentSettings, plan_views
+from augment.views import InputSpec
 from distill.experiments.base import Experiment
-from distill.models.settings import PREVIOUS, NetworkSettings, StudentSettings, TeacherSettings
+from distill.models.settings import OF_STUDENT, NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
 
 if TYPE_CHECKING:  # these import torch
@@ -35,7 +36,9 @@ class StudentExperiment(Experiment):
 
     has_tasks: ClassVar[bool] = False
     augment: AugmentSettings = AugmentSettings()
-    teacher: TeacherSettings | None = Field(None, description="none: the student is trained on labels alone")
+    teacher: TeacherSettings | None = Field(
+        None, description="none: the student is trained on labels alone, or self-supervised"
+    )
     fit_teacher: FitTeacherSettings | None = Field(
         None, description="first train the teacher, once for all runs with equal settings"
     )
@@ -43,8 +46,8 @@ class StudentExperiment(Experiment):
     objectives: tuple[AnyObjective, ...] = Field(min_length=1)
 
     def plan_teacher(self) -> list[Stage[TeacherNetworks]]:
-        """The stages that make the teacher's networks; some commands run only these."""
-        if self.teacher is None:
+        """The stages that make the teacher's frozen networks; some commands run only these."""
+        if self.teacher is None or not self.teacher.frozen:
             return []
         if self.fit_teacher is None:
             from distill.stages.pretrained_teacher import PretrainedTeacher
@@ -52,8 +55,8 @@ class StudentExperiment(Experiment):
             return [PretrainedTeacher("teacher", self.teacher)]
         from distill.stages.fit_teacher import FitTeacher
 
-        augment = self.fit_teacher.augment or self.augment.alone().model_copy(update={"mix": None, "ramp": None})
-        networks = self.teacher.networks
+        augment = self.fit_teacher.augment or self.augment.one_view().model_copy(update={"mix": None, "ramp": None})
+        networks = self.teacher.frozen
         names = ["teacher"] if len(networks) == 1 else [f"teacher-{number}" for number in range(len(networks))]
         return [FitTeacher(name, network, self.fit_teacher, augment) for name, network in zip(names, networks)]
 
@@ -72,18 +75,22 @@ class StudentExperiment(Experiment):
         if is_deferred(info, "classes"):
             return self
         self._check_previous()
-        reading = [o.type for o in self.objectives if o.component.reads_teacher]  # type: ignore[union-attr]
-        if reading and self.teacher is None:
+        reading = [o.type for o in self.objectives if o.component.reads_frozen()]  # type: ignore[union-attr]
+        frozen = self.teacher.frozen if self.teacher is not None else ()
+        if reading and not frozen:
             raise error_at(
                 "objectives", f"{', '.join(reading)} need a teacher, and there is none; add teacher.networks"
             )
-        if self.teacher is not None and not reading:
+        if frozen and not reading:
             raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
+        self._check_momentum()
+        if not is_deferred(info, "operations"):
+            self._check_views()
         unweighable = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]
         if self.fit_teacher is not None:
             self.fit_teacher.check()
         if self.training.curriculum is not None:
-            self.training.curriculum.check([o.type for o in unweighable], self.teacher is not None)
+            self.training.curriculum.check([o.type for o in unweighable], bool(frozen))
         if self.teacher is not None:
             heads = [o.type for o in self.objectives if o.component.sets_head]  # type: ignore[union-attr]
             self.teacher.check(heads, self.fit_teacher is not None)
@@ -93,8 +100,8 @@ class StudentExperiment(Experiment):
                 self.teacher.cache.check(self._readers())
         networks: dict[str, NetworkSettings] = {"student.network": self.student.network}
         if self.teacher is not None:
-            numbered = enumerate(self.teacher.networks)
-            networks |= {f"teacher.networks.{n}": own for n, own in numbered if not own.is_previous}
+            numbered = [(n, own) for n, own in enumerate(self.teacher.networks) if not own.of_student]
+            networks |= {f"teacher.networks.{n}": own for n, own in numbered}
         for key, network in networks.items():
             if (network.in_chans or 3) != self.data.channels:
                 text = f"the network takes {network.in_chans or 3}, and data.channels is {self.data.channels}"
@@ -105,7 +112,7 @@ class StudentExperiment(Experiment):
             raise error_at("data.sampler", text)
         self.augment.check([o.type for o in self.objectives if o.needs_one_class])
         self._check_placement()
-        if self.fit_teacher is not None and self.teacher is None:
+        if self.fit_teacher is not None and not frozen:
             raise error_at("fit_teacher", "there is no teacher to fit; add teacher.networks")
         batch, devices = self.data.batch_size, self.training.devices
         if batch % devices:
@@ -122,6 +129,26 @@ class StudentExperiment(Experiment):
         if len(numbers) > 1:
             raise error_at(f"teacher.networks.{numbers[1]}.model", "previous is among the networks already")
 
+    def _check_momentum(self) -> None:
+        """Raise an error if there is a momentum network and no objective reads it, or the other way round."""
+        following = [o.type for o in self.objectives if o.component.reads_momentum]  # type: ignore[union-attr]
+        momentum = self.teacher is not None and self.teacher.momentum is not None
+        if following and not momentum:
+            text = f"{', '.join(following)} read the momentum network; add {{model: momentum}} to teacher.networks"
+            raise error_at("objectives", text)
+        if momentum and not following:
+            text = "no objective reads the momentum network; add one such as byol, or remove it"
+            raise error_at("teacher.networks", text)
+
+    def _check_views(self) -> None:
+        """Raise an error if the view policy lacks the views that an objective compares."""
+        plan = plan_views(self.augment, InputSpec((8, 8)))
+        for n, objective in enumerate(self.objectives):
+            try:
+                objective.component.check_views(objective.type, plan, self.augment.policy)  # type: ignore[union-attr]
+            except ValueError as error:
+                raise error_at("augment.policy", f"objectives.{n}: {error}") from error
+
     def _check_placement(self) -> None:
         """Raise an error if the loader's workers should make views and there are no workers."""
         of_teacher = None if self.fit_teacher is None else self.fit_teacher.augment
@@ -135,7 +162,7 @@ class StudentExperiment(Experiment):
         """Name of a component → the fields of the teacher's ``Features`` that it reads."""
         assert self.teacher is not None
         components: list[Any] = [objective.component for objective in self.objectives]
-        readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_teacher}
+        readers = {o.type: c.needs for o, c in zip(self.objectives, components) if c.reads_frozen()}
         logits = frozenset({"logits"})
         if self.teacher.weighting.by_sample:
             readers["teacher.weighting"] = logits
@@ -153,7 +180,7 @@ def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[s
         tree = {**tree, "student": {**student, "network": change(student["network"])}}
     if isinstance(teacher, dict) and isinstance(teacher.get("networks"), list | tuple):
         changed = [
-            change(network) if isinstance(network, dict) and network.get("model") != PREVIOUS else network
+            change(network) if isinstance(network, dict) and network.get("model") not in OF_STUDENT else network
             for network in teacher["networks"]
         ]
         tree = {**tree, "teacher": {**teacher, "networks": changed}}

@@ -14,6 +14,10 @@ class Frozen:
         self._modules = list(modules)
         self.enforce()
 
+    def holds(self, module: nn.Module) -> bool:
+        """Whether a module is among them."""
+        return any(module is kept for kept in self._modules)
+
     def enforce(self) -> None:
         for module in self._modules:
             if module.training:

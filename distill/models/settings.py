@@ -20,6 +20,9 @@ else:
 
 PREVIOUS = "previous"
 """``teacher.networks.N.model`` of the student as it was before a task."""
+MOMENTUM = "momentum"
+"""``teacher.networks.N.model`` of the average of the student."""
+OF_STUDENT = (PREVIOUS, MOMENTUM)
 SCHEMES = ("embedded", "hf-hub", "local-dir")
 
 
@@ -94,8 +97,16 @@ class TeacherNetworkSettings(NetworkSettings):
 
     ``{model: previous}`` is, in a stream of tasks, the student as it was before the task, with the classes that it
     knew; it has no other key than ``weight``. In the first task it is left out.
+
+    ``{model: momentum}`` is the exponential moving average of the student, for objectives that read it (``byol``,
+    ``moco``); see :class:`distill.training.momentum.MomentumNetwork`. It has no other key than ``decay``.
     """
 
+    decay: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] | None = Field(
+        None,
+        description="model: momentum only: decay of the average in the first and after the last update, rising by a "
+        "cosine; default [0.99, 1]",
+    )
     weight: float = Field(
         1.0, gt=0, description="weight of this network in every term that reads the teacher; normalized to sum 1"
     )
@@ -116,10 +127,33 @@ class TeacherNetworkSettings(NetworkSettings):
         """Whether it is the student before a task instead of a network of its own."""
         return self.model == PREVIOUS
 
+    @property
+    def is_momentum(self) -> bool:
+        """Whether it is the average of the student instead of a network of its own."""
+        return self.model == MOMENTUM
+
+    @property
+    def of_student(self) -> bool:
+        """Whether it is made from the student instead of its own settings."""
+        return self.model in OF_STUDENT
+
     @model_validator(mode="after")
     def _previous_is_whole(self) -> Self:
         if self.is_previous and (given := self.model_fields_set - {"model", "weight"}):
             raise error_at(sorted(given)[0], "the previous model is the student before the task, with its own input")
+        return self
+
+    @model_validator(mode="after")
+    def _check_momentum(self) -> Self:
+        if not self.is_momentum:
+            if self.decay is not None:
+                raise error_at("decay", f"only model: {MOMENTUM} has a decay; leave it out")
+            return self
+        for name, field in type(self).model_fields.items():
+            if name not in ("model", "decay") and getattr(self, name) != field.default:
+                raise error_at(name, f"the {MOMENTUM} network is a copy of the student; leave {name} out")
+        if self.decay is not None and self.decay[0] > self.decay[1]:
+            raise error_at("decay", f"must not fall, but is {list(self.decay)}")
         return self
 
 
@@ -209,7 +243,10 @@ class CacheSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """The teacher's networks and how they run. They are frozen; the stage ``fit_teacher`` can train them beforehand."""
+    """The teacher's networks and how they run.
+
+    All but the momentum network are frozen; the stage ``fit_teacher`` can train them beforehand.
+    """
 
     networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1, description="one or several, with weights")
     dtype: Literal["float32", "bfloat16"] = Field(
@@ -237,13 +274,33 @@ class TeacherSettings(Settings):
             if heads:
                 text = f"{', '.join(heads)} gives the student the teacher's head with its own classes; leave labels out"
                 raise error_at(f"teacher.networks.{n}.labels", text)
-        if len(heads) * len(self.networks) > 1:
+        if len(heads) * len(self.frozen) > 1:
             text = f"{', '.join(heads)} replaces the student's head, which only one term with one teacher can do"
             raise error_at("objectives", text)
 
+    @property
+    def frozen(self) -> tuple[TeacherNetworkSettings, ...]:
+        """The networks that do not change while the student is trained: all but the momentum network."""
+        return tuple(network for network in self.networks if not network.is_momentum)
+
+    @property
+    def momentum(self) -> tuple[float, float] | None:
+        """Decay of the momentum network at the start and at the end; None without such a network."""
+        decays = [network.decay or (0.99, 1.0) for network in self.networks if network.is_momentum]
+        return decays[0] if decays else None
+
+    @model_validator(mode="after")
+    def _check_networks(self) -> Self:
+        momentum = [n for n, network in enumerate(self.networks) if network.is_momentum]
+        if len(momentum) > 1:
+            raise error_at(f"networks.{momentum[1]}", f"networks.{momentum[0]} is the {MOMENTUM} network; give one")
+        if momentum and not self.frozen and self.cache is not None:
+            raise error_at("cache", f"the outputs of the {MOMENTUM} network change with every step; leave cache out")
+        return self
+
     @model_validator(mode="after")
     def _check_weighting(self) -> Self:
-        if self.weighting.type != "fixed" and len(self.networks) == 1:
+        if self.weighting.type != "fixed" and len(self.frozen) < 2:
             raise error_at("weighting", f"{self.weighting.type}: there is only one network to weight; add another")
         return self
 

@@ -102,6 +102,12 @@ class Student(nn.Module):
         self._frozen.enforce()
         return self._extract(self.model, view, self.needs)
 
+    def moving_norms(self) -> list[str]:
+        """Names, in ``model``, of the batch norms whose running statistics move in training."""
+        norms = {id(norm) for norm in batch_norms(self.model)}
+        named = [(name, module) for name, module in self.model.named_modules() if id(module) in norms]
+        return [name for name, norm in named if not self._frozen.holds(norm)]
+
     def own_state(self) -> dict[str, Tensor]:
         """The tensors that training changes, by name in ``state_dict``; without ``train: full``, deltas and head."""
         state = self.state_dict()

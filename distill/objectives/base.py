@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import augment.base
 from augment.base import Component, error_at
+from augment.policy import PairKind, ViewPlan
 from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 from distill.models.settings import ReusedHead
@@ -33,6 +35,11 @@ class Targets:
     """Fraction of the sample's own image in the student's view; the rest has ``mixed_labels``."""
     weights: Tensor | None = None
     """[B] factors of the samples' losses, without gradient; None: all 1. See ``Objective.weighs_samples``."""
+    is_memory: Tensor | None = None
+    """[B] bool, which samples come from the memory of a stream of tasks, whose data fills it; None: no sample does."""
+    stored_logits: Tensor | None = None
+    """[B, K] the student's logits of a memory sample when it was stored, also filled by the stream's data; rows of
+    other samples are not read. None: the memory has none."""
 
     def indices(self) -> Tensor:
         """``index``. Raises ``ValueError`` if the batch has none."""
@@ -99,13 +106,21 @@ class Objective(nn.Module, Component):
     - it sends no gradient to the teacher;
     - a NaN in a network's outputs gives a NaN, which training detects.
 
-    A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported.
+    A term's own parameters (projectors, temperatures, banks) are trained with the student and never exported. They and
+    its buffers are in every checkpoint, so a resumed fit is exact. A later fit starts with new ones, unless the
+    objective has the setting ``carry: stream``, see :class:`distill.objectives.projector.CarrySettings`.
 
     Class attributes:
         paper: short citation.
         needs: which fields of ``Features`` it reads, of ``{"logits", "pooled", "maps", "token"}``; ``token`` is read of
             the student only.
         reads_teacher: whether it reads a teacher's outputs.
+        reads_momentum: whether this teacher is the momentum network (``teacher.networks: [{model: momentum}]``).
+        needs_labels: whether it learns nothing from samples without a label.
+        view_pairs: which pairs of a teacher's and a student's view it compares: ``all`` of the policy, those of the
+            ``same`` view, or ``cross``: those of two different views.
+        reads_views: whether it gets the outputs for all views of a batch in one call; see
+            :class:`distill.objectives.views.ViewsObjective`.
         needs_index: whether it reads ``batch.index``.
         weighs_samples: whether it is a mean of one loss per sample, which it multiplies by ``batch.weights``. What a
             sample is compared with (negatives, a queue, a batch norm's statistics) is not weighted. An objective on
@@ -133,6 +148,10 @@ class Objective(nn.Module, Component):
     paper: ClassVar[str] = ""
     needs: ClassVar[frozenset[str]] = frozenset({"logits"})
     reads_teacher: ClassVar[bool] = True
+    reads_momentum: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = False
+    view_pairs: ClassVar[PairKind] = "all"
+    reads_views: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = False
     sets_head: ClassVar[bool] = False
@@ -168,6 +187,50 @@ class Objective(nn.Module, Component):
 
     def after_step(self) -> None:
         """Called after every update of the weights."""
+
+    def follow(self, decay: float) -> None:
+        """Update copies of own modules that follow them as the momentum network follows the student.
+
+        Called after every update of the weights, if there is a momentum network.
+
+        Args:
+            decay: of this update, in [0, 1].
+        """
+
+    def connect(self, others: Mapping[str, Objective]) -> None:
+        """Use a module of another objective of the same loss; called once, before training.
+
+        Args:
+            others: name of a term that has one module → its objective.
+
+        Raises:
+            ValueError: the other objective does not exist, or cannot be used.
+        """
+
+    @classmethod
+    def reads_frozen(cls) -> bool:
+        """Whether it reads a teacher other than the momentum network."""
+        return cls.reads_teacher and not cls.reads_momentum
+
+    @classmethod
+    def check_views(cls, name: str, plan: ViewPlan, policy: str) -> None:
+        """Check that a view policy makes the views that the objective compares.
+
+        Args:
+            name: of the objective, for the error.
+            plan: of the policy, with a teacher's views.
+            policy: name of the policy, for the error.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if cls.reads_teacher and not plan.pairs_of(cls.view_pairs):
+            wanted = {"same": "the same view of teacher and student", "cross": "two different views"}[cls.view_pairs]
+            others = {"same": "identical, both_to_both", "cross": "both_to_both, independent"}[cls.view_pairs]
+            raise ValueError(f"{name} compares {wanted}, and policy {policy!r} has none; take one of {others}")
+        if cls.reads_views and not cls.reads_teacher and len(plan.student) < 2:
+            text = f"{name} compares two views of the student, and policy {policy!r} has one; take both_to_both"
+            raise ValueError(text)
 
     def forward(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         """``loss``, computed with autocast off.

@@ -122,6 +122,7 @@ class CrossEntropy(Objective):
         )
 
     reads_teacher: ClassVar[bool] = False
+    needs_labels: ClassVar[bool] = True
     weighs_samples: ClassVar[bool] = True
 
     settings: Settings

@@ -68,7 +68,7 @@ def gather_batch(local: Tensor) -> Tensor:
 
 
 class RankBatchNorm(nn.Module):
-    """Batch norm of [B, C, H, W] with the batch statistics of all ranks, for modules that are never evaluated.
+    """Batch norm of [B, C] or [B, C, H, W] with the batch statistics of all ranks, for modules never evaluated.
 
     ``y = w (x − mean) / √(var + 1e-5) + b`` per channel, w and b learned. There are no running statistics. torch's
     SyncBatchNorm works on GPUs only.
@@ -88,11 +88,13 @@ class RankBatchNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if world_size() == 1 and x.numel() > x.shape[1]:  # one pass; needs two values per channel
             return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=1e-5)
-        mean = gather_batch(x.mean((0, 2, 3))[None]).mean(0)
-        centered = x - mean[:, None, None]
-        variance = gather_batch(centered.square().mean((0, 2, 3))[None]).mean(0)
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        per_channel = (-1, *[1] * (x.ndim - 2))
+        mean = gather_batch(x.mean(others)[None]).mean(0)
+        centered = x - mean.view(per_channel)
+        variance = gather_batch(centered.square().mean(others)[None]).mean(0)
         scale = self.weight * (variance + 1e-5).rsqrt()
-        return centered * scale[:, None, None] + self.bias[:, None, None]
+        return centered * scale.view(per_channel) + self.bias.view(per_channel)
 
 
 class _Gather(torch.autograd.Function):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Objective, Targets
 from distill.objectives.compare import matched_fields, require_teacher, same_shape
+from distill.objectives.queue import push
 from distill.objectives.ranks import gather_batch, weighed
 
 
@@ -109,18 +110,10 @@ class RRD(Objective):
     def loss(self, student: Features, teacher: Features | None, batch: Targets) -> Tensor:
         student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         teacher_BP = F.normalize(teacher_BD @ self.projection.T)
-        self._push(gather_batch(teacher_BP))
+        push(self.queue, self.pushed, gather_batch(teacher_BP))
         s = self.settings
         student_BP = self.student_projector(student_BD)
         # A copy, since a second pair of views changes the queue before the backward pass of the first.
         queue = self.queue.clone()
         temperatures = s.student_temperature, s.teacher_temperature
         return rrd(student_BP, teacher_BP, queue, self.pushed, *temperatures, batch.weights)
-
-    @torch.no_grad()
-    def _push(self, rows_GP: Tensor) -> None:
-        """Overwrite the oldest rows, without synchronizing with the device."""
-        rows_GP = rows_GP[-len(self.queue) :]
-        indices = (self.pushed + torch.arange(len(rows_GP), device=rows_GP.device)) % len(self.queue)
-        self.queue.index_copy_(0, indices, rows_GP)
-        self.pushed += len(rows_GP)

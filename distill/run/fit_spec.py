@@ -33,7 +33,7 @@ from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
 from distill.training.step import DistillationStep
 from distill.training.teacher_cache import TeacherCache
-from distill.training.terms import Term, build_terms
+from distill.training.terms import Carried, Term, build_terms
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,10 @@ class FitSpec:
         training: epochs, optimizer, schedule, guards.
         cache: keeps the teacher's outputs in a file; None: the teacher runs in every step.
         labeled_only: train on the samples with a visible label only.
+        momentum: decay of the momentum network at the start and at the end; None: there is none. A fit makes its own,
+            equal to its student.
+        carried: name of a term → the state that it starts with, of an earlier fit (``load_carried``), for objectives
+            with ``carry: stream``. None: new states.
     """
 
     context: RunContext
@@ -57,6 +61,8 @@ class FitSpec:
     training: TrainingSettings
     cache: CacheSettings | None = None
     labeled_only: bool = False
+    momentum: tuple[float, float] | None = None
+    carried: Carried | None = None
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, with newly built objectives.
@@ -74,7 +80,8 @@ class FitSpec:
         """
         teacher, seed = self.teacher, self.context.seed
         terms = self._terms(student, name)
-        dual = DualAugment(self.augment, teacher.inputs if teacher else (), student.input, seed)
+        inputs = [*(teacher.inputs if teacher else ()), *([student.input] if self.momentum else ())]
+        dual = DualAugment(self.augment, inputs, student.input, seed)
         part = self.context.data.subset("train")
         train = part.ids, torch.from_numpy(part.labels)
         repeats = loader.reader.repeats
@@ -82,7 +89,8 @@ class FitSpec:
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             per_epoch = self.training.updates(len(loader))
-            step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, train, cache, meta)
+            parts = train, cache, meta, self.momentum
+            step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, *parts)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
         return Distillation(step)
@@ -109,7 +117,7 @@ class FitSpec:
         torch.manual_seed(self.context.seed)
         shapes, maps = (self.teacher.shapes, self.teacher.maps) if self.teacher else ([], None)
         try:
-            return build_terms(self.objectives, student.shapes, shapes, maps)
+            return build_terms(self.objectives, student.shapes, shapes, maps, self.carried)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
 

@@ -25,7 +25,7 @@ def make_teacher(
     Args:
         settings: weights, dtype, cache.
         objectives: of the student's fit.
-        networks: one for each entry of ``settings.networks``.
+        networks: one for each of ``settings.frozen``.
         maps: of the networks' classes to the student's; None: the classes are the same.
 
     Returns:
@@ -43,7 +43,7 @@ def make_teacher(
     _, needs = needs_of(objectives)
     if settings.cache is not None:
         needs |= settings.cache.holds
-    weights = [network.weight for network in settings.networks]
+    weights = [network.weight for network in settings.frozen]
     return Teacher(list(networks), weights, needs, DTYPES[settings.dtype], settings.compile, maps, settings.weighting)
 
 
@@ -52,7 +52,7 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
 
     Args:
         settings: ``networks.N.labels`` defines which classes are the same.
-        networks: one for each entry of ``settings.networks``.
+        networks: one for each of ``settings.frozen``.
         classes: the names of the student's classes.
 
     Returns:
@@ -62,7 +62,8 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
         StageError: ``labels`` does not fit the classes; the text names the network.
     """
     maps = []
-    for n, (own, network) in enumerate(zip(settings.networks, networks, strict=True)):
+    numbered = [(n, own) for n, own in enumerate(settings.networks) if not own.is_momentum]
+    for (n, own), network in zip(numbered, networks, strict=True):
         try:
             maps.append(label_map(own.labels, network, classes))
         except ValueError as error:

@@ -172,14 +172,16 @@ class LearnTask(Stage[LearnedTask]):
         settings = self.teacher
         if settings is not None and fit.previous is None:
             settings = _without_previous(settings)
-        if settings is None:
-            objectives = tuple(o for o in objectives if not o.component.reads_teacher)  # type: ignore[union-attr]
-            return FitSpec(within, None, objectives, self._alone(), self.training)
+        momentum = None if settings is None else settings.momentum
+        if settings is None or not settings.frozen:
+            objectives = tuple(o for o in objectives if not o.component.reads_frozen())  # type: ignore[union-attr]
+            augment = self._alone() if momentum is None else self.augment
+            return FitSpec(within, None, objectives, augment, self.training, momentum=momentum)
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
         networks, maps = self._networks(within, settings, fit)
         teacher = make_teacher(settings, objectives, networks, maps)
-        return FitSpec(within, teacher, objectives, self.augment, self.training, settings.cache)
+        return FitSpec(within, teacher, objectives, self.augment, self.training, settings.cache, momentum=momentum)
 
     def _alone(self) -> AugmentSettings:
         return self.augment if self.teacher is None else self.augment.alone()
@@ -187,16 +189,16 @@ class LearnTask(Stage[LearnedTask]):
     def _networks(
         self, within: RunContext, settings: TeacherSettings, fit: TaskFit
     ) -> tuple[Sequence[Network], LabelMaps]:
-        """The teacher's networks in the order of the settings, and the maps of their classes."""
+        """The teacher's frozen networks in the order of the settings, and the maps of their classes."""
         given = iter([network for ref in self.networks for network in within.get(ref).networks])
         networks = []
-        for own in settings.networks:
+        for own in settings.frozen:
             if own.is_previous:
                 assert fit.previous is not None
                 networks.append(fit.previous.newest.load())
             else:
                 networks.append(next(given))
-        others = [(own, network) for own, network in zip(settings.networks, networks) if not own.is_previous]
+        others = [(own, network) for own, network in zip(settings.frozen, networks) if not own.is_previous]
         of_others = label_maps(
             settings.model_copy(update={"networks": tuple(own for own, _ in others)}),
             [network for _, network in others],
@@ -204,7 +206,7 @@ class LearnTask(Stage[LearnedTask]):
         )
         maps: list[LabelMap | None] = []
         number = 0
-        for own in settings.networks:
+        for own in settings.frozen:
             if own.is_previous:
                 maps.append(self._map_of_previous(fit))
             else:
@@ -249,7 +251,7 @@ def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:
     if not kept:
         return None
     changed: dict[str, Any] = {"networks": kept}
-    if len(kept) == 1:
+    if sum(not network.is_momentum for network in kept) < 2:
         changed["weighting"] = WeightingSettings()
     return settings.model_copy(update=changed)
 

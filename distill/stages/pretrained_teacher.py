@@ -17,7 +17,7 @@ from distill.stages.outputs import TeacherNetworks, network_notes, pretrained_ne
 
 @dataclass(frozen=True)
 class PretrainedTeacher(Stage[TeacherNetworks]):
-    """Loads all networks of ``teacher``."""
+    """Loads all networks of ``teacher`` but the momentum network."""
 
     settings: TeacherSettings
 
@@ -25,7 +25,8 @@ class PretrainedTeacher(Stage[TeacherNetworks]):
 
     def check_files(self) -> None:
         for n, network in enumerate(self.settings.networks):
-            check_file(network, f"teacher.networks.{n}")
+            if not network.is_momentum:
+                check_file(network, f"teacher.networks.{n}")
 
     def check(self, context: RunContext) -> TeacherNetworks:
         return self.run(context, Path())
@@ -34,7 +35,7 @@ class PretrainedTeacher(Stage[TeacherNetworks]):
         return {"networks": self.settings.model_dump(mode="json", include={"networks"})}
 
     def run(self, context: RunContext, folder: Path) -> TeacherNetworks:
-        return TeacherNetworks(pretrained_networks(self.settings.networks, context.seed))
+        return TeacherNetworks(pretrained_networks(self.settings.frozen, context.seed))
 
     def report(self, context: RunContext, output: TeacherNetworks) -> Iterable[Item]:
         yield from network_notes(output.networks)

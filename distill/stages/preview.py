@@ -40,11 +40,13 @@ class PreviewViews(Stage[DrawnViews]):
         augment: how the views of the student's training are made.
         student: the student and its teacher, for their input sizes.
         accumulate: number of batches whose gradients an update averages.
+        momentum: whether a momentum network sees the teacher's views at the student's size.
     """
 
     augment: AugmentSettings
     student: Ref[TrainedStudent]
     accumulate: int = 1
+    momentum: bool = False
 
     first_rank: ClassVar[bool] = True
 
@@ -65,7 +67,7 @@ class PreviewViews(Stage[DrawnViews]):
     def _draw(self, context: RunContext, folder: Path, images: int | None = None, draws: int = DRAWS) -> DrawnViews:
         """Draw views of the first update; of the first ``images`` of its first batch in a check."""
         trained = context.get(self.student)
-        teachers = trained.teacher.inputs if trained.teacher else ()
+        teachers = [*(trained.teacher.inputs if trained.teacher else ()), *[trained.student.input] * self.momentum]
         augment = DualAugment(self.augment, teachers, trained.student.input, context.seed)
         numbers = range(min(self.accumulate, len(context.data.train_loader())))
         if images is None:

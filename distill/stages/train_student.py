@@ -42,7 +42,7 @@ class TrainStudent(Stage[TrainedStudent]):
         augment: how the views are made.
         training: epochs, optimizer, schedule, guards.
         teacher: how the teacher's networks are used; None: the student is trained on labels alone.
-        networks: the teacher's networks, in the order of ``teacher.networks``.
+        networks: the teacher's frozen networks, in the order of ``teacher.networks``.
         new_heads: whether a fit in this run gives these networks new heads for the data's classes.
     """
 
@@ -64,7 +64,8 @@ class TrainStudent(Stage[TrainedStudent]):
             The student after one step, with its deltas in their exported form.
         """
         check_classes(context.data)
-        if self.teacher is None and not context.data.labeled_count:
+        needs_labels = all(objective.component.needs_labels for objective in self.objectives)  # type: ignore[union-attr]
+        if needs_labels and not context.data.labeled_count:
             raise StageError(f"{self.name}: no training image has a label, and there is no teacher to learn from")
         fit_spec = self._fit_spec(context, self._networks_of_check(context), compiled=False)
         spec = self._student_spec(context, fit_spec, compiled=False)
@@ -117,19 +118,21 @@ class TrainStudent(Stage[TrainedStudent]):
         if None not in outputs:
             return [network for output in outputs if output is not None for network in output.networks]
         classes = len(context.data.classes) if self.new_heads else None
-        return pretrained_networks(self.teacher.networks, context.seed, classes)
+        return pretrained_networks(self.teacher.frozen, context.seed, classes)
 
     def _fit_spec(self, context: RunContext, networks: Sequence[Network], compiled: bool = True) -> FitSpec:
         """The fit; with ``compiled`` false, nothing is compiled that the settings want compiled."""
-        teacher, cache = None, None
+        teacher, cache, momentum = None, None, None
         if self.teacher is not None:
+            momentum = self.teacher.momentum
+        if self.teacher is not None and self.teacher.frozen:
             settings = self.teacher if compiled else self.teacher.model_copy(update={"compile": False})
             maps = label_maps(settings, networks, context.data.classes)
             teacher, cache = make_teacher(settings, self.objectives, networks, maps), settings.cache
         augment = self.augment
         if not compiled and context.device.type == "cuda":
             augment = augment.model_copy(update={"compile": False})
-        return FitSpec(context, teacher, self.objectives, augment, self.training, cache)
+        return FitSpec(context, teacher, self.objectives, augment, self.training, cache, momentum=momentum)
 
     def _student_spec(self, context: RunContext, fit_spec: FitSpec, compiled: bool = True) -> StudentSpec:
         teacher = fit_spec.teacher
@@ -141,4 +144,5 @@ class TrainStudent(Stage[TrainedStudent]):
     def _what(self, context: RunContext) -> str:
         count = context.data.labeled_count
         labels = f"{count} labels, " if count else ""
-        return f"{labels}{len(context.data.subset('train'))} images" + (" and the teacher" if self.teacher else "")
+        with_teacher = self.teacher is not None and self.teacher.frozen
+        return f"{labels}{len(context.data.subset('train'))} images" + (" and the teacher" if with_teacher else "")

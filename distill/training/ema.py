@@ -1,4 +1,4 @@
-"""Exponential moving average of the trained weights, which replaces them in evaluation and export."""
+"""Exponential moving average of the trained weights, which replaces them in evaluation and export, or is a teacher."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """``average ← d · average + (1 − d) · weight`` after each update t, with ``d = min(decay, (1 + t) / (10 + t))``.
+    """``average ← d · average + (1 − d) · weight`` after each update t.
+
+    ``d = min(decay, (1 + t) / (10 + t))``, unless the caller of :meth:`update` chooses it.
 
     Only trainable parameters are averaged; the frozen backbone is not copied. Buffers (the batch-norm statistics of a
     fully trained student) keep their current values.
@@ -18,23 +20,28 @@ class WeightAverage:
     Args:
         module: whose trainable parameters are averaged.
         decay: largest d, in (0, 1).
+        into: a copy of the module whose parameters are the average; None: tensors that only this object holds.
     """
 
-    def __init__(self, module: nn.Module, decay: float):
+    def __init__(self, module: nn.Module, decay: float, into: nn.Module | None = None):
         self.decay = decay
         self.updates = 0
         self._weights = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        self.average = {name: p.detach().clone() for name, p in self._weights.items()}
+        self.average: dict[str, Tensor] = {name: p.detach().clone() for name, p in self._weights.items()}
+        if into is not None:
+            of_copy = dict(into.named_parameters())
+            self.average = {name: of_copy[name] for name in self._weights}
 
     def to(self, device: torch.device) -> None:
         """Move the average to the module's device."""
         self.average = {name: average.to(device) for name, average in self.average.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Add the current weights to the average; call it after each update."""
+    def update(self, decay: float | None = None) -> None:
+        """Add the current weights to the average, with the weight 1 − decay; call it after each update."""
         self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        if decay is None:
+            decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         torch._foreach_lerp_(list(self.average.values()), list(self._weights.values()), 1 - decay)
 
     @contextmanager

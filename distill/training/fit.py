@@ -33,6 +33,7 @@ from distill.training.progress import FitProgress
 from distill.training.run_log import RunLog
 from distill.training.settings import TrainingSettings
 from distill.training.signals import Interrupted, StopSignal
+from distill.training.terms import Carried
 from distill.training.test_curve import TestCurve
 from distill.training.timer import SPANS
 
@@ -177,21 +178,40 @@ def fit(
         module.average.apply()
     summary = _summary(trainer, metrics, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
-        save_result(module.step.student, folder)
+        save_result(module.step.student, folder, {term.name: term.carried() for term in module.step.terms})
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
     trainer.strategy.barrier()
     return summary
 
 
-def save_result(student: Student, folder: Path) -> None:
-    """Save a trained student's weights as the result of the fit in a folder."""
+def save_result(student: Student, folder: Path, carried: Carried | None = None) -> None:
+    """Save a trained student's weights as the result of the fit in a folder.
+
+    Args:
+        student: after training.
+        folder: of the fit.
+        carried: name of a term → what a later fit of a stream starts with, see ``Term.carried``; None: nothing.
+    """
     head = reused(student.model)
     content = {
         "student": student.own_state(),
         "classes": student.shapes.classes,
         "head": None if head is None else head.model_dump(),
+        "carried": {name: dict(state) for name, state in (carried or {}).items() if state},
     }
     VerifiedCheckpointIO().save_checkpoint(content, folder / RESULT)
+
+
+def load_carried(folder: Path) -> Carried:
+    """What the objectives of a finished fit carry over to a later one, from its result; see ``FitSpec.carried``.
+
+    It is the state after the last update, also where the student is that of the best epoch.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged.
+    """
+    carried: Carried = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)["carried"]
+    return carried
 
 
 def load_summary(folder: Path) -> FitSummary:

@@ -205,8 +205,10 @@ class Distillation(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: of student, objectives, teacher weights, and the guard's statistics."""
+        """The tensors that training changes: of student, momentum network, objectives, teacher weights, and guard."""
         own = {f"step.student.{key}": value for key, value in self.step.student.own_state().items()}
+        if self.step.momentum is not None:
+            own |= {f"step.momentum.{key}": value for key, value in self.step.momentum.own_state().items()}
         rest = {
             key: value
             for key, value in self.state_dict().items()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from augment.dual import DualAugment
+from augment.policy import plan_views
 from augment.views import ViewPixels, Views
 from distill.data.base import UNLABELED
 from distill.data.positions import Positions
@@ -21,6 +22,7 @@ from distill.models.teacher import Teacher
 from distill.objectives.base import Targets
 from distill.training.curriculum import Curriculum
 from distill.training.meta import MetaStep
+from distill.training.momentum import MomentumNetwork
 from distill.training.settings import TrainingSettings
 from distill.training.side_stream import SideStream
 from distill.training.teacher_cache import TeacherCache
@@ -59,9 +61,12 @@ class DistillationStep(nn.Module):
         train: names and labels [N] of the training samples, for terms with a memory bank or class weights.
         cache: of the teacher's outputs; the teacher does not run for a batch that the cache holds.
         meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
+        momentum: decay at the start and at the end of the momentum network, for terms that read it (``byol``,
+            ``moco``); ``augment`` makes its views as those of a last network of the teacher with the student's input.
 
     Raises:
-        ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks.
+        ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks, a
+            term reads the momentum network and there is none, or ``augment`` lacks the views that a term compares.
 
     Example:
         >>> import torch, distill
@@ -91,10 +96,19 @@ class DistillationStep(nn.Module):
         train: tuple[Sequence[str], Tensor] | None = None,
         cache: TeacherCache | None = None,
         meta: MetaStep | None = None,
+        momentum: tuple[float, float] | None = None,
     ):
         super().__init__()
         self.student = student
         self.teacher = teacher
+        self.momentum = _momentum_network(student, terms, momentum)
+        inputs = [*(teacher.inputs if teacher else ()), *([student.input] if self.momentum else ())]
+        if self.momentum is not None and [*augment.teachers] != inputs:
+            text = f"of inputs {inputs}, the last of them the momentum network's, not {[*augment.teachers]}"
+            raise ValueError(f"augment must make views for teachers {text}")
+        plan = plan_views(augment.settings, augment.student)
+        for term in terms:
+            term.check_views(plan, augment.settings.policy)
         self.terms: Sequence[Term] = nn.ModuleList(terms)  # type: ignore[assignment]
         self._positions: Positions | None = None
         if train is not None:
@@ -129,6 +143,8 @@ class DistillationStep(nn.Module):
         epoch: int,
         step: int,
         first_of_update: bool = True,
+        is_memory: Tensor | None = None,
+        stored_logits: Tensor | None = None,
     ) -> StepOutput:
         """The loss of a batch.
 
@@ -140,6 +156,8 @@ class DistillationStep(nn.Module):
             step: number of the update in the training, counted from 0; the schedules of terms depend on it.
             first_of_update: False for a further batch whose gradients are added to those of the same update: the meta
                 step is made once for each update.
+            is_memory: [B] bool on the device, which samples come from a memory; see :class:`Targets`.
+            stored_logits: [B, K] on the device, logits that the memory samples were stored with.
 
         Returns:
             The loss, a scalar with a graph, and the terms [T].
@@ -153,11 +171,11 @@ class DistillationStep(nn.Module):
         elif labels.shape != ids.shape:
             raise ValueError(f"labels must be [{len(ids)}], one for each id, not {list(labels.shape)}")
         with self.trunk:
-            views, teachers = self._views_and_outputs(images, ids, labels.device, epoch)
+            views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch)
             self.clock.start("student")
             students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
-        targets = Targets(labels)
+        targets = Targets(labels, is_memory=is_memory, stored_logits=stored_logits)
         if self._positions is not None:
             targets = replace(targets, index=self._positions(ids).to(labels.device, non_blocking=True))
         batches = [targets] * len(students)
@@ -169,7 +187,12 @@ class DistillationStep(nn.Module):
             strength = self.curriculum.strength(step, self.steps_per_epoch)
             if strength > 0:
                 batches = self.curriculum(strength, students, teachers, views.pairs, batches, teacher_weights)
-        by_teacher = [term(students, teachers, views.pairs, batches, teacher_weights) for term in self.terms]
+        by_teacher = [
+            term(students, [momentum], self._pairs(term, views), batches)
+            if term.reads_momentum
+            else term(students, teachers, self._pairs(term, views), batches, teacher_weights)
+            for term in self.terms
+        ]
         values = [term.total(losses, teacher_weights) for term, losses in zip(self.terms, by_teacher, strict=True)]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
@@ -177,7 +200,8 @@ class DistillationStep(nn.Module):
             extra is not None
         )
         if self.meta is not None and self.teacher_weights is not None and first_of_update and self.meta.due(step):
-            read = [w * losses for w, losses, term in zip(weights, by_teacher, self.terms) if term.reads_teacher]
+            reading = [term.reads_teacher and not term.reads_momentum for term in self.terms]
+            read = [w * losses for w, losses, reads in zip(weights, by_teacher, reading) if reads]
             losses = torch.stack(read).sum(0)
             self.teacher_weights.learn(self.meta(step, self.student, losses, self.teacher_weights.preference))
         loss = torch.stack([weight * value for weight, value in zip(weights, values, strict=True)]).sum()
@@ -187,26 +211,56 @@ class DistillationStep(nn.Module):
         """Run the hooks of deltas and terms that follow an update; ``step`` is its number, counted from 0."""
         for term in self.terms:
             term.after_step()
-        self.student.after_step(step + 1, self.settings.epochs * self.steps_per_epoch)
+        steps = self.settings.epochs * self.steps_per_epoch
+        self.student.after_step(step + 1, steps)
+        if self.momentum is not None:
+            decay = self.momentum.decay_at(step, steps)
+            self.momentum.follow(decay)
+            for term in self.terms:
+                term.follow(decay)
+
+    def _pairs(self, term: Term, views: Views) -> tuple[tuple[int, int], ...]:
+        """The (teacher's view, student's view) pairs that a term compares."""
+        return views.pairs if term.view_pairs == "all" else self.augment.view_plan.pairs_of(term.view_pairs)
 
     def _views_and_outputs(
         self, images: Tensor | ViewPixels, ids: Tensor, device: torch.device, epoch: int
-    ) -> tuple[Views, list[list[Features]]]:
-        """The views of a batch, and the teacher's outputs for its views, from the cache if it holds them."""
+    ) -> tuple[Views, list[list[Features]], list[Features]]:
+        """The views of a batch, the teacher's outputs for its views, from the cache if it holds them, and the momentum
+        network's.
+        """
         cached = None
         if self.cache is not None:
             with self.clock.span("teacher"):
                 cached = self.cache.find(ids, epoch)
         known = cached is not None and cached.complete
         with self.clock.span("augment"):
-            views = self.augment(images, ids, epoch, teacher=not known)
+            views = self.augment(images, ids, epoch, teacher=not known or self.momentum is not None)
+        momentum: list[Features] = []
+        if self.momentum is not None:
+            with self.clock.span("teacher"):
+                momentum = self.momentum(views.teacher[-1])
         if self.teacher is None:
-            return views, []
+            return views, [], momentum
         if self.cache is not None and cached is not None and known:
             with self.clock.span("teacher"):
-                return views, self.cache.features(cached, device)
-        with self.side.beside([*chain(*views.teacher)]), self.clock.span("teacher"):
-            outputs = self.teacher(views.teacher)
+                return views, self.cache.features(cached, device), momentum
+        of_teacher = views.teacher[: len(self.teacher.inputs)]
+        with self.side.beside([*chain(*of_teacher)]), self.clock.span("teacher"):
+            outputs = self.teacher(of_teacher)
             if self.cache is not None and cached is not None:
                 outputs = self.cache.keep(cached, outputs)
-        return views, outputs
+        return views, outputs, momentum
+
+
+def _momentum_network(
+    student: Student, terms: Sequence[Term], decay: tuple[float, float] | None
+) -> MomentumNetwork | None:
+    readers = [term for term in terms if term.reads_momentum]
+    if decay is None:
+        if readers:
+            raise ValueError(f"{readers[0].name} reads the momentum network, and there is none; give its decay")
+        return None
+    if not readers:
+        raise ValueError("no term reads the momentum network; leave its decay out")
+    return MomentumNetwork(student, decay, frozenset().union(*(term.needs for term in readers)))

@@ -7,6 +7,7 @@ from typing import Annotated
 import pytest
 import torch
 from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
 from augment.base import Registry
 from distill.models.features import Features, FeatureShapes
@@ -29,11 +30,50 @@ FAMILY = Registry("distill.objectives", "Objective")
 STUDENT = FeatureShapes(10, 6, {"stage1": (4, 8, 8), "stage2": (8, 4, 4)}, torch.nn.Linear(6, 10))
 TEACHER = FeatureShapes(10, 9, {"stage1": (6, 8, 8), "stage2": (12, 4, 4)}, torch.nn.Linear(9, 10))
 
+SMALL = {name: {"hidden": 16, "dim": 8} for name in ("simclr", "byol", "moco", "barlow_twins", "vicreg")} | {
+    "cassle": {"hidden": 16}
+}
+"""Settings of MLPs that are wide by default, to save time."""
 
-def build(name: str) -> Objective:
-    settings = FAMILY.settings_of(name)(type=name)
+
+class Called(nn.Module):
+    """An objective that is called with one view of each network, whatever the views and networks that it reads.
+
+    One that reads all views gets a second one, a function of the first, sample by sample. One that compares a network
+    with itself at another time gets, of the teacher's outputs, as many channels as the student has.
+    """
+
+    def __init__(self, settings: Objective.Settings, student: FeatureShapes, teacher: FeatureShapes | None):
+        super().__init__()
+        cls = settings.component
+        itself = cls.reads_momentum or settings.type == "podnet"
+        self.cut_to = student if itself else None
+        self.term = cls(settings, student, student if itself else teacher)
+        self.settings, self.needs, self.weighs_samples = settings, cls.needs, cls.weighs_samples
+        self.remember = self.term.remember
+
+    def forward(self, student: Features, teacher: Features | None, batch: Targets) -> torch.Tensor:
+        if teacher is not None and (cut_to := self.cut_to) is not None:
+            maps = {name: map_[:, : cut_to.maps[name][0]] for name, map_ in teacher.maps.items()}
+            teacher = Features(teacher.logits, teacher.pooled[:, : cut_to.pooled], maps)
+        if not self.term.reads_views:
+            return self.term(student, teacher, batch)
+        both = [student, second_view(student)]
+        reads_two = teacher is not None and self.term.reads_teacher
+        return self.term(both, [teacher, second_view(teacher)] if reads_two else None, batch)
+
+
+def second_view(of: Features) -> Features:
+    def other(x: torch.Tensor | None) -> torch.Tensor | None:
+        return None if x is None else x.detach().tanh() + 0.2 * x.detach().square()
+
+    return Features(other(of.logits), other(of.pooled), {name: other(map_) for name, map_ in of.maps.items()})
+
+
+def build(name: str) -> Called:
+    settings = FAMILY.settings_of(name)(type=name, **SMALL.get(name, {}))
     torch.manual_seed(0)
-    term = settings.component(settings, STUDENT, TEACHER)
+    term = Called(settings, STUDENT, TEACHER)
     term.remember(torch.arange(20) % 10)
     return term
 
@@ -58,7 +98,13 @@ def changed(of: Features, change: Callable[[torch.Tensor], torch.Tensor]) -> Fea
 
 
 def labels(batch: int = 8) -> Targets:
-    return Targets(torch.arange(batch) % 10, torch.arange(batch))
+    return Targets(torch.arange(batch) % 10, torch.arange(batch), **memory(batch))
+
+
+def memory(batch: int = 8) -> dict[str, torch.Tensor]:
+    """Of the targets: every second sample comes from a memory, with the logits that it was stored with."""
+    stored = torch.randn(batch, 10, generator=torch.Generator().manual_seed(5))
+    return {"is_memory": torch.arange(batch) % 2 == (batch > 1), "stored_logits": stored}
 
 
 every_objective = pytest.mark.parametrize("name", sorted(FAMILY.known()))
@@ -129,7 +175,7 @@ def test_one_class_is_finite_or_refused_by_name(name):
     own = features(student)
     batch = Targets(torch.zeros(8, dtype=torch.long), torch.arange(8))
     try:
-        term = settings.component(settings, student, teacher)
+        term = Called(settings, student, teacher)
         term.remember(torch.zeros(20, dtype=torch.long))
         loss = term(own, features(teacher), batch)
     except ValueError as error:
@@ -144,7 +190,7 @@ STANDARDIZING = [name for name, settings in FAMILY.known().items() if "standardi
 
 def test_every_loss_on_logits_can_standardize_them():
     on_logits = {name for name, settings in FAMILY.known().items() if "logits" in settings.component.needs}
-    assert set(STANDARDIZING) == on_logits - {"ce"}
+    assert set(STANDARDIZING) == on_logits - {"ce", "er_ace", "der"}, "but those on labels and on stored logits"
 
 
 @pytest.mark.parametrize("name", STANDARDIZING)
@@ -176,7 +222,7 @@ def test_the_order_of_samples_does_not_matter(name):
     student, teacher = features(STUDENT), features(TEACHER)
     order = torch.randperm(8, generator=torch.Generator().manual_seed(0))
     shuffled = [changed(of, lambda x: x[order]) for of in (student, teacher)]
-    batch = Targets(labels().labels[order], labels().index[order])
+    batch = Targets(order % 10, order, **{name: value[order] for name, value in memory().items()})
     expected = build(name)(student, teacher, labels()).item()
     assert build(name)(*shuffled, batch).item() == pytest.approx(expected, rel=1e-5)
 

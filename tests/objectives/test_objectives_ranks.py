@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.multiprocessing as mp
+from test_objectives_contract import SMALL, Called
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from warm_server import warm_server
@@ -20,13 +21,14 @@ SHAPES = (
     FeatureShapes(3, 9, {"a": (9, 2, 2), "b": (9, 2, 1)}, nn.Linear(9, 3)),
 )
 KNOWN = Registry("distill.objectives", "Objective").known()
-TERMS = {name: settings(type=name, weight=1.0) for name, settings in KNOWN.items()} | {
+TERMS = {name: settings(type=name, weight=1.0, **SMALL.get(name, {})) for name, settings in KNOWN.items()} | {
     "ce_smooth": CrossEntropy.Settings(label_smoothing=0.1),
     "kd_standardized": KD.Settings(standardize=True, temperature=2.0),
     "icd_masked": ICD.Settings(dim=4, mask_same_class=True),
 }
 # Three labeled samples on the first rank and one on the second: a mean of means would weigh them wrongly.
 LABELS = torch.tensor([0, 1, 0, -1, -1, -1, 0, -1])
+MEMORY = torch.tensor([False, True, True, False, False, True, False, False])
 WEIGHTS = torch.tensor([0.2, 2.0, 0.5, 1.0, 3.0, 0.1, 0.7, 0.5])
 
 
@@ -37,7 +39,7 @@ class Step(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.body, self.head, self.token = nn.Linear(5, 24), nn.Linear(6, 3), nn.Linear(6, 3)
-        self.term = TERMS[name].component(TERMS[name], *SHAPES)
+        self.term = Called(TERMS[name], *SHAPES)
         self.term.remember(LABELS)
 
     def forward(self, images, teacher, batch):
@@ -54,7 +56,13 @@ def data(weighed, rows=slice(None)):
     return (
         images[rows],
         Features(logits[rows], pooled[rows], maps),
-        Targets(LABELS[rows], torch.arange(8)[rows], weights=WEIGHTS[rows] if weighed else None),
+        Targets(
+            LABELS[rows],
+            torch.arange(8)[rows],
+            weights=WEIGHTS[rows] if weighed else None,
+            is_memory=MEMORY[rows],
+            stored_logits=logits.flip(0)[rows],
+        ),
     )
 
 

@@ -4,7 +4,7 @@ from operator import itemgetter
 
 import pytest
 import torch
-from test_objectives_contract import FAMILY, STUDENT, TEACHER, build, changed, features, tensors
+from test_objectives_contract import FAMILY, STUDENT, TEACHER, build, changed, features, memory, tensors
 
 from distill.models.features import Features
 from distill.objectives.base import Targets
@@ -18,14 +18,15 @@ LABELS = torch.tensor([0, 1, 2, -1, 3, 4, -1, 5])
 
 
 def loss(name: str, weights: torch.Tensor | None, student: Features | None = None) -> torch.Tensor:
-    batch = Targets(LABELS, torch.arange(8), weights=weights)
+    batch = Targets(LABELS, torch.arange(8), weights=weights, **memory())
     return build(name)(student or features(STUDENT), features(TEACHER), batch)
 
 
-RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist"}
-"""They compare samples with each other, and have no losses of single ones."""
-OTHERS_IN_IT = {"icd", "rrd", "crd", "reviewkd"}
-"""A sample's own loss looks at the others: negatives, the queue, the bank's normalizer, a batch norm's statistics."""
+RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist", "simclr", "moco", "barlow_twins", "vicreg", "cassle"}
+"""They compare samples with each other, and have no losses of single ones; or they read all views in one call."""
+OTHERS_IN_IT = {"icd", "rrd", "crd", "reviewkd", "byol", "er_ace", "der"}
+"""A sample's own loss looks at the others: negatives, the queue, the bank's normalizer, a batch norm's statistics, the
+classes in the batch, the samples of the memory that are averaged over."""
 
 
 def test_all_but_the_objectives_on_relations_take_weights() -> None:
@@ -76,7 +77,7 @@ def test_weights_of_zero_and_one_are_the_part_of_the_batch(name: str) -> None:
     torch.testing.assert_close(whole * counted / 4, part, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", [name for name in WEIGHING if name not in {"icd", "reviewkd"}])
+@pytest.mark.parametrize("name", [name for name in WEIGHING if name not in {"icd", "reviewkd", "byol"}])
 def test_a_sample_of_weight_zero_gives_no_gradient(name: str) -> None:
     student = features(STUDENT)
     weights = torch.ones(8)
