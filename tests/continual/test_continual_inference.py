@@ -18,13 +18,15 @@ TRUTH = torch.tensor([0, 0, 1, 2, 2, 2])[LABELS]
 
 def fit(name):
     rule = RULES[name]
+    random = torch.Generator().manual_seed(1)
     if rule.reads == "logits":
         rule.fit(TASKS)
-        return rule, {"logits": {task: torch.randn(256, len(classes)) for task, classes in TASKS.items()}}
+        logits = {task: torch.randn(256, len(classes), generator=random) for task, classes in TASKS.items()}
+        return rule, {"logits": logits}
     sums = rule.head().new_sums(5)
     rule.head().update(sums, FEATURES, LABELS, NAMES)
     rule.fit(TASKS, sums)
-    return rule, {"features_ND": torch.randn(256, 5) * 20}
+    return rule, {"features_ND": 20 * torch.randn(256, 5, generator=random)}
 
 
 def rows(inputs, index):

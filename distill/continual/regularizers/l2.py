@@ -22,6 +22,7 @@ class L2(Regularizer):
     >>> import torch
     >>> from distill.continual.regularizers.l2 import L2
     >>> layer = torch.nn.Linear(2, 1)
+    >>> _ = torch.nn.init.zeros_(layer.bias)
     >>> l2 = L2(L2.Settings(weight=4))
     >>> l2.prepare(layer, dict(layer.named_parameters()), [])
     >>> with torch.no_grad():
