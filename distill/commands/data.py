@@ -12,12 +12,15 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from distill.continual.open_stream import stream_in
+from distill.continual.summary import class_names, images_in_no_task, images_of
 from distill.data.base import Split
 from distill.data.experiment_data import SPLITS, ExperimentData
 from distill.data.inspection import Decoded, ImagePlace, Inspection, inspect
 from distill.data.samples_sheet import write_samples
 from distill.data.summary import count_by_class, counts_line, detail_lines
 from distill.experiments.base import Experiment
+from distill.experiments.continual import ContinualExperiment
 from distill.report.numbers import MISSING, count
 
 SHOWN_CLASSES, SHOWN = 40, 5
@@ -38,10 +41,12 @@ def show_data(experiment: Experiment, console: Console, to: Path | None, images:
     _print(console, counts_line(data))
     for line in detail_lines(data):
         _print(console, f"  {line}")
-    data = data.with_all_labels()
+    visible, data = data, data.with_all_labels()
     splits = [split for split in SPLITS if data.has_split(split)]
     inspection = _inspected(data, splits, console) if decode else None
     console.print(_split_table(data, splits, inspection))
+    if isinstance(experiment, ContinualExperiment):
+        _print_tasks(experiment, visible, console)
     if data.classes:
         console.print(_class_table(data, splits))
     if inspection is not None:
@@ -77,6 +82,19 @@ def _sizes(decoded: Decoded) -> list[str]:
     order = np.argsort(decoded.sizes.prod(axis=1), kind="stable")
     picked = decoded.sizes[order[[0, len(order) // 2, -1]]]
     return [unreadable, *(f"{width}×{height}" for width, height in picked.tolist())]
+
+
+def _print_tasks(experiment: ContinualExperiment, data: ExperimentData, console: Console) -> None:
+    """A table of the tasks, in the order in which they are learned."""
+    tasks = stream_in(experiment).tasks(data)
+    splits = [split for split in SPLITS if data.has_split(split)]
+    table = _table(["task", *splits, "classes"])
+    for task in tasks:
+        numbers = [count(images_of(task, split)) for split in splits]
+        table.add_row(Text(task.name), *numbers, Text(class_names(task)))
+    console.print(table)
+    for line in images_in_no_task(tasks, data):
+        _print(console, line)
 
 
 def _class_table(data: ExperimentData, splits: Sequence[Split]) -> Table:

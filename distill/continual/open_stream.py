@@ -30,5 +30,10 @@ def open_stream(settings: StreamSettings) -> Sequence[Task]:
         DataError: the data cannot be used.
         ContinualError: it cannot be divided into such tasks.
     """
+    return stream_in(settings).tasks(make_data(settings))
+
+
+def stream_in(settings: StreamSettings) -> Stream:
+    """The stream of a run."""
     assert settings.stream.component is not None and issubclass(settings.stream.component, Stream)
-    return settings.stream.component(settings.stream).tasks(make_data(settings))
+    return settings.stream.component(settings.stream)

@@ -9,8 +9,7 @@ from distill.continual.scores import Setting
 from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
 from distill.continual.strategies.go_on import GoOn
-from distill.continual.streams.base import Stream
-from distill.continual.task import Task
+from distill.continual.task import Task, classes_are_equal
 from distill.models.settings import StudentSettings
 from distill.objectives.base import Objective
 from distill.run.stage import Stage
@@ -50,9 +49,7 @@ class _Plan:
 
     def __init__(self, experiment: ContinualExperiment, tasks: Sequence[Task]):
         self.experiment, self.tasks = experiment, tuple(tasks)
-        stream = experiment.stream.component
-        assert stream is not None and issubclass(stream, Stream)
-        self.setting: Setting = "domain" if stream.same_classes else "class"
+        self.setting: Setting = "domain" if classes_are_equal(tasks) else "class"
         self.teachers = experiment.plan_teacher()
         self.features: list[ExtractFeatures] = []
         self.heads: list[FitHeads] = []

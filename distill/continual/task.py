@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
 import numpy as np
@@ -13,6 +13,10 @@ from distill.continual.errors import ContinualError
 from distill.data.base import UNLABELED, Samples, Split
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import Subset
+
+EVALUATED: tuple[Split, ...] = ("test", "val")
+SHOWN = 5
+"""Classes of a task that an error names."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +29,15 @@ class Task:
         indices: split → positions of its samples in ``ExperimentData.subset(split)``.
         samples: split → images of that split to read in place of the data's own, with as many samples in the same
             order; such as images that an augmentation moves to another domain.
+        renamed: class of the data → class of the task, for samples whose label is another one here, such as the
+            superclass.
     """
 
     name: str
     classes: tuple[str, ...]
     indices: Mapping[Split, np.ndarray] = field(repr=False, compare=False)
     samples: Mapping[Split, Samples] = field(default_factory=dict, repr=False, compare=False)
+    renamed: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
 
     def subset(self, data: ExperimentData, split: Split, classes: Sequence[str]) -> Subset:
         """Its samples of a split, with labels that are indices into ``classes``.
@@ -48,7 +55,7 @@ class Task:
         new = np.full(len(data.classes) + 1, UNLABELED, dtype=np.int64)  # the last entry is for UNLABELED, -1
         at = {name: index for index, name in enumerate(classes)}
         for index, name in enumerate(data.classes):
-            new[index] = at.get(name, UNLABELED)
+            new[index] = at.get(self.renamed.get(name, name), UNLABELED)
         labels = new[whole.labels[chosen]]
         return Subset(self.samples.get(split, whole.samples), whole.indices[chosen], labels)
 
@@ -96,16 +103,35 @@ def splits_of(data: ExperimentData) -> list[Split]:
     return [split for split in splits if data.has_split(split)]
 
 
-def check_tasks(tasks: Sequence[Task], data: ExperimentData, same_classes: bool) -> None:
+def evaluation_split(data: ExperimentData) -> Split:
+    """The split that tasks are evaluated on: test, or val without a test split. Raises ``ContinualError``."""
+    for split in EVALUATED:
+        if data.has_split(split):
+            return split
+    raise ContinualError("data.val_fraction: there is neither a test nor a val split, so no task can be evaluated")
+
+
+def without_empty(task: Task) -> Task:
+    """The task without the splits of which it has no sample."""
+    return replace(task, indices={split: rows for split, rows in task.indices.items() if len(rows)})
+
+
+def classes_are_equal(tasks: Sequence[Task]) -> bool:
+    """Whether there are several tasks and all have the same classes, so that one can be predicted before it came."""
+    return len(tasks) > 1 and all(set(task.classes) == set(tasks[0].classes) for task in tasks)
+
+
+def check_tasks(tasks: Sequence[Task], data: ExperimentData, shared_classes: bool) -> None:
     """Raise ``ContinualError`` for tasks that nothing can be learned from.
 
     Args:
         tasks: of the stream.
         data: of which they are parts.
-        same_classes: whether tasks may have the same classes.
+        shared_classes: whether a class may be in several tasks.
     """
     if not tasks:
         raise ContinualError("stream: there are no tasks")
+    evaluated = evaluation_split(data)
     names: set[str] = set()
     owner: dict[str, str] = {}
     of_sample: dict[int, str] = {}
@@ -113,10 +139,11 @@ def check_tasks(tasks: Sequence[Task], data: ExperimentData, same_classes: bool)
         if task.name in names:
             raise ContinualError(f"stream: two tasks are called {task.name!r}")
         names.add(task.name)
-        if not len(task.indices.get("train", ())):
-            raise ContinualError(f"stream: the task {task.name!r} has no training images")
+        for split, what in (("train", "training"), (evaluated, evaluated)):
+            if not len(task.indices.get(split, ())):  # type: ignore[call-overload]
+                raise ContinualError(f"stream: the task {task.name!r} has no {what} images{_such_as(task)}")
         for name in task.classes:
-            if name in owner and not same_classes:
+            if name in owner and not shared_classes:
                 raise ContinualError(f"stream: the class {name!r} is in two tasks, {owner[name]!r} and {task.name!r}")
             owner[name] = task.name
         for index in task.indices["train"].tolist():
@@ -124,3 +151,9 @@ def check_tasks(tasks: Sequence[Task], data: ExperimentData, same_classes: bool)
                 image = data.subset("train").ids[index]
                 raise ContinualError(f"stream: {image} is in two tasks, {of_sample[index]!r} and {task.name!r}")
             of_sample[index] = task.name
+
+
+def _such_as(task: Task) -> str:
+    """A few of the classes of a task, for errors."""
+    more = len(task.classes) - SHOWN
+    return f"; its classes are {', '.join(task.classes[:SHOWN])}{' …' * (more > 0)}" if task.classes else ""

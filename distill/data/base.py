@@ -84,12 +84,22 @@ class Source(Component):
     skipped: Sequence[Skipped] = ()
     """What was not read, and why."""
 
+    settings: Settings
+
     def __init__(self, settings: Settings):
         self.settings = settings
 
     def split(self, name: Split) -> Samples:
         """The samples of a split. Raises ``DataError``, whose text names the folder or file and what was expected."""
         raise NotImplementedError
+
+    def column(self, split: Split, name: str) -> Sequence[str]:
+        """A column of the table that a split is read from: a text for each sample, empty without a value.
+
+        Raises:
+            DataError: the source has no table, or the table no such column.
+        """
+        raise DataError(f"the source {self.settings.type!r} has no table, so there is no column {name!r}")
 
 
 class DataError(UserError, ValueError):

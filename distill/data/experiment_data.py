@@ -68,7 +68,7 @@ class ExperimentData:
         self.source.channels = settings.channels
         self.source.depth = settings.depth or self.source.depth
         self._samples: dict[Split, Samples] = {}
-        self._resident: dict[tuple[Split, Canvas], Resident] = {}
+        self._resident: dict[tuple[int, Canvas], Resident] = {}  # by the id of its samples
         self._subsets: dict[Split, Subset] = {}
         self._part: tuple[str, ...] | None = None
         self.subset("train")
@@ -98,6 +98,13 @@ class ExperimentData:
         if name not in self._subsets:
             self._divide(name)
         return self._subsets[name]
+
+    def column(self, name: Split, column: str) -> list[str]:
+        """The values of a column of the source's table for the samples of a split. Raises ``DataError``."""
+        subset = self.subset(name)
+        own = name in self.source.has_split
+        values = self.source.column(name if own else "train", column)  # a held-out val is a part of train
+        return [values[index] for index in subset.indices]
 
     def train_loader(self, labeled_only: bool = False) -> TrainLoader:
         """Resumable batches of this rank, in the order of ``data.sampler``.
@@ -235,6 +242,7 @@ class ExperimentData:
                 subset = self._subsets[name]
                 digest.update("\0".join([name, *self.classes, "", *subset.ids]).encode())
                 digest.update(subset.labels.astype("<i8").tobytes())
+                digest.update(getattr(subset.samples, "settings", "").encode())
             elif self._part is None and name in self.source.has_split:
                 samples = self._split(name)
                 digest.update("\0".join([name, *self.classes, "", *samples.ids]).encode())
@@ -300,11 +308,15 @@ class ExperimentData:
         """The reader of a subset, from files or from the device; ``training`` adds the loader's operations."""
         if not self.settings.on_device:
             return self._decoder(subset, order, tolerated, training, spec)
-        name = next(name for name, samples in self._samples.items() if samples is subset.samples)
-        canvas = self.canvas(spec)
-        if (name, canvas) not in self._resident:
-            self._resident[name, canvas] = Resident(subset.samples, name, canvas, self.settings, self.device)
-        return ResidentReader(subset, order, self._resident[name, canvas], tolerated)
+        key = id(subset.samples), self.canvas(spec)
+        if key not in self._resident:
+            self._resident[key] = Resident(subset.samples, self._name_of(subset), key[1], self.settings, self.device)
+        return ResidentReader(subset, order, self._resident[key], tolerated)
+
+    def _name_of(self, subset: Subset) -> str:
+        """The source's split that a subset is of, for messages; else that of a part of the data."""
+        known = [*self._samples.items(), *((name, own.samples) for name, own in self._subsets.items())]
+        return next(name for name, samples in known if samples is subset.samples)
 
     def _decoder(
         self, subset: Subset, order: Order, tolerated: int, training: bool, spec: InputSpec | None = None

@@ -99,6 +99,10 @@ class HuggingFace(Source):
     def split(self, name: Split) -> Samples:
         return self._rows(name, self.bits)
 
+    def column(self, split: Split, name: str) -> list[str]:
+        self._check_columns(name, "column")
+        return [text for table in self._tables[split] for text in _texts(table, name)]
+
     def _rows(self, name: Split, bits: int | None) -> RowSamples:
         labels, limit = self._labels[name], self.settings.pixel_limit
         return RowSamples(self._tables[name], self._image, labels, name, limit, bits, self.channels, self.depth)
@@ -140,6 +144,14 @@ class HuggingFace(Source):
         if given is None and len(classes) > 1:
             raise DataError(f"{self._where}: set label_column; the class columns are {classes}")
         return given or next(iter(classes), next((name for name in LABEL_COLUMNS if name in features), None))
+
+
+def _texts(table: Dataset, name: str) -> list[str]:
+    """The values of a column as texts, numbers that stand for names by these; empty for a missing value."""
+    values, names = _column(table, name)
+    if names is not None:
+        values = [None if value is None or value < 0 else names[value] for value in values]
+    return ["" if value is None else str(value) for value in values]
 
 
 def _column(table: Dataset, name: str) -> LabelColumn:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from augment.draws import copy_key, sample_key
-from distill.data.base import DataError, Samples, Split
+from distill.data.base import DataError, Samples
 from distill.data.canvas import Canvas
 from distill.data.loader import Loader
 from distill.data.order import Order
@@ -41,7 +41,7 @@ class Resident:
         device: for the images.
     """
 
-    def __init__(self, samples: Samples, name: Split, canvas: Canvas, settings: DataSettings, device: torch.device):
+    def __init__(self, samples: Samples, name: str, canvas: Canvas, settings: DataSettings, device: torch.device):
         self.samples, self.name, self.canvas, self.settings, self.device = samples, name, canvas, settings, device
         self.unreadable: dict[int, str] = {}
         """Index in the split → reason, for each image that could not be read."""

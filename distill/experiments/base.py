@@ -16,6 +16,7 @@ from distill.data.settings import DataSettings
 from distill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:  # a stage imports torch
+    from distill.data.experiment_data import ExperimentData
     from distill.run.stage import Stage
 
 DEFAULT = "distillation"
@@ -39,6 +40,10 @@ class Experiment(Settings):
         if name == "teachers":
             raise ValueError("the folder 'teachers' is for fitted teachers; choose another name")
         return name
+
+    def describe(self, data: ExperimentData) -> list[str]:
+        """Lines about how a run of this kind uses its data, for its opening; none by default."""
+        return []
 
     def plan(self) -> list[Stage]:
         """The stages of the run; each comes after those that it refers to."""

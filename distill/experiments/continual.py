@@ -5,7 +5,7 @@ Importing this does not import torch. Opening the stream does, since the tasks f
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # these import torch
     from distill.continual.inference.base import TaskInference
     from distill.continual.strategies.base import Strategy
     from distill.continual.streams.base import Stream
+    from distill.data.experiment_data import ExperimentData
     from distill.run.stage import Stage
     from distill.stages.outputs import TeacherNetworks
 
@@ -56,6 +57,12 @@ class ContinualExperiment(StudentExperiment):
     )
     controls: StreamControlSettings = StreamControlSettings()
 
+    def describe(self, data: ExperimentData) -> list[str]:
+        from distill.continual.open_stream import stream_in
+        from distill.continual.summary import task_lines
+
+        return task_lines(stream_in(self).tasks(data), data)
+
     def plan(self) -> list[Stage]:
         from distill.continual.open_stream import open_stream
         from distill.continual.plan import plan_stream
@@ -80,6 +87,7 @@ class ContinualExperiment(StudentExperiment):
         if self.strategy.component.heads_on_student and not self.heads:  # type: ignore[union-attr]
             raise error_at("heads", f"strategy {self.strategy.type} serves a closed-form head; name one")
         self._check_previous_teacher()
+        self._check_stream()
         return self
 
     def _check_previous_teacher(self) -> None:
@@ -99,3 +107,26 @@ class ContinualExperiment(StudentExperiment):
         if heads := [o.type for o in self.objectives if o.component.sets_head]:  # type: ignore[union-attr]
             text = f"{', '.join(heads)} gives the student the teacher's head, and the previous model has fewer classes"
             raise error_at(key, text)
+
+    def _check_stream(self) -> None:
+        """Raise an error if the training reveals to what learns where a task of an online stream ends."""
+        stream: Any = self.stream.component
+        kind = self.stream.type  # type: ignore[attr-defined]
+        if stream.epochs is not None and self.training.epochs != stream.epochs:
+            passes = f"{stream.epochs} pass{'es' * (stream.epochs != 1)}"
+            raise error_at(
+                "training.epochs", f"stream {kind} allows {passes} over the images, not {self.training.epochs}"
+            )
+        if stream.boundaries:
+            return
+        if self.strategy.component.head_per_task:  # type: ignore[union-attr]
+            own = self.strategy.type  # type: ignore[attr-defined]
+            text = f"stream {kind} does not tell where a task ends, and {own} has a head for each task; use go_on"
+            raise error_at("strategy.type", text)
+        if any(network.is_previous for network in (self.teacher.networks if self.teacher else ())):
+            text = f"stream {kind} does not tell where a task ends, so there is no model before it"
+            raise error_at("teacher.networks", text)
+        schedule = self.training.schedule
+        if schedule.type != "constant" or schedule.warmup:
+            text = f"stream {kind} does not tell where a task ends: use {{type: constant, warmup: 0}}"
+            raise error_at("training.schedule", text)

@@ -105,7 +105,7 @@ def run_plan(
         with StopSignal() as stop:
             context = RunContext.of(settings, stop, console if is_first_rank() else None)
             context.folder = folder
-            context.print(_opening(context, folder.path))
+            context.print(_opening(context, folder.path, settings.describe(context.data)))
             check_stages(stages, context)
             folder.record["images_read"] = True
             for stage in stages:
@@ -283,7 +283,7 @@ def _timed(name: str, context: RunContext, folder: RunFolder, loaded: bool) -> I
         folder.finish_stage(name, time.perf_counter() - begun)
 
 
-def _opening(context: RunContext, folder: Path) -> str:
-    """The first lines of a run: folder, images of each split, labels, classes, device; how the data was read."""
+def _opening(context: RunContext, folder: Path, about: Sequence[str]) -> str:
+    """The first lines of a run: folder, images, labels, classes, device, how the data was read, how it is used."""
     first = f"{shown_path(folder)}: {counts_line(context.data)}; on {context.device.type}"
-    return "\n  ".join([first, *detail_lines(context.data)])
+    return "\n  ".join([first, *detail_lines(context.data), *about])

@@ -98,7 +98,7 @@ class LearnTask(Stage[LearnedTask]):
             "training": self.training,
             "teacher": self.teacher,
         }
-        data = self.task.data(context.data, context.data.classes, context.seed)
+        data = self.task.data(context.data, self.task.classes, context.seed)
         return {
             **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],

@@ -136,7 +136,8 @@ def _fit(outputs: Sequence[TaskFeatures]) -> _LinearHead:
     if len(classes) == 1:
         return _LinearHead(classes, torch.zeros(1, outputs[0].evaluation.logits.shape[1]), torch.zeros(1))
     train = _together(outputs, classes, "train")
-    held_out = _together(outputs, classes, "val") if "val" in outputs[0].splits else train
+    with_val = [output for output in outputs if "val" in output.splits]
+    held_out = _together(with_val, classes, "val") if with_val else train
     probe = fit_probe(train, held_out, len(classes))
     return _LinearHead(classes, probe.weight, probe.bias)
 

@@ -14,6 +14,7 @@ KINDS = {
     "inference": ("TaskInference", {"entropy", "mahalanobis", "max_logit", "ncm"}),
     "memory": ("Memory", {"herding", "keyed"}),
     "regularizers": ("Regularizer", {"ewc", "l2", "si"}),
+    "streams": ("Stream", {"classes", "domains", "images", "manifest", "online", "superclasses"}),
 }
 
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
 import augment.base
 from augment.base import Component, did_you_mean
 from distill.continual.errors import ContinualError
-from distill.continual.task import Task, check_tasks
+from distill.continual.task import Task, check_tasks, without_empty
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import by_hash
 
@@ -43,9 +43,9 @@ class Stream(Component):
     """A division of the data into tasks.
 
     Class attributes:
-        same_classes: whether all tasks have the same classes (images, domains), so that later tasks can be predicted
-            before they are learned.
+        shared_classes: whether a class may be in several tasks.
         epochs: number of passes over each task that the stream allows; None: any.
+        boundaries: whether what learns may be told where a task ends.
     """
 
     class Settings(augment.base.Settings):
@@ -56,8 +56,9 @@ class Stream(Component):
             "for 10 and 20 tasks; none: the stream's own",
         )
 
-    same_classes: bool = False
-    epochs: int | None = None
+    shared_classes: bool = False
+    epochs: ClassVar[int | None] = None
+    boundaries: ClassVar[bool] = True
     settings: Settings
 
     def __init__(self, settings: Settings):
@@ -71,11 +72,26 @@ class Stream(Component):
         """The tasks in the order in which they are learned.
 
         Raises:
-            ContinualError: an empty task, a class or a sample in two tasks, or an order that does not fit the tasks.
+            ContinualError: an empty task, one that cannot be evaluated, a class or a sample in two tasks, or an order
+                that does not fit the tasks.
         """
-        tasks = list(self.divide(data))
-        check_tasks(tasks, data, self.same_classes)
+        tasks = [without_empty(task) for task in self.divide(data)]
+        check_tasks(tasks, data, self.shared_classes)
         return in_order(tasks, self.settings.task_order)
+
+    def labeled_classes(self, data: ExperimentData) -> list[str]:
+        """Names of the classes that a training image has, in the order of the data. Raises ``ContinualError``."""
+        kind = self.settings.type
+        if not data.classes:
+            raise ContinualError(f"stream.type: {kind} needs a source with class names; images divides without labels")
+        labels = set(data.subset("train").labels.tolist())
+        present = [name for index, name in enumerate(data.classes) if index in labels]
+        if not present:
+            raise ContinualError(
+                f"stream.type: {kind} needs labels, and no training image has one (data.labels_per_class "
+                f"{data.settings.labels_per_class})"
+            )
+        return present
 
 
 def in_order(tasks: Sequence[Task], order: str | int | tuple[str, ...] | None) -> list[Task]:

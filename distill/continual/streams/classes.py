@@ -53,11 +53,7 @@ class Classes(Stream):
     settings: Settings
 
     def divide(self, data: ExperimentData) -> Sequence[Task]:
-        if not data.classes:
-            raise ContinualError("stream.type: classes needs a source with class names")
-        labels = set(data.subset("train").labels.tolist())
-        present = [name for index, name in enumerate(data.classes) if index in labels]
-        groups = self.groups(self._ordered(present))
+        groups = self.groups(self.ordered(self.labeled_classes(data)))
         splits = splits_of(data)
         return [
             Task(name, tuple(group), {split: indices_of(data, split, group) for split in splits})
@@ -86,7 +82,8 @@ class Classes(Stream):
         ends = [sum(sizes[: n + 1]) for n in range(len(sizes))]
         return [classes[end - size : end] for end, size in zip(ends, sizes)]
 
-    def _ordered(self, classes: Sequence[str]) -> list[str]:
+    def ordered(self, classes: Sequence[str]) -> list[str]:
+        """Classes in the order of the settings. Raises ``ContinualError`` if that does not name each of them once."""
         order = self.settings.order
         if order == "alphabetical":
             return sorted(classes)
