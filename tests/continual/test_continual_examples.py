@@ -35,6 +35,7 @@ def test_every_component_has_an_example_that_runs(package):
         ("inference", "MSP", "max_logit"),
         ("memory", "reservoir", "keyed"),
         ("regularizers", "synaptic_intelligence", "si"),
+        ("streams", "si-blurry", "online"),
     ],
 )
 def test_an_unknown_type_names_ours(package, name, suggested):
