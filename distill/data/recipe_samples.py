@@ -66,4 +66,5 @@ class RecipeSamples:
                 changed = self._steps(pixels, draws, draws)
         except UserError as error:
             raise DataError(f"{id}: recipe of the domain {self.domain!r}: {error}") from error
-        return changed[0].clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+        whole = changed[0].clamp(0, 1).mul(np.iinfo(image.dtype).max).round().permute(1, 2, 0)
+        return np.ascontiguousarray(whole.numpy().astype(image.dtype))

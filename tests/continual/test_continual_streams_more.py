@@ -10,14 +10,16 @@ import pytest
 from toy_stream import stream, stream_tree
 from toy_training import Blobs
 
+from augment.recipe import Op
 from distill.config import merge_trees, validate_tree
 from distill.continual.cifar100 import SUPERCLASSES, TABLE
 from distill.continual.errors import ContinualError
 from distill.continual.open_stream import open_stream, stream_in
 from distill.continual.summary import task_lines
 from distill.continual.task import Task, classes_are_equal
-from distill.data.base import DataError, Samples, Split
+from distill.data.base import DataError, Sample, Samples, Split
 from distill.data.experiment_data import ExperimentData
+from distill.data.recipe_samples import RecipeSamples
 from distill.experiments.continual import ContinualExperiment
 from distill.run.context import make_data
 
@@ -201,6 +203,17 @@ def test_domains_by_recipe(tmp_path: Path) -> None:
     recipes["noisy"][0]["std"] = [0.3, 0.4]  # type: ignore[index]
     other, _ = divided(tmp_path, "domains", by="recipe", recipes=recipes)
     assert other[1].data(data, other[1].classes, 0).fingerprint() != noisy.fingerprint()
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_recipe_keeps_the_depth_of_images(kind: type[np.unsignedinteger]) -> None:
+    white = np.iinfo(kind).max
+    image = np.array([[[0], [white // 3], [white]]], dtype=kind)
+    inner = type("One", (), {"ids": ["x"], "labels": [2], "__getitem__": lambda self, index: Sample(image, 2, "x")})()
+    invert = Op.model_validate({"type": "RandomInvert", "p": 1.0})
+    changed = RecipeSamples(inner, "negative", [invert], seed=0)[0]
+    assert changed.image.dtype == kind and changed.image.shape == (1, 3, 1)
+    assert (changed.image == white - image).all() and changed.id == "negative/x"
 
 
 def test_a_recipe_on_the_device(tmp_path: Path) -> None:
