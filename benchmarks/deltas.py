@@ -63,7 +63,7 @@ from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta.bank import DeltaBank
+from distill.export.delta.bank import DeltaBank, Mode
 from distill.export.delta.io import save_delta
 from distill.models.fingerprint import fingerprint
 from distill.report.summary import Machine
@@ -220,12 +220,12 @@ def serving(bench: Bench) -> list[Row]:
                     tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
             save_delta(Path(folder) / str(seed), student.model, identity, origin="random")
         switches = {}
-        for merged in (False, True):
-            tasks = DeltaBank(copy.deepcopy(plain).cpu(), merged=merged)
+        for mode, name in NAMES_OF_SWITCHES.items():
+            tasks = DeltaBank(copy.deepcopy(plain).cpu(), mode=mode)
             for seed in range(2):
                 tasks.add(str(seed), Path(folder) / str(seed))
             tasks.to(bench.device)
-            switches["switch_merged_ms" if merged else "switch_ms"] = switching(bench, tasks)
+            switches[name] = switching(bench, tasks)
     merge(student.model)
     fused = student.model.eval().requires_grad_(False)
     bare = plain.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -242,6 +242,13 @@ def serving(bench: Bench) -> list[Row]:
         ratio("merged_latency_vs_backbone", seconds["merged"], seconds["backbone"]),
         *(row(name, values, "ms") for name, values in switches.items()),
     ]
+
+
+NAMES_OF_SWITCHES: dict[Mode, str] = {
+    "deltas": "switch_ms",
+    "merged": "switch_merged_ms",
+    "modules": "switch_modules_ms",
+}
 
 
 def switching(bench: Bench, tasks: DeltaBank) -> list[float]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from distill.models.network import Network
+from distill.models.settings import NetworkSettings
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Part:
         served: bytes of its files that prediction needs, besides the backbone.
         kept: bytes of everything that is kept for later tasks.
         trained: number of trained parameters.
+        folder: of its files: a delta folder, or a timm folder of the whole network; None: it is in memory alone.
+        network: the backbone of a delta folder.
     """
 
     name: str
@@ -28,6 +31,8 @@ class Part:
     served: int
     kept: int
     trained: int = 0
+    folder: Path | None = None
+    network: NetworkSettings | None = None
 
 
 @dataclass(frozen=True)

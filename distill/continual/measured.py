@@ -57,7 +57,7 @@ def measured(tasks: Sequence[str], collected: Sequence[TaskScores]) -> StreamRes
         collected: scores of some models after each task.
 
     Returns:
-        Each model with its metrics, in the order in which it first appears.
+        Each model that is measured after the last task with its metrics, in the order in which it first appears.
     """
     stages = [_merged(task, [scores for scores in collected if scores.task == task]) for task in tasks]
     names = dict.fromkeys(

@@ -14,6 +14,7 @@ from distill.models.settings import StudentSettings
 from distill.objectives.base import Objective
 from distill.run.stage import Stage
 from distill.stages.evaluate_task import EvaluateTask
+from distill.stages.export_stream import ExportStream
 from distill.stages.extract_features import ExtractFeatures
 from distill.stages.fit_heads import FitHeads
 from distill.stages.learn_task import LearnTask
@@ -97,7 +98,21 @@ class _Plan:
             tuple(stage.output for stage in (*self.served, *self.heads)),
             controls.output if controls else None,
         )
-        return [*made, summary, WriteReport("report")]
+        return [*made, self._export(), summary, WriteReport("report")]
+
+    def _export(self) -> ExportStream:
+        experiment = self.experiment
+        return ExportStream(
+            "export",
+            self.tasks,
+            experiment.student.network,
+            self.learners["student"][-1].output,
+            self.heads[-1].output if self.heads else None,
+            self.served[-1].output if self.served else None,
+            experiment.heads[0] if self.served else None,
+            "student + ",
+            experiment.inference,
+        )
 
     def _controls(self, number: int) -> list[Stage]:
         """Learners that are controls: without the previous model, and without a memory."""

@@ -55,11 +55,11 @@ def head_state(model: nn.Module, head: Sequence[str]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in whole_state(model).items() if inside(name, head)}
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
-    """Backbone and head together: the state dict that the model has without deltas."""
+def whole_state(model: nn.Module, keep_vars: bool = False) -> dict[str, Tensor]:
+    """Backbone and head together: the state dict that the model has without deltas; see ``Module.state_dict``."""
     structural = [site.name for site in deltas(model) if isinstance(site.delta, StructuralDelta)]
     state = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=keep_vars).items():
         layer, changed, rest = name.rpartition("parametrizations.")
         if changed and rest.endswith(".original"):
             name = layer + rest.removesuffix(".original")

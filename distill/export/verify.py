@@ -178,10 +178,19 @@ def _compare(what: str, logits: Tensor, against: str, other: Tensor, tolerance: 
     )
 
 
-def _run_fresh(work: Path) -> None:
+def run_fresh(work: Path, module: str) -> None:
+    """Run a module in a fresh process, which reads its inputs from a folder and writes its outputs there.
+
+    Args:
+        work: the folder, its only argument.
+        module: as of ``python -m``.
+
+    Raises:
+        ExportError: the process failed; the text has the end of its standard error.
+    """
     root = str(Path(distill.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", "distill.export.verify", str(work)]
+    command = [sys.executable, "-m", module, str(work)]
     environment = {**os.environ, "PYTHONPATH": path}
     # In its own process group, so that Ctrl-C reaches only the run, which stops after this stage.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, process_group=0)
@@ -189,6 +198,10 @@ def _run_fresh(work: Path) -> None:
         raise ExportError(f"the fresh process was ended by {signal.Signals(-done.returncode).name}")
     if done.returncode:
         raise ExportError(f"a fresh process cannot load the export:\n{done.stderr.strip()[-2000:]}")
+
+
+def _run_fresh(work: Path) -> None:
+    run_fresh(work, "distill.export.verify")
 
 
 def _fresh_process(work: Path) -> None:

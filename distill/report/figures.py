@@ -26,6 +26,7 @@ WIDTH = 5.2  # inches: narrow, so that the text is readable on a phone
 PERCENT = FuncFormatter(lambda value, _: f"{100 * value:g}{SPACE}%")
 MOST_BARS = 40
 MOST_CONFUSED = 20
+MOST_NAMED = 16  # curves of a panel that has a legend
 
 
 @dataclass(frozen=True)
@@ -124,8 +125,9 @@ def curves(summary: RunSummary, theme: Theme) -> Figure | None:
         axes.set_xlabel("step")
         axes.grid(axis="y")
         axes.set_title(title)
-        # Below the axes, so that it hides no curve.
-        axes.legend(fontsize=8, ncols=min(4, len(group)), loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        if len(group) <= MOST_NAMED:  # below the axes, so that it hides no curve
+            columns = 4 if max(map(len, group)) <= 14 else 2
+            axes.legend(fontsize=8, ncols=min(columns, len(group)), loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure
 
 

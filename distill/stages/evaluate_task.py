@@ -150,7 +150,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         scores: dict[str, dict[Setting, dict[str, Score]]] = {}
         served = sum(part.served for part in learned.parts)
         kept = sum(part.kept for part in learned.parts)
-        if len(learned.parts) == 1 and learned.parts[0].classes == learned.classes:
+        if len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference:
             scores[self.model] = self._of_one_head(learned, logits)
         else:
             scores[self.model] = {"task": self._of_own_heads(learned, logits)}

@@ -52,7 +52,8 @@ def stream_items(result: StreamResult, model: str, trained: Collection[str], see
         Headlines, a table, figures, a note for models below the control, and every metric.
     """
     shown = [setting for setting in TITLES if any(each.setting == setting for each in result.models)]
-    models = [each for setting in shown for each in result.models if each.setting == setting]
+    own_first = sorted(result.models, key=lambda each: not each.name.startswith(model))
+    models = [each for setting in shown for each in own_first if each.setting == setting]
     below = [each for each in models if _below(each, models, model, trained)]
     yield from _headlines(result, model, shown)
     for setting in shown:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 from toy_training import tree
 
 from distill.config import merge_trees, validate_tree
+from distill.continual import serve
 from distill.experiments.continual import ContinualExperiment
 from distill.run.runner import run_plan
 from distill.run.stage import Stage
@@ -38,11 +41,14 @@ def stream(output: Path, **changes: Any) -> ContinualExperiment:
     return settings
 
 
-def learn(settings: ContinualExperiment, resume: bool = False) -> Path:
-    """Run a stream; returns its folder."""
-    return run_plan(
-        settings, settings.plan(), settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True)
-    )
+def learn(settings: ContinualExperiment, resume: bool = False, fresh: bool = False) -> Path:
+    """Run a stream; returns its folder. The export is verified in a new process only if asked for, for it costs."""
+    with ExitStack() as stack:
+        if not fresh:
+            here = lambda work, _: serve._fresh_process(work)  # noqa: E731
+            stack.enter_context(patch("distill.stages.export_stream.run_fresh", here))
+        tree = settings.model_dump(mode="json")
+        return run_plan(settings, settings.plan(), tree, resume=resume, console=Console(quiet=True))
 
 
 def learn_only(settings: ContinualExperiment, name: str = "student", resume: bool = False) -> Path:

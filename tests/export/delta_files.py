@@ -12,6 +12,7 @@ from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, delta_state
 from distill.export.delta.io import save_delta
 from distill.models.fingerprint import fingerprint
+from distill.models.timm_models import new_classifier
 
 
 def write_file(
@@ -25,6 +26,8 @@ def write_file(
 ) -> Path:
     """A delta folder with random numbers; ``head_seed`` makes heads differ."""
     model = make_backbone(architecture, backbone_seed)
+    if len(labels) != model.num_classes:
+        new_classifier(model, len(labels))
     head = classifier_names(model)
     before = fingerprint(backbone_state(model, head))
     attach(model, specs, head)

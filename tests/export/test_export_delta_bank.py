@@ -8,9 +8,11 @@ from export_students import make_backbone
 from distill.deltas.attach import merge
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
+from distill.deltas.state import whole_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import load_delta
+from distill.models.timm_models import new_classifier
 
 LOW = [LowRank.Settings(rank=2)]
 
@@ -32,10 +34,10 @@ def logits(model):
     return model(torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)))
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_switch_is_a_load(backbone, folders, merged):
-    names = ["a", "b", "c", "other"] if merged else ["a", "b", "c"]
-    tasks = DeltaBank(backbone, merged=merged)
+@pytest.mark.parametrize("mode", ["deltas", "merged", "modules"])
+def test_a_switch_is_a_load(backbone, folders, mode):
+    names = ["a", "b", "c"] if mode == "deltas" else ["a", "b", "c", "other"]
+    tasks = DeltaBank(backbone, mode=mode)
     for name in names:
         tasks.add(name, folders[name])
     assert tasks.live == "a" and tasks.names == tuple(names)
@@ -43,12 +45,12 @@ def test_a_switch_is_a_load(backbone, folders, merged):
     models = set()
     for name in (*reversed(names), *names):
         expected = load_delta(folders[name], backbone)
-        if merged:
+        if mode == "merged":
             merge(expected)
         model = tasks.switch(name)
         models.add(id(model))
         assert torch.equal(logits(model), logits(expected)), name
-    assert len(models) == 1 and torch.equal(logits(backbone), before)
+    assert len(models) == (len(names) if mode == "modules" else 1) and torch.equal(logits(backbone), before)
 
 
 def test_training_the_live_task_leaves_the_kept_ones(backbone, folders):
@@ -65,7 +67,7 @@ def test_training_the_live_task_leaves_the_kept_ones(backbone, folders):
 
 
 def test_weights_that_no_task_changes_are_kept_once(backbone, folders):
-    tasks = DeltaBank(backbone, merged=True)
+    tasks = DeltaBank(backbone, mode="merged")
     for name in "ab":
         tasks.add(name, folders[name])
     a, b = tasks._states.values()
@@ -77,7 +79,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backbone, folders, tmp
     tasks = DeltaBank(backbone)
     tasks.add("a", folders["a"])
     expected = logits(tasks.switch("a"))
-    with pytest.raises(ExportError, match=r"its deltas are not those of 'a'; use DeltaBank\(merged=True\)"):
+    with pytest.raises(ExportError, match=r"than those of 'a'; use DeltaBank\(mode='modules'\)"):
         tasks.add("other", folders["other"])
     with pytest.raises(ExportError, match="there is a task 'a' already"):
         tasks.add("a", folders["b"])
@@ -86,3 +88,20 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(backbone, folders, tmp
     with pytest.raises(ExportError, match="no task 'z'; there are a"):
         tasks.switch("z")
     assert tasks.names == ("a",) and torch.equal(logits(tasks.switch("a")), expected)
+
+
+def test_modules_differ_in_ranks_and_classes_and_share_the_backbone(backbone, folders, tmp_path):
+    wide = write_file(tmp_path / "wide", [LowRank.Settings(rank=3)], seed=7, labels=tuple("abcdefg"))
+    tasks = DeltaBank(backbone, mode="modules")
+    for name, folder in {"a": folders["a"], "wide": wide, "other": folders["other"]}.items():
+        tasks.add(name, folder)
+    bigger = make_backbone()
+    new_classifier(bigger, 7)
+    assert torch.equal(logits(tasks.switch("wide")), logits(load_delta(wide, bigger)))
+    assert torch.equal(logits(tasks.switch("a")), logits(load_delta(folders["a"], backbone)))
+    tasks.to("cpu")
+    models = [tasks.switch(name) for name in tasks.names]
+    held = {tensor.data_ptr() for model in models for tensor in whole_state(model).values() if tensor.numel() > 1000}
+    one = {tensor.data_ptr() for tensor in whole_state(models[0]).values() if tensor.numel() > 1000}
+    heads = [model.get_classifier().weight.data_ptr() for model in models]
+    assert held - set(heads) == one - set(heads) and len(set(heads)) == 3

@@ -13,7 +13,7 @@ from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, whole_state
 from distill.export.checksummed import ExportError
-from distill.export.delta.bank import DeltaBank
+from distill.export.delta.bank import DeltaBank, Mode
 from distill.export.delta.io import load_delta, read_delta, save_delta
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.fingerprint import fingerprint
@@ -143,10 +143,11 @@ def test_the_delta_file_gives_it_back_on_the_plain_backbone(tmp_path: Path) -> N
 
 def test_tasks_switch_between_two_of_them(tmp_path: Path) -> None:
     students = {str(seed): trained(seed) for seed in (1, 2)}
-    for merged in (False, True):
-        tasks = DeltaBank(network(head=None), merged=merged)
+    modes: tuple[Mode, ...] = ("deltas", "merged", "modules")
+    for mode in modes:
+        tasks = DeltaBank(network(head=None), mode=mode)
         for name, student in students.items():
-            tasks.add(name, write(student, tmp_path / name / str(merged)))
+            tasks.add(name, write(student, tmp_path / name / mode))
         for name in ("2", "1"):
             actual = tasks.switch(name)(images())
             torch.testing.assert_close(actual, students[name](images()), rtol=1e-4, atol=1e-5)

@@ -58,16 +58,17 @@ def read_part(folder: Path, name: str, classes: tuple[str, ...], network: Networ
         def load() -> Network:
             return create_network(merged_network(network, whole))
 
-        size = folder_bytes(whole)
+        files = whole
     else:
+        files = folder / DELTA
 
         def load() -> Network:
             made = create_network(network, len(classes))
-            made.model = load_delta(folder / DELTA, made.model)
+            made.model = load_delta(files, made.model)
             return made
 
-        size = folder_bytes(folder / DELTA)
-    return Part(name, classes, load, size, size + kept)
+    size = folder_bytes(files)
+    return Part(name, classes, load, size, size + kept, folder=files, network=network)
 
 
 def merged_network(network: NetworkSettings, folder: Path) -> NetworkSettings:

@@ -1,0 +1,157 @@
+"""Writes the result of a stream as a bank folder, which :func:`distill.continual.serve.open_bank` opens."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+
+from distill.continual.heads.linear import LinearHead
+from distill.continual.inference.base import TaskInference
+from distill.continual.learned import LearnedTask, Part
+from distill.continual.serve import MANIFEST, BankManifest, BankPart, BankRule, BankTask
+from distill.continual.task import Task
+from distill.deltas.attach import merge
+from distill.export.checksummed import ExportError, write_checksummed
+from distill.export.manifest import Preprocessing
+from distill.export.targets.timm_folder import write_timm_folder
+from distill.models.network import Network
+from distill.models.settings import NetworkSettings
+from distill.stages.fit_heads import FittedHeads
+
+HEADS = "heads.safetensors"
+
+
+@dataclass(frozen=True)
+class BankContent:
+    """What a bank folder is written from.
+
+    Args:
+        tasks: of the stream, in their order.
+        network: the backbone.
+        learned: the learner after the last task.
+        inference: rules that give the task of an image; only those of a learner with a network for each task are kept.
+        heads: on the backbone's features, whose sums the rules are fitted from.
+    """
+
+    tasks: Sequence[Task]
+    network: NetworkSettings
+    learned: LearnedTask
+    inference: Sequence[TaskInference.Settings] = ()
+    heads: FittedHeads | None = None
+
+
+def write_bank(folder: Path, content: BankContent) -> BankManifest:
+    """Write ``stream.json``, a folder for each network, and the sums of the rules.
+
+    Args:
+        folder: where to write; what it holds is replaced.
+        content: of the stream.
+
+    Returns:
+        The content of ``stream.json``.
+
+    Raises:
+        ExportError: a network has no files.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    parts = []
+    for part in content.learned.parts:
+        parts.append(BankPart(folder=part.name, classes=part.classes, over=_over(part, content.learned.parts)))
+        if part.folder is None:
+            raise ExportError(f"{part.name}: the network has no files")
+        shutil.copytree(part.folder, folder / part.name, ignore=shutil.ignore_patterns("stage.json"))
+    rules = []
+    if len(parts) > 1:
+        rules = [_write_rule(folder, rule, content.heads) for rule in content.inference]
+    return _close(folder, content, content.learned.classes, parts, [rule for rule in rules if rule is not None])
+
+
+def write_with_head(folder: Path, content: BankContent, network: Network, head: LinearHead) -> BankManifest:
+    """Write a network whose classifier is a linear closed-form head, as a bank of one timm folder.
+
+    Args:
+        folder: where to write; what it holds is replaced.
+        content: of the stream.
+        network: gives the features; changed in place.
+        head: its new classifier.
+
+    Returns:
+        The content of ``stream.json``.
+    """
+    if folder.exists():
+        shutil.rmtree(folder)
+    merge(network.model)
+    head.fold(network.model)
+    size = network.input.size
+    write_timm_folder(
+        folder / "model",
+        network.model,
+        origin=network.origin,
+        labels=head.classes,
+        preprocessing=Preprocessing.of(network.model, size),
+    )
+    return _close(folder, content, head.classes, [BankPart(folder="model", classes=head.classes)], [])
+
+
+def linear_head(heads: FittedHeads, name: str, classes: Sequence[str]) -> LinearHead | None:
+    """A fitted head of a stage, if it is linear in the features.
+
+    Args:
+        heads: the stage's output.
+        name: of the head's model, with its prefix.
+        classes: of its rows.
+
+    Returns:
+        The head, or None if it is not linear.
+    """
+    tensors = safetensors.torch.load((heads.folder / HEADS).read_bytes())
+    own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
+    if own.keys() != {"weight", "bias"} or len(own["weight"]) != len(classes):
+        return None
+    return LinearHead(classes, own["weight"].double(), own["bias"].double())
+
+
+def _over(part: Part, parts: Sequence[Part]) -> str:
+    """The part whose network is the backbone of a delta; empty: the stream's own backbone."""
+    model = "" if part.network is None else part.network.model
+    return next((other.name for other in parts if other is not part and model == f"local-dir:{other.folder}"), "")
+
+
+def _write_rule(folder: Path, settings: TaskInference.Settings, heads: FittedHeads | None) -> BankRule | None:
+    assert settings.component is not None and issubclass(settings.component, TaskInference)
+    head = settings.component(settings).head()
+    plain = settings.model_dump(mode="json")
+    if head is None:
+        return BankRule(settings=plain)
+    if heads is None:
+        return None
+    name = f"sums-{settings.type}.safetensors"
+    heads.sums.of(head).save(folder / name)
+    return BankRule(settings=plain, sums=name)
+
+
+def _close(
+    folder: Path, content: BankContent, classes: Sequence[str], parts: Sequence[BankPart], rules: Sequence[BankRule]
+) -> BankManifest:
+    manifest = BankManifest(
+        tasks=tuple(BankTask(name=task.name, classes=task.classes) for task in content.tasks),
+        classes=tuple(classes),
+        network=content.network.model_dump(mode="json"),
+        parts=tuple(parts),
+        inference=tuple(rules),
+        files=file_hashes(folder),
+    )
+    write_checksummed(folder / MANIFEST, manifest)
+    return manifest
+
+
+def file_hashes(folder: Path) -> dict[str, str]:
+    """Every file of a folder, relative to it → its SHA-256."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
