@@ -254,6 +254,7 @@ def _whole(folder: Path, manifest: BankManifest) -> Any:
 def _rule(folder: Path, manifest: BankManifest, chosen: BankRule) -> TaskInference:
     settings = Registry("distill.continual.inference", "TaskInference").settings_of(str(chosen.settings["type"]))
     made = settings.model_validate(chosen.settings)
+    assert isinstance(made, TaskInference.Settings)
     assert made.component is not None and issubclass(made.component, TaskInference)
     rule = made.component(made)
     sums = Sums.load(folder / chosen.sums) if chosen.sums else None
