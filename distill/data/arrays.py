@@ -76,7 +76,7 @@ def read_tiff(source: bytes | str | Path, name: str, pixel_limit: int) -> np.nda
             f"{name}: a TIFF with more than four bands needs tifffile: pip install 'delta-distill[tiff]'"
         ) from error
     with tifffile.TiffFile(BytesIO(source) if isinstance(source, bytes) else source) as file:
-        first = file.pages[0]
+        first = file.pages.first
         _check_pixels((first.imagelength, first.imagewidth), name, pixel_limit)
         pages = list(file.pages) if first.samplesperpixel == 1 else [first]
         same = [page for page in pages if page.shape == first.shape and page.dtype == first.dtype]
