@@ -37,6 +37,7 @@ PRELOAD = [
         for kind in ("deltas", "objectives")
         for _, name, _ in iter_modules([str(PACKAGE / kind)])
     ),
+    "frozen_heap",
 ]
 
 
@@ -68,7 +69,7 @@ def warm_server() -> ForkServerContext:
 def _start(context: ForkServerContext) -> None:
     context.set_forkserver_preload(PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
-        folders = (HERE / "training", HERE / "deltas", HERE.parent)  # where it finds its modules
+        folders = (HERE, HERE / "training", HERE / "deltas", HERE.parent)  # where it finds its modules
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
         forkserver.ensure_running()
 

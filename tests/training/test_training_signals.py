@@ -1,5 +1,6 @@
 """Whole runs as processes of their own: stopped by signals, killed, resumed."""
 
+import os
 import signal
 import time
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_group_of_processes_is_stopped_while_data_is_read(tmp_path: Path, star
 def test_train_py_itself(tmp_path: Path, start: StartRun) -> None:
     run = start(itself=True, training={"epochs": 1000})
     run.after_checkpoint()
-    run.process.send_signal(signal.SIGTERM)
+    os.kill(run.process.pid, signal.SIGTERM)
     assert run.wait() == 143, run.output.read_text()
     assert run.status == "interrupted" and run.ended()
     assert newest_good(run.folder / "student") is not None
