@@ -31,6 +31,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    gc.unfreeze()
+    gc.collect()
+
+
 @pytest.fixture
 def verification_forks(monkeypatch: pytest.MonkeyPatch) -> None:
     """For exports that are not about the interpreter's start: verification is spared its ten seconds of imports.
