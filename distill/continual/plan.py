@@ -51,6 +51,8 @@ class _Plan:
     def __init__(self, experiment: ContinualExperiment, tasks: Sequence[Task]):
         self.experiment, self.tasks = experiment, tuple(tasks)
         self.setting: Setting = "domain" if classes_are_equal(tasks) else "class"
+        every_class = [name for task in tasks for name in task.classes]
+        self.by_task = len(set(every_class)) < len(every_class)
         self.teachers = experiment.plan_teacher()
         self.features: list[ExtractFeatures] = []
         self.heads: list[FitHeads] = []
@@ -165,6 +167,7 @@ class _Plan:
             setting=self.setting,
             later=self.tasks[number + 1 :] if self.setting == "domain" and not strategy.component.head_per_task else (),
             again=number == len(self.tasks) - 1,
+            by_task=self.by_task,
         )
         evaluations.append(evaluation)
         return [learner, evaluation]
@@ -180,6 +183,7 @@ class _Plan:
             self.setting,
             prefix,
             self.experiment.inference,
+            self.by_task,
         )
         stages.append(heads)
         return heads

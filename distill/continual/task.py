@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 
@@ -58,6 +58,11 @@ class Task:
             new[index] = at.get(self.renamed.get(name, name), UNLABELED)
         labels = new[whole.labels[chosen]]
         return Subset(self.samples.get(split, whole.samples), whole.indices[chosen], labels)
+
+    def images(self, split: Split) -> Hashable:
+        """Equal for two tasks of a stream that have the same images with the same labels in a split."""
+        rows, samples = self.indices[split], self.samples.get(split)
+        return rows.tobytes(), id(samples) if samples is not None else None, self.classes, tuple(self.renamed.items())
 
     def data(self, data: ExperimentData, classes: Sequence[str], seed: int) -> ExperimentData:
         """The data restricted to this task.

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill.continual.heads.sums import Sums
 from distill.continual.inference.base import TaskInference
 from distill.continual.learned import LearnedTask, Part
 from distill.continual.scores import Score, Setting, TaskScores, masked, score
@@ -26,7 +27,7 @@ from distill.run.folder import is_first_rank
 from distill.run.predict import logits_of
 from distill.run.stage import Ref, Stage
 from distill.stages.extract_features import TaskFeatures
-from distill.stages.fit_heads import FittedHeads
+from distill.stages.fit_heads import FittedHeads, class_of
 from distill.training.evaluate import Predictions
 
 TENSORS, SCORES = "predictions.safetensors", "scores.json"
@@ -60,6 +61,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         setting: ``class``, or ``domain`` where all tasks have the same classes.
         later: tasks that come later, evaluated where all tasks have the same classes.
         again: whether to evaluate unchanged parts again.
+        by_task: whether the sums that task inference reads are by task and class.
     """
 
     model: str
@@ -72,6 +74,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
     setting: Setting = "class"
     later: tuple[Task, ...] = ()
     again: bool = False
+    by_task: bool = False
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {
@@ -80,6 +83,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
             "inference": [rule.model_dump(mode="json") for rule in self.inference],
             "tasks": [task.name for task in (*self.tasks, *self.later)],
             "again": self.again,
+            "by_task": self.by_task,
         }
 
     def run(self, context: RunContext, folder: Path) -> TaskEvaluation:
@@ -132,13 +136,17 @@ class EvaluateTask(Stage[TaskEvaluation]):
             features: Features = extract(network.model, view, LOGITS)
             return logits_of(features)
 
-        found = {}
+        made: dict[tuple[str, str], Predictions] = {}
+        of_images: dict[object, Predictions] = {}
         for task in tasks:
             data = task.data(context.data, task.classes, context.seed)
             split: Split = "test" if data.has_split("test") else "val"
-            loader = replace(context, data=data).loader(split, network.input)
-            found[part.name, task.name] = context.predict(network.model, logits_of_view, network.input, loader)
-        return found
+            images = task.images(split)
+            if images not in of_images:  # the tasks of some streams have the same test images
+                loader = replace(context, data=data).loader(split, network.input)
+                of_images[images] = context.predict(network.model, logits_of_view, network.input, loader)
+            made[part.name, task.name] = of_images[images]
+        return made
 
     def _scores(
         self,
@@ -200,8 +208,8 @@ class EvaluateTask(Stage[TaskEvaluation]):
         features = {output.task.name: output for output in map(context.get, self.features)}
         head = inference.head()
         assert head is None or self.heads is not None
-        sums = context.get(self.heads).sums.of(head) if head is not None and self.heads is not None else None
-        inference.fit({task.name: task.classes for task in self.tasks}, sums)
+        sums = context.get(self.heads).of_tasks.of(head) if head is not None and self.heads is not None else None
+        inference.fit({task.name: self._classes_in(sums, task) for task in self.tasks}, sums)
         scores = {}
         for task in self.tasks:
             of_parts = {part.name: logits[part.name, task.name] for part in learned.parts}
@@ -217,6 +225,13 @@ class EvaluateTask(Stage[TaskEvaluation]):
                 united[rows.nonzero(), torch.tensor(columns)] = of_parts[part.name].logits[rows]
             scores[task.name] = score(_with_labels(replace(own, logits=united), task.classes, learned.classes))
         return scores
+
+    def _classes_in(self, sums: Sums | None, task: Task) -> Sequence[str]:
+        """The classes of a task, by their names in the sums that task inference reads."""
+        if sums is None or not self.by_task:
+            return task.classes
+        names = [class_of(task, name) for name in task.classes]
+        return [name for name in names if name in sums.classes]  # a domain may lack images of a class
 
 
 def _with_labels(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:

@@ -16,6 +16,7 @@ from distill.continual.heads.base import FittedHead, Head, LabeledFeatures
 from distill.continual.heads.shared import HeadSums
 from distill.continual.inference.base import TaskInference
 from distill.continual.scores import Setting, TaskScores, score
+from distill.continual.task import Task
 from distill.files import write_atomic
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
@@ -23,7 +24,7 @@ from distill.run.stage import Ref, Stage
 from distill.stages.extract_features import TaskFeatures
 from distill.training.evaluate import Predictions
 
-SUMS, HELD_OUT, SCORES = "sums", "held-out-sums", "scores.json"
+SUMS, HELD_OUT, OF_TASKS, SCORES = "sums", "held-out-sums", "task-sums", "scores.json"
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FittedHeads:
     held_out: HeadSums
     scores: TaskScores
     folder: Path
+    of_tasks: HeadSums
+    """Those that task inference reads: ``sums``, or with ``by_task`` others, whose classes are :func:`class_of`."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ class FitHeads(Stage[FittedHeads]):
         setting: of the evaluation besides the task-incremental one.
         prefix: of the names of the models.
         inference: rules that give the task of an image; the sums that they read are kept too.
+        by_task: whether the sums of these rules are apart, by task and class, since tasks have the same classes.
     """
 
     heads: tuple[Head.Settings, ...]
@@ -58,12 +62,14 @@ class FitHeads(Stage[FittedHeads]):
     setting: Setting = "class"
     prefix: str = ""
     inference: tuple[TaskInference.Settings, ...] = ()
+    by_task: bool = False
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {
             "heads": [head.model_dump(mode="json") for head in self.heads],
             "setting": self.setting,
             "inference": [rule.model_dump(mode="json") for rule in self.inference],
+            "by_task": self.by_task,
         }
 
     def run(self, context: RunContext, folder: Path) -> FittedHeads:
@@ -71,11 +77,12 @@ class FitHeads(Stage[FittedHeads]):
         outputs = [context.get(ref) for ref in self.features]
         newest = outputs[-1]
         train = newest.splits["train"]
-        sums, held_out = self._empty(train), self._empty(train)
+        sums, held_out, of_tasks = self._empty(train)
         if self.previous is not None:
-            before = context.get(self.previous).folder
-            sums.load(before / SUMS)
-            held_out.load(before / HELD_OUT)
+            self._load(context.get(self.previous).folder, sums, held_out, of_tasks)
+        if self.by_task:
+            names = [class_of(newest.task, name) for name in newest.task.classes]
+            of_tasks.add(train.logits, train.labels, names)
         sums.add(train.logits, train.labels, newest.task.classes)
         if (val := newest.splits.get("val")) is not None:
             held_out.add(val.logits, val.labels, newest.task.classes)
@@ -96,25 +103,37 @@ class FitHeads(Stage[FittedHeads]):
         if is_first_rank():
             sums.save(folder / SUMS)
             held_out.save(folder / HELD_OUT)
+            if self.by_task:
+                of_tasks.save(folder / OF_TASKS)
             write_atomic(folder / "heads.safetensors", safetensors.torch.save(tensors))
             write_atomic(folder / SCORES, result.model_dump_json(indent=2).encode())
-        return FittedHeads(sums, held_out, result, folder)
+        return FittedHeads(sums, held_out, result, folder, of_tasks)
 
     def load(self, context: RunContext, folder: Path) -> FittedHeads:
         train = context.get(self.features[-1]).splits["train"]
-        sums, held_out = self._empty(train), self._empty(train)
+        sums, held_out, of_tasks = self._empty(train)
+        self._load(folder, sums, held_out, of_tasks)
+        scores = TaskScores.model_validate(json.loads((folder / SCORES).read_text()))
+        return FittedHeads(sums, held_out, scores, folder, of_tasks)
+
+    def _load(self, folder: Path, sums: HeadSums, held_out: HeadSums, of_tasks: HeadSums) -> None:
         sums.load(folder / SUMS)
         held_out.load(folder / HELD_OUT)
-        scores = TaskScores.model_validate(json.loads((folder / SCORES).read_text()))
-        return FittedHeads(sums, held_out, scores, folder)
+        if self.by_task:
+            of_tasks.load(folder / OF_TASKS)
 
     @property
     def _heads(self) -> list[Head]:
         return [settings.component(settings) for settings in self.heads]  # type: ignore[misc]
 
-    def _empty(self, like: Predictions) -> HeadSums:
-        rules = [rule.component(rule).head() for rule in self.inference]  # type: ignore[misc]
-        return HeadSums([*self._heads, *(head for head in rules if head is not None)], like.logits.shape[1])
+    def _empty(self, like: Predictions) -> tuple[HeadSums, HeadSums, HeadSums]:
+        """Sums of the training images, of the held-out ones, and those that task inference reads."""
+        made = [rule.component(rule).head() for rule in self.inference]  # type: ignore[misc]
+        rules, width = [head for head in made if head is not None], like.logits.shape[1]
+        if self.by_task:
+            return HeadSums(self._heads, width), HeadSums(self._heads, width), HeadSums(rules, width)
+        sums = HeadSums([*self._heads, *rules], width)
+        return sums, HeadSums([*self._heads, *rules], width), sums
 
     def _held_out(self, outputs: list[TaskFeatures]) -> LabeledFeatures | None:
         """The held-out images of this task; those of earlier tasks are gone."""
@@ -133,3 +152,8 @@ class FitHeads(Stage[FittedHeads]):
             logits = fitted.for_classes(seen).logits(test.logits)
             scores[self.setting][output.task.name] = score(Predictions(logits, test.labels, test.ids))
         return scores
+
+
+def class_of(task: Task, name: str) -> str:
+    """A class in sums by task and class."""
+    return f"{task.name}/{name}"
