@@ -110,7 +110,7 @@ class Regularizer(Component):
         Args:
             model: views → logits [B, K], or an object with ``logits``. Its parameters are those given.
             parameters: name → trained parameter.
-            batches: images of the task that was learned; each pass of them in a fixed order.
+            batches: images of the task that was learned, the same on every rank of a distributed run.
 
         Raises:
             ContinualError: see ``attach``; or there is no image, if images are needed. The state is unchanged.
