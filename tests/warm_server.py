@@ -61,7 +61,7 @@ def warm_server() -> ForkServerContext:
         if not ((content := file.read()) and _connect(server, *json.loads(content))):
             _start(context)
             file.truncate(0)
-            file.write(json.dumps([server._forkserver_address.decode(), os.getpid(), server._forkserver_alive_fd]))
+            file.write(json.dumps([server._forkserver_address, os.getpid(), server._forkserver_alive_fd]))
             atexit.register(SHARED.unlink, missing_ok=True)
     return context
 
@@ -80,7 +80,7 @@ def _connect(server: Any, address: str, owner: int, alive: int) -> bool:
         pipe = os.open(f"/proc/{owner}/fd/{alive}", os.O_WRONLY)
     except OSError:
         return False
-    server._forkserver_address, server._forkserver_alive_fd = address.encode(), pipe
+    server._forkserver_address, server._forkserver_alive_fd = address, pipe
     server.ensure_running = lambda: None  # its own looks for a child process, and starts one
     resource_tracker.ensure_running()
     return True
