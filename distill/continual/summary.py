@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill.continual.task import Task, splits_of
+from distill.continual.task import Task, classes_are_equal, splits_of
 from distill.data.base import Split
 from distill.data.experiment_data import ExperimentData
 from distill.data.summary import OTHERS
@@ -25,10 +25,12 @@ def task_lines(tasks: Sequence[Task], data: ExperimentData) -> list[str]:
     Returns:
         The lines, with one about the tasks that are not shown and :func:`images_in_no_task`.
     """
-    lines = [_line(task) for task in tasks[:LINES]]
-    if more := len(tasks) - LINES:
-        lines += [f"… {more} more tasks"] if more > 0 else []
-    return [f"tasks: {len(tasks)}", *(f"  {line}" for line in lines), *images_in_no_task(tasks, data)]
+    equal = classes_are_equal(tasks)
+    lines = [_images(task) if equal else f"{_images(task)}, {class_names(task)}" for task in tasks[:LINES]]
+    if (more := len(tasks) - LINES) > 0:
+        lines.append(f"… {more} more tasks")
+    first = f"tasks: {len(tasks)}" + (f" with the same {class_names(tasks[0])}" if equal else "")
+    return [first, *(f"  {line}" for line in lines), *images_in_no_task(tasks, data)]
 
 
 def class_names(task: Task) -> str:
@@ -54,7 +56,7 @@ def images_of(task: Task, split: Split) -> int:
     return len(task.indices[split]) if split in task.indices else 0
 
 
-def _line(task: Task) -> str:
+def _images(task: Task) -> str:
     parts = [f"{images_of(task, 'train'):,} training images"]
     parts += [f"{images_of(task, split):,} for {name}" for split, name in OTHERS if split in task.indices]
-    return f"{task.name}: {', '.join(parts)}, {class_names(task)}"
+    return f"{task.name}: {', '.join(parts)}"

@@ -1,16 +1,19 @@
 """Superclasses, parts of images, domains, manifests and online streams: what each task holds, and what is refused."""
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from toy_stream import stream, stream_tree
 from toy_training import Blobs
 
 from augment.recipe import Op
+from distill.commands.data import show_data
 from distill.config import merge_trees, validate_tree
 from distill.continual.cifar100 import SUPERCLASSES, TABLE
 from distill.continual.errors import ContinualError
@@ -430,5 +433,14 @@ def test_what_the_opening_says(tmp_path: Path) -> None:
     ]
     many = [Task(f"t{number}", tuple("abcdefgh"), {"train": np.arange(2)}) for number in range(14)]
     lines = task_lines(many, make_data(settings))
-    assert lines[1] == "  t0: 2 training images, 8 classes: a, b, c, d, e, f …"
+    assert lines[:2] == ["tasks: 14 with the same 8 classes: a, b, c, d, e, f …", "  t0: 2 training images"]
     assert lines[13] == "  … 2 more tasks" and lines[14] == "train: 34 images in no task"
+
+
+def test_the_data_command_shows_the_tasks(tmp_path: Path) -> None:
+    console = Console(record=True, width=100, file=io.StringIO())
+    keys = {"count": 2, "disjoint": 0.0, "blur": 0.4}
+    show_data(settings_of(tmp_path, "online", keys, **ONLINE), console, to=None, images=1, decode=False)
+    rows = [line.split() for line in console.export_text().splitlines() if line.startswith(" task")]
+    assert rows[0] == ["task", "train", "val", "test", "classes"]
+    assert rows[1] == ["task-1", "18", "21", "23", *"4 classes: a, b, c, d".split()]
