@@ -443,4 +443,4 @@ def test_the_data_command_shows_the_tasks(tmp_path: Path) -> None:
     show_data(settings_of(tmp_path, "online", keys, **ONLINE), console, to=None, images=1, decode=False)
     rows = [line.split() for line in console.export_text().splitlines() if line.startswith(" task")]
     assert rows[0] == ["task", "train", "val", "test", "classes"]
-    assert rows[1] == ["task-1", "18", "21", "23", *"4 classes: a, b, c, d".split()]
+    assert rows[1] == ["task-1", "18", "21", "23", "4", "classes:", "a,", "b,", "c,", "d"]
