@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 from pydantic import ValidationError
-from toy_training import STEPS, assert_bit_equal, experiment, network, raising, student_fit, tree, whole
+from toy_training import SIZES, STEPS, assert_bit_equal, experiment, network, raising, student_fit, tree, whole
 
 import distill
 from distill.config import validate_tree
@@ -233,7 +233,7 @@ def test_images_without_labels_suffice_for_objectives_that_need_none(tmp_path: P
     with StopSignal() as stop:
         context = RunContext.of(settings, stop)
         stage = next(stage for stage in settings.plan() if stage.name == "student")
-        assert stage.check(context).what == "44 images"
+        assert stage.check(context).what == f"{SIZES['train']} images"
         labels = self_supervised(tmp_path, data=unlabeled, teacher=None, objectives=["ce"], augment=ONE_VIEW)
         stage = next(stage for stage in labels.plan() if stage.name == "student")
         with pytest.raises(StageError, match="no training image has a label"):
