@@ -198,7 +198,10 @@ class Objective(nn.Module, Component):
         """
 
     def connect(self, others: Mapping[str, Objective]) -> None:
-        """Use a module of another objective of the same loss; called once, before training.
+        """Prepare for a fit, maybe with a module of another objective of the same loss.
+
+        Called once before training, after states of an earlier fit are loaded; the checkpoint of a resumed fit is
+        loaded later.
 
         Args:
             others: name of a term that has one module → its objective.

@@ -35,9 +35,9 @@ from distill.run.teacher import label_maps, make_teacher
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import TeacherNetworks, fit_notes
-from distill.training.fit import FitSummary, load_summary
+from distill.training.fit import RESULT, FitSummary, load_carried, load_summary
 from distill.training.settings import TrainingSettings
-from distill.training.terms import needs_of
+from distill.training.terms import Carried, needs_of
 
 FIT, LEARNED = "fit", "learned.json"
 
@@ -176,12 +176,15 @@ class LearnTask(Stage[LearnedTask]):
         if settings is None or not settings.frozen:
             objectives = tuple(o for o in objectives if not o.component.reads_frozen())  # type: ignore[union-attr]
             augment = self._alone() if momentum is None else self.augment
-            return FitSpec(within, None, objectives, augment, self.training, momentum=momentum)
+            return FitSpec(
+                within, None, objectives, augment, self.training, momentum=momentum, carried=_carried(fit.previous)
+            )
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
         networks, maps = self._networks(within, settings, fit)
         teacher = make_teacher(settings, objectives, networks, maps)
-        return FitSpec(within, teacher, objectives, self.augment, self.training, settings.cache, momentum=momentum)
+        parts = self.augment, self.training, settings.cache
+        return FitSpec(within, teacher, objectives, *parts, momentum=momentum, carried=_carried(fit.previous))
 
     def _alone(self) -> AugmentSettings:
         return self.augment if self.teacher is None else self.augment.alone()
@@ -243,6 +246,13 @@ class LearnTask(Stage[LearnedTask]):
         features = strategy.features(fit)
         sizes = {"peak": about["peak"], "backbone": about["backbone"]}
         return LearnedTask(self.task.name, seen, parts, fit.folder, first, about["seconds"], features, **sizes)
+
+
+def _carried(previous: LearnedTask | None) -> Carried | None:
+    """The states of objectives with ``carry: stream`` at the end of the task before, from its file; None without it."""
+    if previous is None or previous.folder == Path() or not (previous.folder / FIT / RESULT).is_file():
+        return None
+    return load_carried(previous.folder / FIT)
 
 
 def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:
