@@ -1,7 +1,7 @@
 """Every file in ``configs/`` is read, and one training step of it is run: teacher, student, validation.
 
 Objectives, deltas, view policy, optimizers and networks are its own; the source is another, the pixels are fewer, and
-no weights are fetched.
+no weights are fetched. Of a stream, the first tasks are learned.
 """
 
 from pathlib import Path
@@ -12,11 +12,17 @@ import pytest
 import torch
 
 from distill.config import validate_tree
+from distill.continual.cifar100 import SUPERCLASSES
+from distill.continual.strategies.bank import Bank
 from distill.data.base import Sample, Samples, Source, Split
+from distill.experiments.continual import ContinualExperiment
 from distill.experiments.distillation import DistillationExperiment as Experiment
+from distill.experiments.student import StudentExperiment
 from distill.run.context import RunContext
 from distill.run.prepare import StudentSpec
-from distill.run.runner import finish
+from distill.run.runner import check_plan, finish
+from distill.stages.learn_task import FIT, LearnTask
+from distill.training.fit import load_summary
 from distill.training.signals import StopSignal
 from distill.yaml_tree import load_tree, merge_trees
 
@@ -38,26 +44,39 @@ class Noise(Source):
         return NoiseSamples(name)
 
 
+class NoiseOfManyClasses(Noise):
+    """An image of each class of CIFAR-100, for streams."""
+
+    class Settings(Noise.Settings):
+        pass
+
+    classes = tuple(name for names in SUPERCLASSES.values() for name in names)
+
+    def split(self, name: Split) -> Samples:
+        return NoiseSamples(name, len(self.classes), len(self.classes))
+
+
 class NoiseSamples:
-    def __init__(self, name: str):
-        self.ids = [f"{name}/{index}" for index in range(BATCH)]
-        self.labels = [index % 4 for index in range(BATCH)]
+    def __init__(self, name: str, count: int = BATCH, classes: int = 4):
+        self.ids = [f"{name}/{index}" for index in range(count)]
+        self.labels = [index % classes for index in range(count)]
 
     def __len__(self) -> int:
-        return BATCH
+        return len(self.ids)
 
     def __getitem__(self, index: int) -> Sample:
         image = np.random.default_rng(index).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
         return Sample(image, self.labels[index], self.ids[index])
 
 
-def small(tree: dict[str, Any], output: Path) -> Experiment:
+def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
     """The config on one batch of small images, with networks that are at hand."""
     own = validate_tree(tree, "as it is")
+    source = (NoiseOfManyClasses if own.has_tasks else Noise).__name__
     once = {"epochs": 1, "accelerator": "cpu", "devices": 1, "schedule": {"type": "constant", "warmup": 0}}
     changes: dict[str, Any] = {
         "output": str(output),
-        "data": {"source": {"type": f"{__name__}:Noise"}, "batch_size": BATCH, "size": SIDE, "workers": 0},
+        "data": {"source": {"type": f"{__name__}:{source}"}, "batch_size": BATCH, "size": SIDE, "workers": 0},
         "training": once,
         "student": {"network": at_hand(tree["student"]["network"]), "compile": False},
     }
@@ -84,12 +103,20 @@ def test_there_are_configs() -> None:
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
 
 
+def is_stream(path: Path) -> bool:
+    return load_tree(path).get("kind") == "continual"
+
+
+def configs(streams: bool) -> list[Any]:
+    paths = [path for path in sorted(CONFIGS.rglob("*.yaml")) if is_stream(path) == streams]
+    return [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in paths]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in sorted(CONFIGS.rglob("*.yaml"))]
-)
+@pytest.mark.parametrize("path", configs(streams=False))
 def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> None:
     experiment = small(load_tree(path), output)
+    assert isinstance(experiment, Experiment)
     with StopSignal() as stop:
         context = RunContext.of(experiment, stop)
         for stage in experiment.plan_teacher():
@@ -104,3 +131,27 @@ def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> Non
     assert all(torch.isfinite(tensor).all() for tensor in after.values())
     assert not all(torch.equal(before[name], after[name]) for name in before), "the step changed nothing"
     assert (teacher is None) == (experiment.teacher is None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs(streams=True))
+def test_the_first_tasks_of_every_stream(path: Path, output: Path, tmp_path: Path) -> None:
+    """The first task, and the second one where that starts from what the first one left."""
+    experiment = small(load_tree(path), output)
+    assert isinstance(experiment, ContinualExperiment)
+    stages = experiment.plan()
+    check_plan(stages)
+    learners = [stage for stage in stages if isinstance(stage, LearnTask) and stage.name.endswith("/student")]
+    strategy = experiment.strategy
+    if isinstance(strategy, Bank.Settings) and strategy.base == "pretrained":
+        learners = learners[:1]
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        for stage in [*experiment.plan_teacher(), *learners[:2]]:
+            context.outputs[stage.name] = stage.run(context, tmp_path / stage.name)
+    learned = context.get(learners[:2][-1].output)
+    assert learned.classes == tuple(name for learner in learners[:2] for name in learner.task.classes)
+    assert load_summary(tmp_path / learners[0].name / FIT).steps >= 1
+    for part in learned.parts:
+        tensors = part.load().model.state_dict().values()
+        assert all(torch.isfinite(tensor).all() for tensor in tensors if tensor.is_floating_point())
