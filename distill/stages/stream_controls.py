@@ -75,7 +75,7 @@ class StreamControls(Stage[ControlScores]):
         self._note(stages[-1], "joint head", head, outputs, time.perf_counter() - begun)
 
     def _task_heads(self, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
-        heads: list[_LinearHead] = []
+        heads: list[ControlHead] = []
         for number, output in enumerate(outputs, 1):
             begun = time.perf_counter()
             heads.append(_fit([output]))
@@ -87,29 +87,26 @@ class StreamControls(Stage[ControlScores]):
 
     def _sequential(self, context: RunContext, outputs: list[TaskFeatures], stages: list[TaskScores]) -> None:
         width = outputs[0].evaluation.logits.shape[1]
-        head = _LinearHead((), torch.zeros(0, width), torch.zeros(0))
+        head = ControlHead((), torch.zeros(0, width), torch.zeros(0))
         for number, output in enumerate(outputs, 1):
             begun = time.perf_counter()
-            head = _train_on(head, output, keyed_seed(context.seed, f"{output.task.name}/sequential head"))
+            head = train_on(head, output, keyed_seed(context.seed, f"{output.task.name}/sequential head"))
             self._note(stages[number - 1], "sequential head", head, outputs[:number], time.perf_counter() - begun)
 
     def _note(
-        self, stage: TaskScores, name: str, head: _LinearHead, outputs: Sequence[TaskFeatures], seconds: float
+        self, stage: TaskScores, name: str, head: ControlHead, outputs: Sequence[TaskFeatures], seconds: float
     ) -> None:
-        scores: dict[Setting, dict[str, Any]] = {"task": {}, self.setting: {}}
-        for output in outputs:
-            own = head.predict(output)
-            within = Predictions(masked(own.logits, head.classes, output.task.classes), own.labels, own.ids)
-            scores["task"][output.task.name] = score(within)
-            scores[self.setting][output.task.name] = score(own)
-        stage.scores[name] = scores
+        stage.scores[name] = head.scores(outputs, self.setting)
         stage.served[name] = stage.kept[name] = head.bytes
         stage.seconds[name] = seconds
 
 
 @dataclass(frozen=True)
-class _LinearHead:
+class ControlHead:
+    """A linear head on features."""
+
     classes: tuple[str, ...]
+    """Names of its rows."""
     weight: Tensor
     """[K, D]."""
     bias: Tensor
@@ -125,21 +122,31 @@ class _LinearHead:
         labels = _counted_in(self.classes, output.task.classes, test.labels)
         return Predictions(test.logits @ self.weight.T + self.bias, labels, test.ids)
 
+    def scores(self, outputs: Sequence[TaskFeatures], setting: Setting) -> dict[Setting, dict[str, Any]]:
+        """Setting → task → score: all classes of the head compete in ``setting``, those of the task in ``task``."""
+        scores: dict[Setting, dict[str, Any]] = {"task": {}, setting: {}}
+        for output in outputs:
+            own = self.predict(output)
+            within = Predictions(masked(own.logits, self.classes, output.task.classes), own.labels, own.ids)
+            scores["task"][output.task.name] = score(within)
+            scores[setting][output.task.name] = score(own)
+        return scores
+
 
 def _counted_in(classes: Sequence[str], own: Sequence[str], labels: Tensor) -> Tensor:
     return torch.tensor([*(classes.index(name) for name in own), -1])[labels]
 
 
-def _fit(outputs: Sequence[TaskFeatures]) -> _LinearHead:
+def _fit(outputs: Sequence[TaskFeatures]) -> ControlHead:
     """Logistic regression on the features of some tasks; a single class needs no regression."""
     classes = tuple(dict.fromkeys(name for output in outputs for name in output.task.classes))
     if len(classes) == 1:
-        return _LinearHead(classes, torch.zeros(1, outputs[0].evaluation.logits.shape[1]), torch.zeros(1))
+        return ControlHead(classes, torch.zeros(1, outputs[0].evaluation.logits.shape[1]), torch.zeros(1))
     train = _together(outputs, classes, "train")
     with_val = [output for output in outputs if "val" in output.splits]
     held_out = _together(with_val, classes, "val") if with_val else train
     probe = fit_probe(train, held_out, len(classes))
-    return _LinearHead(classes, probe.weight, probe.bias)
+    return ControlHead(classes, probe.weight, probe.bias)
 
 
 def _together(outputs: Sequence[TaskFeatures], classes: Sequence[str], split: Any) -> Predictions:
@@ -150,8 +157,17 @@ def _together(outputs: Sequence[TaskFeatures], classes: Sequence[str], split: An
     )
 
 
-def _train_on(head: _LinearHead, output: TaskFeatures, seed: int) -> _LinearHead:
-    """Train a linear head further, with rows for the new classes that start at zero."""
+def train_on(head: ControlHead, output: TaskFeatures, seed: int) -> ControlHead:
+    """Train a linear head further on the features of a task, by AdamW.
+
+    Args:
+        head: rows for the task's new classes are added, which start at zero.
+        output: features of the task.
+        seed: of the order of the images.
+
+    Returns:
+        The head with all classes so far.
+    """
     train = output.splits["train"]
     new = [name for name in output.task.classes if name not in head.classes]
     classes = (*head.classes, *new)
@@ -169,4 +185,4 @@ def _train_on(head: _LinearHead, output: TaskFeatures, seed: int) -> _LinearHead
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return _LinearHead(classes, layer.weight.detach(), layer.bias.detach())
+    return ControlHead(classes, layer.weight.detach(), layer.bias.detach())
