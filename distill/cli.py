@@ -16,6 +16,7 @@ from rich.text import Text
 
 from augment.base import UserError, described, expanded, place_in_users_code
 from augment.console import plain_console
+from distill.commands.continual import continual
 from distill.commands.delta import delta
 from distill.commands.target_folder import Force, check_target
 from distill.declarations import declarations_only
@@ -32,6 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(delta, name="delta")
+app.add_typer(continual, name="continual")
 
 ConfigFile = Annotated[
     Path, typer.Argument(parser=expanded, metavar="CONFIG", help="YAML file, such as those in configs/.")
@@ -95,9 +97,31 @@ def cache(config: ConfigFile, overrides: Overrides = None) -> None:
 def evaluate(
     path: RunPath,
     split: Annotated[Literal["train", "val", "test"], typer.Option(help="Split of the data.")] = "test",
+    task: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="Of a stream: all images are of this task, whose classes compete."),
+    ] = None,
+    infer: Annotated[
+        str | None, typer.Option(metavar="RULE", help="Of a stream: the rule that infers the task of each image.")
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(parser=expanded, metavar="FOLDER", help="Of a stream: other images, in a folder for each class."),
+    ] = None,
 ) -> None:
-    """Print the accuracy of a run's student, loaded from its exported files."""
-    _check_run(path)
+    """Print the accuracy of a run's student, loaded from its exported files.
+
+    Of a stream of tasks, by default each task's images are predicted by that task, and then with its first rule.
+    """
+    from distill.config import read_run
+
+    if read_run(path, operations=False)[0].kind == "continual":
+        from distill.commands.stream_evaluate import evaluate_stream
+
+        evaluate_stream(path, split, _console(), task=task, infer=infer, images=images)
+        return
+    if task or infer or images:
+        raise typer.BadParameter("--task, --infer and --images are for a run of kind: continual")
     from distill.commands.exported import evaluate_run
 
     evaluate_run(path, split, _console())

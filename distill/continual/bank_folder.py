@@ -132,8 +132,8 @@ def _write_rule(folder: Path, settings: TaskInference.Settings, heads: FittedHea
     if heads is None:
         return None
     name = f"sums-{settings.type}.safetensors"
-    heads.sums.of(head).save(folder / name)
-    return BankRule(settings=plain, sums=name)
+    heads.of_tasks.of(head).save(folder / name)
+    return BankRule(settings=plain, sums=name, by_task=heads.of_tasks is not heads.sums)
 
 
 def _close(

@@ -84,7 +84,8 @@ def _merged(task: str, scores: list[TaskScores]) -> TaskScores:
     together: dict[str, dict[Any, Any]] = {}
     for each in scores:
         for name, settings in each.scores.items():
-            together.setdefault(name, {}).update(settings)
+            for setting, of_task in settings.items():
+                together.setdefault(name, {}).setdefault(setting, {}).update(of_task)
     parts = {
         key: {name: value for each in scores for name, value in getattr(each, key).items()}
         for key in ("served", "kept", "peak", "seconds")

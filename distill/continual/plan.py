@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from distill.continual.errors import ContinualError
 from distill.continual.scores import Setting
 from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
@@ -13,6 +16,16 @@ from distill.continual.task import Task, classes_are_equal
 from distill.models.settings import StudentSettings
 from distill.objectives.base import Objective
 from distill.run.stage import Stage
+from distill.stages.continued_run import (
+    ADAPTED,
+    HEADS,
+    LEARNER,
+    SCORED,
+    ContinuedHeads,
+    ContinuedRun,
+    ContinuedScores,
+    earlier_tasks,
+)
 from distill.stages.evaluate_task import EvaluateTask
 from distill.stages.export_stream import ExportStream
 from distill.stages.extract_features import ExtractFeatures
@@ -39,7 +52,7 @@ def plan_stream(experiment: ContinualExperiment, tasks: Sequence[Task]) -> list[
         The stages, in an order in which they can run.
     """
     plan = _Plan(experiment, tasks)
-    stages: list[Stage] = [*plan.teachers]
+    stages: list[Stage] = [*plan.teachers, *plan.before]
     for number in range(len(tasks)):
         stages += plan.task(number)
     return stages + plan.end()
@@ -49,17 +62,34 @@ class _Plan:
     """The stages so far, by what they are."""
 
     def __init__(self, experiment: ContinualExperiment, tasks: Sequence[Task]):
-        self.experiment, self.tasks = experiment, tuple(tasks)
-        self.setting: Setting = "domain" if classes_are_equal(tasks) else "class"
-        every_class = [name for task in tasks for name in task.classes]
+        self.experiment = experiment
+        self.earlier = earlier_tasks(experiment.continues) if experiment.continues else ()
+        self.tasks = renamed(tasks, self.earlier)
+        self.setting: Setting = "domain" if classes_are_equal((*self.earlier, *self.tasks)) else "class"
+        every_class = [name for task in (*self.earlier, *self.tasks) for name in task.classes]
         self.by_task = len(set(every_class)) < len(every_class)
         self.teachers = experiment.plan_teacher()
         self.features: list[ExtractFeatures] = []
-        self.heads: list[FitHeads] = []
+        self.heads: list[FitHeads | ContinuedHeads] = []
         self.adapted: list[ExtractFeatures] = []
-        self.served: list[FitHeads] = []
-        self.learners: dict[str, list[LearnTask]] = {}
+        self.served: list[FitHeads | ContinuedHeads] = []
+        self.learners: dict[str, list[LearnTask | ContinuedRun]] = {}
         self.evaluations: dict[str, list[EvaluateTask]] = {}
+        self.before: list[Stage] = self._continued(experiment.continues) if experiment.continues else []
+
+    def _continued(self, run: Path) -> list[Stage]:
+        """The stages that take over the learner, the sums and the scores of a finished run."""
+        experiment, strategy = self.experiment, self.experiment.strategy.component
+        assert strategy is not None and issubclass(strategy, Strategy)
+        learner = ContinuedRun(LEARNER, run, experiment.strategy, experiment.student)
+        self.learners["student"] = [learner]
+        if experiment.heads or experiment.inference:
+            self.heads.append(ContinuedHeads(HEADS, run))
+        if strategy.heads_on_student:
+            self.served.append(ContinuedHeads(ADAPTED, run, "adapted-heads"))
+        names = tuple(task.name for task in self.tasks)
+        scores = ContinuedScores(SCORED, run, names, strategy.head_per_task and not strategy.heads_on_student)
+        return [learner, *self.heads, *self.served, scores]
 
     def task(self, number: int) -> list[Stage]:
         """The stages of one task."""
@@ -87,18 +117,19 @@ class _Plan:
         experiment = self.experiment
         made: list[Stage] = []
         controls = None
-        if experiment.controls.heads:
+        if experiment.controls.heads and not experiment.continues:
             features = tuple(stage.output for stage in self.features)
             controls = StreamControls("controls", features=features, setting=self.setting)
             made.append(controls)
         evaluations = tuple(stage.output for stages in self.evaluations.values() for stage in stages)
         summary = SummarizeStream(
             "summary",
-            tuple(task.name for task in self.tasks),
+            tuple(task.name for task in (*self.earlier, *self.tasks)),
             "student",
             evaluations,
-            tuple(stage.output for stage in (*self.served, *self.heads)),
+            tuple(stage.output for stage in (*self.served, *self.heads) if isinstance(stage, FitHeads)),
             controls.output if controls else None,
+            self.before[-1].output if self.before else None,
         )
         return [*made, self._export(), summary, WriteReport("report")]
 
@@ -106,7 +137,7 @@ class _Plan:
         experiment = self.experiment
         return ExportStream(
             "export",
-            self.tasks,
+            (*self.earlier, *self.tasks),
             experiment.student.network,
             self.learners["student"][-1].output,
             self.heads[-1].output if self.heads else None,
@@ -117,8 +148,10 @@ class _Plan:
         )
 
     def _controls(self, number: int) -> list[Stage]:
-        """Learners that are controls: without the previous model, and without a memory."""
+        """Learners that are controls: without the previous model, and without a memory; none where a run goes on."""
         experiment, made = self.experiment, []
+        if experiment.continues:
+            return []
         objectives = _without_previous(experiment)
         if experiment.controls.sequential:
             made += self._learner(number, "sequential", GoOn.Settings(), experiment.student, objectives)
@@ -173,7 +206,7 @@ class _Plan:
         return [learner, evaluation]
 
     def _heads(
-        self, stages: list[FitHeads], name: str, features: Sequence[ExtractFeatures], prefix: str = ""
+        self, stages: list[FitHeads | ContinuedHeads], name: str, features: Sequence[ExtractFeatures], prefix: str = ""
     ) -> FitHeads:
         heads = FitHeads(
             name,
@@ -187,6 +220,33 @@ class _Plan:
         )
         stages.append(heads)
         return heads
+
+
+def renamed(tasks: Sequence[Task], earlier: Sequence[Task]) -> tuple[Task, ...]:
+    """The tasks that follow those of another run, numbered on if their names are taken.
+
+    Args:
+        tasks: new ones.
+        earlier: of the run that goes on; empty: the names stay.
+
+    Returns:
+        The new tasks.
+
+    Raises:
+        ContinualError: a class was learned before, in a stream whose tasks have different classes.
+    """
+    if not earlier:
+        return tuple(tasks)
+    owner = {name: task.name for task in earlier for name in task.classes}
+    if not classes_are_equal((*earlier, *tasks)):
+        for task in tasks:
+            if known := [name for name in task.classes if name in owner]:
+                raise ContinualError(f"stream: class {known[0]!r} was learned before, in {owner[known[0]]!r}")
+    taken = {task.name for task in earlier}
+    if not taken & {task.name for task in tasks}:
+        return tuple(tasks)
+    first = len(earlier) + 1
+    return tuple(replace(task, name=f"task-{number}") for number, task in enumerate(tasks, first))
 
 
 def _without_previous(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:

@@ -17,6 +17,7 @@ from augment.base import Registry, UserError
 from augment.views import InputSpec
 from distill.continual.heads.sums import Sums
 from distill.continual.inference.base import TaskInference
+from distill.continual.inference.class_names import classes_in
 from distill.export.checksummed import Checksummed, ExportError, read_checksummed
 from distill.export.delta.bank import DeltaBank
 from distill.models.network import create_network, extract
@@ -49,6 +50,8 @@ class BankRule(Checksummed):
 
     settings: dict[str, Any]
     sums: str = ""
+    by_task: bool = False
+    """Whether the sums are by task and class, since tasks have the same classes."""
 
 
 class BankManifest(Checksummed):
@@ -258,7 +261,8 @@ def _rule(folder: Path, manifest: BankManifest, chosen: BankRule) -> TaskInferen
     assert made.component is not None and issubclass(made.component, TaskInference)
     rule = made.component(made)
     sums = Sums.load(folder / chosen.sums) if chosen.sums else None
-    rule.fit({task.name: task.classes for task in manifest.tasks}, sums)
+    tasks = {task.name: task.classes for task in manifest.tasks}
+    rule.fit(classes_in(sums, tasks, chosen.by_task), sums)
     return rule
 
 

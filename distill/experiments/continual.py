@@ -5,6 +5,7 @@ Importing this does not import torch. Opening the stream does, since the tasks f
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -56,6 +57,9 @@ class ContinualExperiment(StudentExperiment):
         ({"type": "ncm"},), validate_default=True, description="rules that give the task of an image to a bank"
     )
     controls: StreamControlSettings = StreamControlSettings()
+    continues: Path | None = Field(
+        None, description="folder of a finished stream whose learner goes on, without its images; without controls"
+    )
 
     def describe(self, data: ExperimentData) -> list[str]:
         from distill.continual.open_stream import stream_in

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -91,6 +92,48 @@ def heat_maps(matrices: Sequence[Matrix], theme: Theme) -> Figure | None:
     return figure
 
 
+@dataclass(frozen=True)
+class Spread:
+    """Range of final accuracies of one model: mean and maximum over tasks, over orders and over seeds; fractions."""
+
+    name: str
+    average: float
+    maximum: float
+    average_seeds: float
+    maximum_seeds: float
+
+
+def spread_figure(spreads: Sequence[Spread], theme: Theme) -> Figure | None:
+    """For each model a line from the mean to the maximum over tasks, over orders (blue) and over seeds (gray).
+
+    Args:
+        spreads: of the models.
+        theme: colors.
+
+    Returns:
+        The figure, or None without any model.
+    """
+    if not spreads:
+        return None
+    figure = Figure(figsize=(WIDTH, 1.0 + 0.34 * len(spreads)), layout="constrained")
+    axes = figure.subplots()
+    for y, spread in enumerate(reversed(spreads)):
+        for at, low, high, color, label in (
+            (y + 0.14, spread.average, spread.maximum, theme.better, "over orders"),
+            (y - 0.14, spread.average_seeds, spread.maximum_seeds, theme.muted, "over seeds"),
+        ):
+            axes.plot((low, high), (at, at), color=color, linewidth=1.6, label=label if y == 0 else None)
+            axes.plot(low, at, "o", color=color, markersize=6)
+            axes.plot(high, at, "|", color=color, markersize=9)
+    axes.set_yticks(range(len(spreads)), [_short(spread.name) for spread in reversed(spreads)], fontsize=8)
+    axes.set_xlim(left=-0.005)
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+    axes.set_xlabel("range of a task's final accuracy, points: mean of the tasks (dot) and maximum (bar)")
+    axes.grid(axis="x")
+    figure.legend(fontsize=8, ncols=2, loc="outside lower center")
+    return figure
+
+
 def _heat_map(axes: Axes, matrix: Matrix, colors: LinearSegmentedColormap, theme: Theme) -> None:
     values = np.array([[math.nan if value is None else value for value in row] for row in matrix.values])
     axes.imshow(values, cmap=colors, vmin=0, vmax=1, aspect="equal")
@@ -147,4 +190,4 @@ def _any_known(values: Sequence[float | None]) -> bool:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 24 else f"{name[:23]}…"
+    return name if len(name) <= 36 else f"{name[:35]}…"

@@ -12,8 +12,8 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.continual.heads.sums import Sums
 from distill.continual.inference.base import TaskInference
+from distill.continual.inference.class_names import classes_in
 from distill.continual.learned import LearnedTask, Part
 from distill.continual.scores import Score, Setting, TaskScores, masked, score
 from distill.continual.task import Task
@@ -27,7 +27,7 @@ from distill.run.folder import is_first_rank
 from distill.run.predict import logits_of
 from distill.run.stage import Ref, Stage
 from distill.stages.extract_features import TaskFeatures
-from distill.stages.fit_heads import FittedHeads, class_of
+from distill.stages.fit_heads import FittedHeads
 from distill.training.evaluate import Predictions
 
 TENSORS, SCORES = "predictions.safetensors", "scores.json"
@@ -209,7 +209,8 @@ class EvaluateTask(Stage[TaskEvaluation]):
         head = inference.head()
         assert head is None or self.heads is not None
         sums = context.get(self.heads).of_tasks.of(head) if head is not None and self.heads is not None else None
-        inference.fit({task.name: self._classes_in(sums, task) for task in self.tasks}, sums)
+        tasks = {part.name: part.classes for part in learned.parts}
+        inference.fit(classes_in(sums, tasks, self.by_task), sums)
         scores = {}
         for task in self.tasks:
             of_parts = {part.name: logits[part.name, task.name] for part in learned.parts}
@@ -225,13 +226,6 @@ class EvaluateTask(Stage[TaskEvaluation]):
                 united[rows.nonzero(), torch.tensor(columns)] = of_parts[part.name].logits[rows]
             scores[task.name] = score(_with_labels(replace(own, logits=united), task.classes, learned.classes))
         return scores
-
-    def _classes_in(self, sums: Sums | None, task: Task) -> Sequence[str]:
-        """The classes of a task, by their names in the sums that task inference reads."""
-        if sums is None or not self.by_task:
-            return task.classes
-        names = [class_of(task, name) for name in task.classes]
-        return [name for name in names if name in sums.classes]  # a domain may lack images of a class
 
 
 def _with_labels(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from distill.continual.bank_folder import BankContent, linear_head, write_bank, write_with_head
 from distill.continual.heads.base import FittedHead, Head
 from distill.continual.inference.base import TaskInference
+from distill.continual.inference.class_names import classes_in
 from distill.continual.learned import LearnedTask, folder_bytes
 from distill.continual.serve import ServedBank, ServedPart, bank_logits
 from distill.continual.task import Task
@@ -142,7 +143,9 @@ class ExportStream(Stage[ExportedStream]):
             rule = settings.component(settings)
             head = rule.head()
             if head is None or heads is not None:
-                rule.fit(self._classes, heads.sums.of(head) if head is not None and heads is not None else None)
+                sums = heads.of_tasks.of(head) if head is not None and heads is not None else None
+                by_task = heads is not None and heads.of_tasks is not heads.sums
+                rule.fit(classes_in(sums, self._classes, by_task), sums)
                 yield rule
 
     def _verify(self, folder: Path, live: ServedBank, images: Tensor) -> tuple[Check, ...]:

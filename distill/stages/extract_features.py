@@ -56,11 +56,16 @@ class ExtractFeatures(Stage[TaskFeatures]):
         task: of the stream.
         network: the frozen backbone.
         learned: the learner whose adapted network gives the features instead; None: the backbone.
+        shared: whether runs of the same output folder share the features of the backbone.
     """
 
     task: Task
     network: NetworkSettings
     learned: Ref[LearnedTask] | None = None
+    shared: bool = False
+
+    def store(self, context: RunContext, digest: str) -> Path | None:
+        return context.root / "features" / digest if self.shared and self.learned is None else None
 
     def check(self, context: RunContext) -> None:
         if self.learned is None:

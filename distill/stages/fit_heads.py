@@ -15,8 +15,8 @@ from torch import Tensor
 from distill.continual.heads.base import FittedHead, Head, LabeledFeatures
 from distill.continual.heads.shared import HeadSums
 from distill.continual.inference.base import TaskInference
+from distill.continual.inference.class_names import class_of
 from distill.continual.scores import Setting, TaskScores, score
-from distill.continual.task import Task
 from distill.files import write_atomic
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
@@ -81,7 +81,7 @@ class FitHeads(Stage[FittedHeads]):
         if self.previous is not None:
             self._load(context.get(self.previous).folder, sums, held_out, of_tasks)
         if self.by_task:
-            names = [class_of(newest.task, name) for name in newest.task.classes]
+            names = [class_of(newest.task.name, name) for name in newest.task.classes]
             of_tasks.add(train.logits, train.labels, names)
         sums.add(train.logits, train.labels, newest.task.classes)
         if (val := newest.splits.get("val")) is not None:
@@ -152,8 +152,3 @@ class FitHeads(Stage[FittedHeads]):
             logits = fitted.for_classes(seen).logits(test.logits)
             scores[self.setting][output.task.name] = score(Predictions(logits, test.labels, test.ids))
         return scores
-
-
-def class_of(task: Task, name: str) -> str:
-    """A class in sums by task and class."""
-    return f"{task.name}/{name}"

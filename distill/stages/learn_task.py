@@ -123,18 +123,16 @@ class LearnTask(Stage[LearnedTask]):
         about = {
             "seconds": seconds,
             "trained": trained,
-            "first": None if previous is None else str(previous.first),
             "peak": sum(part.kept for part in (previous.parts if previous else ())) + folder_bytes(folder),
             "backbone": backbone,
         }
         if is_first_rank():
             write_atomic(folder / LEARNED, json.dumps(about).encode())
-        return self._learned(fit, about)
+        return _learned(strategy, fit, about)
 
     def load(self, context: RunContext, folder: Path) -> LearnedTask:
         previous = context.get(self.previous) if self.previous else None
-        about = json.loads((folder / LEARNED).read_text())
-        return self._learned(self._task_fit(context, previous, folder), about)
+        return restored(self.task, self.strategy, self.student, context.seed, folder, previous)
 
     def report(self, context: RunContext, output: LearnedTask) -> Iterable[Item]:
         if (log := output.folder / FIT / "log.csv").is_file():
@@ -147,11 +145,7 @@ class LearnTask(Stage[LearnedTask]):
         return self.strategy.component(self.strategy)
 
     def _task_fit(self, context: RunContext, previous: LearnedTask | None, folder: Path) -> TaskFit:
-        own, before = self.task.classes, previous.classes if previous else ()
-        seen = (*before, *(name for name in own if name not in before))
-        classes = own if self._strategy.head_per_task else seen
-        seed = keyed_seed(context.seed, self.task.name)
-        return TaskFit(self.task, self.student, seed, folder, classes, previous)
+        return _task_fit(self.task, self._strategy, self.student, context.seed, folder, previous)
 
     def _within(self, context: RunContext, fit: TaskFit) -> RunContext:
         """The context with this task's data alone, and seeds that are keyed by its name."""
@@ -235,17 +229,53 @@ class LearnTask(Stage[LearnedTask]):
         needs, _ = needs_of(fit_spec.objectives)
         return StudentSpec(start.student, fit.seed, len(fit.classes), needs, fit_spec.head)
 
-    def _learned(self, fit: TaskFit, about: Mapping[str, Any]) -> LearnedTask:
-        strategy, previous = self._strategy, fit.previous
-        before = previous.classes if previous else ()
-        seen = (*before, *(name for name in self.task.classes if name not in before))
-        parts = strategy.parts(fit)
-        if about["trained"]:
-            parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
-        first = Path(about["first"]) if about["first"] else fit.folder
-        features = strategy.features(fit)
-        sizes = {"peak": about["peak"], "backbone": about["backbone"]}
-        return LearnedTask(self.task.name, seen, parts, fit.folder, first, about["seconds"], features, **sizes)
+
+def restored(
+    task: Task,
+    settings: Strategy.Settings,
+    student: StudentSettings,
+    seed: int,
+    folder: Path,
+    previous: LearnedTask | None,
+) -> LearnedTask:
+    """The result of a finished :class:`LearnTask`, from its folder.
+
+    Args:
+        task: that was learned; its samples are not needed.
+        settings: of the strategy.
+        student: of the experiment.
+        seed: of the run.
+        folder: of the stage, or a copy of it.
+        previous: the result of the task before.
+
+    Returns:
+        The learner after the task.
+    """
+    assert settings.component is not None
+    strategy: Strategy = settings.component(settings)
+    about = json.loads((folder / LEARNED).read_text())
+    return _learned(strategy, _task_fit(task, strategy, student, seed, folder, previous), about)
+
+
+def _task_fit(
+    task: Task, strategy: Strategy, student: StudentSettings, seed: int, folder: Path, previous: LearnedTask | None
+) -> TaskFit:
+    before = previous.classes if previous else ()
+    seen = (*before, *(name for name in task.classes if name not in before))
+    classes = task.classes if strategy.head_per_task else seen
+    return TaskFit(task, student, keyed_seed(seed, task.name), folder, classes, previous)
+
+
+def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> LearnedTask:
+    task, previous = fit.task, fit.previous
+    before = previous.classes if previous else ()
+    seen = (*before, *(name for name in task.classes if name not in before))
+    parts = strategy.parts(fit)
+    if about["trained"]:
+        parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
+    first = previous.first if previous else fit.folder
+    sizes = {"peak": about["peak"], "backbone": about["backbone"]}
+    return LearnedTask(task.name, seen, parts, fit.folder, first, about["seconds"], strategy.features(fit), **sizes)
 
 
 def _carried(previous: LearnedTask | None) -> Carried | None:

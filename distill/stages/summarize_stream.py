@@ -27,6 +27,7 @@ class SummarizeStream(Stage[StreamResult]):
         evaluations: of every learner, after each task.
         heads: after each task.
         controls: of the stream.
+        before: scores that stay true of the tasks of a run that this one goes on with.
     """
 
     tasks: tuple[str, ...]
@@ -34,6 +35,7 @@ class SummarizeStream(Stage[StreamResult]):
     evaluations: tuple[Ref[TaskEvaluation], ...]
     heads: tuple[Ref[FittedHeads], ...] = ()
     controls: Ref[ControlScores] | None = None
+    before: Ref[ControlScores] | None = None
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False
@@ -44,8 +46,8 @@ class SummarizeStream(Stage[StreamResult]):
     def run(self, context: RunContext, folder: Path) -> StreamResult:
         collected = [context.get(ref).scores for ref in self.evaluations]
         collected += [context.get(ref).scores for ref in self.heads]
-        if self.controls is not None:
-            collected += context.get(self.controls).stages
+        for ref in (self.controls, self.before):
+            collected += context.get(ref).stages if ref is not None else ()
         return measured(self.tasks, collected)
 
     def load(self, context: RunContext, folder: Path) -> StreamResult:

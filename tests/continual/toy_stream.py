@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 from rich.console import Console
-from toy_training import tree
+from toy_training import Blobs, tree
 
 from distill.config import merge_trees, validate_tree
 from distill.continual import serve
@@ -41,12 +42,22 @@ def stream(output: Path, **changes: Any) -> ContinualExperiment:
     return settings
 
 
+@contextmanager
+def verified_here() -> Iterator[None]:
+    """Exports are verified in this process, and no figures are drawn: both cost seconds and have their own tests."""
+    with (
+        patch("distill.stages.export_stream.run_fresh", lambda work, _: serve._fresh_process(work)),
+        patch("distill.stages.report.write_report", lambda *_: None),
+        patch("distill.stages.report.try_report", lambda *_: None),
+    ):
+        yield
+
+
 def learn(settings: ContinualExperiment, resume: bool = False, fresh: bool = False) -> Path:
     """Run a stream; returns its folder. The export is verified in a new process only if asked for, for it costs."""
     with ExitStack() as stack:
         if not fresh:
-            here = lambda work, _: serve._fresh_process(work)  # noqa: E731
-            stack.enter_context(patch("distill.stages.export_stream.run_fresh", here))
+            stack.enter_context(verified_here())
         tree = settings.model_dump(mode="json")
         return run_plan(settings, settings.plan(), tree, resume=resume, console=Console(quiet=True))
 
@@ -59,3 +70,11 @@ def learn_only(settings: ContinualExperiment, name: str = "student", resume: boo
 
 def _of_learner(stage: Stage[Any], name: str) -> bool:
     return isinstance(stage, PretrainedTeacher) or (isinstance(stage, LearnTask) and stage.name.endswith(f"/{name}"))
+
+
+class MoreBlobs(Blobs):
+    """The toy's images under four other class names."""
+
+    def __init__(self, settings: Blobs.Settings):
+        super().__init__(settings)
+        self.classes = tuple("efgh")

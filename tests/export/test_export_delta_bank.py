@@ -102,6 +102,6 @@ def test_modules_differ_in_ranks_and_classes_and_share_the_backbone(backbone, fo
     tasks.to("cpu")
     models = [tasks.switch(name) for name in tasks.names]
     held = {tensor.data_ptr() for model in models for tensor in whole_state(model).values() if tensor.numel() > 1000}
-    one = {tensor.data_ptr() for tensor in whole_state(models[0]).values() if tensor.numel() > 1000}
+    first = {tensor.data_ptr() for tensor in whole_state(models[0]).values() if tensor.numel() > 1000}
     heads = [model.get_classifier().weight.data_ptr() for model in models]
-    assert held - set(heads) == one - set(heads) and len(set(heads)) == 3
+    assert held - set(heads) == first - set(heads) and len(set(heads)) == 3

@@ -1,0 +1,137 @@
+"""``distill continual`` and ``distill evaluate`` of a stream: several orders, and a finished stream that goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from toy_stream import learn, stream, verified_here
+
+from distill.commands.stream_continue import continued_experiment
+from distill.commands.stream_evaluate import evaluate_stream
+from distill.commands.stream_orders import Disparities, different_orders, run_orders
+from distill.continual.errors import ContinualError
+from distill.continual.open_stream import open_stream
+from distill.continual.serve import open_bank
+from distill.export.checksummed import ExportError
+from distill.run.folder import RunError
+from distill.yaml_tree import ConfigError, dump_yaml
+
+QUIET = Console(quiet=True)
+MORE = "toy_stream:MoreBlobs"
+
+
+@pytest.fixture(scope="module")
+def orders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Disparities]]:
+    """A bank in both orders of its two tasks, and in the first order with a second seed."""
+    output = tmp_path_factory.mktemp("orders")
+    with verified_here():
+        compared = run_orders(stream(output, controls={"heads": False}), "toy", 2, 2, QUIET)
+    return output / "stream-orders", compared
+
+
+@pytest.mark.slow
+def test_a_bank_does_not_depend_on_the_order(orders: tuple[Path, list[Disparities]]) -> None:
+    root, compared = orders
+    of_model = {(each.model, each.setting): each for each in compared}
+    assert of_model["student", "task-incremental"].aopd == of_model["student", "task-incremental"].mopd == 0
+    assert of_model["slda", "class-incremental"].aopd == 0
+    content = json.loads((root / "orders.json").read_text())
+    assert content["orders"] == {"order-0": ["task-1", "task-2"], "order-1": ["task-2", "task-1"]}
+    assert content["seeds"] == [stream(root).seed, stream(root).seed + 1] and (root / "orders.png").is_file()
+    assert len(list(root.glob("features/*/stage.json"))) == 4, "of two tasks and two seeds; orders share them"
+
+
+@pytest.mark.slow
+def test_finished_runs_are_not_repeated(
+    orders: tuple[Path, list[Disparities]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, compared = orders
+    monkeypatch.setattr("distill.commands.stream_orders.run_plan", lambda *_: pytest.fail("a run begins"))
+    assert run_orders(stream(root.parent, controls={"heads": False}), "toy", 2, 2, QUIET) == compared
+    with pytest.raises(ConfigError, match=r"made with other settings: .*heads"):
+        run_orders(stream(root.parent), "toy", 2, 2, QUIET)
+
+
+def test_as_many_orders_as_there_are() -> None:
+    tasks = open_stream(stream(Path("unused")))
+    assert different_orders(tasks, 2) == [["task-1", "task-2"], ["task-2", "task-1"]]
+    with pytest.raises(ContinualError, match="--orders 3: 2 tasks have only 2 different orders"):
+        different_orders(tasks, 3)
+
+
+@pytest.fixture(scope="module")
+def longer(orders: tuple[Path, list[Disparities]], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A copy of a finished run that has lost its images and logs, and the run that goes on with it."""
+    old = tmp_path_factory.mktemp("old") / "stream"
+    shutil.copytree(orders[0] / "order-0", old)
+    settings = continued_experiment(
+        old, None, [f"data.source={{type: {MORE!r}}}", "stream.task_order=null", f"output={old.parent}"]
+    )
+    return old, learn(settings)
+
+
+@pytest.mark.slow
+def test_a_finished_stream_goes_on_without_its_images(longer: tuple[Path, Path]) -> None:
+    old, new = longer
+    before, now = open_bank(old / "export/bank"), open_bank(new / "export/bank")
+    assert list(now.tasks) == ["task-1", "task-2", "task-3", "task-4"] and now.classes == tuple("abcdefgh")
+    images = torch.rand(5, 3, *now.input.size, generator=torch.Generator().manual_seed(0))
+    for task in before.tasks:
+        columns = [now.classes.index(name) for name in before.classes]
+        assert torch.equal(now(images, task=task)[:, columns], before(images, task=task)), "the same bits"
+    of_images = now.infer(images)
+    assert of_images.shape == (5,) and int(of_images.max()) < 4
+
+
+@pytest.mark.slow
+def test_accuracies_are_carried_over_where_no_bit_has_changed(longer: tuple[Path, Path]) -> None:
+    summaries = [json.loads((run / "results.json").read_text())["summary"] for run in longer]
+    (before, now) = (
+        next(m for m in summary["matrices"] if (m["title"], m["section"][-16:]) == ("student", "task-incremental"))
+        for summary in summaries
+    )
+    assert [row[:2] for row in now["values"][:2]] == before["values"]
+    assert all(row[:2] == before["values"][-1] for row in now["values"][2:])
+    rule = next(m for m in summaries[1]["matrices"] if m["title"] == "student + ncm")
+    assert rule["values"][-1][:2] == [None, None] and None not in rule["values"][-1][2:]
+    assert any("whose images are not read" in text for text in summaries[1]["warnings"])
+
+
+@pytest.mark.slow
+def test_what_cannot_go_on(longer: tuple[Path, Path], tmp_path: Path) -> None:
+    old, _ = longer
+    same = continued_experiment(old, None, ["stream.task_order=null"])
+    with pytest.raises(ContinualError, match="class 'a' was learned before, in 'task-1'"):
+        same.plan()
+    config = tmp_path / "new.yaml"
+    config.write_text(dump_yaml({"data": {"source": {"type": MORE}}, "strategy": {"type": "go_on"}}))
+    other = continued_experiment(old, config, ["stream.task_order=null", f"output={tmp_path}"])
+    with pytest.raises(ContinualError, match=r"strategy.type: .* was learned with bank"):
+        learn(other)
+    damaged = tmp_path / "damaged"
+    shutil.copytree(old, damaged)
+    path = damaged / "task-1/student/delta/delta.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    changes = [f"data.source={{type: {MORE!r}}}", "stream.task_order=null", f"output={tmp_path}"]
+    with pytest.raises((ContinualError, ExportError), match=r"task-1|delta\.safetensors"):
+        learn(continued_experiment(damaged, None, changes))
+    (damaged / "results.json").unlink()
+    with pytest.raises(RunError, match="is not finished"):
+        continued_experiment(damaged, None, changes)
+
+
+@pytest.mark.slow
+def test_evaluate_a_stream(longer: tuple[Path, Path]) -> None:
+    old, new = longer
+    content = json.loads((old / "task-2/student-test/scores.json").read_text())["scores"]["scores"]
+    expected = {name: of["correct"] / of["images"] for name, of in content["student"]["task"].items()}
+    measured = evaluate_stream(old, "test", QUIET)
+    assert {name: measured[name, "task"] for name in expected} == expected
+    assert set(measured) == {(task, way) for task in expected for way in ("task", "ncm")}
+    assert evaluate_stream(old, "test", QUIET, task="task-2") == {("task-2", "task"): expected["task-2"]}
+    assert {name for name, _ in evaluate_stream(new, "test", QUIET, infer="ncm")} == {"task-3", "task-4"}
+    with pytest.raises(ExportError, match="no task 'task-9'; there are task-1, task-2"):
+        evaluate_stream(old, "test", QUIET, task="task-9")
