@@ -9,6 +9,7 @@ CONTRACTS = {
     "objective": ("distill.objectives", "Objective"),
     "delta": ("distill.deltas", "Delta"),
     "source": ("distill.data", "Source"),
+    "stream": ("distill.continual.streams", "Stream"),
     "head": ("distill.continual.heads", "Head"),
     "inference": ("distill.continual.inference", "TaskInference"),
     "memory": ("distill.continual.memory", "Memory"),

@@ -80,6 +80,16 @@ def test_parquet(parquet: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_column_of_each_split(parquet: Path) -> None:
+    """Of a val that is held out of train too; class labels are given by their names."""
+    data = ExperimentData(DataSettings(source=hf(parquet), size=8, val_fraction=0.34))
+    for split in ("train", "val", "test"):
+        labels = data.subset(split).labels
+        assert len(labels) and data.column(split, "label") == [data.classes[label] for label in labels]
+    with pytest.raises(DataError, match="the source 'digits' has no table, so there is no column 'label'"):
+        ExperimentData(DataSettings(source="digits")).column("val", "label")
+
+
 def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
     plain, spawned = (
         list(ExperimentData(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))
@@ -149,6 +159,9 @@ def test_plain_columns(tmp_path: Path) -> None:
     numbers = HuggingFace(hf(tmp_path, **here, label_column="number"))
     assert numbers.classes == ("0", "1", "2") and list(numbers.split("train").labels) == [2, 0, 1]
     assert HuggingFace(hf(tmp_path, **here)).classes == ()
+    assert names.column("train", "kind") == ["b", "a", ""] and names.column("train", "number") == ["2", "0", "1"]
+    with pytest.raises(DataError, match=r"train has no column 'lens' \(column\), only"):
+        names.column("train", "lens")
     with pytest.raises(DataError, match="no column 'color'"):
         HuggingFace(hf(tmp_path, **here, label_column="color"))
     with pytest.raises(DataError, match="no column 'picture'"):
