@@ -64,7 +64,9 @@ class DualAugment(nn.Module):
         return f"policy={self.settings.policy}, student={height}x{width}{sizes}, seed={self.seed}"
 
     @torch.no_grad()
-    def render(self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True) -> ViewPixels:
+    def render(
+        self, images: Tensor, ids: Tensor, epoch: int, *, teacher: bool = True, view_keys: Tensor | None = None
+    ) -> ViewPixels:
         """The pixels of every view as integers, not normalized; :meth:`forward` normalizes them.
 
         Loader workers call this if the loader makes the views.
@@ -74,6 +76,7 @@ class DualAugment(nn.Module):
             ids: [B] int64.
             epoch: number of the epoch.
             teacher: whether to make the teacher's views too.
+            view_keys: as for :meth:`forward`.
 
         Returns:
             Name of a view → [B, C, h, w] of the images' type, uint8 for floats.
@@ -82,14 +85,42 @@ class DualAugment(nn.Module):
         if not self.student.bounded:
             raise ValueError("values without bounds cannot be kept as integers: use placement: device")
         student = {_chain_name(view_spec, view_spec.size or self.student.size) for view_spec in self.view_plan.student}
-        made = {name: self._pixels(name, images, ids, epoch) for name in self.chains if teacher or name in student}
+        made = {
+            name: self._pixels(name, images, ids, epoch, view_keys=view_keys)
+            for name in self.chains
+            if teacher or name in student
+        }
         kind = kind if kind in WHITE else torch.uint8
         return {name: pixels.mul(WHITE[kind]).round_().to(kind) for name, pixels in made.items()}
 
-    def _pixels(self, name: str, images: Tensor, ids: Tensor, epoch: int, spec: InputSpec | None = None) -> Tensor:
+    def _pixels(
+        self,
+        name: str,
+        images: Tensor,
+        ids: Tensor,
+        epoch: int,
+        spec: InputSpec | None = None,
+        view_keys: Tensor | None = None,
+    ) -> Tensor:
+        if view_keys is None:
+            return self._drawn(name, images, ids, self.seed, epoch, spec)
+        pixels: Tensor | None = None
+        for key in view_keys.unique().tolist():
+            rows = (view_keys == key).nonzero()[:, 0]
+            seed, at = (self.seed, epoch) if key < 0 else (key, 0)
+            on_device = rows.to(images.device, non_blocking=True)
+            part = self._drawn(name, images[on_device], ids[rows.to(ids.device)], seed, at, spec)
+            if pixels is None:
+                pixels = part.new_empty(len(images), *part.shape[1:])
+            pixels[on_device] = part
+        assert pixels is not None
+        return pixels
+
+    def _drawn(self, name: str, images: Tensor, ids: Tensor, seed: int, epoch: int, spec: InputSpec | None) -> Tensor:
+        """The pixels of a view, from the draws of a seed and an epoch."""
         view_spec = self._view_specs[name]
-        draws = Draws(self.seed, epoch, view_spec.key, ids)
-        geometry = Draws(self.seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
+        draws = Draws(seed, epoch, view_spec.key, ids)
+        geometry = Draws(seed, epoch, view_spec.geometry, ids) if view_spec.geometry else None
         if name not in self._examined:
             self._examined.add(name)
             self._warn_of_clipping(name, images[:8], draws.of(ids[:8]), geometry and geometry.of(ids[:8]))
@@ -97,7 +128,7 @@ class DualAugment(nn.Module):
         share = self.settings.ramp.share(epoch) if self.settings.ramp else 1.0
         if share == 1:
             return pixels
-        augmented = Draws(self.seed, epoch, "ramp", ids).to(images.device).bernoulli(0, share)
+        augmented = Draws(seed, epoch, "ramp", ids).to(images.device).bernoulli(0, share)
         plain = resized(to_unit(images), self.chains[name].size)  # type: ignore[arg-type]
         return torch.where(by_sample(augmented), pixels, normalized(plain, spec) if spec else plain)
 
@@ -133,7 +164,14 @@ class DualAugment(nn.Module):
 
     @torch.no_grad()
     def forward(
-        self, images: Tensor | ViewPixels, ids: Tensor, epoch: int, *, teacher: bool = True, student: bool = True
+        self,
+        images: Tensor | ViewPixels,
+        ids: Tensor,
+        epoch: int,
+        *,
+        teacher: bool = True,
+        student: bool = True,
+        view_keys: Tensor | None = None,
     ) -> Views:
         """The views of a batch.
 
@@ -145,6 +183,8 @@ class DualAugment(nn.Module):
             epoch: number of the epoch.
             teacher: whether to make the teacher's views; False: ``views.teacher`` is empty, the student's are the same.
             student: whether to make the student's views; False: ``views.student`` is empty, the teacher's are the same.
+            view_keys: [B] int64 on the CPU. A sample with a key of 0 or more gets the views of the seed ``key`` and the
+                epoch 0, whatever this seed and epoch are; so a view is repeated in another training. None: no sample.
 
         Returns:
             Normalized views, [B, C, h, w] each; mixed if ``settings.mix`` is set.
@@ -171,9 +211,9 @@ class DualAugment(nn.Module):
             elif isinstance(images, Mapping):
                 raise ValueError(f"the view {name!r} is missing among the rendered views")
             elif self._specs[name] == {spec}:  # no other network needs the pixels: the chain's last write normalizes
-                made[name, spec] = self._pixels(name, batch, ids, epoch, spec)
+                made[name, spec] = self._pixels(name, batch, ids, epoch, spec, view_keys)
             else:
-                made[name, None] = self._pixels(name, batch, ids, epoch)
+                made[name, None] = self._pixels(name, batch, ids, epoch, view_keys=view_keys)
                 made[name, spec] = normalized(made[name, None], spec)
             return made[name, spec]
 

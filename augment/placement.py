@@ -42,13 +42,14 @@ class LoaderViews:
         self._dual: DualAugment | None = None
         self._known = known
 
-    def __call__(self, images: Tensor, ids: Tensor, epoch: int) -> ViewPixels:
+    def __call__(self, images: Tensor, ids: Tensor, epoch: int, view_keys: Tensor | None = None) -> ViewPixels:
         """The views of a batch, not yet normalized.
 
         Args:
             images: [B, 3, H, W] uint8 or uint16 on the CPU.
             ids: [B] int64 on the CPU.
             epoch: number of the epoch.
+            view_keys: [B] int64 on the CPU, see :meth:`augment.dual.DualAugment.forward`.
 
         Returns:
             Name of a view → [B, 3, h, w] of the same type.
@@ -56,7 +57,7 @@ class LoaderViews:
         if self._dual is None:
             self._dual = DualAugment(*self._arguments)
         known = self._known is not None and self._known(ids, epoch)
-        return self._dual.render(images, ids, epoch, teacher=not known)
+        return self._dual.render(images, ids, epoch, teacher=not known, view_keys=view_keys)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_dual": None}

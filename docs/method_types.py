@@ -12,6 +12,7 @@ CONTRACTS = {
     "stream": ("distill.continual.streams", "Stream"),
     "head": ("distill.continual.heads", "Head"),
     "inference": ("distill.continual.inference", "TaskInference"),
+    "strategy": ("distill.continual.strategies", "Strategy"),
     "memory": ("distill.continual.memory", "Memory"),
     "regularizer": ("distill.continual.regularizers", "Regularizer"),
 }

@@ -23,6 +23,7 @@ class Part:
         trained: number of trained parameters.
         folder: of its files: a delta folder, or a timm folder of the whole network; None: it is in memory alone.
         network: the backbone of a delta folder.
+        changed: whether the newest task has changed a network of an earlier one.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Part:
     trained: int = 0
     folder: Path | None = None
     network: NetworkSettings | None = None
+    changed: bool = False
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class LearnedTask:
         features: the network whose features the closed-form heads are fitted on, if the strategy adapts one for that.
         peak: bytes of files at the end of the task, with those that only its training needs.
         backbone: bytes of the backbone's weights without its head.
+        memory: file of the memory after the task; None: there is none.
+        folders: of the stages of all tasks so far, this one last.
     """
 
     task: str
@@ -60,6 +64,8 @@ class LearnedTask:
     features: Part | None = None
     peak: int = 0
     backbone: int = 0
+    memory: Path | None = None
+    folders: tuple[Path, ...] = ()
 
     @property
     def newest(self) -> Part:

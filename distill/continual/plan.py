@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 from distill.continual.errors import ContinualError
 from distill.continual.scores import Setting
+from distill.continual.strategies.anew import Anew
 from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
 from distill.continual.strategies.go_on import GoOn
-from distill.continual.task import Task, classes_are_equal
+from distill.continual.task import Task, classes_are_equal, union
 from distill.models.settings import StudentSettings
-from distill.objectives.base import Objective
+from distill.objectives.base import Objective, Schedule
+from distill.objectives.ce import CrossEntropy
 from distill.run.stage import Stage
 from distill.stages.continued_run import (
     ADAPTED,
@@ -26,6 +28,7 @@ from distill.stages.continued_run import (
     ContinuedScores,
     earlier_tasks,
 )
+from distill.stages.evaluate_exemplars import EvaluateExemplars
 from distill.stages.evaluate_task import EvaluateTask
 from distill.stages.export_stream import ExportStream
 from distill.stages.extract_features import ExtractFeatures
@@ -75,6 +78,7 @@ class _Plan:
         self.served: list[FitHeads | ContinuedHeads] = []
         self.learners: dict[str, list[LearnTask | ContinuedRun]] = {}
         self.evaluations: dict[str, list[EvaluateTask]] = {}
+        self.exemplar_means: list[EvaluateExemplars] = []
         self.before: list[Stage] = self._continued(experiment.continues) if experiment.continues else []
 
     def _continued(self, run: Path) -> list[Stage]:
@@ -88,7 +92,7 @@ class _Plan:
         if strategy.heads_on_student:
             self.served.append(ContinuedHeads(ADAPTED, run, "adapted-heads"))
         names = tuple(task.name for task in self.tasks)
-        scores = ContinuedScores(SCORED, run, names, strategy.head_per_task and not strategy.heads_on_student)
+        scores = ContinuedScores(SCORED, run, names, strategy(experiment.strategy).keeps_networks)
         return [learner, *self.heads, *self.served, scores]
 
     def task(self, number: int) -> list[Stage]:
@@ -122,6 +126,7 @@ class _Plan:
             controls = StreamControls("controls", features=features, setting=self.setting)
             made.append(controls)
         evaluations = tuple(stage.output for stages in self.evaluations.values() for stage in stages)
+        evaluations += tuple(stage.output for stage in self.exemplar_means)
         summary = SummarizeStream(
             "summary",
             tuple(task.name for task in (*self.earlier, *self.tasks)),
@@ -152,12 +157,16 @@ class _Plan:
         experiment, made = self.experiment, []
         if experiment.continues:
             return []
-        objectives = _without_previous(experiment)
+        objectives, labels = _of_controls(experiment), _labels_alone(experiment)
         if experiment.controls.sequential:
             made += self._learner(number, "sequential", GoOn.Settings(), experiment.student, objectives)
         if experiment.controls.separate:
             full = experiment.student.model_copy(update={"train": "full", "deltas": ()})
             made += self._learner(number, "separate", Bank.Settings(), full, objectives)
+        if experiment.controls.joint:
+            made += self._learner(number, "joint", Anew.Settings(), experiment.student, labels)
+        if experiment.memory is not None and experiment.controls.gdumb is not False:
+            made += self._learner(number, "gdumb", Anew.Settings(), experiment.student, labels)
         return made
 
     def _learner(
@@ -174,7 +183,7 @@ class _Plan:
         own = name == "student"
         learner = LearnTask(
             f"{task.name}/{name}",
-            task=task,
+            task=union(self.tasks[: number + 1]) if name == "joint" else task,
             strategy=strategy,
             student=student,
             objectives=objectives,
@@ -183,11 +192,15 @@ class _Plan:
             teacher=experiment.teacher if own else None,
             networks=tuple(stage.output for stage in self.teachers) if own else (),
             previous=learners[-1].output if learners else None,
+            memory=experiment.memory if own else None,
+            regularizers=experiment.regularizers if own else (),
+            exemplars=self.learners["student"][-1].output if name == "gdumb" else None,
         )
         learners.append(learner)
         assert strategy.component is not None and issubclass(strategy.component, Strategy)
         if strategy.component.heads_on_student:
             return [learner]
+        several = strategy.component.head_per_task and not strategy.component.unites_heads
         evaluation = EvaluateTask(
             f"{task.name}/{name}-test",
             model=name,
@@ -196,14 +209,20 @@ class _Plan:
             features=tuple(stage.output for stage in self.features),
             heads=self.heads[-1].output if self.heads else None,
             previous=evaluations[-1].output if evaluations else None,
-            inference=experiment.inference if strategy.component.head_per_task and own else (),
+            inference=experiment.inference if several and own else (),
             setting=self.setting,
-            later=self.tasks[number + 1 :] if self.setting == "domain" and not strategy.component.head_per_task else (),
+            later=self.tasks[number + 1 :] if self.setting == "domain" and not several else (),
             again=number == len(self.tasks) - 1,
             by_task=self.by_task,
         )
         evaluations.append(evaluation)
-        return [learner, evaluation]
+        if not own or experiment.memory is None or not experiment.memory.component.needs_features:  # type: ignore[union-attr]
+            return [learner, evaluation]
+        means = EvaluateExemplars(
+            f"{task.name}/exemplar-means", name, self.tasks[: number + 1], learner.output, self.setting
+        )
+        self.exemplar_means.append(means)
+        return [learner, evaluation, means]
 
     def _heads(
         self, stages: list[FitHeads | ContinuedHeads], name: str, features: Sequence[ExtractFeatures], prefix: str = ""
@@ -249,6 +268,14 @@ def renamed(tasks: Sequence[Task], earlier: Sequence[Task]) -> tuple[Task, ...]:
     return tuple(replace(task, name=f"task-{number}") for number, task in enumerate(tasks, first))
 
 
-def _without_previous(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
-    """The objectives that read no teacher."""
-    return tuple(o for o in experiment.objectives if not o.component.reads_teacher)  # type: ignore[union-attr]
+def _of_controls(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
+    """The objectives that read neither a teacher nor a memory; plain cross-entropy if there is none."""
+    own = [o for o in experiment.objectives if not o.component.reads_teacher]  # type: ignore[union-attr]
+    return tuple(o for o in own if o.type not in ("er_ace", "der")) or (CrossEntropy.Settings(),)
+
+
+def _labels_alone(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
+    """Cross-entropy among all classes, with the settings of the experiment's first one."""
+    given = (o for o in experiment.objectives if isinstance(o, CrossEntropy.Settings))
+    changed = {"weight": 1.0, "schedule": Schedule(), "among": "all"}
+    return (next(given, CrossEntropy.Settings()).model_copy(update=changed),)

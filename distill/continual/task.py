@@ -79,6 +79,23 @@ class Task:
         return data.part(classes, subsets, keyed_seed(seed, self.name))
 
 
+def union(tasks: Sequence[Task]) -> Task:
+    """All samples of some tasks as one, with the name of the last.
+
+    Raises:
+        ContinualError: a task reads other images than the data's own.
+    """
+    last = tasks[-1]
+    if moved := [task.name for task in tasks if task.samples]:
+        raise ContinualError(f"stream: the images of {moved[0]!r} are not the data's own, so tasks cannot be joined")
+    classes = tuple(dict.fromkeys(name for task in tasks for name in task.classes))
+    splits = dict.fromkeys(split for task in tasks for split in task.indices)
+    indices = {
+        split: np.concatenate([task.indices[split] for task in tasks if split in task.indices]) for split in splits
+    }
+    return Task(last.name, classes, indices)
+
+
 def keyed_seed(seed: int, name: str) -> int:
     """A seed below 2³¹ for what is random in a task, a function of the run's seed and the name alone."""
     return int.from_bytes(sha256(f"{seed}/{name}".encode()).digest()[:4], "big") >> 1

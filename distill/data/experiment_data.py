@@ -21,6 +21,7 @@ from distill.data.loader import Loader, TrainLoader
 from distill.data.order import Order, PickedOrder
 from distill.data.positions import Positions
 from distill.data.reader import Batch, BatchReader
+from distill.data.replay import JoinedSamples, MemorySamples, Replay, ReplayOrder
 from distill.data.resident import Resident, ResidentReader
 from distill.data.samplers import BatchRequest, SequentialSampler
 from distill.data.settings import DataSettings
@@ -71,6 +72,7 @@ class ExperimentData:
         self._resident: dict[tuple[int, Canvas], Resident] = {}  # by the id of its samples
         self._subsets: dict[Split, Subset] = {}
         self._part: tuple[str, ...] | None = None
+        self._replay: Replay | None = None
         self.subset("train")
 
     @property
@@ -91,6 +93,22 @@ class ExperimentData:
         """
         other = copy.copy(self)
         other._part, other._subsets, other.seed = tuple(classes), dict(subsets), seed
+        return other
+
+    def with_memory(self, memory: MemorySamples, replay: Replay) -> ExperimentData:
+        """The same data with the images of a memory in every training batch.
+
+        Args:
+            memory: labels are indices into ``classes``.
+            replay: ``replay.new`` is the number of the training samples of these data.
+
+        Returns:
+            Data whose training split is its own samples, then those of the memory.
+        """
+        other = copy.copy(self)
+        old = Subset(memory, np.arange(len(memory)), np.asarray(memory.labels, dtype=np.int64))
+        other._subsets = {**self._subsets, "train": JoinedSamples([self.subset("train"), old]).subset()}
+        other._replay = replay
         return other
 
     def subset(self, name: Split) -> Subset:
@@ -125,6 +143,9 @@ class ExperimentData:
 
     def _order(self, subset: Subset) -> Order:
         samples, world = len(subset), self.world_size
+        if (replay := self._replay) is not None and subset is self.subset("train"):
+            memory = samples - replay.new
+            return ReplayOrder(replay.new, memory, self.seed, self.settings.batch_size, replay.share, world)
         if samples < world:
             raise DataError(f"{samples} training sample(s) for {world} ranks")
         batch = min(self.settings.batch_size, samples // world * world)
@@ -323,7 +344,9 @@ class ExperimentData:
     ) -> BatchReader:
         settings = self.settings
         ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
-        return BatchReader(subset, order, self.canvas(spec), ops, tolerated, settings.workers)
+        reader = BatchReader(subset, order, self.canvas(spec), ops, tolerated, settings.workers)
+        reader.replay = self._replay if training else None
+        return reader
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
         """A loader's worker options. Images on the device are read without workers."""

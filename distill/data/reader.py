@@ -7,7 +7,7 @@ traceback from another process.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -22,6 +22,7 @@ from augment.views import ViewPixels
 from distill.data.base import DataError, Sample
 from distill.data.canvas import Canvas
 from distill.data.order import Order, Repeats
+from distill.data.replay import Replay, ReplayOrder
 from distill.data.samplers import BatchRequest
 from distill.data.split import Subset
 
@@ -42,6 +43,12 @@ class Batch(NamedTuple):
     epoch, :func:`augment.draws.copy_key` of it."""
     view_pixels: ViewPixels | None = None
     """Pixels of the views, if workers make them; see :mod:`augment.placement`."""
+    is_memory: Tensor | None = None
+    """bool [B], which samples are of a memory; None: there is no memory."""
+    view_keys: Tensor | None = None
+    """int64 [B] on the CPU: the stored views of samples, see :meth:`augment.dual.DualAugment.forward`."""
+    stored_logits: Tensor | None = None
+    """float32 [B, K], on the stored views; NaN in other rows. None: the memory has none."""
 
     @property
     def pixels(self) -> Tensor | ViewPixels:
@@ -80,6 +87,8 @@ class BatchReader(Dataset[BatchResult]):
         """Device of the batches; ids stay on the CPU."""
         self.views: LoaderViews | None = None
         """Makes the views in the worker; set before the first pass."""
+        self.replay: Replay | None = None
+        """The memory among the samples, if there is one."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
         """[workers] index of the sample that each worker is reading, -1 between batches; named if a worker dies."""
 
@@ -98,6 +107,7 @@ class BatchReader(Dataset[BatchResult]):
         images = np.empty((len(request.positions), self.canvas.channels, *self.canvas.size), dtype=self.canvas.dtype)
         labels = np.empty(len(request.positions), dtype=np.int64)
         keys = np.empty(len(request.positions), dtype=np.int64)
+        indices: list[int] = []
         unreadable: dict[str, str] = {}
         copies = self.order.copies(request.epoch)
         for row, position in enumerate(request.positions):
@@ -119,11 +129,14 @@ class BatchReader(Dataset[BatchResult]):
                     known = isinstance(error, UserError)
                     return BatchResult(None, error=str(error) if known else f"{sample.id}: {traceback.format_exc()}")
                 labels[row], keys[row] = sample.label, copy_key(sample_key(sample.id), copy)
+                indices.append(index)
                 break
         batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
+        if self.replay is not None:
+            batch = self._noted(self.replay, batch, indices, request.positions)
         if self.views is not None:
             try:
-                view_pixels = self.views(batch.images, batch.ids, request.epoch)
+                view_pixels = self.views(batch.images, batch.ids, request.epoch, batch.view_keys)
             except Exception as error:
                 known = isinstance(error, UserError)
                 reason = str(error) if known else traceback.format_exc()
@@ -132,6 +145,16 @@ class BatchReader(Dataset[BatchResult]):
             batch = batch._replace(images=empty, view_pixels=view_pixels)
         self.reading[slot] = -1
         return BatchResult(batch, tuple(unreadable.items()))
+
+    def _noted(self, replay: Replay, batch: Batch, indices: Sequence[int], positions: Sequence[int]) -> Batch:
+        """The batch with what it says about samples of the memory."""
+        order = self.order
+        stored = [isinstance(order, ReplayOrder) and order.stored_view(position) for position in positions]
+        is_memory, keys, logits = replay.of_batch(self.subset.indices[indices].tolist(), stored)
+        ids = batch.ids
+        if keys is not None:  # a stored view is that of the first copy
+            ids = torch.from_numpy(self.subset.keys[indices]).where(keys >= 0, ids)
+        return batch._replace(ids=ids, is_memory=is_memory, view_keys=keys, stored_logits=logits)
 
     def _candidates(self, epoch: int, position: int) -> Iterator[int]:
         """The sample at a position, then its replacements, half an epoch away so that a batch has no sample twice."""

@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
+from augment.policy import plan_views
+from augment.views import InputSpec
 from distill.experiments.student import StudentExperiment
 
 if TYPE_CHECKING:  # these import torch
     from distill.continual.heads.base import Head
     from distill.continual.inference.base import TaskInference
+    from distill.continual.memory.base import Memory
+    from distill.continual.regularizers.base import Regularizer
     from distill.continual.strategies.base import Strategy
     from distill.continual.streams.base import Stream
     from distill.data.experiment_data import ExperimentData
@@ -26,11 +30,15 @@ if TYPE_CHECKING:  # these import torch
     AnyStrategy = Strategy.Settings
     AnyHead = Head.Settings
     AnyInference = TaskInference.Settings
+    AnyMemory = Memory.Settings
+    AnyRegularizer = Regularizer.Settings
 else:
     AnyStream = Annotated[Settings, Registry("distill.continual.streams", "Stream")]
     AnyStrategy = Annotated[Settings, Registry("distill.continual.strategies", "Strategy")]
     AnyHead = Annotated[Settings, Registry("distill.continual.heads", "Head")]
     AnyInference = Annotated[Settings, Registry("distill.continual.inference", "TaskInference")]
+    AnyMemory = Annotated[Settings, Registry("distill.continual.memory", "Memory")]
+    AnyRegularizer = Annotated[Settings, Registry("distill.continual.regularizers", "Regularizer")]
 
 
 class StreamControlSettings(Settings):
@@ -39,6 +47,16 @@ class StreamControlSettings(Settings):
     heads: bool = Field(True, description="joint, sequential and task-wise linear heads on frozen features")
     sequential: bool = Field(False, description="the same student trained on one task after the other")
     separate: bool = Field(False, description="a whole network for each task, trained in full")
+    joint: bool = Field(
+        False,
+        description="after each task, the same student trained anew on all tasks so far, which takes as many steps as "
+        "all their trainings together",
+    )
+    gdumb: bool | None = Field(
+        None,
+        description="GDumb: after each task, the same student trained anew on the memory alone, with as many steps as "
+        "the task took; none: where there is a memory",
+    )
 
 
 class ContinualExperiment(StudentExperiment):
@@ -55,6 +73,12 @@ class ContinualExperiment(StudentExperiment):
     )
     inference: tuple[AnyInference, ...] = Field(
         ({"type": "ncm"},), validate_default=True, description="rules that give the task of an image to a bank"
+    )
+    memory: AnyMemory | None = Field(
+        None, description="keep images of earlier tasks and train on them beside those of the task; none: keep none"
+    )
+    regularizers: tuple[AnyRegularizer, ...] = Field(
+        (), description="penalties on moving away from the trained weights after earlier tasks, in the loss"
     )
     controls: StreamControlSettings = StreamControlSettings()
     continues: Path | None = Field(
@@ -92,7 +116,42 @@ class ContinualExperiment(StudentExperiment):
             raise error_at("heads", f"strategy {self.strategy.type} serves a closed-form head; name one")
         self._check_previous_teacher()
         self._check_stream()
+        self._check_memory()
+        if self.strategy.component.trains_deltas and not self.student.deltas:  # type: ignore[union-attr]
+            raise error_at("student.deltas", f"strategy {self.strategy.type} combines the deltas of tasks; name one")
+        if self.regularizers and not self.strategy.component.same_parameters:  # type: ignore[union-attr]
+            text = f"strategy {self.strategy.type} does not train the same weights further; take go_on"
+            raise error_at("regularizers", text)
         return self
+
+    def _check_memory(self) -> None:
+        """Raise an error if the memory cannot be used by this stream."""
+        stored = [n for n, o in enumerate(self.objectives) if o.type == "der"]
+        if stored and (self.memory is None or not self.memory.logits):
+            text = "der compares with the logits of a memory; set memory.logits: true"
+            raise error_at(f"objectives.{stored[0]}", text)
+        if self.memory is None:
+            if self.controls.gdumb:
+                raise error_at("controls.gdumb", "GDumb trains on the memory alone, and there is none; set memory")
+            return
+        strategy = self.strategy.component
+        assert strategy is not None
+        if strategy.head_per_task or strategy.heads_on_student:  # type: ignore[attr-defined]
+            text = f"strategy {self.strategy.type} trains no student on the classes of earlier tasks; take go_on"
+            raise error_at("memory", text)
+        if self.data.on_device:
+            raise error_at("data.on_device", "images of a memory are read by the loader; set false")
+        if self.data.sampler == "balanced":
+            raise error_at("data.sampler", "balanced: with a memory, memory.batch_share decides what a batch holds")
+        if self.teacher is not None and self.teacher.cache is not None:
+            raise error_at("teacher.cache", "with a memory, the batches of a task depend on the tasks before it")
+        if self.memory.logits and self.augment.mix is not None:
+            raise error_at(
+                "augment.mix", "memory.logits are of views that are repeated, and mixed views depend on the batch"
+            )
+        if self.memory.logits and len(plan_views(self.augment, InputSpec((8, 8))).student) > 1:
+            text = f"{self.augment.policy} gives the student several views, and memory.logits are of one"
+            raise error_at("augment.policy", text)
 
     def _check_previous_teacher(self) -> None:
         """Raise an error if the previous model cannot be a teacher of this stream."""

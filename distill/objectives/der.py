@@ -30,7 +30,8 @@ def der(
     """``L = α · mean over memory (1/K) ‖z − z_stored‖² + β · mean over labeled memory CE(z, y)``.
 
     Classes whose stored logit is NaN are left out of the distance: those that the student did not have when the sample
-    was stored. Zero, with a graph, if no sample comes from the memory.
+    was stored. So is a sample whose logits are all NaN: one that is shown in another view than the stored one. Zero,
+    with a graph, if no sample comes from the memory.
 
     Args:
         logits_BK: student logits.
@@ -64,7 +65,8 @@ def der(
     losses_B = F.cross_entropy(
         logits_BK, labels_B.where(labeled_B, UNLABELED), ignore_index=UNLABELED, reduction="none"
     )
-    of_logits, of_labels = mean_where(distance_B, memory_B, weights_B), mean_where(losses_B, labeled_B, weights_B)
+    of_logits = mean_where(distance_B, memory_B & known_BK.any(1), weights_B)
+    of_labels = mean_where(losses_B, labeled_B, weights_B)
     return alpha * of_logits + beta * of_labels
 
 
@@ -78,7 +80,8 @@ class DER(Objective):
     Paper: Buzzega et al., Dark Experience for General Continual Learning: a Strong, Simple Baseline, NeurIPS 2020,
     arXiv 2004.07211; α 0.3 and β 0.5 for CIFAR-100 with a memory of 500.
 
-    Deviation: both parts read the same memory samples; DER++ draws them twice.
+    Deviation: DER++ draws samples twice, one time for each part; here the logits are those of every second sample of
+    the batch, shown in the very view that they are of, and the labels those of all. Mammoth compares other views.
 
     Example:
         >>> import torch, distill

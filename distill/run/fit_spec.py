@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ from distill.training.meta import MetaStep
 from distill.training.module import Distillation
 from distill.training.settings import TrainingSettings
 from distill.training.step import DistillationStep
+from distill.training.task_penalty import TaskPenalty
 from distill.training.teacher_cache import TeacherCache
 from distill.training.terms import Carried, Term, build_terms
 
@@ -52,6 +53,7 @@ class FitSpec:
             equal to its student.
         carried: name of a term → the state that it starts with, of an earlier fit (``load_carried``), for objectives
             with ``carry: stream``. None: new states.
+        regularizers: name → penalty on moving away from the weights of earlier tasks, which the fit changes.
     """
 
     context: RunContext
@@ -63,6 +65,7 @@ class FitSpec:
     labeled_only: bool = False
     momentum: tuple[float, float] | None = None
     carried: Carried | None = None
+    regularizers: Mapping[str, TaskPenalty] = field(default_factory=dict)
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, with newly built objectives.
@@ -89,7 +92,7 @@ class FitSpec:
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             per_epoch = self.training.updates(len(loader))
-            parts = train, cache, meta, self.momentum
+            parts = train, cache, meta, self.momentum, self.regularizers
             step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, *parts)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
@@ -187,12 +190,14 @@ class FitSpec:
     def for_warm_up(self, epochs: int, lr: float) -> FitSpec:
         """The same fit with ``epochs`` epochs and the constant learning rate ``lr``.
 
-        It has no curriculum, moving average of the weights, early stopping, choice of the best epoch, or tests.
+        It has no curriculum, moving average of the weights, early stopping, choice of the best epoch, tests, or
+        regularizers.
         """
         schedule = self.training.schedule
         short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
         return replace(
             self,
+            regularizers={},
             training=self.training.model_copy(
                 update={
                     "epochs": epochs,

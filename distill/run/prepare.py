@@ -7,7 +7,7 @@ the same student.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from distill.deltas.foreseen import check_entry
 from distill.deltas.rank_settings import at_rank_one
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
-from distill.models.network import create_network
+from distill.models.network import Network, as_network, create_network
 from distill.models.reused_head import reuse_head, reused
 from distill.models.settings import ReusedHead, StudentSettings
 from distill.models.student import Student
@@ -44,6 +44,7 @@ class StudentSpec:
         classes: number of classes of its head.
         needs: outputs that the objectives read, of ``{"logits", "pooled", "maps"}``.
         head: the teacher's, in the place of the student's, if an objective requires it.
+        network: makes the network in the place of ``settings.network``; it gets a new classifier.
     """
 
     settings: StudentSettings
@@ -51,6 +52,7 @@ class StudentSpec:
     classes: int
     needs: frozenset[str] = LOGITS
     head: ReusedHead | None = None
+    network: Callable[[], Network] | None = None
 
     def build(
         self, inits: Sequence[DeltaInit] | None = None, deltas: tuple[DeltaSettings, ...] | None = None
@@ -66,7 +68,11 @@ class StudentSpec:
         """
         torch.manual_seed(self.seed)
         settings = self.settings if deltas is None else self.settings.model_copy(update={"deltas": deltas})
-        network = create_network(settings.network, self.classes)
+        if self.network is None:
+            network = create_network(settings.network, self.classes)
+        else:
+            made = self.network()
+            network = replace(made, model=as_network(made.model, self.classes).model)
         if self.head is not None:
             reuse_head(network.model, self.head)
         return Student(network, settings, self.needs, inits)

@@ -41,14 +41,24 @@ def try_fit(spec: FitSpec, student: Student, trial: Trial, name: str) -> None:
     with trying(f"{name}: making the views of {len(batch.ids)} training images"):
         step.augment.to(device).diagnose(batch.images.to(device), batch.ids, 0)
         if spec.augment.placement == "loader":
-            batch = batch._replace(view_pixels=LoaderViews(step.augment)(batch.images, batch.ids, 0))
+            batch = batch._replace(view_pixels=LoaderViews(step.augment)(batch.images, batch.ids, 0, batch.view_keys))
     with trying(f"{name}: one training step on {len(batch.ids)} images"):
         module.to(device).train()
+        step.watch_parameters()
         batch = module.transfer_batch_to_device(batch, device, 0)
         root = nn.ModuleList([student, step.terms])  # type: ignore[list-item]
         optimizer = build_optimizer(root, head_modules(student.model), spec.training.optimizer)
         with torch.autocast(device.type, torch.bfloat16, enabled=spec.training.precision == "bfloat16"):
-            output = step(batch.pixels, batch.ids, batch.labels, epoch=0, step=0)
+            output = step(
+                batch.pixels,
+                batch.ids,
+                batch.labels,
+                epoch=0,
+                step=0,
+                is_memory=batch.is_memory,
+                stored_logits=batch.stored_logits,
+                view_keys=batch.view_keys,
+            )
         terms = dict(zip(step.term_names, output.terms.tolist()))
         bad = [f"{term} is {value}" for term, value in terms.items() if not torch.tensor(value).isfinite()]
         if bad or not output.loss.isfinite():

@@ -88,7 +88,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
 
     def run(self, context: RunContext, folder: Path) -> TaskEvaluation:
         learned = context.get(self.learned)
-        before = context.get(self.previous).logits if self.previous else {}
+        before = self._before(context)
         logits: dict[tuple[str, str], Predictions] = {}
         for part in learned.parts:
             at = [task for task in (*self.tasks, *self.later) if self.again or (part.name, task.name) not in before]
@@ -117,7 +117,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
 
     def report(self, context: RunContext, output: TaskEvaluation) -> Iterable[Item]:
         if self.again and self.previous is not None:
-            before = context.get(self.previous).logits
+            before = self._before(context)
             pairs = [pair for pair in before if pair in output.logits]
             if pairs:
                 changed = _changed(before, output.logits)
@@ -128,6 +128,13 @@ class EvaluateTask(Stage[TaskEvaluation]):
                     of="bank",
                     detail=f"other logits: {', '.join(map(str, changed))}" if changed else f"equal bits: {detail}",
                 )
+
+    def _before(self, context: RunContext) -> dict[tuple[str, str], Predictions]:
+        """The predictions after the task before, of the networks that this task has not changed."""
+        if self.previous is None:
+            return {}
+        changed = {part.name for part in context.get(self.learned).parts if part.changed}
+        return {pair: own for pair, own in context.get(self.previous).logits.items() if pair[0] not in changed}
 
     def _predict(self, context: RunContext, part: Part, tasks: Sequence[Task]) -> dict[tuple[str, str], Predictions]:
         network = part.load()

@@ -13,6 +13,13 @@ import torch
 
 from augment.policy import AugmentSettings
 from distill.continual.learned import LearnedTask, Part, folder_bytes
+from distill.continual.memory.base import Memory
+from distill.continual.memory.keep import FILE as MEMORY
+from distill.continual.memory.keep import capacity, exemplars_alone, keep, with_memory
+from distill.continual.memory.store import Store
+from distill.continual.regularizers.base import Regularizer
+from distill.continual.regularizers.carried import FILE as REGULARIZERS
+from distill.continual.regularizers.carried import TrainingViews, build, close, save
 from distill.continual.strategies.base import Start, Strategy, TaskFit
 from distill.continual.task import Task, keyed_seed
 from distill.deltas.base import tensor_bytes
@@ -25,7 +32,7 @@ from distill.models.settings import StudentSettings, TeacherSettings, WeightingS
 from distill.models.student import Student
 from distill.objectives.base import Objective
 from distill.report.curves import read_curves
-from distill.report.items import Curve, Item
+from distill.report.items import Curve, Item, Note
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
@@ -59,6 +66,9 @@ class LearnTask(Stage[LearnedTask]):
         teacher: how the teacher's networks are used; None: there is none.
         networks: the teacher's networks other than the previous model.
         previous: the result of the task before.
+        memory: which images are kept for later tasks; None: none.
+        regularizers: penalties on moving away from the weights of earlier tasks.
+        exemplars: learner whose memory is trained on instead of the task's images, with as many steps as it took.
     """
 
     task: Task
@@ -70,6 +80,9 @@ class LearnTask(Stage[LearnedTask]):
     teacher: TeacherSettings | None = None
     networks: tuple[Ref[TeacherNetworks], ...] = ()
     previous: Ref[LearnedTask] | None = None
+    memory: Memory.Settings | None = None
+    regularizers: tuple[Regularizer.Settings, ...] = ()
+    exemplars: Ref[LearnedTask] | None = None
 
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
@@ -77,8 +90,10 @@ class LearnTask(Stage[LearnedTask]):
     def check(self, context: RunContext) -> LearnedTask:
         """Try a step of the first task, and one of the second with the first as the previous model."""
         previous = context.find(self.previous) if self.previous else None
+        self._check_memory(context)
         if self.previous is not None and (previous is None or len(previous.parts) != 1 or previous.seconds < 0):
-            return LearnedTask(self.task.name, (), (), Path(), Path(), seconds=-1.0)  # two tasks were tried
+            seen = _seen(self.task, previous)
+            return LearnedTask(self.task.name, seen, (), Path(), Path(), seconds=-1.0)  # two tasks were tried
         fit = self._task_fit(context, previous, Path())
         start = Start(self.student)
         within = self._within(context, fit)
@@ -88,7 +103,7 @@ class LearnTask(Stage[LearnedTask]):
         fit_spec.check(student, self.name)
         part = Part(self.task.name, fit.classes, lambda: student.network, 0, 0)
         parts = (part,) if previous is None else (*previous.parts, part)
-        return LearnedTask(self.task.name, fit.classes, parts, Path(), Path(), features=part)
+        return LearnedTask(self.task.name, _seen(self.task, previous), parts, Path(), Path(), features=part)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         parts = {
@@ -97,11 +112,13 @@ class LearnTask(Stage[LearnedTask]):
             "augment": self.augment,
             "training": self.training,
             "teacher": self.teacher,
+            "memory": self.memory,
         }
         data = self.task.data(context.data, self.task.classes, context.seed)
         return {
             **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
+            "regularizers": [regularizer.model_dump(mode="json") for regularizer in self.regularizers],
             "task": self.task.name,
             "data": [data.fingerprint(), data.settings.model_dump(mode="json")],
         }
@@ -113,13 +130,17 @@ class LearnTask(Stage[LearnedTask]):
         start = strategy.start(fit)
         seconds, trained, backbone = 0.0, 0, previous.backbone if previous else 0
         if start.student is not None:
-            fit_spec = self._fit_spec(self._within(context, fit), fit)
+            fit_spec = self._scaled(context, self._fit_spec(self._within(context, fit), fit))
             student, summary = self._fit(fit, start, fit_spec)
             seconds, trained = summary.seconds, sum(p.numel() for p in student.parameters() if p.requires_grad)
+            self._close_regularizers(context, fit, fit_spec, student)
             student = finished(self._spec(start, fit, fit_spec), student)
             backbone = backbone or tensor_bytes(backbone_state(student.model, classifier_names(student.model)).values())
             if is_first_rank():
-                strategy.close(fit, student)
+                data = self.task.data(context.data, fit.classes, context.seed)
+                images = TrainingViews(student.input, replace(context, data=data))
+                strategy.close(replace(fit, images=images), student)
+            self._keep(context, fit, student)
         about = {
             "seconds": seconds,
             "trained": trained,
@@ -138,6 +159,8 @@ class LearnTask(Stage[LearnedTask]):
         if (log := output.folder / FIT / "log.csv").is_file():
             yield Curve(name=self.name, log=read_curves(log))
             yield from fit_notes(self.name, load_summary(output.folder / FIT))
+        for text in self._strategy.notes(output.folder):
+            yield Note(text=f"{self.name}: {text}")
 
     @property
     def _strategy(self) -> Strategy:
@@ -150,7 +173,63 @@ class LearnTask(Stage[LearnedTask]):
     def _within(self, context: RunContext, fit: TaskFit) -> RunContext:
         """The context with this task's data alone, and seeds that are keyed by its name."""
         data = self.task.data(context.data, fit.classes, context.seed)
+        store = self._stored(context, fit)
+        if store is not None and self.exemplars is not None:
+            data = exemplars_alone(data, store)
+        elif store is not None and self.memory is not None:
+            data = with_memory(data, store, self.memory.batch_share)
         return replace(context, data=data, seed=fit.seed)
+
+    def _stored(self, context: RunContext, fit: TaskFit) -> Store | None:
+        """The memory that is trained on; None in the first task, and without one."""
+        learned = fit.previous if self.exemplars is None else context.find(self.exemplars)
+        return None if learned is None or learned.memory is None else Store.load(learned.memory)
+
+    def _scaled(self, context: RunContext, fit_spec: FitSpec) -> FitSpec:
+        """The fit with as many updates as the learner took whose memory it is trained on."""
+        if self.exemplars is None:
+            return fit_spec
+        steps, before = load_summary(context.get(self.exemplars).folder / FIT).steps, self.training
+        epochs = max(1, -(-steps // before.updates(len(fit_spec.loader()))))
+        augment = self._alone().alone(epochs / before.epochs)
+        return replace(fit_spec, augment=augment, training=before.scaled(epochs))
+
+    def _check_memory(self, context: RunContext) -> None:
+        """Raise an error for a memory that is too small for the classes so far."""
+        if self.memory is not None:
+            known = context.find(self.previous) if self.previous else None
+            capacity(self._memory, context.data, len(_seen(self.task, known)))
+
+    @property
+    def _memory(self) -> Memory:
+        assert self.memory is not None and self.memory.component is not None
+        assert issubclass(self.memory.component, Memory)
+        return self.memory.component(self.memory)
+
+    def _keep(self, context: RunContext, fit: TaskFit, student: Student) -> None:
+        """Write the memory after the task."""
+        if self.memory is None:
+            return
+        store = keep(
+            self._memory, context, self.task, self._stored(context, fit), student.network, fit.classes, self.augment
+        )
+        if is_first_rank():
+            store.save(fit.folder / MEMORY)
+
+    def _penalties(self, fit: TaskFit) -> dict[str, Regularizer]:
+        """The regularizers, with their states after the task before."""
+        known = fit.previous is not None and fit.previous.folder != Path()  # in the checks, nothing is written
+        return build(self.regularizers, fit.previous.folder / REGULARIZERS if fit.previous and known else None)
+
+    def _close_regularizers(self, context: RunContext, fit: TaskFit, fit_spec: FitSpec, student: Student) -> None:
+        """Write the states of the regularizers after the task."""
+        if not self.regularizers:
+            return
+        data = self.task.data(context.data, fit.classes, context.seed)
+        penalties = {name: own for name, own in fit_spec.regularizers.items() if isinstance(own, Regularizer)}
+        tensors = close(penalties, student, replace(context, data=data, seed=fit.seed))
+        if is_first_rank():
+            save(fit.folder, tensors)
 
     def _fit(self, fit: TaskFit, start: Start, fit_spec: FitSpec) -> tuple[Student, FitSummary]:
         folder = fit.folder / FIT
@@ -166,19 +245,18 @@ class LearnTask(Stage[LearnedTask]):
         settings = self.teacher
         if settings is not None and fit.previous is None:
             settings = _without_previous(settings)
-        momentum = None if settings is None else settings.momentum
+        momentum, penalties = None if settings is None else settings.momentum, self._penalties(fit)
+        fit_spec = FitSpec(within, None, objectives, self.augment, self.training, regularizers=penalties)
+        fit_spec = replace(fit_spec, momentum=momentum, carried=_carried(fit.previous))
         if settings is None or not settings.frozen:
             objectives = tuple(o for o in objectives if not o.component.reads_frozen())  # type: ignore[union-attr]
             augment = self._alone() if momentum is None else self.augment
-            return FitSpec(
-                within, None, objectives, augment, self.training, momentum=momentum, carried=_carried(fit.previous)
-            )
+            return replace(fit_spec, objectives=objectives, augment=augment)
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
         networks, maps = self._networks(within, settings, fit)
         teacher = make_teacher(settings, objectives, networks, maps)
-        parts = self.augment, self.training, settings.cache
-        return FitSpec(within, teacher, objectives, *parts, momentum=momentum, carried=_carried(fit.previous))
+        return replace(fit_spec, teacher=teacher, cache=settings.cache)
 
     def _alone(self) -> AugmentSettings:
         return self.augment if self.teacher is None else self.augment.alone()
@@ -227,7 +305,7 @@ class LearnTask(Stage[LearnedTask]):
     def _spec(self, start: Start, fit: TaskFit, fit_spec: FitSpec) -> StudentSpec:
         assert start.student is not None
         needs, _ = needs_of(fit_spec.objectives)
-        return StudentSpec(start.student, fit.seed, len(fit.classes), needs, fit_spec.head)
+        return StudentSpec(start.student, fit.seed, len(fit.classes), needs, fit_spec.head, start.network)
 
 
 def restored(
@@ -260,22 +338,38 @@ def restored(
 def _task_fit(
     task: Task, strategy: Strategy, student: StudentSettings, seed: int, folder: Path, previous: LearnedTask | None
 ) -> TaskFit:
-    before = previous.classes if previous else ()
-    seen = (*before, *(name for name in task.classes if name not in before))
-    classes = task.classes if strategy.head_per_task else seen
-    return TaskFit(task, student, keyed_seed(seed, task.name), folder, classes, previous)
+    classes = task.classes if strategy.head_per_task else _seen(task, previous)
+    earlier = previous.folders if previous else ()
+    return TaskFit(task, student, keyed_seed(seed, task.name), folder, classes, previous, earlier)
+
+
+def _seen(task: Task, previous: LearnedTask | None) -> tuple[str, ...]:
+    """The classes of all tasks so far, in the order in which they came."""
+    return tuple(dict.fromkeys((*(previous.classes if previous else ()), *task.classes)))
 
 
 def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> LearnedTask:
-    task, previous = fit.task, fit.previous
-    before = previous.classes if previous else ()
-    seen = (*before, *(name for name in task.classes if name not in before))
     parts = strategy.parts(fit)
     if about["trained"]:
         parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
-    first = previous.first if previous else fit.folder
-    sizes = {"peak": about["peak"], "backbone": about["backbone"]}
-    return LearnedTask(task.name, seen, parts, fit.folder, first, about["seconds"], strategy.features(fit), **sizes)
+    carried = [fit.folder / name for name in (MEMORY, REGULARIZERS) if (fit.folder / name).is_file()]
+    if carried:
+        kept = parts[-1].kept + sum(file.stat().st_size for file in carried)
+        parts = (*parts[:-1], replace(parts[-1], kept=kept))
+    memory = fit.folder / MEMORY
+    return LearnedTask(
+        fit.task.name,
+        _seen(fit.task, fit.previous),
+        parts,
+        fit.folder,
+        fit.previous.first if fit.previous else fit.folder,
+        about["seconds"],
+        strategy.features(fit),
+        about["peak"],
+        about["backbone"],
+        memory if memory.is_file() else None,
+        (*fit.earlier, fit.folder),
+    )
 
 
 def _carried(previous: LearnedTask | None) -> Carried | None:

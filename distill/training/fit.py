@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -108,6 +109,7 @@ def fit(
     """
     if (folder / SUMMARY).is_file():
         load_result(module.step.student, folder)
+        _load_regularizers(module, folder)
         return load_summary(folder)
 
     settings = module.step.settings
@@ -178,27 +180,34 @@ def fit(
         module.average.apply()
     summary = _summary(trainer, metrics, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
-        save_result(module.step.student, folder, {term.name: term.carried() for term in module.step.terms})
+        penalties = {name: own.state_dict() for name, own in module.step.regularizers.items()}
+        carried = {term.name: term.carried() for term in module.step.terms}
+        save_result(module.step.student, folder, carried, penalties)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
     trainer.strategy.barrier()
     return summary
 
 
-def save_result(student: Student, folder: Path, carried: Carried | None = None) -> None:
+def save_result(
+    student: Student, folder: Path, carried: Carried | None = None, regularizers: Carried | None = None
+) -> None:
     """Save a trained student's weights as the result of the fit in a folder.
 
     Args:
         student: after training.
         folder: of the fit.
         carried: name of a term → what a later fit of a stream starts with, see ``Term.carried``; None: nothing.
+        regularizers: name of a penalty on moving away from earlier tasks → its state; None: there is none.
     """
     head = reused(student.model)
-    content = {
+    content: dict[str, Any] = {
         "student": student.own_state(),
         "classes": student.shapes.classes,
         "head": None if head is None else head.model_dump(),
         "carried": {name: dict(state) for name, state in (carried or {}).items() if state},
     }
+    if regularizers:
+        content["regularizers"] = {name: dict(state) for name, state in regularizers.items()}
     VerifiedCheckpointIO().save_checkpoint(content, folder / RESULT)
 
 
@@ -237,6 +246,15 @@ def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
     own = VerifiedCheckpointIO().load_checkpoint(folder / file)["student"]
     check_fits(student.own_state(), own, str(folder / file))
     student.load_state_dict(own, strict=False)
+
+
+def _load_regularizers(module: Distillation, folder: Path) -> None:
+    """Load the states of regularizers at the end of a finished fit."""
+    if module.step.regularizers:
+        states = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)["regularizers"]
+        for name, own in module.step.regularizers.items():
+            own.load_state_dict(states[name])
+        module.step.watch_parameters()
 
 
 def _strategy(settings: TrainingSettings, student: Student) -> str | Strategy:

@@ -55,6 +55,7 @@ class Distillation(LightningModule):
 
     def on_fit_start(self) -> None:
         step = self.step
+        step.watch_parameters()
         step.clock = StepTimer(self.device)
         if self.average is not None:
             self.average.to(self.device)
@@ -92,7 +93,9 @@ class Distillation(LightningModule):
         """
         images, labels = (part.to(device, non_blocking=True) for part in (batch.images, batch.labels))
         view_pixels = batch.view_pixels and to_device(batch.view_pixels, device)
-        return batch._replace(images=images, labels=labels, view_pixels=view_pixels)
+        batch = batch._replace(images=images, labels=labels, view_pixels=view_pixels)
+        memory = {name: getattr(batch, name) for name in ("is_memory", "stored_logits")}
+        return batch._replace(**{name: t.to(device, non_blocking=True) for name, t in memory.items() if t is not None})
 
     @property
     def mid_update(self) -> bool:
@@ -107,6 +110,9 @@ class Distillation(LightningModule):
             epoch=self.current_epoch,
             step=self.global_step,
             first_of_update=not self.mid_update,
+            is_memory=batch.is_memory,
+            stored_logits=batch.stored_logits,
+            view_keys=batch.view_keys,
         )
         metrics = torch.cat([output.loss.detach().reshape(1), output.terms])
         self._batch_sums = metrics if self._batch_sums is None else self._batch_sums + metrics
@@ -151,6 +157,7 @@ class Distillation(LightningModule):
         """
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        self.step.keep_gradients()
         if self.step.settings.clip_norm is not None:
             nn.utils.clip_grads_with_norm_(parameters, self.step.settings.clip_norm, norm)
         assert self._batch_sums is not None
@@ -231,6 +238,7 @@ class Distillation(LightningModule):
             checkpoint["cuda_rng"] = torch.cuda.get_rng_state(self.device)
         if self.average is not None:
             checkpoint["average"] = self.average.state()
+        checkpoint["regularizers"] = {name: own.state_dict() for name, own in self.step.regularizers.items()}
         if self._batch_sums is not None:
             gradients = {name: p.grad for name, p in self.named_parameters() if p.grad is not None}
             metrics = {"metrics": self._batch_sums, "batches": self._batches_summed}
@@ -249,6 +257,8 @@ class Distillation(LightningModule):
             torch.cuda.set_rng_state(checkpoint["cuda_rng"], self.device)
         if self.average is not None:
             self.average.load(checkpoint["average"])
+        for name, own in self.step.regularizers.items():
+            own.load_state_dict(checkpoint["regularizers"][name])
         if (accumulated := checkpoint.get("accumulated")) is not None:
             self._batch_sums = accumulated["metrics"].to(self._sums.device)
             self._batches_summed = accumulated["batches"]

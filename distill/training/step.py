@@ -25,6 +25,7 @@ from distill.training.meta import MetaStep
 from distill.training.momentum import MomentumNetwork
 from distill.training.settings import TrainingSettings
 from distill.training.side_stream import SideStream
+from distill.training.task_penalty import TaskPenalty, trained_parameters
 from distill.training.teacher_cache import TeacherCache
 from distill.training.teacher_weights import TeacherWeights
 from distill.training.terms import Term
@@ -36,7 +37,7 @@ class StepOutput:
     """The result of one step."""
 
     loss: Tensor
-    """Scalar with a graph: the weighted sum of the terms plus the penalty of the deltas."""
+    """Scalar with a graph: the weighted sum of the terms plus the penalties of regularizers and deltas."""
     terms: Tensor
     """[T] the unweighted terms, detached, in the order of ``DistillationStep.term_names``."""
 
@@ -63,6 +64,7 @@ class DistillationStep(nn.Module):
         meta: learns the weights of the teacher's networks, if ``teacher.weighting`` is learned.
         momentum: decay at the start and at the end of the momentum network, for terms that read it (``byol``,
             ``moco``); ``augment`` makes its views as those of a last network of the teacher with the student's input.
+        regularizers: name → penalty on moving away from the weights of earlier tasks.
 
     Raises:
         ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks, a
@@ -97,6 +99,7 @@ class DistillationStep(nn.Module):
         cache: TeacherCache | None = None,
         meta: MetaStep | None = None,
         momentum: tuple[float, float] | None = None,
+        regularizers: Mapping[str, TaskPenalty] | None = None,
     ):
         super().__init__()
         self.student = student
@@ -132,7 +135,10 @@ class DistillationStep(nn.Module):
         self.steps_per_epoch = steps_per_epoch
         self.clock = StepTimer(torch.device("cpu"))
         self.penalized = penalty(student.sites) is not None
-        self.term_names = [term.name for term in terms] + ["penalty"] * self.penalized
+        self.regularizers = dict(regularizers or {})
+        self._gradients: dict[str, Tensor] | None = None
+        self.term_names = [*(term.name for term in terms), *self.regularizers, *["penalty"] * self.penalized]
+        self.watch_parameters()
 
     def forward(
         self,
@@ -145,6 +151,7 @@ class DistillationStep(nn.Module):
         first_of_update: bool = True,
         is_memory: Tensor | None = None,
         stored_logits: Tensor | None = None,
+        view_keys: Tensor | None = None,
     ) -> StepOutput:
         """The loss of a batch.
 
@@ -158,6 +165,7 @@ class DistillationStep(nn.Module):
                 step is made once for each update.
             is_memory: [B] bool on the device, which samples come from a memory; see :class:`Targets`.
             stored_logits: [B, K] on the device, logits that the memory samples were stored with.
+            view_keys: [B] int64 on the CPU, stored views, see :meth:`augment.dual.DualAugment.forward`.
 
         Returns:
             The loss, a scalar with a graph, and the terms [T].
@@ -171,7 +179,7 @@ class DistillationStep(nn.Module):
         elif labels.shape != ids.shape:
             raise ValueError(f"labels must be [{len(ids)}], one for each id, not {list(labels.shape)}")
         with self.trunk:
-            views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch)
+            views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch, view_keys)
             self.clock.start("student")
             students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
@@ -194,11 +202,11 @@ class DistillationStep(nn.Module):
             for term in self.terms
         ]
         values = [term.total(losses, teacher_weights) for term, losses in zip(self.terms, by_teacher, strict=True)]
+        values += [regularizer.penalty() for regularizer in self.regularizers.values()]
         if (extra := penalty(self.student.sites)) is not None:
             values.append(extra)
-        weights = [term.weight(step, self.steps_per_epoch, self.settings.epochs) for term in self.terms] + [1.0] * (
-            extra is not None
-        )
+        weights = [term.weight(step, self.steps_per_epoch, self.settings.epochs) for term in self.terms]
+        weights += [1.0] * (len(values) - len(weights))
         if self.meta is not None and self.teacher_weights is not None and first_of_update and self.meta.due(step):
             reading = [term.reads_teacher and not term.reads_momentum for term in self.terms]
             read = [w * losses for w, losses, reads in zip(weights, by_teacher, reading) if reads]
@@ -211,6 +219,8 @@ class DistillationStep(nn.Module):
         """Run the hooks of deltas and terms that follow an update; ``step`` is its number, counted from 0."""
         for term in self.terms:
             term.after_step()
+        for regularizer in self.regularizers.values():
+            regularizer.after_step(self._gradients)
         steps = self.settings.epochs * self.steps_per_epoch
         self.student.after_step(step + 1, steps)
         if self.momentum is not None:
@@ -223,8 +233,31 @@ class DistillationStep(nn.Module):
         """The (teacher's view, student's view) pairs that a term compares."""
         return views.pairs if term.view_pairs == "all" else self.augment.view_plan.pairs_of(term.view_pairs)
 
+    def watch_parameters(self) -> None:
+        """Give the regularizers the trained parameters, on their present device."""
+        for regularizer in self.regularizers.values():
+            regularizer.attach(trained_parameters(self.student))
+
+    def keep_gradients(self) -> None:
+        """Keep the gradients of the loss without the regularizers, for those that learn from them; before clipping."""
+        if not any(regularizer.reads_gradients for regularizer in self.regularizers.values()):
+            return
+        parameters = trained_parameters(self.student)
+        pull = torch.stack([regularizer.penalty() for regularizer in self.regularizers.values()]).sum()
+        pulls = torch.autograd.grad(pull, list(parameters.values()))
+        self._gradients = {
+            name: parameter.grad - own
+            for (name, parameter), own in zip(parameters.items(), pulls)
+            if parameter.grad is not None
+        }
+
     def _views_and_outputs(
-        self, images: Tensor | ViewPixels, ids: Tensor, device: torch.device, epoch: int
+        self,
+        images: Tensor | ViewPixels,
+        ids: Tensor,
+        device: torch.device,
+        epoch: int,
+        view_keys: Tensor | None,
     ) -> tuple[Views, list[list[Features]], list[Features]]:
         """The views of a batch, the teacher's outputs for its views, from the cache if it holds them, and the momentum
         network's.
@@ -235,7 +268,9 @@ class DistillationStep(nn.Module):
                 cached = self.cache.find(ids, epoch)
         known = cached is not None and cached.complete
         with self.clock.span("augment"):
-            views = self.augment(images, ids, epoch, teacher=not known or self.momentum is not None)
+            views = self.augment(
+                images, ids, epoch, teacher=not known or self.momentum is not None, view_keys=view_keys
+            )
         momentum: list[Features] = []
         if self.momentum is not None:
             with self.clock.span("teacher"):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy_stream import learn, stream
+from toy_stream import learn, results, stream
 
 from distill.config import validate_tree
 from distill.continual.open_stream import open_stream
@@ -24,11 +24,6 @@ pytestmark = pytest.mark.slow
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a stream with a bank and sequential training as its control."""
     return learn(stream(tmp_path_factory.mktemp("stream"), controls={"sequential": True}))
-
-
-def results(run: Path) -> dict[str, float]:
-    content = json.loads((run / "results.json").read_text())
-    return {result["name"]: result["value"] for result in content["results"]}
 
 
 def test_a_bank_forgets_nothing(run: Path) -> None:

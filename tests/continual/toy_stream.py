@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -60,6 +61,12 @@ def learn(settings: ContinualExperiment, resume: bool = False, fresh: bool = Fal
             stack.enter_context(verified_here())
         tree = settings.model_dump(mode="json")
         return run_plan(settings, settings.plan(), tree, resume=resume, console=Console(quiet=True))
+
+
+def results(run: Path) -> dict[str, float]:
+    """Name of a number that a run reports → its value."""
+    content = json.loads((run / "results.json").read_text())
+    return {result["name"]: result["value"] for result in content["results"]}
 
 
 def learn_only(settings: ContinualExperiment, name: str = "student", resume: bool = False) -> Path:

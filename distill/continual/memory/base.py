@@ -72,6 +72,12 @@ class Memory(Component):
     class Settings(augment.base.Settings):
         type: str
         budget: int | str = Field(description="number of images, or bytes with a unit: 2000, 2MB, 512KiB")
+        batch_share: float = Field(
+            0.5, gt=0, lt=1, description="fraction of a training batch that is of the memory, from the second task on"
+        )
+        logits: bool = Field(
+            False, description="keep the logits of each image on one view too, which every second draw shows: for der"
+        )
 
         @field_validator("budget")
         @classmethod

@@ -25,8 +25,8 @@ from distill.files import write_atomic
 class Store:
     """Images in memory, in the order of their selection.
 
-    A view that was augmented with keyed draws is repeated from ``canvases``, ``ids`` and ``view_keys`` (the epoch of
-    its draws), so ``logits`` are compared on the very view that they were computed for.
+    A view that was augmented with keyed draws is repeated from ``canvases``, ``ids`` and ``view_keys`` (the seed of
+    its draws, in epoch 0), so ``logits`` are compared on the very view that they were computed for.
     """
 
     ids: Tensor
@@ -43,6 +43,8 @@ class Store:
     """[M, K] float32; NaN for a class that the model did not know when the image was stored."""
     logit_classes: tuple[str, ...] = field(default=())
     """Names of the columns of ``logits``."""
+    names: tuple[str, ...] = field(default=())
+    """Name of each sample, of which its id is the key; empty for images that are not trained on."""
 
     def __post_init__(self) -> None:
         count, columns = len(self.labels), len(self.logit_classes)
@@ -56,6 +58,8 @@ class Store:
         for name, (tensor, dtype, shape) in expected.items():
             if tensor is not None and (tensor.dtype != dtype or list(tensor.shape) != shape):
                 raise ContinualError(f"memory: {name} must be {dtype} {shape}, not {tensor.dtype} {list(tensor.shape)}")
+        if self.names and len(self.names) != count:
+            raise ContinualError(f"memory: {len(self.names)} names for {count} images")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -83,6 +87,7 @@ class Store:
             None if self.view_keys is None else self.view_keys[rows],
             None if self.logits is None else self.logits[rows],
             self.logit_classes,
+            tuple(self.names[row] for row in rows.tolist()) if self.names else (),
         )
 
     def joined(self, other: Store) -> Store:
@@ -106,6 +111,7 @@ class Store:
             _both(self.view_keys, other.view_keys),
             _both(self.logits_of(classes), other.logits_of(classes)),
             classes,
+            self.names + other.names,
         )
 
     def logits_of(self, classes: Sequence[str]) -> Tensor | None:
@@ -120,6 +126,7 @@ class Store:
     def save(self, path: Path) -> str:
         """Write a safetensors file atomically; returns its SHA-256."""
         about = {"labels": json.dumps(self.labels), "logit_classes": json.dumps(self.logit_classes)}
+        about["names"] = json.dumps(self.names)
         tensors = {name: tensor.contiguous() for name, tensor in self._tensors().items()}
         return write_atomic(path, safetensors.torch.save(tensors, about))
 
@@ -134,8 +141,8 @@ class Store:
             with safetensors.safe_open(path, framework="pt") as file:
                 stored = file.keys()
                 tensors, about = {name: file.get_tensor(name) for name in stored}, file.metadata() or {}
-            labels, logit_classes = (tuple(json.loads(about[key])) for key in ("labels", "logit_classes"))
-            return cls(labels=labels, logit_classes=logit_classes, **tensors)
+            labels, columns, names = (tuple(json.loads(about[key])) for key in ("labels", "logit_classes", "names"))
+            return cls(labels=labels, logit_classes=columns, names=names, **tensors)
         except (OSError, KeyError, TypeError, json.JSONDecodeError, safetensors.SafetensorError) as error:
             raise ContinualError(f"{path}: no readable memory file ({error})") from error
 

@@ -39,6 +39,7 @@ class Regularizer(Component):
     Class attributes:
         paper: short citation.
         needs_images: whether ``prepare`` reads the batches.
+        reads_gradients: whether ``after_step`` reads gradients.
     """
 
     class Settings(augment.base.Settings):
@@ -47,6 +48,7 @@ class Regularizer(Component):
 
     paper: ClassVar[str] = ""
     needs_images: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
 
     def __init__(self, settings: Settings):
         self.settings = settings

@@ -47,6 +47,7 @@ class SI(Regularizer):
 
     settings: Settings
     paper: ClassVar[str] = "Zenke et al. 2017, arXiv 1703.04200"
+    reads_gradients: ClassVar[bool] = True
 
     def __init__(self, settings: Settings):
         super().__init__(settings)

@@ -7,7 +7,7 @@ A strategy is given one task at a time and the result of the tasks before it. It
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -17,7 +17,9 @@ from torch import Tensor
 import augment.base
 from augment.base import Component
 from distill.continual.learned import LearnedTask, Part
+from distill.continual.regularizers.base import Batches
 from distill.continual.task import Task
+from distill.models.network import Network
 from distill.models.settings import StudentSettings
 from distill.models.student import Student
 
@@ -33,6 +35,8 @@ class TaskFit:
         folder: of the stage.
         classes: names of the classes of the student's head, in the order of its rows.
         previous: the result of the task before; None in the first one.
+        earlier: folders of the stages of all tasks before, in their order.
+        images: evaluation views and ids of the task's training images, for ``close``.
     """
 
     task: Task
@@ -41,6 +45,8 @@ class TaskFit:
     folder: Path
     classes: tuple[str, ...]
     previous: LearnedTask | None = None
+    earlier: tuple[Path, ...] = ()
+    images: Batches = ()
 
 
 @dataclass(frozen=True)
@@ -52,12 +58,14 @@ class Start:
         prepared: folder of a fit whose choices from data (ranks, masks) it takes over; None: it makes its own.
         weights: values of tensors of ``Student.own_state`` to start from; rows of the head by ``classes``.
         classes: names of the classes of the head in ``weights``.
+        network: makes the network in place of ``student.network``; its head is replaced. None: that one.
     """
 
     student: StudentSettings | None
     prepared: Path | None = None
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
+    network: Callable[[], Network] | None = None
 
 
 class Strategy(Component):
@@ -66,8 +74,11 @@ class Strategy(Component):
     Class attributes:
         paper: short citation.
         head_per_task: whether each task has a head of its own; else one head has a row for each class seen so far.
+        unites_heads: whether the heads of the tasks become one head of one network.
         heads_on_student: whether closed-form heads are fitted on the features of its student, of which the first
             configured one is served.
+        trains_deltas: whether it needs a student that trains weight deltas.
+        same_parameters: whether every task trains the same parameters further, so that a regularizer can hold them.
     """
 
     class Settings(augment.base.Settings):
@@ -75,11 +86,19 @@ class Strategy(Component):
 
     paper: ClassVar[str] = ""
     head_per_task: ClassVar[bool] = False
+    unites_heads: ClassVar[bool] = False
     heads_on_student: ClassVar[bool] = False
+    trains_deltas: ClassVar[bool] = False
+    same_parameters: ClassVar[bool] = False
     settings: Settings
 
     def __init__(self, settings: Settings):
         self.settings = settings
+
+    @property
+    def keeps_networks(self) -> bool:
+        """Whether each task has a network that later tasks do not change."""
+        return self.head_per_task and not self.unites_heads and not self.heads_on_student
 
     @abstractmethod
     def start(self, fit: TaskFit) -> Start:
@@ -96,3 +115,7 @@ class Strategy(Component):
     def features(self, fit: TaskFit) -> Part | None:
         """The network whose features closed-form heads are fitted on, with ``heads_on_student``."""
         return None
+
+    def notes(self, folder: Path) -> Iterable[str]:
+        """What the report tells about a task that was closed in a folder."""
+        return ()

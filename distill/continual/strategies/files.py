@@ -24,18 +24,29 @@ def write_part(fit: TaskFit, student: Student, *, merged: bool = False) -> None:
         student: with its deltas in their exported form.
         merged: write the whole network with merged deltas instead of a delta file.
     """
-    origin, preprocessing = student.network.origin, Preprocessing.of(student.model, student.input.size)
     if merged or student.full:
+        origin, preprocessing = student.network.origin, Preprocessing.of(student.model, student.input.size)
         folder = fit.folder / MERGED
         write_timm_folder(folder, student.model, origin=origin, labels=fit.classes, preprocessing=preprocessing)
         return
+    write_delta(fit, student, fit.folder / DELTA)
+
+
+def write_delta(fit: TaskFit, student: Student, folder: Path) -> None:
+    """Write the delta file of a trained student.
+
+    Args:
+        fit: gives the names of the classes.
+        student: with its deltas in their exported form.
+        folder: of the delta file.
+    """
     save_delta(
-        fit.folder / DELTA,
+        folder,
         student.model,
         student.backbone,
-        origin=origin,
+        origin=student.network.origin,
         labels=fit.classes,
-        preprocessing=preprocessing,
+        preprocessing=Preprocessing.of(student.model, student.input.size),
     )
 
 

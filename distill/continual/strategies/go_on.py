@@ -29,6 +29,7 @@ class GoOn(Strategy):
         type: Literal["go_on"] = "go_on"
 
     paper: ClassVar[str] = ""
+    same_parameters: ClassVar[bool] = True
     settings: Settings
 
     def start(self, fit: TaskFit) -> Start:

@@ -17,7 +17,7 @@ Papers: Ilharco et al., task arithmetic, arXiv 2212.04089; Wortsman et al., WiSE
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
@@ -184,10 +184,36 @@ def _combined(
     terms: Sequence[tuple[DeltaFile, float]], made_by: str, chosen: DeltaFile, backbone: nn.Module | None
 ) -> Combined:
     factors = [factor for _, factor in terms]
+    return combined([file for file, _ in terms], lambda layer: factors, made_by, chosen, backbone)
+
+
+def combined(
+    files: Sequence[DeltaFile],
+    factors: Callable[[str], Sequence[float]],
+    made_by: str,
+    chosen: DeltaFile,
+    backbone: nn.Module | None,
+) -> Combined:
+    """``Σ_k f_k Δ_k`` with factors by layer.
+
+    Args:
+        files: of one backbone.
+        factors: layer → f_k for each file.
+        made_by: the operation, for the result and errors.
+        chosen: the file that head, labels, preprocessing and moved statistics come from.
+        backbone: needed only where the result has no exact form.
+
+    Returns:
+        The result, not written yet.
+
+    Raises:
+        NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
+    """
     chains: dict[str, Chain] = {}
     without: dict[str, list[tuple[Chain, float]]] = {}
-    for site, parts in by_site(*(file for file, _ in terms)):
-        used = [(chain, factor) for chain, factor in zip(parts, factors, strict=True) if chain and factor]
+    for site, parts in by_site(*files):
+        own = zip(parts, factors(layer_of(site)), strict=True)
+        used = [(chain, factor) for chain, factor in own if chain and factor]
         chain = _sum(used)
         chains[site] = chain or ()
         if chain is None:
