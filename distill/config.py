@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 
 from augment.base import VALIDATION_PASSES, PluginError
 from distill.config_errors import error_lines
@@ -89,18 +90,19 @@ def editor_schema() -> dict[str, Any]:
 
     Only ``type`` is required, since the file in ``base`` may have the other keys.
     """
-    kinds = [_schema_of(kind) for kind in experiment_kinds().values()]
-    schema = kinds[0] if len(kinds) == 1 else {"anyOf": kinds}
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
-
-
-def _schema_of(kind: type[Experiment]) -> dict[str, Any]:
-    schema = _without_required(kind.model_json_schema())
-    schema["properties"]["base"] = {
-        "type": "string",
-        "description": "a config file whose settings this file overrides, key by key",
-    }
-    return schema
+    kinds = experiment_kinds()
+    refs, shared = models_json_schema([(kind, "validation") for kind in kinds.values()])
+    schema = _without_required(shared)
+    rules = []
+    for name, kind in kinds.items():
+        ref = refs[kind, "validation"]
+        schema["$defs"][ref["$ref"].rpartition("/")[2]]["properties"]["base"] = {
+            "type": "string",
+            "description": "a config file whose settings this file overrides, key by key",
+        }
+        named = {"properties": {"kind": {"const": name}}}
+        rules.append({"if": named if name == DEFAULT else {**named, "required": ["kind"]}, "then": ref})
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", **schema, "allOf": rules}
 
 
 def _without_required(part: Any) -> Any:

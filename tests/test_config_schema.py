@@ -13,6 +13,8 @@ from example_config import changed, example_tree
 
 from augment.base import Registry
 from distill.config import dump_config, editor_schema, validate_tree
+from distill.experiments.base import experiment_kinds
+from distill.experiments.continual import ContinualExperiment
 from distill.experiments.distillation import DistillationExperiment
 from distill.yaml_tree import parse_yaml
 
@@ -29,9 +31,13 @@ def tree() -> dict[str, Any]:
 
 def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
     schema = editor_schema()
-    assert {"base", *DistillationExperiment.model_fields} == set(schema["properties"])
+    for kind in experiment_kinds().values():
+        assert {"base", *kind.model_fields} == set(schema["$defs"][kind.__name__]["properties"])
+    own = schema["$defs"][DistillationExperiment.__name__]["properties"]
+    streams = schema["$defs"][ContinualExperiment.__name__]["properties"]
     places = {
-        ("distill.objectives", "Objective"): schema["properties"]["objectives"]["items"],
+        ("distill.objectives", "Objective"): own["objectives"]["items"],
+        ("distill.continual.strategies", "Strategy"): streams["strategy"],
         ("distill.deltas", "Delta"): schema["$defs"]["StudentSettings"]["properties"]["deltas"]["items"],
         ("distill.data", "Source"): schema["$defs"]["DataSettings"]["properties"]["source"],
     }
