@@ -189,6 +189,9 @@ class ContinualExperiment(StudentExperiment):
         if any(network.is_previous for network in (self.teacher.networks if self.teacher else ())):
             text = f"stream {kind} does not tell where a task ends, so there is no model before it"
             raise error_at("teacher.networks", text)
+        if self.regularizers:
+            text = f"stream {kind} does not tell where a task ends, and there the weights to hold would be noted"
+            raise error_at("regularizers", text)
         schedule = self.training.schedule
         if schedule.type != "constant" or schedule.warmup:
             text = f"stream {kind} does not tell where a task ends: use {{type: constant, warmup: 0}}"

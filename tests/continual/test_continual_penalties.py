@@ -34,6 +34,13 @@ def test_other_weights_in_every_task_are_an_error(tmp_path: Path) -> None:
             validate_tree(stream_tree(tmp_path, strategy={"type": strategy}, regularizers=PENALTIES), "stream")
 
 
+def test_there_is_nothing_to_hold_without_ends_of_tasks(tmp_path: Path) -> None:
+    plain = stream_tree(tmp_path, strategy={"type": "go_on"}, regularizers=PENALTIES)
+    plain["stream"] = {"type": "online", "count": 2}
+    with pytest.raises(ConfigError, match="regularizers: stream online does not tell where a task ends"):
+        validate_tree(plain, "stream")
+
+
 def test_two_of_a_type_have_names_of_their_own() -> None:
     assert list(build([EWC.Settings(), L2.Settings(), EWC.Settings(weight=2)])) == ["ewc", "l2", "ewc-2"]
 
