@@ -93,15 +93,17 @@ def editor_schema() -> dict[str, Any]:
     kinds = experiment_kinds()
     refs, shared = models_json_schema([(kind, "validation") for kind in kinds.values()])
     schema = _without_required(shared)
-    rules = []
+    no_kind: dict[str, Any] = {"not": {"required": ["kind"]}}
+    alone: dict[str, Any] = {"not": {"anyOf": [{"required": ["kind"]}, {"required": ["base"]}]}}
+    rules = [{"if": {"required": ["base"], **no_kind}, "then": {"anyOf": list(refs.values())}}]
     for name, kind in kinds.items():
         ref = refs[kind, "validation"]
         schema["$defs"][ref["$ref"].rpartition("/")[2]]["properties"]["base"] = {
             "type": "string",
             "description": "a config file whose settings this file overrides, key by key",
         }
-        named = {"properties": {"kind": {"const": name}}}
-        rules.append({"if": named if name == DEFAULT else {**named, "required": ["kind"]}, "then": ref})
+        named = {"properties": {"kind": {"const": name}}, "required": ["kind"]}
+        rules.append({"if": {"anyOf": [named, alone]} if name == DEFAULT else named, "then": ref})
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", **schema, "allOf": rules}
 
 

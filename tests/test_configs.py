@@ -18,6 +18,7 @@ from distill.data.base import Sample, Samples, Source, Split
 from distill.experiments.continual import ContinualExperiment
 from distill.experiments.distillation import DistillationExperiment as Experiment
 from distill.experiments.student import StudentExperiment
+from distill.models.settings import OF_STUDENT
 from distill.run.context import RunContext
 from distill.run.prepare import StudentSpec
 from distill.run.runner import check_plan, finish
@@ -88,6 +89,8 @@ def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
 
 
 def at_hand(network: dict[str, Any]) -> dict[str, Any]:
+    if network["model"] in OF_STUDENT:
+        return network
     embedded = network["model"].startswith("embedded:")
     return {**network, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
 
