@@ -183,7 +183,10 @@ class LearnTask(Stage[LearnedTask]):
     def _stored(self, context: RunContext, fit: TaskFit) -> Store | None:
         """The memory that is trained on; None in the first task, and without one."""
         learned = fit.previous if self.exemplars is None else context.find(self.exemplars)
-        return None if learned is None or learned.memory is None else Store.load(learned.memory)
+        if learned is None or learned.memory is None:
+            return None
+        store = Store.load(learned.memory)
+        return store if len(store) else None
 
     def _scaled(self, context: RunContext, fit_spec: FitSpec) -> FitSpec:
         """The fit with as many updates as the learner took whose memory it is trained on."""

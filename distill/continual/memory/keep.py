@@ -156,7 +156,9 @@ def keep(
     canvases = _canvases(data, positions)
     logits, keys = None, None
     if memory.settings.logits:
-        logits = stored_logits(canvases, ids[new], network, augment, context.seed, context.device)
+        logits = torch.empty(0, len(classes))
+        if len(new):
+            logits = stored_logits(canvases, ids[new], network, augment, context.seed, context.device)
         keys = torch.full((len(new),), view_key(context.seed))
     store = Store(
         ids[new],
