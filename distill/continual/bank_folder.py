@@ -24,6 +24,8 @@ from distill.models.settings import NetworkSettings
 from distill.stages.fit_heads import FittedHeads
 
 HEADS = "heads.safetensors"
+FOLDED = "model"
+"""Folder of a network whose classifier is a closed-form head."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,13 @@ def write_with_head(folder: Path, content: BankContent, network: Network, head: 
     head.fold(network.model)
     size = network.input.size
     write_timm_folder(
-        folder / "model",
+        folder / FOLDED,
         network.model,
         origin=network.origin,
         labels=head.classes,
         preprocessing=Preprocessing.of(network.model, size),
     )
-    return _close(folder, content, head.classes, [BankPart(folder="model", classes=head.classes)], [])
+    return _close(folder, content, head.classes, [BankPart(folder=FOLDED, classes=head.classes)], [])
 
 
 def linear_head(heads: FittedHeads, name: str, classes: Sequence[str]) -> LinearHead | None:

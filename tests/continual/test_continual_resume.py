@@ -53,6 +53,7 @@ def test_killed_inside_a_task_between_two_and_in_an_evaluation(tmp_path: Path) -
     }
     with verified_here():
         resumed = learn(stream(tmp_path / "killed", **changes()), resume=True)
+        # A name as long as the other: manifests hold paths, and their bytes are measured.
         whole = learn(stream(tmp_path / "intact", **changes()))
     assert resumed == run and outcome(resumed) == outcome(whole)
     states = [
