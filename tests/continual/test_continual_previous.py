@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 from toy_stream import learn_only, stream, stream_tree
-from toy_training import network, tree
+from toy_training import assert_bit_equal, network, tree
 
 from distill.config import validate_tree
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
+from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.module import Distillation
 from distill.training.step import DistillationStep
 from distill.yaml_tree import ConfigError
@@ -72,12 +73,12 @@ class Watched:
 def test_learning_without_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """LwF: the first task has its labels alone; the second one the first model too, from its files."""
     watched = Watched(monkeypatch)
-    settings = stream(
-        tmp_path,
-        strategy={"type": "go_on"},
-        teacher={"networks": [PREVIOUS]},
-        objectives=[{"type": "ce", "among": "present"}, {"type": "kd", "temperature": 2}, {"type": "pooled"}],
-    )
+    learner = {
+        "strategy": {"type": "go_on"},
+        "teacher": {"networks": [PREVIOUS]},
+        "objectives": [{"type": "ce", "among": "present"}, {"type": "kd", "temperature": 2}, {"type": "pooled"}],
+    }
+    settings = stream(tmp_path, **learner)
     folder = learn_only(settings)
     first, second = watched.steps
     assert first.teacher is None and first.term_names == ["ce"]
@@ -92,6 +93,16 @@ def test_learning_without_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert any("running_mean" in name for name in after)
     map_ = second.teacher.maps[0]
     assert map_ is not None and map_.known_S.tolist() == [0, 1], "of four classes, it knows those of the first task"
+
+    # Its outputs from a cache, whose key has its weights, give the same bits.
+    cache = {"cache": {"logits": "full", "pooled": True, "dtype": "float32"}}
+    cached = learn_only(stream(tmp_path / "cached", **{**learner, "teacher": {"networks": [PREVIOUS], **cache}}))
+    assert len([*(tmp_path / "cached/teachers").iterdir()]) == 1
+    ended = [
+        VerifiedCheckpointIO().load_checkpoint(base / "task-2/student/fit/result.ckpt")["student"]
+        for base in (folder, cached)
+    ]
+    assert_bit_equal(*ended)
 
 
 @pytest.mark.slow
