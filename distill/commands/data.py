@@ -88,7 +88,9 @@ def _print_tasks(experiment: ContinualExperiment, data: ExperimentData, console:
     """A table of the tasks, in the order in which they are learned."""
     tasks = stream_in(experiment).tasks(data)
     splits = [split for split in SPLITS if data.has_split(split)]
-    table = _table(["task", *splits, "classes"])
+    table = _table(["task", *splits])
+    table.columns[0].no_wrap = True  # names of classes are folded instead
+    table.add_column("classes", overflow="fold")
     for task in tasks:
         numbers = [count(images_of(task, split)) for split in splits]
         table.add_row(Text(task.name), *numbers, Text(class_names(task)))
