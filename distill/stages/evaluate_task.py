@@ -97,7 +97,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         scores = self._scores(context, learned, logits, _changed(before, logits) if self.again else [])
         if is_first_rank():
             tensors = {
-                f"{number}/{name}": getattr(of_pair, name).contiguous()
+                f"{number}/{name}": getattr(of_pair, name).clone(memory_format=torch.contiguous_format)
                 for number, of_pair in enumerate(logits.values())
                 for name in ("logits", "labels", "ids")
             }
@@ -165,7 +165,9 @@ class EvaluateTask(Stage[TaskEvaluation]):
         scores: dict[str, dict[Setting, dict[str, Score]]] = {}
         served = sum(part.served for part in learned.parts)
         kept = sum(part.kept for part in learned.parts)
-        if len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference:
+        if not learned.classes:  # images without labels: there is nothing to score
+            scores[self.model] = {}
+        elif len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference:
             scores[self.model] = self._of_one_head(learned, logits)
         else:
             scores[self.model] = {"task": self._of_own_heads(learned, logits)}

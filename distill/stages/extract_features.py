@@ -11,6 +11,7 @@ from typing import Any
 
 import safetensors.torch
 
+from distill.continual.errors import ContinualError
 from distill.continual.learned import LearnedTask
 from distill.continual.task import Task, splits_of
 from distill.data.base import Split
@@ -68,8 +69,13 @@ class ExtractFeatures(Stage[TaskFeatures]):
         return context.root / "features" / digest if self.shared and self.learned is None else None
 
     def check(self, context: RunContext) -> None:
+        within = self._within(context)
+        if not within.data.labeled_count:
+            raise ContinualError(
+                f"heads, inference and controls.heads read features of labeled images, and the task {self.task.name!r} "
+                "has none: use heads: [], inference: [] and controls: {heads: false}"
+            )
         if self.learned is None:
-            within = self._within(context)
             network = self._network(context)
             with trying(f"{self.name}: the pooled features of {self.network.model}"):
                 predict_pooled(within, network, within.labeled_loader(network.input))

@@ -97,6 +97,10 @@ class LearnTask(Stage[LearnedTask]):
         fit = self._task_fit(context, previous, Path())
         start = Start(self.student)
         within = self._within(context, fit)
+        needs_labels = all(objective.component.needs_labels for objective in self.objectives)  # type: ignore[union-attr]
+        if needs_labels and not within.data.labeled_count:
+            names = ", ".join(objective.type for objective in self.objectives)
+            raise StageError(f"{self.name}: objectives: {names} learn from labels, and no image of the task has one")
         fit_spec = self._fit_spec(within, fit, compiled=False)
         with trying(f"{self.name}: building the student"):
             student = trial_student(self._spec(start, fit, fit_spec))

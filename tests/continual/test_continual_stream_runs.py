@@ -47,3 +47,13 @@ def test_an_online_stream_has_one_row_for_a_class(tmp_path: Path) -> None:
     assert sorted(manifest["labels"]) == list("abcd") and manifest["num_classes"] == 4
     images = {task: score.images for task, score in second.scores["student"]["class"].items()}
     assert sum(images.values()) > 23  # the test images of a class in two tasks count for both
+
+
+def test_a_task_of_one_class_has_a_delta_that_changes_nothing(tmp_path: Path) -> None:
+    """Cross-entropy with one class has no gradient; the task is learned by its head, and inferred as any other."""
+    folder = run(tmp_path, {"type": "classes", "sizes": [1, 3]}, heads=[{"type": "ncm"}], controls={"heads": False})
+    manifest = json.loads((folder / "task-1/student/delta/delta.json").read_text())
+    assert manifest["unchanged"] and manifest["labels"] == ["a"]
+    assert not json.loads((folder / "task-2/student/delta/delta.json").read_text())["unchanged"]
+    known = scores(folder, "task-2/student-test").scores["student"]["task"]
+    assert known["task-1"].correct == known["task-1"].images == 6

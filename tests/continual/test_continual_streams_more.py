@@ -12,6 +12,7 @@ from rich.console import Console
 from toy_stream import stream, stream_tree
 from toy_training import Blobs
 
+from augment.base import UserError
 from augment.recipe import Op
 from distill.commands.data import show_data
 from distill.config import merge_trees, validate_tree
@@ -24,7 +25,9 @@ from distill.data.base import DataError, Sample, Samples, Split
 from distill.data.experiment_data import ExperimentData
 from distill.data.recipe_samples import RecipeSamples
 from distill.experiments.continual import ContinualExperiment
-from distill.run.context import make_data
+from distill.run.context import RunContext, make_data
+from distill.run.runner import check_stages
+from distill.training.signals import StopSignal
 
 
 class Cameras(Blobs):
@@ -423,6 +426,29 @@ def test_streams_that_need_labels(kind: str, tmp_path: Path) -> None:
     unlabeled = settings_of(tmp_path, kind, keys, data={"source": {"labeled": False}}, **changes)
     with pytest.raises(ContinualError, match=f"stream.type: {kind} needs a source with class names; images divides"):
         open_stream(unlabeled)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, r"heads, inference and controls.heads read features of labeled images, and the task 'task-1' has none"),
+        (
+            {"heads": [], "inference": [], "controls": {"heads": False}},
+            "task-1/student: objectives: ce learn from labels, and no image of the task has one",
+        ),
+    ],
+)
+def test_what_needs_labels_is_refused_before_training(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    settings = settings_of(
+        tmp_path,
+        "images",
+        {"count": 2},
+        data={"source": {"labeled": False}},
+        strategy={"type": "go_on"},
+        **changes,
+    )
+    with StopSignal() as stop, pytest.raises(UserError, match=message):
+        check_stages(settings.plan(), RunContext.of(settings, stop))
 
 
 def test_what_the_opening_says(tmp_path: Path) -> None:

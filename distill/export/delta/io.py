@@ -64,6 +64,8 @@ class DeltaManifest(Checksummed):
     """Tensors that are stored in fewer bytes, see :mod:`distill.export.delta.packing`."""
     head: ReusedHead | None = None
     """A head that replaces the architecture's; its tensors are under ``head/``."""
+    unchanged: bool = False
+    """Whether the deltas may be the identity; otherwise that is an error when the file is read."""
     made_by: str = ""
     """The operation that made this file from others, named by their SHA-256; empty for the result of training."""
 
@@ -78,6 +80,7 @@ def save_delta(
     preprocessing: Preprocessing | None = None,
     results: Sequence[Result] = (),
     model_args: dict[str, Any] | None = None,
+    unchanged: bool = False,
 ) -> DeltaManifest:
     """Write a trained student's deltas and head.
 
@@ -90,6 +93,7 @@ def save_delta(
         preprocessing: how an image becomes the model's input; None: as the model declares.
         results: measured numbers.
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
+        unchanged: whether deltas may be the identity, as after training without a gradient.
 
     Returns:
         The content of ``delta.json``.
@@ -105,7 +109,8 @@ def save_delta(
     tensors = {f"delta/{name}": tensor for name, tensor in delta_state(model).items()}
     tensors |= {f"head/{name}": tensor for name, tensor in head_state(model, head).items()}
     tensors |= {f"moved/{name}": now[name] for name in moved}
-    _check_learned(model, folder)
+    if not unchanged:
+        _check_learned(model, folder)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     num_classes: int = model.num_classes  # type: ignore[assignment]
     _check_labels(labels, num_classes)
@@ -122,6 +127,7 @@ def save_delta(
         preprocessing=preprocessing or Preprocessing.of(model),
         results=tuple(results),
         head=reused(model),
+        unchanged=unchanged,
     )
 
 
@@ -197,7 +203,8 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         load_exactly(delta_state(model), parts["delta"], "delta")
     except (DeltaError, NetworkError, PluginError, ValidationError) as error:
         raise ExportError(f"{folder}: {error}") from error
-    _check_learned(model, folder)
+    if not manifest.unchanged:
+        _check_learned(model, folder)
     return model
 
 
