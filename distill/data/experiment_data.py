@@ -145,7 +145,8 @@ class ExperimentData:
         samples, world = len(subset), self.world_size
         if (replay := self._replay) is not None and subset is self.subset("train"):
             memory = samples - replay.new
-            return ReplayOrder(replay.new, memory, self.seed, self.settings.batch_size, replay.share, world)
+            parts = self.settings.batch_size, replay.share, world, replay.current
+            return ReplayOrder(replay.new, memory, self.seed, *parts)
         if samples < world:
             raise DataError(f"{samples} training sample(s) for {world} ranks")
         batch = min(self.settings.batch_size, samples // world * world)

@@ -149,8 +149,9 @@ class BatchReader(Dataset[BatchResult]):
     def _noted(self, replay: Replay, batch: Batch, indices: Sequence[int], positions: Sequence[int]) -> Batch:
         """The batch with what it says about samples of the memory."""
         order = self.order
-        stored = [isinstance(order, ReplayOrder) and order.stored_view(position) for position in positions]
-        is_memory, keys, logits = replay.of_batch(self.subset.indices[indices].tolist(), stored)
+        plain = False, False
+        drawn = [order.drawn_at(at) if isinstance(order, ReplayOrder) else plain for at in positions]
+        is_memory, keys, logits = replay.of_batch(self.subset.indices[indices].tolist(), drawn)
         ids = batch.ids
         if keys is not None:  # a stored view is that of the first copy
             ids = torch.from_numpy(self.subset.keys[indices]).where(keys >= 0, ids)

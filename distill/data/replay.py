@@ -2,7 +2,8 @@
 
 Every batch holds equally many images of the memory. In an epoch every new image is trained on once; the images of the
 memory are drawn at random for each batch, none twice in it, and one that comes again in an epoch is augmented anew.
-With stored logits, every second one is shown in the view that its logits were computed on, the others in a new one.
+Some new images are drawn as if they were in memory already, so that what is drawn has all classes so far. With stored
+logits, every second one is shown in the view that its logits were computed on, the others in a new one.
 
 An epoch follows from (numbers of images, batch, share, seed, epoch) alone, so resuming and ranks are exact.
 """
@@ -89,13 +90,24 @@ class ReplayOrder(Order):
         batch: B, over all ranks.
         share: of the memory, in (0, 1).
         world: number of ranks.
+        current: indices of new images that are drawn as if they were in memory.
 
     Raises:
         DataError: there are fewer images than ranks.
     """
 
-    def __init__(self, new: int, memory: int, seed: int, batch: int, share: float, world: int = 1):
-        drawn = min(memory, max(1, min(batch - 1, round(batch * share))))
+    def __init__(
+        self,
+        new: int,
+        memory: int,
+        seed: int,
+        batch: int,
+        share: float,
+        world: int = 1,
+        current: Sequence[int] = (),
+    ):
+        self._pool = np.concatenate([np.asarray(current, dtype=np.int64), new + np.arange(memory)])
+        drawn = min(len(self._pool), max(1, min(batch - 1, round(batch * share))))
         fresh = min(new, batch - drawn)
         drawn -= (fresh + drawn) % world
         if drawn < 1:
@@ -106,7 +118,7 @@ class ReplayOrder(Order):
         at = np.concatenate([(np.arange(count) + 0.5) / count for count in (fresh, drawn)])
         self._place = np.empty(self.batch, dtype=np.int64)
         self._place[at.argsort(kind="stable")] = np.arange(self.batch)
-        self.identity = {"memory": memory, "share": share}
+        self.identity = {"memory": memory, "share": share, "current": len(current)}
         self._key = seed
 
     @property
@@ -117,15 +129,15 @@ class ReplayOrder(Order):
         rng = np.random.default_rng((self._key, epoch))
         new = rng.permutation(self.new)
         new = np.concatenate([new, new[: self.batches * self.fresh - self.new]]).reshape(self.batches, self.fresh)
-        old = np.stack([rng.permutation(self.memory)[: self.drawn] for _ in range(self.batches)]) + self.new
+        old = np.stack([rng.permutation(self._pool)[: self.drawn] for _ in range(self.batches)])
         order = np.empty((self.batches, self.batch), dtype=np.int64)
         order[:, self._place] = np.concatenate([new, old], axis=1)
         return order.reshape(-1)
 
-    def stored_view(self, position: int) -> bool:
-        """Whether a memory image at this position of an epoch is shown in its stored view."""
+    def drawn_at(self, position: int) -> tuple[bool, bool]:
+        """Whether the image at a position of an epoch is drawn from the memory, and whether in its stored view."""
         place = int(np.flatnonzero(self._place == position % self.batch)[0]) - self.fresh
-        return place >= 0 and place % 2 == 0
+        return place >= 0, place >= 0 and place % 2 == 0
 
 
 @dataclass(frozen=True)
@@ -137,29 +149,34 @@ class Replay:
         share: of the memory in a batch, in (0, 1).
         view_keys: [M] int64, see :meth:`augment.dual.DualAugment.forward`; None: every view is new.
         logits: [M, K] float32, on these views; NaN for a class that was not known.
+        current: indices of new images that are drawn as if they were in memory.
     """
 
     new: int
     share: float
     view_keys: Tensor | None = None
     logits: Tensor | None = None
+    current: tuple[int, ...] = ()
 
-    def of_batch(self, indices: Sequence[int], stored: Sequence[bool]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    def of_batch(
+        self, indices: Sequence[int], drawn: Sequence[tuple[bool, bool]]
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """What a batch says about its samples.
 
         Args:
             indices: [B] of the samples in the training split.
-            stored: [B] whether an image of the memory is shown in its stored view.
+            drawn: [B] whether a sample is drawn from the memory, and whether in its stored view if it has one.
 
         Returns:
             [B] bool, which samples are of the memory; [B] int64 view keys, ``NO_KEY`` for a new view; and [B, K] stored
             logits, NaN in the rows of new views. The last two are None without stored logits.
         """
         at = torch.tensor(indices) - self.new
-        is_memory = at >= 0
+        of_memory, stored = torch.tensor(drawn).T
+        is_memory = of_memory | (at >= 0)
         if self.view_keys is None or self.logits is None:
             return is_memory, None, None
-        shown = is_memory & torch.tensor(stored)
+        shown = (at >= 0) & stored
         rows = at.clamp(min=0)
         keys = self.view_keys[rows].where(shown, NO_KEY)
         logits = self.logits[rows].where(shown[:, None], torch.nan)

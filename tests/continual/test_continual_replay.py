@@ -125,19 +125,22 @@ def test_a_batch_is_half_of_the_memory_and_logits_are_of_the_very_view(
     assert sorted(Store.load(folder / "task-2/student" / FILE).labels) == ["a", "a", "b", "b", "c", "d"]
     old = create_network(settings.student.network, 2)
     old.model = load_delta(folder / "task-1/student/delta", old.model).eval()
-    compared = 0
+    compared, drawn = 0, set[int]()
     for batch in watched.batches:
         memory, keys, logits = batch["is_memory"], batch["view_keys"], batch["stored_logits"]
         assert memory.sum() == 4
-        assert set(batch["labels"][memory].tolist()) <= {0, 1} and set(batch["labels"][~memory].tolist()) <= {2, 3}
         shown = keys >= 0
+        assert set(batch["labels"][~memory].tolist()) <= {2, 3} and set(batch["labels"][shown].tolist()) <= {0, 1}
+        drawn |= set(batch["labels"][memory].tolist())
         assert set(batch["ids"][shown].tolist()) <= set(store.ids.tolist())
-        assert shown.sum() == 2 and logits[~shown].isnan().all() and logits[:, 2:].isnan().all()
+        assert shown.sum() <= 2 and logits[~shown].isnan().all() and logits[:, 2:].isnan().all()
+        if not shown.any():
+            continue
         with torch.no_grad():
             expected = extract(old.model, batch["views"][shown], frozenset({"logits"})).logits
         torch.testing.assert_close(logits[shown][:, :2], expected, atol=1e-5, rtol=1e-5)
         compared += int(shown.sum())
-    assert compared >= 20
+    assert compared >= 4 and drawn == {0, 1, 2, 3}, "some new images are drawn with the memory"
 
     # A stream that is stopped in the second task and resumed ends with the same bits.
     other = tmp_path / "other"

@@ -45,15 +45,32 @@ def test_every_second_draw_of_the_memory_is_in_its_stored_view() -> None:
     order = ReplayOrder(12, 9, 0, 8, 0.5)
     replay = Replay(12, 0.5, torch.full((9,), 77), torch.arange(18.0).view(9, 2))
     indices = order(0)[:8].tolist()
-    stored = [order.stored_view(position) for position in range(8)]
-    is_memory, keys, logits = replay.of_batch(indices, stored)
+    drawn = [order.drawn_at(position) for position in range(8)]
+    is_memory, keys, logits = replay.of_batch(indices, drawn)
     assert keys is not None and logits is not None
     assert is_memory.tolist() == [index >= 12 for index in indices] and is_memory.sum() == 4
     assert (keys == 77).sum() == 2 and ((keys == 77) <= is_memory).all() and (keys[keys != 77] == -1).all()
     for row in (keys == 77).nonzero()[:, 0].tolist():
         assert logits[row].tolist() == [2.0 * (indices[row] - 12), 2.0 * (indices[row] - 12) + 1]
     assert logits[keys == -1].isnan().all()
-    assert Replay(12, 0.5).of_batch(indices, stored)[1:] == (None, None)
+    assert Replay(12, 0.5).of_batch(indices, drawn)[1:] == (None, None)
+
+
+def test_some_new_images_are_drawn_with_the_memory() -> None:
+    order, replay = (
+        ReplayOrder(12, 3, 0, 8, 0.5, current=(2, 7)),
+        Replay(12, 0.5, torch.full((3,), 77), torch.ones(3, 2)),
+    )
+    seen: set[int] = set()
+    for epoch in range(3):
+        indices = order(epoch).tolist()
+        drawn = [order.drawn_at(position) for position in range(len(indices))]
+        is_memory, keys, _ = replay.of_batch(indices, drawn)
+        assert keys is not None
+        assert {index for index, memory in zip(indices, is_memory) if not memory} == set(range(12))
+        seen |= {index for index, memory in zip(indices, is_memory) if memory}
+        assert not (keys[torch.tensor(indices) < 12] >= 0).any(), "a new image has no stored view"
+    assert seen == {2, 7, 12, 13, 14}
 
 
 def test_joined_samples_keep_their_ids_and_refuse_equal_ones() -> None:

@@ -13,6 +13,7 @@ from augment.draws import sample_key
 from augment.dual import AugmentSettings, DualAugment
 from distill.continual.errors import ContinualError
 from distill.continual.memory.base import Candidates, Memory
+from distill.continual.memory.keyed import keyed_order
 from distill.continual.memory.store import Store, bytes_per_image
 from distill.continual.task import Task, keyed_seed, splits_of
 from distill.data.base import UNLABELED
@@ -58,6 +59,10 @@ def samples_of(store: Store, classes: Sequence[str]) -> MemorySamples:
 def with_memory(data: ExperimentData, store: Store, share: float) -> ExperimentData:
     """Training data of a task with the images of a memory in every batch.
 
+    As many new images of each class as the memory has of one are drawn with those of the memory, chosen by a keyed
+    hash: methods that train new images among new classes alone (ER-ACE) learn from these to tell new classes from old
+    ones, as they do where the memory is filled during a task.
+
     Args:
         data: of the task; its classes contain those of the memory.
         store: the memory.
@@ -66,8 +71,19 @@ def with_memory(data: ExperimentData, store: Store, share: float) -> ExperimentD
     Returns:
         Data that reads the task's images from the source, and those of the memory from the store.
     """
-    replay = Replay(len(data.subset("train")), share, store.view_keys, store.logits_of(data.classes))
+    train = data.subset("train")
+    replay = Replay(len(train), share, store.view_keys, store.logits_of(data.classes), _current(train, store))
     return data.with_memory(samples_of(store, data.classes), replay)
+
+
+def _current(train: Subset, store: Store) -> tuple[int, ...]:
+    """Indices of the new images that are drawn with those of the memory."""
+    each = max(1, round(len(store) / len(set(store.labels))))
+    order = keyed_order(torch.from_numpy(train.keys), 0).numpy()
+    labels = train.labels[order]
+    return tuple(
+        index for label in np.unique(labels[labels != UNLABELED]) for index in order[labels == label][:each].tolist()
+    )
 
 
 def exemplars_alone(data: ExperimentData, store: Store) -> ExperimentData:
