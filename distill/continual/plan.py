@@ -136,7 +136,9 @@ class _Plan:
             controls.output if controls else None,
             self.before[-1].output if self.before else None,
         )
-        return [*made, self._export(), summary, WriteReport("report")]
+        if any(task.classes for task in self.tasks):  # without labels, there is nothing to predict
+            made.append(self._export())
+        return [*made, summary, WriteReport("report")]
 
     def _export(self) -> ExportStream:
         experiment = self.experiment
