@@ -70,7 +70,8 @@ def write_bank(folder: Path, content: BankContent) -> BankManifest:
         shutil.copytree(part.folder, folder / part.name, ignore=shutil.ignore_patterns("stage.json"))
     rules = []
     if len(parts) > 1:
-        rules = [_write_rule(folder, rule, content.heads) for rule in content.inference]
+        written: dict[int, str] = {}
+        rules = [_write_rule(folder, rule, content.heads, written) for rule in content.inference]
     return _close(folder, content, content.learned.classes, parts, [rule for rule in rules if rule is not None])
 
 
@@ -125,7 +126,10 @@ def _over(part: Part, parts: Sequence[Part]) -> str:
     return next((other.name for other in parts if other is not part and model == f"local-dir:{other.folder}"), "")
 
 
-def _write_rule(folder: Path, settings: TaskInference.Settings, heads: FittedHeads | None) -> BankRule | None:
+def _write_rule(
+    folder: Path, settings: TaskInference.Settings, heads: FittedHeads | None, written: dict[int, str]
+) -> BankRule | None:
+    """A rule and its sums, which rules that read the same ones share; ``written``: identity of sums → their file."""
     assert settings.component is not None and issubclass(settings.component, TaskInference)
     head = settings.component(settings).head()
     plain = settings.model_dump(mode="json")
@@ -133,9 +137,11 @@ def _write_rule(folder: Path, settings: TaskInference.Settings, heads: FittedHea
         return BankRule(settings=plain)
     if heads is None:
         return None
-    name = f"sums-{settings.type}.safetensors"
-    heads.of_tasks.of(head).save(folder / name)
-    return BankRule(settings=plain, sums=name, by_task=heads.of_tasks is not heads.sums)
+    sums = heads.of_tasks.of(head)
+    if id(sums) not in written:
+        written[id(sums)] = f"sums-{settings.type}.safetensors"
+        sums.save(folder / written[id(sums)])
+    return BankRule(settings=plain, sums=written[id(sums)], by_task=heads.of_tasks is not heads.sums)
 
 
 def _close(
