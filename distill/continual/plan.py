@@ -14,7 +14,7 @@ from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
 from distill.continual.strategies.go_on import GoOn
 from distill.continual.task import Task, classes_are_equal, union
-from distill.models.settings import StudentSettings
+from distill.models.settings import StudentSettings, TeacherSettings, WeightingSettings
 from distill.objectives.base import Objective, Schedule
 from distill.objectives.ce import CrossEntropy
 from distill.run.stage import Stage
@@ -29,6 +29,7 @@ from distill.stages.continued_run import (
     earlier_tasks,
 )
 from distill.stages.evaluate_exemplars import EvaluateExemplars
+from distill.stages.evaluate_representation import EvaluateRepresentation
 from distill.stages.evaluate_task import EvaluateTask
 from distill.stages.export_stream import ExportStream
 from distill.stages.extract_features import ExtractFeatures
@@ -56,6 +57,8 @@ def plan_stream(experiment: ContinualExperiment, tasks: Sequence[Task]) -> list[
     """
     plan = _Plan(experiment, tasks)
     stages: list[Stage] = [*plan.teachers, *plan.before]
+    if plan.start is not None:
+        stages.append(plan.start)
     for number in range(len(tasks)):
         stages += plan.task(number)
     return stages + plan.end()
@@ -79,6 +82,10 @@ class _Plan:
         self.learners: dict[str, list[LearnTask | ContinuedRun]] = {}
         self.evaluations: dict[str, list[EvaluateTask]] = {}
         self.exemplar_means: list[EvaluateExemplars] = []
+        self.representations: list[EvaluateRepresentation] = []
+        labeled = any(task.classes for task in self.tasks)  # without labels, there is nothing to evaluate
+        self.evaluates_features = experiment.evaluates_features and (labeled or experiment.setting is not None)
+        self.start = self._representation("untrained", "student", 0) if self.evaluates_features else None
         self.before: list[Stage] = self._continued(experiment.continues) if experiment.continues else []
 
     def _continued(self, run: Path) -> list[Stage]:
@@ -127,6 +134,7 @@ class _Plan:
             made.append(controls)
         evaluations = tuple(stage.output for stages in self.evaluations.values() for stage in stages)
         evaluations += tuple(stage.output for stage in self.exemplar_means)
+        evaluations += tuple(stage.output for stage in self.representations)
         summary = SummarizeStream(
             "summary",
             tuple(task.name for task in (*self.earlier, *self.tasks)),
@@ -135,6 +143,7 @@ class _Plan:
             tuple(stage.output for stage in (*self.served, *self.heads) if isinstance(stage, FitHeads)),
             controls.output if controls else None,
             self.before[-1].output if self.before else None,
+            self.start.output if self.start is not None else None,
         )
         if any(task.classes for task in self.tasks):  # without labels, there is nothing to predict
             made.append(self._export())
@@ -159,7 +168,8 @@ class _Plan:
         experiment, made = self.experiment, []
         if experiment.continues:
             return []
-        objectives, labels = _of_controls(experiment), _labels_alone(experiment)
+        objectives = _of_controls(experiment)
+        labels = _labels_alone(experiment) if experiment.trains_head else objectives
         if experiment.controls.sequential:
             made += self._learner(number, "sequential", GoOn.Settings(), experiment.student, objectives)
         if experiment.controls.separate:
@@ -183,15 +193,16 @@ class _Plan:
         learners = self.learners.setdefault(name, [])
         evaluations = self.evaluations.setdefault(name, [])
         own = name == "student"
+        teacher = experiment.teacher if own else _momentum_alone(experiment.teacher, objectives)
         learner = LearnTask(
             f"{task.name}/{name}",
             task=union(self.tasks[: number + 1]) if name == "joint" else task,
             strategy=strategy,
             student=student,
             objectives=objectives,
-            augment=experiment.augment if own or experiment.teacher is None else experiment.augment.alone(),
+            augment=experiment.augment if teacher or experiment.teacher is None else experiment.augment.alone(),
             training=experiment.training,
-            teacher=experiment.teacher if own else None,
+            teacher=teacher,
             networks=tuple(stage.output for stage in self.teachers) if own else (),
             previous=learners[-1].output if learners else None,
             memory=experiment.memory if own else None,
@@ -203,6 +214,13 @@ class _Plan:
         if strategy.component.heads_on_student:
             return [learner]
         several = strategy.component.head_per_task and not strategy.component.unites_heads
+        made: list[Stage] = [learner]
+        if self.evaluates_features and not several:
+            features = f"{task.name}/{name}-representation"
+            self.representations.append(self._representation(features, name, number + 1, learner))
+            made.append(self.representations[-1])
+        if not experiment.trains_head:
+            return made
         evaluation = EvaluateTask(
             f"{task.name}/{name}-test",
             model=name,
@@ -219,12 +237,18 @@ class _Plan:
         )
         evaluations.append(evaluation)
         if not own or experiment.memory is None or not experiment.memory.component.needs_features:  # type: ignore[union-attr]
-            return [learner, evaluation]
+            return [*made, evaluation]
         means = EvaluateExemplars(
             f"{task.name}/exemplar-means", name, self.tasks[: number + 1], learner.output, self.setting
         )
         self.exemplar_means.append(means)
-        return [learner, evaluation, means]
+        return [*made, evaluation, means]
+
+    def _representation(
+        self, name: str, model: str, after: int, learner: LearnTask | None = None
+    ) -> EvaluateRepresentation:
+        network, learned = self.experiment.student.network, learner.output if learner else None
+        return EvaluateRepresentation(name, model, self.tasks, after, network, learned)
 
     def _heads(
         self, stages: list[FitHeads | ContinuedHeads], name: str, features: Sequence[ExtractFeatures], prefix: str = ""
@@ -271,8 +295,8 @@ def renamed(tasks: Sequence[Task], earlier: Sequence[Task]) -> tuple[Task, ...]:
 
 
 def _of_controls(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
-    """The objectives that read neither a teacher nor a memory; plain cross-entropy if there is none."""
-    own = [o for o in experiment.objectives if not o.component.reads_teacher]  # type: ignore[union-attr]
+    """The objectives that read neither a frozen teacher nor a memory; plain cross-entropy if there is none."""
+    own = [o for o in experiment.objectives if not o.component.reads_frozen()]  # type: ignore[union-attr]
     return tuple(o for o in own if o.type not in ("er_ace", "der")) or (CrossEntropy.Settings(),)
 
 
@@ -281,3 +305,13 @@ def _labels_alone(experiment: ContinualExperiment) -> tuple[Objective.Settings, 
     given = (o for o in experiment.objectives if isinstance(o, CrossEntropy.Settings))
     changed = {"weight": 1.0, "schedule": Schedule(), "among": "all"}
     return (next(given, CrossEntropy.Settings()).model_copy(update=changed),)
+
+
+def _momentum_alone(
+    teacher: TeacherSettings | None, objectives: Sequence[Objective.Settings]
+) -> TeacherSettings | None:
+    """The teacher without frozen networks; None if no objective reads a momentum network."""
+    if teacher is None or not any(o.component.reads_momentum for o in objectives):  # type: ignore[union-attr]
+        return None
+    networks = tuple(network for network in teacher.networks if network.is_momentum)
+    return teacher.model_copy(update={"networks": networks, "weighting": WeightingSettings(), "cache": None})

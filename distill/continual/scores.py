@@ -14,9 +14,10 @@ from distill.continual.metrics import NAN
 from distill.data.base import UNLABELED
 from distill.training.evaluate import Predictions
 
-Setting = Literal["task", "class", "domain"]
+Setting = Literal["task", "class", "domain", "representation"]
 """``task``: the task of an image is known, and its classes alone compete; ``class``: all classes seen so far compete;
-``domain``: all tasks have the same classes, and the task is unknown."""
+``domain``: all tasks have the same classes, and the task is unknown; ``representation``: all classes of the stream
+compete, in a classifier that is fitted for the evaluation alone, on the features of all tasks' training images."""
 
 
 class Score(BaseModel):

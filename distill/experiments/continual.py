@@ -65,6 +65,12 @@ class ContinualExperiment(StudentExperiment):
     has_tasks: ClassVar[bool] = True
     kind: Literal["continual"] = "continual"  # type: ignore[assignment]
     stream: AnyStream = Field(description="how the data is divided into tasks, and in which order they come")
+    setting: Literal["representation"] | None = Field(
+        None,
+        description="representation: after each task, k nearest neighbors and a linear classifier on the student's "
+        "frozen features are fitted on and evaluated with the images of all tasks; none: so where no objective trains "
+        "the classifier",
+    )
     strategy: AnyStrategy = Field({"type": "bank"}, validate_default=True, description="how a task is learned")
     heads: tuple[AnyHead, ...] = Field(
         ({"type": "slda"}, {"type": "ridge"}, {"type": "ncm"}),
@@ -84,6 +90,19 @@ class ContinualExperiment(StudentExperiment):
     continues: Path | None = Field(
         None, description="folder of a finished stream whose learner goes on, without its images; without controls"
     )
+
+    @property
+    def trains_head(self) -> bool:
+        """Whether an objective trains the classifier; without one, only the features can be evaluated."""
+        from distill.training.terms import trains_head
+
+        return trains_head(self.objectives)
+
+    @property
+    def evaluates_features(self) -> bool:
+        """Whether the student's features are evaluated after each task."""
+        heads: bool = self.strategy.component.heads_on_student  # type: ignore[union-attr]
+        return self.setting == "representation" or not (self.trains_head or heads)
 
     def describe(self, data: ExperimentData) -> list[str]:
         from distill.continual.open_stream import stream_in
@@ -117,6 +136,7 @@ class ContinualExperiment(StudentExperiment):
         self._check_previous_teacher()
         self._check_stream()
         self._check_memory()
+        self._check_representation()
         if self.strategy.component.trains_deltas and not self.student.deltas:  # type: ignore[union-attr]
             raise error_at("student.deltas", f"strategy {self.strategy.type} combines the deltas of tasks; name one")
         if self.regularizers and not self.strategy.component.same_parameters:  # type: ignore[union-attr]
@@ -152,6 +172,33 @@ class ContinualExperiment(StudentExperiment):
         if self.memory.logits and len(plan_views(self.augment, InputSpec((8, 8))).student) > 1:
             text = f"{self.augment.policy} gives the student several views, and memory.logits are of one"
             raise error_at("augment.policy", text)
+
+    def _check_representation(self) -> None:
+        """Raise an error if the student's features cannot be evaluated, or something reads an untrained classifier."""
+        if not self.evaluates_features:
+            return
+        strategy: Any = self.strategy.component
+        if (strategy.head_per_task and not strategy.unites_heads) or strategy.heads_on_student:
+            own = self.strategy.type  # type: ignore[attr-defined]
+            why = "is set" if self.setting else "follows from objectives that train no classifier"
+            text = f"setting: representation, which {why}, evaluates one network for all tasks, and {own} has none"
+            raise error_at("strategy.type", f"{text}; use go_on or merge_and_go")
+        if self.continues is not None:
+            text = "setting: representation evaluates images of all tasks, and those of the earlier run are not read"
+            raise error_at("continues", text)
+        if self.trains_head:
+            return
+        untrained = "no objective trains the classifier, whose predictions this would read"
+        if self.training.early_stop is not None:
+            raise error_at("training.early_stop", untrained)
+        if self.training.keep == "best":
+            raise error_at("training.keep", untrained)
+        if self.training.test_every is not None:
+            raise error_at("training.test_every", untrained)
+        if self.controls.separate:
+            raise error_at(
+                "controls.separate", "a network for each task is evaluated by its classifier, and none is trained"
+            )
 
     def _check_previous_teacher(self) -> None:
         """Raise an error if the previous model cannot be a teacher of this stream."""

@@ -5,7 +5,6 @@ Shape suffixes: B batch, D pooled width, P projected width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -81,10 +80,6 @@ class BYOL(Projecting, Objective):
         student_BD, teacher_BD = matched_fields(student, teacher, "pooled")
         target_BP = self.target_projector(self.projector, teacher_BD)
         return byol(self.predictor(self.projector(student_BD)), target_BP, batch.weights)
-
-    def connect(self, others: Mapping[str, Objective]) -> None:
-        """Start the momentum network's projector equal to the student's, as the network itself starts in every fit."""
-        self.target_projector.follow(self.projector, 0.0)
 
     def follow(self, decay: float) -> None:
         self.target_projector.follow(self.projector, decay)

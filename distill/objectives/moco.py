@@ -5,7 +5,7 @@ Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P pr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from augment.policy import PairKind
 from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Objective, Targets
+from distill.objectives.base import Targets
 from distill.objectives.compare import same_shape
 from distill.objectives.projector import CarrySettings, Following, Projecting, mlp
 from distill.objectives.queue import push
@@ -102,10 +102,6 @@ class MoCo(Projecting, ViewsObjective):
         for key_BP in keys:
             push(self.queue, self.pushed, gather_batch(key_BP))
         return torch.stack(losses).mean()
-
-    def connect(self, others: Mapping[str, Objective]) -> None:
-        """Start the momentum network's projector equal to the student's, as the network itself starts in every fit."""
-        self.target_projector.follow(self.projector, 0.0)
 
     def follow(self, decay: float) -> None:
         self.target_projector.follow(self.projector, decay)

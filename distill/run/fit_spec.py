@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from augment.draws import Draws, sample_key
 from augment.dual import AugmentSettings, DualAugment, chain_input
@@ -54,6 +55,9 @@ class FitSpec:
         carried: name of a term → the state that it starts with, of an earlier fit (``load_carried``), for objectives
             with ``carry: stream``. None: new states.
         regularizers: name → penalty on moving away from the weights of earlier tasks, which the fit changes.
+        validates: whether predictions are scored on the validation split; false where nothing trains the classifier.
+        momentum_state: the momentum network that it starts with, of an earlier fit (``load_momentum``), see
+            ``MomentumNetwork.carry_on``. None: one equal to the student.
     """
 
     context: RunContext
@@ -66,6 +70,8 @@ class FitSpec:
     momentum: tuple[float, float] | None = None
     carried: Carried | None = None
     regularizers: Mapping[str, TaskPenalty] = field(default_factory=dict)
+    momentum_state: Mapping[str, Tensor] | None = None
+    validates: bool = True
 
     def module(self, student: Student, loader: TrainLoader, name: str) -> Distillation:
         """The training step, with newly built objectives.
@@ -94,6 +100,8 @@ class FitSpec:
             per_epoch = self.training.updates(len(loader))
             parts = train, cache, meta, self.momentum, self.regularizers
             step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, *parts)
+            if step.momentum is not None and self.momentum_state is not None:
+                step.momentum.carry_on(self.momentum_state)
         except ValueError as error:
             raise StageError(f"{name}: {error}") from error
         return Distillation(step)
@@ -168,7 +176,7 @@ class FitSpec:
 
     def _scored(self, student: Student, name: str) -> tuple[bool, bool]:
         """Whether there is a validation split, and whether the teacher predicts the student's classes."""
-        has_val = self.context.data.has_split("val")
+        has_val = self.validates and self.context.data.has_split("val")
         comparable = self.teacher is not None and self.teacher.has_classes(student.shapes.classes)
         scored = has_val and (comparable or bool((self.context.data.subset("val").labels != UNLABELED).any()))
         if not scored and (self.training.early_stop or self.training.keep == "best"):

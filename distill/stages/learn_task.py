@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from augment.policy import AugmentSettings
+from distill.continual.carry import carry_on, merge_momentum
 from distill.continual.learned import LearnedTask, Part, folder_bytes
 from distill.continual.memory.base import Memory
 from distill.continual.memory.keep import FILE as MEMORY
@@ -21,6 +22,7 @@ from distill.continual.regularizers.base import Regularizer
 from distill.continual.regularizers.carried import FILE as REGULARIZERS
 from distill.continual.regularizers.carried import TrainingViews, build, close, save
 from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.strategies.prior import PRIOR
 from distill.continual.task import Task, keyed_seed
 from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names, inside
@@ -42,9 +44,9 @@ from distill.run.teacher import label_maps, make_teacher
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import TeacherNetworks, fit_notes
-from distill.training.fit import RESULT, FitSummary, load_carried, load_summary
+from distill.training.fit import FitSummary, load_summary
 from distill.training.settings import TrainingSettings
-from distill.training.terms import Carried, needs_of
+from distill.training.terms import needs_of, trains_head
 
 FIT, LEARNED = "fit", "learned.json"
 
@@ -135,9 +137,13 @@ class LearnTask(Stage[LearnedTask]):
         seconds, trained, backbone = 0.0, 0, previous.backbone if previous else 0
         if start.student is not None:
             fit_spec = self._scaled(context, self._fit_spec(self._within(context, fit), fit))
+            if start.carried is not None:
+                fit_spec = carry_on(fit_spec, start.carried)
             student, summary = self._fit(fit, start, fit_spec)
             seconds, trained = summary.seconds, sum(p.numel() for p in student.parameters() if p.requires_grad)
             self._close_regularizers(context, fit, fit_spec, student)
+            if strategy.merges and is_first_rank():
+                merge_momentum(student, folder / FIT)
             student = finished(self._spec(start, fit, fit_spec), student)
             backbone = backbone or tensor_bytes(backbone_state(student.model, classifier_names(student.model)).values())
             if is_first_rank():
@@ -254,7 +260,7 @@ class LearnTask(Stage[LearnedTask]):
             settings = _without_previous(settings)
         momentum, penalties = None if settings is None else settings.momentum, self._penalties(fit)
         fit_spec = FitSpec(within, None, objectives, self.augment, self.training, regularizers=penalties)
-        fit_spec = replace(fit_spec, momentum=momentum, carried=_carried(fit.previous))
+        fit_spec = replace(fit_spec, momentum=momentum, validates=trains_head(self.objectives))
         if settings is None or not settings.frozen:
             objectives = tuple(o for o in objectives if not o.component.reads_frozen())  # type: ignore[union-attr]
             augment = self._alone() if momentum is None else self.augment
@@ -359,7 +365,7 @@ def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> Lear
     parts = strategy.parts(fit)
     if about["trained"]:
         parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
-    carried = [fit.folder / name for name in (MEMORY, REGULARIZERS) if (fit.folder / name).is_file()]
+    carried = [fit.folder / name for name in (MEMORY, REGULARIZERS, PRIOR) if (fit.folder / name).is_file()]
     if carried:
         kept = parts[-1].kept + sum(file.stat().st_size for file in carried)
         parts = (*parts[:-1], replace(parts[-1], kept=kept))
@@ -377,13 +383,6 @@ def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> Lear
         memory if memory.is_file() else None,
         (*fit.earlier, fit.folder),
     )
-
-
-def _carried(previous: LearnedTask | None) -> Carried | None:
-    """The states of objectives with ``carry: stream`` at the end of the task before, from its file; None without it."""
-    if previous is None or previous.folder == Path() or not (previous.folder / FIT / RESULT).is_file():
-        return None
-    return load_carried(previous.folder / FIT)
 
 
 def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict
 
 from distill.continual.measured import MeasuredModel, StreamResult
@@ -26,6 +26,7 @@ TITLES: dict[Setting, str] = {
     "class": "class-incremental: all classes seen so far compete",
     "domain": "domain-incremental: the task is unknown, all tasks have the same classes",
     "task": "task-incremental: the task of an image is known",
+    "representation": "representation: a classifier of all classes is fitted on frozen features, to evaluate them",
 }
 CONTROL, BELOW = "slda", "▼"
 EXPLAINED = (
@@ -142,7 +143,7 @@ def _headlines(result: StreamResult, model: str, shown: Iterable[Setting]) -> It
             continue
         best = max(own, key=lambda each: _number(each.metrics.accuracy_micro))
         short = setting.replace("class", "class-incremental").replace("domain", "domain-incremental")
-        short = short.replace("task", "task-incremental")
+        short = short.replace("task", "task-incremental").replace("representation", "all classes, on frozen features")
         yield Headline(value=_known(best.metrics.accuracy_micro), unit="percent", what=f"accuracy, {short}")
         control = _control(list(result.models), setting)
         if control is not None:
@@ -236,10 +237,19 @@ def _metrics(result: StreamResult, models: list[MeasuredModel], seed: int) -> It
                 numbers[f"growth after {task}, {part}"] = getattr(of_backbone, part)
         for task, value in zip(result.tasks, each.metrics.seen_accuracies):
             numbers[f"accuracy on seen tasks after {task}"] = value
+        if each.setting == "representation":
+            for task, value in zip(result.tasks, _on_all_tasks(each, result.images)):
+                numbers[f"accuracy on all tasks after {task}"] = value
         numbers["seconds"] = each.seconds
         for key, value in numbers.items():
             if not math.isnan(value):
                 yield Metric(name=f"{name}: {key}", value=value, seed=seed)
+
+
+def _on_all_tasks(each: MeasuredModel, images: Sequence[int]) -> list[float]:
+    """Accuracy on the test images of all tasks, also those that come later, after each task."""
+    total = sum(images)
+    return [sum(a * n for a, n in zip(row, images, strict=True)) / total for row in each.matrix]
 
 
 def _below(each: MeasuredModel, models: list[MeasuredModel], model: str, trained: Collection[str]) -> bool:

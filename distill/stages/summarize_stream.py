@@ -28,6 +28,7 @@ class SummarizeStream(Stage[StreamResult]):
         heads: after each task.
         controls: of the stream.
         before: scores that stay true of the tasks of a run that this one goes on with.
+        start: of the experiment's own learner before the first task.
     """
 
     tasks: tuple[str, ...]
@@ -36,6 +37,7 @@ class SummarizeStream(Stage[StreamResult]):
     heads: tuple[Ref[FittedHeads], ...] = ()
     controls: Ref[ControlScores] | None = None
     before: Ref[ControlScores] | None = None
+    start: Ref[TaskEvaluation] | None = None
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False
@@ -48,7 +50,7 @@ class SummarizeStream(Stage[StreamResult]):
         collected += [context.get(ref).scores for ref in self.heads]
         for ref in (self.controls, self.before):
             collected += context.get(ref).stages if ref is not None else ()
-        return measured(self.tasks, collected)
+        return measured(self.tasks, collected, context.get(self.start).scores if self.start else None)
 
     def load(self, context: RunContext, folder: Path) -> StreamResult:
         return self.run(context, folder)

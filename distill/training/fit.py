@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
+from torch import Tensor
 
 from distill.data.base import DataError
 from distill.data.loader import TrainLoader
@@ -182,14 +183,20 @@ def fit(
     if trainer.is_global_zero:
         penalties = {name: own.state_dict() for name, own in module.step.regularizers.items()}
         carried = {term.name: term.carried() for term in module.step.terms}
-        save_result(module.step.student, folder, carried, penalties)
+        follows = any(term.reads_momentum and carried[term.name] for term in module.step.terms)
+        momentum = module.step.momentum.own_state() if module.step.momentum is not None and follows else None
+        save_result(module.step.student, folder, carried, penalties, momentum)
         write_atomic(folder / SUMMARY, json.dumps(asdict(summary), indent=2).encode())
     trainer.strategy.barrier()
     return summary
 
 
 def save_result(
-    student: Student, folder: Path, carried: Carried | None = None, regularizers: Carried | None = None
+    student: Student,
+    folder: Path,
+    carried: Carried | None = None,
+    regularizers: Carried | None = None,
+    momentum: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Save a trained student's weights as the result of the fit in a folder.
 
@@ -198,6 +205,7 @@ def save_result(
         folder: of the fit.
         carried: name of a term → what a later fit of a stream starts with, see ``Term.carried``; None: nothing.
         regularizers: name of a penalty on moving away from earlier tasks → its state; None: there is none.
+        momentum: ``own_state`` of the momentum network, if a term carries on with it.
     """
     head = reused(student.model)
     content: dict[str, Any] = {
@@ -205,6 +213,7 @@ def save_result(
         "classes": student.shapes.classes,
         "head": None if head is None else head.model_dump(),
         "carried": {name: dict(state) for name, state in (carried or {}).items() if state},
+        "momentum": None if momentum is None else dict(momentum),
     }
     if regularizers:
         content["regularizers"] = {name: dict(state) for name, state in regularizers.items()}
@@ -221,6 +230,18 @@ def load_carried(folder: Path) -> Carried:
     """
     carried: Carried = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)["carried"]
     return carried
+
+
+def load_momentum(folder: Path) -> dict[str, Tensor] | None:
+    """The momentum network after a finished fit, as ``MomentumNetwork.own_state`` gives it; None if none is kept.
+
+    It is that after the last update, as :func:`load_carried` says.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is damaged.
+    """
+    momentum: dict[str, Tensor] | None = VerifiedCheckpointIO().load_checkpoint(folder / RESULT)["momentum"]
+    return momentum
 
 
 def load_summary(folder: Path) -> FitSummary:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
+from distill.deltas.sites import classifier_names, inside
+from distill.deltas.state import whole_state
 from distill.models.features import Features
 from distill.models.frozen import batch_norms
 from distill.models.network import extract
 from distill.models.student import Student
+from distill.models.weights import check_fits
 from distill.training.ema import WeightAverage
 
 
@@ -21,6 +25,8 @@ class MomentumNetwork(nn.Module):
     The update of step k of K has ``d = last − (last − first) · (cos(π k / K) + 1) / 2``, so d rises from ``first`` to
     ``last`` by a cosine. The copy starts equal to the student. It shares the student's frozen weights, has no gradient,
     and computes in the student's precision.
+
+    In a stream of tasks it goes on where that of an earlier fit ended, see :meth:`carry_on`.
 
     Batch norms that are trained in the student compute with the statistics of the batch in training, as in BYOL and
     MoCo, and keep running statistics of their own; all else is in eval mode (no dropout, no stochastic depth). Buffers
@@ -57,6 +63,7 @@ class MomentumNetwork(nn.Module):
         own = {key.removeprefix("model.") for key in self._keys}
         buffers = dict(self.model.named_buffers())
         self._copied = [name for name, buffer in buffers.items() if name in own and id(buffer) not in of_norms]
+        self._own_base: list[str] = []  # frozen in the student, and followed here, after carry_on with a whole network
         self._extract = torch.compile(extract) if student.compiled else extract
 
     def extra_repr(self) -> str:
@@ -83,6 +90,56 @@ class MomentumNetwork(nn.Module):
         [student] = self._student
         for name in self._copied:
             self.model.get_buffer(name).copy_(student.model.get_buffer(name))
+        if self._own_base:
+            own, of_student = self.model.state_dict(), student.model.state_dict()
+            base = [own[name] for name in self._own_base]
+            torch._foreach_lerp_(base, [of_student[name] for name in self._own_base], 1 - decay)
+
+    @torch.no_grad()
+    def carry_on(self, state: Mapping[str, Tensor]) -> None:
+        """Start from the momentum network at the end of an earlier fit instead of from the student.
+
+        The classifier stays equal to the student's, since that of the earlier fit may have other classes. After a
+        whole network, the student's frozen weights are no longer shared: they are copied, start with the values of the
+        state, and follow the student's with the other weights, so that the average is that of all weights.
+
+        Args:
+            state: of :meth:`own_state`, or of a whole network without deltas, under its own names after ``model.``; the
+                momentum network's deltas are then equal to the student's.
+
+        Raises:
+            NetworkError: it does not fit.
+        """
+        head = classifier_names(self.model)
+        state = {name: value for name, value in state.items() if not inside(name.removeprefix("model."), head)}
+        own = [name for name in self._keys if not inside(name.removeprefix("model."), head)]
+        targets = self.state_dict()
+        if not state.keys() <= set(own):
+            self._copy_base()
+            targets = {f"model.{name}": tensor for name, tensor in whole_state(self.model).items()}
+            own = [name for name in targets if not inside(name.removeprefix("model."), head)]
+        check_fits({name: targets[name] for name in own}, dict(state), "the momentum network of the fit before")
+        for name, value in state.items():
+            targets[name].copy_(value)
+
+    def _copy_base(self) -> None:
+        """Copy the weights that are shared with the student, and follow them too."""
+        [student] = self._student
+        shared = {id(p) for p in student.model.parameters() if not p.requires_grad}
+        for module in self.model.modules():
+            for name, parameter in [*module.named_parameters(recurse=False)]:
+                if id(parameter) in shared:
+                    setattr(module, name, nn.Parameter(parameter.detach().clone(), requires_grad=False))
+        trained = {f"model.{name}" for name, p in student.model.named_parameters() if p.requires_grad}
+        moving = tuple(f"model.{name}." for name in student.moving_norms())
+        copied = {f"model.{name}" for name in self._copied}
+        state = self.state_dict()
+        self._own_base = [
+            name.removeprefix("model.")
+            for name, tensor in state.items()
+            if name not in trained | copied and not name.startswith(moving or ("\0",)) and tensor.is_floating_point()
+        ]
+        self._keys = list(state)
 
     def own_state(self) -> dict[str, Tensor]:
         """The tensors that differ from the student's frozen ones, by the names of ``Student.own_state``."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -241,3 +242,9 @@ def needs_of(objectives: Sequence[Objective.Settings]) -> tuple[frozenset[str], 
         if cls.reads_frozen():
             teacher |= cls.needs - {"token"}
     return student, teacher
+
+
+def trains_head(objectives: Sequence[Objective.Settings]) -> bool:
+    """Whether an objective trains the student's classifier; self-supervised ones read its pooled features alone."""
+    classes: list[Any] = [settings.component for settings in objectives]
+    return any(own.needs & {"logits", "token"} or own.sets_head or own.needs_labels for own in classes)

@@ -15,6 +15,7 @@ from toy_training import SIZES, STEPS, assert_bit_equal, experiment, network, ra
 
 import distill
 from distill.config import validate_tree
+from distill.deltas.state import whole_state
 from distill.models.weights import NetworkError
 from distill.objectives.simclr import SimCLR
 from distill.run.context import RunContext
@@ -261,3 +262,39 @@ def test_a_later_fit_starts_with_the_state_of_the_one_before(tmp_path: Path) -> 
     other = SimCLR.Settings(hidden=9, dim=4)
     with pytest.raises(NetworkError, match=r"simclr carries over .*\n *objectives\.0\.projector\.0\.weight is"):
         build_terms([other], modules[0].step.student.shapes, [], None, carried)
+
+
+def test_after_a_whole_network_it_averages_all_weights() -> None:
+    """The frozen weights are no longer the student's: they start where the earlier fit ended, and move to its."""
+    student = student_of("deltas")
+    moved = whole_state(student_of("deltas").model)
+    moved = {f"model.{name}": value + value.is_floating_point() * 0.1 for name, value in moved.items()}
+    step = step_of(student, [BYOL])
+    step.momentum.carry_on(moved)
+    model, head = step.momentum.model, "classifier"
+    start = {name: value.clone() for name, value in whole_state(model).items() if head not in name}
+    assert all(torch.equal(value, moved[f"model.{name}"]) for name, value in start.items())
+    assert torch.equal(model.get_classifier().weight, student.model.get_classifier().weight)
+    of_student = {name: value.clone() for name, value in whole_state(student.model).items()}
+    with torch.no_grad():
+        for parameter in student.parameters():
+            if parameter.requires_grad:
+                parameter += 1
+    step.momentum.follow(0.25)
+    for name, value in whole_state(model).items():
+        if head not in name and value.is_floating_point() and "bias" not in name:
+            torch.testing.assert_close(value, 0.25 * start[name] + 0.75 * of_student[name], msg=name)
+    frozen = {name: value for name, value in whole_state(student.model).items() if "conv" in name}
+    assert frozen and all(torch.equal(value, of_student[name]) for name, value in frozen.items())
+    assert step.momentum.own_state().keys() == step.momentum.state_dict().keys(), "all of it is in a checkpoint"
+
+
+def test_a_state_that_does_not_fit_is_refused() -> None:
+    momentum = step_of(student_of(), [BYOL]).momentum
+    state = {key: value.clone() for key, value in momentum.own_state().items()}
+    with pytest.raises(NetworkError, match=r"the momentum network of the fit before does not fit .*\n  missing model"):
+        momentum.carry_on(dict([*state.items()][1:]))
+    momentum.carry_on({key: value + 1 for key, value in state.items()})
+    own = momentum.own_state()
+    same = [key for key, value in state.items() if not torch.equal(own[key], value + 1)]
+    assert all("classifier" in key for key in same)

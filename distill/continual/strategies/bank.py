@@ -16,6 +16,7 @@ from distill.continual.errors import ContinualError
 from distill.continual.learned import Part, folder_bytes
 from distill.continual.strategies.base import Start, Strategy, TaskFit
 from distill.continual.strategies.files import DELTA, MERGED, merged_network, read_part, write_part
+from distill.continual.strategies.prior import start_from_prior, write_prior
 from distill.deltas.attach import merge
 from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names
@@ -41,6 +42,9 @@ class Bank(Strategy):
     if that is less than one rank). With ``reprune``, as HALRP publishes it, the deltas of all tasks are truncated to
     equal parts of the bound instead: then the logits of earlier tasks change, and the accuracy matrix shows the cost.
 
+    With ``prior: reptile`` a task's deltas start from the mean of those that the tasks before trained, for tasks of few
+    images; see :func:`distill.continual.strategies.prior.reptile`. Then a task depends on those before it.
+
     With ``student.train: full`` each task has a whole network of its own, the upper bound in bytes.
 
     Paper: Li et al., HALRP, arXiv 2311.15161.
@@ -65,6 +69,12 @@ class Bank(Strategy):
             False, description="beyond growth, truncate the deltas of all tasks to equal parts, not the newest alone"
         )
 
+        prior: Literal["none", "reptile"] = Field(
+            "none",
+            description="what deltas start from: none: the identity; reptile: the mean of the deltas of earlier "
+            "tasks, which share the first task's ranks",
+        )
+
         @model_validator(mode="after")
         def _bound_to_prune_to(self) -> Self:
             if self.reprune and self.growth is None:
@@ -80,6 +90,13 @@ class Bank(Strategy):
         return super().keeps_networks and not self.settings.reprune
 
     def start(self, fit: TaskFit) -> Start:
+        start = self._without_prior(fit)
+        if self.settings.prior == "none":
+            return start
+        prepared, weights = start_from_prior(fit)
+        return replace(start, prepared=prepared, weights=weights)
+
+    def _without_prior(self, fit: TaskFit) -> Start:
         if self.settings.base == "pretrained":
             return Start(fit.student)
         if fit.previous is None:
@@ -88,6 +105,9 @@ class Bank(Strategy):
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)
+        of_base = self.settings.base == "first_task" and fit.previous is None
+        if self.settings.prior == "reptile" and not of_base:
+            write_prior(fit, student)
         if self.settings.growth is None or student.full:
             return
         weights = backbone_state(student.model, classifier_names(student.model))
@@ -113,7 +133,7 @@ class Bank(Strategy):
         for part in fit.previous.parts if fit.previous else ():
             again = fit.folder / REPRUNED / part.name
             made = read_part(again, part.name, part.classes, network) if again.is_dir() else part
-            earlier.append(replace(made, trained=part.trained, changed=again.is_dir()))
+            earlier.append(replace(made, trained=part.trained, changed=again.is_dir(), kept=made.served))
         return (*earlier, read_part(fit.folder, fit.task.name, fit.classes, network))
 
     def notes(self, folder: Path) -> Iterable[str]:

@@ -59,6 +59,8 @@ class Start:
         weights: values of tensors of ``Student.own_state`` to start from; rows of the head by ``classes``.
         classes: names of the classes of the head in ``weights``.
         network: makes the network in place of ``student.network``; its head is replaced. None: that one.
+        carried: folder of a fit whose objectives with ``carry: stream`` and whose momentum network go on; None: the
+            task makes new ones.
     """
 
     student: StudentSettings | None
@@ -66,6 +68,7 @@ class Start:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     classes: tuple[str, ...] = ()
     network: Callable[[], Network] | None = None
+    carried: Path | None = None
 
 
 class Strategy(Component):
@@ -79,6 +82,7 @@ class Strategy(Component):
             configured one is served.
         trains_deltas: whether it needs a student that trains weight deltas.
         same_parameters: whether every task trains the same parameters further, so that a regularizer can hold them.
+        merges: whether the deltas of a task are merged into the network that the next one starts from.
     """
 
     class Settings(augment.base.Settings):
@@ -90,6 +94,7 @@ class Strategy(Component):
     heads_on_student: ClassVar[bool] = False
     trains_deltas: ClassVar[bool] = False
     same_parameters: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
     settings: Settings
 
     def __init__(self, settings: Settings):

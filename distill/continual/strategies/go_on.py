@@ -17,7 +17,8 @@ FIT = "fit"
 class GoOn(Strategy):
     """Every task trains the same student further; its head gets a row for each new class.
 
-    Ranks and masks that deltas choose from data are chosen in the first task.
+    Ranks and masks that deltas choose from data are chosen in the first task. The state of objectives with
+    ``carry: stream`` (projectors, predictors, queues) and the momentum network go on with the student.
 
     Example:
         >>> from distill.continual.strategies.go_on import GoOn
@@ -37,7 +38,7 @@ class GoOn(Strategy):
             return Start(fit.student)
         before = fit.previous.folder / FIT
         weights = VerifiedCheckpointIO().load_checkpoint(before / RESULT)["student"]
-        return Start(fit.student, before, weights, fit.previous.classes)
+        return Start(fit.student, before, weights, fit.previous.classes, carried=before)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)

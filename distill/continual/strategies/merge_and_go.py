@@ -9,6 +9,7 @@ from pydantic import Field
 from distill.continual.learned import Part
 from distill.continual.strategies.base import Start, Strategy, TaskFit
 from distill.continual.strategies.files import MERGED, merged_network, read_part, write_part
+from distill.continual.strategies.go_on import FIT
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
 from distill.models.network import create_network
@@ -19,7 +20,8 @@ class MergeAndGo(Strategy):
     """A task trains new deltas over the network that the tasks before it left; afterwards they are merged into it.
 
     The network stays as large and as fast as it was. New deltas start as the identity, so that the network of a task
-    begins exactly as the one before it ended.
+    begins exactly as the one before it ended. The deltas of the momentum network are merged too; it and the state of
+    objectives with ``carry: stream`` go on.
 
     Paper: Liu et al., Branch-Tuning, arXiv 2403.18266, which trains the first task in full.
 
@@ -36,6 +38,7 @@ class MergeAndGo(Strategy):
         )
 
     paper: ClassVar[str] = "Liu et al., Branch-Tuning, arXiv 2403.18266"
+    merges: ClassVar[bool] = True
     settings: Settings
 
     def start(self, fit: TaskFit) -> Start:
@@ -45,7 +48,8 @@ class MergeAndGo(Strategy):
         network = merged_network(fit.student.network, fit.previous.folder / MERGED)
         model = create_network(network).model
         head = {f"model.{name}": tensor for name, tensor in head_state(model, classifier_names(model)).items()}
-        return Start(fit.student.model_copy(update={"network": network}), None, head, fit.previous.classes)
+        student = fit.student.model_copy(update={"network": network})
+        return Start(student, None, head, fit.previous.classes, carried=fit.previous.folder / FIT)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student, merged=True)

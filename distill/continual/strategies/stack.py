@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 from distill.continual.learned import Part
 from distill.continual.strategies.base import Start, Strategy, TaskFit
 from distill.continual.strategies.files import DELTA, read_part, write_delta
+from distill.continual.strategies.go_on import FIT
 from distill.deltas.attach import merge
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
@@ -41,6 +42,7 @@ class Stack(Strategy):
 
     paper: ClassVar[str] = "Liang & Li, InfLoRA, arXiv 2404.00228"
     trains_deltas: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
     settings: Settings
 
     def start(self, fit: TaskFit) -> Start:
@@ -48,7 +50,8 @@ class Stack(Strategy):
             return Start(fit.student)
         model = self._before(fit).model
         head = {f"model.{name}": tensor for name, tensor in head_state(model, classifier_names(model)).items()}
-        return Start(fit.student, None, head, fit.previous.classes, lambda: self._before(fit))
+        before = fit.previous.folder / FIT
+        return Start(fit.student, None, head, fit.previous.classes, lambda: self._before(fit), before)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         if fit.previous is None:
