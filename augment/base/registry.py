@@ -20,6 +20,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cache
 from types import new_class
 from typing import Any, get_args
 
@@ -29,6 +30,13 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 from augment.base.plugins import PluginError, import_class, is_import_path
 from augment.base.settings import Settings, error_at, is_deferred
 from augment.base.suggestions import did_you_mean, table
+
+
+@cache
+def _import_modules(package: str) -> None:
+    """Import every module of a package; once, since looking for them in its folder takes a millisecond."""
+    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+        importlib.import_module(module.name)
 
 
 class Component:
@@ -72,9 +80,7 @@ class Registry:
 
     def known(self) -> dict[str, type[Settings]]:
         """Type name → settings, for every class of this kind in the package."""
-        package = importlib.import_module(self.package)
-        for module in pkgutil.iter_modules(package.__path__, f"{self.package}."):
-            importlib.import_module(module.name)
+        _import_modules(self.package)
         known: dict[str, type[Settings]] = {}
         pending = self.contract.__subclasses__()
         while pending:

@@ -81,14 +81,17 @@ def inside(name: str, parents: Iterable[str]) -> bool:
 
 def find_target(model: nn.Module, site: str) -> Target:
     """The target that a site names. Raises ``DeltaError`` if the model has no such layer."""
-    modules = dict(model.named_modules())
     part = _PART.match(site)
     name = part["name"] if part else site
-    if name not in modules or layer_kind(modules[name]) is None:
-        raise DeltaError(f"{site!r}: the model has no such layer{_near(name, modules)}")
+    try:
+        exists = layer_kind(model.get_submodule(name)) is not None
+    except AttributeError:
+        exists = False
+    if not exists:
+        raise DeltaError(f"{site!r}: the model has no such layer{_near(name, dict(model.named_modules()))}")
     if part is None:
         return Target(name, name)
-    return Target(site, name, _rows(modules, name, part["parts"]))
+    return Target(site, name, _rows(dict(model.named_modules()), name, part["parts"]))
 
 
 def matching(pattern: str, names: Iterable[str]) -> list[str]:
