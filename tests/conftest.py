@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from functools import cache
 
 import pytest
 from blank_figures import blank_figures as make_figures_blank
 from blank_figures import blank_previews as make_previews_blank
 from warm_server import verify_in_fork
 
+# Where Python may not write bytecode, as in many containers, each process that a test starts compiles our files again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -29,6 +34,9 @@ def pytest_collection_finish() -> None:
     """The garbage collector need not look at a million objects of imported modules again and again."""
     gc.collect()
     gc.freeze()
+    if (registry := sys.modules.get("lightning.fabric.utilities.registry")) is not None:
+        # Each of hundreds of fits looks in all installed packages for callbacks that Lightning is to add.
+        registry.entry_points = cache(registry.entry_points)
 
 
 def pytest_sessionfinish() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 from toy_stream import stream, stream_tree
-from toy_training import Blobs
+from toy_training import SIZES, Blobs
 
 from augment.base import UserError
 from augment.recipe import Op
@@ -298,7 +298,7 @@ def test_a_manifest(name: str, tmp_path: Path) -> None:
     assert [task.name for task in tasks] == ["night", "day"]
     assert ids(data, tasks[1], "test") == ["test/000", "test/001"]
     assert ids(data, tasks[1]) == [f"train/{number:03d}" for number in range(20)]
-    assert len(tasks[0].indices["val"]) == 41  # the file names none of val: those of the task's classes
+    assert len(tasks[0].indices["val"]) == SIZES["val"]  # the file names none of val: those of the task's classes
 
 
 def test_a_manifest_of_some_images(tmp_path: Path) -> None:

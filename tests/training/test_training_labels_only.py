@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from toy_training import control_fit, experiment
 
-from distill.data.order import BalancedOrder
+from distill.data.balanced_order import BalancedOrder
 from distill.objectives.ce import CrossEntropy
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec

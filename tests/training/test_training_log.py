@@ -8,6 +8,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training_checkpoints import small_disk
 from test_training_resume import interrupted
+from torch import Tensor
 from toy_training import STEPS, assert_bit_equal, experiment, student_fit
 
 from distill.training.module import Distillation
@@ -30,18 +31,27 @@ def scalars(folder: Path, name: str) -> list[tuple[int, float]]:
     return [(event.step, event.value) for event in events.Scalars(name)]
 
 
+Straight = tuple[Path, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Straight:
+    """The folder of a fit that logged every step, and its weights."""
+    output = tmp_path_factory.mktemp("straight")
+    return output / "fit", student_fit(experiment(output, training={"log_every": 1}), output / "fit").weights
+
+
 @pytest.mark.slow
-def test_the_log_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_the_log_goes_on_where_it_was(tmp_path: Path, straight: Straight) -> None:
     settings = experiment(tmp_path, training={"log_every": 1})
-    student_fit(settings, tmp_path / "straight")
     interrupted(settings, tmp_path / "stopped", 2)
     interrupted(settings, tmp_path / "stopped", STEPS + 1)
     student_fit(settings, tmp_path / "stopped")
-    assert rows(tmp_path / "stopped") == rows(tmp_path / "straight")
-    names = {name for _, _, name, _ in rows(tmp_path / "straight")}
+    assert rows(tmp_path / "stopped") == rows(straight[0])
+    names = {name for _, _, name, _ in rows(straight[0])}
     assert {"loss", "loss/ce", "loss/kd", "loss/icd", "gradient_norm", "lr", "val/accuracy", "val/agreement"} <= names
     for name in ("loss", "val/accuracy"):
-        assert scalars(tmp_path / "stopped", name) == scalars(tmp_path / "straight", name)
+        assert scalars(tmp_path / "stopped", name) == scalars(straight[0], name)
     assert [step for step, _ in scalars(tmp_path / "stopped", "loss")] == list(range(1, 2 * STEPS + 1))
 
 
@@ -52,16 +62,15 @@ def test_a_row_holds_the_steps_of_one_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path: Path) -> None:
+def test_rows_after_the_last_checkpoint_are_taken_out(tmp_path: Path, straight: Straight) -> None:
     """A killed run has logged steps that its successor makes again."""
     settings, folder = experiment(tmp_path, training={"log_every": 1}), tmp_path / "killed"
-    student_fit(settings, tmp_path / "straight")
     interrupted(settings, folder, STEPS + 2)
     (folder / f"step-{STEPS + 3:08d}.ckpt").unlink()
     with (folder / "log.csv").open("a") as file:
         file.write("8,1,lo")  # and it was killed while it wrote
     student_fit(settings, folder)
-    assert rows(folder) == rows(tmp_path / "straight")
+    assert rows(folder) == rows(straight[0])
 
 
 def test_a_full_disk_under_the_log_is_a_warning(tmp_path: Path, caplog) -> None:
@@ -77,9 +86,8 @@ def test_a_full_disk_under_the_log_is_a_warning(tmp_path: Path, caplog) -> None:
         ]
 
 
-def test_training_goes_on_without_a_log(tmp_path: Path, caplog) -> None:
+def test_training_goes_on_without_a_log(tmp_path: Path, straight: Straight, caplog) -> None:
     settings = experiment(tmp_path, training={"log_every": 1})
-    straight = student_fit(settings, tmp_path / "straight")
 
     def fill(module: Distillation) -> None:
         if module.global_step == 3:
@@ -89,7 +97,7 @@ def test_training_goes_on_without_a_log(tmp_path: Path, caplog) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with caplog.at_level(logging.WARNING):
-        assert_bit_equal(student_fit(settings, tmp_path / "full", fill).weights, straight.weights)
+        assert_bit_equal(student_fit(settings, tmp_path / "full", fill).weights, straight[1])
     assert sum("training continues without it" in record.getMessage() for record in caplog.records) == 1
 
 

@@ -53,11 +53,11 @@ def test_every_step_of_a_run_stopped_and_resumed(name: str, tmp_path: Path) -> N
         assert len(steps) == STEPS + 2
         student_fit(settings, run / "student")
     assert len(steps) == 2 * STEPS
-    for step in (0, STEPS + 1, STEPS + 2, 2 * STEPS - 1):
+    for step in (0, STEPS + 1, STEPS + 2):  # the first; the last before the stop; the first after it
         epoch, ids, views = steps[step]
         assert distill.ids_of_step(run, step) == (epoch, ids)
         assert_same(distill.replay(run, ids, epoch), views)
-        assert not torch.equal(distill.replay(run, ids, epoch + 1).student[0], views.student[0])
+    assert not torch.equal(distill.replay(run, ids, epoch + 1).student[0], views.student[0])
 
 
 def test_some_samples_by_name_in_any_order(tmp_path: Path) -> None:

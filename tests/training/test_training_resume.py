@@ -4,11 +4,22 @@ import signal
 from pathlib import Path
 
 import pytest
-from toy_training import STEPS, Watched, assert_bit_equal, experiment, raising, straight_fit, student_fit, whole
+from toy_training import (
+    STEPS,
+    Watched,
+    assert_bit_equal,
+    experiment,
+    raising,
+    straight_fit,
+    student_fit,
+    student_spec,
+    whole,
+)
 
+from distill.run.context import RunContext
 from distill.training.callbacks import Checkpointing
 from distill.training.checkpoints import checkpoint_path, newest_good, steps_of
-from distill.training.signals import Interrupted
+from distill.training.signals import Interrupted, StopSignal
 
 # Objectives with a memory, with draws of their own, or with a second player.
 BANKS = [
@@ -60,7 +71,9 @@ def test_resumed_is_bit_equal_to_never_stopped(kind: str, step: int, tmp_path: P
 
 
 def test_dropout_and_drop_path_are_on_where_bit_equality_is_tested(tmp_path: Path) -> None:
-    model = student_fit(experiment(tmp_path, student=whole(tmp_path)), tmp_path / "fit").student.model  # type: ignore
+    settings = experiment(tmp_path, student=whole(tmp_path))
+    with StopSignal() as stop:
+        model = student_spec(settings, RunContext.of(settings, stop)).build().model
     assert model.drop_rate == 0.2
     assert any(getattr(module, "drop_prob", 0) > 0 for module in model.modules())
 

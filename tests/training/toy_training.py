@@ -45,7 +45,7 @@ from distill.training.fit import FitSummary
 from distill.training.module import Distillation
 from distill.training.signals import StopSignal
 
-SIZES = {"train": 36, "val": 41, "test": 23}
+SIZES = {"train": 36, "val": 17, "test": 23}
 STEPS = -(-SIZES["train"] // 8)
 """Steps of an epoch; 4 of the 36 samples come twice in each, other ones every time, to fill the last batch."""
 
