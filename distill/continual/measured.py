@@ -49,13 +49,13 @@ class StreamResult:
     backbone: int = 0
 
 
-def measured(tasks: Sequence[str], collected: Sequence[TaskScores], start: TaskScores | None = None) -> StreamResult:
+def measured(tasks: Sequence[str], collected: Sequence[TaskScores], starts: Sequence[TaskScores] = ()) -> StreamResult:
     """The models in a collection of scores.
 
     Args:
         tasks: names of all tasks, in their order.
         collected: scores of some models after each task.
-        start: scores of models before the first task, for forward transfer; None: it is not defined.
+        starts: scores of models before the first task, for forward transfer; it is not defined for other models.
 
     Returns:
         Each model that is measured after the last task with its metrics, in the order in which it first appears.
@@ -71,8 +71,8 @@ def measured(tasks: Sequence[str], collected: Sequence[TaskScores], start: TaskS
         sizes = tuple(_bytes(stage, name) for stage in stages) if any(name in stage.served for stage in stages) else ()
         seconds = sum(stage.seconds.get(name, 0.0) for stage in stages)
         rows = tuple(map(tuple, matrix.tolist()))
-        before = start is not None and setting in start.scores.get(name, {})
-        of_start = accuracy_matrix(tasks, [start], name, setting)[0][0] if start and before else None
+        start = next((start for start in starts if setting in start.scores.get(name, {})), None)
+        of_start = accuracy_matrix(tasks, [start], name, setting)[0][0] if start else None
         models.append(MeasuredModel(name, setting, rows, measure_stream(matrix, counts, of_start), sizes, seconds))
     return StreamResult(tuple(tasks), tuple(models), tuple(images), max(stage.backbone for stage in stages))
 

@@ -38,6 +38,7 @@ from distill.stages.learn_task import LearnTask
 from distill.stages.report import WriteReport
 from distill.stages.stream_controls import StreamControls
 from distill.stages.summarize_stream import SummarizeStream
+from distill.stages.untrained_student import UntrainedStudent
 
 if TYPE_CHECKING:
     from distill.experiments.continual import ContinualExperiment
@@ -56,9 +57,7 @@ def plan_stream(experiment: ContinualExperiment, tasks: Sequence[Task]) -> list[
         The stages, in an order in which they can run.
     """
     plan = _Plan(experiment, tasks)
-    stages: list[Stage] = [*plan.teachers, *plan.before]
-    if plan.start is not None:
-        stages.append(plan.start)
+    stages: list[Stage] = [*plan.teachers, *plan.before, *plan.starts]
     for number in range(len(tasks)):
         stages += plan.task(number)
     return stages + plan.end()
@@ -85,8 +84,29 @@ class _Plan:
         self.representations: list[EvaluateRepresentation] = []
         labeled = any(task.classes for task in self.tasks)  # without labels, there is nothing to evaluate
         self.evaluates_features = experiment.evaluates_features and (labeled or experiment.setting is not None)
-        self.start = self._representation("untrained", "student", 0) if self.evaluates_features else None
         self.before: list[Stage] = self._continued(experiment.continues) if experiment.continues else []
+        self.starts = self._untrained()
+
+    def _untrained(self) -> list[Stage]:
+        """The stages that evaluate the student before the first task, where later tasks can be predicted."""
+        made: list[Stage] = []
+        strategy = self.experiment.strategy.component
+        assert strategy is not None and issubclass(strategy, Strategy)
+        if self.evaluates_features:
+            made.append(self._representation("untrained", "student", 0))
+        several = strategy.heads_on_student or (strategy.head_per_task and not strategy.unites_heads)
+        if self.setting == "domain" and not several and self.experiment.trains_head and not self.experiment.continues:
+            network = UntrainedStudent("untrained-student", self.tasks[0], self.experiment.student.network)
+            test = EvaluateTask(
+                "untrained-test",
+                model="student",
+                tasks=self.tasks,
+                learned=network.output,
+                setting=self.setting,
+                by_task=self.by_task,
+            )
+            made += [network, test]
+        return made
 
     def _continued(self, run: Path) -> list[Stage]:
         """The stages that take over the learner, the sums and the scores of a finished run."""
@@ -143,7 +163,7 @@ class _Plan:
             tuple(stage.output for stage in (*self.served, *self.heads) if isinstance(stage, FitHeads)),
             controls.output if controls else None,
             self.before[-1].output if self.before else None,
-            self.start.output if self.start is not None else None,
+            tuple(s.output for s in self.starts if isinstance(s, EvaluateTask | EvaluateRepresentation)),
         )
         if any(task.classes for task in self.tasks):  # without labels, there is nothing to predict
             made.append(self._export())

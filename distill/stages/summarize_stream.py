@@ -28,7 +28,7 @@ class SummarizeStream(Stage[StreamResult]):
         heads: after each task.
         controls: of the stream.
         before: scores that stay true of the tasks of a run that this one goes on with.
-        start: of the experiment's own learner before the first task.
+        starts: of the experiment's own learner before the first task.
     """
 
     tasks: tuple[str, ...]
@@ -37,7 +37,7 @@ class SummarizeStream(Stage[StreamResult]):
     heads: tuple[Ref[FittedHeads], ...] = ()
     controls: Ref[ControlScores] | None = None
     before: Ref[ControlScores] | None = None
-    start: Ref[TaskEvaluation] | None = None
+    starts: tuple[Ref[TaskEvaluation], ...] = ()
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False
@@ -50,7 +50,7 @@ class SummarizeStream(Stage[StreamResult]):
         collected += [context.get(ref).scores for ref in self.heads]
         for ref in (self.controls, self.before):
             collected += context.get(ref).stages if ref is not None else ()
-        return measured(self.tasks, collected, context.get(self.start).scores if self.start else None)
+        return measured(self.tasks, collected, [context.get(ref).scores for ref in self.starts])
 
     def load(self, context: RunContext, folder: Path) -> StreamResult:
         return self.run(context, folder)
