@@ -30,6 +30,8 @@ from distill.yaml_tree import load_tree, merge_trees
 CONFIGS = Path(__file__).parents[1] / "configs"
 BATCH = 8
 SIDE = 32
+SMALLER = {"resnet18_cifar": "resnet20_cifar"}
+"""Networks that are slow without a GPU, and what stands for them."""
 
 
 class Noise(Source):
@@ -92,7 +94,8 @@ def at_hand(network: dict[str, Any]) -> dict[str, Any]:
     if network["model"] in OF_STUDENT:
         return network
     embedded = network["model"].startswith("embedded:")
-    return {**network, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
+    model = SMALLER.get(network["model"], network["model"])
+    return {**network, "model": model, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
 
 
 @pytest.fixture(scope="module")

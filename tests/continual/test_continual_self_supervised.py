@@ -16,6 +16,7 @@ from toy_training import raising, watching, whole
 
 from distill.config import validate_tree
 from distill.continual.carry import MOMENTUM
+from distill.deltas.sites import classifier_names
 from distill.experiments.continual import ContinualExperiment
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
@@ -148,7 +149,10 @@ def test_branch_tuning_with_momentum_and_the_old_model(tmp_path: Path, monkeypat
                 branch.zero_()
         ended = read(fit / "result.ckpt")["student"]
         first.student.load_state_dict(ended)
+        [classifier] = classifier_names(first.student.model)
         old, new = (step.student.eval().model.forward_features(images) for step in (first, second))
+    key = f"model.{classifier}.weight"
+    assert torch.equal(watched.before[0][f"student.{key}"], ended[key]), "neither a gradient nor weight decay moves it"
     assert torch.equal(old, new), "with branches of zero, a task begins where the last ended"
 
     results = json.loads((folder / "results.json").read_text())
