@@ -1,0 +1,209 @@
+"""Learning from a stream of tasks: heads in closed form, banks of deltas, HALRP's protocol, and what a stream costs.
+
+    python benchmarks/continual.py [--only PARTS] [--quick] [--data FOLDER] [--out FOLDER] [--markdown FILE]
+
+``--data`` is a folder with ``flowers61`` and ``cifar100``, each with ``train*.parquet`` and ``test*.parquet`` (columns
+``image`` and ``label``). Of CIFAR-100, the first 50 training and 20 test images of each class are used, but for
+``halrp``, which uses all. The parts, ``--only`` chooses some of them:
+
+=========  ============================================================================================================
+heads      closed-form heads and linear ones on frozen features (EfficientNet-Lite0): flowers in 5 tasks, CIFAR-100
+           in 10, three orders of the classes
+bank       a bank of at most 200 KB a task against a linear head for each task, on CIFAR-100 (task-incremental)
+opd        how much a bank depends on the order of the tasks, by short fits
+adapted    a delta that is trained on the first task, then SLDA, against SLDA on frozen features, on flowers
+halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
+           task on the network of the first, and a whole network for each task
+overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no data
+growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
+=========  ============================================================================================================
+
+``heads`` is the same with and without ``--quick``. Of the others, ``--quick`` measures one seed, two orders and short
+fits. ``--epochs`` is the length of the fits of ``bank``, ``adapted`` and ``halrp``, ``--set KEY=VALUE`` changes their
+configs; both are said in the results. Nothing is chosen on test images.
+
+Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run of a stream continues where it
+stopped: the same command measures what is missing. ``--list`` measures nothing and shows the results so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import continual_growth
+import continual_parts
+import measure  # noqa: F401  # this folder's augment.py must not hide the package
+from accuracy import Notebook
+from continual_data import CIFAR, FLOWERS, TEST, TRAIN, DataSet
+from continual_heads import HEADS, JOINT, SEQUENTIAL, experiment, frozen, learn, seconds_of_sums
+from continual_lab import Figure, Lab, NotMeasuredError, figure
+from measure import Row, save
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from distill.files import write_atomic
+from distill.report.summary import Machine
+from distill.training.signals import StopSignal
+
+ORDERS = (0, 1, 2)
+ROUNDS = 20
+
+
+def heads(lab: Lab) -> Iterator[Figure]:
+    """Accuracy of heads on frozen features, and the time of their sums."""
+    for data in (FLOWERS, CIFAR):
+        of_orders = [of_heads(lab, data, order) for order in ORDERS]
+        first = of_orders[0]
+        sizes = (
+            f"{first['classes']} classes in {first['tasks']} tasks, {first['sizes']['train']} training and "
+            f"{first['sizes']['test']} test images, {data.size} px; orders {', '.join(map(str, ORDERS))}"
+        )
+        for head in (*HEADS, JOINT, SEQUENTIAL):
+            name = head.replace(" ", "_")
+            models = [line["models"][head] for line in of_orders]
+            yield figure(f"{name}_last_{data.name}", [m["class"]["last"] for m in models], "fraction", sizes)
+            if head != JOINT:  # it is trained once, at the end
+                yield figure(f"{name}_mean_{data.name}", [m["class"]["mean"] for m in models], "fraction", sizes)
+            yield figure(f"{name}_til_{data.name}", [m["task"]["last"] for m in models], "fraction", sizes)
+        forgotten = [line["models"][SEQUENTIAL]["class"]["forgetting"] for line in of_orders]
+        yield figure(f"sequential_head_forgetting_{data.name}", forgotten, "fraction", sizes)
+        images = sum(first["sizes"].values())
+        seconds = [1000 * first["features_seconds"] / images]
+        yield figure(f"features_seconds_per_1000_images_{data.name}", seconds, "s", f"{data.size} px, once")
+    seconds = of_sums(lab)
+    detail = f"1,280 numbers an image, float64, for {', '.join(HEADS)} together; {len(seconds)} rounds"
+    yield figure("sums_seconds_per_1000_images", seconds, "s", detail)
+
+
+def of_heads(lab: Lab, data: DataSet, order: int) -> dict:
+    def work() -> dict:
+        made = experiment(data, lab.given.data, lab.given.out, order)
+        of_all = frozen(made, lab.stop, lab.console)
+        return {**learn(made, of_all), "features_seconds": of_all.seconds}
+
+    counts = {"train": TRAIN, "test": TEST} if data == CIFAR else {}
+    return lab.once({"part": "heads", "data": data.name, "size": data.size, "order": order, **counts}, work)
+
+
+def of_sums(lab: Lab) -> list[float]:
+    def work() -> dict:
+        made = experiment(FLOWERS, lab.given.data, lab.given.out, ORDERS[0])
+        return {"seconds": seconds_of_sums(frozen(made, lab.stop, lab.console), made, ROUNDS)}
+
+    return lab.once({"part": "sums", "rounds": ROUNDS}, work)["seconds"]
+
+
+PARTS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
+    "heads": heads,
+    "bank": continual_parts.bank,
+    "opd": continual_parts.opd,
+    "adapted": continual_parts.adapted,
+    "halrp": continual_parts.halrp,
+    "overhead": continual_parts.overhead,
+    "growth": continual_growth.growth,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--only", help=f"comma-separated, of {', '.join(PARTS)}; default: all")
+    made.add_argument("--quick", action="store_true", help="one seed, two orders, short fits")
+    made.add_argument("--data", type=Path, default=Path("data"), help="folder with flowers61 and cifar100")
+    made.add_argument("--seeds", help="comma-separated; default: 0,1,2, of halrp: 0")
+    made.add_argument("--orders", help="of halrp, such as A,B; default: A to E")
+    made.add_argument("--epochs", type=int, help="of the fits of bank, adapted and halrp; default: as in their configs")
+    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to these configs")
+    made.add_argument("--out", type=Path, default=Path("runs/continual"))
+    made.add_argument("--json", type=Path, help="write the figures to this file")
+    made.add_argument("--markdown", type=Path, help="write the page of results to this file")
+    made.add_argument("--list", action="store_true", help="measure nothing, show the results so far")
+    return made
+
+
+def main() -> None:
+    given = parser().parse_args()
+    names = given.only.split(",") if given.only else list(PARTS)
+    for name in names:
+        if name not in PARTS:
+            raise SystemExit(f"there is no part {name!r}, only {', '.join(PARTS)}")
+    given.out = given.out.resolve()
+    logging.getLogger("distill").setLevel(logging.ERROR)
+    console = Console()
+    measured: dict[str, list[Figure]] = {}
+    with StopSignal() as stop:
+        lab = Lab(given, Notebook(given.out, {}), stop, console)
+        for name in names:
+            try:
+                measured[name] = list(PARTS[name](lab))
+            except NotMeasuredError:
+                console.print(f"{name}: not measured", highlight=False)
+                continue
+            show(console, name, measured[name])
+    figures = [each for part in measured.values() for each in part]
+    if given.json:
+        save(given.json, [each.row for each in figures])
+    if given.markdown:
+        write_atomic(given.markdown, page(measured).encode())
+
+
+def show(console: Console, title: str, figures: list[Figure]) -> None:
+    """Print the figures of a part."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
+    table.add_column("figure", no_wrap=True)
+    for heading in ("mean", "smallest … largest", "unit", "bar"):
+        table.add_column(heading, justify="left" if heading in ("unit", "bar") else "right", no_wrap=True)
+    for each in figures:
+        color = "red" if each.bar.endswith("missed") else "green"
+        bar = f"[{color}]{each.bar}[/]" if each.bar else ""
+        table.add_row(each.row.name, number(each.row.value), spread(each.row), each.row.unit, bar)
+    console.print(table)
+
+
+def number(value: float) -> str:
+    return f"{value:.4g}"
+
+
+def spread(row: Row) -> str:
+    return "" if row.low == row.high else f"{number(row.low)} … {number(row.high)}"
+
+
+def page(measured: dict[str, list[Figure]]) -> str:
+    """The page of results: a table for each part, with what it was measured on."""
+    where = Machine.here()
+    lines = [
+        "# Learning from a stream of tasks",
+        "",
+        "The parts are described at the top of `benchmarks/continual.py`. Mean over seeds, orders or rounds; bars are "
+        "shown whether they are reached or not. Accuracies are fractions of test images: *last* after the last task, "
+        "*mean* over the stages, of all classes seen so far; *til* where the task of an image is known.",
+    ]
+    for name, figures in measured.items():
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            "| figure | mean | smallest … largest | unit | bar |",
+            "|---|---:|---:|---|---|",
+        ]
+        lines += [
+            f"| `{each.row.name}` | {number(each.row.value)} | {spread(each.row)} | {each.row.unit} | {each.bar} |"
+            for each in figures
+        ]
+        lines.append("")
+        for detail in dict.fromkeys(each.detail for each in figures if each.detail):
+            of = [f"`{each.row.name}`" for each in figures if each.detail == detail]
+            lines.append(f"- {', '.join(of[:2])}{' …' * (len(of) > 2)}: {detail}")
+    lines += [
+        "",
+        f"Machine: {where.gpu or where.cpu}, {where.threads} thread(s), Python {where.python}, torch {where.torch}, "
+        f"timm {where.timm}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,196 @@
+"""The parts of ``continual.py`` that are whole runs of streams."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import measure  # noqa: F401  # this folder's augment.py must not hide the package
+from continual_data import CIFAR, FLOWERS, TEST, TRAIN, data_tree, source
+from continual_lab import Figure, Lab, figure
+from continual_runs import stream_run
+
+from distill.continual.orders import order_disparity
+
+HELD_OUT = 0.2
+QUICK_EPOCHS = {"bank": 2, "opd": 1, "adapted": 3, "halrp": 2}
+LETTERS = ("A", "B", "C", "D", "E")
+
+
+def seeds(lab: Lab, default: Sequence[int] = (0, 1, 2)) -> list[int]:
+    if lab.given.seeds:
+        return [int(seed) for seed in lab.given.seeds.split(",")]
+    return list(default[:1] if lab.given.quick else default)
+
+
+def length(lab: Lab, part: str) -> dict[str, Any]:
+    """Changes to the config for shorter fits."""
+    short = lab.given.quick or part == "opd"
+    epochs = lab.given.epochs or (QUICK_EPOCHS[part] if short else None)
+    return {} if epochs is None else {"training": {"epochs": epochs, "validate_every": epochs}}
+
+
+def said(lab: Lab, part: str, what: str, of: Sequence[Any], name: str) -> str:
+    """The detail of a figure: data, seeds or orders, and what differs from the config."""
+    short = length(lab, part)
+    parts = [what, f"{name} {', '.join(map(str, of))}"]
+    parts += [f"{short['training']['epochs']} epochs"] if short else []
+    parts += [f"with {' '.join(lab.given.set)}"] if lab.given.set else []
+    return "; ".join(parts)
+
+
+def bank(lab: Lab) -> Iterator[Figure]:
+    """A bank against linear heads for each task."""
+    of = seeds(lab)
+    lines = [on_cifar(lab, "bank", seed, {}) for seed in of]
+    images = f"{TRAIN} training ({HELD_OUT:.0%} held out) and {TEST} test images of each class of CIFAR-100"
+    detail = said(lab, "bank", f"{images}, 10 tasks, 96 px", of, "seeds")
+    own = [line["metrics"]["student, task: accuracy_micro"] for line in lines]
+    heads = [line["metrics"]["task heads, task: accuracy_micro"] for line in lines]
+    forgotten = [line["metrics"]["student, task: forgetting"] for line in lines]
+    served = [last(line, "served bytes after {}") / len(line["tasks"]) for line in lines]
+    yield figure("bank_til_minus_heads", [a - b for a, b in zip(own, heads)], "fraction", detail)
+    yield figure("bank_til", own, "fraction", detail)
+    yield figure("task_heads_til", heads, "fraction", detail)
+    yield figure("bank_forgetting", forgotten, "fraction", detail)
+    yield figure("bank_served_bytes_a_task", served, "bytes", detail)
+    for name in ("slda", "sequential"):
+        of_model = [line["metrics"][f"{name}, task: accuracy_micro"] for line in lines]
+        yield figure(f"bank_run_{name}_til", of_model, "fraction", detail)
+
+
+def opd(lab: Lab) -> Iterator[Figure]:
+    """Whether a bank depends on the order of the tasks; a task's fit is the same whatever its length is."""
+    orders = LETTERS[:2] if lab.given.quick else LETTERS[:3]
+    changes = {"controls": {"heads": False, "sequential": False}, "heads": [], "inference": []}
+    lines = [on_cifar(lab, "opd", 0, {**changes, "stream": {"task_order": order}}) for order in orders]
+    spread = order_disparity([line["final"]["student, task"] for line in lines])
+    detail = said(lab, "opd", f"CIFAR-100, {TRAIN} training images of each class, seed 0", orders, "orders")
+    yield figure("bank_opd", [spread.maximum], "fraction", f"{detail}; the largest of the ten tasks")
+
+
+def on_cifar(lab: Lab, part: str, seed: int, changes: dict[str, Any]) -> dict[str, Any]:
+    """A run of the bank on the part of CIFAR-100."""
+    given = lab.given
+    data = data_tree(CIFAR, given.data, given.out, HELD_OUT)
+    short = (
+        {"training": {"epochs": 1, "validate_every": 1}} if part == "opd" and not given.epochs else length(lab, part)
+    )
+    return stream_run(lab, part, "halrp_lite0.yaml", {"seed": seed, "data": data, **short, **changes}, given.set)
+
+
+def adapted(lab: Lab) -> Iterator[Figure]:
+    """A delta of the first task, then SLDA, against SLDA on frozen features; the seed is also that of the order."""
+    of = seeds(lab)
+    lines = [on_flowers(lab, seed) for seed in of]
+    detail = said(
+        lab, "adapted", f"61 kinds of flowers: 20, then 10 in a task; {FLOWERS.size} px", of, "seeds (orders)"
+    )
+    own = [line["metrics"]["student + slda, class: accuracy_micro"] for line in lines]
+    frozen = [line["metrics"]["slda, class: accuracy_micro"] for line in lines]
+    yield figure("adapted_slda_minus_slda", [a - b for a, b in zip(own, frozen)], "fraction", detail)
+    yield figure("adapted_slda_last", own, "fraction", detail)
+    yield figure("frozen_slda_last", frozen, "fraction", detail)
+
+
+def on_flowers(lab: Lab, seed: int) -> dict[str, Any]:
+    given = lab.given
+    changes = {
+        "seed": seed,
+        "data": data_tree(FLOWERS, given.data, given.out, HELD_OUT),
+        "stream": {"order_seed": seed},
+        "heads": [{"type": "slda"}],
+        "inference": [],
+        "controls": {"heads": False},
+        **length(lab, "adapted"),
+    }
+    return stream_run(lab, "adapted", "class_incremental_flowers.yaml", changes, given.set)
+
+
+NO_CONTROLS = {"sequential": False, "separate": False}
+GO_ON: dict[str, Any] = {
+    "strategy": {"type": "go_on"},
+    "student": {"deltas": [], "train": "full"},
+    "objectives": [{"type": "ce", "among": "present"}],
+}
+HALRP_RUNS: dict[str, dict[str, Any]] = {
+    "halrp": {},
+    "sequential": GO_ON,
+    "ewc": {**GO_ON, "regularizers": [{"type": "ewc"}]},
+    "task_heads": {"student": {"deltas": []}},
+}
+"""Run → changes to ``halrp_splits.yaml``. A loss among the classes of the task is that of a head for each task."""
+
+
+def halrp(lab: Lab) -> Iterator[Figure]:
+    """HALRP's protocol against what is simpler and what is larger."""
+    orders = lab.given.orders.split(",") if lab.given.orders else list(LETTERS[:2] if lab.given.quick else LETTERS)
+    (seed,) = seeds(lab, (0,))
+    runs = {run: [on_lenet(lab, run, order, seed, order == orders[0]) for order in orders] for run in HALRP_RUNS}
+    detail = said(lab, "halrp", f"CIFAR-100 in 10 tasks, LeNet, seed {seed}, task known", orders, "orders")
+    accuracies = {
+        run: [line["metrics"]["student, task: accuracy_macro"] for line in lines] for run, lines in runs.items()
+    }
+    differences = [a - b for a, b in zip(accuracies["halrp"], accuracies["sequential"])]
+    yield figure("halrp_acc_minus_sequential", differences, "fraction", detail)
+    for run, lines in runs.items():
+        yield figure(f"{run}_acc", accuracies[run], "fraction", detail)
+        forgotten = [line["metrics"]["student, task: forgetting"] for line in lines]
+        yield figure(f"{run}_forgetting", forgotten, "fraction", detail)
+        if len(orders) > 1:
+            spread = order_disparity([line["final"]["student, task"] for line in lines])
+            yield figure(f"{run}_aopd", [spread.average], "fraction", detail)
+            yield figure(f"{run}_mopd", [spread.maximum], "fraction", detail)
+    whole = runs["halrp"][0]
+    yield figure("separate_acc", [whole["metrics"]["separate, task: accuracy_macro"]], "fraction", detail)
+    beside = f"{detail}; bytes of files besides the first task's network, of the bytes of its weights"
+    yield figure("halrp_growth", [grown(line, "student") for line in runs["halrp"]], "fraction", beside)
+    yield figure("separate_growth", [grown(whole, "separate")], "fraction", beside)
+
+
+def on_lenet(lab: Lab, run: str, order: str, seed: int, separate: bool) -> dict[str, Any]:
+    """A run of the protocol.
+
+    Args:
+        lab: of the benchmark.
+        run: of ``HALRP_RUNS``.
+        order: of the tasks.
+        seed: of the run.
+        separate: also train a whole network for each task, which is the same in every order.
+
+    Returns:
+        See ``stream_run``.
+    """
+    given = lab.given
+    changes: dict[str, Any] = {
+        "seed": seed,
+        "data": {"source": source(given.data / CIFAR.folder, given.out), "workers": 0},
+        "stream": {"task_order": order},
+        "controls": {**NO_CONTROLS, "separate": separate and run == "halrp"},
+        **length(lab, "halrp"),
+        **HALRP_RUNS[run],
+    }
+    return stream_run(lab, "halrp", "halrp_splits.yaml", changes, given.set)
+
+
+def last(line: dict[str, Any], name: str) -> float:
+    """A metric of the bank after the last task."""
+    return line["metrics"][f"student, task: {name.format(line['tasks'][-1])}"]
+
+
+def grown(line: dict[str, Any], model: str) -> float:
+    """What is served after the last task beyond what was after the first, of the backbone's bytes."""
+    after = [line["metrics"][f"{model}, task: growth after {line['tasks'][at]}, served"] for at in (-1, 0)]
+    return after[0] - after[1]
+
+
+def overhead(lab: Lab) -> Iterator[Figure]:
+    """Share of a stream's wall time outside fits, heads and evaluation."""
+    of = seeds(lab)
+    lines = [stream_run(lab, "overhead", "quick.yaml", {"seed": seed}, []) for seed in of]
+    timed = [line for line in lines if line["seconds"] is not None]
+    if timed:
+        shares = [1 - line["useful"] / line["seconds"] for line in timed]
+        detail = f"configs/continual/quick.yaml, 5 tasks of digits, 4 epochs, seeds {', '.join(map(str, of))}"
+        yield figure("stream_overhead", shares, "share", detail)
+        yield figure("quick_stream_seconds", [line["seconds"] for line in timed], "s", detail)

@@ -1,0 +1,207 @@
+"""The parts of ``benchmarks/continual.py`` on toy features and toy results; one real stream, read in both ways."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import continual  # noqa: E402
+import continual_growth  # noqa: E402
+import continual_parts  # noqa: E402
+import continual_runs  # noqa: E402
+from accuracy import Notebook  # noqa: E402
+from continual_data import part_of  # noqa: E402
+from continual_heads import JOINT, SEQUENTIAL, Frozen, learn, seconds_of_sums  # noqa: E402
+from continual_lab import BARS, Lab, NotMeasuredError, figure  # noqa: E402
+
+from distill.config import validate_tree  # noqa: E402
+from distill.continual.heads.ridge import Ridge  # noqa: E402
+from distill.continual.heads.slda import SLDA  # noqa: E402
+from distill.run.context import RunContext  # noqa: E402
+from distill.training.evaluate import Predictions  # noqa: E402
+from distill.training.signals import StopSignal  # noqa: E402
+from distill.yaml_tree import load_tree, merge_trees  # noqa: E402
+
+
+def lab(out: Path, *arguments: str) -> Lab:
+    given = continual.parser().parse_args(["--out", str(out), "--data", str(out / "data"), *arguments])
+    with StopSignal() as stop:
+        return Lab(given, Notebook(out, {}), stop, Console(quiet=True))
+
+
+def test_a_part_of_the_data_has_the_first_images_of_each_class(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    for number, labels in enumerate(([2, 0, 0, 1], [1, 1, 2])):
+        rows = {"label": labels, "image": [f"{number}/{row}" for row in range(len(labels))]}
+        pq.write_table(pa.table(rows, metadata={b"names": b"kept"}), tmp_path / f"train-{number}.parquet")
+    made = pq.read_table(part_of(tmp_path, tmp_path / "part", {"train": 1}) / "train.parquet")
+    assert made.to_pydict() == {"label": [2, 0, 1], "image": ["0/0", "0/1", "0/3"]}
+    assert made.schema.metadata == {b"names": b"kept"}
+    with pytest.raises(SystemExit, match=r"has no test\*.parquet"):
+        part_of(tmp_path, tmp_path / "part", {"test": 1})
+
+
+@pytest.fixture(scope="module")
+def separable(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Frozen]:
+    """A stream of three tasks of two classes, with features in which the classes are apart."""
+    made = continual_growth.experiment(tmp_path_factory.mktemp("heads"), 3, [])
+    made = made.model_copy(update={"heads": (SLDA.Settings(), Ridge.Settings())})
+    with StopSignal() as stop:
+        context = RunContext.of(made, stop)
+    splits = {}
+    for number, split in enumerate(("train", "test")):
+        labels = torch.arange(60) % 6
+        noise = torch.randn(60, 8, generator=torch.Generator().manual_seed(number))
+        features = 4 * torch.eye(6, 8)[labels] + 0.1 * noise
+        splits[split] = Predictions(features, labels, torch.arange(60))
+    return made, Frozen(context, splits, 1.0)  # type: ignore[arg-type]
+
+
+def test_heads_on_features_that_separate_the_classes(separable: tuple[Any, Frozen]) -> None:
+    """Heads in closed form and the joint one make no mistake; the sequential one forgets and is right within a task."""
+    result = learn(*separable)
+    assert (result["sizes"], result["classes"], result["tasks"]) == ({"train": 60, "test": 60}, 6, 3)
+    models = result["models"]
+    assert models.keys() == {"slda", "ridge", JOINT, SEQUENTIAL}
+    for name in ("slda", "ridge", JOINT):
+        assert models[name]["class"]["last"] == models[name]["task"]["last"] == 1
+    assert models["slda"]["class"]["forgetting"] == 0
+    assert models[SEQUENTIAL]["class"]["last"] < 1 and models[SEQUENTIAL]["class"]["forgetting"] > 0
+    assert len(seconds_of_sums(separable[1], separable[0], rounds=2, images=10)) == 2
+
+
+def test_figures_say_whether_their_bar_is_reached() -> None:
+    for name, (sign, limit) in BARS.items():
+        assert figure(name, [limit], "fraction", "").bar == f"{sign} {limit:g} reached"
+        worse = limit + (0.1 if sign == "≤" else -0.1)
+        assert figure(name, [worse], "fraction", "").bar == f"{sign} {limit:g} missed"
+    assert figure("another", [1.0], "s", "").bar == ""
+
+
+def test_the_page_shows_every_figure_and_what_it_is_of() -> None:
+    page = continual.page({"heads": [figure("slda_last_flowers", [0.9, 0.92], "fraction", "orders 0, 1")]})
+    assert "| `slda_last_flowers` | 0.91 | 0.9 … 0.92 | fraction | ≥ 0.9 reached |" in page
+    assert "- `slda_last_flowers`: orders 0, 1\n" in page and "torch" in page
+
+
+def test_a_result_is_measured_once(tmp_path: Path) -> None:
+    asked = []
+
+    def work() -> dict[str, Any]:
+        asked.append(1)
+        return {"value": 3}
+
+    for _ in range(2):
+        assert lab(tmp_path).once({"seed": 0}, work)["value"] == 3
+    assert lab(tmp_path).once({"seed": 1}, work)["value"] == 3
+    assert len(asked) == 2
+    with pytest.raises(NotMeasuredError):
+        lab(tmp_path, "--list").once({"seed": 2}, work)
+
+
+TASKS = [f"task-{number:02}" for number in range(1, 11)]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """Results of a toy in place of those of runs, whose configs are checked and noted."""
+    noted: list[dict[str, Any]] = []
+
+    def stream_run(of: Lab, part: str, config: str, changes: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+        source = {"data": {"source": {"type": "digits"}}}  # the real files are not at hand
+        tree = merge_trees(merge_trees(load_tree(continual_runs.CONFIGS / config), changes), source)
+        validate_tree(tree, config)
+        noted.append(tree)
+        higher = 0.1 * (tree["strategy"]["type"] == "bank")
+        metrics = {"student + slda, class: accuracy_micro": 0.9, "slda, class: accuracy_micro": 0.88}
+        for name in ("student", "slda", "sequential", "task heads", "separate"):
+            own = 0.5 + higher * (name == "student")
+            metrics |= {f"{name}, task: accuracy_{kind}": own for kind in ("micro", "macro")}
+            metrics[f"{name}, task: forgetting"] = 0.0
+            for at, task in enumerate(TASKS, 1):
+                metrics[f"{name}, task: served bytes after {task}"] = 1000 * at
+                metrics[f"{name}, task: growth after {task}, served"] = 1 + 0.01 * at
+        order = tree["stream"].get("task_order", "A")
+        final = dict.fromkeys(TASKS, 0.5 + 0.1 * (order == "B"))
+        return {"metrics": metrics, "final": {"student, task": final}, "tasks": TASKS, "seconds": 10.0, "useful": 9.8}
+
+    monkeypatch.setattr(continual_parts, "stream_run", stream_run)
+    monkeypatch.setattr(continual_parts, "data_tree", lambda *unused: {"val_fraction": 0.2})
+    return noted
+
+
+def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    at = lab(tmp_path, "--quick")
+    values = {
+        each.row.name: each.row.value
+        for part in ("bank", "opd", "adapted", "halrp", "overhead")
+        for each in continual.PARTS[part](at)
+    }
+    expected = {
+        "bank_til_minus_heads": 0.1,
+        "bank_forgetting": 0,
+        "bank_served_bytes_a_task": 1000,
+        "bank_opd": 0.1,
+        "adapted_slda_minus_slda": 0.02,
+        "halrp_acc_minus_sequential": 0.1,
+        "halrp_growth": 0.09,
+        "halrp_aopd": 0.1,
+        "stream_overhead": 0.02,
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
+    lenet = [tree for tree in runs if tree["student"]["network"]["model"] == "lenet_20_50"]
+    assert [tree["controls"]["separate"] for tree in lenet].count(True) == 1, "it is the same in every order"
+    assert {tree["training"]["epochs"] for tree in lenet} == {2}
+    assert {tree["stream"]["task_order"] for tree in lenet} == {"A", "B"}
+
+
+def test_options_are_said_and_used(runs: list[dict[str, Any]], tmp_path: Path) -> None:
+    at = lab(tmp_path, "--epochs", "5", "--seeds", "4,5", "--set", "data.batch_size=16")
+    first = next(continual.PARTS["bank"](at))
+    assert "seeds 4, 5; 5 epochs; with data.batch_size=16" in first.detail
+    assert [(tree["seed"], tree["training"]["epochs"]) for tree in runs] == [(4, 5), (5, 5)]
+
+
+def test_calls_inside_of_others_count_once() -> None:
+    spent = continual_runs.Spent()
+
+    def inner() -> None:
+        torch.zeros(1)
+
+    timed = spent.around(inner)
+    outer = spent.around(lambda: (timed(), timed()))
+    outer()
+    whole = spent.seconds
+    assert whole > 0
+    timed()
+    assert spent.seconds > whole
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("verification_forks", "blank_figures")
+def test_a_stream_is_run_timed_and_read(tmp_path: Path) -> None:
+    at = lab(tmp_path)
+    made = continual_growth.experiment(tmp_path, 2, [])
+    tree = made.model_dump(mode="json")
+    result = continual_runs.finished(at, tree)
+    assert 0 < result["useful"] < result["seconds"] and result["tasks"] == ["task-1", "task-2"]
+    assert result["final"]["student, task"].keys() == {"task-1", "task-2"}
+    assert result["metrics"]["student, task: forgetting"] == 0
+    again = continual_runs.finished(at, tree)
+    assert again["seconds"] is None and again["metrics"] == result["metrics"]
+    read = continual_growth.learned(at, 2, [])
+    assert len(read["seconds"]) == len(read["bytes"]) == 2 and min(read["seconds"]) > 0
+    assert continual_growth.served_growth(read) == pytest.approx(1, abs=0.01)
+
+
+def test_a_wrong_part_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["continual.py", "--only", "bnak"])
+    with pytest.raises(SystemExit, match="there is no part 'bnak', only heads, bank"):
+        continual.main()
