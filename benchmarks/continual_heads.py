@@ -9,6 +9,7 @@ together, the other on one after the other.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -122,6 +123,7 @@ def learn(made: ContinualExperiment, of_all: Frozen) -> dict[str, Any]:
     tasks = stream_in(made).tasks(context.data)
     features = {task.name: features_of(task, of_all) for task in tasks}
     collected: list[TaskScores] = []
+    made.output.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=made.output) as folder:
         for stage in plan_stream(made, tasks):
             if isinstance(stage, ExtractFeatures):
@@ -137,7 +139,7 @@ def learn(made: ContinualExperiment, of_all: Frozen) -> dict[str, Any]:
         models.setdefault(model.name, {})[model.setting] = {
             "last": metrics.accuracy_micro,
             "mean": metrics.average_incremental_accuracy,
-            "forgetting": metrics.forgetting,
+            "forgetting": None if math.isnan(metrics.forgetting) else metrics.forgetting,
             "seconds": model.seconds,
         }
     sizes = {split: len(of_all.splits[split].labels) for split in SPLITS}

@@ -75,7 +75,8 @@ class NoiseSamples:
 def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
     """The config on one batch of small images, with networks that are at hand."""
     own = validate_tree(tree, "as it is")
-    source = (NoiseOfManyClasses if own.has_tasks else Noise).__name__
+    many = isinstance(own, ContinualExperiment) and own.stream.type in ("classes", "superclasses", "online")
+    source = (NoiseOfManyClasses if many else Noise).__name__
     once = {"epochs": 1, "accelerator": "cpu", "devices": 1, "schedule": {"type": "constant", "warmup": 0}}
     changes: dict[str, Any] = {
         "output": str(output),

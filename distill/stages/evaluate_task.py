@@ -48,7 +48,9 @@ class EvaluateTask(Stage[TaskEvaluation]):
     """Evaluates a learner once after a task, on the test split, or on val if there is no test split.
 
     A part that later tasks do not change is not evaluated again on the same images; after the last task all of it is
-    read from its files once more, and its logits must be the same to the bit.
+    read from its files once more, and its logits must be the same to the bit. The folder holds the predictions that
+    were made now; earlier ones are those of the stages before. So a task's time and bytes do not grow with the number
+    of tasks, unless tasks are inferred: then every part reads every image.
 
     Args:
         model: name of the learner in the tables.
@@ -90,29 +92,33 @@ class EvaluateTask(Stage[TaskEvaluation]):
         learned = context.get(self.learned)
         before = self._before(context)
         logits: dict[tuple[str, str], Predictions] = {}
+        made: dict[tuple[str, str], Predictions] = {}
         for part in learned.parts:
-            at = [task for task in (*self.tasks, *self.later) if self.again or (part.name, task.name) not in before]
-            logits |= {(part.name, task.name): before[part.name, task.name] for task in self.tasks if task not in at}
-            logits |= self._predict(context, part, at) if at else {}
+            read = self._read(part, learned)
+            at = [task for task in read if self.again or (part.name, task.name) not in before]
+            made |= self._predict(context, part, at) if at else {}
+            logits |= {pair: made[pair] if pair in made else before[pair] for pair in _pairs(part, read)}
         scores = self._scores(context, learned, logits, _changed(before, logits) if self.again else [])
         if is_first_rank():
             tensors = {
                 f"{number}/{name}": getattr(of_pair, name).clone(memory_format=torch.contiguous_format)
-                for number, of_pair in enumerate(logits.values())
+                for number, of_pair in enumerate(made.values())
                 for name in ("logits", "labels", "ids")
             }
             write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
-            content = {"pairs": list(logits), "scores": scores.model_dump(mode="json")}
+            content = {"pairs": list(made), "scores": scores.model_dump(mode="json")}
             write_atomic(folder / SCORES, json.dumps(content, indent=2).encode())
         return TaskEvaluation(logits, scores)
 
     def load(self, context: RunContext, folder: Path) -> TaskEvaluation:
         content = json.loads((folder / SCORES).read_text())
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-        logits = {
+        own = {
             (part, task): Predictions(*(tensors[f"{number}/{name}"] for name in ("logits", "labels", "ids")))
             for number, (part, task) in enumerate(content["pairs"])
         }
+        learned, known = context.get(self.learned), {**self._before(context), **own}
+        logits = {pair: known[pair] for part in learned.parts for pair in _pairs(part, self._read(part, learned))}
         return TaskEvaluation(logits, TaskScores.model_validate(content["scores"]))
 
     def report(self, context: RunContext, output: TaskEvaluation) -> Iterable[Item]:
@@ -135,6 +141,16 @@ class EvaluateTask(Stage[TaskEvaluation]):
             return {}
         changed = {part.name for part in context.get(self.learned).parts if part.changed}
         return {pair: own for pair, own in context.get(self.previous).logits.items() if pair[0] not in changed}
+
+    def _read(self, part: Part, learned: LearnedTask) -> list[Task]:
+        """The tasks on whose images a score reads the logits of a part: its own alone, if tasks are not inferred."""
+        every = [*self.tasks, *self.later]
+        if self._has_one_head(learned) or self.inference:
+            return every
+        return [task for task in every if task.name == part.name]
+
+    def _has_one_head(self, learned: LearnedTask) -> bool:
+        return len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference
 
     def _predict(self, context: RunContext, part: Part, tasks: Sequence[Task]) -> dict[tuple[str, str], Predictions]:
         network = part.load()
@@ -167,7 +183,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         kept = sum(part.kept for part in learned.parts)
         if not learned.classes:  # images without labels: there is nothing to score
             scores[self.model] = {}
-        elif len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference:
+        elif self._has_one_head(learned):
             scores[self.model] = self._of_one_head(learned, logits)
         else:
             scores[self.model] = {"task": self._of_own_heads(learned, logits)}
@@ -235,6 +251,10 @@ class EvaluateTask(Stage[TaskEvaluation]):
                 united[rows.nonzero(), torch.tensor(columns)] = of_parts[part.name].logits[rows]
             scores[task.name] = score(_with_labels(replace(own, logits=united), task.classes, learned.classes))
         return scores
+
+
+def _pairs(part: Part, tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    return [(part.name, task.name) for task in tasks]
 
 
 def _with_labels(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:

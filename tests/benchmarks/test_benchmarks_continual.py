@@ -1,5 +1,6 @@
 """The parts of ``benchmarks/continual.py`` on toy features and toy results; one real stream, read in both ways."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -194,6 +195,8 @@ def test_a_stream_is_run_timed_and_read(tmp_path: Path) -> None:
     assert 0 < result["useful"] < result["seconds"] and result["tasks"] == ["task-1", "task-2"]
     assert result["final"]["student, task"].keys() == {"task-1", "task-2"}
     assert result["metrics"]["student, task: forgetting"] == 0
+    second = json.loads((made.output / made.name / "task-2" / "student-test" / "scores.json").read_text())
+    assert second["pairs"] == [["task-1", "task-1"], ["task-2", "task-2"]], "no network reads images of another task"
     again = continual_runs.finished(at, tree)
     assert again["seconds"] is None and again["metrics"] == result["metrics"]
     read = continual_growth.learned(at, 2, [])
