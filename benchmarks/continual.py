@@ -12,15 +12,16 @@ heads      closed-form heads and linear ones on frozen features (EfficientNet-Li
 bank       a bank of at most 200 KB a task against a linear head for each task, on CIFAR-100 (task-incremental)
 opd        how much a bank depends on the order of the tasks, by short fits
 adapted    a delta that is trained on the first task, then SLDA, against SLDA on frozen features, on flowers
-halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
-           task on the network of the first, and a whole network for each task
+halrp      HALRP's protocol with LeNet, in its five orders, with and without its pruning of earlier tasks: against
+           sequential training, EWC, a linear head for each task on the network of the first, and a whole network for
+           each task
 overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no data
 growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
 =========  ============================================================================================================
 
-``heads`` is the same with and without ``--quick``. Of the others, ``--quick`` measures one seed, two orders and short
-fits. ``--epochs`` is the length of the fits of ``bank``, ``adapted`` and ``halrp``, ``--set KEY=VALUE`` changes their
-configs; both are said in the results. Nothing is chosen on test images.
+``heads`` is the same with and without ``--quick``. Of the others, ``--quick`` measures one seed, two orders, short
+fits, and 30 tasks in place of 100. ``--epochs`` is the length of the fits of ``bank``, ``adapted`` and ``halrp``,
+``--set KEY=VALUE`` changes their configs; both are said in the results. Nothing is chosen on test images.
 
 Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run of a stream continues where it
 stopped: the same command measures what is missing. ``--list`` measures nothing and shows the results so far.
@@ -133,6 +134,7 @@ def main() -> None:
     given.out = given.out.resolve()
     logging.getLogger("distill").setLevel(logging.ERROR)
     console = Console()
+    console.width = max(console.width, 120)  # of a file, too
     measured: dict[str, list[Figure]] = {}
     with StopSignal() as stop:
         lab = Lab(given, Notebook(given.out, {}), stop, console)

@@ -29,7 +29,7 @@ from distill.run.folder import RECORD
 from distill.run.runner import run_plan
 
 NETWORK, SIDE, PER_CLASS = "test_efficientnet", 32, 4
-LENGTHS = (10, 100)
+LENGTHS, QUICK = (10, 100), (10, 30)
 ENDS = 5
 """Tasks at the beginning and at the end of a stream that are compared."""
 
@@ -68,16 +68,17 @@ class NoiseOfClasses:
 
 def growth(lab: Lab) -> Iterator[Figure]:
     """Seconds and bytes of a task in short and in long streams, without and with inference of the task."""
+    lengths = QUICK if lab.given.quick else LENGTHS
     for name, inference in (("", []), ("_inference", [{"type": "ncm"}])):
-        lines = [stream(lab, count, inference) for count in LENGTHS]
+        lines = [stream(lab, count, inference) for count in lengths]
         shared = f"bank, {NETWORK}, two classes a task, fits of two steps" + (", ncm infers the task" if name else "")
-        for line, count in zip(lines, LENGTHS):
+        for line, count in zip(lines, lengths):
             yield figure(f"task_seconds{name}_of_{count}", line["seconds"][-ENDS:], "s", f"{shared}; last {ENDS} tasks")
             yield figure(f"task_bytes{name}_of_{count}", line["bytes"][-ENDS:], "bytes", f"{shared}; files in the run")
-        seconds = [median(line["seconds"][-ENDS:]) / median(lines[0]["seconds"][:ENDS]) for line in lines]
-        detail = f"{shared}; medians of the last {ENDS} of {LENGTHS[-1]} tasks over the first {ENDS} of {LENGTHS[0]}"
-        yield figure(f"task_seconds{name}_growth", seconds[-1:], "×", detail)
-        yield figure(f"served_bytes{name}_growth", [served_growth(lines[-1])], "×", detail.replace("medians", "served"))
+        long = lines[-1]["seconds"]
+        detail = f"{shared}; medians of the last {ENDS} and of the first {ENDS} of {lengths[-1]} tasks"
+        yield figure(f"task_seconds{name}_growth", [median(long[-ENDS:]) / median(long[:ENDS])], "×", detail)
+        yield figure(f"served_bytes{name}_growth", [served_growth(lines[-1])], "×", detail)
 
 
 def stream(lab: Lab, count: int, inference: list[dict[str, Any]]) -> dict[str, Any]:
@@ -86,7 +87,7 @@ def stream(lab: Lab, count: int, inference: list[dict[str, Any]]) -> dict[str, A
 
 
 def served_growth(line: dict[str, Any]) -> float:
-    """Served bytes of the last tasks over those of the first, each."""
+    """What each of the last tasks adds to the served bytes, over what each of the first ones does."""
     own = np.diff([0, *line["served"]])
     return float(np.median(own[-ENDS:]) / np.median(own[:ENDS]))
 

@@ -10,6 +10,7 @@ former.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -35,13 +36,13 @@ class LeNet(StagedNet):
         self,
         num_classes: int = 100,
         in_chans: int = 3,
-        img_size: int | tuple[int, int] = 32,
+        img_size: int | Sequence[int] = 32,
         widths: tuple[int, int, int, int] = (20, 50, 800, 500),
         drop_rate: float = 0.0,
     ):
         super().__init__()
         first, second, third, fourth = widths
-        height, width = img_size if isinstance(img_size, tuple) else (img_size, img_size)
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size  # a list, in a timm folder
         area = (((height - 4) // 2 - 4) // 2) * (((width - 4) // 2 - 4) // 2)
         if min(height, width) < 16:
             raise ValueError(f"LeNet needs images of 16 pixels or more, not {min(height, width)}")

@@ -10,7 +10,7 @@ import torch
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
-sys.path.append(str(ROOT / "benchmarks"))
+sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "continual")]
 import continual  # noqa: E402
 import continual_growth  # noqa: E402
 import continual_parts  # noqa: E402
@@ -19,6 +19,7 @@ from accuracy import Notebook  # noqa: E402
 from continual_data import part_of  # noqa: E402
 from continual_heads import JOINT, SEQUENTIAL, Frozen, learn, seconds_of_sums  # noqa: E402
 from continual_lab import BARS, Lab, NotMeasuredError, figure  # noqa: E402
+from toy_stream import verified_here  # noqa: E402
 
 from distill.config import validate_tree  # noqa: E402
 from distill.continual.heads.ridge import Ridge  # noqa: E402
@@ -186,12 +187,12 @@ def test_calls_inside_of_others_count_once() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("verification_forks", "blank_figures")
 def test_a_stream_is_run_timed_and_read(tmp_path: Path) -> None:
     at = lab(tmp_path)
     made = continual_growth.experiment(tmp_path, 2, [])
     tree = made.model_dump(mode="json")
-    result = continual_runs.finished(at, tree)
+    with verified_here():
+        result = continual_runs.finished(at, tree)
     assert 0 < result["useful"] < result["seconds"] and result["tasks"] == ["task-1", "task-2"]
     assert result["final"]["student, task"].keys() == {"task-1", "task-2"}
     assert result["metrics"]["student, task: forgetting"] == 0

@@ -1,8 +1,11 @@
 """LeNet: its size, timm's contract, other sizes, and deltas on it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
+from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.network import create_network, extract, timm_with_own_models
 from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
@@ -35,3 +38,13 @@ def test_another_input_and_deltas() -> None:
     assert student.train()(torch.randn(2, 1, 28, 28)).logits.shape == (2, 10)
     with pytest.raises(ValueError, match="16 pixels or more, not 12"):
         timm_with_own_models().create_model("lenet_20_50", img_size=12)
+
+
+@pytest.mark.parametrize("size", [None, 28])
+def test_a_timm_folder_of_it_is_read(size: int | None, tmp_path: Path) -> None:
+    """JSON turns height and width into a list."""
+    made = create_network(NetworkSettings(model="lenet_20_50", pretrained=False, size=size), 10)
+    write_timm_folder(tmp_path / "folder", made.model, origin="random")
+    read = create_network(NetworkSettings(model=f"local-dir:{tmp_path / 'folder'}", size=size))
+    x = torch.randn(2, 3, size or 32, size or 32)
+    assert torch.equal(read.model.eval()(x), made.model.eval()(x))
