@@ -48,7 +48,7 @@ from rich.table import Table
 
 from distill.files import write_atomic
 from distill.report.summary import Machine
-from distill.training.signals import StopSignal
+from distill.training.signals import Interrupted, StopSignal
 
 ORDERS = (0, 1, 2)
 ROUNDS = 20
@@ -144,21 +144,23 @@ def main() -> None:
             except NotMeasuredError:
                 console.print(f"{name}: not measured", highlight=False)
                 continue
+            except Interrupted as error:
+                raise SystemExit(f"{error}; the same command continues") from None
             show(console, name, measured[name])
-    figures = [each for part in measured.values() for each in part]
+    rows = [each for part in measured.values() for each in part]
     if given.json:
-        save(given.json, [each.row for each in figures])
+        save(given.json, [each.row for each in rows])
     if given.markdown:
         write_atomic(given.markdown, page(measured).encode())
 
 
-def show(console: Console, title: str, figures: list[Figure]) -> None:
+def show(console: Console, title: str, rows: list[Figure]) -> None:
     """Print the figures of a part."""
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
     table.add_column("figure", no_wrap=True)
     for heading in ("mean", "smallest … largest", "unit", "bar"):
         table.add_column(heading, justify="left" if heading in ("unit", "bar") else "right", no_wrap=True)
-    for each in figures:
+    for each in rows:
         color = "red" if each.bar.endswith("missed") else "green"
         bar = f"[{color}]{each.bar}[/]" if each.bar else ""
         table.add_row(each.row.name, number(each.row.value), spread(each.row), each.row.unit, bar)
@@ -183,7 +185,7 @@ def page(measured: dict[str, list[Figure]]) -> str:
         "shown whether they are reached or not. Accuracies are fractions of test images: *last* after the last task, "
         "*mean* over the stages, of all classes seen so far; *til* where the task of an image is known.",
     ]
-    for name, figures in measured.items():
+    for name, rows in measured.items():
         lines += [
             "",
             f"## {name}",
@@ -193,11 +195,11 @@ def page(measured: dict[str, list[Figure]]) -> str:
         ]
         lines += [
             f"| `{each.row.name}` | {number(each.row.value)} | {spread(each.row)} | {each.row.unit} | {each.bar} |"
-            for each in figures
+            for each in rows
         ]
         lines.append("")
-        for detail in dict.fromkeys(each.detail for each in figures if each.detail):
-            of = [f"`{each.row.name}`" for each in figures if each.detail == detail]
+        for detail in dict.fromkeys(each.detail for each in rows if each.detail):
+            of = [f"`{each.row.name}`" for each in rows if each.detail == detail]
             lines.append(f"- {', '.join(of[:2])}{' …' * (len(of) > 2)}: {detail}")
     lines += [
         "",

@@ -31,7 +31,7 @@ def length(lab: Lab, part: str) -> dict[str, Any]:
     return {} if epochs is None else {"training": {"epochs": epochs, "validate_every": epochs}}
 
 
-def said(lab: Lab, part: str, what: str, of: Sequence[Any], name: str) -> str:
+def described(lab: Lab, part: str, what: str, of: Sequence[Any], name: str) -> str:
     """The detail of a figure: data, seeds or orders, and what differs from the config."""
     short = length(lab, part)
     parts = [what, f"{name} {', '.join(map(str, of))}"]
@@ -46,7 +46,7 @@ def bank(lab: Lab) -> Iterator[Figure]:
     plain = {"controls": {"sequential": False}, "inference": []}
     lines = [on_cifar(lab, "bank", seed, plain) for seed in of]
     images = f"{TRAIN} training ({HELD_OUT:.0%} held out) and {TEST} test images of each class of CIFAR-100"
-    detail = said(lab, "bank", f"{images}, 10 tasks, 96 px", of, "seeds")
+    detail = described(lab, "bank", f"{images}, 10 tasks, 96 px", of, "seeds")
     own = [line["metrics"]["student, task: accuracy_micro"] for line in lines]
     heads = [line["metrics"]["task heads, task: accuracy_micro"] for line in lines]
     forgotten = [line["metrics"]["student, task: forgetting"] for line in lines]
@@ -72,7 +72,7 @@ def opd(lab: Lab) -> Iterator[Figure]:
     lines = [on_cifar(lab, "opd", 0, {**changes, "stream": {"task_order": order}}) for order in orders]
     spread = order_disparity([line["final"]["student, task"] for line in lines])
     what = f"CIFAR-100, {TRAIN} training images of each class, {OPD_SIZE} px, seed 0"
-    detail = said(lab, "opd", what, orders, "orders")
+    detail = described(lab, "opd", what, orders, "orders")
     yield figure("bank_opd", [spread.maximum], "fraction", f"{detail}; the largest of the ten tasks")
 
 
@@ -90,7 +90,7 @@ def adapted(lab: Lab) -> Iterator[Figure]:
     """A delta of the first task, then SLDA, against SLDA on frozen features; the seed is also that of the order."""
     of = seeds(lab)
     lines = [on_flowers(lab, seed) for seed in of]
-    detail = said(
+    detail = described(
         lab, "adapted", f"61 kinds of flowers: 20, then 10 in a task; {FLOWERS.size} px", of, "seeds (orders)"
     )
     own = [line["metrics"]["student + slda, class: accuracy_micro"] for line in lines]
@@ -135,7 +135,7 @@ def halrp(lab: Lab) -> Iterator[Figure]:
     orders = lab.given.orders.split(",") if lab.given.orders else list(LETTERS[:2] if lab.given.quick else LETTERS)
     (seed,) = seeds(lab, (0,))
     runs = {run: [on_lenet(lab, run, order, seed, order == orders[0]) for order in orders] for run in HALRP_RUNS}
-    detail = said(lab, "halrp", f"CIFAR-100 in 10 tasks, LeNet, seed {seed}, task known", orders, "orders")
+    detail = described(lab, "halrp", f"CIFAR-100 in 10 tasks, LeNet, seed {seed}, task known", orders, "orders")
     accuracies = {
         run: [line["metrics"]["student, task: accuracy_macro"] for line in lines] for run, lines in runs.items()
     }
@@ -199,7 +199,7 @@ def overhead(lab: Lab) -> Iterator[Figure]:
     lines = [stream_run(lab, "overhead", "quick.yaml", {"seed": seed}, []) for seed in of]
     timed = [line for line in lines if line["seconds"] is not None]
     if timed:
-        shares = [1 - line["useful"] / line["seconds"] for line in timed]
+        fractions = [1 - line["useful"] / line["seconds"] for line in timed]
         detail = f"configs/continual/quick.yaml, 5 tasks of digits, 4 epochs, seeds {', '.join(map(str, of))}"
-        yield figure("stream_overhead", shares, "share", detail)
+        yield figure("stream_overhead", fractions, "share", detail)
         yield figure("quick_stream_seconds", [line["seconds"] for line in timed], "s", detail)
