@@ -12,9 +12,8 @@ heads      closed-form heads and linear ones on frozen features (EfficientNet-Li
 bank       a bank of at most 200 KB a task against a linear head for each task, on CIFAR-100 (task-incremental)
 opd        how much a bank depends on the order of the tasks, by short fits
 adapted    a delta that is trained on the first task, then SLDA, against SLDA on frozen features, on flowers
-halrp      HALRP's protocol with LeNet, in its five orders, with and without its pruning of earlier tasks: against
-           sequential training, EWC, a linear head for each task on the network of the first, and a whole network for
-           each task
+halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
+           task on the network of the first, and a whole network for each task
 overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no data
 growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
 =========  ============================================================================================================

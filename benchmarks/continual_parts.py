@@ -122,7 +122,6 @@ GO_ON: dict[str, Any] = {
 }
 HALRP_RUNS: dict[str, dict[str, Any]] = {
     "halrp": {},
-    "halrp_repruned": {"strategy": {"type": "bank", "base": "first_task", "growth": 0.2, "reprune": True}},
     "sequential": GO_ON,
     "ewc": {**GO_ON, "regularizers": [{"type": "ewc"}]},
     "task_heads": {"student": {"deltas": []}},
@@ -152,8 +151,7 @@ def halrp(lab: Lab) -> Iterator[Figure]:
     whole = runs["halrp"][0]
     yield figure("separate_acc", [whole["metrics"]["separate, task: accuracy_macro"]], "fraction", detail)
     beside = f"{detail}; bytes of files besides the first task's network, of the bytes of its weights"
-    for run in ("halrp", "halrp_repruned"):
-        yield figure(f"{run}_growth", [grown(line, "student") for line in runs[run]], "fraction", beside)
+    yield figure("halrp_growth", [grown(line, "student") for line in runs["halrp"]], "fraction", beside)
     yield figure("separate_growth", [grown(whole, "separate")], "fraction", beside)
 
 
