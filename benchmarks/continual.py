@@ -14,13 +14,14 @@ opd        how much a bank depends on the order of the tasks, by short fits
 adapted    a delta that is trained on the first task, then SLDA, against SLDA on frozen features, on flowers
 halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
            task on the network of the first, and a whole network for each task
+branch     Branch-Tuning against fine-tuning in a stream without labels: ResNet-20, SimCLR and Barlow Twins
 overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no data
 growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
 =========  ============================================================================================================
 
 ``heads`` is the same with and without ``--quick``. Of the others, ``--quick`` measures one seed, two orders, short
-fits, and 30 tasks in place of 100. ``--epochs`` is the length of the fits of ``bank``, ``adapted`` and ``halrp``,
-``--set KEY=VALUE`` changes their configs; both are said in the results. Nothing is chosen on test images.
+fits, and 30 tasks in place of 100. ``--epochs`` is the length of the fits of ``bank``, ``adapted``, ``halrp`` and
+``branch``, ``--set KEY=VALUE`` changes their configs; both are said in the results. Nothing is chosen on test images.
 
 Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run of a stream continues where it
 stopped: the same command measures what is missing. ``--list`` measures nothing and shows the results so far.
@@ -33,6 +34,7 @@ import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import continual_branch
 import continual_growth
 import continual_parts
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
@@ -103,6 +105,7 @@ PARTS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     "opd": continual_parts.opd,
     "adapted": continual_parts.adapted,
     "halrp": continual_parts.halrp,
+    "branch": continual_branch.branch,
     "overhead": continual_parts.overhead,
     "growth": continual_growth.growth,
 }
@@ -115,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--data", type=Path, default=Path("data"), help="folder with flowers61 and cifar100")
     made.add_argument("--seeds", help="comma-separated; default: 0,1,2, of halrp: 0")
     made.add_argument("--orders", help="of halrp, such as A,B; default: A to E")
-    made.add_argument("--epochs", type=int, help="of the fits of bank, adapted and halrp; default: as in their configs")
+    made.add_argument("--epochs", type=int, help="of the fits of bank, adapted, halrp and branch")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to these configs")
     made.add_argument("--out", type=Path, default=Path("runs/continual"))
     made.add_argument("--json", type=Path, help="write the figures to this file")

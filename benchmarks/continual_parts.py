@@ -13,7 +13,9 @@ from continual_runs import stream_run
 from distill.continual.orders import order_disparity
 
 HELD_OUT = 0.2
-QUICK_EPOCHS = {"bank": 2, "opd": 1, "adapted": 3, "halrp": 2}
+QUICK_EPOCHS = {"bank": 2, "opd": 1, "adapted": 3, "halrp": 2, "branch": 5}
+SHORT = {"opd": 1, "branch": 20}
+"""Epochs of parts that are shorter than their configs also without ``--quick``."""
 OPD_SIZE = 64
 LETTERS = ("A", "B", "C", "D", "E")
 
@@ -26,8 +28,7 @@ def seeds(lab: Lab, default: Sequence[int] = (0, 1, 2)) -> list[int]:
 
 def length(lab: Lab, part: str) -> dict[str, Any]:
     """Changes to the config for shorter fits."""
-    short = lab.given.quick or part == "opd"
-    epochs = lab.given.epochs or (QUICK_EPOCHS[part] if short else None)
+    epochs = lab.given.epochs or (QUICK_EPOCHS[part] if lab.given.quick else SHORT.get(part))
     return {} if epochs is None else {"training": {"epochs": epochs, "validate_every": epochs}}
 
 

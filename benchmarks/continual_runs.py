@@ -28,7 +28,12 @@ from distill.stages.stream_controls import StreamControls
 from distill.yaml_tree import apply_override, load_tree, merge_trees
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "continual"
-SETTINGS = {"task": "task-incremental", "class": "class-incremental", "domain": "domain-incremental"}
+SETTINGS = {
+    "task": "task-incremental",
+    "class": "class-incremental",
+    "domain": "domain-incremental",
+    "representation": "representation",
+}
 
 
 class Spent:

@@ -12,6 +12,7 @@ from rich.console import Console
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "continual")]
 import continual  # noqa: E402
+import continual_branch  # noqa: E402
 import continual_growth  # noqa: E402
 import continual_parts  # noqa: E402
 import continual_runs  # noqa: E402
@@ -112,7 +113,7 @@ TASKS = [f"task-{number:02}" for number in range(1, 11)]
 
 
 @pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
     """Results of a toy in place of those of runs, whose configs are checked and noted."""
     noted: list[dict[str, Any]] = []
 
@@ -121,8 +122,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         tree = merge_trees(merge_trees(load_tree(continual_runs.CONFIGS / config), changes), source)
         validate_tree(tree, config)
         noted.append(tree)
-        higher = 0.1 * (tree["strategy"]["type"] == "bank")
-        metrics = {"student + slda, class: accuracy_micro": 0.9, "slda, class: accuracy_micro": 0.88}
+        higher = 0.1 * (tree["strategy"]["type"] in ("bank", "merge_and_go"))
+        metrics = {
+            continual_branch.LINEAR: 0.5 + higher,
+            "student + slda, class: accuracy_micro": 0.9,
+            "slda, class: accuracy_micro": 0.88,
+        }
         for name in ("student", "slda", "sequential", "task heads", "separate"):
             own = 0.5 + higher * (name == "student")
             metrics |= {f"{name}, task: accuracy_{kind}": own for kind in ("micro", "macro")}
@@ -134,7 +139,9 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         final = dict.fromkeys(TASKS, 0.5 + 0.1 * (order == "B"))
         return {"metrics": metrics, "final": {"student, task": final}, "tasks": TASKS, "seconds": 10.0, "useful": 9.8}
 
-    monkeypatch.setattr(continual_parts, "stream_run", stream_run)
+    for part in (continual_parts, continual_branch):
+        monkeypatch.setattr(part, "stream_run", stream_run)
+    monkeypatch.setattr(continual_branch, "part_of", lambda *unused: tmp_path)
     monkeypatch.setattr(continual_parts, "data_tree", lambda *unused: {"val_fraction": 0.2})
     return noted
 
@@ -143,7 +150,7 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
     at = lab(tmp_path, "--quick")
     values = {
         each.row.name: each.row.value
-        for part in ("bank", "opd", "adapted", "halrp", "overhead")
+        for part in ("bank", "opd", "adapted", "halrp", "branch", "overhead")
         for each in continual.PARTS[part](at)
     }
     expected = {
@@ -155,6 +162,8 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
         "halrp_acc_minus_sequential": 0.1,
         "halrp_growth": 0.09,
         "halrp_aopd": 0.1,
+        "branch_minus_finetune_linear": 0.1,
+        "branch_linear_simclr": 0.6,
         "stream_overhead": 0.02,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
