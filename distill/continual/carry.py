@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from distill.deltas.attach import merge
+from distill.deltas.base import tensor_bytes
 from distill.deltas.state import load_exactly, whole_state
 from distill.models.student import Student
 from distill.run.fit_spec import FitSpec
@@ -50,6 +51,12 @@ def merge_momentum(student: Student, folder: Path) -> None:
     merge(model)
     merged = {f"model.{name}": tensor for name, tensor in whole_state(model).items()}
     VerifiedCheckpointIO().save_checkpoint({"momentum": merged}, folder / MOMENTUM)
+
+
+def carried_bytes(folder: Path) -> int:
+    """Bytes of what goes on from the fit in a folder besides the student: objectives' states and momentum network."""
+    states = [*load_carried(folder).values(), _momentum(folder) or {}]
+    return sum(tensor_bytes(state.values()) for state in states)
 
 
 def _momentum(folder: Path) -> Mapping[str, Tensor] | None:

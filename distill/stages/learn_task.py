@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from augment.policy import AugmentSettings
-from distill.continual.carry import carry_on, merge_momentum
+from distill.continual.carry import carried_bytes, carry_on, merge_momentum
 from distill.continual.learned import LearnedTask, Part, folder_bytes
 from distill.continual.memory.base import Memory
 from distill.continual.memory.keep import FILE as MEMORY
@@ -156,6 +156,7 @@ class LearnTask(Stage[LearnedTask]):
             "trained": trained,
             "peak": sum(part.kept for part in (previous.parts if previous else ())) + folder_bytes(folder),
             "backbone": backbone,
+            "carried": carried_bytes(folder / FIT) if strategy.carries and start.student is not None else 0,
         }
         if is_first_rank():
             write_atomic(folder / LEARNED, json.dumps(about).encode())
@@ -366,8 +367,8 @@ def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> Lear
     if about["trained"]:
         parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
     carried = [fit.folder / name for name in (MEMORY, REGULARIZERS, PRIOR) if (fit.folder / name).is_file()]
-    if carried:
-        kept = parts[-1].kept + sum(file.stat().st_size for file in carried)
+    if carried or about["carried"]:
+        kept = parts[-1].kept + about["carried"] + sum(file.stat().st_size for file in carried)
         parts = (*parts[:-1], replace(parts[-1], kept=kept))
     memory = fit.folder / MEMORY
     return LearnedTask(

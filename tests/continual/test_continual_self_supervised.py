@@ -16,6 +16,7 @@ from toy_training import raising, watching, whole
 
 from distill.config import validate_tree
 from distill.continual.carry import MOMENTUM
+from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names
 from distill.experiments.continual import ContinualExperiment
 from distill.models.network import create_network
@@ -161,15 +162,17 @@ def test_branch_tuning_with_momentum_and_the_old_model(tmp_path: Path, monkeypat
         numbers = {key.partition(": ")[2]: value for key, value in measured.items() if key.startswith(name)}
         assert {"accuracy_micro", "forward_transfer", "backward_transfer"} <= numbers.keys()
         assert numbers["accuracy on all tasks after task-2"] == numbers["accuracy_micro"]
+        beside = numbers["kept bytes after task-1"] - numbers["served bytes after task-1"]
+        assert beside == tensor_bytes(carried["byol"].values()) + tensor_bytes(average.values())
     scores = json.loads((folder / "task-1/student-representation/scores.json").read_text())["scores"]
     assert scores["student, linear"]["representation"].keys() == {"task-1", "task-2"}, "future tasks too"
     for matrix in results["summary"]["matrices"]:
         assert all(value is not None for row in matrix["values"] for value in row)
 
     again = folder / "task-2/student"
-    average = read(again / "fit" / MOMENTUM)["momentum"]
-    expected = {**read(again / "fit/result.ckpt"), "merged": average}
-    assert not any("parametrizations" in key for key in average), "its branches are merged too"
+    of_second = read(again / "fit" / MOMENTUM)["momentum"]
+    expected = {**read(again / "fit/result.ckpt"), "merged": of_second}
+    assert not any("parametrizations" in key for key in of_second), "its branches are merged too"
     shutil.rmtree(again)
     RunFolder(folder, read_record(folder)).set_status("interrupted")
     with watching(raising(signal.SIGTERM, 2), lambda *step: None), pytest.raises(Interrupted):

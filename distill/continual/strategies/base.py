@@ -82,6 +82,7 @@ class Strategy(Component):
             configured one is served.
         trains_deltas: whether it needs a student that trains weight deltas.
         same_parameters: whether every task trains the same parameters further, so that a regularizer can hold them.
+        carries: whether objectives with ``carry: stream`` and the momentum network go on to the next task.
         merges: whether the deltas of a task are merged into the network that the next one starts from.
     """
 
@@ -94,6 +95,7 @@ class Strategy(Component):
     heads_on_student: ClassVar[bool] = False
     trains_deltas: ClassVar[bool] = False
     same_parameters: ClassVar[bool] = False
+    carries: ClassVar[bool] = False
     merges: ClassVar[bool] = False
     settings: Settings
 

@@ -30,6 +30,7 @@ class GoOn(Strategy):
         type: Literal["go_on"] = "go_on"
 
     paper: ClassVar[str] = ""
+    carries: ClassVar[bool] = True
     same_parameters: ClassVar[bool] = True
     settings: Settings
 

@@ -38,6 +38,7 @@ class MergeAndGo(Strategy):
         )
 
     paper: ClassVar[str] = "Liu et al., Branch-Tuning, arXiv 2403.18266"
+    carries: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     settings: Settings
 

@@ -42,6 +42,7 @@ class Stack(Strategy):
 
     paper: ClassVar[str] = "Liang & Li, InfLoRA, arXiv 2404.00228"
     trains_deltas: ClassVar[bool] = True
+    carries: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     settings: Settings
 
