@@ -12,7 +12,7 @@ import safetensors.torch
 
 from distill.continual.heads.linear import LinearHead
 from distill.continual.inference.base import TaskInference
-from distill.continual.learned import LearnedTask, Part
+from distill.continual.learned import LearnedNetwork, LearnedTask
 from distill.continual.serve import MANIFEST, BankManifest, BankPart, BankRule, BankTask
 from distill.continual.task import Task
 from distill.deltas.attach import merge
@@ -120,7 +120,7 @@ def linear_head(heads: FittedHeads, name: str, classes: Sequence[str]) -> Linear
     return LinearHead(classes, own["weight"].double(), own["bias"].double())
 
 
-def _over(part: Part, parts: Sequence[Part]) -> str:
+def _over(part: LearnedNetwork, parts: Sequence[LearnedNetwork]) -> str:
     """The part whose network is the backbone of a delta; empty: the stream's own backbone."""
     model = "" if part.network is None else part.network.model
     return next((other.name for other in parts if other is not part and model == f"local-dir:{other.folder}"), "")

@@ -11,7 +11,7 @@ from distill.models.settings import NetworkSettings
 
 
 @dataclass(frozen=True)
-class Part:
+class LearnedNetwork:
     """A network of a learner.
 
     Args:
@@ -57,18 +57,18 @@ class LearnedTask:
 
     task: str
     classes: tuple[str, ...]
-    parts: tuple[Part, ...]
+    parts: tuple[LearnedNetwork, ...]
     folder: Path
     first: Path
     seconds: float = 0.0
-    features: Part | None = None
+    features: LearnedNetwork | None = None
     peak: int = 0
     backbone: int = 0
     memory: Path | None = None
     folders: tuple[Path, ...] = ()
 
     @property
-    def newest(self) -> Part:
+    def newest(self) -> LearnedNetwork:
         """The network that learned this task."""
         return self.parts[-1]
 

@@ -12,7 +12,7 @@ from distill.continual.scores import Setting
 from distill.continual.strategies.anew import Anew
 from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
-from distill.continual.strategies.go_on import GoOn
+from distill.continual.strategies.sequential import SequentialTuning
 from distill.continual.task import Task, classes_are_equal, union
 from distill.models.settings import StudentSettings, TeacherSettings, WeightingSettings
 from distill.objectives.base import Objective, Schedule
@@ -191,7 +191,7 @@ class _Plan:
         objectives = _of_controls(experiment)
         labels = _labels_alone(experiment) if experiment.trains_head else objectives
         if experiment.controls.sequential:
-            made += self._learner(number, "sequential", GoOn.Settings(), experiment.student, objectives)
+            made += self._learner(number, "sequential", SequentialTuning.Settings(), experiment.student, objectives)
         if experiment.controls.separate:
             full = experiment.student.model_copy(update={"train": "full", "deltas": ()})
             made += self._learner(number, "separate", Bank.Settings(), full, objectives)

@@ -20,7 +20,7 @@ Setting = Literal["task", "class", "domain", "representation"]
 compete, in a classifier that is fitted for the evaluation alone, on the features of all tasks' training images."""
 
 
-class Score(BaseModel):
+class Accuracy(BaseModel):
     """Test images of one task, and how many of them are right."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -35,7 +35,7 @@ class TaskScores(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     task: str
-    scores: dict[str, dict[Setting, dict[str, Score]]]
+    scores: dict[str, dict[Setting, dict[str, Accuracy]]]
     """Model → setting → task → score."""
     served: dict[str, int] = {}
     """Model → bytes that prediction needs, besides the backbone."""
@@ -49,11 +49,11 @@ class TaskScores(BaseModel):
     """Model → wall time of learning this task."""
 
 
-def score(predictions: Predictions) -> Score:
+def score(predictions: Predictions) -> Accuracy:
     """Score of the labeled images."""
     labeled = predictions.labels != UNLABELED
     right = predictions.classes[labeled] == predictions.labels[labeled]
-    return Score(correct=int(right.sum()), images=int(labeled.sum()))
+    return Accuracy(correct=int(right.sum()), images=int(labeled.sum()))
 
 
 def masked(logits_NK: Tensor, classes: Sequence[str], among: Iterable[str]) -> Tensor:
@@ -78,7 +78,7 @@ def accuracy_matrix(
     """
     a_TT, images_T = np.full((len(tasks), len(tasks)), NAN), np.zeros(len(tasks), dtype=int)
     for row, stage in enumerate(stages):
-        of_model: Mapping[str, Score] = stage.scores.get(model, {}).get(setting, {})
+        of_model: Mapping[str, Accuracy] = stage.scores.get(model, {}).get(setting, {})
         for column, task in enumerate(tasks):
             if (own := of_model.get(task)) is not None:
                 images_T[column] = own.images

@@ -140,7 +140,7 @@ class ContinualExperiment(StudentExperiment):
         if self.strategy.component.trains_deltas and not self.student.deltas:  # type: ignore[union-attr]
             raise error_at("student.deltas", f"strategy {self.strategy.type} combines the deltas of tasks; name one")
         if self.regularizers and not self.strategy.component.same_parameters:  # type: ignore[union-attr]
-            text = f"strategy {self.strategy.type} does not train the same weights further; take go_on"
+            text = f"strategy {self.strategy.type} does not train the same weights further; take sequential"
             raise error_at("regularizers", text)
         return self
 
@@ -157,7 +157,7 @@ class ContinualExperiment(StudentExperiment):
         strategy = self.strategy.component
         assert strategy is not None
         if strategy.head_per_task or strategy.heads_on_student:  # type: ignore[attr-defined]
-            text = f"strategy {self.strategy.type} trains no student on the classes of earlier tasks; take go_on"
+            text = f"strategy {self.strategy.type} trains no student on the classes of earlier tasks; take sequential"
             raise error_at("memory", text)
         if self.data.on_device:
             raise error_at("data.on_device", "images of a memory are read by the loader; set false")
@@ -182,7 +182,7 @@ class ContinualExperiment(StudentExperiment):
             own = self.strategy.type  # type: ignore[attr-defined]
             why = "is set" if self.setting else "follows from objectives that train no classifier"
             text = f"setting: representation, which {why}, evaluates one network for all tasks, and {own} has none"
-            raise error_at("strategy.type", f"{text}; use go_on or merge_and_go")
+            raise error_at("strategy.type", f"{text}; use sequential or merge_and_go")
         if self.continues is not None:
             text = "setting: representation evaluates images of all tasks, and those of the earlier run are not read"
             raise error_at("continues", text)
@@ -231,7 +231,7 @@ class ContinualExperiment(StudentExperiment):
             return
         if self.strategy.component.head_per_task:  # type: ignore[union-attr]
             own = self.strategy.type  # type: ignore[attr-defined]
-            text = f"stream {kind} does not tell where a task ends, and {own} has a head for each task; use go_on"
+            text = f"stream {kind} does not tell where a task ends, and {own} has a head for each task; use sequential"
             raise error_at("strategy.type", text)
         if any(network.is_previous for network in (self.teacher.networks if self.teacher else ())):
             text = f"stream {kind} does not tell where a task ends, so there is no model before it"

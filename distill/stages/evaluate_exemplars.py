@@ -15,7 +15,7 @@ from distill.continual.heads.ncm import NearestClassMean
 from distill.continual.learned import LearnedTask
 from distill.continual.memory.keep import samples_of
 from distill.continual.memory.store import Store
-from distill.continual.scores import Score, Setting, TaskScores, score
+from distill.continual.scores import Accuracy, Setting, TaskScores, score
 from distill.continual.task import Task
 from distill.data.base import Split
 from distill.data.experiment_data import ExperimentData
@@ -67,7 +67,7 @@ class EvaluateExemplars(Stage[TaskEvaluation]):
         sums = rule.new_sums(exemplars.logits.shape[1])
         rule.update(sums, exemplars.logits, exemplars.labels, learned.classes)
         head = rule.fit(sums)
-        scores: dict[Setting, dict[str, Score]] = {"task": {}, self.setting: {}}
+        scores: dict[Setting, dict[str, Accuracy]] = {"task": {}, self.setting: {}}
         for task in self.tasks:
             own = task.data(context.data, task.classes, context.seed)
             test = self._features(context, own, "test" if own.has_split("test") else "val", network)

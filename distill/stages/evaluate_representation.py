@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill.continual.learned import LearnedTask
-from distill.continual.scores import Score, Setting, TaskScores, score
+from distill.continual.scores import Accuracy, Setting, TaskScores, score
 from distill.continual.task import Task, evaluation_split, keyed_seed
 from distill.data.base import Split
 from distill.data.experiment_data import ExperimentData
@@ -136,7 +136,7 @@ class EvaluateRepresentation(Stage[TaskEvaluation]):
 
     def _scores(
         self, train: Predictions, held_out: Predictions | None, test: Mapping[str, Predictions]
-    ) -> dict[str, dict[Setting, dict[str, Score]]]:
+    ) -> dict[str, dict[Setting, dict[str, Accuracy]]]:
         classes = len(self._classes)
         probe = fit_probe(train, train if held_out is None else held_out, classes)
         of_knn = {name: score(predict_knn(train, own, classes)) for name, own in test.items()}

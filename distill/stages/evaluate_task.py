@@ -14,8 +14,8 @@ from torch import Tensor
 
 from distill.continual.inference.base import TaskInference
 from distill.continual.inference.class_names import classes_in
-from distill.continual.learned import LearnedTask, Part
-from distill.continual.scores import Score, Setting, TaskScores, masked, score
+from distill.continual.learned import LearnedNetwork, LearnedTask
+from distill.continual.scores import Accuracy, Setting, TaskScores, masked, score
 from distill.continual.task import Task
 from distill.data.base import Split
 from distill.files import write_atomic
@@ -142,7 +142,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         changed = {part.name for part in context.get(self.learned).parts if part.changed}
         return {pair: own for pair, own in context.get(self.previous).logits.items() if pair[0] not in changed}
 
-    def _read(self, part: Part, learned: LearnedTask) -> list[Task]:
+    def _read(self, part: LearnedNetwork, learned: LearnedTask) -> list[Task]:
         """The tasks on whose images a score reads the logits of a part: its own alone, if tasks are not inferred."""
         every = [*self.tasks, *self.later]
         if self._has_one_head(learned) or self.inference:
@@ -152,7 +152,9 @@ class EvaluateTask(Stage[TaskEvaluation]):
     def _has_one_head(self, learned: LearnedTask) -> bool:
         return len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference
 
-    def _predict(self, context: RunContext, part: Part, tasks: Sequence[Task]) -> dict[tuple[str, str], Predictions]:
+    def _predict(
+        self, context: RunContext, part: LearnedNetwork, tasks: Sequence[Task]
+    ) -> dict[tuple[str, str], Predictions]:
         network = part.load()
 
         def logits_of_view(view: Tensor) -> Tensor:
@@ -178,7 +180,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         logits: Mapping[tuple[str, str], Predictions],
         changed: Sequence[tuple[str, str]],
     ) -> TaskScores:
-        scores: dict[str, dict[Setting, dict[str, Score]]] = {}
+        scores: dict[str, dict[Setting, dict[str, Accuracy]]] = {}
         served = sum(part.served for part in learned.parts)
         kept = sum(part.kept for part in learned.parts)
         if not learned.classes:  # images without labels: there is nothing to score
@@ -203,9 +205,9 @@ class EvaluateTask(Stage[TaskEvaluation]):
 
     def _of_one_head(
         self, learned: LearnedTask, logits: Mapping[tuple[str, str], Predictions]
-    ) -> dict[Setting, dict[str, Score]]:
+    ) -> dict[Setting, dict[str, Accuracy]]:
         part = learned.parts[0]
-        scores: dict[Setting, dict[str, Score]] = {"task": {}, self.setting: {}}
+        scores: dict[Setting, dict[str, Accuracy]] = {"task": {}, self.setting: {}}
         for task in (*self.tasks, *self.later):
             own = _with_labels(logits[part.name, task.name], task.classes, part.classes)
             within = replace(own, logits=masked(own.logits, part.classes, task.classes))
@@ -213,7 +215,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
             scores[self.setting][task.name] = score(own)
         return scores
 
-    def _of_own_heads(self, learned: LearnedTask, logits: Mapping[tuple[str, str], Predictions]) -> dict[str, Score]:
+    def _of_own_heads(self, learned: LearnedTask, logits: Mapping[tuple[str, str], Predictions]) -> dict[str, Accuracy]:
         parts = {part.name: part for part in learned.parts}
         return {
             task.name: score(_with_labels(logits[task.name, task.name], task.classes, parts[task.name].classes))
@@ -226,7 +228,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         rule: TaskInference.Settings,
         learned: LearnedTask,
         logits: Mapping[tuple[str, str], Predictions],
-    ) -> dict[str, Score]:
+    ) -> dict[str, Accuracy]:
         """Scores where the task of each image is inferred from the image alone."""
         assert rule.component is not None
         inference: TaskInference = rule.component(rule)
@@ -253,7 +255,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         return scores
 
 
-def _pairs(part: Part, tasks: Sequence[Task]) -> list[tuple[str, str]]:
+def _pairs(part: LearnedNetwork, tasks: Sequence[Task]) -> list[tuple[str, str]]:
     return [(part.name, task.name) for task in tasks]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from augment.policy import AugmentSettings
 from distill.continual.carry import carried_bytes, carry_on, merge_momentum
-from distill.continual.learned import LearnedTask, Part, folder_bytes
+from distill.continual.learned import LearnedNetwork, LearnedTask, folder_bytes
 from distill.continual.memory.base import Memory
 from distill.continual.memory.keep import FILE as MEMORY
 from distill.continual.memory.keep import capacity, exemplars_alone, keep, with_memory
@@ -21,7 +21,7 @@ from distill.continual.memory.store import Store
 from distill.continual.regularizers.base import Regularizer
 from distill.continual.regularizers.carried import FILE as REGULARIZERS
 from distill.continual.regularizers.carried import TrainingViews, build, close, save
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.prior import PRIOR
 from distill.continual.task import Task, keyed_seed
 from distill.deltas.base import tensor_bytes
@@ -97,7 +97,7 @@ class LearnTask(Stage[LearnedTask]):
             seen = _seen(self.task, previous)
             return LearnedTask(self.task.name, seen, (), Path(), Path(), seconds=-1.0)  # two tasks were tried
         fit = self._task_fit(context, previous, Path())
-        start = Start(self.student)
+        start = TaskStart(self.student)
         within = self._within(context, fit)
         needs_labels = all(objective.component.needs_labels for objective in self.objectives)  # type: ignore[union-attr]
         if needs_labels and not within.data.labeled_count:
@@ -107,7 +107,7 @@ class LearnTask(Stage[LearnedTask]):
         with trying(f"{self.name}: building the student"):
             student = trial_student(self._spec(start, fit, fit_spec))
         fit_spec.check(student, self.name)
-        part = Part(self.task.name, fit.classes, lambda: student.network, 0, 0)
+        part = LearnedNetwork(self.task.name, fit.classes, lambda: student.network, 0, 0)
         parts = (part,) if previous is None else (*previous.parts, part)
         return LearnedTask(self.task.name, _seen(self.task, previous), parts, Path(), Path(), features=part)
 
@@ -245,7 +245,7 @@ class LearnTask(Stage[LearnedTask]):
         if is_first_rank():
             save(fit.folder, tensors)
 
-    def _fit(self, fit: TaskFit, start: Start, fit_spec: FitSpec) -> tuple[Student, FitSummary]:
+    def _fit(self, fit: TaskFit, start: TaskStart, fit_spec: FitSpec) -> tuple[Student, FitSummary]:
         folder = fit.folder / FIT
         if start.prepared is not None and (start.prepared / PREPARED).is_file() and is_first_rank():
             folder.mkdir(parents=True, exist_ok=True)
@@ -316,7 +316,7 @@ class LearnTask(Stage[LearnedTask]):
             )
         return LabelMap(sources, len(fit.classes), len(known))
 
-    def _spec(self, start: Start, fit: TaskFit, fit_spec: FitSpec) -> StudentSpec:
+    def _spec(self, start: TaskStart, fit: TaskFit, fit_spec: FitSpec) -> StudentSpec:
         assert start.student is not None
         needs, _ = needs_of(fit_spec.objectives)
         return StudentSpec(start.student, fit.seed, len(fit.classes), needs, fit_spec.head, start.network)
@@ -398,7 +398,7 @@ def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:
 
 
 @torch.no_grad()
-def take_over(student: Student, start: Start, classes: Sequence[str]) -> None:
+def take_over(student: Student, start: TaskStart, classes: Sequence[str]) -> None:
     """Start a student from the weights of an earlier one, whose head may have fewer classes.
 
     Args:

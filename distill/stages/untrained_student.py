@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from distill.continual.learned import LearnedTask, Part
+from distill.continual.learned import LearnedNetwork, LearnedTask
 from distill.continual.task import Task, keyed_seed
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
@@ -40,7 +40,7 @@ class UntrainedStudent(Stage[LearnedTask]):
         classes = self.task.classes
         torch.manual_seed(keyed_seed(context.seed, self.task.name))
         network = create_network(self.network, len(classes))
-        part = Part(NAME, classes, lambda: network, 0, 0)
+        part = LearnedNetwork(NAME, classes, lambda: network, 0, 0)
         return LearnedTask(NAME, classes, (part,), folder, folder)
 
     def load(self, context: RunContext, folder: Path) -> LearnedTask:

@@ -23,7 +23,7 @@ INSIDE = 4
 def changes() -> dict[str, Any]:
     """Of the toy stream: a second task with the first as its teacher, and nothing that this is not about."""
     return {
-        "strategy": {"type": "go_on"},
+        "strategy": {"type": "sequential"},
         "teacher": {"networks": [{"model": "previous"}]},
         "objectives": [{"type": "ce"}, {"type": "kd"}],
         "augment": {"policy": "identical", "student": ["RandomHorizontalFlip"]},

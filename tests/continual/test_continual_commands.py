@@ -107,7 +107,7 @@ def test_what_cannot_go_on(longer: tuple[Path, Path], tmp_path: Path) -> None:
     with pytest.raises(ContinualError, match="class 'a' was learned before, in 'task-1'"):
         same.plan()
     config = tmp_path / "new.yaml"
-    config.write_text(dump_yaml({"data": {"source": {"type": MORE}}, "strategy": {"type": "go_on"}}))
+    config.write_text(dump_yaml({"data": {"source": {"type": MORE}}, "strategy": {"type": "sequential"}}))
     other = continued_experiment(old, config, ["stream.task_order=null", f"output={tmp_path}"])
     with pytest.raises(ContinualError, match=r"strategy.type: .* was learned with bank"):
         learn(other)

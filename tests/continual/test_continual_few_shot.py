@@ -11,8 +11,8 @@ import torch
 from toy_stream import learn, stream
 from toy_training import Blobs, BlobSamples
 
-from distill.continual.strategies.go_on import FIT
 from distill.continual.strategies.prior import PRIOR, read_prior, reptile
+from distill.continual.strategies.sequential import FIT
 from distill.data.base import Samples, Split
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT

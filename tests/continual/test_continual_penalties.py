@@ -35,7 +35,7 @@ def test_other_weights_in_every_task_are_an_error(tmp_path: Path) -> None:
 
 
 def test_there_is_nothing_to_hold_without_ends_of_tasks(tmp_path: Path) -> None:
-    plain = stream_tree(tmp_path, strategy={"type": "go_on"}, regularizers=PENALTIES)
+    plain = stream_tree(tmp_path, strategy={"type": "sequential"}, regularizers=PENALTIES)
     plain["stream"] = {"type": "online", "count": 2}
     with pytest.raises(ConfigError, match="regularizers: stream online does not tell where a task ends"):
         validate_tree(plain, "stream")
@@ -56,7 +56,7 @@ def trained(folder: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 def test_a_stream_with_regularizers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes = {"strategy": {"type": "go_on"}, "regularizers": PENALTIES, "training": TRAINING}
+    changes = {"strategy": {"type": "sequential"}, "regularizers": PENALTIES, "training": TRAINING}
     folder = learn_only(stream(tmp_path / "straight", **changes))
     expected = trained(folder)
     for number, of_task in enumerate(expected):

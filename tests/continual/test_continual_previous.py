@@ -32,7 +32,7 @@ PREVIOUS = {"model": "previous"}
     ],
 )
 def test_config_errors_name_the_key(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    base = {"strategy": {"type": "go_on"}, "teacher": {"networks": [PREVIOUS]}}
+    base = {"strategy": {"type": "sequential"}, "teacher": {"networks": [PREVIOUS]}}
     base["objectives"] = [{"type": "ce"}, {"type": "kd"}]
     with pytest.raises(ConfigError, match=message):
         validate_tree(stream_tree(tmp_path, **{**base, **changes}), "stream")
@@ -74,7 +74,7 @@ def test_learning_without_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     """LwF: the first task has its labels alone; the second one the first model too, from its files."""
     watched = Watched(monkeypatch)
     learner = {
-        "strategy": {"type": "go_on"},
+        "strategy": {"type": "sequential"},
         "teacher": {"networks": [PREVIOUS]},
         "objectives": [{"type": "ce", "among": "present"}, {"type": "kd", "temperature": 2}, {"type": "pooled"}],
     }
@@ -113,7 +113,7 @@ def test_an_ordinary_teacher_beside_the_previous_model(tmp_path: Path, monkeypat
     learn_only(
         stream(
             tmp_path,
-            strategy={"type": "go_on"},
+            strategy={"type": "sequential"},
             teacher={"networks": [PREVIOUS, {**ordinary, "weight": 3}], "weighting": {"type": "confidence"}},
             objectives=[{"type": "kd"}],
         )

@@ -22,7 +22,7 @@ from distill.yaml_tree import ConfigError
 
 CE = [{"type": "ce"}]
 REPLAY = {
-    "strategy": {"type": "go_on"},
+    "strategy": {"type": "sequential"},
     "memory": {"type": "keyed", "budget": 6, "logits": True},
     "objectives": [{"type": "er_ace"}, {"type": "der"}],
 }
@@ -165,7 +165,7 @@ def test_a_batch_is_half_of_the_memory_and_logits_are_of_the_very_view(
 def test_icarl(tmp_path: Path) -> None:
     """Herding, distillation from the old model, nearest exemplar means; GDumb and joint training are its controls."""
     learner = {
-        "strategy": {"type": "go_on"},
+        "strategy": {"type": "sequential"},
         "memory": {"type": "herding", "budget": 5},
         "teacher": {"networks": [{"model": "previous"}]},
         "objectives": [{"type": "ce"}, {"type": "kd", "temperature": 2}],

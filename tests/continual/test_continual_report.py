@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from distill.continual.measured import StreamResult, measured
-from distill.continual.scores import Score, TaskScores
+from distill.continual.scores import Accuracy, TaskScores
 from distill.report.items import Headline, Lines, Matrix, Metric, Note, Table
 from distill.report.summary import Machine, RunSummary
 from distill.report.terminal import print_summary
@@ -21,10 +21,10 @@ def result(tasks: int) -> StreamResult:
         seen = names[: t + 1]
         right = {"student": lambda name: 90, "sequential": lambda name, t=task: 95 if name == t else 10}
         scores = {
-            model: {"class": {name: Score(correct=of(name), images=100) for name in seen}}  # type: ignore[operator]
+            model: {"class": {name: Accuracy(correct=of(name), images=100) for name in seen}}  # type: ignore[operator]
             for model, of in right.items()
         }
-        scores["slda"] = {"class": {name: Score(correct=80, images=100) for name in seen}}
+        scores["slda"] = {"class": {name: Accuracy(correct=80, images=100) for name in seen}}
         served = {"student": 200_000 * (t + 1), "sequential": 100_000, "slda": 50_000}
         peak = {"student": served["student"] + 5_000_000}
         seconds = dict.fromkeys(scores, 10.0)

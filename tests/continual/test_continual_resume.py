@@ -11,7 +11,7 @@ from dying_stream import INSIDE, changes, learn_and_die
 from toy_stream import learn, stream, verified_here
 from warm_server import warm_server
 
-from distill.continual.learned import LearnedTask, Part
+from distill.continual.learned import LearnedNetwork, LearnedTask
 from distill.continual.open_stream import open_stream
 from distill.models.network import create_network
 from distill.run.context import RunContext
@@ -71,7 +71,7 @@ def test_an_evaluation_depends_on_no_batch_and_changes_no_buffer(tmp_path: Path)
     network.model.train()  # whatever mode it is in
     buffers = {name: buffer.clone() for name, buffer in network.model.named_buffers()}
     assert any("running_mean" in name for name in buffers)
-    part = Part("task-1", tasks[0].classes, lambda: network, 0, 0)
+    part = LearnedNetwork("task-1", tasks[0].classes, lambda: network, 0, 0)
     stage = EvaluateTask("test", "student", tasks[:1], Ref("learner", LearnedTask))
     predictions = []
     for batch in (1, 256):

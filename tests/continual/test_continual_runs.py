@@ -63,7 +63,7 @@ def test_another_order_gives_the_bank_the_same_deltas(run: Path, tmp_path: Path)
 
 def test_no_stage_reads_a_sample_of_another_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The data of a task cannot give other samples; and a stage that learns opens no other training sample."""
-    settings = stream(tmp_path, strategy={"type": "go_on"})
+    settings = stream(tmp_path, strategy={"type": "sequential"})
     first, second = open_stream(settings)
     allowed: dict[str, set[int]] = {}
     read: list[int] = []
@@ -106,7 +106,7 @@ def test_other_strategies(strategy: str, tmp_path: Path) -> None:
 def test_forward_transfer_is_measured_from_the_untrained_student(tmp_path: Path) -> None:
     """Where all tasks have the same classes, a task can be predicted before it is learned."""
     folder = learn(
-        stream(tmp_path, strategy={"type": "go_on"}, stream={"type": "images", "count": 2}, heads=[], inference=[])
+        stream(tmp_path, strategy={"type": "sequential"}, stream={"type": "images", "count": 2}, heads=[], inference=[])
     )
     start, first = (
         TaskScores.model_validate(json.loads((folder / stage / "scores.json").read_text())["scores"])

@@ -199,7 +199,7 @@ def test_the_projector_of_the_task_before_is_the_start_and_the_old_models(
     byol = {"type": "byol", "hidden": 8, "dim": 4}
     settings = stream(
         tmp_path,
-        strategy={"type": "go_on"},
+        strategy={"type": "sequential"},
         student=whole(tmp_path),
         augment={"policy": "both_to_both"},
         teacher={"networks": [{"model": "momentum"}, {"model": "previous"}]},

@@ -136,7 +136,7 @@ def test_going_on_keeps_the_ranks_of_the_first_task(tmp_path: Path, monkeypatch:
     ranks = {"budget": "6KB", "importance": "fisher"}
     settings = stream(
         tmp_path,
-        strategy={"type": "go_on"},
+        strategy={"type": "sequential"},
         student={
             "deltas": [
                 {"type": "low_rank", "ranks": ranks, "sites": ["blocks.[12].*"]},

@@ -39,7 +39,7 @@ def test_a_bank_tells_domains_apart(tmp_path: Path) -> None:
 def test_an_online_stream_has_one_row_for_a_class(tmp_path: Path) -> None:
     online = {"type": "online", "count": 2, "disjoint": 0.25, "blur": 0.3}
     changes: dict[str, Any] = {"training": {"schedule": {"type": "constant", "warmup": 0}}}
-    folder = run(tmp_path, online, strategy={"type": "go_on"}, heads=[{"type": "ncm"}], **changes)
+    folder = run(tmp_path, online, strategy={"type": "sequential"}, heads=[{"type": "ncm"}], **changes)
     first, second = (scores(folder, f"task-{number}/student-test") for number in (1, 2))
     assert set(first.scores["student"]["class"]) == {"task-1"}
     assert set(second.scores["student"]["class"]) == {"task-1", "task-2"}

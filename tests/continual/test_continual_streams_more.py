@@ -340,7 +340,7 @@ def test_files_that_are_no_manifest(tmp_path: Path) -> None:
 # Online
 
 NO_MODEL = "teacher.networks: .*so there is no model before it"
-ONLINE = {"training": {"schedule": {"type": "constant", "warmup": 0}}, "strategy": {"type": "go_on"}}
+ONLINE = {"training": {"schedule": {"type": "constant", "warmup": 0}}, "strategy": {"type": "sequential"}}
 
 
 def online(tmp_path: Path, **keys: Any) -> tuple[list[Task], Any]:
@@ -444,7 +444,7 @@ def test_what_needs_labels_is_refused_before_training(changes: dict[str, Any], m
         "images",
         {"count": 2},
         data={"source": {"labeled": False}},
-        strategy={"type": "go_on"},
+        strategy={"type": "sequential"},
         **changes,
     )
     with StopSignal() as stop, pytest.raises(UserError, match=message):

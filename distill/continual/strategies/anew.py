@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from distill.continual.learned import Part
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.learned import LearnedNetwork
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import read_part, write_part
 from distill.models.student import Student
 
@@ -29,11 +29,11 @@ class Anew(Strategy):
     paper: ClassVar[str] = "Prabhu et al., GDumb, ECCV 2020"
     settings: Settings
 
-    def start(self, fit: TaskFit) -> Start:
-        return Start(fit.student)
+    def start(self, fit: TaskFit) -> TaskStart:
+        return TaskStart(fit.student)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         return (read_part(fit.folder, fit.task.name, fit.classes, fit.student.network),)

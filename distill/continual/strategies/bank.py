@@ -13,8 +13,8 @@ from torch import nn
 
 from augment.base import error_at
 from distill.continual.errors import ContinualError
-from distill.continual.learned import Part, folder_bytes
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.learned import LearnedNetwork, folder_bytes
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import DELTA, MERGED, merged_network, read_part, write_part
 from distill.continual.strategies.prior import start_from_prior, write_prior
 from distill.deltas.attach import merge
@@ -89,19 +89,19 @@ class Bank(Strategy):
     def keeps_networks(self) -> bool:
         return super().keeps_networks and not self.settings.reprune
 
-    def start(self, fit: TaskFit) -> Start:
+    def start(self, fit: TaskFit) -> TaskStart:
         start = self._without_prior(fit)
         if self.settings.prior == "none":
             return start
         prepared, weights = start_from_prior(fit)
         return replace(start, prepared=prepared, weights=weights)
 
-    def _without_prior(self, fit: TaskFit) -> Start:
+    def _without_prior(self, fit: TaskFit) -> TaskStart:
         if self.settings.base == "pretrained":
-            return Start(fit.student)
+            return TaskStart(fit.student)
         if fit.previous is None:
-            return Start(fit.student.model_copy(update={"train": "full", "deltas": ()}))
-        return Start(fit.student.model_copy(update={"network": self._base(fit)}))
+            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": ()}))
+        return TaskStart(fit.student.model_copy(update={"network": self._base(fit)}))
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)
@@ -126,7 +126,7 @@ class Bank(Strategy):
                 target = folder if own else fit.folder / REPRUNED / name / DELTA
                 shrink(folder, target, bound // len(folders), student.model)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         first = self.settings.base == "first_task" and fit.previous is not None
         network = self._base(fit) if first else fit.student.network
         earlier = []

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import augment.base
 from augment.base import Component
-from distill.continual.learned import LearnedTask, Part
+from distill.continual.learned import LearnedNetwork, LearnedTask
 from distill.continual.regularizers.base import Batches
 from distill.continual.task import Task
 from distill.models.network import Network
@@ -50,7 +50,7 @@ class TaskFit:
 
 
 @dataclass(frozen=True)
-class Start:
+class TaskStart:
     """What the student of a task starts from.
 
     Args:
@@ -108,7 +108,7 @@ class Strategy(Component):
         return self.head_per_task and not self.unites_heads and not self.heads_on_student
 
     @abstractmethod
-    def start(self, fit: TaskFit) -> Start:
+    def start(self, fit: TaskFit) -> TaskStart:
         """What the student of a task starts from."""
 
     @abstractmethod
@@ -116,10 +116,10 @@ class Strategy(Component):
         """Write what is kept of a trained student into ``fit.folder``, with deltas in their exported form."""
 
     @abstractmethod
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         """The networks after a task that is closed, from their files."""
 
-    def features(self, fit: TaskFit) -> Part | None:
+    def features(self, fit: TaskFit) -> LearnedNetwork | None:
         """The network whose features closed-form heads are fitted on, with ``heads_on_student``."""
         return None
 

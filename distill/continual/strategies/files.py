@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from distill.continual.learned import Part, folder_bytes
+from distill.continual.learned import LearnedNetwork, folder_bytes
 from distill.continual.strategies.base import TaskFit
 from distill.export.delta.io import load_delta, save_delta
 from distill.export.manifest import Preprocessing
@@ -51,7 +51,9 @@ def write_delta(fit: TaskFit, student: Student, folder: Path) -> None:
     )
 
 
-def read_part(folder: Path, name: str, classes: tuple[str, ...], network: NetworkSettings, kept: int = 0) -> Part:
+def read_part(
+    folder: Path, name: str, classes: tuple[str, ...], network: NetworkSettings, kept: int = 0
+) -> LearnedNetwork:
     """A network that :func:`write_part` wrote.
 
     Args:
@@ -80,7 +82,7 @@ def read_part(folder: Path, name: str, classes: tuple[str, ...], network: Networ
             return made
 
     size = folder_bytes(files)
-    return Part(name, classes, load, size, size + kept, folder=files, network=network)
+    return LearnedNetwork(name, classes, load, size, size + kept, folder=files, network=network)
 
 
 def merged_network(network: NetworkSettings, folder: Path) -> NetworkSettings:

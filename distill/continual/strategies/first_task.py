@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from distill.continual.learned import Part
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.learned import LearnedNetwork
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import read_part, write_part
 from distill.models.student import Student
 
@@ -29,16 +29,16 @@ class FirstTask(Strategy):
     heads_on_student: ClassVar[bool] = True
     settings: Settings
 
-    def start(self, fit: TaskFit) -> Start:
-        return Start(fit.student if fit.previous is None else None)
+    def start(self, fit: TaskFit) -> TaskStart:
+        return TaskStart(fit.student if fit.previous is None else None)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         if fit.previous is not None:
             return fit.previous.parts
         return (read_part(fit.folder, fit.task.name, fit.classes, fit.student.network),)
 
-    def features(self, fit: TaskFit) -> Part | None:
+    def features(self, fit: TaskFit) -> LearnedNetwork | None:
         return self.parts(fit)[0]

@@ -11,9 +11,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.continual.learned import Part, folder_bytes
+from distill.continual.learned import LearnedNetwork, folder_bytes
 from distill.continual.regularizers.ewc import fisher
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import DELTA, read_part, write_delta
 from distill.deltas.attach import deltas, merge
 from distill.export.delta.io import load_delta
@@ -61,8 +61,8 @@ class Merge(Strategy):
     trains_deltas: ClassVar[bool] = True
     settings: Settings
 
-    def start(self, fit: TaskFit) -> Start:
-        return Start(fit.student)
+    def start(self, fit: TaskFit) -> TaskStart:
+        return TaskStart(fit.student)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_delta(fit, student, fit.folder / OWN)
@@ -79,7 +79,7 @@ class Merge(Strategy):
             merged = mean(files, backbone)
         save_delta_file(fit.folder / DELTA, with_united_head(merged.file, files), merged.made_by)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         folders = [*fit.earlier, fit.folder]
         kept = sum(folder_bytes(folder / OWN) for folder in folders)
         classes = tuple(dict.fromkeys((*(fit.previous.classes if fit.previous else ()), *fit.classes)))

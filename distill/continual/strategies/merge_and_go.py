@@ -6,10 +6,10 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from distill.continual.learned import Part
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.learned import LearnedNetwork
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import MERGED, merged_network, read_part, write_part
-from distill.continual.strategies.go_on import FIT
+from distill.continual.strategies.sequential import FIT
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
 from distill.models.network import create_network
@@ -42,18 +42,18 @@ class MergeAndGo(Strategy):
     merges: ClassVar[bool] = True
     settings: Settings
 
-    def start(self, fit: TaskFit) -> Start:
+    def start(self, fit: TaskFit) -> TaskStart:
         if fit.previous is None:
             full = self.settings.first == "full"
-            return Start(fit.student.model_copy(update={"train": "full", "deltas": ()}) if full else fit.student)
+            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": ()}) if full else fit.student)
         network = merged_network(fit.student.network, fit.previous.folder / MERGED)
         model = create_network(network).model
         head = {f"model.{name}": tensor for name, tensor in head_state(model, classifier_names(model)).items()}
         student = fit.student.model_copy(update={"network": network})
-        return Start(student, None, head, fit.previous.classes, carried=fit.previous.folder / FIT)
+        return TaskStart(student, None, head, fit.previous.classes, carried=fit.previous.folder / FIT)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student, merged=True)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         return (read_part(fit.folder, fit.task.name, fit.classes, fit.student.network),)

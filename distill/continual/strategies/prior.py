@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from distill.continual.strategies.base import TaskFit
-from distill.continual.strategies.go_on import FIT
+from distill.continual.strategies.sequential import FIT
 from distill.deltas.sites import classifier_names, inside
 from distill.models.student import Student
 from distill.training.checkpoints import VerifiedCheckpointIO

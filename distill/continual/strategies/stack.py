@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar, Literal
 
-from distill.continual.learned import Part
-from distill.continual.strategies.base import Start, Strategy, TaskFit
+from distill.continual.learned import LearnedNetwork
+from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import DELTA, read_part, write_delta
-from distill.continual.strategies.go_on import FIT
+from distill.continual.strategies.sequential import FIT
 from distill.deltas.attach import merge
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
@@ -46,13 +46,13 @@ class Stack(Strategy):
     merges: ClassVar[bool] = True
     settings: Settings
 
-    def start(self, fit: TaskFit) -> Start:
+    def start(self, fit: TaskFit) -> TaskStart:
         if fit.previous is None:
-            return Start(fit.student)
+            return TaskStart(fit.student)
         model = self._before(fit).model
         head = {f"model.{name}": tensor for name, tensor in head_state(model, classifier_names(model)).items()}
         before = fit.previous.folder / FIT
-        return Start(fit.student, None, head, fit.previous.classes, lambda: self._before(fit), before)
+        return TaskStart(fit.student, None, head, fit.previous.classes, lambda: self._before(fit), before)
 
     def close(self, fit: TaskFit, student: Student) -> None:
         if fit.previous is None:
@@ -65,7 +65,7 @@ class Stack(Strategy):
         composed = compose(before, on_backbone, head="second")
         save_delta_file(fit.folder / DELTA, composed.file, composed.made_by)
 
-    def parts(self, fit: TaskFit) -> tuple[Part, ...]:
+    def parts(self, fit: TaskFit) -> tuple[LearnedNetwork, ...]:
         return (read_part(fit.folder, fit.task.name, fit.classes, fit.student.network),)
 
     def _before(self, fit: TaskFit) -> Network:
