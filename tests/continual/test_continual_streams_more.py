@@ -455,7 +455,7 @@ def test_what_the_opening_says(tmp_path: Path) -> None:
     settings = stream(tmp_path, stream={"count": 4})
     assert settings.describe(make_data(settings))[:2] == [
         "tasks: 4",
-        "  task-1: 9 training images, 11 for validation, 6 for test, 1 class: a",
+        "  task-1: 9 training images, 5 for validation, 6 for test, 1 class: a",
     ]
     many = [Task(f"t{number}", tuple("abcdefgh"), {"train": np.arange(2)}) for number in range(14)]
     lines = task_lines(many, make_data(settings))
@@ -469,4 +469,4 @@ def test_the_data_command_shows_the_tasks(tmp_path: Path) -> None:
     show_data(settings_of(tmp_path, "online", keys, **ONLINE), console, to=None, images=1, decode=False)
     rows = [line.split() for line in console.export_text().splitlines() if line.startswith(" task")]
     assert rows[0] == ["task", "train", "val", "test", "classes"]
-    assert rows[1] == ["task-1", "18", "21", "23", "4", "classes:", "a,", "b,", "c,", "d"]
+    assert rows[1] == ["task-1", "18", "9", "23", "4", "classes:", "a,", "b,", "c,", "d"]

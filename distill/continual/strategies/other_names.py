@@ -1,11 +1,13 @@
-"""What other libraries and papers call the strategies; see :func:`augment.base.suggestions.table`."""
+"""Our strategies → what papers and other libraries call them, for the error of an unknown type."""
+
+from __future__ import annotations
 
 OTHER_NAMES = {
-    "sequential": "naive finetune finetuning fine_tuning sgd continued",
-    "bank": "experts adapters separate multihead per_task expandable ease halrp",
-    "merge_and_go": "branch_tuning branchtuning merge_after_task",
-    "first_task": "first_session fsa aper adam simplecil ranpac slda",
-    "stack": "sd_lora sdlora inflora infLoRA progressive",
-    "merge": "ties task_arithmetic average fisher_merging model_soup cofima duct",
     "anew": "joint cumulative gdumb retrain scratch",
+    "bank": "experts adapters multihead pertask halrp ease expandable",
+    "first_task": "firstsession fsa aper adam simplecil ranpac",
+    "merge": "ties taskarithmetic average fishermerging modelsoup cofima duct",
+    "merge_and_go": "branchtuning",
+    "sequential": "naive finetune finetuning sgd",
+    "stack": "sdlora inflora progressive",
 }
