@@ -20,7 +20,7 @@ COUNTS = {"train": 100, "test": 20}
 OBJECTIVES = ("simclr", "barlow_twins")
 WAYS: dict[str, dict[str, Any]] = {
     "branch": {},
-    "finetune": {"strategy": {"type": "go_on"}, "student": {"train": "full", "deltas": []}},
+    "finetune": {"strategy": {"type": "sequential"}, "student": {"train": "full", "deltas": []}},
 }
 """Way of learning → changes to ``branch_tuning.yaml``."""
 LINEAR = "student, linear, representation: accuracy_micro"

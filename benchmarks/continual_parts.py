@@ -117,7 +117,7 @@ def on_flowers(lab: Lab, seed: int) -> dict[str, Any]:
 
 NO_CONTROLS = {"sequential": False, "separate": False}
 GO_ON: dict[str, Any] = {
-    "strategy": {"type": "go_on"},
+    "strategy": {"type": "sequential"},
     "student": {"deltas": [], "train": "full"},
     "objectives": [{"type": "ce", "among": "present"}],
 }
