@@ -57,7 +57,7 @@ def learned(lab: Lab, objective: str, way: str, seed: int) -> dict[str, Any]:
         "training": {
             **length(lab, "branch")["training"],
             "optimizer": {"lr": 0.06},
-            "schedule": {"warmup": 1},
+            "schedule": {"warmup": 0.5},
         },
     }
     return stream_run(lab, "branch", "branch_tuning.yaml", changes, given.set)

@@ -56,7 +56,7 @@ def data_tree(data: DataSet, folder: Path, out: Path, val_fraction: float) -> di
 def source(folder: Path, out: Path) -> dict[str, Any]:
     """The key ``data.source`` of a folder with ``train*.parquet`` and ``test*.parquet``."""
     files = {split: str(folder / f"{split}*.parquet") for split in ("train", "test")}
-    return {"type": "huggingface", "data_files": files, "cache_dir": str(out / "cache")}
+    return {"type": "huggingface", "name": None, "data_files": files, "cache_dir": str(out / "cache")}
 
 
 def part_of(folder: Path, target: Path, counts: dict[str, int]) -> Path:

@@ -13,11 +13,11 @@ ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "benchmarks"), str(ROOT / "tests" / "continual")]
 import continual  # noqa: E402
 import continual_branch  # noqa: E402
+import continual_data  # noqa: E402
 import continual_growth  # noqa: E402
 import continual_parts  # noqa: E402
 import continual_runs  # noqa: E402
 from accuracy import Notebook  # noqa: E402
-from continual_data import part_of  # noqa: E402
 from continual_heads import JOINT, SEQUENTIAL, Frozen, learn, seconds_of_sums  # noqa: E402
 from continual_lab import BARS, Lab, NotMeasuredError, figure  # noqa: E402
 from toy_stream import verified_here  # noqa: E402
@@ -44,11 +44,11 @@ def test_a_part_of_the_data_has_the_first_images_of_each_class(tmp_path: Path) -
     for number, labels in enumerate(([2, 0, 0, 1], [1, 1, 2])):
         rows = {"label": labels, "image": [f"{number}/{row}" for row in range(len(labels))]}
         pq.write_table(pa.table(rows, metadata={b"names": b"kept"}), tmp_path / f"train-{number}.parquet")
-    made = pq.read_table(part_of(tmp_path, tmp_path / "part", {"train": 1}) / "train.parquet")
+    made = pq.read_table(continual_data.part_of(tmp_path, tmp_path / "part", {"train": 1}) / "train.parquet")
     assert made.to_pydict() == {"label": [2, 0, 1], "image": ["0/0", "0/1", "0/3"]}
     assert made.schema.metadata == {b"names": b"kept"}
     with pytest.raises(SystemExit, match=r"has no test\*.parquet"):
-        part_of(tmp_path, tmp_path / "part", {"test": 1})
+        continual_data.part_of(tmp_path, tmp_path / "part", {"test": 1})
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +118,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
     noted: list[dict[str, Any]] = []
 
     def stream_run(of: Lab, part: str, config: str, changes: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
-        source = {"data": {"source": {"type": "digits"}}}  # the real files are not at hand
-        tree = merge_trees(merge_trees(load_tree(continual_runs.CONFIGS / config), changes), source)
+        tree = merge_trees(load_tree(continual_runs.CONFIGS / config), changes)
         validate_tree(tree, config)
         noted.append(tree)
         higher = 0.1 * (tree["strategy"]["type"] in ("bank", "merge_and_go"))
@@ -141,8 +140,8 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
 
     for part in (continual_parts, continual_branch):
         monkeypatch.setattr(part, "stream_run", stream_run)
-    monkeypatch.setattr(continual_branch, "part_of", lambda *unused: tmp_path)
-    monkeypatch.setattr(continual_parts, "data_tree", lambda *unused: {"val_fraction": 0.2})
+    for user in (continual_data, continual_branch):
+        monkeypatch.setattr(user, "part_of", lambda *unused: tmp_path)
     return noted
 
 
