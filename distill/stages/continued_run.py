@@ -18,6 +18,7 @@ from distill.continual.scores import TaskScores
 from distill.continual.serve import BankManifest, read_bank
 from distill.continual.strategies.base import Strategy
 from distill.continual.task import Task
+from distill.continual.task_result import restored
 from distill.files import write_atomic
 from distill.models.settings import StudentSettings
 from distill.report.items import Item, Note
@@ -26,7 +27,6 @@ from distill.run.folder import is_first_rank, read_tree
 from distill.run.stage import Stage
 from distill.stages.export_stream import BANK
 from distill.stages.fit_heads import FittedHeads
-from distill.stages.learn_task import restored
 from distill.stages.stream_controls import ControlScores
 
 FILES, SCORES = "files.json", "scores.json"

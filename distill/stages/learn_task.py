@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from augment.policy import AugmentSettings
 from distill.continual.carry import carried_bytes, carry_on, merge_momentum
@@ -18,19 +16,18 @@ from distill.continual.memory.base import Memory
 from distill.continual.memory.keep import FILE as MEMORY
 from distill.continual.memory.keep import capacity, exemplars_alone, keep, with_memory
 from distill.continual.memory.store import Store
+from distill.continual.previous_model import with_previous, without_previous
 from distill.continual.regularizers.base import Regularizer
 from distill.continual.regularizers.carried import FILE as REGULARIZERS
 from distill.continual.regularizers.carried import TrainingViews, build, close, save
 from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
-from distill.continual.strategies.prior import PRIOR
-from distill.continual.task import Task, keyed_seed
+from distill.continual.task import Task
+from distill.continual.task_result import LEARNED, learned_task, restored, seen_classes, take_over, task_fit_of
 from distill.deltas.base import tensor_bytes
-from distill.deltas.sites import classifier_names, inside
+from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.files import write_atomic
-from distill.models.label_map import LabelMap, LabelMaps
-from distill.models.network import Network
-from distill.models.settings import StudentSettings, TeacherSettings, WeightingSettings
+from distill.models.settings import StudentSettings, TeacherSettings
 from distill.models.student import Student
 from distill.objectives.base import Objective
 from distill.report.curves import read_curves
@@ -40,7 +37,7 @@ from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.prepare import PREPARED, StudentSpec, finished, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
-from distill.run.teacher import label_maps, make_teacher
+from distill.run.teacher import make_teacher
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import TeacherNetworks, fit_notes
@@ -48,7 +45,7 @@ from distill.training.fit import FitSummary, load_summary
 from distill.training.settings import TrainingSettings
 from distill.training.terms import needs_of, trains_head
 
-FIT, LEARNED = "fit", "learned.json"
+FIT = "fit"
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class LearnTask(Stage[LearnedTask]):
         previous = context.find(self.previous) if self.previous else None
         self._check_memory(context)
         if self.previous is not None and (previous is None or len(previous.parts) != 1 or previous.seconds < 0):
-            seen = _seen(self.task, previous)
+            seen = seen_classes(self.task, previous)
             return LearnedTask(self.task.name, seen, (), Path(), Path(), seconds=-1.0)  # two tasks were tried
         fit = self._task_fit(context, previous, Path())
         start = TaskStart(self.student)
@@ -109,7 +106,7 @@ class LearnTask(Stage[LearnedTask]):
         fit_spec.check(student, self.name)
         part = LearnedNetwork(self.task.name, fit.classes, lambda: student.network, 0, 0)
         parts = (part,) if previous is None else (*previous.parts, part)
-        return LearnedTask(self.task.name, _seen(self.task, previous), parts, Path(), Path(), features=part)
+        return LearnedTask(self.task.name, seen_classes(self.task, previous), parts, Path(), Path(), features=part)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         parts = {
@@ -160,7 +157,7 @@ class LearnTask(Stage[LearnedTask]):
         }
         if is_first_rank():
             write_atomic(folder / LEARNED, json.dumps(about).encode())
-        return _learned(strategy, fit, about)
+        return learned_task(strategy, fit, about)
 
     def load(self, context: RunContext, folder: Path) -> LearnedTask:
         previous = context.get(self.previous) if self.previous else None
@@ -179,7 +176,7 @@ class LearnTask(Stage[LearnedTask]):
         return self.strategy.component(self.strategy)
 
     def _task_fit(self, context: RunContext, previous: LearnedTask | None, folder: Path) -> TaskFit:
-        return _task_fit(self.task, self._strategy, self.student, context.seed, folder, previous)
+        return task_fit_of(self.task, self._strategy, self.student, context.seed, folder, previous)
 
     def _within(self, context: RunContext, fit: TaskFit) -> RunContext:
         """The context with this task's data alone, and seeds that are keyed by its name."""
@@ -212,7 +209,7 @@ class LearnTask(Stage[LearnedTask]):
         """Raise an error for a memory that is too small for the classes so far."""
         if self.memory is not None:
             known = context.find(self.previous) if self.previous else None
-            capacity(self._memory, context.data, len(_seen(self.task, known)))
+            capacity(self._memory, context.data, len(seen_classes(self.task, known)))
 
     @property
     def _memory(self) -> Memory:
@@ -258,7 +255,7 @@ class LearnTask(Stage[LearnedTask]):
         objectives = self.objectives
         settings = self.teacher
         if settings is not None and fit.previous is None:
-            settings = _without_previous(settings)
+            settings = without_previous(settings)
         momentum, penalties = None if settings is None else settings.momentum, self._penalties(fit)
         fit_spec = FitSpec(within, None, objectives, self.augment, self.training, regularizers=penalties)
         fit_spec = replace(fit_spec, momentum=momentum, validates=trains_head(self.objectives))
@@ -268,149 +265,15 @@ class LearnTask(Stage[LearnedTask]):
             return replace(fit_spec, objectives=objectives, augment=augment)
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
-        networks, maps = self._networks(within, settings, fit)
+        given = [network for ref in self.networks for network in within.get(ref).networks]
+        networks, maps = with_previous(settings, given, fit)
         teacher = make_teacher(settings, objectives, networks, maps)
         return replace(fit_spec, teacher=teacher, cache=settings.cache)
 
     def _alone(self) -> AugmentSettings:
         return self.augment if self.teacher is None else self.augment.alone()
 
-    def _networks(
-        self, within: RunContext, settings: TeacherSettings, fit: TaskFit
-    ) -> tuple[Sequence[Network], LabelMaps]:
-        """The teacher's frozen networks in the order of the settings, and the maps of their classes."""
-        given = iter([network for ref in self.networks for network in within.get(ref).networks])
-        networks = []
-        for own in settings.frozen:
-            if own.is_previous:
-                assert fit.previous is not None
-                networks.append(fit.previous.newest.load())
-            else:
-                networks.append(next(given))
-        others = [(own, network) for own, network in zip(settings.frozen, networks) if not own.is_previous]
-        of_others = label_maps(
-            settings.model_copy(update={"networks": tuple(own for own, _ in others)}),
-            [network for _, network in others],
-            fit.classes,
-        )
-        maps: list[LabelMap | None] = []
-        number = 0
-        for own in settings.frozen:
-            if own.is_previous:
-                maps.append(self._map_of_previous(fit))
-            else:
-                maps.append(of_others[number])
-                number += 1
-        return networks, LabelMaps(maps)
-
-    def _map_of_previous(self, fit: TaskFit) -> LabelMap | None:
-        assert fit.previous is not None
-        known = fit.previous.newest.classes
-        if known == fit.classes:
-            return None
-        sources = {index: [known.index(name)] for index, name in enumerate(fit.classes) if name in known}
-        if not sources:
-            raise StageError(
-                f"{self.name}: teacher.networks: the previous model knows none of the task's classes, since strategy "
-                f"{self.strategy.type} trains a head for each task; use another strategy, or remove it"
-            )
-        return LabelMap(sources, len(fit.classes), len(known))
-
     def _spec(self, start: TaskStart, fit: TaskFit, fit_spec: FitSpec) -> StudentSpec:
         assert start.student is not None
         needs, _ = needs_of(fit_spec.objectives)
         return StudentSpec(start.student, fit.seed, len(fit.classes), needs, fit_spec.head, start.network)
-
-
-def restored(
-    task: Task,
-    settings: Strategy.Settings,
-    student: StudentSettings,
-    seed: int,
-    folder: Path,
-    previous: LearnedTask | None,
-) -> LearnedTask:
-    """The result of a finished :class:`LearnTask`, from its folder.
-
-    Args:
-        task: that was learned; its samples are not needed.
-        settings: of the strategy.
-        student: of the experiment.
-        seed: of the run.
-        folder: of the stage, or a copy of it.
-        previous: the result of the task before.
-
-    Returns:
-        The learner after the task.
-    """
-    assert settings.component is not None
-    strategy: Strategy = settings.component(settings)
-    about = json.loads((folder / LEARNED).read_text())
-    return _learned(strategy, _task_fit(task, strategy, student, seed, folder, previous), about)
-
-
-def _task_fit(
-    task: Task, strategy: Strategy, student: StudentSettings, seed: int, folder: Path, previous: LearnedTask | None
-) -> TaskFit:
-    classes = task.classes if strategy.head_per_task else _seen(task, previous)
-    earlier = previous.folders if previous else ()
-    return TaskFit(task, student, keyed_seed(seed, task.name), folder, classes, previous, earlier)
-
-
-def _seen(task: Task, previous: LearnedTask | None) -> tuple[str, ...]:
-    """The classes of all tasks so far, in the order in which they came."""
-    return tuple(dict.fromkeys((*(previous.classes if previous else ()), *task.classes)))
-
-
-def _learned(strategy: Strategy, fit: TaskFit, about: Mapping[str, Any]) -> LearnedTask:
-    parts = strategy.parts(fit)
-    if about["trained"]:
-        parts = (*parts[:-1], replace(parts[-1], trained=about["trained"]))
-    carried = [fit.folder / name for name in (MEMORY, REGULARIZERS, PRIOR) if (fit.folder / name).is_file()]
-    if carried or about["carried"]:
-        kept = parts[-1].kept + about["carried"] + sum(file.stat().st_size for file in carried)
-        parts = (*parts[:-1], replace(parts[-1], kept=kept))
-    memory = fit.folder / MEMORY
-    return LearnedTask(
-        fit.task.name,
-        _seen(fit.task, fit.previous),
-        parts,
-        fit.folder,
-        fit.previous.first if fit.previous else fit.folder,
-        about["seconds"],
-        strategy.features(fit),
-        about["peak"],
-        about["backbone"],
-        memory if memory.is_file() else None,
-        (*fit.earlier, fit.folder),
-    )
-
-
-def _without_previous(settings: TeacherSettings) -> TeacherSettings | None:
-    """The teacher of the first task: the networks other than the previous model; None if there is no other."""
-    kept = tuple(network for network in settings.networks if not network.is_previous)
-    if not kept:
-        return None
-    changed: dict[str, Any] = {"networks": kept}
-    if sum(not network.is_momentum for network in kept) < 2:
-        changed["weighting"] = WeightingSettings()
-    return settings.model_copy(update=changed)
-
-
-@torch.no_grad()
-def take_over(student: Student, start: TaskStart, classes: Sequence[str]) -> None:
-    """Start a student from the weights of an earlier one, whose head may have fewer classes.
-
-    Args:
-        student: changed in place.
-        start: weights of the earlier one, and the classes of the rows of its head.
-        classes: of the student's head; rows of classes that the earlier one lacks keep their values.
-    """
-    own, head = student.own_state(), classifier_names(student.model)
-    for key, value in start.weights.items():
-        target = own[key]
-        if not inside(key.removeprefix("model."), head):
-            target.copy_(value)
-            continue
-        for row, name in enumerate(start.classes):
-            target[classes.index(name)].copy_(value[row])
