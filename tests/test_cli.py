@@ -84,7 +84,7 @@ def test_tracebacks_of_known_errors_on_request(monkeypatch: pytest.MonkeyPatch) 
 
 def test_schema_to_a_file_and_to_a_pipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     status, out, _ = call(capsys, "schema")
-    assert status == 0 and "student" in json.loads(out)["properties"]
+    assert status == 0 and "student" in json.loads(out)["$defs"]["DistillationExperiment"]["properties"]
     status, _, _ = call(capsys, "schema", "-o", str(tmp_path / "schema.json"))
     assert status == 0 and (tmp_path / "schema.json").read_text(encoding="utf-8") == out
 

@@ -33,10 +33,10 @@ from augment.base.suggestions import did_you_mean, table
 
 
 @cache
-def _import_modules(package: str) -> None:
-    """Import every module of a package; once, since looking for them in its folder takes a millisecond."""
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
-        importlib.import_module(module.name)
+def _modules_of(package: str) -> tuple[str, ...]:
+    """Names of the modules of a package; listed once, since looking for them in its folder takes a millisecond."""
+    path = importlib.import_module(package).__path__
+    return tuple(module.name for module in pkgutil.iter_modules(path, f"{package}."))
 
 
 class Component:
@@ -80,7 +80,8 @@ class Registry:
 
     def known(self) -> dict[str, type[Settings]]:
         """Type name → settings, for every class of this kind in the package."""
-        _import_modules(self.package)
+        for module in _modules_of(self.package):
+            importlib.import_module(module)
         known: dict[str, type[Settings]] = {}
         pending = self.contract.__subclasses__()
         while pending:

@@ -49,7 +49,7 @@ def test_no_operations_is_the_eval_view():
 def test_uint8_and_floats_are_one():
     assert torch.equal(to_unit(IMAGES), to_unit(to_unit(IMAGES)))
     assert float(to_unit(torch.tensor([255], dtype=torch.uint8))) == 1.0
-    with pytest.raises(TypeError, match=r"uint8, or floats in \[0, 1\], not torch.int64"):
+    with pytest.raises(TypeError, match=r"uint8 or uint16, or floats in \[0, 1\], not torch.int64"):
         to_unit(IMAGES.long())
 
 

@@ -66,12 +66,15 @@ def test_maps_are_images_of_features(of_student: str) -> None:
 @pytest.mark.parametrize("of_student", NETWORKS)
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_every_pair_of_architectures(objective: str, of_student: str) -> None:
-    """One step with every teacher: the loss is finite, and its gradient reaches the student's first layer."""
+    """One step with every teacher: the loss is finite, and its gradient reaches the student's first layer.
+
+    ``podnet`` compares a network with itself as it was before, so its teacher has the student's architecture.
+    """
     student = student_of(of_student).train()
     batch = distill.Targets(labels=torch.tensor([0, 1, 2]), index=torch.tensor([0, 1, 2]))
     total = torch.zeros(())
     outputs = student(IMAGES)
-    for of_teacher in NETWORKS:
+    for of_teacher in [of_student] if objective == "podnet" else NETWORKS:
         torch.manual_seed(0)
         term = distill.create_objective(objective, student=student, teacher=teacher_of(of_teacher))
         loss = term(outputs, seen_by(of_teacher), batch)

@@ -122,7 +122,7 @@ def test_a_toy_stage_runs_is_recorded_and_reported(tmp_path: Path) -> None:
     assert set(json.loads((folder / "sum" / RECORD).read_text())["inputs"]) == {"count/train", "count/val"}
     summary = json.loads((folder / "results.json").read_text())["summary"]
     assert summary["warnings"] == ["1259 images of train", "179 images of val"]
-    assert summary["verification"] == [{"name": "sum", "passed": True, "detail": "1438"}]
+    assert summary["verification"] == [{"name": "sum", "passed": True, "detail": "1438", "of": "export"}]
     page = (folder / "report.html").read_text()
     assert "1259 images of train" in page and "Counts" in page
     run = json.loads((folder / "run.json").read_text())

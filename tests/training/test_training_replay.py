@@ -107,7 +107,9 @@ def test_any_number_of_workers_gives_the_same_views(tmp_path: Path) -> None:
     for workers in (0, 4):
         plain = settings.model_copy(update={"data": settings.data.model_copy(update={"workers": workers})})
         loader = data_of(plain).train_loader()
-        epochs.append([(at, batch.ids.tolist(), augment(*batch[::2], at)) for at in (0, 1) for batch in loader])
+        epochs.append(
+            [(at, batch.ids.tolist(), augment(batch.images, batch.ids, at)) for at in (0, 1) for batch in loader]
+        )
         loader.close()
     assert len(epochs[0]) == len(epochs[1]) == 2 * (SIZES["train"] // 4)
     for (epoch, ids, alone), (other_epoch, other_ids, by_workers) in zip(*epochs):
