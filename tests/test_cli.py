@@ -96,6 +96,7 @@ def test_a_score_trains_nothing(capsys: pytest.CaptureFixture[str], tmp_path: Pa
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_preview_writes_a_picture(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     picture = tmp_path / "views.png"
     arguments = [str(ROOT / "configs" / "quickstart.yaml"), "data.workers=0", "-o", str(picture), "--images", "2"]

@@ -8,6 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 TREES = ("augment", "distill", "benchmarks", "examples", "tests")
 
@@ -111,6 +113,7 @@ def public_classes() -> dict[str, list[str]]:
     return classes
 
 
+@pytest.mark.slow
 def test_no_identifier_is_a_retired_word():
     lines = [line for path in files() for line in retired_names(path)]
     assert not lines, f"{len(lines)} retired names:\n" + "\n".join(lines)

@@ -59,7 +59,7 @@ def test_quickstart_and_the_student_elsewhere(tmp_path: Path) -> None:
     short = ["training.epochs=1", "fit_teacher.training.epochs=1", "data.workers=0"]
     # An epoch is one step for the teacher, on 20 images, and three for the student.
     short += ["fit_teacher.labels=same", "data.batch_size=400", "export.verify_images=8"]
-    short += ["teacher.networks.0.size=32", "student.network.size=32"]
+    short += ["teacher.networks.0.size=32", "student.network.size=32", "controls.labels_only=false"]
     command = [sys.executable, str(ROOT / "train.py"), str(ROOT / "configs/quickstart.yaml"), *short]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)

@@ -25,7 +25,7 @@ def without_previous(settings: TeacherSettings) -> TeacherSettings | None:
 
 
 def with_previous(
-    settings: TeacherSettings, given: Iterable[Network], fit: TaskFit
+    settings: TeacherSettings, given: Iterable[Network], fit: TaskFit, name: str
 ) -> tuple[Sequence[Network], LabelMaps]:
     """The teacher's frozen networks in the order of the settings, and the maps of their classes.
 
@@ -33,6 +33,7 @@ def with_previous(
         settings: of the teacher.
         given: its networks other than the previous model, in their order.
         fit: the task, whose previous model is read from its files.
+        name: of the stage, for errors.
 
     Returns:
         A network and a map for each entry of ``settings.frozen``.
@@ -50,7 +51,7 @@ def with_previous(
         if own.is_previous:
             assert fit.previous is not None
             networks.append(fit.previous.newest.load())
-            maps.append(_map_of_previous(fit))
+            maps.append(_map_of_previous(fit, name))
         else:
             networks.append(given[number])
             maps.append(of_others[number])
@@ -58,15 +59,15 @@ def with_previous(
     return networks, LabelMaps(maps)
 
 
-def _map_of_previous(fit: TaskFit) -> LabelMap | None:
+def _map_of_previous(fit: TaskFit, name: str) -> LabelMap | None:
     assert fit.previous is not None
     known = fit.previous.newest.classes
     if known == fit.classes:
         return None
-    sources = {index: [known.index(name)] for index, name in enumerate(fit.classes) if name in known}
+    sources = {index: [known.index(own)] for index, own in enumerate(fit.classes) if own in known}
     if not sources:
         raise StageError(
-            f"{fit.task.name}: teacher.networks: the previous model knows none of the task's classes, since the "
+            f"{name}: teacher.networks: the previous model knows none of the task's classes, since the "
             "strategy trains a head for each task; use another strategy, or remove it"
         )
     return LabelMap(sources, len(fit.classes), len(known))

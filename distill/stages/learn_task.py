@@ -266,7 +266,7 @@ class LearnTask(Stage[LearnedTask]):
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
         given = [network for ref in self.networks for network in within.get(ref).networks]
-        networks, maps = with_previous(settings, given, fit)
+        networks, maps = with_previous(settings, given, fit, self.name)
         teacher = make_teacher(settings, objectives, networks, maps)
         return replace(fit_spec, teacher=teacher, cache=settings.cache)
 

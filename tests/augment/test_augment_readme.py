@@ -62,6 +62,7 @@ def test_yaml(folder):
             assert not torch.equal(views.student[0], dual(images, ids, 1).student[0])
 
 
+@pytest.mark.slow
 def test_commands(folder):
     commands = [line for text in blocks("bash") for line in text.splitlines()]
     assert len(commands) == 2

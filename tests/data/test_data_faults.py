@@ -64,6 +64,7 @@ def test_a_killed_worker_ends_the_run_with_the_sample(busy: float) -> None:
     assert time.perf_counter() - started < 20
 
 
+@pytest.mark.slow
 def test_a_worker_killed_from_outside_ends_the_run() -> None:
     loader = toy(samples=4000, workers=2).train_loader()
     with pytest.raises(DataError, match="a data worker died"):

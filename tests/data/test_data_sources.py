@@ -90,6 +90,7 @@ def test_a_column_of_each_split(parquet: Path) -> None:
         ExperimentData(DataSettings(source="digits")).column("val", "label")
 
 
+@pytest.mark.slow
 def test_parquet_in_workers_gives_the_same(parquet: Path) -> None:
     plain, spawned = (
         list(ExperimentData(DataSettings(source=hf(parquet), size=8, batch_size=3, **how)).eval_loader("test"))

@@ -26,6 +26,7 @@ from distill.export.targets.base import About, ExportTarget
 from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
 from distill.export.verify import VerificationReport, _compare, _fresh_process, _run_fresh, verify
 
+pytestmark = pytest.mark.slow  # an export and the server of its new processes come first
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
 TIMM = TimmFolder(TimmFolder.Settings())
 

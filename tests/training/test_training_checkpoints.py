@@ -65,6 +65,7 @@ def test_kill_9_at_random_moments_leaves_the_old_one_or_the_new_one(tmp_path: Pa
 
 @pytest.mark.parametrize("call", ["fsync", "chmod", "replace"])
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.slow
 def test_kill_9_round_every_call_that_matters(call: str, when: str, tmp_path: Path) -> None:
     path = save(tmp_path / "best.ckpt")
     assert apart(save_and_die, path, call, when) == -signal.SIGKILL
