@@ -55,8 +55,8 @@ def test_finished_runs_are_not_repeated(
         run_orders(stream(root.parent), "toy", 2, 2, QUIET)
 
 
-def test_as_many_orders_as_there_are() -> None:
-    tasks = open_stream(stream(Path("unused")))
+def test_as_many_orders_as_there_are(tmp_path: Path) -> None:
+    tasks = open_stream(stream(tmp_path))
     assert different_orders(tasks, 2) == [["task-1", "task-2"], ["task-2", "task-1"]]
     with pytest.raises(ContinualError, match="--orders 3: 2 tasks have only 2 different orders"):
         different_orders(tasks, 3)
