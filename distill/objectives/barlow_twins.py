@@ -5,20 +5,16 @@ Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Targets
+from distill.models.features import FeatureShapes
 from distill.objectives.compare import same_shape
-from distill.objectives.projector import CarrySettings, Projecting, mlp
+from distill.objectives.projected_views import ProjectedViewsObjective
+from distill.objectives.projector import CarrySettings, mlp
 from distill.objectives.ranks import gather_batch
-from distill.objectives.views import ViewsObjective, fields_of_views
 
 
 def cross_correlation(first_BP: Tensor, second_BP: Tensor, redundancy: float = 5e-3) -> Tensor:
@@ -52,7 +48,7 @@ def _standardized(z_GP: Tensor) -> Tensor:
     return centered_GP * (centered_GP.square().mean(0) + 1e-5).rsqrt()
 
 
-class BarlowTwins(Projecting, ViewsObjective):
+class BarlowTwins(ProjectedViewsObjective):
     """Barlow Twins on projected pooled features: the mean of :func:`cross_correlation` over the pairs of student views.
 
     The projector is ``Linear(hidden) – BN – ReLU – Linear(hidden) – BN – ReLU – Linear(dim)``.
@@ -76,7 +72,6 @@ class BarlowTwins(Projecting, ViewsObjective):
         dim: int = Field(2048, gt=0, description="width of the projected features")
         redundancy: float = Field(5e-3, ge=0, description="λ, factor of the correlations between features")
 
-    reads_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Zbontar et al., ICML 2021, arXiv 2103.03230"
 
     settings: Settings
@@ -85,7 +80,5 @@ class BarlowTwins(Projecting, ViewsObjective):
         super().__init__(settings, student, teacher)
         self.projector = mlp([student.pooled, settings.hidden, settings.hidden, settings.dim], bias=False)
 
-    def loss_of_views(self, student: Sequence[Features], teacher: Sequence[Features] | None, batch: Targets) -> Tensor:
-        views = [self.projector(view_BD) for view_BD in fields_of_views(student, "pooled")]
-        losses = [cross_correlation(*pair, self.settings.redundancy) for pair in combinations(views, 2)]
-        return torch.stack(losses).mean()
+    def loss_of_pair(self, first_BP: Tensor, second_BP: Tensor) -> Tensor:
+        return cross_correlation(first_BP, second_BP, self.settings.redundancy)

@@ -5,8 +5,6 @@ Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import permutations
 from typing import ClassVar, Literal
 
 import torch
@@ -14,12 +12,11 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Targets
+from distill.models.features import FeatureShapes
 from distill.objectives.compare import same_shape
-from distill.objectives.projector import CarrySettings, Projecting, mlp
+from distill.objectives.projected_views import ProjectedViewsObjective
+from distill.objectives.projector import CarrySettings, mlp
 from distill.objectives.ranks import gather_batch, rank
-from distill.objectives.views import ViewsObjective, fields_of_views
 
 
 def nt_xent(first_BP: Tensor, second_BP: Tensor, temperature: float = 0.2) -> Tensor:
@@ -49,7 +46,7 @@ def nt_xent(first_BP: Tensor, second_BP: Tensor, temperature: float = 0.2) -> Te
     return F.cross_entropy(torch.cat([across_BG, within_BG], dim=1), own_B)
 
 
-class SimCLR(Projecting, ViewsObjective):
+class SimCLR(ProjectedViewsObjective):
     """SimCLR on projected pooled features: the mean of :func:`nt_xent` over all ordered pairs of student views.
 
     The projector is ``Linear(hidden) – ReLU – Linear(dim)``.
@@ -74,7 +71,7 @@ class SimCLR(Projecting, ViewsObjective):
         dim: int = Field(128, gt=0, description="width of the projected features")
         temperature: float = Field(0.2, gt=0, description="τ")
 
-    reads_teacher: ClassVar[bool] = False
+    ordered: ClassVar[bool] = True
     paper: ClassVar[str] = "Chen et al., ICML 2020, arXiv 2002.05709"
 
     settings: Settings
@@ -83,7 +80,5 @@ class SimCLR(Projecting, ViewsObjective):
         super().__init__(settings, student, teacher)
         self.projector = mlp([student.pooled, settings.hidden, settings.dim], batch_norm=False)
 
-    def loss_of_views(self, student: Sequence[Features], teacher: Sequence[Features] | None, batch: Targets) -> Tensor:
-        views = [self.projector(view_BD) for view_BD in fields_of_views(student, "pooled")]
-        losses = [nt_xent(first, second, self.settings.temperature) for first, second in permutations(views, 2)]
-        return torch.stack(losses).mean()
+    def loss_of_pair(self, first_BP: Tensor, second_BP: Tensor) -> Tensor:
+        return nt_xent(first_BP, second_BP, self.settings.temperature)

@@ -5,21 +5,17 @@ Shape suffixes: B batch of this rank, G batch of all ranks, D pooled width, P pr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
 from typing import ClassVar, Literal
 
-import torch
 import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from distill.models.features import Features, FeatureShapes
-from distill.objectives.base import Targets
+from distill.models.features import FeatureShapes
 from distill.objectives.compare import same_shape
-from distill.objectives.projector import CarrySettings, Projecting, mlp
+from distill.objectives.projected_views import ProjectedViewsObjective
+from distill.objectives.projector import CarrySettings, mlp
 from distill.objectives.ranks import gather_batch
-from distill.objectives.views import ViewsObjective, fields_of_views
 
 
 def vicreg(
@@ -60,7 +56,7 @@ def vicreg(
     return total
 
 
-class VICReg(Projecting, ViewsObjective):
+class VICReg(ProjectedViewsObjective):
     """VICReg on projected pooled features: the mean of :func:`vicreg` over the pairs of student views.
 
     The projector is ``Linear(hidden) – BN – ReLU – Linear(hidden) – BN – ReLU – Linear(dim)``.
@@ -88,7 +84,6 @@ class VICReg(Projecting, ViewsObjective):
         variance: float = Field(25.0, ge=0, description="μ, factor of the variance term")
         covariance: float = Field(1.0, ge=0, description="ν, factor of the covariance term")
 
-    reads_teacher: ClassVar[bool] = False
     paper: ClassVar[str] = "Bardes et al., ICLR 2022, arXiv 2105.04906"
 
     settings: Settings
@@ -97,8 +92,6 @@ class VICReg(Projecting, ViewsObjective):
         super().__init__(settings, student, teacher)
         self.projector = mlp([student.pooled, settings.hidden, settings.hidden, settings.dim], bias=False)
 
-    def loss_of_views(self, student: Sequence[Features], teacher: Sequence[Features] | None, batch: Targets) -> Tensor:
-        views = [self.projector(view_BD) for view_BD in fields_of_views(student, "pooled")]
+    def loss_of_pair(self, first_BP: Tensor, second_BP: Tensor) -> Tensor:
         s = self.settings
-        losses = [vicreg(*pair, s.invariance, s.variance, s.covariance) for pair in combinations(views, 2)]
-        return torch.stack(losses).mean()
+        return vicreg(first_BP, second_BP, s.invariance, s.variance, s.covariance)
