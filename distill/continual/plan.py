@@ -317,7 +317,7 @@ def renamed(tasks: Sequence[Task], earlier: Sequence[Task]) -> tuple[Task, ...]:
 def _of_controls(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
     """The objectives that read neither a frozen teacher nor a memory; plain cross-entropy if there is none."""
     own = [o for o in experiment.objectives if not o.component.reads_frozen()]  # type: ignore[union-attr]
-    return tuple(o for o in own if o.type not in ("er_ace", "der")) or (CrossEntropy.Settings(),)
+    return tuple(o for o in own if not o.component.reads_memory) or (CrossEntropy.Settings(),)  # type: ignore[union-attr]
 
 
 def _labels_alone(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:

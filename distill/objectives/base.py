@@ -126,6 +126,7 @@ class Objective(nn.Module, Component):
             sample is compared with (negatives, a queue, a batch norm's statistics) is not weighted. An objective on
             relations among samples has no loss per sample; it raises an error for weights, and a config that sets them
             (``training.curriculum``, ``teacher.weighting``) is refused before training.
+        reads_memory: whether it tells samples of a memory from those of the task, and so needs one.
         sets_head: whether it replaces the student's head; only one term, with one teacher, may do so.
         no_weight_decay: names of its parameters without weight decay (temperatures, scales), besides norms and
             biases.
@@ -154,6 +155,7 @@ class Objective(nn.Module, Component):
     reads_views: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = False
+    reads_memory: ClassVar[bool] = False
     sets_head: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()
 

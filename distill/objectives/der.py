@@ -103,6 +103,7 @@ class DER(Objective):
             return True
 
     reads_teacher: ClassVar[bool] = False
+    reads_memory: ClassVar[bool] = True
     weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Buzzega et al., NeurIPS 2020, arXiv 2004.07211"
 

@@ -81,6 +81,7 @@ class ERACE(Objective):
             return True
 
     reads_teacher: ClassVar[bool] = False
+    reads_memory: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     weighs_samples: ClassVar[bool] = True
     paper: ClassVar[str] = "Caccia et al., ICLR 2022, arXiv 2104.05025"
