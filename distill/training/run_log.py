@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from distill.files import write_atomic
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("step", "epoch", "name", "value")
+
+EVENT_FILE = "events.out.tfevents."
 
 
 class RunLog(Logger):
@@ -108,6 +111,7 @@ class RunLog(Logger):
             return
         from torch.utils.tensorboard import SummaryWriter
 
+        _wait_for_a_later_second(self.folder)
         self._writer = SummaryWriter(str(self.folder), purge_step=None if resumed_at is None else resumed_at + 1)
 
     def _append(self, metrics: dict[str, float], step: int, epoch: int) -> None:
@@ -117,3 +121,17 @@ class RunLog(Logger):
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
             self._writer.flush()
+
+
+def _wait_for_a_later_second(folder: Path) -> None:
+    """Wait, for a second at most, until a new event file's name sorts after those in ``folder``.
+
+    TensorBoard reads event files in the order of their names: the second, the host, the process and a count, of which
+    the last two sort as text (9 after 10). A fit resumed within the second in which the former one began would
+    otherwise be read before it.
+    """
+    names = [path.name.removeprefix(EVENT_FILE) for path in folder.glob(f"{EVENT_FILE}*")]
+    latest = max((name.split(".")[0] for name in names), default="")
+    now = time.time()
+    if latest == f"{int(now):010d}":
+        time.sleep(int(now) + 1 - now)

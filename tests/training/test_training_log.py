@@ -107,3 +107,14 @@ def test_nowhere_to_log_is_a_warning(tmp_path: Path, caplog) -> None:
     log.log_metrics({"loss": 1.0}, 1)
     log.finalize("success")
     assert "the log cannot be written" in caplog.text
+
+
+def test_event_files_sort_in_the_order_of_their_fits(tmp_path: Path) -> None:
+    """Also where a fit resumes in the second in which the former began, whatever TensorBoard counts them as."""
+    for step in range(3):
+        log = RunLog(tmp_path, resumed_at=step if step else None)
+        log.log_metrics({"loss": float(step)}, step + 1)
+        log.finalize("success")
+    seconds = [path.name.split(".")[3] for path in sorted(tmp_path.glob("events.*"))]
+    assert len(set(seconds)) == 3
+    assert scalars(tmp_path, "loss") == [(1, 0.0), (2, 1.0), (3, 2.0)]
