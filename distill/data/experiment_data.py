@@ -17,6 +17,7 @@ from augment.views import InputSpec
 from distill.data.balanced_order import BalancedOrder
 from distill.data.base import UNLABELED, DataError, Samples, Source, Split
 from distill.data.canvas import Canvas
+from distill.data.domains import DomainOrder, TargetDomain
 from distill.data.loader import Loader, TrainLoader
 from distill.data.order import Order, PickedOrder
 from distill.data.positions import Positions
@@ -45,6 +46,7 @@ class ExperimentData:
         world_size: number of processes among which each batch is divided.
         rank: index of this process.
         device: that holds the images with ``on_device``.
+        source: of the images, if it is not the one that the settings name.
 
     Raises:
         DataError: the data cannot be used; the text names the file, folder or sample.
@@ -57,6 +59,7 @@ class ExperimentData:
         world_size: int = 1,
         rank: int = 0,
         device: torch.device | str = "cpu",
+        source: Source | None = None,
     ):
         if settings.batch_size % world_size:
             raise DataError(
@@ -64,16 +67,25 @@ class ExperimentData:
             )
         self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
         self.device = torch.device(device)
-        assert settings.source.component is not None
-        self.source: Source = settings.source.component(settings.source)
-        self.source.channels = settings.channels
-        self.source.depth = settings.depth or self.source.depth
+        self.source: Source = _opened(settings.source) if source is None else source
+        self._target_source = None if settings.target is None else _opened(settings.target)
+        sources = [each for each in (self.source, self._target_source) if each is not None]
+        depth = settings.depth or max(each.depth for each in sources)
+        for each in sources:
+            each.channels, each.depth = settings.channels, depth
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[tuple[int, Canvas], Resident] = {}  # by the id of its samples
         self._subsets: dict[Split, Subset] = {}
         self._part: tuple[str, ...] | None = None
         self._replay: Replay | None = None
+        self._targets: dict[bool, ExperimentData] = {}
+        self._with_target: ExperimentData | None = None
+        self._sources: int | None = None  # number of source samples, if samples of the target come after them
         self.subset("train")
+        if self._target_source is not None:
+            target = self.target_domain()
+            if target.has_split("test"):
+                target.subset("test")
 
     @property
     def classes(self) -> Sequence[str]:
@@ -111,6 +123,39 @@ class ExperimentData:
         other._replay = replay
         return other
 
+    def target_domain(self, labeled: bool = False) -> ExperimentData:
+        """The target domain alone: its training images without labels, and its test split, if it has one.
+
+        Args:
+            labeled: with all training labels, for a control that is named so.
+
+        Raises:
+            DataError: there is no ``data.target``, or it has a class that the source domain lacks.
+        """
+        if self._target_source is None:
+            raise DataError("there is no target domain; set data.target")
+        if labeled not in self._targets:
+            own = {"source": self.settings.target, "target": None, "val_fraction": 0.0, "labels_per_class": None}
+            if not labeled:
+                own["sampler"] = "shuffled"
+            source = TargetDomain(self._target_source, self.classes, labeled)
+            parts = self.seed, self.world_size, self.rank, self.device, source
+            self._targets[labeled] = ExperimentData(self.settings.model_copy(update=own), *parts)
+        return self._targets[labeled]
+
+    def with_target(self) -> ExperimentData:
+        """The same data with unlabeled images of the target domain as half of each training batch.
+
+        Validation and test splits stay those of the source domain. Batches say which samples are of which domain.
+        """
+        if self._with_target is None:
+            other = copy.copy(self)
+            parts = [self.subset("train"), self.target_domain().subset("train")]
+            other._subsets = {**self._subsets, "train": JoinedSamples(parts).subset()}
+            other._sources = len(parts[0])
+            self._with_target = other
+        return self._with_target
+
     def subset(self, name: Split) -> Subset:
         """The samples of a split, with the labels that are visible in training."""
         if name not in self._subsets:
@@ -147,6 +192,11 @@ class ExperimentData:
             memory = samples - replay.new
             parts = self.settings.batch_size, replay.share, world, replay.current
             return ReplayOrder(replay.new, memory, self.seed, *parts)
+        if (sources := self._sources) is not None and subset is self.subset("train"):
+            own = subset.labels[:sources]
+            balanced = self.settings.sampler == "balanced"
+            order = BalancedOrder(own, self.seed) if balanced else Order(sources, self.seed)
+            return DomainOrder(order, samples - sources, self.seed, self.settings.batch_size, world)
         if samples < world:
             raise DataError(f"{samples} training sample(s) for {world} ranks")
         batch = min(self.settings.batch_size, samples // world * world)
@@ -243,14 +293,14 @@ class ExperimentData:
         return int((self.subset("train").labels != UNLABELED).sum())
 
     def with_all_labels(self) -> ExperimentData:
-        """The same data with all labels visible; images on the device are not copied."""
+        """The same data with all labels visible, but those of a target; images on the device are not copied."""
         if self.settings.labels_per_class is None:
             return self
         if self._part is not None:
             raise DataError("a part of the data has the labels that are visible in the whole")
         other = copy.copy(self)
         other.settings = self.settings.model_copy(update={"labels_per_class": None})
-        other._subsets = {}
+        other._subsets, other._with_target = {}, None
         return other
 
     def fingerprint(self) -> str:
@@ -270,6 +320,8 @@ class ExperimentData:
                 digest.update("\0".join([name, *self.classes, "", *samples.ids]).encode())
                 digest.update(np.asarray(samples.labels, dtype="<i8").tobytes())
                 digest.update(np.asarray(getattr(samples, "sizes", ()), dtype="<i8").tobytes())
+        if self._sources is not None:
+            digest.update(self.target_domain().fingerprint().encode())
         return digest.hexdigest()
 
     def _split(self, name: Split) -> Samples:
@@ -333,7 +385,9 @@ class ExperimentData:
         key = id(subset.samples), self.canvas(spec)
         if key not in self._resident:
             self._resident[key] = Resident(subset.samples, self._name_of(subset), key[1], self.settings, self.device)
-        return ResidentReader(subset, order, self._resident[key], tolerated)
+        reader = ResidentReader(subset, order, self._resident[key], tolerated)
+        reader.first_target = self._sources if training else None
+        return reader
 
     def _name_of(self, subset: Subset) -> str:
         """The source's split that a subset is of, for messages; else that of a part of the data."""
@@ -347,11 +401,19 @@ class ExperimentData:
         ops = LoaderOps(settings.loader_ops, self.seed) if training and settings.loader_ops else None
         reader = BatchReader(subset, order, self.canvas(spec), ops, tolerated, settings.workers)
         reader.replay = self._replay if training else None
+        reader.first_target = self._sources if training else None
         return reader
 
     def _options(self, reader: BatchReader) -> dict[str, Any]:
         """A loader's worker options. Images on the device are read without workers."""
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
+
+
+def _opened(settings: Source.Settings) -> Source:
+    """The source that settings name."""
+    assert settings.component is not None
+    source: Source = settings.component(settings)  # type: ignore[assignment, arg-type]
+    return source
 
 
 def _key_of(id: str | int, names: set[str]) -> int:

@@ -49,6 +49,8 @@ class Batch(NamedTuple):
     """int64 [B] on the CPU: the stored views of samples, see :meth:`augment.dual.DualAugment.forward`."""
     stored_logits: Tensor | None = None
     """float32 [B, K], on the stored views; NaN in other rows. None: the memory has none."""
+    domains: Tensor | None = None
+    """int64 [B] on the CPU: 0 for a sample of the source domain, 1 for one of the target. None: there is no target."""
 
     @property
     def pixels(self) -> Tensor | ViewPixels:
@@ -89,6 +91,8 @@ class BatchReader(Dataset[BatchResult]):
         """Makes the views in the worker; set before the first pass."""
         self.replay: Replay | None = None
         """The memory among the samples, if there is one."""
+        self.first_target: int | None = None
+        """Index in the split of the first sample of the target domain, which comes last; None: there is no target."""
         self.reading = torch.full((max(workers, 1),), -1, dtype=torch.int64).share_memory_()
         """[workers] index of the sample that each worker is reading, -1 between batches; named if a worker dies."""
 
@@ -96,6 +100,10 @@ class BatchReader(Dataset[BatchResult]):
     def repeats(self) -> Repeats:
         """The samples that come again in an epoch."""
         return Repeats(self.order, self.subset.keys)
+
+    def domains_of(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
+        """int64 [B]: the domains of samples, by their indices in the subset."""
+        return (self.subset.indices[indices] >= self.first_target).astype(np.int64)
 
     def prepare(self) -> str:
         """Do the work that the first batch would wait for; returns a line about it for the console, or nothing."""
@@ -134,6 +142,8 @@ class BatchReader(Dataset[BatchResult]):
         batch = Batch(torch.from_numpy(images), torch.from_numpy(labels), torch.from_numpy(keys))
         if self.replay is not None:
             batch = self._noted(self.replay, batch, indices, request.positions)
+        if self.first_target is not None:
+            batch = batch._replace(domains=torch.from_numpy(self.domains_of(indices)))
         if self.views is not None:
             try:
                 view_pixels = self.views(batch.images, batch.ids, request.epoch, batch.view_keys)

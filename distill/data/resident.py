@@ -111,7 +111,7 @@ class ResidentReader(BatchReader):
     def __init__(self, subset: Subset, order: Order, resident: Resident, tolerated: int):
         super().__init__(subset, order, resident.canvas, None, tolerated, workers=0)
         self.resident, self.device = resident, resident.device
-        self._epoch: tuple[int, Tensor, Tensor, Tensor] | None = None
+        self._epoch: tuple[int, Tensor, Tensor, Tensor, Tensor | None] | None = None
 
     def prepare(self) -> str:
         known = "images" in vars(self.resident)
@@ -123,10 +123,11 @@ class ResidentReader(BatchReader):
         reasons = tuple((self.subset.ids[index], reason) for index, reason in unreadable.items())
         if len(unreadable) > self.tolerated:
             return BatchResult(None, reasons)
-        rows, labels, ids = self._arranged(request.epoch)
+        rows, labels, ids, domains = self._arranged(request.epoch)
         positions = request.positions
         at = slice(positions.start, positions.stop, positions.step) if isinstance(positions, range) else list(positions)
-        return BatchResult(Batch(_rows(images, rows[at]), labels[at], ids[at]), reasons)
+        batch = Batch(_rows(images, rows[at]), labels[at], ids[at])
+        return BatchResult(batch if domains is None else batch._replace(domains=domains[at]), reasons)
 
     @cached_property
     def _unreadable(self) -> dict[int, str]:
@@ -134,8 +135,8 @@ class ResidentReader(BatchReader):
         reasons = self.resident.unreadable
         return {index: reasons[row] for index, row in enumerate(self.subset.indices.tolist()) if row in reasons}
 
-    def _arranged(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Rows of the images and labels on the device, ids on the CPU, at each position of an epoch; each [M]."""
+    def _arranged(self, epoch: int) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Rows of the images and labels on the device, ids and domains on the CPU, at each position; each [M]."""
         if self._epoch is None or self._epoch[0] != epoch:
             chosen = self.order(epoch)
             if self._unreadable:
@@ -144,9 +145,10 @@ class ResidentReader(BatchReader):
                     chosen[position] = next(i for i in self._candidates(epoch, position) if i not in self._unreadable)
             rows, labels = torch.from_numpy(self.subset.indices[chosen]), torch.from_numpy(self.subset.labels[chosen])
             ids = copy_key(self.resident.keys[rows], torch.from_numpy(self.order.copies(epoch)))
-            if self.device.type == "cuda":
-                ids = ids.pin_memory()  # as the loader does, so that copies of them are asynchronous
-            self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids
+            domains = None if self.first_target is None else torch.from_numpy(self.domains_of(chosen))
+            if self.device.type == "cuda":  # as the loader does, so that copies of them are asynchronous
+                ids, domains = ids.pin_memory(), None if domains is None else domains.pin_memory()
+            self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids, domains
         return self._epoch[1:]
 
 

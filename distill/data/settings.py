@@ -16,6 +16,11 @@ class DataSettings(Settings):
     """The source of the images, and how they are loaded."""
 
     source: Annotated[Source.Settings, Registry("distill.data", "Source")]
+    target: Annotated[Source.Settings, Registry("distill.data", "Source")] | None = Field(
+        None,
+        description="images of the target domain, trained on without their labels, half of each batch; only with kind:"
+        " target_domain. Classes are matched by name",
+    )
     batch_size: int = Field(64, ge=1, description="samples in a training batch, over all ranks")
     size: int = Field(224, ge=8, le=4096, description="side in pixels of the canvas that views are cropped from")
     fit: Fit = Field("crop", description="crop the long side, pad the short side, or squash the image")

@@ -6,12 +6,12 @@ import importlib
 import pkgutil
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 import distill.experiments
-from augment.base import PluginError, Settings, did_you_mean, import_class, is_import_path
+from augment.base import PluginError, Settings, did_you_mean, error_at, import_class, is_import_path
 from distill.data.settings import DataSettings
 from distill.training.settings import TrainingSettings
 
@@ -23,8 +23,13 @@ DEFAULT = "distillation"
 
 
 class Experiment(Settings):
-    """The config of a run. A kind of run is a subclass that fixes ``kind`` to its name and defines :meth:`plan`."""
+    """The config of a run. A kind of run is a subclass that fixes ``kind`` to its name and defines :meth:`plan`.
 
+    Class attributes:
+        has_target: whether it trains on an unlabeled target domain too, ``data.target``.
+    """
+
+    has_target: ClassVar[bool] = False
     kind: str = Field(DEFAULT, description="kind of run, which defines its stages")
     name: str = Field(description="name of the run folder")
     output: Path = Field(Path("runs"), description="folder that holds the run folders and the fitted teachers")
@@ -40,6 +45,12 @@ class Experiment(Settings):
         if name == "teachers":
             raise ValueError("the folder 'teachers' is for fitted teachers; choose another name")
         return name
+
+    @model_validator(mode="after")
+    def _target_is_used(self) -> Self:
+        if self.data.target is not None and not self.has_target:
+            raise error_at("data.target", f"kind: {self.kind} has no target domain; use kind: target_domain")
+        return self
 
     def describe(self, data: ExperimentData) -> list[str]:
         """Lines about how a run of this kind uses its data, for its opening; none by default."""

@@ -84,6 +84,12 @@ class StudentExperiment(Experiment):
         if frozen and not reading:
             raise error_at("teacher", "no objective reads it; add one such as kd, or remove the teacher")
         self._check_momentum()
+        comparing = [o.type for o in self.objectives if o.component.domain == "both"]  # type: ignore[union-attr]
+        if comparing and self.data.target is None:
+            text = (
+                f"{', '.join(comparing)} compare two domains, and there is one; set data.target (kind: target_domain)"
+            )
+            raise error_at("objectives", text)
         if not is_deferred(info, "operations"):
             self._check_views()
         unweighable = [o for o in self.objectives if not o.component.weighs_samples]  # type: ignore[union-attr]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -40,6 +40,9 @@ class Targets:
     stored_logits: Tensor | None = None
     """[B, K] the student's logits of a memory sample when it was stored, also filled by the stream's data; rows of
     other samples are not read. None: the memory has none."""
+    domains: Tensor | None = None
+    """[B] int64, 0 for a sample of the source domain, 1 for one of the target domain, which has no label; None: there
+    is no target domain."""
 
     def indices(self) -> Tensor:
         """``index``. Raises ``ValueError`` if the batch has none."""
@@ -126,6 +129,8 @@ class Objective(nn.Module, Component):
             sample is compared with (negatives, a queue, a batch norm's statistics) is not weighted. An objective on
             relations among samples has no loss per sample; it raises an error for weights, and a config that sets them
             (``training.curriculum``, ``teacher.weighting``) is refused before training.
+        domain: which samples it reads of a batch of two domains: ``all``; the unlabeled ``target`` (all samples, where
+            there is one domain); or ``both``, which it compares, so that it needs ``data.target``.
         reads_memory: whether it tells samples of a memory from those of the task, and so needs one.
         sets_head: whether it replaces the student's head; only one term, with one teacher, may do so.
         no_weight_decay: names of its parameters without weight decay (temperatures, scales), besides norms and
@@ -155,6 +160,7 @@ class Objective(nn.Module, Component):
     reads_views: ClassVar[bool] = False
     needs_index: ClassVar[bool] = False
     weighs_samples: ClassVar[bool] = False
+    domain: ClassVar[Literal["all", "target", "both"]] = "all"
     reads_memory: ClassVar[bool] = False
     sets_head: ClassVar[bool] = False
     no_weight_decay: ClassVar[frozenset[str]] = frozenset()

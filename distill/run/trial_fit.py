@@ -58,6 +58,7 @@ def try_fit(spec: FitSpec, student: Student, trial: Trial, name: str) -> None:
                 is_memory=batch.is_memory,
                 stored_logits=batch.stored_logits,
                 view_keys=batch.view_keys,
+                domains=batch.domains,
             )
         terms = dict(zip(step.term_names, output.terms.tolist()))
         bad = [f"{term} is {value}" for term, value in terms.items() if not torch.tensor(value).isfinite()]

@@ -113,6 +113,7 @@ class Distillation(LightningModule):
             is_memory=batch.is_memory,
             stored_logits=batch.stored_logits,
             view_keys=batch.view_keys,
+            domains=batch.domains,
         )
         metrics = torch.cat([output.loss.detach().reshape(1), output.terms])
         self._batch_sums = metrics if self._batch_sums is None else self._batch_sums + metrics

@@ -152,6 +152,7 @@ class DistillationStep(nn.Module):
         is_memory: Tensor | None = None,
         stored_logits: Tensor | None = None,
         view_keys: Tensor | None = None,
+        domains: Tensor | None = None,
     ) -> StepOutput:
         """The loss of a batch.
 
@@ -166,6 +167,8 @@ class DistillationStep(nn.Module):
             is_memory: [B] bool on the device, which samples come from a memory; see :class:`Targets`.
             stored_logits: [B, K] on the device, logits that the memory samples were stored with.
             view_keys: [B] int64 on the CPU, stored views, see :meth:`augment.dual.DualAugment.forward`.
+            domains: [B] int64 on the CPU, 0 for a sample of the source domain, 1 for one of the target; None: there is
+                one domain.
 
         Returns:
             The loss, a scalar with a graph, and the terms [T].
@@ -184,6 +187,8 @@ class DistillationStep(nn.Module):
             students = [self.student(view) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
         targets = Targets(labels, is_memory=is_memory, stored_logits=stored_logits)
+        if domains is not None:
+            targets = replace(targets, domains=domains.to(labels.device, non_blocking=True))
         if self._positions is not None:
             targets = replace(targets, index=self._positions(ids).to(labels.device, non_blocking=True))
         batches = [targets] * len(students)

@@ -1,0 +1,117 @@
+"""Source and target domain in one batch: their order, ids, labels, ranks, and resuming."""
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from toy_source import Toy
+
+from augment.draws import sample_key
+from distill.data.base import UNLABELED, DataError
+from distill.data.experiment_data import DataSettings, ExperimentData
+
+
+def data(batch: int = 8, *, target: dict | None = None, world: int = 1, rank: int = 0, **settings) -> ExperimentData:
+    own = Toy.Settings(samples=40)
+    other = Toy.Settings(samples=13, **(target or {}))
+    made = DataSettings(source=own, target=other, batch_size=batch, size=8, workers=0, **settings)
+    return ExperimentData(made, 0, world, rank)
+
+
+def test_half_of_every_batch_is_of_the_target_without_labels_and_under_its_own_ids():
+    joined = data().with_target()
+    batches = list(joined.train_loader())
+    assert len(batches) == 10 and all(batch.domains.tolist() == [0, 1] * 4 for batch in batches)
+    target = {sample_key(f"target/train/{n:03d}") for n in range(13)}
+    for batch in batches:
+        of_target = batch.domains == 1
+        assert (batch.labels[of_target] == UNLABELED).all() and (batch.labels[~of_target] >= 0).all()
+    first = torch.cat([batch.ids[batch.domains == 1] for batch in batches])
+    assert target <= set(first.tolist()), "each of the smaller domain comes in an epoch"
+    assert len(set(first.tolist())) == len(first), "when it comes again, it is augmented anew"
+
+
+def test_every_sample_of_a_domain_comes_equally_often_up_to_one():
+    joined = data().with_target()
+    order = joined.train_order()
+    drawn = np.concatenate([order(epoch) for epoch in range(3)])
+    for members in (drawn[drawn < 40], drawn[drawn >= 40]):
+        counts = np.unique(members, return_counts=True)[1]
+        assert counts.max() - counts.min() <= 1
+    assert not np.array_equal(order(0), order(1))
+
+
+def test_domains_of_equal_size_are_in_different_orders():
+    made = DataSettings(source=Toy.Settings(), target=Toy.Settings(), batch_size=8, size=8, workers=0)
+    order = ExperimentData(made).with_target().train_order()(0)
+    assert not np.array_equal(order[::2], order[1::2] - 40)
+
+
+def test_images_on_the_device_give_the_same_batches():
+    plain, resident = (data(on_device=on).with_target().train_loader() for on in (False, True))
+    for one, other in zip(plain, resident):
+        for field in ("images", "labels", "ids", "domains"):
+            assert torch.equal(getattr(one, field), getattr(other, field)), field
+
+
+def test_ranks_share_the_batches_and_each_has_both_domains():
+    whole = next(iter(data().with_target().train_loader()))
+    parts = [next(iter(data(world=2, rank=rank).with_target().train_loader())) for rank in (0, 1)]
+    assert torch.equal(torch.cat([part.ids for part in parts]), whole.ids)
+    assert all(part.domains.tolist() == [0, 1, 0, 1] for part in parts)
+
+
+def test_a_loader_resumes_in_the_middle_of_an_epoch():
+    joined = data().with_target()
+    every = [batch.ids for batch in joined.train_loader()]
+    begun = joined.train_loader()
+    assert len([*islice(begun, 3)]) == 3
+    again = joined.train_loader()
+    again.load_state_dict(begun.state_dict())
+    assert [ids.tolist() for ids in (batch.ids for batch in again)] == [ids.tolist() for ids in every[3:]]
+    other = data(target={"splits": ("train",)}).with_target().train_loader()
+    other.load_state_dict(begun.state_dict())  # the same training images: the test split does not matter
+
+
+def test_target_labels_change_neither_the_batches_nor_the_fingerprint_of_training():
+    plain = data()
+    labels = {n: (n * 7 + 1) % 4 for n in range(13)}
+    permuted = data(target={"labels": labels})
+    for one, other in zip(plain.with_target().train_loader(), permuted.with_target().train_loader()):
+        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "ids"))
+    shown = permuted.target_domain(labeled=True).subset("train").labels
+    assert shown.tolist() == [labels[n] for n in range(13)], "only a control sees them"
+
+
+def test_balanced_sampling_is_of_the_source_domain():
+    source = Toy.Settings(samples=40, labels=dict.fromkeys(range(30), 0))
+    made = DataSettings(source=source, target=Toy.Settings(), batch_size=8, size=8, workers=0, sampler="balanced")
+    joined = ExperimentData(made).with_target()
+    batches = list(joined.train_loader())
+    labels = torch.cat([batch.labels[batch.domains == 0] for batch in batches])
+    counts = labels.bincount()
+    assert counts.max() - counts.min() <= 1
+
+
+def test_a_class_that_the_source_lacks_is_an_error_that_names_an_image():
+    with pytest.raises(DataError, match=r"data.target: test/004 of its test split is of the class 'class 4'"):
+        data(target={"class_count": 5})
+    few = data(target={"class_count": 2})
+    assert few.target_domain().classes == tuple(f"class {n}" for n in range(4))
+    hidden = data(target={"class_count": 5, "splits": ("train",)})
+    assert (hidden.target_domain().subset("train").labels == UNLABELED).all(), "training labels are not looked at"
+
+
+def test_an_odd_batch_cannot_be_halved():
+    with pytest.raises(DataError, match=r"data\.batch_size 7: half of a batch"):
+        data(7).with_target().train_loader()
+    with pytest.raises(DataError, match="for each of 2 ranks"):
+        data(6, world=2).with_target().train_loader()
+
+
+def test_without_a_target_there_is_none():
+    alone = ExperimentData(DataSettings(source=Toy.Settings(), batch_size=8, size=8, workers=0))
+    assert next(iter(alone.train_loader())).domains is None
+    with pytest.raises(DataError, match=r"set data\.target"):
+        alone.with_target()
