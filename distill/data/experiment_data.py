@@ -135,7 +135,8 @@ class ExperimentData:
         if self._target_source is None:
             raise DataError("there is no target domain; set data.target")
         if labeled not in self._targets:
-            own = {"source": self.settings.target, "target": None, "val_fraction": 0.0, "labels_per_class": None}
+            own: dict[str, Any] = {"source": self.settings.target, "target": None}
+            own |= {"val_fraction": 0.0, "labels_per_class": None}
             if not labeled:
                 own["sampler"] = "shuffled"
             source = TargetDomain(self._target_source, self.classes, labeled)
