@@ -125,7 +125,7 @@ HALRP_RUNS: dict[str, dict[str, Any]] = {
     "halrp": {},
     "sequential": GO_ON,
     "ewc": {**GO_ON, "regularizers": [{"type": "ewc"}]},
-    "task_heads": {"student": {"deltas": []}},
+    "task_heads": {"strategy": {"growth": None, "reprune": False}, "student": {"deltas": []}},
 }
 """Run → changes to ``halrp_splits.yaml``. A loss among the classes of the task is that of a head for each task."""
 

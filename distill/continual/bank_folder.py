@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors.torch
+from torch import Tensor, nn
 
+from distill.continual.heads.base import Head
 from distill.continual.heads.linear import LinearHead
 from distill.continual.inference.base import TaskInference
 from distill.continual.learned import LearnedNetwork, LearnedTask
@@ -19,6 +21,7 @@ from distill.deltas.attach import merge
 from distill.export.checksummed import ExportError, write_checksummed
 from distill.export.manifest import Preprocessing
 from distill.export.targets.timm_folder import write_timm_folder
+from distill.models.closed_form_head import give_head
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.stages.fit_heads import FittedHeads
@@ -75,49 +78,62 @@ def write_bank(folder: Path, content: BankContent) -> BankManifest:
     return _close(folder, content, content.learned.classes, parts, [rule for rule in rules if rule is not None])
 
 
-def write_with_head(folder: Path, content: BankContent, network: Network, head: LinearHead) -> BankManifest:
-    """Write a network whose classifier is a linear closed-form head, as a bank of one timm folder.
+def write_with_head(folder: Path, content: BankContent, network: Network, classes: Sequence[str]) -> BankManifest:
+    """Write a network whose classifier is a closed-form head, as a bank of one timm folder.
 
     Args:
         folder: where to write; what it holds is replaced.
         content: of the stream.
-        network: gives the features; changed in place.
-        head: its new classifier.
+        network: with the head, see :func:`serve_head`.
+        classes: of its logits.
 
     Returns:
         The content of ``stream.json``.
     """
     if folder.exists():
         shutil.rmtree(folder)
-    merge(network.model)
-    head.fold(network.model)
-    size = network.input.size
     write_timm_folder(
         folder / FOLDED,
         network.model,
         origin=network.origin,
-        labels=head.classes,
-        preprocessing=Preprocessing.of(network.model, size),
+        labels=classes,
+        preprocessing=Preprocessing.of(network.model, network.input.size),
     )
-    return _close(folder, content, head.classes, [BankPart(folder=FOLDED, classes=head.classes)], [])
+    return _close(folder, content, classes, [BankPart(folder=FOLDED, classes=tuple(classes))], [])
 
 
-def linear_head(heads: FittedHeads, name: str, classes: Sequence[str]) -> LinearHead | None:
-    """A fitted head of a stage, if it is linear in the features.
+def serve_head(network: Network, head: Head, tensors: Mapping[str, Tensor], classes: Sequence[str]) -> bool:
+    """Make a fitted head the classifier of a network, in place: its rows, or a module where it is not linear.
 
     Args:
-        heads: the stage's output.
-        name: of the head's model, with its prefix.
-        classes: of its rows.
+        network: gives the features; its deltas are merged.
+        head: whose ``fit`` made it.
+        tensors: of the fitted head.
+        classes: of its logits.
 
     Returns:
-        The head, or None if it is not linear.
+        Whether that was possible; False for a head that is neither linear nor has a module.
+
+    Raises:
+        ContinualError: the network's classifier is not one linear layer of the width of these features.
+        NetworkError: likewise, for a head that is not linear.
     """
+    merge(network.model)
+    classifier = network.model.get_classifier()  # type: ignore[operator]
+    module = head.classifier(tensors, classifier.in_features) if isinstance(classifier, nn.Linear) else None
+    if module is not None:
+        give_head(network.model, module, len(classes))
+        return True
+    if tensors.keys() != {"weight", "bias"}:
+        return False
+    LinearHead(classes, tensors["weight"].double(), tensors["bias"].double()).fold(network.model)
+    return True
+
+
+def tensors_of(heads: FittedHeads, name: str) -> dict[str, Tensor]:
+    """The tensors of a fitted head of a stage; ``name``: of its model, with its prefix."""
     tensors = safetensors.torch.load((heads.folder / HEADS).read_bytes())
-    own = {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
-    if own.keys() != {"weight", "bias"} or len(own["weight"]) != len(classes):
-        return None
-    return LinearHead(classes, own["weight"].double(), own["bias"].double())
+    return {key.removeprefix(f"{name}/"): tensor for key, tensor in tensors.items() if key.startswith(f"{name}/")}
 
 
 def _over(part: LearnedNetwork, parts: Sequence[LearnedNetwork]) -> str:

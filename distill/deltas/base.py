@@ -249,6 +249,8 @@ class WeightDelta(Delta):
             any order.
         proportional_to: names of its tensors that the change is proportional to: multiplying all of them by c
             multiplies the change by c. Empty if there are none.
+        product: names of its tensors B [g, m, r] and A [g, r, n] if its rank enters only by their product B A, so that
+            a truncation of the product is a delta of a smaller rank; None if there are none.
     """
 
     kinds: ClassVar[frozenset[LayerKind]] = frozenset({"linear", "conv", "depthwise"})
@@ -256,6 +258,7 @@ class WeightDelta(Delta):
     changes_bias: ClassVar[bool] = False
     additive: ClassVar[bool] = False
     proportional_to: ClassVar[frozenset[str]] = frozenset()
+    product: ClassVar[tuple[str, str] | None] = None
 
     def __init__(self, settings: DeltaSettings, layer: nn.Module):
         """Build the parameters from the layer's shapes, on its device and in its dtype.

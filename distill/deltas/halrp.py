@@ -103,6 +103,7 @@ class HALRP(RankedDelta):
     settings: Settings
     least_rank = 1
     warm_starts = True
+    product = ("K2", "K1")
     no_weight_decay = frozenset({"R", "S", "K1", "K2"})
 
     def __init__(self, settings: Settings, layer: nn.Module):

@@ -66,6 +66,7 @@ class LowRank(RankedDelta):
     settings: Settings
     additive = True
     proportional_to = frozenset({"B"})
+    product = ("B", "A")
 
     def __init__(self, settings: Settings, layer: nn.Module):
         super().__init__(settings, layer)

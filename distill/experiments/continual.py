@@ -41,6 +41,10 @@ else:
     AnyRegularizer = Annotated[Settings, Registry("distill.continual.regularizers", "Regularizer")]
 
 
+MODELS = ("student", "sequential", "separate", "joint", "gdumb", "joint head", "sequential head", "task heads")
+"""Names of learners and controls, which no head may have."""
+
+
 class StreamControlSettings(Settings):
     """The controls that a learner is compared with. Those on frozen features cost seconds."""
 
@@ -133,16 +137,36 @@ class ContinualExperiment(StudentExperiment):
             raise error_at("fit_teacher", "a teacher that is fitted on all data knows the classes of later tasks")
         if self.strategy.component.heads_on_student and not self.heads:  # type: ignore[union-attr]
             raise error_at("heads", f"strategy {self.strategy.type} serves a closed-form head; name one")
+        self._check_names()
         self._check_previous_teacher()
         self._check_stream()
         self._check_memory()
         self._check_representation()
         if self.strategy.component.trains_deltas and not self.student.deltas:  # type: ignore[union-attr]
             raise error_at("student.deltas", f"strategy {self.strategy.type} combines the deltas of tasks; name one")
+        self.strategy.component(self.strategy).check_student(self.student)  # type: ignore[union-attr, misc]
         if self.regularizers and not self.strategy.component.same_parameters:  # type: ignore[union-attr]
             text = f"strategy {self.strategy.type} does not train the same weights further; take sequential"
             raise error_at("regularizers", text)
         return self
+
+    def _check_names(self) -> None:
+        """Raise an error if two heads, or two rules of inference, would have one name in tables and files."""
+        first: dict[str, int] = {}
+        for number, head in enumerate(self.heads):
+            name: str = head.shown  # type: ignore[attr-defined]
+            if name in first:
+                key = f"heads.{number}.name"
+                raise error_at(key, f"{name!r} is the name of heads.{first[name]} too; give one of them another name")
+            if name in MODELS or "/" in name or "+" in name:
+                text = f"{name!r} is the name of a learner or control, or has / or +; take another name"
+                raise error_at(f"heads.{number}.name", text)
+            first[name] = number
+        types = [rule.type for rule in self.inference]  # type: ignore[attr-defined]
+        for number, own in enumerate(types):
+            if own in types[:number]:
+                text = f"{own} is inference.{types.index(own)} too; name each rule once"
+                raise error_at(f"inference.{number}.type", text)
 
     def _check_memory(self) -> None:
         """Raise an error if the memory cannot be used by this stream."""

@@ -20,10 +20,11 @@ _LOCK = threading.Lock()
 
 
 def timm_with_own_models() -> Any:
-    """timm with our own architectures: ``ddl_resnet``, ``ddl_vit``, ``lenet_20_50``, ``reused_head``, ``*_cifar``."""
+    """timm with our own architectures: ``ddl_*``, ``*_cifar``, ``lenet_20_50``, and heads that timm does not have."""
     import timm
 
     import distill.models.cifar
+    import distill.models.closed_form_head
     import distill.models.ddl_resnet
     import distill.models.ddl_vit
     import distill.models.lenet

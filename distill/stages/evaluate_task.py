@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from distill.data.base import Split
 from distill.files import write_atomic
 from distill.models.features import Features
 from distill.models.network import extract
-from distill.report.items import Check, Item
+from distill.report.items import Check, Item, Metric, Note
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.predict import logits_of
@@ -122,6 +122,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         return TaskEvaluation(logits, TaskScores.model_validate(content["scores"]))
 
     def report(self, context: RunContext, output: TaskEvaluation) -> Iterable[Item]:
+        yield from self._cost_of_changes(context, output)
         if self.again and self.previous is not None:
             before = self._before(context)
             pairs = [pair for pair in before if pair in output.logits]
@@ -134,6 +135,29 @@ class EvaluateTask(Stage[TaskEvaluation]):
                     of="bank",
                     detail=f"other logits: {', '.join(map(str, changed))}" if changed else f"equal bits: {detail}",
                 )
+
+    def _cost_of_changes(self, context: RunContext, output: TaskEvaluation) -> Iterator[Item]:
+        """The accuracy of the tasks whose networks this task has changed, before and after."""
+        names = [part.name for part in context.get(self.learned).parts if part.changed]
+        if self.previous is None or not names:
+            return
+        before, now = (
+            scores.scores[self.model]["task"] for scores in (context.get(self.previous).scores, output.scores)
+        )
+        pairs = {
+            name: (before[name].correct / before[name].images, now[name].correct / now[name].images)
+            for name in names
+            if name in before and before[name].images
+        }
+        if not pairs:
+            return
+        each = ", ".join(f"{name} {old:.1%} → {new:.1%}" for name, (old, new) in pairs.items())
+        cost = sum(old - new for old, new in pairs.values()) / len(pairs)
+        text = f"{self.model}, after {self.tasks[-1].name}: truncating the deltas of earlier tasks again cost "
+        yield Note(text=f"{text}{100 * cost:.1f} points on average: {each}")
+        yield Metric(
+            name=f"{self.model}: cost of re-pruning after {self.tasks[-1].name}", value=cost, seed=context.seed
+        )
 
     def _before(self, context: RunContext) -> dict[tuple[str, str], Predictions]:
         """The predictions after the task before, of the networks that this task has not changed."""

@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from distill.continual.bank_folder import BankContent, linear_head, write_bank, write_with_head
-from distill.continual.heads.base import FittedHead, Head
+from distill.continual.bank_folder import BankContent, serve_head, tensors_of, write_bank, write_with_head
+from distill.continual.heads.base import Head
 from distill.continual.inference.base import TaskInference
 from distill.continual.inference.class_names import classes_in
 from distill.continual.learned import LearnedTask, folder_bytes
@@ -50,8 +50,8 @@ class ExportStream(Stage[ExportedStream]):
     """Writes what serves a stream into ``export/bank``, and compares it with the run's networks in a new process.
 
     A bank has a delta folder or a timm folder for each task, and the sums from which the task of an image is inferred;
-    a learner with one network has one folder. A linear closed-form head that is served becomes the classifier of a timm
-    folder.
+    a learner with one network has one folder. A closed-form head that is served is the classifier of a timm folder: a
+    linear layer, or a module of :mod:`distill.models.closed_form_head`.
 
     Args:
         tasks: all tasks, in their order.
@@ -115,14 +115,16 @@ class ExportStream(Stage[ExportedStream]):
             live = self._live_bank(learned, heads)
         else:
             assert self.head is not None and learned.features is not None
-            served, name = context.get(self.served), self.prefix + self.head.type
+            served, name = context.get(self.served), self.prefix + self.head.shown
             assert self.head.component is not None and issubclass(self.head.component, Head)
-            head = linear_head(served, name, served.sums.of(self.head.component(self.head)).classes)
-            if head is None:
-                return ExportedStream(None, refused=f"no bank: the served head {self.head.type} is not linear")
-            write_with_head(folder, content, learned.features.load(), head)
-            part = ServedPart(_HeadOnFeatures(learned.features.load().model, head), head.classes)
-            live = ServedBank(self._classes, head.classes, [part], learned.features.load().input)
+            head, network = self.head.component(self.head), learned.features.load()
+            classes, tensors = served.sums.of(head).classes, tensors_of(served, name)
+            if not serve_head(network, head, tensors, classes):
+                text = f"no bank: the served head {self.head.shown} is not linear, and {self.head.type} has no module"
+                return ExportedStream(None, refused=text)
+            write_with_head(folder, content, network, classes)
+            part = ServedPart(_HeadOnFeatures(learned.features.load().model, network.model), classes)
+            live = ServedBank(self._classes, classes, [part], network.input)
         images = verification_images(context, live.input, IMAGES)[:IMAGES]
         checks = self._verify(folder, live, images)
         return ExportedStream(folder, folder_bytes(folder), checks)
@@ -171,13 +173,14 @@ class ExportStream(Stage[ExportedStream]):
 
 
 class _HeadOnFeatures(nn.Module):
-    """A head that is not folded, on the pooled features of a network."""
+    """The classifier of a network, on the pooled features of the one whose features it was fitted on."""
 
-    def __init__(self, network: nn.Module, head: FittedHead):
+    def __init__(self, network: nn.Module, served: nn.Module):
         super().__init__()
-        self.network, self.head = network, head
+        self.network, self.head = network, served.get_classifier()  # type: ignore[operator]
 
     def forward(self, images: Tensor) -> Tensor:
         features = extract(self.network, images, frozenset({"pooled"})).pooled
         assert features is not None
-        return self.head.logits(features)
+        logits: Tensor = self.head(features)
+        return logits

@@ -91,7 +91,7 @@ class FitHeads(Stage[FittedHeads]):
         served, seconds = {}, {}
         tensors: dict[str, Tensor] = {}
         for head in self._heads:
-            name = self.prefix + head.settings.type
+            name = self.prefix + head.settings.shown
             started = time.perf_counter()
             fitted = head.fit(sums.of(head), self._held_out(outputs), held_out.of(head))
             seconds[name] = newest.seconds + summed + time.perf_counter() - started

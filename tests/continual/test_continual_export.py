@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -92,12 +93,16 @@ def test_what_cannot_be_served_is_refused(run: Path, tmp_path: Path) -> None:
         shutil.rmtree(damaged)
 
 
-def test_a_linear_head_is_served_as_a_timm_folder(tmp_path: Path) -> None:
-    settings = stream(tmp_path, strategy={"type": "first_task"}, heads=[{"type": "slda"}], controls={"heads": False})
+@pytest.mark.parametrize("head", [{"type": "slda"}, {"type": "random_ridge", "name": "wide", "width": 300}])
+def test_a_closed_form_head_is_served_as_a_timm_folder(head: dict[str, Any], tmp_path: Path) -> None:
+    heads = [head, {"type": "random_ridge", "width": 100}]
+    settings = stream(tmp_path, strategy={"type": "first_task"}, heads=heads, controls={"heads": False})
     run = learn(settings)
+    name = head.get("name", head["type"])
     bank = open_bank(run / "export/bank")
     assert (run / "export/bank/model/config.json").is_file()
-    measured = scores(run, "task-2/adapted-heads").scores["student + slda"]
+    measured = scores(run, "task-2/adapted-heads").scores[f"student + {name}"]
+    assert set(scores(run, "task-2/heads").scores) == {name, "random_ridge"}
     for task in open_stream(settings):
         images, labels = images_of(run, task, bank)
         assert int((bank(images).argmax(1) == labels).sum()) == measured["class"][task.name].correct

@@ -3,8 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from toy_stream import stream_tree
 
 from augment.base import Registry
+from distill.config import validate_tree
+from distill.continual.bank_folder import serve_head
 from distill.continual.errors import ContinualError
 from distill.continual.heads.base import NEVER, LabeledFeatures
 from distill.continual.heads.fecam import FeCAM
@@ -14,7 +17,12 @@ from distill.continual.heads.random_ridge import RandomRidge
 from distill.continual.heads.ridge import PENALTIES, Ridge, accuracy, ridge, squared_error
 from distill.continual.heads.shared import HeadSums
 from distill.continual.heads.slda import SLDA
-from distill.models.timm_models import make_model
+from distill.export.targets.timm_folder import write_timm_folder
+from distill.models.closed_form_head import closed_form, give_head
+from distill.models.network import as_network
+from distill.models.timm_models import make_model, timm_with_own_models
+from distill.models.weights import NetworkError
+from distill.yaml_tree import ConfigError
 
 NAMES = ["oak", "ash", "elm"]
 GENERATOR = torch.Generator().manual_seed(0)
@@ -311,6 +319,49 @@ def test_folds_into_the_classifier_of_a_timm_model(classes):
         assert classifier is model.get_classifier() and classifier.out_features == 3
         torch.testing.assert_close(model(images)[:, :2], head.logits(features)[:, :2], rtol=1e-4, atol=1e-4)
         assert torch.equal(model(images).argmax(1), labels)
+
+
+@pytest.mark.parametrize("name", ["random_ridge", "fecam", "fecam_common"])
+def test_a_head_that_is_not_linear_ships_as_the_classifier_of_a_timm_folder(name, tmp_path):
+    torch.manual_seed(0)
+    model = make_model("test_resnet", None, num_classes=5).eval()
+    images = torch.rand(6, 3, 32, 32)
+    with torch.no_grad():
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+        head = HEADS[name]
+        heads = fitted(head, features, torch.tensor([0, 0, 1, 1, 2, 2]), NAMES)
+        network = as_network(model)
+        assert serve_head(network, head, heads.tensors(), heads.classes)
+        write_timm_folder(tmp_path, network.model, origin="random", labels=heads.classes)
+        again = timm_with_own_models().create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+        expected = heads.logits(features)
+        torch.testing.assert_close(again(images), expected, rtol=1e-6, atol=1e-6 * float(expected.abs().max()))
+        assert torch.equal(again(images).argmax(1), expected.argmax(1))
+        assert torch.equal(torch.cat([again(image[None]) for image in images]).argmax(1), expected.argmax(1))
+    assert closed_form(network.model).settings.items() <= {**head.settings.model_dump(), **again_sizes(again)}.items()
+    assert "random" not in "".join(again.state_dict()), "it follows from the seed"
+    with pytest.raises(NetworkError, match="no classifier that is one linear layer"):
+        give_head(again, torch.nn.Identity(), 3)
+
+
+def again_sizes(network):
+    return network.get_classifier().settings
+
+
+@pytest.mark.parametrize(
+    "heads, error",
+    [
+        ([{"type": "ridge"}, {"type": "ridge", "penalty": 1}], r"heads\.1\.name: 'ridge' is the name of heads\.0 too"),
+        ([{"type": "slda", "name": "ncm"}, {"type": "ncm"}], r"heads\.1\.name: 'ncm' is the name of heads\.0 too"),
+        ([{"type": "ridge", "name": "student"}], r"heads\.0\.name: 'student' is the name of a learner or control"),
+        ([{"type": "ridge", "name": "a/b"}], r"heads\.0\.name: 'a/b' .* has / or \+"),
+    ],
+)
+def test_heads_need_different_names(heads, error, tmp_path):
+    with pytest.raises(ConfigError, match=error):
+        validate_tree(stream_tree(tmp_path, heads=heads), "stream")
+    with pytest.raises(ConfigError, match=r"inference\.1\.type: ncm is inference\.0 too"):
+        validate_tree(stream_tree(tmp_path, inference=[{"type": "ncm"}, {"type": "ncm"}]), "stream")
 
 
 def test_folding_is_refused_where_it_cannot_be_exact():

@@ -1,7 +1,9 @@
 """Strategies: where a task starts, what it keeps, and what files hold."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -157,13 +159,30 @@ def test_going_on_keeps_the_ranks_of_the_first_task(tmp_path: Path, monkeypatch:
     assert [dict(entry).keys() for entry in first.entries] == [dict(entry).keys() for entry in second.entries]
 
 
+@pytest.mark.parametrize(
+    "student, error",
+    [
+        ({"deltas": [{"type": "delta_rule", "rank": 1}]}, "delta_rule cannot be truncated"),
+        ({"deltas": [{"type": "low_rank"}, {"type": "delta_rule", "sites": "*.conv_pwl"}]}, "delta_rule cannot"),
+        ({"deltas": [{"type": "adapter"}]}, "adapter cannot be truncated"),
+        ({"deltas": [{"type": "ia3"}]}, "ia3 cannot be truncated"),
+        ({"deltas": []}, "bounds the bytes of deltas, and the student has none"),
+    ],
+)
+def test_what_cannot_be_repruned_is_an_error_before_training(
+    student: dict[str, Any], error: str, tmp_path: Path
+) -> None:
+    strategy = {"type": "bank", "growth": 0.2, "reprune": True}
+    with pytest.raises(ConfigError, match=rf"strategy\.growth: {error}"):
+        validate_tree(stream_tree(tmp_path, strategy=strategy, student=student), "stream")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("reprune", [False, True])
-def test_a_bank_grows_within_its_bound(reprune: bool, tmp_path: Path) -> None:
-    strategy = {"type": "bank", "growth": 0.2, "reprune": reprune}
-    settings = stream(
-        tmp_path, strategy=strategy, student={"deltas": [{"type": "low_rank", "rank": 4, "oversized": "skip"}]}
-    )
+@pytest.mark.parametrize("kind, reprune, growth", [("low_rank", False, 0.2), ("halrp", True, 0.22)])
+def test_a_bank_grows_within_its_bound(kind: str, reprune: bool, growth: float, tmp_path: Path) -> None:
+    strategy = {"type": "bank", "growth": growth, "reprune": reprune}
+    ranks = {"ranks": {"alpha": 0.9, "warm_up": 1}} if kind == "halrp" else {"rank": 4}
+    settings = stream(tmp_path, strategy=strategy, student={"deltas": [{"type": kind, "oversized": "skip", **ranks}]})
     folder = learn(settings) if reprune else learn_only(settings)
     size = sum(
         t.numel() * 4
@@ -177,4 +196,14 @@ def test_a_bank_grows_within_its_bound(reprune: bool, tmp_path: Path) -> None:
         files[0] = again
         content = (folder / "results.json").read_text()
         assert "the deltas of task-1 were truncated again" in content
-    assert sum(map(folder_bytes, files)) <= 0.2 * size
+        deltas = open_delta(again).layers.values()
+        assert {link.learned.settings.type for chain in deltas for link in chain} == {kind}
+        tasks = [
+            json.loads((folder / f"task-{number}/student-test/scores.json").read_text())["scores"]["scores"]
+            for number in (1, 2)
+        ]
+        before, after = (of["student"]["task"]["task-1"] for of in tasks)
+        cost = (before["correct"] - after["correct"]) / before["images"]
+        assert results(folder)["student: cost of re-pruning after task-2"] == pytest.approx(cost)
+        assert "truncating the deltas of earlier tasks again cost" in content
+    assert sum(map(folder_bytes, files)) <= growth * size

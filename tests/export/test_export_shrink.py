@@ -7,6 +7,8 @@ from export_students import make_backbone
 
 from distill.deltas.bias import Bias
 from distill.deltas.dense import Dense
+from distill.deltas.dora import DoRA
+from distill.deltas.halrp import HALRP
 from distill.deltas.low_rank import LowRank
 from distill.deltas.scale_shift import ScaleShift
 from distill.export.checksummed import ExportError
@@ -164,6 +166,45 @@ def test_ranks_of_a_sum_come_back(mixed, backbone, tmp_path):
     assert set(done.ranks.values()) == {5} and all(len(chain) == 1 for chain in done.file.layers.values())
     x, y = changes(file, backbone, tmp_path / "x"), changes(done.file, backbone, tmp_path / "y")
     assert all(float((x[n] - y[n]).abs().max()) < 2e-6 for n in x)
+
+
+@pytest.mark.parametrize("settings", [HALRP.Settings(rank=4), DoRA.Settings(rank=4, alpha=8.0)])
+def test_a_product_is_truncated_within_its_delta(settings, backbone, tmp_path):
+    file = open_delta(write_file(tmp_path / "delta", [settings.model_copy(update={"sites": (SITES,)})]))
+    names = settings.component.product
+    done = truncate(file, backbone, rank=2)
+    for site, (link,) in done.file.layers.items():
+        (before,) = file.layers[site]
+        own, old = link.learned, before.learned
+        assert own.settings.rank == 2 and type(own.settings) is type(settings)
+        assert own.tensors.keys() == old.tensors.keys()
+        assert all(torch.equal(own.tensors[name], old.tensors[name]) for name in old.tensors if name not in names)
+        scale = 2.0 if isinstance(settings, DoRA.Settings) else 1.0
+        whole = scale * old.tensors[names[0]].double() @ old.tensors[names[1]].double()
+        cut = own.tensors[names[0]].double() @ own.tensors[names[1]].double()
+        error = torch.linalg.svdvals(whole)[..., 2:].norm()
+        assert float((whole - cut).norm()) == pytest.approx(float(error), rel=1e-4)
+    assert truncate(file, backbone, rank=4).file.layers == file.layers, "every bit"
+    save_delta_file(tmp_path / "cut", done.file, done.made_by)
+    assert torch.isfinite(load_delta(tmp_path / "cut", backbone)(torch.randn(2, 3, 64, 64))).all()
+    smallest = truncate(file, backbone, rank=1).file.delta_bytes
+    assert truncate(file, backbone, budget=smallest).file.delta_bytes == smallest
+    with pytest.raises(ExportError, match=rf"the smallest ranks take {smallest:,} bytes"):
+        truncate(file, backbone, budget=smallest - 1)
+    budget = (smallest + file.delta_bytes) // 2
+    assert budget - 4096 < truncate(file, backbone, budget=budget).file.delta_bytes <= budget
+
+
+def test_an_entry_of_a_product_counts_as_often_as_it_is_added(backbone, tmp_path):
+    """HALRP adds K2 K1 to each position of the window of 3 × 3, and the error of the weights counts all of them."""
+    file = open_delta(write_file(tmp_path / "delta", [HALRP.Settings(rank=3, sites=("conv_stem",))]))
+    done = truncate(file, backbone, rank=1)
+    save_delta_file(tmp_path / "cut", done.file, done.made_by)
+    old, new = (weights(load_delta(tmp_path / name, backbone))["conv_stem.weight"] for name in ("delta", "cut"))
+    (link,) = file.layers["conv_stem"]
+    squares = 9 * torch.linalg.svdvals(link.learned.tensors["K2"] @ link.learned.tensors["K1"]).square().flatten()
+    assert float((old - new).square().sum()) == pytest.approx(float(squares[1:].sum()), rel=1e-3)
+    assert done.kept == pytest.approx(float(squares[0] / squares.sum()), rel=1e-4)
 
 
 def test_a_budget_is_kept_and_spent_on_the_largest(mixed, backbone):

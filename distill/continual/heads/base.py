@@ -8,12 +8,13 @@ Shape suffixes: N images, D feature width, M width after the head's map, K class
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
+from pydantic import Field
+from torch import Tensor, nn
 
 import augment.base
 from augment.base import Component
@@ -98,6 +99,14 @@ class Head(Component):
 
     class Settings(augment.base.Settings):
         type: str
+        name: str | None = Field(
+            None, min_length=1, description="of this head in tables and files, for several of one type; none: the type"
+        )
+
+        @property
+        def shown(self) -> str:
+            """Its name in tables and files."""
+            return self.name or self.type
 
     paper: ClassVar[str] = ""
     moments: ClassVar[Moments] = "common"
@@ -106,7 +115,8 @@ class Head(Component):
         self.settings = settings
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings if k != 'type')})"
+        own = ", ".join(f"{key}={value!r}" for key, value in self.settings if key not in ("type", "name"))
+        return f"{type(self).__name__}({own})"
 
     @property
     def sums_key(self) -> str:
@@ -130,6 +140,18 @@ class Head(Component):
     def map(self, features_ND: Tensor) -> Tensor:
         """The features [N, M] that the head is linear (or Gaussian) in."""
         return features_ND
+
+    def classifier(self, tensors: Mapping[str, Tensor], width: int) -> nn.Module | None:
+        """A module that takes the place of a network's classifier, to serve a fitted head that is not linear.
+
+        Args:
+            tensors: of the fitted head, see :meth:`FittedHead.tensors`.
+            width: D, of the network's features.
+
+        Returns:
+            Features [N, D] → logits [N, K]; None for a linear head, whose rows become those of the classifier.
+        """
+        return None
 
     def new_sums(self, width: int) -> Sums:
         """Empty sums for features of a width D."""

@@ -13,6 +13,7 @@ Paper: Goswami et al., FeCAM, arXiv 2309.14062; γ₁ = γ₂ = 1 and p = 0.5 fr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
 import torch
@@ -25,6 +26,7 @@ from distill.continual.errors import ContinualError
 from distill.continual.heads.base import FittedHead, Head, LabeledFeatures
 from distill.continual.heads.linear_algebra import denoised, mean_square, solve, within_covariance
 from distill.continual.heads.sums import Moments, Sums
+from distill.models.closed_form_head import MahalanobisClassifier
 
 
 def correlation(covariance_DD: Tensor, diagonal: float, rest: float) -> Tensor:
@@ -93,6 +95,12 @@ class FeCAM(Head):
             text = f"the power {self.settings.tukey:g} needs features that are not negative, and one is"
             raise ContinualError(f"fecam: {text} {features_ND.min().item():.3g}; set tukey: null")
         return features_ND**self.settings.tukey
+
+    def classifier(self, tensors: Mapping[str, Tensor], width: int) -> MahalanobisClassifier:
+        means_KD, inverses_CDD = tensors["means"], tensors["inverses"]
+        module = MahalanobisClassifier(width, len(means_KD), len(inverses_CDD), self.settings.tukey)
+        module.load_state_dict({"means": means_KD, "inverses": inverses_CDD})
+        return module
 
     def _fit(self, sums: Sums, held_out: LabeledFeatures | None, held_out_sums: Sums | None) -> FeCAMHead:
         means_KD = F.normalize(sums.means.T, dim=1)

@@ -3,7 +3,8 @@
 ``h = relu(f R)`` with R [D, M] of standard normal numbers, then ridge regression in h (see ``ridge``). R follows from
 the seed and is stored nowhere.
 
-Serves M · K numbers, and is not linear in f: it does not fold into a classifier. Keeps n, S and G of h: M² numbers.
+Serves M · K numbers. It is not linear in f: the served network gets it as a module in place of its classifier. Keeps n,
+S and G of h: M² numbers.
 
 Paper: McDonnell et al., RanPAC, arXiv 2307.02251. Deviations: the width is 2,500 instead of 10,000, for which G has 50
 MB instead of 800 MB (in float64); λ is relative to the mean diagonal of G, and given or chosen over all classes seen so
@@ -13,33 +14,16 @@ does, is left to the strategy.
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
-from augment.draws import Draws
 from distill.continual.heads.base import FittedHead
 from distill.continual.heads.ridge import RidgeHead, RidgeSettings
 from distill.continual.heads.sums import Sums
-
-
-@lru_cache(maxsize=2)
-def projection(width: int, random_width: int, seed: int) -> Tensor:
-    """R [D, M] float64, standard normal numbers that follow from the seed.
-
-    Args:
-        width: D.
-        random_width: M.
-        seed: of the draws.
-
-    Returns:
-        The matrix, which is cached: do not change it.
-    """
-    draws = Draws(seed, 0, "head", torch.arange(width)).op("random_ridge")
-    return draws.normal(0, (random_width,), torch.float64)
+from distill.models.closed_form_head import RandomFeatureClassifier, projection
 
 
 class RandomRidge(RidgeHead):
@@ -74,6 +58,12 @@ class RandomRidge(RidgeHead):
     def map(self, features_ND: Tensor) -> Tensor:
         features_ND = features_ND.detach().cpu().double()
         return (features_ND @ projection(features_ND.shape[1], self.settings.width, self.settings.seed)).relu_()
+
+    def classifier(self, tensors: Mapping[str, Tensor], width: int) -> RandomFeatureClassifier:
+        weight_KM = tensors["weight"]
+        module = RandomFeatureClassifier(width, self.settings.width, len(weight_KM), self.settings.seed)
+        module.load_state_dict({"weight": weight_KM})
+        return module
 
     def _fitted(self, sums: Sums, weight_MK: Tensor) -> RandomRidgeHead:
         return RandomRidgeHead(self, sums.classes, weight_MK)

@@ -18,13 +18,14 @@ from distill.continual.strategies.base import Strategy, TaskFit, TaskStart
 from distill.continual.strategies.files import DELTA, MERGED, merged_network, read_part, write_part
 from distill.continual.strategies.prior import start_from_prior, write_prior
 from distill.deltas.attach import merge
-from distill.deltas.base import tensor_bytes
+from distill.deltas.base import Delta, StructuralDelta, tensor_bytes
+from distill.deltas.ranked import RankedDelta
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.model import open_delta, save_delta_file
-from distill.export.delta.truncate import truncate
-from distill.models.settings import NetworkSettings
+from distill.export.delta.truncate import can_truncate, truncate
+from distill.models.settings import NetworkSettings, StudentSettings
 from distill.models.student import Student
 
 REPRUNED = "repruned"
@@ -37,10 +38,14 @@ class Bank(Strategy):
     With ``base: first_task``, as HALRP publishes it, the first task trains the network that the deltas of all later
     tasks belong to; it is trained in full, and is kept beside them.
 
-    ``growth`` bounds the bytes of all delta files together. Neither the number of tasks nor of classes is known
-    beforehand, so a task takes what its delta needs, and one that does not fit is truncated to what is left (an error
-    if that is less than one rank). With ``reprune``, as HALRP publishes it, the deltas of all tasks are truncated to
-    equal parts of the bound instead: then the logits of earlier tasks change, and the accuracy matrix shows the cost.
+    ``growth`` bounds the bytes of all delta files together, heads included. Neither the number of tasks nor of classes
+    is known beforehand, so a task takes what its delta needs, and one that does not fit is truncated to what is left
+    (an error if that is less than one rank). With ``reprune``, as HALRP publishes it, the deltas of all tasks are
+    truncated to equal parts of the bound instead: then the logits of earlier tasks change. The report has the accuracy
+    of each of them before and after.
+
+    Deviation from HALRP: the ranks of smallest singular values are left out, where the paper sets the smallest entries
+    of K1 and K2 to zero and counts the others. Zeros in a dense file take as many bytes as other numbers.
 
     With ``prior: reptile`` a task's deltas start from the mean of those that the tasks before trained, for tasks of few
     images; see :func:`distill.continual.strategies.prior.reptile`. Then a task depends on those before it.
@@ -88,6 +93,21 @@ class Bank(Strategy):
     @property
     def keeps_networks(self) -> bool:
         return super().keeps_networks and not self.settings.reprune
+
+    def check_student(self, student: StudentSettings) -> None:
+        if self.settings.growth is None:
+            return
+        if student.train == "full" or not student.deltas:
+            raise error_at("strategy.growth", "bounds the bytes of deltas, and the student has none; name them")
+        kinds = {entry.type: entry.component for entry in student.deltas}
+        methods = {name: method for name, method in kinds.items() if method is not None and issubclass(method, Delta)}
+        whole = [name for name, method in methods.items() if issubclass(method, StructuralDelta)]
+        whole += [n for n, method in methods.items() if issubclass(method, RankedDelta) and not can_truncate(method)]
+        if not any(map(can_truncate, methods.values())):
+            whole = list(methods)
+        if whole:
+            text = f"{', '.join(whole)} cannot be truncated to fewer bytes; leave growth out, or take low_rank or halrp"
+            raise error_at("strategy.growth", text)
 
     def start(self, fit: TaskFit) -> TaskStart:
         start = self._without_prior(fit)
@@ -173,9 +193,9 @@ def shrink(folder: Path, target: Path, most: int, skeleton: nn.Module) -> None:
     budget = most - (folder_bytes(folder) - file.delta_bytes)
     plain = copy.deepcopy(skeleton)
     merge(plain)
-    for margin in (0, 2048, 8192):  # names and settings of layers with other ranks take bytes too
+    for _ in range(8):  # names and settings of layers with other ranks take bytes too
         try:
-            result = truncate(file, plain, budget=budget - margin)
+            result = truncate(file, plain, budget=budget)
         except ExportError as error:
             raise ContinualError(
                 f"strategy.growth: {most:,} bytes are left for a delta of {folder_bytes(folder):,} bytes ({error}); "
@@ -184,4 +204,5 @@ def shrink(folder: Path, target: Path, most: int, skeleton: nn.Module) -> None:
         save_delta_file(target, result.file, result.made_by)
         if folder_bytes(target) <= most:
             return
+        budget -= folder_bytes(target) - most
     raise ContinualError(f"strategy.growth: the truncated delta still has {folder_bytes(target):,} of {most:,} bytes")

@@ -107,6 +107,10 @@ class Strategy(Component):
         """Whether each task has a network that later tasks do not change."""
         return self.head_per_task and not self.unites_heads and not self.heads_on_student
 
+    def check_student(self, student: StudentSettings) -> None:
+        """Raise an error that names the key if the strategy cannot learn this student."""
+        return None
+
     @abstractmethod
     def start(self, fit: TaskFit) -> TaskStart:
         """What the student of a task starts from."""

@@ -22,6 +22,8 @@ from distill.export.logits import logits_of
 from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.export.targets.base import About, ExportTarget, Session
 from distill.files import write_atomic
+from distill.models.closed_form_head import ARCHITECTURE as CLOSED_FORM
+from distill.models.closed_form_head import closed_form
 from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.network import timm_with_own_models
 from distill.models.reused_head import ARCHITECTURE, reused
@@ -128,6 +130,9 @@ def _config(
     if (head := reused(model)) is not None:
         model_args = {"body": architecture, **head.model_dump(), **model_args}
         architecture = ARCHITECTURE
+    if (classifier := closed_form(model)) is not None:
+        model_args = {"body": architecture, "head": classifier.settings, **model_args}
+        architecture = CLOSED_FORM
     config = {
         "architecture": architecture,
         "num_classes": model.num_classes,
