@@ -13,33 +13,29 @@ import torch
 from torch import Tensor
 
 from distill.continual.inference.base import TaskInference
-from distill.continual.inference.class_names import classes_in
+from distill.continual.inferred import fitted_rules, united_logits
+from distill.continual.known_outputs import Known, Pair, absent, predict_part, with_more
 from distill.continual.learned import LearnedNetwork, LearnedTask
 from distill.continual.scores import Accuracy, Setting, TaskScores, masked, score
 from distill.continual.task import Task
-from distill.data.base import Split
 from distill.files import write_atomic
-from distill.models.features import Features
-from distill.models.network import extract
 from distill.report.items import Check, Item, Metric, Note
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
-from distill.run.predict import logits_of
 from distill.run.stage import Ref, Stage
 from distill.stages.extract_features import TaskFeatures
 from distill.stages.fit_heads import FittedHeads
 from distill.training.evaluate import Predictions
 
 TENSORS, SCORES = "predictions.safetensors", "scores.json"
-LOGITS = frozenset({"logits"})
 
 
 @dataclass(frozen=True)
 class TaskEvaluation:
     """Predictions and scores after a task."""
 
-    logits: Mapping[tuple[str, str], Predictions]
-    """(part, task) → logits [N, K] of the part's classes; labels are indices into the task's classes."""
+    logits: Known
+    """Of each part on the test images of tasks: all of them, or those that were ever given to the part."""
     scores: TaskScores
 
 
@@ -47,10 +43,13 @@ class TaskEvaluation:
 class EvaluateTask(Stage[TaskEvaluation]):
     """Evaluates a learner once after a task, on the test split, or on val if there is no test split.
 
-    A part that later tasks do not change is not evaluated again on the same images; after the last task all of it is
-    read from its files once more, and its logits must be the same to the bit. The folder holds the predictions that
-    were made now; earlier ones are those of the stages before. So a task's time and bytes do not grow with the number
-    of tasks, unless tasks are inferred: then every part reads every image.
+    The output of a part that later tasks do not change is computed once for an image. Where tasks are inferred from
+    features, a part computes only the images that are given to it: those of the new task, and those of earlier tasks
+    that the new classes give to another part than before. So a task's time and bytes do not grow with the number of
+    tasks. A rule that reads logits needs those of every part on every image: each task costs as many outputs as there
+    are tasks. After the last task every part is read from its files once more, and its logits on its own task's images
+    must be the same to the bit. The folder holds the outputs that were computed now; earlier ones are those of the
+    stages before.
 
     Args:
         model: name of the learner in the tables.
@@ -89,16 +88,26 @@ class EvaluateTask(Stage[TaskEvaluation]):
         }
 
     def run(self, context: RunContext, folder: Path) -> TaskEvaluation:
-        learned = context.get(self.learned)
-        before = self._before(context)
-        logits: dict[tuple[str, str], Predictions] = {}
-        made: dict[tuple[str, str], Predictions] = {}
-        for part in learned.parts:
-            read = self._read(part, learned)
-            at = [task for task in read if self.again or (part.name, task.name) not in before]
-            made |= self._predict(context, part, at) if at else {}
-            logits |= {pair: made[pair] if pair in made else before[pair] for pair in _pairs(part, read)}
-        scores = self._scores(context, learned, logits, _changed(before, logits) if self.again else [])
+        learned, before = context.get(self.learned), self._before(context)
+        heads = context.get(self.heads) if self.heads is not None else None
+        rules = fitted_rules(self.inference, learned, heads, self.by_task)
+        inferred = {
+            rule.settings.type: self._inferred_from_features(context, rule)
+            for rule in rules
+            if rule.reads == "features"
+        }
+        tasks = {task.name: task for task in (*self.tasks, *self.later)}
+        made: dict[Pair, Predictions] = {}
+        for number, part in enumerate(learned.parts):
+            wanted = self._wanted(learned, part, any(rule.reads == "logits" for rule in rules))
+            for of_task in inferred.values():
+                for task, number_N in of_task.items():
+                    ids = self._ids(context, task)[number_N == number]
+                    if wanted.get(task, ids) is not None:
+                        wanted[task] = torch.cat([wanted.get(task, ids[:0]), ids]).unique()
+            made |= predict_part(context, part, tasks, self._missing(wanted, part, before, learned))
+        logits = with_more(before, made)
+        scores = self._scores(learned, logits, rules, inferred)
         if is_first_rank():
             tensors = {
                 f"{number}/{name}": getattr(of_pair, name).clone(memory_format=torch.contiguous_format)
@@ -117,17 +126,15 @@ class EvaluateTask(Stage[TaskEvaluation]):
             (part, task): Predictions(*(tensors[f"{number}/{name}"] for name in ("logits", "labels", "ids")))
             for number, (part, task) in enumerate(content["pairs"])
         }
-        learned, known = context.get(self.learned), {**self._before(context), **own}
-        logits = {pair: known[pair] for part in learned.parts for pair in _pairs(part, self._read(part, learned))}
-        return TaskEvaluation(logits, TaskScores.model_validate(content["scores"]))
+        return TaskEvaluation(with_more(self._before(context), own), TaskScores.model_validate(content["scores"]))
 
     def report(self, context: RunContext, output: TaskEvaluation) -> Iterable[Item]:
         yield from self._cost_of_changes(context, output)
         if self.again and self.previous is not None:
-            before = self._before(context)
-            pairs = [pair for pair in before if pair in output.logits]
+            learned, before = context.get(self.learned), self._before(context)
+            pairs = [pair for pair in before if self._is_read_again(pair, learned)]
             if pairs:
-                changed = _changed(before, output.logits)
+                changed = [pair for pair in pairs if not torch.equal(before[pair].logits, output.logits[pair].logits)]
                 detail = f"{len(pairs)} pairs of network and task, read from their files again"
                 yield Check(
                     name=f"{self.model}: logits of earlier tasks",
@@ -159,50 +166,53 @@ class EvaluateTask(Stage[TaskEvaluation]):
             name=f"{self.model}: cost of re-pruning after {self.tasks[-1].name}", value=cost, seed=context.seed
         )
 
-    def _before(self, context: RunContext) -> dict[tuple[str, str], Predictions]:
+    def _ids(self, context: RunContext, task: str) -> Tensor:
+        """Ids [N] of a task's test images, in the order of their features."""
+        return self._features(context)[task].evaluation.ids
+
+    def _features(self, context: RunContext) -> dict[str, TaskFeatures]:
+        return {output.task.name: output for output in map(context.get, self.features)}
+
+    def _wanted(self, learned: LearnedTask, part: LearnedNetwork, every: bool) -> dict[str, Tensor | None]:
+        """The tasks on all of whose images the scores read a part: its own, if tasks are not inferred from logits."""
+        names = [task.name for task in (*self.tasks, *self.later)]
+        if self._has_one_head(learned) or every:
+            return dict.fromkeys(names)
+        return {name: None for name in names if name == part.name}
+
+    def _missing(
+        self, wanted: Mapping[str, Tensor | None], part: LearnedNetwork, before: Known, learned: LearnedTask
+    ) -> dict[str, Tensor | None]:
+        """What of the wanted is not known, or is read again."""
+        missing: dict[str, Tensor | None] = {}
+        for task, ids in wanted.items():
+            known = before.get((part.name, task))
+            if ids is None:
+                if known is None or (self.again and self._is_read_again((part.name, task), learned)):
+                    missing[task] = None
+            elif len(rest := absent(known, ids)):
+                missing[task] = rest
+        return missing
+
+    def _is_read_again(self, pair: Pair, learned: LearnedTask) -> bool:
+        return self._has_one_head(learned) or pair[0] == pair[1]
+
+    def _before(self, context: RunContext) -> dict[Pair, Predictions]:
         """The predictions after the task before, of the networks that this task has not changed."""
         if self.previous is None:
             return {}
-        changed = {part.name for part in context.get(self.learned).parts if part.changed}
-        return {pair: own for pair, own in context.get(self.previous).logits.items() if pair[0] not in changed}
-
-    def _read(self, part: LearnedNetwork, learned: LearnedTask) -> list[Task]:
-        """The tasks on whose images a score reads the logits of a part: its own alone, if tasks are not inferred."""
-        every = [*self.tasks, *self.later]
-        if self._has_one_head(learned) or self.inference:
-            return every
-        return [task for task in every if task.name == part.name]
+        same = {part.name for part in context.get(self.learned).parts if not part.changed}
+        return {pair: own for pair, own in context.get(self.previous).logits.items() if pair[0] in same}
 
     def _has_one_head(self, learned: LearnedTask) -> bool:
         return len(learned.parts) == 1 and learned.parts[0].classes == learned.classes and not self.inference
 
-    def _predict(
-        self, context: RunContext, part: LearnedNetwork, tasks: Sequence[Task]
-    ) -> dict[tuple[str, str], Predictions]:
-        network = part.load()
-
-        def logits_of_view(view: Tensor) -> Tensor:
-            features: Features = extract(network.model, view, LOGITS)
-            return logits_of(features)
-
-        made: dict[tuple[str, str], Predictions] = {}
-        of_images: dict[object, Predictions] = {}
-        for task in tasks:
-            data = task.data(context.data, task.classes, context.seed)
-            split: Split = "test" if data.has_split("test") else "val"
-            images = task.images(split)
-            if images not in of_images:  # the tasks of some streams have the same test images
-                loader = replace(context, data=data).loader(split, network.input)
-                of_images[images] = context.predict(network.model, logits_of_view, network.input, loader)
-            made[part.name, task.name] = of_images[images]
-        return made
-
     def _scores(
         self,
-        context: RunContext,
         learned: LearnedTask,
-        logits: Mapping[tuple[str, str], Predictions],
-        changed: Sequence[tuple[str, str]],
+        logits: Known,
+        rules: Sequence[TaskInference],
+        inferred: Mapping[str, Mapping[str, Tensor]],
     ) -> TaskScores:
         scores: dict[str, dict[Setting, dict[str, Accuracy]]] = {}
         served = sum(part.served for part in learned.parts)
@@ -213,9 +223,9 @@ class EvaluateTask(Stage[TaskEvaluation]):
             scores[self.model] = self._of_one_head(learned, logits)
         else:
             scores[self.model] = {"task": self._of_own_heads(learned, logits)}
-            for rule in self.inference:
-                name = f"{self.model} + {rule.type}"
-                scores[name] = {self.setting: self._inferred(context, rule, learned, logits)}
+            for rule in rules:
+                of_task = inferred.get(rule.settings.type) or self._inferred_from_logits(rule, learned, logits)
+                scores[f"{self.model} + {rule.settings.type}"] = {self.setting: self._united(learned, logits, of_task)}
         names = list(scores)
         return TaskScores(
             task=self.tasks[-1].name,
@@ -227,9 +237,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
             seconds=dict.fromkeys(names, learned.seconds),
         )
 
-    def _of_one_head(
-        self, learned: LearnedTask, logits: Mapping[tuple[str, str], Predictions]
-    ) -> dict[Setting, dict[str, Accuracy]]:
+    def _of_one_head(self, learned: LearnedTask, logits: Known) -> dict[Setting, dict[str, Accuracy]]:
         part = learned.parts[0]
         scores: dict[Setting, dict[str, Accuracy]] = {"task": {}, self.setting: {}}
         for task in (*self.tasks, *self.later):
@@ -239,57 +247,36 @@ class EvaluateTask(Stage[TaskEvaluation]):
             scores[self.setting][task.name] = score(own)
         return scores
 
-    def _of_own_heads(self, learned: LearnedTask, logits: Mapping[tuple[str, str], Predictions]) -> dict[str, Accuracy]:
+    def _of_own_heads(self, learned: LearnedTask, logits: Known) -> dict[str, Accuracy]:
         parts = {part.name: part for part in learned.parts}
         return {
             task.name: score(_with_labels(logits[task.name, task.name], task.classes, parts[task.name].classes))
             for task in self.tasks
         }
 
-    def _inferred(
-        self,
-        context: RunContext,
-        rule: TaskInference.Settings,
-        learned: LearnedTask,
-        logits: Mapping[tuple[str, str], Predictions],
-    ) -> dict[str, Accuracy]:
-        """Scores where the task of each image is inferred from the image alone."""
-        assert rule.component is not None
-        inference: TaskInference = rule.component(rule)
-        features = {output.task.name: output for output in map(context.get, self.features)}
-        head = inference.head()
-        assert head is None or self.heads is not None
-        sums = context.get(self.heads).of_tasks.of(head) if head is not None and self.heads is not None else None
-        tasks = {part.name: part.classes for part in learned.parts}
-        inference.fit(classes_in(sums, tasks, self.by_task), sums)
+    def _inferred_from_features(self, context: RunContext, rule: TaskInference) -> dict[str, Tensor]:
+        """Task → number [N] of the part that each of its images is given to."""
+        features = self._features(context)
+        return {task.name: rule.infer(features[task.name].evaluation.logits) for task in self.tasks}
+
+    def _inferred_from_logits(self, rule: TaskInference, learned: LearnedTask, logits: Known) -> dict[str, Tensor]:
+        return {
+            task.name: rule.infer(logits={part.name: logits[part.name, task.name].logits for part in learned.parts})
+            for task in self.tasks
+        }
+
+    def _united(self, learned: LearnedTask, logits: Known, inferred: Mapping[str, Tensor]) -> dict[str, Accuracy]:
+        """Scores where the task of each image is inferred: the classes of that task alone compete."""
         scores = {}
         for task in self.tasks:
-            of_parts = {part.name: logits[part.name, task.name] for part in learned.parts}
-            own = next(iter(of_parts.values()))
-            inferred = inference.infer(
-                features[task.name].evaluation.logits if inference.reads == "features" else None,
-                {name: predictions.logits for name, predictions in of_parts.items()},
+            own = replace(
+                logits[task.name, task.name], logits=united_logits(learned, logits, task.name, inferred[task.name])
             )
-            united = torch.full((len(own.labels), len(learned.classes)), -torch.inf)
-            for number, part in enumerate(learned.parts):
-                rows = inferred == number
-                columns = [learned.classes.index(name) for name in part.classes]
-                united[rows.nonzero(), torch.tensor(columns)] = of_parts[part.name].logits[rows]
-            scores[task.name] = score(_with_labels(replace(own, logits=united), task.classes, learned.classes))
+            scores[task.name] = score(_with_labels(own, task.classes, learned.classes))
         return scores
-
-
-def _pairs(part: LearnedNetwork, tasks: Sequence[Task]) -> list[tuple[str, str]]:
-    return [(part.name, task.name) for task in tasks]
 
 
 def _with_labels(predictions: Predictions, own: Sequence[str], classes: Sequence[str]) -> Predictions:
     """The predictions with labels that are indices into ``classes`` instead of into ``own``."""
     new = torch.tensor([*(classes.index(name) if name in classes else -1 for name in own), -1])
     return replace(predictions, labels=new[predictions.labels])
-
-
-def _changed(
-    before: Mapping[tuple[str, str], Predictions], now: Mapping[tuple[str, str], Predictions]
-) -> list[tuple[str, str]]:
-    return [pair for pair in before if pair in now and not torch.equal(before[pair].logits, now[pair].logits)]

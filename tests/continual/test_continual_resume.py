@@ -11,12 +11,11 @@ from dying_stream import INSIDE, changes, learn_and_die
 from toy_stream import learn, stream, verified_here
 from warm_server import warm_server
 
-from distill.continual.learned import LearnedNetwork, LearnedTask
+from distill.continual.known_outputs import predict_part
+from distill.continual.learned import LearnedNetwork
 from distill.continual.open_stream import open_stream
 from distill.models.network import create_network
 from distill.run.context import RunContext
-from distill.run.stage import Ref
-from distill.stages.evaluate_task import EvaluateTask
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import StopSignal
 
@@ -72,13 +71,13 @@ def test_an_evaluation_depends_on_no_batch_and_changes_no_buffer(tmp_path: Path)
     buffers = {name: buffer.clone() for name, buffer in network.model.named_buffers()}
     assert any("running_mean" in name for name in buffers)
     part = LearnedNetwork("task-1", tasks[0].classes, lambda: network, 0, 0)
-    stage = EvaluateTask("test", "student", tasks[:1], Ref("learner", LearnedTask))
     predictions = []
     for batch in (1, 256):
         data = settings.data.model_copy(update={"batch_size": batch})
         with StopSignal() as stop:
             context = RunContext.of(settings.model_copy(update={"data": data}), stop)
-            predictions.append(stage._predict(context, part, tasks[:1])["task-1", "task-1"])
+            made = predict_part(context, part, {"task-1": tasks[0]}, {"task-1": None})
+            predictions.append(made["task-1", "task-1"])
     alone, together = predictions
     assert len(alone.ids) > 1 and torch.equal(alone.ids, together.ids)
     assert torch.equal(alone.classes, together.classes)
