@@ -103,8 +103,8 @@ class EvaluateTask(Stage[TaskEvaluation]):
             for of_task in inferred.values():
                 for task, number_N in of_task.items():
                     ids = self._ids(context, task)[number_N == number]
-                    if wanted.get(task, ids) is not None:
-                        wanted[task] = torch.cat([wanted.get(task, ids[:0]), ids]).unique()
+                    if (others := wanted.get(task, ids[:0])) is not None:  # None: all of the images
+                        wanted[task] = torch.cat([others, ids]).unique()
             made |= predict_part(context, part, tasks, self._missing(wanted, part, before, learned))
         logits = with_more(before, made)
         scores = self._scores(learned, logits, rules, inferred)
