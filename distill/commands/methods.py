@@ -33,7 +33,7 @@ def objective_types() -> RenderableType:
 
 def delta_types() -> RenderableType:
     """The table of the deltas."""
-    from distill.deltas.base import DeltaSettings, WeightDelta
+    from distill.deltas.base import DeltaSettings, StructuralDelta
 
     table = _table("merges")
     for name, settings in Registry("distill.deltas", "Delta").known().items():
@@ -41,7 +41,7 @@ def delta_types() -> RenderableType:
         assert cls is not None
         paper = re.search(r"^Papers?: (.+?\d{4}\.\d{4,5})", _documentation(cls), re.MULTILINE | re.DOTALL)
         about = _about(cls, settings, set(DeltaSettings.model_fields), " ".join(paper[1].split()) if paper else "")
-        table.add_row(name, about, "yes" if issubclass(cls, WeightDelta) else "no")
+        table.add_row(name, about, "no" if issubclass(cls, StructuralDelta) else "yes")
     note = (
         "\nEach also has sites. With a config: its sites, ranks and bytes, and the size of each method on its backbone."
     )

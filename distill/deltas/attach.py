@@ -26,6 +26,7 @@ from distill.deltas.base import (
 )
 from distill.deltas.dense import Dense
 from distill.deltas.sites import Target, inside, select
+from distill.deltas.statistics import REPLACED, Statistics
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ class Site:
     """Module name, ``[q]``, ``[k]`` or ``[v]`` behind it for a part of a fused projection."""
     index: int
     """Its position among the deltas of its layer; they compose in this order."""
-    delta: WeightDelta | StructuralDelta
+    delta: WeightDelta | StructuralDelta | Statistics
 
     @property
     def key(self) -> str:
@@ -78,6 +79,26 @@ class Change(nn.Module):
             return changed
         # A convolution selects its kernel by strides, also by those of axes of size 1; other kernels round differently.
         return torch.empty_like(tensor).copy_(changed)
+
+
+class Replacement(Change):
+    """The parametrization that replaces a buffer of a batch norm by that of its :class:`Statistics`.
+
+    Args:
+        delta: has the statistics.
+        site: name of the layer.
+        index: position of the delta among those of its layer.
+        name: of the delta's tensor.
+    """
+
+    delta: Statistics
+
+    def __init__(self, delta: Statistics, site: str, index: int, name: str):
+        super().__init__(delta, site, index, None, of_bias=False)  # type: ignore[arg-type]
+        self.name = name
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        return tensor if self.delta.normalization == "source" else getattr(self.delta, self.name)
 
 
 def attach(
@@ -134,6 +155,9 @@ def attach_delta(model: nn.Module, settings: DeltaSettings, target: Target) -> N
     """
     layer = model.get_submodule(target.layer)
     method = settings.component
+    if method is Statistics:
+        _replace_statistics(layer, settings, target.name)
+        return
     assert method is not None and issubclass(method, WeightDelta)
     part = layer_at(model, target)
     try:
@@ -154,6 +178,20 @@ def attach_delta(model: nn.Module, settings: DeltaSettings, target: Target) -> N
     # kept by a deepcopy, and ends when the parametrization is removed.
     if type(layer).__bases__[0] in (nn.Linear, nn.Conv2d):
         type(layer).forward = _forward  # type: ignore[method-assign]
+
+
+def _replace_statistics(layer: nn.Module, settings: DeltaSettings, name: str) -> None:
+    try:
+        delta = Statistics(settings, layer)  # type: ignore[arg-type]
+    except DeltaError as error:
+        raise type(error)(f"{settings.type}: {name!r} {error}") from None
+    if any(buffer in _parametrizations(layer) for buffer in REPLACED):
+        raise DeltaError(f"{settings.type}: {name!r} has other statistics already; name the entry once")
+    if parametrize.is_parametrized(layer):
+        _own_class(layer)
+    index = 1 + max((change.index for change in _changes(layer)), default=-1)
+    for buffer, own in REPLACED.items():
+        parametrize.register_parametrization(layer, buffer, Replacement(delta, name, index, own))
 
 
 def attach_structural(model: nn.Module, settings: DeltaSettings) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from distill.deltas.attach import deltas
-from distill.deltas.base import StructuralDelta, WeightDelta, frozen_weight, tensor_bytes
+from distill.deltas.base import Delta, StructuralDelta, frozen_weight, tensor_bytes
 from distill.deltas.sites import find_target, layer_kind
 
 
@@ -34,7 +34,7 @@ def inventory(model: nn.Module) -> list[Listed]:
     return [_listed(model, site.name, site.delta) for site in deltas(model)]
 
 
-def _listed(model: nn.Module, name: str, delta: WeightDelta | StructuralDelta) -> Listed:
+def _listed(model: nn.Module, name: str, delta: Delta) -> Listed:
     size, rank = tensor_bytes(delta.state_dict().values()), getattr(delta.settings, "rank", None)
     if isinstance(delta, StructuralDelta):
         return Listed(name, delta.settings.type, "structural", (), rank, size, 0)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from augment.base import did_you_mean
 from distill.deltas.base import LAYER_KINDS, DeltaError, DeltaSettings, LayerKind, StructuralDelta, WeightDelta
+from distill.deltas.statistics import Statistics
 
 ALL_LINEAR = "all-linear"
 _PART = re.compile(r"^(?P<name>.+)\[(?P<parts>[qkv]+)\]$")
@@ -129,7 +130,7 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         DeltaError: a pattern matches no layer of the right kind; the text gives similar module names.
     """
     method = settings.component
-    assert method is not None and issubclass(method, WeightDelta)
+    assert method is not None and issubclass(method, WeightDelta | Statistics)
     kinds = set(settings.kinds or method.kinds)
     if kinds - method.kinds:
         raise DeltaError(

@@ -10,11 +10,22 @@ from torch import Tensor, nn
 from distill.deltas.attach import deltas
 from distill.deltas.base import DeltaError, StructuralDelta, tensor_bytes
 from distill.deltas.sites import inside
+from distill.deltas.statistics import REPLACED, Statistics
 
 
 def delta_state(model: nn.Module) -> dict[str, Tensor]:
     """All tensors of all deltas: ``<site>.<order on its layer>.<name>``, e.g. ``blocks.0.attn.qkv[q].0.A``."""
     return {f"{site.key}.{name}": tensor for site in deltas(model) for name, tensor in site.delta.state_dict().items()}
+
+
+def replaced_state(model: nn.Module) -> dict[str, Tensor]:
+    """Batch-norm statistics that replace the network's own, under the names of these."""
+    return {
+        f"{site.name}.{buffer}": getattr(site.delta, own)
+        for site in deltas(model)
+        if isinstance(site.delta, Statistics)
+        for buffer, own in REPLACED.items()
+    }
 
 
 def load_exactly(targets: Mapping[str, Tensor], state: Mapping[str, Tensor], what: str) -> None:

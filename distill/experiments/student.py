@@ -32,8 +32,10 @@ class StudentExperiment(Experiment):
 
     Class attributes:
         has_tasks: whether the student learns one task after the other, so that there is a previous model.
+        measures_statistics: whether batch-norm statistics of a target domain are measured, for ``statistics`` deltas.
     """
 
+    measures_statistics: ClassVar[bool] = False
     has_tasks: ClassVar[bool] = False
     augment: AugmentSettings = AugmentSettings()
     teacher: TeacherSettings | None = Field(
@@ -141,10 +143,27 @@ class StudentExperiment(Experiment):
         momentum = self.teacher is not None and self.teacher.momentum is not None
         if following and not momentum:
             text = f"{', '.join(following)} read the momentum network; add {{model: momentum}} to teacher.networks"
+            if any(o.component.domain == "target" for o in self.objectives if o.type in following):  # type: ignore[union-attr]
+                text = f"{', '.join(following)} read an average of the student; set teacher.ema"
             raise error_at("objectives", text)
         if momentum and not following:
+            assert self.teacher is not None
+            if self.teacher.ema is not None:
+                raise error_at("teacher.ema", "no objective reads it; add one such as self_training, or remove it")
             text = "no objective reads the momentum network; add one such as byol, or remove it"
             raise error_at("teacher.networks", text)
+        self._check_statistics()
+
+    def _check_statistics(self) -> None:
+        """Raise an error if statistics of the target domain are asked for where there is none, or are not there."""
+        entries = [n for n, entry in enumerate(self.student.deltas) if entry.type == "statistics"]
+        if entries and not self.measures_statistics:
+            text = f"kind: {self.kind} measures no statistics of a target domain; use kind: target_domain"
+            raise error_at(f"student.deltas.{entries[0]}", text)
+        averaged = None if self.teacher is None else self.teacher.ema
+        if averaged is not None and averaged.normalizations and not entries:
+            text = "the student has one normalization; add {type: statistics} to student.deltas"
+            raise error_at("teacher.ema.normalizations", text)
 
     def _check_views(self) -> None:
         """Raise an error if the view policy lacks the views that an objective compares."""

@@ -242,13 +242,39 @@ class CacheSettings(Settings):
         return self
 
 
+class EmaSettings(Settings):
+    """A teacher that is the student's own backbone with averaged deltas and head: kilobytes, and no second network.
+
+    ``average ← d · average + (1 − d) · weight`` after each update; see
+    :class:`distill.training.momentum.MomentumNetwork`. It sees the teacher's views, at the student's size. Its weights
+    start equal to the student's.
+    """
+
+    decay: float = Field(0.99, ge=0, le=1, description="d, the same in all updates")
+    normalizations: tuple[Literal["source", "target"], ...] = Field(
+        (),
+        description="whose batch-norm statistics it computes with: [source, target] is the mean of both answers, at the"
+        " cost of two forward passes; needs a statistics delta. Default: the target's",
+    )
+
+    @field_validator("normalizations")
+    @classmethod
+    def _differ(cls, given: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(given)) < len(given):
+            raise ValueError("each normalization once")
+        return given
+
+
 class TeacherSettings(Settings):
     """The teacher's networks and how they run.
 
     All but the momentum network are frozen; the stage ``fit_teacher`` can train them beforehand.
     """
 
-    networks: tuple[TeacherNetworkSettings, ...] = Field(min_length=1, description="one or several, with weights")
+    networks: tuple[TeacherNetworkSettings, ...] = Field((), description="one or several, with weights")
+    ema: EmaSettings | None = Field(
+        None, description="average of the student's deltas and head as a teacher, for objectives such as self_training"
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="dtype of the teacher, independent of the student's precision"
     )
@@ -286,6 +312,8 @@ class TeacherSettings(Settings):
     @property
     def momentum(self) -> tuple[float, float] | None:
         """Decay of the momentum network at the start and at the end; None without such a network."""
+        if self.ema is not None:
+            return self.ema.decay, self.ema.decay
         decays = [network.decay or (0.99, 1.0) for network in self.networks if network.is_momentum]
         return decays[0] if decays else None
 
@@ -294,8 +322,13 @@ class TeacherSettings(Settings):
         momentum = [n for n, network in enumerate(self.networks) if network.is_momentum]
         if len(momentum) > 1:
             raise error_at(f"networks.{momentum[1]}", f"networks.{momentum[0]} is the {MOMENTUM} network; give one")
-        if momentum and not self.frozen and self.cache is not None:
-            raise error_at("cache", f"the outputs of the {MOMENTUM} network change with every step; leave cache out")
+        if not self.networks and self.ema is None:
+            raise error_at("networks", "a teacher is one network or several; name one, or set ema")
+        if momentum and self.ema is not None:
+            raise error_at("ema", f"networks.{momentum[0]} is an average of the student already; give one of them")
+        if self.momentum is not None and not self.frozen and self.cache is not None:
+            what = f"{MOMENTUM} network" if momentum else "EMA teacher"
+            raise error_at("cache", f"the outputs of the {what} change with every step; leave cache out")
         return self
 
     @model_validator(mode="after")

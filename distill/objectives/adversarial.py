@@ -23,7 +23,7 @@ class _Reversed(torch.autograd.Function):
     """The identity, with the gradient times ``−factor``."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx: Any, x: Tensor, factor: float | Tensor) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
@@ -32,7 +32,7 @@ class _Reversed(torch.autograd.Function):
         return -ctx.factor * gradient, None
 
 
-def reversed_gradient(x: Tensor, factor: float = 1.0) -> Tensor:
+def reversed_gradient(x: Tensor, factor: float | Tensor = 1.0) -> Tensor:
     """``x``; backward multiplies its gradient by ``−factor`` (Ganin and Lempitsky, 2015, arXiv 1409.7495)."""
     return _Reversed.apply(x, factor)
 

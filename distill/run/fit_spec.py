@@ -15,6 +15,7 @@ from augment.dual import AugmentSettings, DualAugment, chain_input
 from distill.data.base import UNLABELED
 from distill.data.loader import TrainLoader
 from distill.data.order import Repeats
+from distill.deltas.statistics import Normalization
 from distill.models.settings import CacheSettings, ReusedHead, WeightingSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -56,6 +57,7 @@ class FitSpec:
             with ``carry: stream``. None: new states.
         regularizers: name → penalty on moving away from the weights of earlier tasks, which the fit changes.
         validates: whether predictions are scored on the validation split; false where nothing trains the classifier.
+        normalizations: whose batch-norm statistics the momentum network computes with (``teacher.ema``).
         momentum_state: the momentum network that it starts with, of an earlier fit (``load_momentum``), see
             ``MomentumNetwork.carry_on``. None: one equal to the student.
     """
@@ -70,6 +72,7 @@ class FitSpec:
     momentum: tuple[float, float] | None = None
     carried: Carried | None = None
     regularizers: Mapping[str, TaskPenalty] = field(default_factory=dict)
+    normalizations: tuple[Normalization, ...] = ()
     momentum_state: Mapping[str, Tensor] | None = None
     validates: bool = True
 
@@ -98,7 +101,7 @@ class FitSpec:
         meta = meta_step(self.context, teacher.weighting) if teacher else None
         try:
             per_epoch = self.training.updates(len(loader))
-            parts = train, cache, meta, self.momentum, self.regularizers
+            parts = train, cache, meta, self.momentum, self.regularizers, self.normalizations
             step = DistillationStep(student, teacher, terms, dual, self.training, per_epoch, *parts)
             if step.momentum is not None and self.momentum_state is not None:
                 step.momentum.carry_on(self.momentum_state)

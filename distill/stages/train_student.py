@@ -132,7 +132,17 @@ class TrainStudent(Stage[TrainedStudent]):
         augment = self.augment
         if not compiled and context.device.type == "cuda":
             augment = augment.model_copy(update={"compile": False})
-        return FitSpec(context, teacher, self.objectives, augment, self.training, cache, momentum=momentum)
+        averaged = self.teacher.ema if self.teacher is not None else None
+        return FitSpec(
+            context,
+            teacher,
+            self.objectives,
+            augment,
+            self.training,
+            cache,
+            momentum=momentum,
+            normalizations=averaged.normalizations if averaged is not None else (),
+        )
 
     def _student_spec(self, context: RunContext, fit_spec: FitSpec, compiled: bool = True) -> StudentSpec:
         teacher = fit_spec.teacher

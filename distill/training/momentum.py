@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from distill.deltas.sites import classifier_names, inside
 from distill.deltas.state import whole_state
+from distill.deltas.statistics import Normalization
 from distill.models.features import Features
 from distill.models.frozen import batch_norms
 from distill.models.network import extract
+from distill.models.normalization import forward_some, mean_of, normalized_by, statistics_of
 from distill.models.student import Student
 from distill.models.weights import check_fits
 from distill.training.ema import WeightAverage
@@ -39,6 +41,12 @@ class MomentumNetwork(nn.Module):
         student: before training.
         decay: d in the first and after the last update, in [0, 1].
         needs: which fields of ``Features`` to compute.
+        normalizations: whose batch-norm statistics it computes with, for a student with a ``statistics`` delta; of
+            several, the mean of the probabilities is its answer. Empty: as the student, the target domain's.
+        target_only: whether it computes the target domain's samples alone; rows of the source are NaN.
+
+    Raises:
+        ValueError: there are normalizations, and the student has no ``statistics`` delta.
 
     Example:
         >>> import distill
@@ -49,12 +57,23 @@ class MomentumNetwork(nn.Module):
         [0.9, 0.95, 1.0]
     """
 
-    def __init__(self, student: Student, decay: tuple[float, float], needs: frozenset[str]):
+    def __init__(
+        self,
+        student: Student,
+        decay: tuple[float, float],
+        needs: frozenset[str],
+        normalizations: Sequence[Normalization] = (),
+        target_only: bool = False,
+    ):
         super().__init__()
         frozen = {id(p): p for p in student.model.parameters() if not p.requires_grad}
         self.model = copy.deepcopy(student.model, frozen)
         self.model.requires_grad_(False)
         self.decay, self.needs = decay, needs
+        self.normalizations, self.target_only = tuple(normalizations), target_only
+        self._statistics = statistics_of(self.model)
+        if self.normalizations and not self._statistics:
+            raise ValueError("teacher.ema.normalizations: the student has one normalization; add a statistics delta")
         self._average = WeightAverage(student.model, decay[0], self.model)
         self._student = (student,)  # in a tuple, since it is registered in the training step
         self._keys = list(student.own_state())
@@ -75,13 +94,31 @@ class MomentumNetwork(nn.Module):
         return last - (last - first) * (math.cos(math.pi * step / steps) + 1) / 2
 
     @torch.no_grad()
-    def forward(self, views: tuple[Tensor, ...]) -> list[Features]:
-        """The outputs for each view [B, 3, H, W]; in training mode if the module is."""
+    def forward(self, views: tuple[Tensor, ...], domains: Tensor | None = None) -> list[Features]:
+        """The outputs for each view; in training mode if the module is.
+
+        Args:
+            views: [B, 3, H, W] each.
+            domains: [B] int64 on the CPU, the domains of the samples; None: there is one.
+
+        Returns:
+            Outputs with B rows, see ``target_only``.
+        """
         for module in self.model.modules():
             module.training = False
         for norm in self._moving_norms:
             norm.training = self.training
-        return [self._extract(self.model, view, self.needs) for view in views]
+        if domains is None or not self.target_only:
+            return [self._outputs(view) for view in views]
+        rows = (domains == 1).nonzero()[:, 0]
+        return [forward_some(self._outputs, view, rows) for view in views]
+
+    def _outputs(self, view: Tensor) -> Features:
+        outputs = []
+        for name in self.normalizations or ("target",):
+            with normalized_by(self._statistics, name):
+                outputs.append(self._extract(self.model, view, self.needs))
+        return mean_of(outputs)
 
     @torch.no_grad()
     def follow(self, decay: float) -> None:

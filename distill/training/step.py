@@ -15,7 +15,9 @@ from augment.views import ViewPixels, Views
 from distill.data.base import UNLABELED
 from distill.data.positions import Positions
 from distill.deltas.attach import penalty
+from distill.deltas.statistics import Normalization
 from distill.models.features import Features
+from distill.models.normalization import forward_by_domain, statistics_of
 from distill.models.shared_trunk import SharedTrunk
 from distill.models.student import Student
 from distill.models.teacher import Teacher
@@ -65,6 +67,7 @@ class DistillationStep(nn.Module):
         momentum: decay at the start and at the end of the momentum network, for terms that read it (``byol``,
             ``moco``); ``augment`` makes its views as those of a last network of the teacher with the student's input.
         regularizers: name → penalty on moving away from the weights of earlier tasks.
+        normalizations: whose batch-norm statistics the momentum network computes with, see :class:`MomentumNetwork`.
 
     Raises:
         ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks, a
@@ -100,11 +103,13 @@ class DistillationStep(nn.Module):
         meta: MetaStep | None = None,
         momentum: tuple[float, float] | None = None,
         regularizers: Mapping[str, TaskPenalty] | None = None,
+        normalizations: Sequence[Normalization] = (),
     ):
         super().__init__()
         self.student = student
+        self._by_domain = [own for own in statistics_of(student.model) if own.settings.source == "own"]
         self.teacher = teacher
-        self.momentum = _momentum_network(student, terms, momentum)
+        self.momentum = _momentum_network(student, terms, momentum, normalizations)
         inputs = [*(teacher.inputs if teacher else ()), *([student.input] if self.momentum else ())]
         if self.momentum is not None and [*augment.teachers] != inputs:
             text = f"of inputs {inputs}, the last of them the momentum network's, not {[*augment.teachers]}"
@@ -182,9 +187,12 @@ class DistillationStep(nn.Module):
         elif labels.shape != ids.shape:
             raise ValueError(f"labels must be [{len(ids)}], one for each id, not {list(labels.shape)}")
         with self.trunk:
-            views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch, view_keys)
+            views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch, view_keys, domains)
             self.clock.start("student")
-            students = [self.student(view) for view in views.student]
+            if domains is None or not self._by_domain:
+                students = [self.student(view) for view in views.student]
+            else:
+                students = [forward_by_domain(self.student, self._by_domain, view, domains) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
         targets = Targets(labels, is_memory=is_memory, stored_logits=stored_logits)
         if domains is not None:
@@ -263,6 +271,7 @@ class DistillationStep(nn.Module):
         device: torch.device,
         epoch: int,
         view_keys: Tensor | None,
+        domains: Tensor | None,
     ) -> tuple[Views, list[list[Features]], list[Features]]:
         """The views of a batch, the teacher's outputs for its views, from the cache if it holds them, and the momentum
         network's.
@@ -279,7 +288,7 @@ class DistillationStep(nn.Module):
         momentum: list[Features] = []
         if self.momentum is not None:
             with self.clock.span("teacher"):
-                momentum = self.momentum(views.teacher[-1])
+                momentum = self.momentum(views.teacher[-1], domains)
         if self.teacher is None:
             return views, [], momentum
         if self.cache is not None and cached is not None and known:
@@ -294,7 +303,10 @@ class DistillationStep(nn.Module):
 
 
 def _momentum_network(
-    student: Student, terms: Sequence[Term], decay: tuple[float, float] | None
+    student: Student,
+    terms: Sequence[Term],
+    decay: tuple[float, float] | None,
+    normalizations: Sequence[Normalization],
 ) -> MomentumNetwork | None:
     readers = [term for term in terms if term.reads_momentum]
     if decay is None:
@@ -303,4 +315,6 @@ def _momentum_network(
         return None
     if not readers:
         raise ValueError("no term reads the momentum network; leave its decay out")
-    return MomentumNetwork(student, decay, frozenset().union(*(term.needs for term in readers)))
+    needs = frozenset().union(*(term.needs for term in readers))
+    target_only = all(term.domain == "target" for term in readers)
+    return MomentumNetwork(student, decay, needs, normalizations, target_only)

@@ -54,7 +54,7 @@ class Term(nn.Module):
         cls = settings.component
         assert cls is not None and issubclass(cls, Objective)
         self.reads_teacher, self.needs_index = cls.reads_teacher, cls.needs_index
-        self.needs = cls.needs
+        self.needs, self.domain = cls.needs, cls.domain
         self.reads_momentum, self.reads_views, self.view_pairs = cls.reads_momentum, cls.reads_views, cls.view_pairs
         of_teachers = cls.reads_frozen()
         self.maps = maps if of_teachers and "logits" in cls.needs else LabelMaps()

@@ -40,7 +40,8 @@ class Called(nn.Module):
     """An objective that is called with one view of each network, whatever the views and networks that it reads.
 
     One that reads all views gets a second one, a function of the first, sample by sample. One that compares a network
-    with itself at another time gets, of the teacher's outputs, as many channels as the student has.
+    with itself at another time gets, of the teacher's outputs, as many channels as the student has. One that compares
+    two domains gets a batch whose every second sample is of the target.
     """
 
     def __init__(self, settings: Objective.Settings, student: FeatureShapes, teacher: FeatureShapes | None):
@@ -56,6 +57,8 @@ class Called(nn.Module):
         if teacher is not None and (cut_to := self.cut_to) is not None:
             maps = {name: map_[:, : cut_to.maps[name][0]] for name, map_ in teacher.maps.items()}
             teacher = Features(teacher.logits, teacher.pooled[:, : cut_to.pooled], maps)
+        if self.term.domain == "both" and batch.domains is None:
+            batch = replace(batch, domains=torch.arange(len(batch.labels)) % 2)
         if not self.term.reads_views:
             return self.term(student, teacher, batch)
         both = [student, second_view(student)]
@@ -102,9 +105,12 @@ def labels(batch: int = 8) -> Targets:
 
 
 def memory(batch: int = 8) -> dict[str, torch.Tensor]:
-    """Of the targets: every second sample comes from a memory, with the logits that it was stored with."""
+    """Of the targets: every second sample comes from a memory, with the logits that it was stored with, or from the
+    target domain.
+    """
     stored = torch.randn(batch, 10, generator=torch.Generator().manual_seed(5))
-    return {"is_memory": torch.arange(batch) % 2 == (batch > 1), "stored_logits": stored}
+    every_second = torch.arange(batch) % 2
+    return {"is_memory": every_second == (batch > 1), "stored_logits": stored, "domains": every_second}
 
 
 every_objective = pytest.mark.parametrize("name", sorted(FAMILY.known()))
@@ -185,12 +191,15 @@ def test_one_class_is_finite_or_refused_by_name(name):
     assert loss.isfinite() and all(v.grad.isfinite().all() for v in tensors(own).values() if v.grad is not None)
 
 
+WITHOUT_TEACHERS_LOGITS = {"ce", "er_ace", "der", "information_max", "mcc", "bnm", "cdan", "self_training"}
 STANDARDIZING = [name for name, settings in FAMILY.known().items() if "standardize" in settings.model_fields]
 
 
 def test_every_loss_on_logits_can_standardize_them():
     on_logits = {name for name, settings in FAMILY.known().items() if "logits" in settings.component.needs}
-    assert set(STANDARDIZING) == on_logits - {"ce", "er_ace", "der"}, "but those on labels and on stored logits"
+    assert set(STANDARDIZING) == on_logits - WITHOUT_TEACHERS_LOGITS, (
+        "but those without logits of a teacher"
+    )
 
 
 @pytest.mark.parametrize("name", STANDARDIZING)

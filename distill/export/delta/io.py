@@ -21,7 +21,8 @@ from augment.base import PluginError, Registry, Settings, is_import_path
 from distill.deltas.attach import attach_delta, attach_structural, deltas, freeze
 from distill.deltas.base import DeltaError, DeltaSettings, StructuralDelta
 from distill.deltas.sites import classifier_names, find_target
-from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly
+from distill.deltas.state import backbone_state, delta_state, head_state, load_exactly, replaced_state
+from distill.deltas.statistics import Statistics
 from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
 from distill.export.delta.packing import Format, pack, unpack
 from distill.export.manifest import Preprocessing, Result, model_arguments
@@ -106,9 +107,12 @@ def save_delta(
     head = classifier_names(model)
     now = backbone_state(model, head)
     moved = _moved(model, backbone, fingerprint(now))
-    tensors = {f"delta/{name}": tensor for name, tensor in delta_state(model).items()}
+    replaced = {site.key for site in deltas(model) if isinstance(site.delta, Statistics)}
+    learned = {name: own for name, own in delta_state(model).items() if name.rpartition(".")[0] not in replaced}
+    tensors = {f"delta/{name}": tensor for name, tensor in learned.items()}
     tensors |= {f"head/{name}": tensor for name, tensor in head_state(model, head).items()}
     tensors |= {f"moved/{name}": now[name] for name in moved}
+    tensors |= {f"moved/{name}": own for name, own in replaced_state(model).items() if not torch.equal(own, now[name])}
     if not unchanged:
         _check_learned(model, folder)
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
@@ -226,6 +230,8 @@ def _groups(model: nn.Module) -> tuple[DeltaGroup, ...]:
     """
     groups: dict[str, DeltaGroup] = {}
     for site in sorted(deltas(model), key=lambda site: site.index):
+        if isinstance(site.delta, Statistics):
+            continue  # moved statistics
         if isinstance(site.delta, StructuralDelta):
             settings = site.delta.settings.model_dump(mode="json", exclude={"kinds"})
             groups[site.name] = DeltaGroup(order=site.index, settings=settings, sites=(site.name,))
@@ -292,7 +298,12 @@ def _check_learned(model: nn.Module, folder: Path) -> None:
 def reason_unlearned(model: nn.Module) -> str:
     """Why the deltas of a model change nothing; empty if they change something, or if there are none."""
     attached = [site.delta for site in deltas(model)]
-    if attached and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters()):
+    statistics = any(isinstance(delta, Statistics) for delta in attached)
+    if (
+        attached
+        and not statistics
+        and not any(bool(tensor.any()) for delta in attached for tensor in delta.parameters())
+    ):
         return "all-zero delta"
     for layer in model.modules():
         changes: Any = getattr(layer, "parametrizations", {})
