@@ -67,8 +67,8 @@ class ExperimentData:
             )
         self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
         self.device = torch.device(device)
-        self.source: Source = _opened(settings.source) if source is None else source
-        self._target_source = None if settings.target is None else _opened(settings.target)
+        self.source: Source = _open_source(settings.source) if source is None else source
+        self._target_source = None if settings.target is None else _open_source(settings.target)
         sources = [each for each in (self.source, self._target_source) if each is not None]
         depth = settings.depth or max(each.depth for each in sources)
         for each in sources:
@@ -410,7 +410,7 @@ class ExperimentData:
         return {"workers": 0} if isinstance(reader, ResidentReader) else self.settings.processes
 
 
-def _opened(settings: Source.Settings) -> Source:
+def _open_source(settings: Source.Settings) -> Source:
     """The source that settings name."""
     assert settings.component is not None
     source: Source = settings.component(settings)  # type: ignore[assignment, arg-type]

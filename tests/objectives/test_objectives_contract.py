@@ -197,9 +197,7 @@ STANDARDIZING = [name for name, settings in FAMILY.known().items() if "standardi
 
 def test_every_loss_on_logits_can_standardize_them():
     on_logits = {name for name, settings in FAMILY.known().items() if "logits" in settings.component.needs}
-    assert set(STANDARDIZING) == on_logits - WITHOUT_TEACHERS_LOGITS, (
-        "but those without logits of a teacher"
-    )
+    assert set(STANDARDIZING) == on_logits - WITHOUT_TEACHERS_LOGITS, "but those without logits of a teacher"
 
 
 @pytest.mark.parametrize("name", STANDARDIZING)
