@@ -91,7 +91,7 @@ class Replacement(Change):
         name: of the delta's tensor.
     """
 
-    delta: Statistics
+    delta: Statistics  # type: ignore[assignment]
 
     def __init__(self, delta: Statistics, site: str, index: int, name: str):
         super().__init__(delta, site, index, None, of_bias=False)  # type: ignore[arg-type]
