@@ -24,6 +24,7 @@ from distill.data.positions import Positions
 from distill.data.reader import Batch, BatchReader
 from distill.data.replay import JoinedSamples, MemorySamples, Replay, ReplayOrder
 from distill.data.resident import Resident, ResidentReader
+from distill.data.resident_memory import ResidentWithMemory, holds_memory
 from distill.data.samplers import BatchRequest, SequentialSampler
 from distill.data.settings import DataSettings
 from distill.data.split import Subset, full_split, held_out, label_budget
@@ -75,6 +76,7 @@ class ExperimentData:
             each.channels, each.depth = settings.channels, depth
         self._samples: dict[Split, Samples] = {}
         self._resident: dict[tuple[int, Canvas], Resident] = {}  # by the id of its samples
+        self._with_memory: ResidentWithMemory | None = None  # of the training split of a task
         self._subsets: dict[Split, Subset] = {}
         self._part: tuple[str, ...] | None = None
         self._replay: Replay | None = None
@@ -105,6 +107,7 @@ class ExperimentData:
         """
         other = copy.copy(self)
         other._part, other._subsets, other.seed = tuple(classes), dict(subsets), seed
+        other._with_memory = None
         return other
 
     def with_memory(self, memory: MemorySamples, replay: Replay) -> ExperimentData:
@@ -120,7 +123,7 @@ class ExperimentData:
         other = copy.copy(self)
         old = Subset(memory, np.arange(len(memory)), np.asarray(memory.labels, dtype=np.int64))
         other._subsets = {**self._subsets, "train": JoinedSamples([self.subset("train"), old]).subset()}
-        other._replay = replay
+        other._replay, other._with_memory = replay, None
         return other
 
     def target_domain(self, labeled: bool = False) -> ExperimentData:
@@ -381,14 +384,28 @@ class ExperimentData:
         self, subset: Subset, order: Order, tolerated: int, training: bool, spec: InputSpec | None = None
     ) -> BatchReader:
         """The reader of a subset, from files or from the device; ``training`` adds the loader's operations."""
-        if not self.settings.on_device:
+        of_memory = holds_memory(subset)
+        if not self.settings.on_device or (of_memory and not training):  # that is read once, after the task
             return self._decoder(subset, order, tolerated, training, spec)
+        resident = self._resident_with_memory(subset) if of_memory else self._resident_of(subset, spec)
+        reader = ResidentReader(subset, order, resident, tolerated)
+        reader.replay = self._replay if training else None
+        reader.first_target = self._sources if training else None
+        return reader
+
+    def _resident_of(self, subset: Subset, spec: InputSpec | None = None) -> Resident:
         key = id(subset.samples), self.canvas(spec)
         if key not in self._resident:
             self._resident[key] = Resident(subset.samples, self._name_of(subset), key[1], self.settings, self.device)
-        reader = ResidentReader(subset, order, self._resident[key], tolerated)
-        reader.first_target = self._sources if training else None
-        return reader
+        return self._resident[key]
+
+    def _resident_with_memory(self, subset: Subset) -> ResidentWithMemory:
+        """The training images of a task and of its memory; they are dropped with the data of the task."""
+        if self._with_memory is None or self._with_memory.samples is not subset.samples:
+            assert isinstance(subset.samples, JoinedSamples | MemorySamples)
+            about = self.canvas(), self.settings, self.device
+            self._with_memory = ResidentWithMemory(subset.samples, self._resident_of, *about)
+        return self._with_memory
 
     def _name_of(self, subset: Subset) -> str:
         """The source's split that a subset is of, for messages; else that of a part of the data."""

@@ -29,7 +29,7 @@ class MemorySamples:
     """Images in memory, as a split of a source.
 
     Args:
-        images: [M, C, H, W] uint8, on the canvas of training.
+        images: [M, C, H, W] uint8 or uint16, on the canvas of training.
         labels: [M] class indices.
         ids: names of the samples.
     """

@@ -112,6 +112,7 @@ class ResidentReader(BatchReader):
         super().__init__(subset, order, resident.canvas, None, tolerated, workers=0)
         self.resident, self.device = resident, resident.device
         self._epoch: tuple[int, Tensor, Tensor, Tensor, Tensor | None] | None = None
+        self._chosen = np.empty(0, dtype=np.int64)  # index in the subset of the sample at each position of the epoch
 
     def prepare(self) -> str:
         known = "images" in vars(self.resident)
@@ -126,7 +127,9 @@ class ResidentReader(BatchReader):
         rows, labels, ids, domains = self._arranged(request.epoch)
         positions = request.positions
         at = slice(positions.start, positions.stop, positions.step) if isinstance(positions, range) else list(positions)
-        batch = Batch(_rows(images, rows[at]), labels[at], ids[at])
+        batch = Batch(select_rows(images, rows[at]), labels[at], ids[at])
+        if self.replay is not None:
+            batch = self._noted(self.replay, batch, self._chosen[at].tolist(), positions)
         return BatchResult(batch if domains is None else batch._replace(domains=domains[at]), reasons)
 
     @cached_property
@@ -149,6 +152,7 @@ class ResidentReader(BatchReader):
             if self.device.type == "cuda":  # as the loader does, so that copies of them are asynchronous
                 ids, domains = ids.pin_memory(), None if domains is None else domains.pin_memory()
             self._epoch = epoch, rows.to(self.device), labels.to(self.device), ids, domains
+            self._chosen = chosen
         return self._epoch[1:]
 
 
@@ -162,7 +166,7 @@ class _Decoding(Loader):
         return result.batch
 
 
-def _rows(images: Tensor, rows: Tensor) -> Tensor:
+def select_rows(images: Tensor, rows: Tensor) -> Tensor:
     """Some images; torch cannot select among uint16, but among int16 of the same bits."""
     if images.dtype == torch.uint16:
         return images.view(torch.int16).index_select(0, rows).view(torch.uint16)

@@ -183,8 +183,6 @@ class ContinualExperiment(StudentExperiment):
         if strategy.head_per_task or strategy.heads_on_student:  # type: ignore[attr-defined]
             text = f"strategy {self.strategy.type} trains no student on the classes of earlier tasks; take sequential"
             raise error_at("memory", text)
-        if self.data.on_device:
-            raise error_at("data.on_device", "images of a memory are read by the loader; set false")
         if self.data.sampler == "balanced":
             raise error_at("data.sampler", "balanced: with a memory, memory.batch_share decides what a batch holds")
         if self.teacher is not None and self.teacher.cache is not None:

@@ -225,7 +225,7 @@ def test_what_cannot_be_stored_together(tmp_path):
     with pytest.raises(ContinualError, match="only some of the images have logits"):
         store().joined(store([7], ()))
     wide = Store(IDS[:1], torch.zeros(1, 3, 8, 9, dtype=torch.uint8), ("oak",), torch.zeros(1, dtype=torch.int64))
-    with pytest.raises(ContinualError, match=r"canvases \[3, 8, 6\] cannot be kept beside \[3, 8, 9\]"):
+    with pytest.raises(ContinualError, match=r"uint8 \[3, 8, 6\] cannot be kept beside torch.uint8 \[3, 8, 9\]"):
         store([1], ()).joined(wide)
     with pytest.raises(ContinualError, match=r"canvases must be torch.uint8 \[1, 3, 8, 9\], not torch.float32"):
         Store(IDS[:1], torch.zeros(1, 3, 8, 9), ("oak",), torch.zeros(1, dtype=torch.int64))

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from augment.draws import sample_key
 from augment.dual import AugmentSettings, DualAugment
-from distill.continual.errors import ContinualError
 from distill.continual.memory.base import Candidates, Memory
 from distill.continual.memory.keyed import keyed_order
 from distill.continual.memory.store import Store, bytes_per_image
@@ -40,14 +39,11 @@ def capacity(memory: Memory, data: ExperimentData, classes: int) -> int:
         The number.
 
     Raises:
-        ContinualError: fewer than one for each class, or the images have 16 bits.
+        ContinualError: fewer than one for each class.
     """
     canvas = data.canvas()
-    if canvas.dtype != np.uint8:
-        raise ContinualError(
-            f"memory: images of {canvas.dtype} cannot be kept, only those of 8 bits; set data.depth: 8"
-        )
-    size = bytes_per_image((canvas.channels, *canvas.size), classes if memory.settings.logits else 0)
+    shape = canvas.channels, *canvas.size
+    size = bytes_per_image(shape, classes if memory.settings.logits else 0, canvas.dtype.itemsize)
     return memory.capacity(size, classes)
 
 
@@ -105,7 +101,7 @@ def stored_logits(
     """Logits of a network in eval mode on the stored view of images.
 
     Args:
-        images: [N, C, H, W] uint8, on the canvas of training.
+        images: [N, C, H, W] uint8 or uint16, on the canvas of training.
         ids: [N] int64.
         network: on any device, to which it is returned.
         augment: of the trainings that compare with these logits; has one view of the student.
@@ -194,14 +190,15 @@ def keep(
 
 
 def _canvases(data: ExperimentData, positions: np.ndarray) -> Tensor:
-    """[N, C, H, W] uint8: training images on the canvas of training, without augmentation."""
+    """[N, C, H, W] uint8 or uint16: training images on the canvas of training, without augmentation."""
     size = data.settings.batch_size
     parts = [
         data.eval_batch("train", positions[first : first + size].tolist()).images
         for first in range(0, len(positions), size)
     ]
     canvas = data.canvas()
-    return torch.cat([torch.empty(0, canvas.channels, *canvas.size, dtype=torch.uint8), *parts])
+    dtype = getattr(torch, canvas.dtype.name)
+    return torch.cat([torch.empty(0, canvas.channels, *canvas.size, dtype=dtype), *parts])
 
 
 def _features(
@@ -214,12 +211,12 @@ def _features(
 ) -> Tensor:
     """[N, D] pooled features of the images in memory, then of the task's."""
     train = data.subset("train")
-    parts = [Subset(train.samples, train.indices[labeled], train.labels[labeled])]
+    chosen = Subset(train.samples, train.indices[labeled], train.labels[labeled])
     if before is not None:
         samples = samples_of(before, classes)
-        parts.insert(0, Subset(samples, np.arange(len(samples)), np.asarray(samples.labels, dtype=np.int64)))
-    joined = JoinedSamples(parts)
-    within = replace(context, data=data.part(classes, {"train": joined.subset()}, data.seed))
+        old = Subset(samples, np.arange(len(samples)), np.asarray(samples.labels, dtype=np.int64))
+        chosen = JoinedSamples([old, chosen]).subset()
+    within = replace(context, data=data.part(classes, {"train": chosen}, data.seed))
     predicted = predict_pooled(within, network, within.loader("train", network.input))
     rows = {int(id): row for row, id in enumerate(predicted.ids)}
-    return predicted.logits[torch.tensor([rows[sample_key(id)] for id in joined.ids])]
+    return predicted.logits[torch.tensor([rows[sample_key(id)] for id in chosen.ids])]

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from distill.continual.errors import ContinualError
+from distill.data.resident import select_rows
 from distill.deltas.base import tensor_bytes
 from distill.files import write_atomic
 
@@ -32,7 +33,7 @@ class Store:
     ids: Tensor
     """[M] int64 sample ids."""
     canvases: Tensor
-    """[M, C, H, W] uint8."""
+    """[M, C, H, W] uint8, or uint16 with white at 65535."""
     labels: tuple[str, ...]
     """Class name of each."""
     ranks: Tensor
@@ -53,13 +54,17 @@ class Store:
             "ranks": (self.ranks, torch.int64, [count]),
             "view_keys": (self.view_keys, torch.int64, [count]),
             "logits": (self.logits, torch.float32, [count, columns]),
-            "canvases": (self.canvases, torch.uint8, [count, *self.canvases.shape[1:]]),
+            "canvases": (self.canvases, self._pixels, [count, *self.canvases.shape[1:]]),
         }
         for name, (tensor, dtype, shape) in expected.items():
             if tensor is not None and (tensor.dtype != dtype or list(tensor.shape) != shape):
                 raise ContinualError(f"memory: {name} must be {dtype} {shape}, not {tensor.dtype} {list(tensor.shape)}")
         if self.names and len(self.names) != count:
             raise ContinualError(f"memory: {len(self.names)} names for {count} images")
+
+    @property
+    def _pixels(self) -> torch.dtype:
+        return torch.uint16 if self.canvases.dtype == torch.uint16 else torch.uint8
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -81,7 +86,7 @@ class Store:
         """
         return Store(
             self.ids[rows],
-            self.canvases[rows],
+            select_rows(self.canvases, rows),
             tuple(self.labels[row] for row in rows.tolist()),
             self.ranks[rows] if ranks is None else ranks,
             None if self.view_keys is None else self.view_keys[rows],
@@ -94,10 +99,10 @@ class Store:
         """These images, then those of ``other``; logits are put side by side by class name, NaN where unknown.
 
         Raises:
-            ContinualError: the canvases differ in shape, or only one of both has logits or view keys.
+            ContinualError: the canvases differ in shape or depth, or only one of both has logits or view keys.
         """
-        if self.canvases.shape[1:] != other.canvases.shape[1:]:
-            shapes = [list(store.canvases.shape[1:]) for store in (self, other)]
+        if (self.canvases.shape[1:], self.canvases.dtype) != (other.canvases.shape[1:], other.canvases.dtype):
+            shapes = [f"{store.canvases.dtype} {list(store.canvases.shape[1:])}" for store in (self, other)]
             raise ContinualError(f"memory: canvases {shapes[0]} cannot be kept beside {shapes[1]}")
         for name in ("logits", "view_keys"):
             if (getattr(self, name) is None) != (getattr(other, name) is None):
@@ -152,17 +157,18 @@ class Store:
         return named | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
-def bytes_per_image(canvas: Sequence[int], logit_classes: int = 0) -> int:
+def bytes_per_image(canvas: Sequence[int], logit_classes: int = 0, pixel: int = 1) -> int:
     """Bytes of the tensors of one image: canvas, id and rank, and with logits a view key and these.
 
     Args:
         canvas: shape (C, H, W).
         logit_classes: number of logits; 0: none are stored.
+        pixel: bytes of a value, 2 for images of 16 bits.
 
     Returns:
         Bytes, without the file's header and the name of the class.
     """
-    return math.prod(canvas) + 16 + (8 + 4 * logit_classes if logit_classes else 0)
+    return pixel * math.prod(canvas) + 16 + (8 + 4 * logit_classes if logit_classes else 0)
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
