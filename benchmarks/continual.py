@@ -15,7 +15,8 @@ adapted    a delta that is trained on the first task, then SLDA, against SLDA on
 halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
            task on the network of the first, and a whole network for each task
 branch     Branch-Tuning against fine-tuning in a stream without labels: ResNet-20, SimCLR and Barlow Twins
-overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no data
+overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no
+           data. ``bank`` has that of longer streams
 growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
 =========  ============================================================================================================
 

@@ -164,6 +164,7 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
         "branch_minus_finetune_linear": 0.1,
         "branch_linear_simclr": 0.6,
         "stream_overhead": 0.02,
+        "quick_stream_overhead": 0.02,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     lenet = [tree for tree in runs if tree["student"]["network"]["model"] == "lenet_20_50"]
