@@ -56,7 +56,7 @@ def learned(lab: Lab, objective: str, way: str, seed: int) -> dict[str, Any]:
         "objectives": [{"type": objective}],
         "training": {
             **length(lab, "branch")["training"],
-            "optimizer": {"lr": 0.06},
+            "optimizer": {"type": "sgd", "lr": 0.06, "nesterov": False, "weight_decay": 1e-5},
             "schedule": {"warmup": 0.5},
         },
     }

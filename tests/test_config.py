@@ -44,7 +44,10 @@ def refused(tree: dict[str, Any], *overrides: str) -> list[str]:
         ("training.optimizer.betas=[0.9]", "training.optimizer.betas.1: is missing"),
         ("training.optimizer.betas=['0.9', 1]", "training.optimizer.betas.0: expected a number, found '0.9'"),
         ("training.optimizer=adam", "training.optimizer: expected a mapping (key: value), found 'adam'"),
-        ("training.optimizer.type=adam", "training.optimizer.type: expected 'adamw' or 'sgd', found 'adam'; did you"),
+        (
+            "training.optimizer.type=adam",
+            "training.optimizer.type: expected 'adamw', 'sgd' or 'lars', found 'adam'",
+        ),
         ("controls.linear_probe=1", "controls.linear_probe: expected true or false, found 1"),
         ("name=12", "name: expected a text (numbers and truth values become text in quotes), found 12"),
         ("name=../../x", "name: a run name is letters, digits"),

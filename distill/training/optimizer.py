@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from distill.training.lars import Lars
 from distill.training.layer_decay import layer_scales
 from distill.training.settings import OptimizerSettings, ScheduleSettings
 
@@ -69,7 +70,7 @@ def parameter_groups(
 def build_optimizer(
     root: nn.Module, head: list[nn.Module], settings: OptimizerSettings, model: nn.Module | None = None
 ) -> Optimizer:
-    """AdamW or SGD, fused: the kernels read the flag by which :mod:`distill.training.guard` skips an update.
+    """AdamW, SGD or LARS, fused: the kernels read the flag by which :mod:`distill.training.guard` skips an update.
 
     Args:
         root: holds all parameters.
@@ -89,6 +90,9 @@ def build_optimizer(
     if settings.type == "adamw":
         return torch.optim.AdamW(groups, lr=settings.lr, betas=settings.betas, fused=True)
     nesterov = settings.nesterov and settings.momentum > 0
+    if settings.type == "lars":
+        own = {"lr": settings.lr, "momentum": settings.momentum, "nesterov": nesterov}
+        return Lars(groups, trust=settings.trust, clip=settings.trust_clip, **own)
     return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=nesterov, fused=True)
 
 

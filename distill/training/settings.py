@@ -15,15 +15,22 @@ LOGGERS = ("csv", "tensorboard", "wandb", "mlflow")
 
 
 class OptimizerSettings(Settings):
-    """AdamW, or SGD with momentum. Parameters in a module's ``no_weight_decay`` (scales of deltas) never decay."""
+    """AdamW, SGD with momentum, or LARS. Parameters in a module's ``no_weight_decay`` (deltas' scales) never decay."""
 
-    type: Literal["adamw", "sgd"] = "adamw"
+    type: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = Field(1e-3, gt=0, le=10, description="peak learning rate")
-    weight_decay: float = Field(0.05, ge=0, le=1, description="decoupled for adamw, an L2 penalty for sgd")
+    weight_decay: float = Field(0.05, ge=0, le=1, description="decoupled for adamw, an L2 penalty for sgd and lars")
     decay: Literal["matrices", "all"] = Field("matrices", description="what decays; 'all': norms and biases too")
-    momentum: float = Field(0.9, ge=0, lt=1, description="SGD only")
-    nesterov: bool = Field(True, description="SGD only: use Nesterov momentum")
+    momentum: float = Field(0.9, ge=0, lt=1, description="SGD and LARS only")
+    nesterov: bool = Field(True, description="SGD and LARS only: use Nesterov momentum")
     betas: tuple[float, float] = Field((0.9, 0.999), description="AdamW only: decay rates of the moments")
+    trust: float = Field(
+        1e-3,
+        gt=0,
+        le=1,
+        description="LARS only: the length of a matrix' update over that of its weights is at most this much",
+    )
+    trust_clip: bool = Field(False, description="LARS only: lr is the largest rate of a matrix, as in LARC")
     head_lr_factor: float = Field(1.0, gt=0, le=1000, description="learning rate of the head over that of the rest")
     layer_decay: float | None = Field(
         None,

@@ -54,7 +54,7 @@ def test_a_non_finite_loss_stops_before_the_update(bad: str, what: str, optimize
     assert not (folder / "fit.json").exists()
 
 
-@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+@pytest.mark.parametrize("kind", ["adamw", "sgd", "lars"])
 @pytest.mark.parametrize("what", ["value", "gradient"])
 @pytest.mark.parametrize("bad", ["nan", "inf", "-inf"])
 def test_the_latch_holds_until_it_is_read(bad: str, what: str, kind: str) -> None:

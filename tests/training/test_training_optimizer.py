@@ -1,5 +1,6 @@
 """Parameter groups and schedules."""
 
+import copy
 import math
 
 import pytest
@@ -43,6 +44,31 @@ def test_all_may_decay_but_what_is_exempt() -> None:
     root = nn.ModuleList([nn.BatchNorm1d(4), ICD(ICD.Settings(), FeatureShapes(4, 8), FeatureShapes(4, 8))])
     decays = decaying(root, SETTINGS.model_copy(update={"decay": "all"}))
     assert not decays.pop("1.tau") and all(decays.values())
+
+
+@pytest.mark.parametrize("clip", [False, True])
+def test_lars_is_that_of_timm(clip: bool) -> None:
+    """Where matrices decay and vectors do not, which timm's version does not adapt."""
+    settings = OptimizerSettings(type="lars", lr=0.5, weight_decay=0.1, nesterov=False, trust=0.02, trust_clip=clip)
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    nn.init.zeros_(layer[1].weight)  # of no length, as a new delta
+    other = copy.deepcopy(layer)
+    own = build_optimizer(layer, [], settings)
+    timms = timm.optim.Lars(
+        parameter_groups(other, [], settings), lr=0.5, momentum=0.9, trust_coeff=0.02, trust_clip=clip
+    )
+    for step in range(3):
+        for model, optimizer in ((layer, own), (other, timms)):
+            optimizer.zero_grad()
+            model(torch.full((2, 3), 1.0 + step)).square().sum().backward()
+            gradients = [p.grad.clone() for p in model.parameters()]
+            optimizer.step()
+            assert all(torch.equal(p.grad, g) for p, g in zip(model.parameters(), gradients)), "after_step reads them"
+        for a, b in zip(layer.parameters(), other.parameters()):
+            torch.testing.assert_close(a, b)
+    assert [group["weight_decay"] for group in own.param_groups] == [0.1, 0.0]
+    assert "trust=0.02" in repr(own)
 
 
 def test_momentum_with_and_without_nesterov() -> None:

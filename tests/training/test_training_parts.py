@@ -274,8 +274,10 @@ class NoSync(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("weighting", ["fixed", "agreement", "learned"])
-@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize(
+    "weighting, optimizer",
+    [("fixed", "adamw"), ("fixed", "sgd"), ("fixed", "lars"), ("agreement", "adamw"), ("learned", "sgd")],
+)
 def test_a_step_never_waits_for_the_device(optimizer: str, weighting: str, tmp_path: Path, monkeypatch) -> None:
     modules: list = []
 
