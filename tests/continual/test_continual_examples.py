@@ -8,6 +8,8 @@ import pytest
 
 from augment.base import PluginError, Registry
 from distill.continual.heads import sums
+from distill.continual.strategies.direction import Direction
+from distill.models.closed_form_head import MahalanobisClassifier, RandomFeatureClassifier
 
 KINDS = {
     "heads": ("Head", {"fecam", "ncm", "random_ridge", "ridge", "slda"}),
@@ -52,8 +54,11 @@ def test_other_names_lead_to_types_that_exist(package):
     assert len(names) == len(set(names)) and not set(names) & KINDS[package][1]
 
 
-def test_sums_have_one_too():
-    check(sums.Sums.__doc__, "sums")
+@pytest.mark.parametrize(
+    "own", [sums.Sums, Direction, RandomFeatureClassifier, MahalanobisClassifier], ids=lambda own: own.__name__
+)
+def test_others_have_one_too(own):
+    check(own.__doc__, own.__name__)
 
 
 def check(text, name):

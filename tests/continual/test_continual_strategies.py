@@ -12,6 +12,7 @@ from toy_stream import learn, learn_only, results, stream, stream_tree
 
 from distill.config import validate_tree
 from distill.continual.learned import folder_bytes
+from distill.continual.strategies.stack import Stack
 from distill.export.delta.io import load_delta
 from distill.export.delta.mean import ties_mean
 from distill.export.delta.model import open_delta
@@ -81,6 +82,40 @@ def test_a_stack_begins_where_it_ended_and_keeps_each_delta(tmp_path: Path, monk
     assert composed.manifest.backbone == parts[0].manifest.backbone != parts[1].manifest.backbone
     assert composed.delta_bytes == sum(part.delta_bytes for part in parts)
     assert "compose" in composed.manifest.made_by
+
+
+def test_learned_scales_need_low_rank_deltas(tmp_path: Path) -> None:
+    tree = stream_tree(
+        tmp_path, strategy={"type": "stack", "scales": "learned"}, student={"deltas": [{"type": "halrp"}]}
+    )
+    with pytest.raises(ConfigError, match=r"strategy\.scales: learned scales belong to low-rank deltas, not to halrp"):
+        validate_tree(tree, "stream")
+
+
+@pytest.mark.slow
+def test_learned_scales_keep_the_directions_of_earlier_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    starts = Starts(monkeypatch)
+    deltas = [{"type": "low_rank", "rank": 2, "alpha": 4, "sites": ["blocks.*.conv_pw*", "conv_stem"]}]
+    settings = stream(tmp_path, strategy={"type": "stack", "scales": "learned"}, student={"deltas": deltas})
+    folder = learn_only(settings)
+    files = [open_delta(folder / f"task-{number}/student/delta") for number in (1, 2)]
+    models = [with_delta(settings.student.network, folder / f"task-{n}/student/delta", 2 * n) for n in (1, 2)]
+    torch.testing.assert_close(starts.logits[1][:, :2], logits(models[0]), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(logits(models[1]), logits(starts.students[1].model), atol=1e-5, rtol=1e-5)
+    assert files[0].manifest.backbone == files[1].manifest.backbone, "deltas of the pretrained network"
+    changed = 0
+    for layer, (first,) in files[0].layers.items():
+        old, new = files[1].layers[layer]
+        assert {link.learned.settings.type for link in (old, new)} == {"low_rank"} and new.learned.tensors["B"].any()
+        products = [link.learned.tensors["B"].double() @ link.learned.tensors["A"].double() for link in (first, old)]
+        before, after = 2.0 * products[0], products[1]
+        assert float((before / before.norm() * after.norm() - after).norm()) < 1e-5 * float(after.norm())
+        changed += abs(float(after.norm() / before.norm()) - 1) > 1e-4
+    assert changed > len(files[0].layers) / 2, "scales are trained"
+    scales = {name for name, p in starts.students[1].named_parameters() if name.endswith("scale") and p.requires_grad}
+    assert len(scales) == len(files[0].layers)
+    (note,) = Stack(settings.strategy).notes(folder / "task-2/student")  # type: ignore[arg-type]
+    assert note.startswith("scales of the deltas of earlier tasks, mean over layers: ")
 
 
 @pytest.mark.slow
