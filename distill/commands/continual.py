@@ -27,20 +27,36 @@ Overrides = Annotated[
 def orders(
     config: Annotated[Path, typer.Argument(parser=expanded, metavar="CONFIG", help="YAML file of kind: continual.")],
     overrides: Overrides = None,
-    orders: Annotated[int, typer.Option(min=2, help="Orders of the tasks, the first is the config's own.")] = 5,
+    orders: Annotated[
+        str,
+        typer.Option(
+            metavar="COUNT|LETTERS",
+            help="Number of orders, the first is the config's own; or published ones, such as A,B,C,D,E.",
+        ),
+    ] = "5",
     seeds: Annotated[int, typer.Option(min=2, help="Seeds in the first order, from the config's own on.")] = 3,
 ) -> None:
     """Learn a stream in several orders and with several seeds, and compare the spread over both (AOPD, MOPD).
 
     The runs are in OUTPUT/NAME-orders; those that are finished are not repeated. What does not depend on the order, the
-    features of frozen networks, is computed once.
+    features of frozen networks, is computed once. report.html there compares the runs.
 
     Example: distill continual orders configs/continual/quick.yaml --orders 5 --seeds 3
     """
     from distill.commands.stream_orders import run_orders
     from distill.config import load_config
 
-    run_orders(load_config(config, overrides or []), str(config), orders, seeds, plain_console())
+    run_orders(load_config(config, overrides or []), str(config), _orders(orders), seeds, plain_console())
+
+
+def _orders(text: str) -> int | list[str]:
+    """A number of orders, or letters."""
+    letters = [letter.strip() for letter in text.split(",")]
+    if text.isdecimal() and int(text) >= 2:
+        return int(text)
+    if len(letters) < 2 or len({*letters}) < len(letters) or not {*letters} <= {*"ABCDE"}:
+        raise ConfigError(f"--orders {text}: expected a number of at least 2, or letters from A to E such as A,B,C,D,E")
+    return letters
 
 
 @continual.command("continue")

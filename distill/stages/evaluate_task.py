@@ -149,7 +149,7 @@ class EvaluateTask(Stage[TaskEvaluation]):
         if self.previous is None or not names:
             return
         before, now = (
-            scores.scores[self.model]["task"] for scores in (context.get(self.previous).scores, output.scores)
+            scores.scores[self.model].get("task", {}) for scores in (context.get(self.previous).scores, output.scores)
         )
         pairs = {
             name: (before[name].correct / before[name].images, now[name].correct / now[name].images)

@@ -3,19 +3,25 @@
 import json
 import shutil
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 from rich.console import Console
 from toy_stream import learn, stream, verified_here
 
+from distill.commands.continual import _orders
 from distill.commands.stream_continue import continued_experiment
 from distill.commands.stream_evaluate import evaluate_stream
-from distill.commands.stream_orders import Disparities, different_orders, run_orders
+from distill.commands.stream_orders import different_orders, orders_of, run_orders
+from distill.commands.stream_orders_report import Disparities, FinishedRun, order_items
 from distill.continual.errors import ContinualError
 from distill.continual.open_stream import open_stream
 from distill.continual.serve import open_bank
+from distill.continual.task import Task
 from distill.export.checksummed import ExportError
+from distill.report.items import Lines, Matrix, Note
+from distill.report.numbers import percent
 from distill.run.folder import RunError
 from distill.yaml_tree import ConfigError, dump_yaml
 
@@ -27,7 +33,7 @@ MORE = "toy_stream:MoreBlobs"
 def orders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Disparities]]:
     """A bank in both orders of its two tasks, and in the first order with a second seed."""
     output = tmp_path_factory.mktemp("orders")
-    with verified_here():
+    with verified_here():  # which leaves out the pages of the runs, not the one that compares them
         compared = run_orders(stream(output, controls={"heads": False}), "toy", 2, 2, QUIET)
     return output / "stream-orders", compared
 
@@ -42,6 +48,14 @@ def test_a_bank_does_not_depend_on_the_order(orders: tuple[Path, list[Disparitie
     assert content["orders"] == {"order-0": ["task-1", "task-2"], "order-1": ["task-2", "task-1"]}
     assert content["seeds"] == [stream(root).seed, stream(root).seed + 1] and (root / "orders.png").is_file()
     assert len(list(root.glob("features/*/stage.json"))) == 4, "of two tasks and two seeds; orders share them"
+    page = (root / "report.html").read_text()
+    assert "AOPD of 2 orders, task-incremental" in page and "AOPD of 2 seeds, task-incremental" in page
+    assert "by more than the seed does" not in page
+    for part in ("range over orders", "range over seeds", "order 0", "order 1", f"seed {content['seeds'][1]}"):
+        assert f">{part}<" in page, part
+    assert {path.stem for path in (root / "figures").glob("*.png")} >= {"lines-1", "lines-2"}
+    final = content["final"]["order-1"]["student · task-incremental"]["task-1"]
+    assert f">{percent(final)}<" in page
 
 
 @pytest.mark.slow
@@ -60,6 +74,43 @@ def test_as_many_orders_as_there_are(tmp_path: Path) -> None:
     assert different_orders(tasks, 2) == [["task-1", "task-2"], ["task-2", "task-1"]]
     with pytest.raises(ContinualError, match="--orders 3: 2 tasks have only 2 different orders"):
         different_orders(tasks, 3)
+
+
+def test_a_range_beyond_that_of_seeds_is_a_warning() -> None:
+    def run(label: str, accuracy: float, of_seed: bool = False) -> FinishedRun:
+        matrix = {"title": "student", "section": "Accuracy matrices, x", "columns": ["a"], "values": [[accuracy]]}
+        return FinishedRun(label, {"matrices": [matrix], "lines": []}, of_seed)
+
+    runs = [run("order A", 0.5), run("order B", 0.8), run("seed 1", 0.6, of_seed=True)]
+    items = [*order_items([Disparities("student", "x", 0.65, 0.3, 0.3, 0.1, 0.1)], runs, None)]
+    (note,) = (item.text for item in items if isinstance(item, Note))
+    assert note.startswith("student, x: the order changes accuracies by more than the seed does (AOPD 30.0")
+    (matrix,) = (item for item in items if isinstance(item, Matrix))
+    assert dict(zip(matrix.rows, (row[0] for row in matrix.values)))["range over orders"] == pytest.approx(0.3)
+    assert not any(isinstance(item, Lines) for item in items)
+
+
+def test_published_orders(tmp_path: Path) -> None:
+    settings = stream(tmp_path)
+    with pytest.raises(ContinualError, match="A is an order of 10 or 20 tasks, and there are 2"):
+        orders_of(settings, ["A", "B"])
+    names = [f"c{number}" for number in range(10)]
+    ten = [Task(name, (name,), {}) for name in names]
+    with patch("distill.commands.stream_orders.open_stream", lambda own: ten if own.stream.task_order is None else []):
+        taken = settings.model_copy(update={"stream": settings.stream.model_copy(update={"task_order": 3})})
+        orders = orders_of(taken, ["A", "E"])
+    assert orders == {"A": names, "E": [f"c{n}" for n in (2, 9, 5, 4, 8, 0, 6, 1, 3, 7)]}
+
+
+@pytest.mark.parametrize(
+    "text, orders", [("3", 3), ("A,C", ["A", "C"]), ("1", None), ("A", None), ("A,A", None), ("Z,A", None)]
+)
+def test_orders_are_a_number_or_letters(text: str, orders: int | list[str] | None) -> None:
+    if orders is not None:
+        assert _orders(text) == orders
+        return
+    with pytest.raises(ConfigError, match=rf"--orders {text}: expected a number of at least 2, or letters from A to E"):
+        _orders(text)
 
 
 @pytest.fixture(scope="module")
