@@ -18,7 +18,7 @@ from augment.base import UserError, described, expanded, place_in_users_code
 from augment.console import plain_console
 from distill.commands.continual import continual
 from distill.commands.delta import delta
-from distill.commands.target_folder import Force, check_target
+from distill.commands.target_folder import Force, check_target, picture
 from distill.declarations import declarations_only
 
 if TYPE_CHECKING:
@@ -116,6 +116,10 @@ def evaluate(
     from distill.config import read_run
 
     if read_run(path, operations=False)[0].kind == "continual":
+        if task and infer:
+            raise typer.BadParameter(
+                "--task tells the task of all images, so there is none to --infer: give one of them"
+            )
         from distill.commands.stream_evaluate import evaluate_stream
 
         evaluate_stream(path, split, _console(), task=task, infer=infer, images=images)
@@ -160,7 +164,7 @@ def preview(
     to: Annotated[
         Path,
         typer.Option(
-            "--to", "-o", parser=expanded, metavar="PATH", help="Picture to write; other files are named after it."
+            "--to", "-o", parser=picture, metavar="PATH", help="PNG to write; other files are named after it."
         ),
     ] = Path("preview.png"),
     images: Annotated[int, typer.Option(min=1, max=64, help="Number of images.")] = 8,
@@ -191,9 +195,12 @@ def preview(
 
 @app.command()
 def data(
-    config: Annotated[Path, typer.Argument(metavar="CONFIG|RUN", help="YAML file, or the folder of a run.")],
+    config: ConfigOrRun,
     overrides: Overrides = None,
-    to: Annotated[Path | None, typer.Option("--to", "-o", help="Picture of samples to write, PNG.")] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", "-o", parser=picture, metavar="PATH", help="Picture of samples to write, PNG."),
+    ] = None,
     images: Annotated[int, typer.Option(min=1, max=32, help="Samples of each class and split in the picture.")] = 5,
     decode: Annotated[bool, typer.Option(help="Decode all images, for their sizes, unreadable and equal ones.")] = True,
 ) -> None:
@@ -214,7 +221,10 @@ def data(
 @app.command()
 def deltas(
     config: Annotated[
-        Path | None, typer.Argument(metavar="[CONFIG]", help="YAML file; none: list the methods.", show_default=False)
+        Path | None,
+        typer.Argument(
+            parser=expanded, metavar="[CONFIG]", help="YAML file; none: list the methods.", show_default=False
+        ),
     ] = None,
     overrides: Overrides = None,
 ) -> None:

@@ -64,10 +64,11 @@ OTHER_NAMES = {
     # operations
     "p": "prob probability",
     # values
-    "adamw": "adam adamax nadam lamb radam adafactor lion torch.optim.adamw adamw_torch",
-    "sgd": "momentum nesterov sgdm",
-    "cosine": "cosine_annealing cosineannealinglr cosine_decay onecycle cosine_with_restarts",
-    "steps": "step multistep multisteplr steplr step_lr piecewise",
+    "adamw": "adam adamax nadam lamb radam adafactor lion muon rmsprop torch.optim.adamw adamw_torch adamw8bit",
+    "sgd": "momentum nesterov sgdm lars",
+    "cosine": "cosine_annealing cosineannealinglr cosine_decay onecycle onecyclelr cosine_with_restarts "
+    "cosineannealingwarmrestarts linear linearlr poly polynomial polynomiallr",
+    "steps": "step multistep multisteplr steplr step_lr piecewise plateau reducelronplateau exponential exponentiallr",
     "constant": "none fixed flat constantlr",
     "float32": "fp32 32 full single 32-true float",
     "bfloat16": "bf16 bf16-mixed fp16 float16 16-mixed half amp mixed",

@@ -67,9 +67,9 @@ def table(other_names: Mapping[str, str]) -> dict[str, tuple[str, ...]]:
 
 
 def fold(name: str) -> str:
-    """A name in lower case, without punctuation and a final ``loss``: ``KLDivLoss`` and ``kl_div`` are equal."""
+    """A name in lower case, without punctuation and a final ``loss`` or ``config``: ``KLDivLoss`` equals ``kl_div``."""
     plain = re.sub(r"[^\w+]|_", "", name.lower())
-    return plain.removesuffix("loss") or plain
+    return re.sub("(?<=.)(loss|config)$", "", plain)
 
 
 _KEYS_AND_VALUES = table(OTHER_NAMES)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from augment.base import absolute
-from distill.config import merge_trees, validate_tree
+from distill.config import merge_trees, read_run, validate_tree
 from distill.experiments.continual import ContinualExperiment
 from distill.run.folder import check_finished, read_tree
 from distill.stages.report import RESULTS
@@ -29,20 +30,25 @@ def continued_experiment(run: Path, config: Path | None, overrides: Sequence[str
         ConfigError: it is no stream, or a setting cannot be used.
         RunError: the run is not finished.
     """
+    kind = read_run(run, operations=False)[0].kind
+    if kind != "continual":
+        raise ConfigError(f"{run}: kind: {kind}, and only a stream (kind: continual) can go on")
     tree = read_tree(run)
     check_finished(run, run / RESULTS)
     new = read_config(config) if config is not None else {}
     name = f"{tree['name']}-continued"
     data = new.pop("data", None)
     tree = merge_trees(tree, {"name": name, **new, "continues": str(absolute(run))})
-    if data is not None:
-        # A source of another type shares no key with the old one.
-        source = data.get("source", {})
-        kept = {key: value for key, value in tree["data"].items() if key != "source" or not source.get("type")}
+    if isinstance(data, dict):
+        # A source with a type shares no key with the old one.
+        source = data.get("source")
+        other = isinstance(source, dict) and source.get("type")
+        kept = {key: value for key, value in tree["data"].items() if key != "source" or not other}
         tree["data"] = merge_trees(kept, data)
+    elif data is not None:
+        tree["data"] = data
     for override in overrides:
         apply_override(tree, override)
-    experiment = validate_tree(tree, f"{run}, continued")
-    if not isinstance(experiment, ContinualExperiment):
-        raise ConfigError(f"{run}: kind: {experiment.kind}, and only a stream (kind: continual) can go on")
-    return experiment
+    if tree.get("kind") != kind:
+        raise ConfigError(f"kind: {tree.get('kind')}: a stream (kind: {kind}) goes on as one; leave kind out")
+    return cast(ContinualExperiment, validate_tree(tree, f"{run}, continued"))

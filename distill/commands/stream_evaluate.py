@@ -58,6 +58,8 @@ def evaluate_stream(
         raise ExportError(f"{path}: no task {task!r}; there are {', '.join(bank.tasks)}")
     accuracies: dict[tuple[str, str], float] = {}
     if images is not None:
+        if not images.is_dir():
+            raise DataError(f"--images: {images} is {'a file, not a folder' if images.exists() else 'no folder'}")
         tree = read_tree(path)
         tree["data"]["source"] = {"type": "folder", "root": str(absolute(images))}
         given = cast(ContinualExperiment, validate_tree(tree, str(images), operations=False))

@@ -7,9 +7,19 @@ from typing import Annotated
 
 import typer
 
+from augment.base import expanded
+
 Force = Annotated[
     bool, typer.Option("--force", help="Write to a folder that is not empty; files of the same names are replaced.")
 ]
+
+
+def picture(text: str) -> Path:
+    """The path of a PNG to write, with ``~`` expanded. Raises ``typer.BadParameter`` for another extension."""
+    path = expanded(text)
+    if path.suffix.lower() != ".png" and not path.is_dir():
+        raise typer.BadParameter(f"{path}: a picture is written as PNG; give the file the extension .png")
+    return path
 
 
 def check_target(to: Path, force: bool) -> None:

@@ -109,7 +109,12 @@ def as_image(array: np.ndarray, name: str, channels: int, bits: int | None, dept
     if array.ndim == 3 and array.shape[-1] != channels and array.shape[0] == channels:
         array = array.transpose(1, 2, 0)
     if array.ndim != 3 or array.shape[-1] != channels or not array.size:
-        raise DataError(f"{name}: an array {shape}, and data.channels is {channels}")
+        plane = "[H, W], " if channels == 1 else ""
+        raise DataError(
+            f"{name}: an array {shape}, and data.channels is {channels}: expected {plane}[H, W, {channels}] or"
+            f" [{channels}, H, W]"
+        )
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype == np.uint8:
         return widened(np.ascontiguousarray(array), depth)
     if array.dtype == np.uint16:

@@ -99,7 +99,11 @@ class Source(Component):
         Raises:
             DataError: the source has no table, or the table no such column.
         """
-        raise DataError(f"the source {self.settings.type!r} has no table, so there is no column {name!r}")
+        raise DataError(
+            f"the source {self.settings.type!r} has no table, so there is no column {name!r}; type: huggingface has"
+            " one. What the id of an image tells is stream: {type: domains, by: folder}, and a CSV or JSON file of ids"
+            " is stream: {type: manifest}"
+        )
 
 
 class DataError(UserError, ValueError):

@@ -35,7 +35,7 @@ from distill.data.depth import (
     is_wide,
     widened,
 )
-from distill.data.formats import extension_of, extensions, formats_of, is_array, unreadable_because
+from distill.data.formats import extension_of, extensions, formats_of, is_array, other_content, unreadable_because
 
 PIXEL_LIMIT = 50_000_000
 """Default limit of width × height; 150 MB as RGB."""
@@ -96,7 +96,8 @@ def decode(
         if not empty and is_tiff(source):  # type: ignore[arg-type]
             raise _of_many_bands(source, name, pixel_limit, channels) from error  # type: ignore[arg-type]
         missing = f" ({unreadable_because(name)})" if extension_of(name) not in extensions() else ""
-        why = "an empty file" if empty else f"not an image that can be read{missing}"
+        other = "" if empty or missing else other_content(source)  # type: ignore[arg-type]
+        why = "an empty file" if empty else f"not an image that can be read{missing}{other and ': '}{other}"
         raise DataError(f"{name}: {why}") from error
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError and more
         raise DataError(f"{name}: cannot be decoded: {error}") from error
@@ -145,6 +146,8 @@ def _with_bands(image: Image.Image, channels: int, name: str) -> Image.Image:
     """Gray, gray and alpha, RGB or RGBA."""
     if image.mode == "La":
         image = image.convert("LA")
+    elif image.mode in ("LAB", "HSV", "YCbCr"):  # Pillow converts these to RGB alone
+        image = image.convert("RGB")
     if channels in (1, 3):
         if image.mode in ("RGBA", "LA", "PA", "RGBa") or "transparency" in image.info:
             rgba = image.convert("RGBA")

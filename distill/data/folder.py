@@ -15,6 +15,7 @@ labels. The opening of a run and ``distill data`` show how the folders were read
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -167,9 +168,13 @@ class Folder(Source):
         for name, own_labels, other_labels in ((first_name, first, second), (other, second, first)):
             only = sorted(set(own_labels) - set(other_labels))
             lines.append(f"  only in {name}: {_list(only)}; all {len(own_labels)}: {_list(own_labels)}")
-        folded = {label.casefold() for label in first} & {label.casefold() for label in set(second) - set(first)}
-        if folded:
-            lines.append(f"  {_list(sorted(folded))} differ only in upper and lower case: rename a folder")
+        strange = sorted(set(second) - set(first))
+        plain = {_plain(label) for label in first}
+        if alike := [label for label in strange if _plain(label) in plain]:
+            lines.append(
+                f"  {_list(alike)} of {other} differ only in upper and lower case, spaces, punctuation or leading"
+                " zeros: rename a folder"
+            )
         return "\n".join(lines)
 
     def _bits_in_use(self) -> int | None:
@@ -215,6 +220,11 @@ class FileSamples:
     def sizes(self) -> list[int]:
         """Bytes of each file, for the fingerprint."""
         return [os.stat(self.root / id).st_size for id in self.ids]
+
+
+def _plain(label: str) -> str:
+    """A class name in one case, without spaces, punctuation and leading zeros."""
+    return re.sub(r"[\W_]+", "", label).casefold().lstrip("0") or label
 
 
 def _missing(path: Path) -> str:

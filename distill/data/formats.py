@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import cache
 from importlib import import_module
+from pathlib import Path
 
 from PIL import Image
 
@@ -35,9 +36,23 @@ _MISSING = {
         (".dcm", ".nii", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2", ".raw", ".exr", ".hdr"),
         "not a format of Pillow; convert it to PNG or TIFF",
     ),
+    ".pdf": "pages, not an image; convert each to PNG",
     **dict.fromkeys((".npz", ".mat", ".h5", ".hdf5", ".pt", ".pkl"), "arrays; save each image as .npy, PNG or TIFF"),
+    ARRAY: "an array; give the file this extension",
     ".gitkeep": "not an image",
 }
+
+_SIGNATURES = {
+    b"%!PS": ".eps",
+    b"%PDF": ".pdf",
+    b"PK\3\4": ".zip",
+    b"\x1f\x8b": ".gz",
+    b"\x89HDF": ".h5",
+    b"\x93NUMPY": ".npy",
+}
+"""First bytes of a file → the extension that it should have."""
+_BRANDS = {b"hei": ".heic", b"hev": ".heic", b"mif": ".heic", b"msf": ".heic", b"avi": ".avif"}
+"""Brand of a file of MPEG's container → the extension; others are videos."""
 
 
 @cache
@@ -78,6 +93,26 @@ def extension_of(name: str) -> str:
 def is_array(name: str) -> bool:
     """Whether a file of this name holds an array, see :mod:`distill.data.arrays`."""
     return extension_of(name) == ARRAY
+
+
+def other_content(source: bytes | str | Path) -> str:
+    """What a file is that is no image by its first bytes, whatever its name says; empty if that is not known."""
+    if isinstance(source, bytes):
+        start = source[:256]
+    else:
+        with open(source, "rb") as file:
+            start = file.read(256)
+    if start.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; run git lfs pull"
+    text = start.lstrip(b"\xef\xbb\xbf \r\n\t").lower()
+    extension = next((known for signature, known in _SIGNATURES.items() if start.startswith(signature)), "")
+    if start[4:8] == b"ftyp":
+        extension = _BRANDS.get(start[8:11], ".mp4")
+    elif b"<svg" in text:
+        extension = ".svg"
+    elif text.startswith((b"<!doctype html", b"<html", b"<?xml")):
+        return "a web page or XML; was the download refused?"
+    return f"its content is {unreadable_because(f'x{extension}')}" if extension else ""
 
 
 def unreadable_because(name: str) -> str:

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 from pydantic import BeforeValidator, Field
 
 from distill.data.base import UNLABELED, DataError, Source, Split
@@ -102,7 +104,7 @@ def read_labels(
     for split, own in labels.items():
         strange = set(own) - set(index)
         if UNLABELED in strange:
-            raise DataError(f"{where}: {split} has labels -1. {_MINUS_ONE}")
+            raise DataError(f"{where}: {split} has labels -1. {_class_or_none(UNLABELED)}")
         if strange:
             raise mismatch(where, origin, classes, split, _sorted(own))
     return classes, {split: [index[label] for label in own] for split, own in labels.items()}
@@ -114,7 +116,7 @@ def check_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
     Raises:
         DataError: a name is empty or no text, or two classes have the same name.
     """
-    given = tuple(names)
+    given = tuple(_normalized(names))
     for name in given:
         if not isinstance(name, str) or not name.strip():
             raise DataError(f"{where}: {name!r} is no class name ({shortened(given)})")
@@ -122,6 +124,11 @@ def check_names(names: Iterable[Any], where: str) -> tuple[str, ...]:
         twice = next(name for name in given if given.count(name) > 1)
         raise DataError(f"{where}: two classes have the name {twice!r}")
     return given
+
+
+def _normalized(names: Iterable[Any]) -> list[Any]:
+    """Names in one Unicode form; Macs write accents as separate characters."""
+    return [unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names]
 
 
 def mismatch(where: str, reference: str, its_classes: Sequence[Any], other: str, others: Sequence[Any]) -> DataError:
@@ -151,14 +158,18 @@ def mismatch(where: str, reference: str, its_classes: Sequence[Any], other: str,
 
 def shortened(names: Collection[Any]) -> str:
     """The first names of a list and its length: ``cat, dog, … (100 in all)``."""
-    shown = [text if len(text := str(name)) <= 40 else f"{text[:39]}…" for name in list(names)[:SHOWN]]
+    texts = [repr(name) if str(name) != str(name).strip() else str(name) for name in list(names)[:SHOWN]]
+    shown = [text if len(text) <= 40 else f"{text[:39]}…" for text in texts]
     return ", ".join(shown) + (f", … ({len(names)} in all)" if len(names) > SHOWN else "") if shown else "none"
 
 
-_MINUS_ONE = (
-    "-1 is either a class or means no label: set data.source.unlabeled: -1 for no label, or list the classes in"
-    " data.source.classes, such as [-1, 0, 1]"
-)
+def _class_or_none(number: int) -> str:
+    """What to do about a number that may mean no label."""
+    listed = f"[{number}, 0, 1]" if number < 0 else f"[0, 1, {number}]"
+    return (
+        f"{number} is either a class or means no label: set data.source.unlabeled: {number} for no label, or list the"
+        f" classes in data.source.classes, such as {listed}"
+    )
 
 
 def _first_labeled(labels: Mapping[Split, Sequence[Label]], named: Mapping[Split, bool]) -> Split | None:
@@ -174,14 +185,14 @@ def _first_labeled(labels: Mapping[Split, Sequence[Label]], named: Mapping[Split
 def _common(lists: Sequence[Sequence[str]], where: str) -> tuple[str, ...]:
     """The class names of a split's files: the order of the first; others may have another order."""
     for names in lists:
-        if set(names) != set(lists[0]):
+        if set(_normalized(names)) != set(_normalized(lists[0])):
             raise mismatch(where, "one file", lists[0], "another file", names)
     return check_names(lists[0], where)
 
 
 def _labels_of(column: LabelColumn, place: tuple[str, str], settings: LabelSettings, first: int) -> list[Label]:
     """Names, numbers without a name, or None; ``first`` is the row of the first value in the split."""
-    names = None if column.names is None else tuple(column.names)
+    names = None if column.names is None else tuple(_normalized(column.names))
     labels: list[Label] = []
     for row, value in enumerate(column.values, first):
         label = _plain(value, place, row)
@@ -205,12 +216,18 @@ def _row(place: tuple[str, str], row: int) -> str:
 
 
 def _plain(value: Any, place: tuple[str, str], row: int) -> Label:
-    if value is None or type(value) is int or (type(value) is str and value):
+    if value is None or type(value) is int:
         return value  # type: ignore[no-any-return]
+    if type(value) is str and value.strip():
+        return unicodedata.normalize("NFC", value)
     if hasattr(value, "item") and getattr(value, "ndim", 1) == 0:  # a scalar of numpy or torch
         return _plain(value.item(), place, row)
     if isinstance(value, bool):
         return str(value)
+    if isinstance(value, bytes):  # NumPy's type S, and HDF5
+        return _plain(value.decode(errors="replace"), place, row)
+    if isinstance(value, list | tuple | np.ndarray) and np.size(value) == 1:  # labels [N, 1], as Keras has them
+        return _plain(np.ravel(np.asarray(value, object))[0], place, row)
     if isinstance(value, float):
         if math.isnan(value):
             return None
@@ -220,7 +237,8 @@ def _plain(value: Any, place: tuple[str, str], row: int) -> Label:
     elif isinstance(value, str):
         what = "empty; a missing label is a missing value (null)"
     elif hasattr(value, "__len__") and not isinstance(value, bytes):
-        what = "several values, and an image has one class here (labels with several classes are not supported)"
+        what = "several values, and an image has one class here (labels with several classes are not supported; of"
+        what += " one-hot labels store the number of the class)"
     else:
         what = f"a {type(value).__name__}, neither a class number nor a name"
     raise DataError(f"{_row(place, row)} has the label {shortened([repr(value)])}: {what}")
@@ -230,14 +248,25 @@ def _classes_of(labels: Sequence[Label], where: str) -> tuple[str, ...]:
     """The classes of labels without declared names."""
     distinct = {label for label in labels if label is not None}
     if all(isinstance(label, int) for label in distinct):
-        others = distinct - {UNLABELED}
-        counted = others == set(range(len(others)))
-        if UNLABELED in distinct and counted:
-            raise DataError(f"{where} has the labels {shortened(_sorted(distinct))}. {_MINUS_ONE}")
+        if (number := _may_mean_no_label(distinct)) is not None:  # type: ignore[arg-type]
+            raise DataError(f"{where} has the labels {shortened(_sorted(distinct))}. {_class_or_none(number)}")
     elif any(isinstance(label, int) for label in distinct):
         raise DataError(f"{where} has names and numbers as labels: {shortened(_sorted(distinct))}")
     classes = tuple(map(str, _sorted(distinct)))
+    stripped = {name.strip(): name for name in classes}
+    if twin := next((name for name in classes if stripped[name.strip()] != name), None):
+        raise DataError(f"{where}: the classes {twin!r} and {stripped[twin.strip()]!r} differ only in spaces")
     return ("False", "True") if set(classes) <= {"False", "True"} else classes
+
+
+def _may_mean_no_label(numbers: Collection[int]) -> int | None:
+    """A single negative number, such as -1 or -100, or 255, beside numbers that count classes from 0."""
+    for number in (number for number in (*sorted(numbers)[:1], 255) if number in numbers):
+        others = set(numbers) - {number}
+        counted = others == set(range(len(others)))
+        if counted and (number < 0 or (number == 255 and 1 < len(others) < 255)):
+            return number
+    return None
 
 
 def _sorted(labels: Iterable[Label]) -> list[str | int]:

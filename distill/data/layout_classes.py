@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from distill.data.base import DataError, Split
-from distill.data.layout_parts import SPLITS, ClassFolder, Layout, LayoutPart, some
+from distill.data.layout_parts import PLAIN, SPLITS, TARGETS, WITHOUT_LABELS, ClassFolder, Layout, LayoutPart, some
 from distill.data.layout_splits import SplitFolders
 from distill.data.split_names import splits_of
 from distill.data.tree import join
@@ -53,8 +53,29 @@ class ClassFolders:
                 f"class folder {self.tree.path_of(join(base, empty[0]))} holds no images that can be read;"
                 f" move or delete it if it is no class{self.splits.instead(join(base, empty[0]))}"
             )
-        self._refuse_two_levels(base, names)
-        return [LayoutPart(join(base, name), name) for name in names]
+        self._refuse_targets(base, names)
+        labeled = [name for name in names if not self._is_without_labels(base, name)]
+        self._refuse_two_levels(base, labeled)
+        return [LayoutPart(join(base, name), name if name in labeled else None) for name in names]
+
+    def _is_without_labels(self, base: str, name: str) -> bool:
+        """Whether a folder beside those of classes holds images without labels."""
+        return self.class_folder is None and name.lower() in WITHOUT_LABELS
+
+    def _refuse_targets(self, base: str, names: Sequence[str]) -> None:
+        """Raise ``DataError`` if one folder seems to hold images and the others their masks."""
+        plain = [name for name in names if name.lower() in PLAIN]
+        others = [name for name in names if name.lower() in TARGETS]
+        if self.class_folder is not None or len(plain) != 1 or not others or len(names) > 1 + len(others):
+            return
+        images = self.tree.path_of(join(base, plain[0]))
+        raise DataError(
+            f"{self.tree.path_of(base)} can be read in two ways, for {some(others)} may hold a picture for each image"
+            f" of {plain[0]}:\n"
+            f"  as the images of {plain[0]} alone: set data.source.root to {images}, or data.source.splits to such"
+            " folders\n"
+            f"  as {len(names)} classes, {some(names)}: set data.source.class_folder to outer"
+        )
 
     def holding_splits(self, base: str, names: list[str]) -> Layout | None:
         """The layout ``<class>/<split>/*.jpg``, or None."""

@@ -12,6 +12,18 @@ ClassFolder = Literal["outer", "inner"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 PLAIN = frozenset(["images", "image", "imgs", "img", "jpegimages", "photos", "pictures", "pics", "data", "dataset"])
 """Names of folders that are no class."""
+TARGETS = frozenset(
+    (
+        *("mask", "masks", "label", "labels", "annotation", "annotations", "gt", "groundtruth", "ground_truth"),
+        *("segmentation", "segmentations", "target", "targets", "depth", "depths", "edge", "edges"),
+        *("heatmap", "heatmaps", "trimap", "trimaps"),
+    )
+)
+"""Names of folders that hold a picture for each image, as sets for segmentation have them."""
+WITHOUT_LABELS = frozenset(
+    ["unlabeled", "unlabelled", "unlabeled_images", "unlabelled_images", "unlabeled_data", "no_label"]
+)
+"""Names of folders of images without labels beside folders of classes."""
 _SHOWN = 6
 
 
@@ -37,6 +49,16 @@ class Layout:
     """Whether the folder that holds an image is its class."""
 
     def __str__(self) -> str:
+        without = [part.path for parts in self.parts.values() for part in parts if self._labeled and part.label is None]
+        own = [path for path in without if path not in self.folders.values()]
+        return self._read + (f"; without labels: {some(own)}" if own and not self.inner else "")
+
+    @property
+    def _labeled(self) -> bool:
+        return any(part.label is not None for parts in self.parts.values() for part in parts)
+
+    @property
+    def _read(self) -> str:
         within = f" in {self.base}" if self.base else ""
         if self.folders:
             return ", ".join(f"{split} is {path or 'the rest'}" for split, path in self.folders.items())

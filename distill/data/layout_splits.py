@@ -54,7 +54,7 @@ class SplitFolders:
             inside = join(base, names[0])
             if split_of(names[0]) and not self.holds_splits(inside):
                 break
-            if self.tree.images(inside) and names[0].lower() not in PLAIN:
+            if self.tree.images(inside) and names[0].lower() not in PLAIN and not self.holds_splits(inside):
                 break
             base = inside
         return base

@@ -97,12 +97,17 @@ import numpy as np
 import torch
 from PIL import Image
 
-def prepare(image):  # uint8 [height, width, {channels}] → what the model reads
+def prepare(image):  # uint8 or uint16 (white is 65535) [height, width, {channels}] → what the model reads
     config, parts = model.pretrained_cfg, []
+    deep = image.dtype == np.uint16
     for channel, mean, std in zip(range({channels}), config["mean"], config["std"]):
         one = {{**config, "input_size": (1, *config["input_size"][1:]), "mean": (mean,), "std": (std,)}}
         transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=one))
-        parts.append(transform(Image.fromarray(np.ascontiguousarray(image[:, :, channel]))))
+        values = np.ascontiguousarray(image[:, :, channel])
+        part = transform(Image.fromarray(values.astype(np.float32) / 257 if deep else values))
+        if deep:  # timm's transform leaves floats as they are, here 0 to 255
+            part = (((part * std + mean) / 255).clamp(0, 1) - mean) / std
+        parts.append(part)
     return torch.cat(parts)
 
 logits = model(prepare(image).unsqueeze(0))

@@ -5,7 +5,8 @@ images at every export, since versions of timm, torchvision and Pillow may diffe
 
 timm's transform takes pictures of 8 bits: Pillow has no colors of 16 bits, and timm's loader converts gray ones to RGB,
 which cuts them off at 255. Evaluation keeps all bits (:mod:`distill.data.bits_in_use`), so for images of 16 bits the
-difference is measured from their highest 8, which are what a caller of the transform has to give it.
+difference is measured from their highest 8, which are what a caller of the transform has to give it. Channel by
+channel, as the card of other numbers of channels says, it takes all 16 bits as floats, which differ where Pillow clips.
 """
 
 from __future__ import annotations
@@ -37,7 +38,12 @@ class TransformDifference:
     channelwise: int = 0
     """Number of the images' channels, if timm's transform can read them one by one only; else 0."""
     depth: int = 8
-    """Bits of a value of the evaluated images; the transform takes 8."""
+    """Bits of a value of the evaluated images; the transform takes 8, channel by channel 16."""
+
+    @property
+    def _cut(self) -> bool:
+        """Whether the transform gets only the highest 8 of 16 bits."""
+        return self.depth == 16 and not self.channelwise
 
     @property
     def is_rounding(self) -> bool:
@@ -57,7 +63,7 @@ class TransformDifference:
         """What a user of the merged folder has to know; empty if timm's transform makes evaluation's images."""
         if self.is_rounding and not self.channelwise:
             return ""
-        if self.depth == 16 and not self.channelwise:
+        if self._cut:
             return f"{self}; give it the highest 8 of the bits in use"
         return f"{self}; prepare images as the export's card says"
 
@@ -65,7 +71,7 @@ class TransformDifference:
         apart = (
             f"differs from evaluation by {self.mean:.2g} of 255 on average and {self.largest:.2g} at most, on "
             f"{self.images} images"
-            + (", since it takes pictures of 8 bits and evaluation keeps 16" if self.depth == 16 else "")
+            + (", since it takes pictures of 8 bits and evaluation keeps 16" if self._cut else "")
         )
         if self.channelwise:
             return (
@@ -107,13 +113,21 @@ def transform_difference(
     def transformed(image: np.ndarray) -> torch.Tensor:
         if transform is not None:
             return transform(Image.fromarray(image[:, :, 0] if channels == 1 else image))
-        return torch.cat([own(Image.fromarray(image[:, :, c])) for c, own in enumerate(by_channel)])
+        return torch.cat([channel(image[:, :, c], c) for c in range(channels)])
+
+    def channel(values: np.ndarray, number: int) -> torch.Tensor:
+        """One channel, as the card does it."""
+        if values.dtype == np.uint8:
+            return by_channel[number](Image.fromarray(values))
+        mean, std = about.mean[number], about.std[number]
+        part = by_channel[number](Image.fromarray(values.astype(np.float32) / 257))
+        return (((part * std + mean) / 255).clamp(0, 1) - mean) / std
 
     scale = 255 * torch.tensor(about.std).view(-1, 1, 1)
     apart = []
     for image in images:
         own = eval_view(torch.from_numpy(canvas(image).transpose(2, 0, 1).copy())[None], about.input)[0]
-        image = eight_bits(image, 16) if image.dtype == np.uint16 else image
+        image = eight_bits(image, 16) if image.dtype == np.uint16 and transform is not None else image
         apart.append(((transformed(image) - own) * scale).abs())
     every = torch.stack(apart)
     return TransformDifference(float(every.mean()), float(every.max()), len(images), channelwise, canvas.depth)

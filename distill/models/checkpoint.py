@@ -9,6 +9,7 @@ Accepted are the files that timm's loader accepts, and these:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -99,7 +100,18 @@ def load_weights(model: nn.Module, weights: Weights, path: str) -> None:
     heads = _head_names(model) if weights.classes is None else ()
     own = {name: tensor for name, tensor in model.state_dict().items() if not inside(name, heads)}
     check_fits(own, weights.state, where)
+    _check_values(own, weights.state, where)
     model.load_state_dict(weights.state, strict=weights.classes is not None)
+
+
+def _check_values(own: State, state: State, where: str) -> None:
+    """Raise ``NetworkError`` for values that are not finite, or whole numbers in place of weights."""
+    for name, tensor in state.items():
+        if name in own and own[name].is_floating_point():
+            if not tensor.is_floating_point():
+                raise NetworkError(f"{where}: {name} is {tensor.dtype}, not floats; a quantized file cannot be read")
+            if not tensor.isfinite().all():
+                raise NetworkError(f"{where}: {name} has values that are not finite (NaN or infinity)")
 
 
 def _head_names(model: nn.Module) -> tuple[str, ...]:
@@ -219,7 +231,7 @@ def _rename_head(model: nn.Module, heads: tuple[str, ...], state: State, outside
     features: int = model.head_hidden_size  # type: ignore[assignment]
     for source in (state, outside):
         layers = [name.removesuffix(".weight") for name, tensor in source.items() if _is_head(name, tensor, features)]
-        if len(layers) == 1:
+        if len(layers) == 1 and not _is_of_several(layers[0], source):
             names = {f"{layers[0]}.{part}": f"{heads[0]}.{part}" for part in ("weight", "bias")}
             moved = {name: source.pop(name) for name in names if name in source}
             state |= {names[name]: tensor for name, tensor in moved.items()}
@@ -228,8 +240,15 @@ def _rename_head(model: nn.Module, heads: tuple[str, ...], state: State, outside
 
 def _is_head(name: str, tensor: Tensor, features: int) -> bool:
     layer, _, parameter = name.rpartition(".")
-    called = parameter == "weight" and layer.rpartition(".")[2] in _HEADS
+    called = parameter == "weight" and re.sub(r"\.\d+$", "", layer).rpartition(".")[2] in _HEADS
     return called and tensor.ndim == 2 and tensor.shape[1] == features
+
+
+def _is_of_several(layer: str, state: State) -> bool:
+    """Whether a layer with a number for its name, in a Sequential, is not the only one there that has weights."""
+    container, _, number = layer.rpartition(".")
+    others = (name for name in state if container and inside(name, (container,)) and not inside(name, (layer,)))
+    return number.isdecimal() and any(name.endswith(".weight") for name in others)
 
 
 def _resampled(own: State, raw: State, state: State) -> list[str]:

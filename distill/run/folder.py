@@ -110,16 +110,23 @@ def close_run() -> None:
 def read_tree(path: Path) -> dict[str, Any]:
     """The config of an existing run folder as plain values. Raises ``RunError`` or ``ConfigError``."""
     if not (path / CONFIG).is_file():
-        raise RunError(f"{path} is no run folder: it holds no {CONFIG}")
-    return parse_yaml(read_config_text(path / CONFIG), str(path / CONFIG))
+        why = "it is a file" if path.is_file() else f"it holds no {CONFIG}" if path.is_dir() else "it does not exist"
+        raise RunError(f"{path} is no run folder: {why}")
+    tree = parse_yaml(read_config_text(path / CONFIG), str(path / CONFIG))
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path / CONFIG}: expected a mapping of settings (key: value), found {tree!r:.80}")
+    return tree
 
 
 def read_record(path: Path) -> dict[str, Any]:
     """The record of an existing run folder. Raises ``RunError``."""
     try:
-        return json.loads((path / RECORD).read_text())
+        record = json.loads((path / RECORD).read_text())
     except (OSError, ValueError) as error:
         raise RunError(f"{path / RECORD} cannot be read: {error}") from error
+    if not isinstance(record, dict) or not isinstance(record.get("status"), str):
+        raise RunError(f"{path / RECORD} is no record of a run: it has no status")
+    return record
 
 
 def _numbered(output: Path, name: str) -> dict[int, Path]:
@@ -168,6 +175,11 @@ def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
 
 def check_finished(path: Path, *required: Path) -> None:
     """Raise ``RunError`` if a run has not come to the files that a command needs."""
-    if not all(file.exists() for file in required):
-        status = read_record(path).get("status", "unknown")
-        raise RunError(f"{path} is not finished (its status: {status}); `distill train {path} --resume` continues it")
+    missing = [file for file in required if not file.exists()]
+    if not missing:
+        return
+    status = read_record(path)["status"]
+    if status == "finished":
+        again = f"`distill export {path}` writes it again" if missing[0] == path / "export" else "start a new run"
+        raise RunError(f"{path} is not finished any more: {missing[0]} is gone; {again}")
+    raise RunError(f"{path} is not finished (its status: {status}); `distill train {path} --resume` continues it")

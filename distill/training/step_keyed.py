@@ -6,8 +6,11 @@ everyone), so the rows of the first time are kept and the repeated ones, which a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
+from pathlib import Path
 
 from lightning.pytorch.loggers import MLFlowLogger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -16,8 +19,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 class StepKeyedWandb(WandbLogger):
     """Weights & Biases with the fit's step as wandb's own: wandb drops a row of an earlier step than its last one.
 
-    Offline, wandb does not know what an earlier start of the fit has written: rows of the repeated steps are in the
-    files of both starts.
+    Offline, wandb does not know what an earlier start of the fit has written. So the last step of each metric is noted
+    in ``wandb/logged.jsonl`` beside wandb's files. Rows that wandb had not yet written when a machine lost its power
+    are noted, and missing; ``log.csv`` has them.
     """
 
     @rank_zero_only
@@ -31,7 +35,29 @@ class StepKeyedWandb(WandbLogger):
         named = {
             f"{self._prefix}{self.LOGGER_JOIN_CHAR}{name}" if self._prefix else name: metrics[name] for name in metrics
         }
+        if self._offline and step is not None:
+            named = {name: value for name, value in named.items() if step > self._before.get(name, -1)}
+            if not named:
+                return
         self.experiment.log({**named, "trainer/global_step": step}, step=step)
+        if self._offline and step is not None:
+            self._notes.parent.mkdir(parents=True, exist_ok=True)
+            with self._notes.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(dict.fromkeys(named, step)) + "\n")
+
+    @property
+    def _notes(self) -> Path:
+        return Path(self.save_dir or ".") / "wandb" / "logged.jsonl"
+
+    @cached_property
+    def _before(self) -> dict[str, int]:
+        """Metric → its last step that an earlier start of the fit has logged, without a line that was cut off."""
+        last: dict[str, int] = {}
+        if self._notes.is_file():
+            for line in self._notes.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):
+                    last |= json.loads(line)
+        return last
 
     @rank_zero_only
     def finalize(self, status: str) -> None:

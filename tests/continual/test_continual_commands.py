@@ -19,6 +19,7 @@ from distill.continual.errors import ContinualError
 from distill.continual.open_stream import open_stream
 from distill.continual.serve import open_bank
 from distill.continual.task import Task
+from distill.data.base import DataError
 from distill.export.checksummed import ExportError
 from distill.report.items import Lines, Matrix, Note
 from distill.report.numbers import percent
@@ -162,6 +163,11 @@ def test_what_cannot_go_on(longer: tuple[Path, Path], tmp_path: Path) -> None:
     other = continued_experiment(old, config, ["stream.task_order=null", f"output={tmp_path}"])
     with pytest.raises(ContinualError, match=r"strategy.type: .* was learned with bank"):
         learn(other)
+    wrong = {"data": {"data": 3}, "data.source": {"data": {"source": 3}}, "kind": {"kind": "distillation"}}
+    for key, content in wrong.items():
+        config.write_text(dump_yaml(content))
+        with pytest.raises(ConfigError, match=key):
+            continued_experiment(old, config, [])
     damaged = tmp_path / "damaged"
     shutil.copytree(old, damaged)
     path = damaged / "task-1/student/delta/delta.safetensors"
@@ -186,3 +192,5 @@ def test_evaluate_a_stream(longer: tuple[Path, Path]) -> None:
     assert {name for name, _ in evaluate_stream(new, "test", QUIET, infer="ncm")} == {"task-3", "task-4"}
     with pytest.raises(ExportError, match="no task 'task-9'; there are task-1, task-2"):
         evaluate_stream(old, "test", QUIET, task="task-9")
+    with pytest.raises(DataError, match=r"--images: .*nowhere is no folder"):
+        evaluate_stream(old, "test", QUIET, images=old / "nowhere")

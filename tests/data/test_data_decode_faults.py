@@ -77,3 +77,18 @@ def test_the_limit_is_inclusive() -> None:
     assert decode(data, "x", pixel_limit=H * W).shape == (H, W, 3)
     with pytest.raises(DataError, match=r"x: 10 × 6 pixels, more than pixel_limit = 59"):
         decode(data, "x", pixel_limit=H * W - 1)
+
+
+@pytest.mark.parametrize(
+    ("data", "what"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "Git LFS; run git lfs pull"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE html><html>", "a web page or XML; was the download refused"),
+        (b"<svg xmlns='x'/>", r"its content is \.svg \(a vector graphic"),
+        (b"\x93NUMPY\x01", r"its content is \.npy \(an array; give the file this extension"),
+        (b"\0\0\0\x18ftypmp42", r"its content is \.mp4 \(a video"),
+    ],
+)
+def test_what_a_file_is_instead_of_an_image_is_told(data: bytes, what: str) -> None:
+    with pytest.raises(DataError, match=f"a.jpg: not an image that can be read: .*{what}"):
+        decode(data, "a.jpg")

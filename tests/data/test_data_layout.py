@@ -150,6 +150,16 @@ def test_images_without_labels(tmp_path: Path) -> None:
             [({"splits": {}}, {"train": 3})],
         ),
         (
+            ["train/images/1.png", "train/labels/1.png", "val/images/1.png", "val/labels/1.png"],
+            ["labels may hold a picture for each image of images", "as 2 classes, images, labels"],
+            [({"class_folder": "outer"}, {"train": 2, "val": 2})],
+        ),
+        (
+            ["images/{ab}/1.png", "masks/{ab}/1.png"],
+            ["as the images of images alone: set data.source.root to"],
+            [({"class_folder": "outer"}, {"train": 4})],
+        ),
+        (
             ["cat/1.png"],
             ["as images without labels: set data.source.labels to false", "as one class, 'cat'"],
             [({"labels": False}, {"train": 1})],
@@ -212,3 +222,20 @@ def test_case_of_class_names(tmp_path: Path) -> None:
     put(tmp_path, "train/{ab}/1.png", "test/{aB}/1.png")
     with pytest.raises(DataError, match=r"(?s)only in train: b.*only in test: B.*differ only in upper and lower case"):
         read(tmp_path)
+    put(tmp_path / "zeros", "train/1/1.png", "train/2/1.png", "test/01/1.png")
+    with pytest.raises(DataError, match=r"01 of test differ only in .* leading zeros: rename a folder"):
+        read(tmp_path / "zeros")
+
+
+def test_a_picture_beside_the_splits_of_a_wrapper(tmp_path: Path) -> None:
+    put(tmp_path, "archive/train/{ab}/1.png", "archive/test/{ab}/1.png", "archive/logo.png")
+    assert read(tmp_path) == ({"train": 2, "test": 2}, ("a", "b"))
+
+
+def test_images_without_labels_beside_classes(tmp_path: Path) -> None:
+    put(tmp_path, "train/{ab}/1.png", "train/unlabeled/{xyz}.png", "test/{ab}/1.png")
+    folder = Folder(Folder.Settings(root=tmp_path))
+    assert folder.classes == ("a", "b") and sorted(folder.split("train").labels) == [-1, -1, -1, 0, 1]
+    assert folder.reading.endswith("; without labels: train/unlabeled")
+    put(tmp_path, "test/unlabeled/1.png")
+    assert read(tmp_path, class_folder="outer")[1] == ("a", "b", "unlabeled")

@@ -99,6 +99,13 @@ def test_diff_is_a_table_with_a_line_for_all(folders):
     assert "blocks.1.0.conv_pwl" in output and " all " in output and "the heads are" in output
 
 
+def test_factors_are_finite(folders, tmp_path):
+    for command in (["scale", folders / "a", "nan"], ["interpolate", folders / "a", folders / "b", "inf"]):
+        with pytest.raises(ExportError, match="is no factor: expected a finite number"):
+            run(*command, "-o", tmp_path / "new", *["--head", "first"] * (command[0] == "interpolate"))
+    assert not (tmp_path / "new").exists()
+
+
 def test_a_folder_in_use_is_left_alone(folders):
     with pytest.raises(ExportError, match="is not empty; name a new folder"):
         run("negate", folders / "a", "--to", folders / "b")

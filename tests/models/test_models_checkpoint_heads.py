@@ -17,7 +17,7 @@ def test_files_without_a_head(tmp_path: Path) -> None:
     assert_equal(bare.model, source)
 
 
-@pytest.mark.parametrize("head", ["head.fc", "linear", "cls_head.fc", "last_linear"])
+@pytest.mark.parametrize("head", ["head.fc", "linear", "cls_head.fc", "last_linear", "backbone.fc.1"])
 def test_heads_of_other_names_and_places(head: str, tmp_path: Path) -> None:
     source = make("test_resnet", num_classes=5)
     state = prefixed(source.state_dict(), "backbone.")

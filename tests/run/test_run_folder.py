@@ -10,7 +10,16 @@ import yaml
 
 from distill.config import ConfigError, Experiment, read_run, validate_tree
 from distill.files import write_atomic
-from distill.run.folder import RunError, RunFolder, close_run, local_rank, open_run
+from distill.run.folder import (
+    RunError,
+    RunFolder,
+    check_finished,
+    close_run,
+    local_rank,
+    open_run,
+    read_record,
+    read_tree,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -150,3 +159,21 @@ def test_write_atomic_leaves_nothing_behind(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"file\.json was not replaced"):
         write_atomic(path, b"two")
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_folders_that_are_no_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for name, why in {"file": "it is a file", "nowhere": "it does not exist", ".": "it holds no config.yaml"}.items():
+        with pytest.raises(RunError, match=f"is no run folder: {why}"):
+            read_tree(tmp_path / name)
+    for text in ("- 1", "", "word"):
+        (tmp_path / "config.yaml").write_text(text)
+        with pytest.raises(ConfigError, match=r"config\.yaml: expected a mapping of settings"):
+            read_tree(tmp_path)
+    for text in ("[]", "{}", '{"status": 1}'):
+        (tmp_path / "run.json").write_text(text)
+        with pytest.raises(RunError, match=r"run\.json is no record of a run: it has no status"):
+            read_record(tmp_path)
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    with pytest.raises(RunError, match=r"export is gone; `distill export .*` writes it again"):
+        check_finished(tmp_path, tmp_path / "export")

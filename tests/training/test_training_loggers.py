@@ -12,6 +12,7 @@ from toy_training import experiment, student_fit
 from distill.training import loggers
 from distill.training.loggers import LoggerError, check_loggers
 from distill.training.settings import LoggerSettings
+from distill.training.step_keyed import StepKeyedWandb
 from distill.yaml_tree import ConfigError
 
 
@@ -88,6 +89,34 @@ def test_names_that_are_no_logger(tmp_path: Path) -> None:
     with pytest.raises(LoggerError, match=r"training\.loggers\.0\.arguments: .*unexpected keyword argument 'nme'"):
         loggers.make_loggers([wrong], tmp_path)
     assert isinstance(loggers.make_loggers([wrong.model_copy(update={"arguments": {}})], tmp_path)[0], CSVLogger)
+
+
+class OfflineWandb(StepKeyedWandb):
+    """Without wandb: it keeps the rows that wandb would get."""
+
+    def __init__(self, folder: Path):
+        self._offline, self._prefix, self._save_dir = True, "", str(folder)
+        self.rows: list[tuple[int, dict[str, float]]] = []
+
+    @property
+    def experiment(self) -> Any:
+        return self
+
+    def log(self, row: dict[str, float], step: int) -> None:
+        self.rows.append((step, {name: value for name, value in row.items() if name != "trainer/global_step"}))
+
+
+def test_offline_rows_of_a_resumed_fit_are_logged_once(tmp_path: Path) -> None:
+    first = OfflineWandb(tmp_path)
+    for step in (1, 2, 3):
+        first.log_metrics({"loss": step}, step)
+    first.log_metrics({"val": 2}, 2)
+    with (tmp_path / "wandb" / "logged.jsonl").open("a") as file:
+        file.write('{"loss": 9')  # cut off when the fit was killed
+    again = OfflineWandb(tmp_path)
+    for step in (2, 3, 4):
+        again.log_metrics({"loss": step, "val": step}, step)
+    assert again.rows == [(3, {"val": 3}), (4, {"loss": 4, "val": 4})]
 
 
 def files(folder: Path) -> set[str]:

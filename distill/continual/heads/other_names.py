@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 OTHER_NAMES = {
-    "ncm": "nme nearestmean nearestmeanofexemplars nearestprototype prototype prototypes simplecil centroid",
+    "ncm": "cosine knn nme nearestmean nearestmeanofexemplars nearestprototype prototype prototypes simplecil centroid",
     "slda": "lda deepslda streaminglda lineardiscriminant discriminant",
-    "ridge": "acil leastsquares rls recursiveleastsquares ridgeregression linear lsq",
+    "ridge": "acil leastsquares rls recursiveleastsquares ridgeregression linear lsq fc mlp logistic",
     "random_ridge": "ranpac rp randomprojection elm extremelearningmachine randomfeatures",
     "fecam": "mahalanobis gaussian qda",
 }

@@ -5,4 +5,5 @@ from __future__ import annotations
 OTHER_NAMES = {
     "keyed": "reservoir reservoirsampling random uniform ring ringbuffer classbalanced balanced er replay buffer",
     "herding": "icarl exemplars nme mean",
+    "leave memory out.": "none no off",
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 OTHER_NAMES = {
-    "classes": "classincremental class cil splits split newclasses nc ncbenchmark",
+    "classes": "classincremental task taskincremental til splitcifar splitcifar100 splitmnist splitimagenet "
+    "class cil splits split newclasses nc ncbenchmark",
     "domains": "domainincremental domain dil permuted rotated permutedmnist rotatedmnist newinstances ni",
     "images": "dataincremental data instances instanceincremental parts chunks",
     "manifest": "file csv json filelist paths",

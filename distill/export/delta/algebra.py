@@ -17,6 +17,7 @@ Papers: Ilharco et al., task arithmetic, arXiv 2212.04089; Wortsman et al., WiSE
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -34,6 +35,11 @@ from distill.export.delta.model import DeltaFile, by_layer, by_site, chain_bytes
 from distill.models.fingerprint import differences
 
 Which = Literal["first", "second"]
+
+
+def _check_finite(factor: float) -> None:
+    if not math.isfinite(factor):
+        raise ExportError(f"{factor} is no factor: expected a finite number")
 
 
 class NeedsBackbone(ExportError):
@@ -65,6 +71,7 @@ def scale(file: DeltaFile, factor: float, backbone: nn.Module | None = None) -> 
     Raises:
         NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
     """
+    _check_finite(factor)
     return _combined([(file, factor)], f"scale {factor:g} of {_name(file)}", file, backbone)
 
 
@@ -141,6 +148,7 @@ def interpolate(
         NeedsBackbone: a layer has no exact form for the result, and no backbone is given.
         ExportError: the files belong to different backbones, or their classes differ and ``head`` is None.
     """
+    _check_finite(t)
     chosen = _choose(first, second, head, t)
     made_by = f"interpolate {t:g} of the way from {_name(first)} to {_name(second)}"
     return _combined([(first, 1 - t), (second, t)], made_by, chosen, backbone)
