@@ -165,6 +165,7 @@ def build(name: str, arguments: dict[str, Any], size: tuple[int, int]) -> Operat
     if _takes_operations(cls) and "transforms" in arguments:
         given["transforms"] = _members(name, cls, arguments["transforms"], size)
     _check_kernel(name, cls, arguments)
+    _check_probability(name, cls, arguments)
     try:
         user = cls(**given)
     except Exception as error:  # any error of the class is reported as an error of its arguments
@@ -289,6 +290,16 @@ def _check_kernel(name: str, cls: type, arguments: dict[str, Any]) -> None:
         raise OperationError(
             "kernel_size", f"{name}: kernel_size {given} is even; a kernel has a middle pixel, take 3, 5, 7 …"
         )
+
+
+def _check_probability(name: str, cls: type, arguments: dict[str, Any]) -> None:
+    """Refuse a ``p`` outside 0 … 1, which kornia and torchvision take without a word."""
+    p = arguments.get("p", 0)
+    if isinstance(p, list | tuple) and cls.__module__.startswith("torchvision."):
+        return  # the weights of RandomChoice
+    number = isinstance(p, int | float) and not isinstance(p, bool)
+    if cls.__module__.startswith(("kornia.", "torchvision.")) and not (number and 0 <= p <= 1):
+        raise OperationError("p", f"{name}: p is a probability, 0 … 1, not {p!r}")
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:

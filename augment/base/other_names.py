@@ -63,6 +63,8 @@ OTHER_NAMES = {
     "label_smoothing": "smoothing label_smooth",
     # operations
     "p": "prob probability",
+    "num_ops": "n num_layers n_ops",
+    "magnitude": "m mag level",
     # values
     "adamw": "adam adamax nadam lamb radam adafactor lion muon rmsprop torch.optim.adamw adamw_torch adamw8bit",
     "sgd": "momentum nesterov sgdm lars",

@@ -69,6 +69,14 @@ def error_of(operation):
         ({"type": "RandomAffine"}, "degrees", "RandomAffine needs the argument 'degrees'"),
         ({"type": "ColorJitter", "hue": 3.0, "p": 0.5}, "hue", "ColorJitter refuses its arguments: hue out of bounds"),
         ({"type": "RandomRotation", "degrees": "x"}, "degrees", "RandomRotation refuses its arguments"),
+        *(
+            (
+                {"type": "RandomHorizontalFlip", "p": p},
+                "p",
+                f"RandomHorizontalFlip: p is a probability, 0 … 1, not {p!r}",
+            )
+            for p in (1.5, -0.1, "0.5", None, True)
+        ),
         ({"type": "RandomResizedCrop", "size": 64}, "size", "must be a (height, width) tuple"),
         ({"type": "RandomResizedCrop", "p": 0.5}, "p", "p=0.5 is for a whole batch at once"),
         ({"type": "RandomHorizontalFlip", "p_batch": 0.5}, "p_batch", "p_batch=0.5 is for a whole batch at once"),

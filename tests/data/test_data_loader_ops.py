@@ -49,6 +49,7 @@ def test_evaluation_is_left_alone() -> None:
         ("GausNoise", "type", "did you mean 'GaussNoise'"),
         ({"type": "GaussNoise", "std_rang": 1}, "std_rang", "no argument 'std_rang'; did you mean 'std_range'"),
         ({"type": "GaussNoise", "std_range": "much"}, "std_range", "GaussNoise refuses its arguments: "),
+        ({"type": "HorizontalFlip", "p": 2}, "p", "Input should be less than or equal to 1, not 2"),
         ("BasicTransform", "type", "no transform 'BasicTransform'"),
         ("Normalize", "type", "Normalize: leave it out; operations get and give images in"),
         ("ToFloat", "type", "ToFloat: leave it out"),
