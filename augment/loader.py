@@ -164,14 +164,12 @@ def _built(name: str, arguments: dict[str, Any]) -> Any:
             given[key] = _members(name, key, arguments[key])
     try:
         return known[name](**given)
-    except ValidationError as error:  # albumentations checks arguments by pydantic
-        details = error.errors()[0]
-        at = str(next(iter(details["loc"]), "type"))
-        raise OperationError(
-            at, f"{name} refuses its arguments: {details['msg']}, not {details['input']!r:.80}"
-        ) from error
     except (ValueError, TypeError) as error:
-        raise OperationError(key_of(error, arguments), f"{name} refuses its arguments: {error}") from error
+        text, checked = str(error), error.__cause__ or error.__context__
+        if isinstance(checked, ValidationError):  # albumentations checks arguments by pydantic
+            details = checked.errors()[0]
+            text = f"{'.'.join(map(str, details['loc']))}: {details['msg']}, not {details['input']!r:.80}"
+        raise OperationError(key_of(error, arguments), f"{name} refuses its arguments: {text}") from error
 
 
 def _members(name: str, key: str, given: Any) -> Any:

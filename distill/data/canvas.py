@@ -75,8 +75,7 @@ class Canvas:
         """
         if fit != "pad" and size[0] == size[1]:  # the same canvas for every network of this size
             return cls.of_training(size[0], fit, len(mean), depth)
-        white = (2**depth - 1) // 255  # timm pads with a value of 8 bits
-        return cls(size, fit, tuple(white * round(255 * value) for value in mean), len(mean), depth)
+        return cls(size, fit, tuple(round((2**depth - 1) * value) for value in mean), len(mean), depth)
 
     @property
     def crop_mode(self) -> str:

@@ -126,9 +126,8 @@ def test_images_that_timms_transform_cannot_read_are_prepared_by_the_cards_code(
     apart = transform_difference(exported, canvas, [image])
     assert apart is not None
     if channels != 4:
-        assert apart.is_rounding and apart.note.startswith(
-            f"timm's transform cannot read images of {channels} channels"
-        )
+        assert apart.mean < (0.05 if depth == 8 or fit != "pad" else 0.5), "timm pads with a value of 8 bits"
+        assert apart.note.startswith(f"timm's transform cannot read images of {channels} channels")
         assert apart.results[0].name == "timm's transform, channel by channel, mean difference from evaluation / 255"
 
 

@@ -19,7 +19,8 @@ def test_mappings_of_other_libraries_and_arrays(tmp_path: Path, monkeypatch: pyt
     source = make(VIT, num_classes=5)
     module = ModuleType("yacs.config")
     exec("class CfgNode(dict):\n    def __init__(self, **k): super().__init__(**k); self.frozen = True", vars(module))
-    monkeypatch.setitem(sys.modules, "yacs.config", module)
+    for name in ("yacs", "yacs.config"):
+        monkeypatch.setitem(sys.modules, name, module)
     config = module.CfgNode(depth=module.CfgNode(blocks=2))
     others = {
         "config": config,
@@ -70,6 +71,7 @@ def test_what_a_file_is_instead_of_a_checkpoint(name: str, content: bytes, what:
     assert f"{name} is {what}" in refused(VIT, tmp_path / name)
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch warns of TorchScript
 def test_values_that_are_no_weights(tmp_path: Path) -> None:
     state = make(VIT, num_classes=5).state_dict()
     name = "blocks.0.attn.proj.weight"
