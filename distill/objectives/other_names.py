@@ -41,7 +41,7 @@ OTHER_NAMES = {
     "cassle": "continualssl predictivedistillation kaizen",
     "podnet": "pod podflat podspatial poolednet",
     "er_ace": "ace asymmetricce",
-    "self_training": "selftraining pseudolabel pseudo_label fixmatch mic meanteacher mean_teacher selfensemble",
+    "self_training": "pseudolabel pseudo_label fixmatch mic meanteacher mean_teacher selfensemble",
     "information_max": "im infomax informationmaximization shot tent entropy",
     "mcc": "classconfusion minimumclassconfusion",
     "bnm": "nuclear nuclearnorm batchnuclearnorm",
