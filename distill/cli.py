@@ -108,6 +108,10 @@ def evaluate(
         Path | None,
         typer.Option(parser=expanded, metavar="FOLDER", help="Of a stream: other images, in a folder for each class."),
     ] = None,
+    old_test: Annotated[
+        bool,
+        typer.Option("--old-test", help="Of a stream that goes on: also images of earlier runs, from their sources."),
+    ] = False,
 ) -> None:
     """Print the accuracy of a run's student, loaded from its exported files.
 
@@ -122,10 +126,10 @@ def evaluate(
             )
         from distill.commands.stream_evaluate import evaluate_stream
 
-        evaluate_stream(path, split, _console(), task=task, infer=infer, images=images)
+        evaluate_stream(path, split, _console(), task=task, infer=infer, images=images, old_test=old_test)
         return
-    if task or infer or images:
-        raise typer.BadParameter("--task, --infer and --images are for a run of kind: continual")
+    if task or infer or images or old_test:
+        raise typer.BadParameter("--task, --infer, --images and --old-test are for a run of kind: continual")
     from distill.commands.exported import evaluate_run
 
     evaluate_run(path, split, _console())

@@ -25,6 +25,7 @@ from distill.report.numbers import percent
 from distill.run.context import RunContext, open_context
 from distill.run.folder import check_finished, read_tree
 from distill.stages.continued_run import earlier_tasks
+from distill.stages.export_features import FEATURES
 from distill.stages.export_stream import BANK
 from distill.training.evaluate import Predictions
 
@@ -37,6 +38,7 @@ def evaluate_stream(
     task: str | None = None,
     infer: str | None = None,
     images: Path | None = None,
+    old_test: bool = False,
 ) -> dict[tuple[str, str], float]:
     """Accuracy of an exported stream.
 
@@ -47,10 +49,15 @@ def evaluate_stream(
         task: name of the task of all images; None: each task's images with its own name, and by a rule.
         infer: type of the rule by which all images are predicted; None: the first one of the run.
         images: a folder with a subfolder for each class; None: the images of the run.
+        old_test: also the images of the runs that it goes on with, read from the sources of their configs.
 
     Returns:
         (images of which task, or the folder's name; ``task`` or the rule) → accuracy.
     """
+    if (path / "export" / FEATURES).is_dir():
+        raise ExportError(
+            f"{path}: no objective trained a classifier, so only its features are exported: use its report"
+        )
     check_finished(path, path / "export" / BANK)
     experiment = cast(ContinualExperiment, read_run(path, operations=False)[0])
     bank = open_bank(path / "export" / BANK, infer)
@@ -74,15 +81,40 @@ def evaluate_stream(
             parts = [_predict(context, bank, name, way) for name in splits if context.data.has_split(name)]
             accuracies[images.name, way] = _accuracy(bank, parts, context.data.classes)
     else:
-        with open_context(experiment, console) as context:
-            earlier = earlier_tasks(experiment.continues) if experiment.continues else ()
-            for each in renamed(open_stream(experiment), earlier):
-                if task in (None, each.name):
-                    within = replace(context, data=each.data(context.data, each.classes, context.seed))
-                    for way in [task] if task else [infer] if infer else [each.name, _default(bank)]:
-                        right = _accuracy(bank, [_predict(within, bank, split, way)], each.classes)
-                        accuracies[each.name, "task" if way == each.name else way] = right
+        for run in _runs(experiment, old_test):
+            accuracies |= _of_tasks(run, bank, split, console, task, infer)
     _show(accuracies, console)
+    return accuracies
+
+
+def _runs(experiment: ContinualExperiment, old_test: bool) -> list[ContinualExperiment]:
+    """The run, and before it those that it goes on with, if their images are asked for."""
+    if not old_test:
+        return [experiment]
+    if experiment.continues is None:
+        raise ExportError("--old-test: the run goes on with no other, so it has the images of all of its tasks")
+    before = cast(ContinualExperiment, read_run(experiment.continues, operations=False)[0])
+    return [*_runs(before, before.continues is not None), experiment]
+
+
+def _of_tasks(
+    experiment: ContinualExperiment,
+    bank: ServedBank,
+    split: Split,
+    console: Console,
+    task: str | None,
+    infer: str | None,
+) -> dict[tuple[str, str], float]:
+    """The accuracies of the tasks of one run, whose images are read from the source of its config."""
+    accuracies: dict[tuple[str, str], float] = {}
+    with open_context(experiment, console) as context:
+        earlier = earlier_tasks(experiment.continues) if experiment.continues else ()
+        for each in renamed(open_stream(experiment), earlier):
+            if task in (None, each.name):
+                within = replace(context, data=each.data(context.data, each.classes, context.seed))
+                for way in [task] if task else [infer] if infer else [each.name, _default(bank)]:
+                    right = _accuracy(bank, [_predict(within, bank, split, way)], each.classes)
+                    accuracies[each.name, "task" if way == each.name else way] = right
     return accuracies
 
 

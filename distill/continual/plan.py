@@ -31,6 +31,7 @@ from distill.stages.continued_run import (
 from distill.stages.evaluate_exemplars import EvaluateExemplars
 from distill.stages.evaluate_representation import EvaluateRepresentation
 from distill.stages.evaluate_task import EvaluateTask
+from distill.stages.export_features import ExportFeatures
 from distill.stages.export_stream import ExportStream
 from distill.stages.extract_features import ExtractFeatures
 from distill.stages.fit_heads import FitHeads
@@ -165,7 +166,9 @@ class _Plan:
             self.before[-1].output if self.before else None,
             tuple(s.output for s in self.starts if isinstance(s, EvaluateTask | EvaluateRepresentation)),
         )
-        if any(task.classes for task in self.tasks):  # without labels, there is nothing to predict
+        if not experiment.trains_head and experiment.evaluates_features:
+            made.append(ExportFeatures("export", self.learners["student"][-1].output))
+        elif any(task.classes for task in self.tasks):  # without labels, there is nothing to predict
             made.append(self._export())
         return [*made, summary, WriteReport("report")]
 

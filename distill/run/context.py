@@ -110,6 +110,11 @@ class RunContext:
         """Whether the ranks of a run are connected, and so divide predictions among them: since its first fit."""
         return dist.is_available() and dist.is_initialized()
 
+    def wait_for_ranks(self) -> None:
+        """Wait until every rank is here, if they are connected, so that all read what the first one has written."""
+        if self.connected:
+            dist.barrier()
+
     def loader(self, split: Split, spec: InputSpec) -> Iterable[Batch]:
         """The split in order, for the network that ``spec`` describes: this rank's part if the ranks are connected.
 

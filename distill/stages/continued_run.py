@@ -90,9 +90,11 @@ class ContinuedRun(Stage[LearnedTask]):
         return self._learned(context, lambda task: folder / task.name)
 
     def report(self, context: RunContext, output: LearnedTask) -> Iterable[Item]:
+        names = ", ".join(task.name for task in earlier_tasks(self.source))
         yield Note(
             text=f"goes on with {self.source.name}, whose images are not read: where all classes compete, the numbers "
-            "are those of the new tasks' images alone"
+            f"are those of the new tasks' images alone, and {names} not measured; 'distill evaluate RUN --old-test' "
+            "measures them, if the old source is still there"
         )
 
     def _learned(self, context: RunContext, folder_of: Any) -> LearnedTask:
@@ -137,7 +139,6 @@ class ContinuedHeads(Stage[FittedHeads]):
 
     def load(self, context: RunContext, folder: Path) -> FittedHeads:
         scores = TaskScores.model_validate_json((folder / SCORES).read_text())
-        nothing = HeadSums((), 0)  # the heads of the next task read the files
         nothing = HeadSums((), 0)  # the heads of the next task read the files
         return FittedHeads(nothing, nothing, scores, folder, nothing)
 

@@ -148,6 +148,7 @@ class LearnTask(Stage[LearnedTask]):
                 images = TrainingViews(student.input, replace(context, data=data))
                 strategy.close(replace(fit, images=images), student)
             self._keep(context, fit, student)
+        context.wait_for_ranks()  # the first one writes what all read
         about = {
             "seconds": seconds,
             "trained": trained,
@@ -247,6 +248,7 @@ class LearnTask(Stage[LearnedTask]):
         if start.prepared is not None and (start.prepared / PREPARED).is_file() and is_first_rank():
             folder.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(start.prepared / PREPARED, folder / PREPARED)
+        fit_spec.context.wait_for_ranks()
         student = prepare(self._spec(start, fit, fit_spec), fit_spec, folder, self.name, self.training.epochs)
         take_over(student, start, fit.classes)
         return student, fit_spec.fit(student, folder, self.name)

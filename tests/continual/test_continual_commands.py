@@ -149,7 +149,10 @@ def test_accuracies_are_carried_over_where_no_bit_has_changed(longer: tuple[Path
     assert all(row[:2] == before["values"][-1] for row in now["values"][2:])
     rule = next(m for m in summaries[1]["matrices"] if m["title"] == "student + ncm")
     assert rule["values"][-1][:2] == [None, None] and None not in rule["values"][-1][2:]
-    assert any("whose images are not read" in text for text in summaries[1]["warnings"])
+    assert any(
+        "whose images are not read" in text and "task-1, task-2 not measured" in text
+        for text in summaries[1]["warnings"]
+    )
 
 
 @pytest.mark.slow
@@ -190,6 +193,11 @@ def test_evaluate_a_stream(longer: tuple[Path, Path]) -> None:
     assert set(measured) == {(task, way) for task in expected for way in ("task", "ncm")}
     assert evaluate_stream(old, "test", QUIET, task="task-2") == {("task-2", "task"): expected["task-2"]}
     assert {name for name, _ in evaluate_stream(new, "test", QUIET, infer="ncm")} == {"task-3", "task-4"}
+    every = evaluate_stream(new, "test", QUIET, old_test=True)
+    assert set(every) == {(f"task-{n}", way) for n in (1, 2, 3, 4) for way in ("task", "ncm")}
+    assert {name: every[name, "task"] for name in expected} == expected, "their networks have not changed"
+    with pytest.raises(ExportError, match="--old-test: the run goes on with no other"):
+        evaluate_stream(old, "test", QUIET, old_test=True)
     with pytest.raises(ExportError, match="no task 'task-9'; there are task-1, task-2"):
         evaluate_stream(old, "test", QUIET, task="task-9")
     with pytest.raises(DataError, match=r"--images: .*nowhere is no folder"):

@@ -9,17 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from rich.console import Console
 from torch import Tensor
 from toy_stream import learn, learn_only, stream, stream_tree
 from toy_training import raising, watching, whole
 
+from distill.commands.stream_evaluate import evaluate_stream
 from distill.config import validate_tree
 from distill.continual.carry import MOMENTUM
 from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names
 from distill.experiments.continual import ContinualExperiment
-from distill.models.network import create_network
+from distill.export.checksummed import ExportError
+from distill.models.network import create_network, extract
 from distill.models.settings import NetworkSettings
 from distill.run.folder import RunFolder, read_record
 from distill.training.checkpoints import VerifiedCheckpointIO
@@ -168,6 +172,16 @@ def test_branch_tuning_with_momentum_and_the_old_model(tmp_path: Path, monkeypat
     assert scores["student, linear"]["representation"].keys() == {"task-1", "task-2"}, "future tasks too"
     for matrix in results["summary"]["matrices"]:
         assert all(value is not None for row in matrix["values"] for value in row)
+
+    exported = timm.create_model(f"local-dir:{folder / 'export/features'}", pretrained=True).eval()
+    assert exported.num_classes == 0, "its classifier was never trained"
+    with torch.no_grad():
+        pooled = extract(whole_network, images, frozenset({"pooled"})).pooled
+        assert pooled is not None and torch.allclose(exported(images), pooled, atol=1e-5)
+    [check] = results["summary"]["verification"]
+    assert check["name"] == "exported features = network of the run" and check["passed"]
+    with pytest.raises(ExportError, match="only its features are exported"):
+        evaluate_stream(folder, "test", Console(quiet=True))
 
     again = folder / "task-2/student"
     of_second = read(again / "fit" / MOMENTUM)["momentum"]
