@@ -6,10 +6,12 @@ import gc
 import os
 import sys
 from functools import cache
+from pathlib import Path
 
 import pytest
 from blank_figures import blank_figures as make_figures_blank
 from blank_figures import blank_previews as make_previews_blank
+from clean_checkout import CleanCheckout
 from warm_server import verify_in_fork
 
 # Where Python may not write bytecode, as in many containers, each process that a test starts compiles our files again.
@@ -19,6 +21,11 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core is threads enough
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # once, not for each worker
+        config.pluginmanager.register(CleanCheckout(Path(__file__).parents[1]), "clean_checkout")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

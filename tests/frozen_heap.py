@@ -1,13 +1,17 @@
-"""Imported last by the warm server: the garbage collector of its children leaves alone what was imported before.
+"""Imported last by the warm server: what its children need not do again.
 
-It would look at a million objects, and copy their pages, which a child shares with the server. The server itself leaves
-at its end without taking apart what is frozen.
+The passes in C are compiled once. The garbage collector leaves alone what was imported: it would look at a million
+objects, and copy their pages, which a child shares with the server. The server itself leaves at its end without taking
+apart what is frozen.
 """
 
 import atexit
 import gc
 import os
 
+from augment.fuse.compiler import missing_compiler
+
+missing_compiler("cpu")  # two seconds of the C compiler
 gc.collect()
 gc.freeze()
 atexit.register(os._exit, 0)

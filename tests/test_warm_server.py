@@ -1,0 +1,56 @@
+"""The warm server that the tests share is started anew when it has ended."""
+
+import os
+import signal
+from multiprocessing import forkserver
+from pathlib import Path
+
+import pytest
+import warm_server
+
+
+@pytest.fixture
+def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server of this test's own, which imports nothing."""
+    server = forkserver.ForkServer()
+    monkeypatch.setattr(forkserver, "_forkserver", server)
+    monkeypatch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
+    monkeypatch.setattr(warm_server, "PRELOAD", ["os"])
+    monkeypatch.setattr(warm_server, "RUN", "of a test")
+    monkeypatch.setattr(warm_server, "SHARED", tmp_path / "server.json")
+    monkeypatch.setattr(warm_server, "_server_pid", None)
+
+
+def run_a_process() -> None:
+    process = warm_server.warm_server().Process(target=os.getpid)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+
+
+def forget() -> None:
+    """What another worker knows: nothing but what is in the file."""
+    forkserver._forkserver.__init__()  # type: ignore[misc]
+    warm_server._server_pid = None
+
+
+@pytest.mark.usefixtures("cold")
+def test_who_finds_the_server_killed_starts_another() -> None:
+    run_a_process()
+    first = warm_server._server_pid
+    assert first is not None
+    forget()
+    run_a_process()
+    assert warm_server._server_pid == first, "one for all workers"
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    run_a_process()
+    second = warm_server._server_pid
+    assert second not in (None, first)
+    os.kill(second, signal.SIGKILL)  # a child of this process that nobody has waited for
+    while warm_server._lives(second, forkserver._forkserver._forkserver_address):  # type: ignore[attr-defined]
+        pass
+    run_a_process()
+    third = warm_server._server_pid
+    assert third not in (None, first, second)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
