@@ -19,6 +19,11 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What Inductor does for speed costs more here than it saves. For each vector extension of the processor it compiles a
+# probe and loads it in an interpreter with torch; it compiles headers for two kernels; and it starts compiling workers.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
+os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker for each core is threads enough
 

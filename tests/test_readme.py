@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from blank_figures import blank_figures
+from faulty_run import train_py
+from warm_server import warm_server
 
 from distill.config import merge_trees, validate_tree
+from distill.export import verify
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -53,18 +57,30 @@ def test_commands_exist() -> None:
     assert shown <= known and {"train", "evaluate", "export", "verify", "preview", "doctor", "schema"} <= known
 
 
+def quickstart(folder: str, changes: list[str]) -> None:
+    """The quickstart's command, in a child of the warm server."""
+    os.chdir(folder)
+    # What takes a fresh interpreter, or seconds of drawing, has tests of its own.
+    verify._run_fresh = verify._fresh_process
+    blank_figures(pytest.MonkeyPatch())
+    train_py([str(ROOT / "configs/quickstart.yaml"), *changes], {}, "output.txt")
+
+
+def elsewhere(folder: str, script: str) -> None:
+    """Blocks of the README, in a child of the warm server that knows nothing of the run but its files."""
+    os.chdir(folder)
+    exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.slow
 def test_quickstart_and_the_student_elsewhere(tmp_path: Path) -> None:
     """A short quickstart, then both blocks of 'The student elsewhere' in a process that starts from the files."""
     short = ["training.epochs=1", "fit_teacher.training.epochs=1", "data.workers=0"]
-    # An epoch is one step for the teacher, on 20 images, and three for the student.
-    short += ["fit_teacher.labels=same", "data.batch_size=400", "export.verify_images=8"]
+    # An epoch is one step for the teacher, whose 20 images are repeated to fill it, and eight for the student.
+    short += ["fit_teacher.labels=same", "data.batch_size=160", "export.verify_images=8"]
     short += ["teacher.networks.0.size=32", "student.network.size=32", "controls.labels_only=false"]
-    command = [sys.executable, str(ROOT / "train.py"), str(ROOT / "configs/quickstart.yaml"), *short]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert "verified" in done.stdout
+    assert run_apart(quickstart, str(tmp_path), short) == 0, (tmp_path / "output.txt").read_text()
+    assert "verified" in (tmp_path / "output.txt").read_text()
     merged = next(block for block in blocks("python") if "timm.create_model" in block)
     delta = next(block for block in blocks("python") if "load_delta" in block)
     compare = (
@@ -72,6 +88,14 @@ def test_quickstart_and_the_student_elsewhere(tmp_path: Path) -> None:
         "    a, b = model(x), student(x)\nassert (a - b).abs().max() <= 1e-5 * b.abs().max()\n"
         "assert transform.transforms and model.num_classes == 10\n"
     )
-    script = merged + delta + compare
-    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    assert run_apart(elsewhere, str(tmp_path), merged + delta + compare) == 0
+
+
+def run_apart(function: Callable[..., None], *arguments: Any) -> int | None:
+    """The exit status of a function in a process of its own."""
+    process = warm_server().Process(target=function, args=arguments)
+    process.start()
+    process.join(200)
+    process.kill()
+    process.join()
+    return process.exitcode

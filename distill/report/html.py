@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import logging
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -57,20 +58,9 @@ def try_report(summary: RunSummary) -> None:
 
 def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
     """The page as text. ``pictures`` are data URIs: figure name → theme → URI."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("distill.report", ""),
-        autoescape=True,  # titles, class names, paths and config come from the user
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for name in ("percent", "between", "points", "signed", "count", "size", "duration", "cell"):
-        environment.filters[name] = getattr(numbers, name)
     compared = outcome(summary)
     unreadable = fonts_for(summary.classes).unreadable
-    return environment.get_template("report.html.j2").render(
+    return page_template().render(
         run=summary,
         tiles=tiles(summary),
         blocks=blocks(summary.sites),
@@ -88,6 +78,23 @@ def render(summary: RunSummary, pictures: dict[str, dict[str, str]]) -> str:
         zip=zip,
         verifications=[(of, list(group)) for of, group in groupby(summary.verification, key=lambda check: check.of)],
     )
+
+
+@cache
+def page_template() -> Any:
+    """The Jinja template of the page, compiled once a process: a run renders it before and after training."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("distill.report", ""),
+        autoescape=True,  # titles, class names, paths and config come from the user
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    for name in ("percent", "between", "points", "signed", "count", "size", "duration", "cell"):
+        environment.filters[name] = getattr(numbers, name)
+    return environment.get_template("report.html.j2")
 
 
 def fonts_note(classes: Sequence[str], unreadable: frozenset[str]) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from blank_figures import blank_figures, blank_previews
+from blank_figures import blank_previews
 from spare_rank import with_spare_rank
 from toy_training import watching
 
@@ -40,7 +40,8 @@ def run(arguments: list[str]) -> None:
     with pytest.MonkeyPatch.context() as patch, watching(fault, trace):
         # What has tests of its own.
         patch.setattr("distill.stages.verify.verify_export", lambda *_: [])
-        blank_figures(patch)
+        patch.setattr("distill.report.html.draw", lambda _: {})
+        patch.setattr("distill.report.html.draw_in", lambda *_: {})
         blank_previews(patch)
         main(["train", *arguments])
 
