@@ -1,8 +1,8 @@
 """Imported last by the warm server: what its children need not do again.
 
-The passes in C and the template of the report are compiled once. The garbage collector leaves alone what was imported: it would look at a million
-objects, and copy their pages, which a child shares with the server. The server itself leaves at its end without taking
-apart what is frozen.
+The passes in C and the template of the report are compiled once. The garbage collector leaves alone what was
+imported: it would look at a million objects, and copy their pages, which a child shares with the server. The server
+itself leaves at its end without taking apart what is frozen.
 """
 
 import atexit
