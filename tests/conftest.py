@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import os
 import sys
 from functools import cache
@@ -49,6 +50,8 @@ def pytest_collection_finish() -> None:
     if (registry := sys.modules.get("lightning.fabric.utilities.registry")) is not None:
         # Each of hundreds of fits looks in all installed packages for callbacks that Lightning is to add.
         registry.entry_points = cache(registry.entry_points)
+    # pytest listens to loggers that do not propagate, and to this one torch would write every graph that it compiles.
+    logging.getLogger("torch.__trace").propagate = True
 
 
 def pytest_sessionfinish() -> None:

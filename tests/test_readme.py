@@ -95,7 +95,7 @@ def run_apart(function: Callable[..., None], *arguments: Any) -> int | None:
     """The exit status of a function in a process of its own."""
     process = warm_server().Process(target=function, args=arguments)
     process.start()
-    process.join(200)
+    process.join(280)
     process.kill()
     process.join()
     return process.exitcode
