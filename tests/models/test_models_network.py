@@ -5,7 +5,6 @@ import os
 import socket
 import threading
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -234,15 +233,14 @@ def test_weights_out_of_reach_fail_in_seconds_with_what_to_do(
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    quick = partial(weights.reach_hub, 0.5)
+    assert weights.reach_hub.__defaults__ == (5.0,)
+    monkeypatch.setattr(weights.reach_hub, "__defaults__", (0.5,))  # the same, with less patience
     for proxy in (silent_host, "http://127.0.0.1:9", "http://no-such-host.invalid:80"):
         monkeypatch.setenv("HTTPS_PROXY", proxy)
         for name in ("resnet18.a1_in1k", "hf-hub:timm/resnet18.a1_in1k"):
-            # The first as it is, the others with less patience.
             begun = time.perf_counter()
             told = refused(model=name)
             assert time.perf_counter() - begun < 10
-            monkeypatch.setattr(weights, "reach_hub", quick)
             assert f"the weights of '{name}' are not in the local cache, and the model hub is out of reach" in told
             assert "checkpoint: FILE" in told and "local-dir:FOLDER" in told and "embedded:tf_eff" in told
 
