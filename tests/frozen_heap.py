@@ -10,9 +10,11 @@ import gc
 import os
 
 from augment.fuse.compiler import missing_compiler
+from distill.models.timm_models import timm_with_own_models
 from distill.report.html import page_template
 
 page_template()
+timm_with_own_models()
 missing_compiler("cpu")  # two seconds of the C compiler
 gc.collect()
 gc.freeze()

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 
 HERE = Path(__file__).parent
-PACKAGE = HERE.parent / "distill"
 PRELOAD = [
     "faulty_run",
     "deadly_stages",
@@ -34,10 +33,13 @@ PRELOAD = [
     "torch.utils.tensorboard",
     # A config that names one method imports all of its kind.
     *(
-        f"distill.{kind}.{name}"
-        for kind in ("deltas", "objectives")
-        for _, name, _ in iter_modules([str(PACKAGE / kind)])
+        f"{package.replace('/', '.')}.{name}"
+        for package in ("distill/deltas", "distill/objectives", "distill/stages", "augment/ops", "augment/kornia_ops")
+        for _, name, _ in iter_modules([str(HERE.parent / package)])
     ),
+    "augment.preview.sheet",
+    "distill.experiments.continual",
+    "distill.models.timm_models",
     "frozen_heap",
 ]
 
