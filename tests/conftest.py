@@ -20,8 +20,8 @@ sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 # Threads that spin while they wait take the cores of the tests beside them, and of the processes that tests start.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# What Inductor does for speed costs more here than it saves. For each vector extension of the processor it compiles a
-# probe and loads it in an interpreter with torch; it compiles headers for two kernels; and it starts compiling workers.
+# What Inductor does for speed costs more here than it saves: for vector extensions of the processor it compiles probes
+# and loads them in interpreters of their own, it compiles headers for two kernels, and it starts workers that compile.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 os.environ.setdefault("TORCHINDUCTOR_CPP_CACHE_PRECOMPILE_HEADERS", "0")
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
