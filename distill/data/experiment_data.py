@@ -173,10 +173,15 @@ class ExperimentData:
         values = self.source.column(name if own else "train", column)  # a held-out val is a part of train
         return [values[index] for index in subset.indices]
 
-    def train_loader(self, labeled_only: bool = False) -> TrainLoader:
-        """Resumable batches of this rank, in the order of ``data.sampler``.
+    def train_loader(self, labeled_only: bool = False, shared: bool = True) -> TrainLoader:
+        """Resumable batches in the order of ``data.sampler``.
 
-        ``labeled_only``: of the samples with a visible label only.
+        Args:
+            labeled_only: of the samples with a visible label only.
+            shared: only this rank's part of each batch.
+
+        Returns:
+            The loader.
         """
         subset = self._labeled() if labeled_only else self.subset("train")
         tolerated = int(self.settings.corrupt_budget * len(subset))
@@ -184,7 +189,8 @@ class ExperimentData:
         if order.batch < self.settings.batch_size and not labeled_only:  # fewer labels than a batch are normal
             logger.warning("only %d training samples: smaller batches than %d", len(subset), self.settings.batch_size)
         reader = self._reader(subset, order, tolerated, training=True)
-        return TrainLoader(reader, order.batch, rank=self.rank, world=self.world_size, **self._options(reader))
+        rank, world = (self.rank, self.world_size) if shared else (0, 1)
+        return TrainLoader(reader, order.batch, rank=rank, world=world, **self._options(reader))
 
     def train_order(self) -> Order:
         """The order of the training samples in an epoch, in batches over all ranks."""

@@ -137,6 +137,10 @@ class Student(nn.Module):
             inits.append(replacement)
         return inits if smaller else None
 
+    def inits(self) -> list[DeltaInit]:
+        """For each entry of ``settings.deltas``, its deltas with their present values, for another student."""
+        return [DeltaInit(init.settings, self.entry_state(number)) for number, init in enumerate(self._inits)]
+
     def entry_state(self, number: int) -> dict[str, dict[str, Tensor]]:
         """Site → the tensors of an entry's deltas."""
         return {site: dict(delta.state_dict()) for site, delta in self.entries[number].items()}

@@ -7,12 +7,13 @@ the same student.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from augment.base import Registry
 from distill.deltas.base import Delta, DeltaInit, DeltaSettings, entry_named
@@ -103,15 +104,28 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
         The student, equal on all ranks and after a restart.
     """
     entries = spec.settings.deltas
-    if not any(_method(entry).prepares(entry) for entry in entries):
-        return _checked(spec.build(), entries)
     if not (folder / PREPARED).is_file():
+        if not any(_method(entry).prepares(entry) for entry in entries):
+            return _checked(spec.build(), entries)
         trial_student(spec)
         content = _choices(spec, WarmUp(spec, fit_spec, folder, name, full_epochs))
         if is_first_rank():
             VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
         return _from_choice(spec, content)
     return load_prepared(spec, folder)
+
+
+def save_prepared(folder: Path, inits: Sequence[DeltaInit], head: Mapping[str, Tensor]) -> None:
+    """Save what a fit's student starts from, as the choices of its deltas; nothing, if there are choices already.
+
+    Args:
+        folder: of the fit.
+        inits: of each entry of ``student.deltas``.
+        head: tensors of the head; empty: a new one.
+    """
+    if is_first_rank() and not (folder / PREPARED).is_file():
+        content = {"head": dict(head), "entries": [_plain(init) for init in inits]}
+        VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
 
 
 def load_prepared(spec: StudentSpec, folder: Path) -> Student:
@@ -169,14 +183,15 @@ def _choices(spec: StudentSpec, warm_up: WarmUp) -> dict[str, Any]:
                 other if _method(entry).prepares(entry) else DeltaInit([entry], point.entry_state(number))
                 for number, (entry, other) in enumerate(zip(entries, inits))
             ]
-    content["entries"] = [
-        {
-            "settings": [settings.model_dump(mode="json") for settings in init.settings],
-            "tensors": {site: dict(tensors) for site, tensors in init.tensors.items()},
-        }
-        for init in inits
-    ]
+    content["entries"] = [_plain(init) for init in inits]
     return content
+
+
+def _plain(init: DeltaInit) -> dict[str, Any]:
+    return {
+        "settings": [settings.model_dump(mode="json") for settings in init.settings],
+        "tensors": {site: dict(tensors) for site, tensors in init.tensors.items()},
+    }
 
 
 def _from_choice(spec: StudentSpec, content: dict[str, Any]) -> Student:

@@ -119,11 +119,14 @@ class Evaluate(Stage[Evaluation]):
 
     def _predictions(self, context: RunContext, split: Split) -> dict[str, Predictions]:
         student = context.get(self.student)
-        predictions = {model.name: model.predict(context, split) for model in self._models(context)}
+        predictions = self._predict_models(context, split)
         teacher = student.teacher
         if teacher is not None and teacher.has_classes(student.student.shapes.classes):
             predictions["teacher"] = FrozenTeacher("teacher", "", teacher).predict(context, split)
         return predictions
+
+    def _predict_models(self, context: RunContext, split: Split) -> dict[str, Predictions]:
+        return {model.name: model.predict(context, split) for model in self._models(context)}
 
     def _models(self, context: RunContext) -> list[EvaluatedModel]:
         return [model for ref in self.models if (model := context.find(ref)) is not None]

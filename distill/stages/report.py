@@ -25,7 +25,13 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class WriteReport(Stage[RunSummary]):
-    """Writes the report from the items of all earlier stages."""
+    """Writes the report from the items of all earlier stages.
+
+    Args:
+        baseline: name of the row that the student is compared with, by class.
+    """
+
+    baseline: str = "linear probe"
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False
@@ -67,6 +73,7 @@ class WriteReport(Stage[RunSummary]):
             finished=datetime.now().isoformat(" ", "minutes"),
             seconds=context.folder.record["stages"],
             paths={"report": path / PAGE, "config": path / CONFIG},
+            baseline=self.baseline,
         )
 
 

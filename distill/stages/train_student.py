@@ -44,6 +44,7 @@ class TrainStudent(Stage[TrainedStudent]):
         teacher: how the teacher's networks are used; None: the student is trained on labels alone.
         networks: the teacher's frozen networks, in the order of ``teacher.networks``.
         new_heads: whether a fit in this run gives these networks new heads for the data's classes.
+        row: name of the student in tables and curves.
     """
 
     student: StudentSettings
@@ -53,6 +54,7 @@ class TrainStudent(Stage[TrainedStudent]):
     teacher: TeacherSettings | None = None
     networks: tuple[Ref[TeacherNetworks], ...] = ()
     new_heads: bool = False
+    row: str = "student"
 
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
@@ -75,7 +77,7 @@ class TrainStudent(Stage[TrainedStudent]):
         with trying(f"{self.name}: the exported form of the deltas"):
             student = finished(spec, student)
         fit = FitSummary(0, 0, 0.0, 0.0, {}, 0, -1)
-        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, Path())
+        return TrainedStudent(self.row, self._what(context), student, fit_spec.teacher, spec, fit, Path())
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         parts = {"student": self.student, "augment": self.augment, "training": self.training, "teacher": self.teacher}
@@ -93,13 +95,13 @@ class TrainStudent(Stage[TrainedStudent]):
         student = finished(spec, student)
         if (larger := enlargement(student.model)) is not None:
             context.print(str(larger))
-        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, folder)
+        return TrainedStudent(self.row, self._what(context), student, fit_spec.teacher, spec, fit, folder)
 
     def load(self, context: RunContext, folder: Path) -> TrainedStudent:
         fit_spec = self._fit_spec(context, self._networks(context))
         spec = self._student_spec(context, fit_spec)
         student, fit = load_trained(spec, folder), load_summary(folder)
-        return TrainedStudent("student", self._what(context), student, fit_spec.teacher, spec, fit, folder)
+        return TrainedStudent(self.row, self._what(context), student, fit_spec.teacher, spec, fit, folder)
 
     def report(self, context: RunContext, output: TrainedStudent) -> Iterable[Item]:
         yield from output.items()

@@ -1,0 +1,63 @@
+"""Trains the student on both domains, or on the target alone, from a student of the source domain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.run.context import RunContext
+from distill.run.fit_spec import FitSpec
+from distill.run.stage import Ref, StageError
+from distill.stages.measure_domains import DomainMoments
+from distill.stages.outputs import TrainedStudent
+from distill.stages.train_student import TrainStudent
+from distill.transfer.start import start_from
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptStudent(TrainStudent):
+    """Trains the student with images of the target domain; none of their labels is read.
+
+    It starts from the deltas and the head of the source-only student, with the target's batch-norm statistics where it
+    has a ``statistics`` delta. The result are the weights after the last epoch, averaged with ``training.ema``: nothing
+    is validated, since a choice by the source's images would be one for the wrong domain.
+
+    Args:
+        source: the student that it starts from.
+        moments: of both domains; read if the student has a ``statistics`` delta.
+        with_source: whether half of each batch is of the source domain; else all data is of the target.
+    """
+
+    source: Ref[TrainedStudent]
+    moments: Ref[DomainMoments]
+    with_source: bool = True
+
+    def check(self, context: RunContext) -> TrainedStudent:
+        if self.with_source and not context.data.labeled_count:
+            raise StageError(f"{self.name}: the source domain has no labels to learn from")
+        return super().check(self._within(context))
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return super().key(self._within(context))
+
+    def run(self, context: RunContext, folder: Path) -> TrainedStudent:
+        within = self._within(context)
+        spec = self._student_spec(within, self._fit_spec(within, self._networks(within)))
+        start_from(spec, context.get(self.source).student, context.get(self.moments).statistics, folder)
+        return super().run(within, folder)
+
+    def load(self, context: RunContext, folder: Path) -> TrainedStudent:
+        return super().load(self._within(context), folder)
+
+    def _within(self, context: RunContext) -> RunContext:
+        return replace(context, data=context.data.with_target()) if self.with_source else context
+
+    def _fit_spec(self, context: RunContext, *arguments: Any, **named: Any) -> FitSpec:
+        return replace(super()._fit_spec(context, *arguments, **named), validates=False)
+
+    def _what(self, context: RunContext) -> str:
+        count, labels = len(context.data.subset("train")), context.data.labeled_count if self.with_source else 0
+        target = len(context.data.target_domain().subset("train")) if self.with_source else count
+        return (f"{labels} source labels, " if labels else "") + f"{target} target images without labels"

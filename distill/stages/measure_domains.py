@@ -1,0 +1,170 @@
+"""What a source-only student computes on the images of both domains: batch-norm statistics and moments of features."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+
+from distill.data.experiment_data import ExperimentData
+from distill.data.split import by_hash
+from distill.deltas.base import DeltaError
+from distill.deltas.statistics import Statistics
+from distill.files import write_atomic
+from distill.models.student import Student
+from distill.run.context import RunContext
+from distill.run.folder import is_first_rank
+from distill.run.predict import predict_pooled
+from distill.run.prepare import StudentSpec
+from distill.run.stage import Ref, Stage
+from distill.run.trial import trying
+from distill.stages.outputs import TrainedStudent
+from distill.transfer.moments import FeatureMoments, batch_norm_moments, can_standardize
+from distill.transfer.start import Moments, build_from
+
+TENSORS = "moments.safetensors"
+IMAGES = 2048
+"""Most images of a domain that are measured, chosen by the hashes of their ids."""
+
+
+@dataclass(frozen=True)
+class DomainMoments:
+    """What was measured.
+
+    Args:
+        statistics: site of a batch norm → mean and variance on the target; empty for a network without batch norms.
+        source: moments of the pooled features on the source domain; None without source images, or if no scaling can
+            be folded into the head.
+        target: the same on the target domain.
+        seconds: wall time.
+    """
+
+    statistics: Mapping[str, Moments]
+    source: FeatureMoments | None
+    target: FeatureMoments | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class MeasureDomains(Stage[DomainMoments]):
+    """Measures the moments of both domains with a source-only student. No label is read.
+
+    Args:
+        source: the student.
+        with_source: whether the data has images of the source domain; else all its images are of the target.
+    """
+
+    source: Ref[TrainedStudent]
+    with_source: bool = True
+
+    def check(self, context: RunContext) -> DomainMoments | None:
+        """Whether the statistics can be replaced; nothing is measured."""
+        trained = context.find(self.source)
+        if trained is None:
+            return None
+        with trying(f"{self.name}: replacing the batch-norm statistics"):
+            adapted = with_statistics(trained)
+        statistics = {} if adapted is None else moments_of(adapted)
+        moments = None
+        if can_standardize(trained.student.model):
+            width = trained.student.shapes.pooled
+            moments = FeatureMoments(torch.zeros(width), torch.ones(width))
+        return DomainMoments(statistics, moments if self.with_source else None, moments, 0.0)
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        data = target_of(context, self.with_source)
+        exclude = {"source": True, "workers": True}
+        settings = data.settings.model_dump(mode="json", exclude=exclude)
+        return {"target": [data.fingerprint(), settings], "images": IMAGES}
+
+    def run(self, context: RunContext, folder: Path) -> DomainMoments:
+        begun, trained = time.perf_counter(), context.get(self.source)
+        target = target_of(context, self.with_source)
+        adapted, statistics = with_statistics(trained), {}
+        if adapted is not None:
+            loader = some_of(target, IMAGES).train_loader(shared=False)
+            try:
+                with context.waiting("measuring the batch-norm statistics of the target domain"):
+                    statistics = batch_norm_moments(adapted, loader, context.device)
+            finally:
+                loader.close()
+        of_source = of_target = None
+        if can_standardize(trained.student.model):
+            of_target = self._features(context, trained, target)
+            of_source = self._features(context, trained, context.data) if self.with_source else None
+        seconds = time.perf_counter() - begun
+        if is_first_rank():
+            tensors = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
+            for site, moments in statistics.items():
+                tensors |= {f"norm/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
+            for domain, own in (("source", of_source), ("target", of_target)):
+                if own is not None:
+                    tensors |= {f"features/{domain}/mean": own.mean, f"features/{domain}/std": own.std}
+            write_atomic(folder / TENSORS, safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}))
+        return DomainMoments(statistics, of_source, of_target, seconds)
+
+    def load(self, context: RunContext, folder: Path) -> DomainMoments:
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
+        sites = [name.removeprefix("norm/mean/") for name in tensors if name.startswith("norm/mean/")]
+        statistics = {site: (tensors[f"norm/mean/{site}"], tensors[f"norm/var/{site}"]) for site in sites}
+        own = {
+            domain: FeatureMoments(tensors[f"features/{domain}/mean"], tensors[f"features/{domain}/std"])
+            for domain in ("source", "target")
+            if f"features/{domain}/mean" in tensors
+        }
+        return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]))
+
+    def _features(self, context: RunContext, trained: TrainedStudent, data: ExperimentData) -> FeatureMoments:
+        loader = some_of(data, IMAGES).eval_loader("train", context.connected, trained.student.input)
+        try:
+            network = trained.student.network
+            return FeatureMoments.of(predict_pooled(context, network, loader).logits)
+        finally:
+            loader.close()
+
+
+def target_of(context: RunContext, with_source: bool) -> ExperimentData:
+    """The target domain, without labels: of the data, or all data where there is no source domain."""
+    return context.data.target_domain() if with_source else context.data
+
+
+def some_of(data: ExperimentData, count: int) -> ExperimentData:
+    """Training images of a domain, chosen by the hashes of their ids, not by labels."""
+    train = data.subset("train")
+    chosen = by_hash(range(len(train)), train.ids, salt="domain")[:count]
+    mask = torch.zeros(len(train), dtype=torch.bool)
+    mask[chosen] = True
+    return data.part(data.classes, {"train": train.where(mask.numpy())}, data.seed)
+
+
+def statistics_spec(trained: TrainedStudent) -> StudentSpec:
+    """The specification of the same student with a ``statistics`` delta before its other ones."""
+    own = tuple(entry for entry in trained.spec.settings.deltas if entry.type != "statistics")
+    deltas = (Statistics.Settings(), *own)
+    spec, student = trained.spec, trained.student
+    settings = spec.settings.model_copy(update={"deltas": deltas})
+    return StudentSpec(settings, spec.seed, student.shapes.classes, spec.needs, spec.head, spec.network)
+
+
+def with_statistics(trained: TrainedStudent, statistics: Mapping[str, Moments] | None = None) -> Student | None:
+    """The student with other batch-norm statistics; None if it has no batch norms."""
+    try:
+        return build_from(statistics_spec(trained), trained.student, statistics)
+    except DeltaError as error:
+        if str(error).startswith("student.deltas.0: statistics"):
+            return None
+        raise
+
+
+def moments_of(student: Student) -> dict[str, Moments]:
+    """Site → the statistics of a student's ``statistics`` deltas."""
+    return {
+        site.name: (site.delta.mean.clone(), site.delta.var.clone())
+        for site in student.sites
+        if isinstance(site.delta, Statistics)
+    }

@@ -1,0 +1,53 @@
+"""Trains the student on the labeled source domain alone: what the target domain's images are compared with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.run.context import RunContext
+from distill.stages.outputs import TrainedStudent, check_classes
+from distill.stages.train_student import TrainStudent
+
+
+@dataclass(frozen=True)
+class TrainSource(TrainStudent):
+    """The source-only student. Runs with equal settings share it, whatever their target domains."""
+
+    row: str = "source only"
+
+    def store(self, context: RunContext, digest: str) -> Path:
+        return context.root / "teachers" / digest
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        source = context.data.settings.model_dump(mode="json", exclude={"target"})
+        return {**super().key(context), "data": [context.data.fingerprint(), source]}
+
+
+@dataclass(frozen=True)
+class TrainOracle(TrainStudent):
+    """The same student trained on the labels of the target domain. No other stage depends on it."""
+
+    row: str = "oracle"
+
+    def check(self, context: RunContext) -> TrainedStudent:
+        check_classes(context.data)
+        return super().check(_labeled(context))
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return super().key(_labeled(context))
+
+    def run(self, context: RunContext, folder: Path) -> TrainedStudent:
+        return super().run(_labeled(context), folder)
+
+    def load(self, context: RunContext, folder: Path) -> TrainedStudent:
+        return super().load(_labeled(context), folder)
+
+    def _what(self, context: RunContext) -> str:
+        return f"{context.data.labeled_count} labels of the target domain"
+
+
+def _labeled(context: RunContext) -> RunContext:
+    return replace(context, data=context.data.target_domain(labeled=True))
