@@ -17,8 +17,8 @@ source_free   the same sketches, from the delta file of the source-only student 
 The target's labels are read for the test images alone, once; settings were chosen without them. ``--quick`` measures
 one seed and one epoch of each fit. ``--set KEY=VALUE`` changes the configs, ``--seeds`` chooses seeds.
 
-Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run continues where it stopped: the
-same command measures what is missing. ``--list`` measures nothing and shows the results so far.
+Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run continues where it stopped:
+the same command measures what is missing. ``--list`` measures nothing and shows the results so far.
 """
 
 from __future__ import annotations

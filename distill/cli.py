@@ -162,6 +162,34 @@ def verify(path: RunPath) -> None:
 
 
 @app.command()
+def adapt(
+    run: Annotated[
+        Path, typer.Argument(parser=expanded, metavar="RUN|DELTA", help="Run folder, or folder of a delta file.")
+    ],
+    images: Annotated[
+        Path, typer.Argument(parser=expanded, metavar="IMAGES", help="Folder of images of another domain; no labels.")
+    ],
+    overrides: Overrides = None,
+    to: Annotated[
+        Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the new delta file.")
+    ] = Path("adapted"),
+    statistics: Annotated[
+        bool, typer.Option("--statistics", help="Replace the batch-norm statistics alone (AdaBN), in one pass.")
+    ] = False,
+    force: Force = False,
+) -> None:
+    """Adapt a delta file to unlabeled images of another domain, without the images it was trained on.
+
+    The result is a new delta file of the same backbone; the report is in DIR/run. Example: distill adapt
+    runs/photo-sketch/source-only/delta sketches -o adapted training.epochs=5
+    """
+    check_target(to, force)
+    from distill.commands.adapt import adapt as adapt_delta
+
+    adapt_delta(run, images, to, statistics, overrides or [], _console())
+
+
+@app.command()
 def preview(
     config: ConfigOrRun,
     overrides: Overrides = None,

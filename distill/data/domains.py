@@ -51,7 +51,7 @@ class TargetDomain(Source):
         if -2 in own:
             place = own.index(-2)
             raise DataError(
-                f"data.target: {samples.ids[place]} of its {name} split is of the class "
+                f"target domain: {samples.ids[place]} of its {name} split is of the class "
                 f"{names[samples.labels[place]]!r}, which the source domain does not have; its classes are "
                 f"{', '.join(self.classes) or 'none'}"
             )

@@ -80,7 +80,7 @@ class ExperimentData:
         self._subsets: dict[Split, Subset] = {}
         self._part: tuple[str, ...] | None = None
         self._replay: Replay | None = None
-        self._targets: dict[bool, ExperimentData] = {}
+        self._targets: dict[tuple[tuple[str, ...], bool], ExperimentData] = {}
         self._with_target: ExperimentData | None = None
         self._sources: int | None = None  # number of source samples, if samples of the target come after them
         self.subset("train")
@@ -137,15 +137,28 @@ class ExperimentData:
         """
         if self._target_source is None:
             raise DataError("there is no target domain; set data.target")
-        if labeled not in self._targets:
-            own: dict[str, Any] = {"source": self.settings.target, "target": None}
+        return self._target(self._target_source, tuple(self.classes), labeled)
+
+    def as_target(self, classes: Sequence[str]) -> ExperimentData:
+        """These data as the target domain of a model that was trained elsewhere.
+
+        Args:
+            classes: of the model, in the order of its logits; empty: those of these data.
+
+        Returns:
+            The training images without labels, and the test split with labels as ``classes``, if there is one.
+        """
+        return self._target(self.source, tuple(classes or self.classes), labeled=False)
+
+    def _target(self, source: Source, classes: tuple[str, ...], labeled: bool) -> ExperimentData:
+        if (classes, labeled) not in self._targets:
+            own: dict[str, Any] = {"source": source.settings, "target": None}
             own |= {"val_fraction": 0.0, "labels_per_class": None}
             if not labeled:
                 own["sampler"] = "shuffled"
-            source = TargetDomain(self._target_source, self.classes, labeled)
-            parts = self.seed, self.world_size, self.rank, self.device, source
-            self._targets[labeled] = ExperimentData(self.settings.model_copy(update=own), *parts)
-        return self._targets[labeled]
+            parts = self.seed, self.world_size, self.rank, self.device, TargetDomain(source, classes, labeled)
+            self._targets[classes, labeled] = ExperimentData(self.settings.model_copy(update=own), *parts)
+        return self._targets[classes, labeled]
 
     def with_target(self) -> ExperimentData:
         """The same data with unlabeled images of the target domain as half of each training batch.

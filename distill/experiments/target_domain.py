@@ -5,6 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -31,6 +32,19 @@ class TargetControls(Settings):
     oracle: bool = Field(
         False, description="the same student trained on the target's labels, as an upper bound; costs a fit"
     )
+
+
+def refuse_choices(trainings: Mapping[str, TrainingSettings | None]) -> None:
+    """Raise an error for settings by which a training would choose an epoch, by their keys in the config."""
+    for key, training in trainings.items():
+        if training is None:
+            continue
+        if training.keep == "best":
+            raise error_at(f"{key}.keep", "best needs labels of the target; the last epoch is kept")
+        if training.early_stop is not None:
+            raise error_at(f"{key}.early_stop", "needs labels of the target; the length of training is fixed")
+        if training.test_every is not None:
+            raise error_at(f"{key}.test_every", "the target's test labels are read once, at the end")
 
 
 class TargetDomainExperiment(StudentExperiment):
@@ -61,7 +75,7 @@ class TargetDomainExperiment(StudentExperiment):
         from distill.stages.measure_domains import MeasureDomains
         from distill.stages.preview_domains import PreviewDomains
         from distill.stages.report import WriteReport
-        from distill.stages.train_source import TrainOracle, TrainSource
+        from distill.stages.train_source import ExportSource, TrainOracle, TrainSource
         from distill.stages.verify import VerifyExport
 
         teachers, (ce, alone, plain) = self.plan_teacher(), self._source_only()
@@ -98,7 +112,19 @@ class TargetDomainExperiment(StudentExperiment):
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
         momentum = self.teacher is not None and self.teacher.momentum is not None
         preview = PreviewDomains("preview", self.augment, student.output, self.training.accumulate, momentum)
-        made = [source, moments, *teachers, student, *aligned, *mean, *oracle, test, on_source, scored]
+        made = [
+            source,
+            ExportSource("source-only", source.output),
+            moments,
+            *teachers,
+            student,
+            *aligned,
+            *mean,
+            *oracle,
+            test,
+            on_source,
+            scored,
+        ]
         return [*made, export, verify, preview, WriteReport("report", baseline="source only")]
 
     def _source_only(self) -> tuple[Any, Any, Any]:
@@ -127,15 +153,7 @@ class TargetDomainExperiment(StudentExperiment):
             return self
         if self.data.target is None:
             raise error_at("data.target", "kind: target_domain trains on images of a target domain; name their source")
-        for key, training in (("training", self.training), ("source_training", self.source_training)):
-            if training is not None and training.keep == "best":
-                text = "best on source images is a choice for the wrong domain; the last epoch is kept"
-                raise error_at(f"{key}.keep", text)
-            if training is not None and training.early_stop is not None:
-                text = "scores on source images say nothing about the target; the length of training is fixed"
-                raise error_at(f"{key}.early_stop", text)
-        if self.training.test_every is not None:
-            raise error_at("training.test_every", "the target's test labels are read once, at the end")
+        refuse_choices({"training": self.training, "source_training": self.source_training})
         if not any(o.type == "ce" for o in self.objectives):
             raise error_at("objectives", "the source's labels are learned by ce; add it")
         if self.student.train == "full":

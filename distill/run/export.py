@@ -49,7 +49,12 @@ class Exported:
 
 
 def export_student(
-    context: RunContext, export: ExportSettings, student: Student, folder: Path, results: Sequence[Result]
+    context: RunContext,
+    export: ExportSettings,
+    student: Student,
+    folder: Path,
+    results: Sequence[Result],
+    classes: Sequence[str] | None = None,
 ) -> Exported:
     """Write the delta file (unless every weight was trained) and each target that can hold the student.
 
@@ -59,6 +64,7 @@ def export_student(
         student: after its training.
         folder: where to write: ``delta/``, and a folder for each target.
         results: measured numbers to store in the files.
+        classes: names of the student's classes; None: those of the data.
 
     Returns:
         Sizes, and the targets that cannot hold the student.
@@ -70,7 +76,8 @@ def export_student(
         _images(context, context.trial.images if context.trial else MEASURED),
     )
     results = (*results, *(apart.results if apart else ()))
-    about = About(student.network.origin, tuple(context.data.classes), prepared, results)
+    names = tuple(context.data.classes if classes is None else classes)
+    about = About(student.network.origin, names, prepared, results)
     skew = apart.note if apart else ""
     if skew and context.trial is None:
         logger.warning("%s", skew)

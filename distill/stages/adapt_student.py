@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from distill.data.base import UNLABELED
+from distill.data.domains import PREFIX
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.stage import Ref, StageError
@@ -27,15 +29,16 @@ class AdaptStudent(TrainStudent):
     Args:
         source: the student that it starts from.
         moments: of both domains; read if the student has a ``statistics`` delta.
-        with_source: whether half of each batch is of the source domain; else all data is of the target.
+        classes: of the student that it starts from, where all images of the data are of the target; None: half of each
+            batch is of the source domain.
     """
 
     source: Ref[TrainedStudent]
     moments: Ref[DomainMoments]
-    with_source: bool = True
+    classes: tuple[str, ...] | None = None
 
     def check(self, context: RunContext) -> TrainedStudent:
-        if self.with_source and not context.data.labeled_count:
+        if self.classes is None and not context.data.labeled_count:
             raise StageError(f"{self.name}: the source domain has no labels to learn from")
         return super().check(self._within(context))
 
@@ -52,12 +55,14 @@ class AdaptStudent(TrainStudent):
         return super().load(self._within(context), folder)
 
     def _within(self, context: RunContext) -> RunContext:
-        return replace(context, data=context.data.with_target()) if self.with_source else context
+        data = context.data
+        return replace(context, data=data.with_target() if self.classes is None else data.as_target(self.classes))
 
     def _fit_spec(self, context: RunContext, *arguments: Any, **named: Any) -> FitSpec:
         return replace(super()._fit_spec(context, *arguments, **named), validates=False)
 
     def _what(self, context: RunContext) -> str:
-        count, labels = len(context.data.subset("train")), context.data.labeled_count if self.with_source else 0
-        target = len(context.data.target_domain().subset("train")) if self.with_source else count
+        train = context.data.subset("train")
+        labels = int((train.labels != UNLABELED).sum())
+        target = sum(id.startswith(PREFIX) for id in train.ids)
         return (f"{labels} source labels, " if labels else "") + f"{target} target images without labels"

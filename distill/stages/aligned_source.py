@@ -165,7 +165,8 @@ class MeanOfNormalizations(Stage[MeanModel | None]):
     recorded: ClassVar[bool] = False
 
     def check(self, context: RunContext) -> MeanModel | None:
-        return self.run(context, Path()) if all(context.find(ref) for ref in self.models) else None
+        made = [context.find(ref) for ref in self.models]
+        return None if None in made else self.run(context, Path())
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {}

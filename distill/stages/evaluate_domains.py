@@ -36,34 +36,38 @@ class EvaluateTarget(Evaluate):
     """Evaluates models on the test split of the target domain: the only stage, but an oracle, that reads its labels.
 
     Without such a split, the predictions are those for its training images, and there are no accuracies.
+
+    Args:
+        classes: of the models, where all images of the data are of the target; None: it is ``data.target``.
     """
 
+    classes: tuple[str, ...] | None = None
+
     def check(self, context: RunContext) -> Evaluation | None:
-        return super().check(_within(context))
+        return super().check(self._within(context))
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return super().key(_within(context))
+        return super().key(self._within(context))
 
     def run(self, context: RunContext, folder: Path) -> Evaluation:
-        return super().run(_within(context), folder)
+        return super().run(self._within(context), folder)
 
     def load(self, context: RunContext, folder: Path) -> Evaluation:
-        return super().load(_within(context), folder)
+        return super().load(self._within(context), folder)
 
     def report(self, context: RunContext, output: Evaluation) -> Iterable[Item]:
-        yield from super().report(_within(context), output)
+        yield from super().report(self._within(context), output)
         if all((of.labels == UNLABELED).all() for of in output.predictions.values()):
             yield Note(text="the target domain has no test split with labels, so there are no accuracies on it")
 
     def _split(self, context: RunContext) -> Split:
         return "test" if context.data.has_split("test") else "train"
 
+    def _within(self, context: RunContext) -> RunContext:
+        return replace(context, data=target_of(context, self.classes))
+
     def _predict_models(self, context: RunContext, split: Split) -> dict[str, Predictions]:
         return predict_all(context, self._models(context), split)
-
-
-def _within(context: RunContext) -> RunContext:
-    return replace(context, data=context.data.target_domain())
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,12 @@ class ScoreWithoutLabels(Stage[LabelFreeScores]):
 
     Args:
         models: that are scored; one that is None does not exist.
-        with_source: whether the data has a source domain, whose class shares the predictions are compared with.
+        classes: of the models, where all images of the data are of the target; None: the data has a source domain, with
+            whose class shares the predictions are compared.
     """
 
     models: tuple[Ref[EvaluatedModel | None], ...]
-    with_source: bool = True
+    classes: tuple[str, ...] | None = None
 
     def check(self, context: RunContext) -> LabelFreeScores | None:
         if any(context.find(ref) is not None for ref in self.models):
@@ -154,7 +159,7 @@ class ScoreWithoutLabels(Stage[LabelFreeScores]):
         return None
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"data": target_of(context, self.with_source).fingerprint(), "images": IMAGES}
+        return {"data": target_of(context, self.classes).fingerprint(), "images": IMAGES}
 
     def run(self, context: RunContext, folder: Path) -> LabelFreeScores:
         made = self._scored(context)
@@ -180,17 +185,17 @@ class ScoreWithoutLabels(Stage[LabelFreeScores]):
         yield from (Note(text=line) for line in output.warnings)
 
     def _scored(self, context: RunContext) -> LabelFreeScores:
-        target = some_of(target_of(context, self.with_source), IMAGES)
+        target = some_of(target_of(context, self.classes), IMAGES)
         within = replace(context, data=target)
         source_K = None
-        labels = torch.from_numpy(context.data.subset("train").labels) if self.with_source else torch.empty(0)
+        labels = torch.from_numpy(context.data.subset("train").labels) if self.classes is None else torch.empty(0)
         if len(labels := labels[labels != UNLABELED]):
-            source_K = labels.bincount(minlength=len(context.data.classes)).double() / len(labels)
+            source_K = labels.bincount(minlength=len(target.classes)).double() / len(labels)
         made, lines, images = {}, [], 0
         models = [model for ref in self.models if (model := context.find(ref)) is not None]
         for name, predictions in predict_all(within, models, "train").items():
             logits = predictions.logits
             made[name], images = scores(logits), len(logits)
             if context.trial is None:
-                lines += warnings_about(name, shares(logits), source_K, context.data.classes)
+                lines += warnings_about(name, shares(logits), source_K, target.classes)
         return LabelFreeScores(images, made, lines)

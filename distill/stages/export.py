@@ -40,11 +40,13 @@ class ExportStudent(Stage[ExportedStudent]):
         export: the targets.
         student: after its training.
         evaluation: its measured numbers, which the files contain.
+        classes: names of its classes; None: those of the data.
     """
 
     export: ExportSettings
     student: Ref[TrainedStudent]
     evaluation: Ref[Evaluation]
+    classes: tuple[str, ...] | None = None
 
     first_rank: ClassVar[bool] = True
 
@@ -55,7 +57,9 @@ class ExportStudent(Stage[ExportedStudent]):
             return None
         folder = context.trial.folder / self.name
         with trying(f"{self.name}: the export of the untrained student"):
-            return ExportedStudent(folder, export_student(context, self.export, trained.student, folder, ()))
+            return ExportedStudent(
+                folder, export_student(context, self.export, trained.student, folder, (), self.classes)
+            )
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return self.export.model_dump(mode="json", include={"targets"})
@@ -63,7 +67,8 @@ class ExportStudent(Stage[ExportedStudent]):
     def run(self, context: RunContext, folder: Path) -> ExportedStudent:
         metrics = context.get(self.evaluation).metrics
         results = [Result.model_validate(metric.model_dump()) for metric in metrics]
-        exported = export_student(context, self.export, context.get(self.student).student, folder, results)
+        student = context.get(self.student).student
+        exported = export_student(context, self.export, student, folder, results, self.classes)
         write_atomic(folder / WRITTEN, json.dumps(vars(exported), indent=2).encode())
         return ExportedStudent(folder, exported)
 

@@ -56,11 +56,11 @@ class MeasureDomains(Stage[DomainMoments]):
 
     Args:
         source: the student.
-        with_source: whether the data has images of the source domain; else all its images are of the target.
+        classes: of the student, where all images of the data are of the target; None: there is a source domain.
     """
 
     source: Ref[TrainedStudent]
-    with_source: bool = True
+    classes: tuple[str, ...] | None = None
 
     def check(self, context: RunContext) -> DomainMoments | None:
         """Whether the statistics can be replaced; nothing is measured."""
@@ -74,17 +74,17 @@ class MeasureDomains(Stage[DomainMoments]):
         if can_standardize(trained.student.model):
             width = trained.student.shapes.pooled
             moments = FeatureMoments(torch.zeros(width), torch.ones(width))
-        return DomainMoments(statistics, moments if self.with_source else None, moments, 0.0)
+        return DomainMoments(statistics, moments if self.classes is None else None, moments, 0.0)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        data = target_of(context, self.with_source)
+        data = target_of(context, self.classes)
         exclude = {"source": True, "workers": True}
         settings = data.settings.model_dump(mode="json", exclude=exclude)
         return {"target": [data.fingerprint(), settings], "images": IMAGES}
 
     def run(self, context: RunContext, folder: Path) -> DomainMoments:
         begun, trained = time.perf_counter(), context.get(self.source)
-        target = target_of(context, self.with_source)
+        target = target_of(context, self.classes)
         adapted, statistics = with_statistics(trained), {}
         if adapted is not None:
             loader = some_of(target, IMAGES).train_loader(shared=False)
@@ -96,7 +96,7 @@ class MeasureDomains(Stage[DomainMoments]):
         of_source = of_target = None
         if can_standardize(trained.student.model):
             of_target = self._features(context, trained, target)
-            of_source = self._features(context, trained, context.data) if self.with_source else None
+            of_source = self._features(context, trained, context.data) if self.classes is None else None
         seconds = time.perf_counter() - begun
         if is_first_rank():
             tensors = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
@@ -128,9 +128,17 @@ class MeasureDomains(Stage[DomainMoments]):
             loader.close()
 
 
-def target_of(context: RunContext, with_source: bool) -> ExperimentData:
-    """The target domain, without labels: of the data, or all data where there is no source domain."""
-    return context.data.target_domain() if with_source else context.data
+def target_of(context: RunContext, classes: tuple[str, ...] | None) -> ExperimentData:
+    """The target domain, without training labels.
+
+    Args:
+        context: of the run.
+        classes: of a model that was trained elsewhere, where all data are the target; None: it is ``data.target``.
+
+    Returns:
+        The target's data.
+    """
+    return context.data.target_domain() if classes is None else context.data.as_target(classes)
 
 
 def some_of(data: ExperimentData, count: int) -> ExperimentData:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+from distill.export.delta.io import save_delta
+from distill.export.settings import DELTA
+from distill.report.items import Files, Item
 from distill.run.context import RunContext
+from distill.run.export import preprocessing
+from distill.run.stage import Ref, Stage
 from distill.stages.outputs import TrainedStudent, check_classes
 from distill.stages.train_student import TrainStudent
 
@@ -24,6 +29,36 @@ class TrainSource(TrainStudent):
     def key(self, context: RunContext) -> Mapping[str, Any]:
         source = context.data.settings.model_dump(mode="json", exclude={"target"})
         return {**super().key(context), "data": [context.data.fingerprint(), source]}
+
+
+@dataclass(frozen=True)
+class ExportSource(Stage[Path]):
+    """Writes the delta file of the source-only student, which can be adapted later without the source's images.
+
+    Args:
+        source: the source-only student.
+    """
+
+    source: Ref[TrainedStudent]
+
+    first_rank: ClassVar[bool] = True
+
+    def key(self, context: RunContext) -> Mapping[str, Any]:
+        return {}
+
+    def run(self, context: RunContext, folder: Path) -> Path:
+        student, classes = context.get(self.source).student, tuple(context.data.classes)
+        origin, prepared = student.network.origin, preprocessing(context, student)
+        save_delta(
+            folder / DELTA, student.model, student.backbone, origin=origin, labels=classes, preprocessing=prepared
+        )
+        return folder / DELTA
+
+    def load(self, context: RunContext, folder: Path) -> Path:
+        return folder / DELTA
+
+    def report(self, context: RunContext, output: Path) -> Iterable[Item]:
+        yield Files(paths={"delta of the source-only student": output})
 
 
 @dataclass(frozen=True)

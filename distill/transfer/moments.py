@@ -130,5 +130,5 @@ def standardized(model: nn.Module, source: FeatureMoments, target: FeatureMoment
     if head.bias is None:
         head.bias = nn.Parameter(shift_K)
     else:
-        head.bias += shift_K
+        head.bias.add_(shift_K)
     return model

@@ -95,7 +95,7 @@ def test_balanced_sampling_is_of_the_source_domain():
 
 
 def test_a_class_that_the_source_lacks_is_an_error_that_names_an_image():
-    with pytest.raises(DataError, match=r"data.target: test/004 of its test split is of the class 'class 4'"):
+    with pytest.raises(DataError, match=r"target domain: test/004 of its test split is of the class 'class 4'"):
         data(target={"class_count": 5})
     few = data(target={"class_count": 2})
     assert few.target_domain().classes == tuple(f"class {n}" for n in range(4))

@@ -82,6 +82,7 @@ def save_delta(
     results: Sequence[Result] = (),
     model_args: dict[str, Any] | None = None,
     unchanged: bool = False,
+    made_by: str = "",
 ) -> DeltaManifest:
     """Write a trained student's deltas and head.
 
@@ -95,6 +96,7 @@ def save_delta(
         results: measured numbers.
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
         unchanged: whether deltas may be the identity, as after training without a gradient.
+        made_by: the operation that made it from another file, see :class:`DeltaManifest`.
 
     Returns:
         The content of ``delta.json``.
@@ -132,6 +134,7 @@ def save_delta(
         results=tuple(results),
         head=reused(model),
         unchanged=unchanged,
+        made_by=made_by,
     )
 
 

@@ -1,0 +1,129 @@
+"""Source-free adaptation: a delta file and unlabeled images give a new delta file.
+
+Importing this does not import torch. Validating a config that names objectives, deltas or operations does.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from augment.base import UserError, absolute, error_at, is_deferred
+from distill.experiments.student import StudentExperiment
+from distill.experiments.target_domain import EMA, refuse_choices
+from distill.export.settings import ExportSettings
+
+if TYPE_CHECKING:  # these import torch
+    from distill.data.experiment_data import ExperimentData
+    from distill.run.stage import Stage
+
+
+class SourceFreeExperiment(StudentExperiment):
+    """The config of an adaptation without source images.
+
+    ``data.source`` has the images of the target domain. Their training labels are not read; a test split with labels is
+    evaluated. ``student`` is that of the delta file, with a ``statistics`` delta before its deltas if the backbone has
+    batch norms, unless it is given.
+    """
+
+    measures_statistics: ClassVar[bool] = True
+    kind: Literal["source_free"] = "source_free"  # type: ignore[assignment]
+    start: Path = Field(description="folder of a delta file, or of a run that exported one")
+    export: ExportSettings = ExportSettings()
+
+    @cached_property
+    def delta(self) -> Path:
+        """The folder of the delta file."""
+        from distill.transfer.from_delta import delta_folder
+
+        return delta_folder(self.start)
+
+    def describe(self, data: ExperimentData) -> list[str]:
+        own = data.as_target(self._classes)
+        tested = f"{len(own.subset('test')):,} for test" if own.has_split("test") else "none for test"
+        return [f"target domain: {len(own.subset('train')):,} training images whose labels are not read, {tested}"]
+
+    def plan(self) -> list[Stage]:
+        from distill.stages.adapt_student import AdaptStudent
+        from distill.stages.aligned_source import AdaptStatistics
+        from distill.stages.evaluate_domains import EvaluateTarget, ScoreWithoutLabels
+        from distill.stages.export import ExportStudent
+        from distill.stages.load_start import LoadStart
+        from distill.stages.measure_domains import MeasureDomains
+        from distill.stages.preview import PreviewViews
+        from distill.stages.report import WriteReport
+        from distill.stages.verify import VerifyExport
+
+        teachers, classes = self.plan_teacher(), self._classes
+        start = LoadStart("start", self.delta, self.student)
+        moments = MeasureDomains("statistics", start.output, classes)
+        student = AdaptStudent(
+            "student",
+            student=self.student,
+            objectives=self.objectives,
+            augment=self.augment,
+            training=self.training,
+            teacher=self.teacher,
+            networks=tuple(stage.output for stage in teachers),
+            source=start.output,
+            moments=moments.output,
+            classes=classes,
+        )
+        adabn = AdaptStatistics("adabn", start.output, moments.output)
+        models: tuple[Any, ...] = (start.output, adabn.output, student.output)
+        test = EvaluateTarget("test", models=models, student=student.output, classes=classes)
+        scored = ScoreWithoutLabels("scores", models, classes)
+        export = ExportStudent("export", self.export, student.output, test.output, classes)
+        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
+        momentum = self.teacher is not None and self.teacher.momentum is not None
+        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate, momentum)
+        made: list[Stage] = [start, moments, *teachers, student, adabn, test, scored, export, verify, preview]
+        return [*made, WriteReport("report", baseline="as given")]
+
+    @property
+    def _classes(self) -> tuple[str, ...]:
+        """Names of the classes of the delta file; empty if it has none."""
+        from distill.export.delta.io import read_delta
+
+        return read_delta(self.delta)[0].labels
+
+    @model_validator(mode="before")
+    @classmethod
+    def _takes_the_students_settings(cls, tree: Any, info: ValidationInfo) -> Any:
+        if not isinstance(tree, dict):
+            return tree
+        if isinstance(training := tree.get("training", {}), dict):
+            tree = {**tree, "training": {"ema": EMA, **training}}
+        if isinstance(start := tree.get("start"), str | Path):
+            tree = {**tree, "start": str(absolute(str(start)))}
+            if "student" not in tree:
+                tree["student"] = _student_of(Path(tree["start"]))
+        return tree
+
+    @model_validator(mode="after")
+    def _needs_no_labels(self, info: ValidationInfo) -> Self:
+        if is_deferred(info, "classes"):
+            return self
+        refuse_choices({"training": self.training})
+        for n, objective in enumerate(self.objectives):
+            if objective.component.needs_labels:  # type: ignore[union-attr]
+                text = f"{objective.type} learns from labels, and no label of these images is read"
+                raise error_at(f"objectives.{n}", text)
+        if self.student.train == "full":
+            raise error_at("student.train", "full: the deltas of the file are trained further")
+        if self.fit_teacher is not None:
+            raise error_at("fit_teacher", "a teacher is fitted on labels, and none are read")
+        return self
+
+
+def _student_of(start: Path) -> dict[str, Any]:
+    from distill.export.delta.io import read_delta
+    from distill.transfer.from_delta import delta_folder, student_tree
+
+    try:
+        return student_tree(read_delta(delta_folder(start))[0])
+    except UserError as error:
+        raise error_at("start", str(error)) from error

@@ -1,0 +1,118 @@
+"""A trainable student from a delta file: the same backbone, deltas and head, as they are in the file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from distill.deltas.base import DeltaInit, DeltaSettings, StructuralDelta
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import head_state, load_exactly
+from distill.deltas.statistics import REPLACED
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import DeltaManifest, check_backbone, parts_of, read_delta, settings_of
+from distill.models.network import as_network, create_network
+from distill.models.reused_head import reuse_head
+from distill.models.settings import StudentSettings
+from distill.models.student import Student
+
+LOGITS = frozenset({"logits"})
+
+
+def delta_folder(path: Path) -> Path:
+    """The delta folder that a path names: itself, or ``export/delta`` of a run folder.
+
+    Raises:
+        ExportError: there is none.
+    """
+    for folder in (path, path / "export" / "delta"):
+        if (folder / "delta.json").is_file():
+            return folder
+    raise ExportError(f"{path} holds no delta file: neither delta.json nor export/delta")
+
+
+def student_tree(manifest: DeltaManifest) -> dict[str, Any]:
+    """The key ``student`` of a config that trains the deltas of a file further, with ``statistics`` of batch norms.
+
+    Raises:
+        ExportError: the backbone had random weights, which no name gives again.
+    """
+    if manifest.origin == "random":
+        raise ExportError("the delta file belongs to a backbone of random weights; name it as student.network")
+    noted = manifest.preprocessing
+    network = {
+        "model": manifest.origin,
+        "size": noted.input_size[1],
+        "mean": list(noted.mean),
+        "std": list(noted.std),
+        "in_chans": noted.input_size[0],
+    }
+    deltas = [{**group.settings, "sites": _sites(group)} for group in sorted(manifest.deltas, key=lambda g: g.order)]
+    norms = any(name.endswith(".running_mean") for name in manifest.backbone.tensors)
+    return {"network": network, "deltas": [*([{"type": "statistics"}] if norms else []), *deltas]}
+
+
+def student_from_delta(
+    folder: Path, settings: StudentSettings, needs: frozenset[str] = LOGITS
+) -> tuple[Student, DeltaManifest]:
+    """The student that a delta file holds.
+
+    Args:
+        folder: of the delta file.
+        settings: of a student with the same backbone; its deltas are those of :func:`student_tree`.
+        needs: outputs that objectives read.
+
+    Returns:
+        The student, with moved statistics of the file as its ``statistics``, and the manifest.
+
+    Raises:
+        ExportError: damaged files, another backbone, or deltas that do not fit.
+    """
+    manifest, tensors = read_delta(folder)
+    parts = parts_of(tensors, folder)
+    network = create_network(settings.network, manifest.num_classes)
+    check_backbone(manifest, network.model, folder)
+    if manifest.head is not None:
+        reuse_head(network.model, manifest.head)
+        network = as_network(network.model)
+    groups = sorted(manifest.deltas, key=lambda group: group.order)
+    inits, used = [], 0
+    for entry in settings.deltas:
+        if entry.type == "statistics":
+            inits.append(DeltaInit([entry], _moved(parts["moved"])))
+            continue
+        group = groups[used]
+        used += 1
+        own: DeltaSettings = settings_of(group, allow_plugins=True).model_copy(update={"sites": tuple(_sites(group))})
+        structural = own.component is not None and issubclass(own.component, StructuralDelta)
+        values = {
+            (own.type if structural else site): _of_site(parts["delta"], f"{site}.{group.order}.")
+            for site in group.sites
+        }
+        inits.append(DeltaInit([own], values))
+    if used != len(groups):
+        raise ExportError(f"{folder} has {len(groups)} groups of deltas, and student.deltas names {used}")
+    student = Student(network, settings, needs, inits)
+    load_exactly(head_state(student.model, classifier_names(student.model)), parts["head"], "head")
+    return student, manifest
+
+
+def _sites(group: Any) -> list[str]:
+    """Sites of a group; a structural delta finds its blocks by its own patterns."""
+    return list(group.settings.get("sites") or group.sites)
+
+
+def _of_site(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _moved(tensors: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Site → ``mean`` and ``var``, of statistics that the file has; those of other sites are the network's own."""
+    moved: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        site, _, buffer = name.rpartition(".")
+        if buffer in REPLACED:
+            moved.setdefault(site, {})[REPLACED[buffer]] = tensor
+    return moved

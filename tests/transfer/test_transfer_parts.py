@@ -1,0 +1,104 @@
+"""Moments of domains, the standardized head, scores without labels, and warnings."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import distill
+from distill.data.reader import Batch
+from distill.models.normalization import statistics_of
+from distill.transfer.label_free import scores, shares, warnings_about
+from distill.transfer.moments import FeatureMoments, batch_norm_moments, standardized
+
+
+@pytest.fixture(scope="module")
+def student() -> distill.Student:
+    import timm
+
+    torch.manual_seed(0)
+    network = timm.create_model("test_efficientnet", num_classes=5)
+    return distill.create_student(network, ["statistics", {"type": "bias"}], size=32)
+
+
+def batches(count: int, size: int = 6) -> list[Batch]:
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.arange(size)
+    return [
+        Batch(torch.randint(0, 200 + 20 * n, (size, 3, 32, 32), generator=generator).to(torch.uint8), ids, ids)
+        for n in range(count)
+    ]
+
+
+@torch.no_grad()
+def test_moments_are_those_of_the_layers_inputs_over_all_images(student: distill.Student) -> None:
+    """Of one batch, they are what torch computes in training mode; of two, the pooled ones, not their means."""
+    own = statistics_of(student.model)
+    before = [s.mean.clone() for s in own]
+    [first, second] = batches(2)
+    single = batch_norm_moments(student, [first], torch.device("cpu"))
+    both = batch_norm_moments(student, [first, second], torch.device("cpu"))
+    assert len(single) == len(own) and all(torch.equal(a, s.mean) for a, s in zip(before, own)), "values are restored"
+    name = next(site.name for site in student.sites if site.delta is own[0])
+    layer, seen = student.model.get_submodule(name), []
+    handle = layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    from augment.chain import eval_view
+
+    for batch in (first, second):  # the first batch norm reads the stem, which no statistics have changed
+        student(eval_view(batch.images, student.input).contiguous(memory_format=torch.channels_last))
+    handle.remove()
+    x = torch.cat(seen)
+    torch.testing.assert_close(both[name][0], x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(both[name][1], x.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(single[name][0], seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_folded_head_equals_standardizing_the_features(bias: bool) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = nn.Linear(4, 3, bias=bias)
+
+        def get_classifier(self) -> nn.Module:
+            return self.head
+
+    model, generator = Plain(), torch.Generator().manual_seed(0)
+    source = FeatureMoments.of(torch.randn(30, 4, generator=generator) * 2 + 1)
+    features = torch.randn(20, 4, generator=generator) * 5 - 2
+    target = FeatureMoments.of(features)
+    moved = (features - target.mean) / target.std * source.std + source.mean
+    made = standardized(model, source, target)
+    torch.testing.assert_close(made.get_classifier()(features), model.head(moved), rtol=1e-4, atol=1e-4)
+    assert (model.head.bias is not None) == bias, "the model itself is not changed"
+    dead = FeatureMoments.of(torch.ones(5, 4))
+    assert standardized(model, source, dead).get_classifier().weight.isfinite().all()
+
+
+def test_scores_by_hand() -> None:
+    sure = torch.eye(4)[[0, 1, 2, 3, 0, 1, 2, 3]] * 50
+    made = scores(sure)
+    assert made["entropy"] == pytest.approx(0, abs=1e-6)
+    assert made["information"] == pytest.approx(math.log(4))
+    assert made["nuclear_norm"] == pytest.approx(math.sqrt(2) * 4 / 8)
+    assert made["neighborhood"] == pytest.approx(0, abs=1e-6), "each image has one neighbor of its class"
+    flat = scores(torch.zeros(4, 4))
+    assert flat["entropy"] == pytest.approx(math.log(4)) and flat["information"] == pytest.approx(0, abs=1e-9)
+    assert flat["neighborhood"] == pytest.approx(math.log(3))
+
+
+def test_classes_that_run_away_and_a_collapse_are_told() -> None:
+    names = ("cat", "dog", "horse", "house")
+    even = torch.eye(4)[[0, 1, 2, 3] * 5]
+    assert warnings_about("student", shares(even), None, names) == []
+    source = torch.tensor([0.1, 0.3, 0.3, 0.3])
+    away = torch.eye(4)[[0] * 8 + [1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3]]
+    [line] = warnings_about("student", shares(away), source, names)
+    assert "40% of the target images are predicted as 'cat', which has 10% of the source" in line
+    gone = torch.eye(4)[[1] * 10 + [2] * 10]
+    assert any("2 of 4 classes are hardly predicted" in each for each in warnings_about("s", shares(gone), None, names))
+    few = torch.tensor([0.01, 0.33, 0.33, 0.33])
+    rare = torch.eye(4)[[0] * 4 + [1] * 32 + [2] * 32 + [3] * 32]
+    assert warnings_about("s", shares(rare), few, names) == [], "four times as often, but still rare"

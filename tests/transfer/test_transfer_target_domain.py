@@ -1,0 +1,220 @@
+"""Whole runs of ``kind: target_domain`` and ``source_free``: rows, honesty about labels, resuming, files, errors."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from toy_domains import domains, domains_tree, run_here, summary
+from toy_training import raising, watching
+
+from distill.commands.adapt import adapt
+from distill.config import validate_tree
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import head_state
+from distill.export.delta.io import load_delta, read_delta
+from distill.models.network import create_network
+from distill.models.settings import NetworkSettings
+from distill.run.folder import RunError
+from distill.training.checkpoints import VerifiedCheckpointIO
+from distill.training.signals import Interrupted
+from distill.yaml_tree import ConfigError
+
+FIT = ("source", "statistics", "student")
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs: they share the source-only student."""
+    return tmp_path_factory.mktemp("domains")
+
+
+@pytest.fixture(scope="module")
+def run(output: Path) -> Path:
+    """A whole run, with the oracle."""
+    return run_here(domains(output, controls={"oracle": True}))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return VerifiedCheckpointIO().load_checkpoint(run / "student/result.ckpt")["student"]
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.slow
+def test_rows_scores_and_the_source_test(run: Path) -> None:
+    content = summary(run)
+    rows = {row["name"]: row for row in content["rows"]}
+    assert [*rows] == ["source only", "standardized", "AdaBN", "mean of both", "student", "oracle"]
+    assert all(row["accuracy"] is not None for row in rows.values())
+    assert rows["student"]["what"] == "36 source labels, 36 target images without labels"
+    assert rows["oracle"]["what"] == "36 labels of the target domain"
+    tables = {table["title"]: table for table in content["tables"]}
+    scored = tables["Scores without labels (not used)"]
+    assert [row["cells"][0] for row in scored["rows"]] == [*rows][:5], "the oracle read labels"
+    on_source = [row["cells"][0] for row in tables["On the source domain"]["rows"]]
+    assert on_source == ["source only", "student", "student, statistics of the source"]
+
+
+@pytest.mark.slow
+def test_the_student_starts_from_the_source_only_one_with_the_targets_statistics(run: Path, output: Path) -> None:
+    start = VerifiedCheckpointIO().load_checkpoint(run / "student/prepared.ckpt")
+    [source] = (output / "teachers").glob("*/result.ckpt")
+    before = VerifiedCheckpointIO().load_checkpoint(source)["student"]
+    statistics, low_rank = start["entries"]
+    assert statistics["settings"][0]["type"] == "statistics" and low_rank["settings"][0]["type"] == "low_rank"
+    for site, tensors in low_rank["tensors"].items():
+        assert torch.equal(tensors["B"], before[f"model.{site}.parametrizations.weight.0.delta.B"])
+    now = weights(run)
+    for site, tensors in statistics["tensors"].items():
+        key = f"model.{site}.parametrizations.running_mean.0.delta.mean"
+        assert torch.equal(now[key], tensors["mean"]), "training does not change them"
+    trained = [name for name in now if name.endswith("delta.B")]
+    assert any(not torch.equal(now[name], before[name.replace("weight.1.", "weight.0.")]) for name in trained)
+
+
+@pytest.mark.slow
+def test_permuted_target_labels_change_no_weight(run: Path, output: Path) -> None:
+    target = {"type": "toy_domains:Inverted", "permuted": 1}
+    other = run_here(domains(output, name="permuted", data={"target": target}), only=FIT)
+    assert equal(weights(run), weights(other))
+    unlabeled = {"type": "toy_domains:Inverted", "labeled": False}
+    without = run_here(domains(output, name="unlabeled", data={"target": unlabeled}), only=FIT)
+    assert equal(weights(run), weights(without))
+
+
+@pytest.mark.slow
+def test_resumed_in_the_middle_is_bit_equal(run: Path, output: Path) -> None:
+    settings = domains(output, name="stopped")
+    run_here(settings, only=FIT[:2])
+    with watching(raising(signal.SIGTERM, 3), lambda *_: None), pytest.raises((Interrupted, RunError)):
+        run_here(domains(output, name="again"), only=FIT)
+    again = run_here(domains(output, name="again"), resume=True, only=FIT)
+    assert equal(weights(run), weights(again))
+
+
+@pytest.mark.slow
+def test_the_delta_file_has_the_statistics_and_gives_the_students_logits(run: Path, output: Path) -> None:
+    manifest, tensors = read_delta(run / "export/delta")
+    assert any(name.startswith("moved/") for name in tensors)
+    assert [group.settings["type"] for group in manifest.deltas] == ["low_rank"]
+    merged = create_network(NetworkSettings(model=f"local-dir:{run / 'export/merged'}", size=32)).model.eval()
+    backbone = create_network(NetworkSettings(model=manifest.origin, size=32), 4).model
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(load_delta(run / "export/delta", backbone)(x), merged(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def adapted(run: Path, output: Path) -> dict[str, Path]:
+    """New delta files of the source-only student: with a short training, and with statistics alone."""
+    images = output / "images"
+    images.mkdir()
+    from PIL import Image
+    from toy_domains import Inverted
+
+    samples = Inverted(Inverted.Settings(type="toy_domains:Inverted")).split("train")
+    for index in range(len(samples)):
+        Image.fromarray(samples[index].image).save(images / f"{index:02d}.png")
+    made = {}
+    for name, statistics in (("trained", False), ("statistics", True)):
+        made[name] = output / name
+        quiet = ["training.epochs=1", "data.batch_size=8", "data.workers=0", "training.accelerator=cpu"]
+        from unittest.mock import patch
+
+        with (
+            patch("distill.stages.report.write_report", lambda *_: None),
+            patch("distill.stages.report.try_report", lambda *_: None),
+            patch("distill.stages.verify.verify_export", lambda *_: []),
+        ):
+            adapt(run / "source-only/delta", images, made[name], statistics, quiet, Console(quiet=True))
+    return made
+
+
+@pytest.mark.slow
+def test_adapt_makes_a_new_hashed_delta_file(run: Path, adapted: dict[str, Path]) -> None:
+    before, old = read_delta(run / "source-only/delta")
+    for name, folder in adapted.items():
+        manifest, tensors = read_delta(folder)
+        assert manifest.sha256 != before.sha256 and manifest.backbone == before.backbone
+        assert manifest.made_by == f"adapt: {before.sha256} on 36 unlabeled images"
+        assert manifest.labels == before.labels == tuple("abcd")
+        assert any(key.startswith("moved/") for key in tensors)
+        changed = [key for key in old if not torch.equal(old[key], tensors[key])]
+        assert bool(changed) == (name == "trained"), "statistics alone change no delta and no head"
+
+
+@pytest.mark.slow
+def test_a_run_without_labels_has_rows_without_accuracy(adapted: dict[str, Path]) -> None:
+    content = summary(adapted["trained"] / "run")
+    assert [row["name"] for row in content["rows"]] == ["as given", "AdaBN", "student"]
+    assert all(row["accuracy"] is None for row in content["rows"])
+    assert any("no test split with labels" in line for line in content["warnings"])
+
+
+@pytest.mark.slow
+def test_an_adapted_file_is_adapted_further(adapted: dict[str, Path], output: Path) -> None:
+    from distill.models.settings import StudentSettings
+    from distill.transfer.from_delta import student_from_delta, student_tree
+
+    manifest, tensors = read_delta(adapted["trained"])
+    student, _ = student_from_delta(adapted["trained"], StudentSettings.model_validate(student_tree(manifest)))
+    head = head_state(student.model, classifier_names(student.model))
+    assert all(torch.equal(tensor, tensors[f"head/{name}"]) for name, tensor in head.items())
+    site = next(site for site in student.sites if site.delta.settings.type == "statistics")
+    assert torch.equal(site.delta.mean, tensors[f"moved/{site.name}.running_mean"])
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone = create_network(NetworkSettings(model=manifest.origin, size=32), 4).model
+    with torch.no_grad():
+        torch.testing.assert_close(student(x).logits, load_delta(adapted["trained"], backbone)(x), rtol=1e-4, atol=1e-4)
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"data": {"batch_size": 9}}, r"data\.batch_size: 9: half of a batch"),
+    ({"augment": {"mix": {"mixup": 0.5}}}, r"augment\.mix: .*self_training needs one class per image"),
+    ({"training": {"keep": "best"}}, r"training\.keep: best needs labels of the target"),
+    ({"training": {"early_stop": {"patience": 2}}}, r"training\.early_stop: needs labels"),
+    ({"training": {"test_every": 1}}, r"training\.test_every: the target's test labels are read once"),
+    ({"objectives": [{"type": "self_training"}]}, r"objectives: the source's labels are learned by ce"),
+    ({"objectives": [{"type": "ce"}]}, r"teacher\.ema: no objective reads it; add one such as self_training"),
+    ({"teacher": {"networks": [{"model": "momentum"}]}}, r"teacher\.ema: networks\.0 is an average"),
+    ({"teacher": {"ema": {"normalizations": ["source", "source"]}}}, "each normalization once"),
+    ({"student": {"deltas": [{"type": "bias"}]}}, r"teacher\.ema\.normalizations: .*add \{type: statistics\}"),
+    ({"kind": "distillation"}, r"data\.target: kind: distillation has no target domain"),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), WRONG)
+def test_wrong_configs_are_refused(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=text):
+        domains(tmp_path, **changes)
+
+
+def test_other_kinds_have_no_statistics_and_compare_no_domains(tmp_path: Path) -> None:
+    tree = domains_tree(tmp_path)
+    tree["kind"], tree["data"] = "distillation", {**tree["data"], "target": None}
+    with pytest.raises(ConfigError, match=r"dann compare two domains; set data\.target"):
+        validate_tree(tree, "toy")
+    tree["objectives"] = [{"type": "ce"}, {"type": "self_training"}]
+    with pytest.raises(ConfigError, match=r"student\.deltas\.0: kind: distillation measures no statistics"):
+        validate_tree(tree, "toy")
+    tree["kind"] = "target_domain"
+    with pytest.raises(ConfigError, match=r"data\.target: kind: target_domain trains on images of a target domain"):
+        validate_tree(tree, "toy")
+
+
+@pytest.mark.slow
+def test_an_unknown_class_of_the_targets_test_split_is_an_error_before_training(output: Path) -> None:
+    target = {"type": "toy_domains:Inverted", "names": "abce"}
+    with pytest.raises(Exception, match="test/003 of its test split is of the class 'e', which the source"):
+        run_here(domains(output, name="unknown", data={"target": target}))
+    assert not (output / "unknown/student").exists()
+
+
+def test_source_free_reads_no_label(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="start: .* holds no delta file"):
+        validate_tree({"kind": "source_free", "name": "x", "start": str(tmp_path), "data": {}}, "toy")
