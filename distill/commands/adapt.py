@@ -126,7 +126,7 @@ def _tell(console: Console, delta: Path, to: Path, what: str) -> None:
     size = (to / TENSORS).stat().st_size
     sha256 = read_delta(to)[0].sha256[:12]
     console.print(
-        f"wrote {shown_path(to)}: {size:,} bytes, SHA-256 {sha256}, made from {shown_path(delta)} by {what} without labels",
+        f"wrote {shown_path(to)}: {size:,} bytes, SHA-256 {sha256}, from {shown_path(delta)} by {what} without labels",
         highlight=False,
         soft_wrap=True,
     )
