@@ -20,9 +20,11 @@ from distill.experiments.distillation import DistillationExperiment as Experimen
 from distill.experiments.student import StudentExperiment
 from distill.models.settings import OF_STUDENT
 from distill.run.context import RunContext
+from distill.run.folder import RunFolder
 from distill.run.prepare import StudentSpec
 from distill.run.runner import check_plan, finish
 from distill.stages.learn_task import FIT, LearnTask
+from distill.stages.outputs import TrainedStudent
 from distill.training.fit import load_summary
 from distill.training.signals import StopSignal
 from distill.yaml_tree import load_tree, merge_trees
@@ -82,11 +84,15 @@ def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
         "output": str(output),
         "data": {"source": {"type": f"{__name__}:{source}"}, "batch_size": BATCH, "size": SIDE, "workers": 0},
         "training": once,
-        "student": {"network": at_hand(tree["student"]["network"]), "compile": False},
     }
+    if "student" in tree:
+        changes["student"] = {"network": at_hand(tree["student"]["network"]), "compile": False}
+    if own.data.target is not None:
+        changes["data"]["target"] = changes["data"]["source"]
+        changes["source_training"] = once
     if own.fit_teacher is not None:
         changes["fit_teacher"] = {"training": once}
-    if own.teacher is not None:
+    if own.teacher is not None and own.teacher.networks:
         changes["teacher"] = {"networks": [at_hand(single) for single in tree["teacher"]["networks"]], "compile": False}
     return validate_tree(merge_trees(tree, changes), "made small")
 
@@ -110,17 +116,18 @@ def test_there_are_configs() -> None:
     assert not [path for path in CONFIGS.rglob("*") if path.is_file() and path.suffix != ".yaml"]
 
 
-def is_stream(path: Path) -> bool:
-    return load_tree(path).get("kind") == "continual"
-
-
-def configs(streams: bool) -> list[Any]:
-    paths = [path for path in sorted(CONFIGS.rglob("*.yaml")) if is_stream(path) == streams]
+def configs(kind: str) -> list[Any]:
+    paths = [path for path in sorted(CONFIGS.rglob("*.yaml")) if load_tree(path).get("kind", "distillation") == kind]
     return [pytest.param(path, id=str(path.relative_to(CONFIGS))) for path in paths]
 
 
+def test_every_kind_of_config_has_a_test() -> None:
+    kinds = {load_tree(path).get("kind", "distillation") for path in CONFIGS.rglob("*.yaml")}
+    assert kinds == {"distillation", "continual", "target_domain", "source_free"}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", configs(streams=False))
+@pytest.mark.parametrize("path", configs("distillation"))
 def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> None:
     experiment = small(load_tree(path), output)
     assert isinstance(experiment, Experiment)
@@ -140,8 +147,35 @@ def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> Non
     assert (teacher is None) == (experiment.teacher is None)
 
 
+def adapted(experiment: StudentExperiment, output: Path, tmp_path: Path) -> TrainedStudent:
+    """The student of an adaptation, after the stages that it starts from."""
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        context.folder = RunFolder(tmp_path, {"status": "running", "stages": {}})
+        for stage in experiment.plan():
+            finish(stage, context, tmp_path / stage.name)
+            if stage.name == "student":
+                trained: TrainedStudent = context.outputs[stage.name]
+                return trained
+    raise AssertionError("the plan has no student")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("path", configs(streams=True))
+@pytest.mark.parametrize("path", configs("target_domain"))
+def test_a_step_of_every_target_domain(path: Path, output: Path, tmp_path: Path) -> None:
+    """And of every source-free config, which starts from the delta file of the last one."""
+    experiment = small(load_tree(path), output)
+    trained = adapted(experiment, output, tmp_path)
+    assert trained.fit.steps == 2, "of a batch of each domain, the source has more images than half a batch"
+    if path.stem != "photo_sketch":
+        return
+    for [free] in (parameter.values for parameter in configs("source_free")):
+        tree = load_tree(free) | {"start": str(tmp_path / "source-only/delta")}
+        assert adapted(small(tree, output), output, tmp_path / free.stem).fit.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("continual"))
 def test_the_first_tasks_of_every_stream(path: Path, output: Path, tmp_path: Path) -> None:
     """The first task, and the second one where that starts from what the first one left."""
     experiment = small(load_tree(path), output)
