@@ -13,8 +13,7 @@ class MaskBlocks(PerSampleChange):
     """Fills each block of a regular grid with a probability, so that the rest must be understood from its surroundings.
 
     Hoyer et al., "MIC: Masked Image Consistency for Context-Enhanced Domain Adaptation" (arXiv 2212.01322): blocks of
-    32 pixels at 224 in classification, ratio 0.7 (0.5 in ``transfer`` recipes of small images). The teacher's view stays
-    whole.
+    32 pixels at 224 in classification, ratio 0.7. The teacher's view stays whole.
 
     Args:
         block: side of a block as a fraction of the image's shorter side; MIC's 32 of 224 pixels are 1/7.

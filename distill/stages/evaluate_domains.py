@@ -24,7 +24,7 @@ from distill.stages.evaluate import Evaluate, Evaluation
 from distill.stages.measure_domains import some_of, target_of
 from distill.stages.outputs import EvaluatedModel, TrainedStudent
 from distill.training.evaluate import Predictions
-from distill.transfer.label_free import scores, shares, warnings_about
+from distill.transfer.label_free import class_fractions, scores, warnings_about
 
 SCORES, SOURCE = "scores.json", "source.json"
 IMAGES = 1024
@@ -197,5 +197,5 @@ class ScoreWithoutLabels(Stage[LabelFreeScores]):
             logits = predictions.logits
             made[name], images = scores(logits), len(logits)
             if context.trial is None:
-                lines += warnings_about(name, shares(logits), source_K, target.classes)
+                lines += warnings_about(name, class_fractions(logits), source_K, target.classes)
         return LabelFreeScores(images, made, lines)

@@ -50,12 +50,12 @@ def scores(logits_NK: Tensor) -> dict[str, float]:
     }
 
 
-def shares(logits_NK: Tensor) -> Tensor:
+def class_fractions(logits_NK: Tensor) -> Tensor:
     """[K] fraction of the images for which each class is predicted."""
     return logits_NK.argmax(1).bincount(minlength=logits_NK.shape[1]).double() / len(logits_NK)
 
 
-def warnings_about(name: str, shares_K: Tensor, source_K: Tensor | None, classes: Sequence[str]) -> list[str]:
+def warnings_about(name: str, fractions_K: Tensor, source_K: Tensor | None, classes: Sequence[str]) -> list[str]:
     """Lines about predictions of the target domain that have collapsed or run away.
 
     A class runs away if it has more than 3 times its share in the source, and at least 5 % of the predictions. The
@@ -64,23 +64,23 @@ def warnings_about(name: str, shares_K: Tensor, source_K: Tensor | None, classes
 
     Args:
         name: of the model.
-        shares_K: of the predicted classes, see :func:`shares`.
+        fractions_K: of the predicted classes, see :func:`class_fractions`.
         source_K: shares of the classes in the source's labels; None: equal ones.
         classes: their names.
 
     Returns:
         The lines; empty if there is nothing to tell.
     """
-    count = len(shares_K)
-    expected_K = torch.full_like(shares_K, 1 / count) if source_K is None else source_K.to(shares_K)
+    count = len(fractions_K)
+    expected_K = torch.full_like(fractions_K, 1 / count) if source_K is None else source_K.to(fractions_K)
     names = list(classes) or [str(number) for number in range(count)]
     lines = []
-    for k in (shares_K > (RUNS_AWAY * expected_K).clamp(min=LEAST)).nonzero()[:, 0].tolist():
+    for k in (fractions_K > (RUNS_AWAY * expected_K).clamp(min=LEAST)).nonzero()[:, 0].tolist():
         lines.append(
-            f"{name}: {shares_K[k]:.0%} of the target images are predicted as {names[k]!r}, which has "
+            f"{name}: {fractions_K[k]:.0%} of the target images are predicted as {names[k]!r}, which has "
             f"{expected_K[k]:.0%} of the source: the class may have run away"
         )
-    lost = [names[k] for k in range(count) if expected_K[k] > 0 and shares_K[k] < RARE * expected_K[k]]
+    lost = [names[k] for k in range(count) if expected_K[k] > 0 and fractions_K[k] < RARE * expected_K[k]]
     if len(lost) * 2 >= count:
         shown = ", ".join(lost[:5]) + (" …" if len(lost) > 5 else "")
         lines.append(f"{name}: {len(lost)} of {count} classes are hardly predicted on the target ({shown}): collapsed")

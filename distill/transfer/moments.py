@@ -54,12 +54,12 @@ def batch_norm_moments(student: Student, batches: Iterable[Batch], device: torch
         student.to(home)
         for name, own in sites.items():
             own.fill(*before[name])
-    found = {}
+    measured = {}
     for name, total in sums.items():
         count, mean = total[0], total[1] / total[0]
         variance = (total[2] / count - mean.square()).clamp(min=0)
-        found[name] = mean.float().cpu(), variance.float().cpu()
-    return found
+        measured[name] = mean.float().cpu(), variance.float().cpu()
+    return measured
 
 
 @contextmanager

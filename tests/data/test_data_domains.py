@@ -50,9 +50,9 @@ def test_domains_of_equal_size_are_in_different_orders():
 
 def test_images_on_the_device_give_the_same_batches():
     plain, resident = (data(on_device=on).with_target().train_loader() for on in (False, True))
-    for one, other in zip(plain, resident):
+    for first, other in zip(plain, resident):
         for field in ("images", "labels", "ids", "domains"):
-            assert torch.equal(getattr(one, field), getattr(other, field)), field
+            assert torch.equal(getattr(first, field), getattr(other, field)), field
 
 
 def test_ranks_share_the_batches_and_each_has_both_domains():
@@ -78,8 +78,8 @@ def test_target_labels_change_neither_the_batches_nor_the_fingerprint_of_trainin
     plain = data()
     labels = {n: (n * 7 + 1) % 4 for n in range(13)}
     permuted = data(target={"labels": labels})
-    for one, other in zip(plain.with_target().train_loader(), permuted.with_target().train_loader()):
-        assert all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("images", "labels", "ids"))
+    for first, other in zip(plain.with_target().train_loader(), permuted.with_target().train_loader()):
+        assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in ("images", "labels", "ids"))
     shown = permuted.target_domain(labeled=True).subset("train").labels
     assert shown.tolist() == [labels[n] for n in range(13)], "only a control sees them"
 

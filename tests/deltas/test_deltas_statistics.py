@@ -125,5 +125,5 @@ def test_a_mean_of_normalizations_needs_two_of_them() -> None:
     plain = distill.create_student(build("test_efficientnet"), "bias", size=64)
     with pytest.raises(ValueError, match="add a statistics delta"):
         MomentumNetwork(plain, (0.9, 0.9), frozenset({"logits"}), ("source", "target"))
-    one = distill.Features(logits=torch.zeros(1, 2))
-    assert mean_of([one]) is one
+    single_output = distill.Features(logits=torch.zeros(1, 2))
+    assert mean_of([single_output]) is single_output

@@ -9,7 +9,7 @@ from torch import nn
 import distill
 from distill.data.reader import Batch
 from distill.models.normalization import statistics_of
-from distill.transfer.label_free import scores, shares, warnings_about
+from distill.transfer.label_free import class_fractions, scores, warnings_about
 from distill.transfer.moments import FeatureMoments, batch_norm_moments, standardized
 
 
@@ -92,13 +92,16 @@ def test_scores_by_hand() -> None:
 def test_classes_that_run_away_and_a_collapse_are_told() -> None:
     names = ("cat", "dog", "horse", "house")
     even = torch.eye(4)[[0, 1, 2, 3] * 5]
-    assert warnings_about("student", shares(even), None, names) == []
+    assert warnings_about("student", class_fractions(even), None, names) == []
     source = torch.tensor([0.1, 0.3, 0.3, 0.3])
     away = torch.eye(4)[[0] * 8 + [1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3]]
-    [line] = warnings_about("student", shares(away), source, names)
+    [line] = warnings_about("student", class_fractions(away), source, names)
     assert "40% of the target images are predicted as 'cat', which has 10% of the source" in line
     gone = torch.eye(4)[[1] * 10 + [2] * 10]
-    assert any("2 of 4 classes are hardly predicted" in each for each in warnings_about("s", shares(gone), None, names))
+    assert any(
+        "2 of 4 classes are hardly predicted" in each
+        for each in warnings_about("s", class_fractions(gone), None, names)
+    )
     few = torch.tensor([0.01, 0.33, 0.33, 0.33])
     rare = torch.eye(4)[[0] * 4 + [1] * 32 + [2] * 32 + [3] * 32]
-    assert warnings_about("s", shares(rare), few, names) == [], "four times as often, but still rare"
+    assert warnings_about("s", class_fractions(rare), few, names) == [], "four times as often, but still rare"

@@ -41,8 +41,8 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return VerifiedCheckpointIO().load_checkpoint(run / "student/result.ckpt")["student"]
 
 
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+def equal(first: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == other.keys() and all(torch.equal(first[name], other[name]) for name in first)
 
 
 @pytest.mark.slow
