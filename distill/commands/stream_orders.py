@@ -55,11 +55,15 @@ def run_orders(
         ``report.html``.
 
     Raises:
-        ConfigError: it is no stream.
+        ConfigError: it is no stream, or trains on several devices.
         ContinualError: its tasks have not so many orders, or none of these letters.
     """
     if not isinstance(experiment, ContinualExperiment):
         raise ConfigError(f"{source}: kind: {experiment.kind}, and this command needs kind: continual")
+    if experiment.training.devices > 1:
+        devices = experiment.training.devices
+        text = "the runs of this command share a process, and the ranks of a run end with it; set 1"
+        raise ConfigError(f"{source}: training.devices: {devices}: {text}")
     root = experiment.output / f"{experiment.name}-orders"
     tree = experiment.model_dump(mode="json") | {"output": str(root)}
     names = orders_of(experiment, orders)

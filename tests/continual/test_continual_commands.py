@@ -39,6 +39,11 @@ def orders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Dispari
     return output / "stream-orders", compared
 
 
+def test_orders_take_one_rank(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"toy: training\.devices: 2: the runs of this command share a process"):
+        run_orders(stream(tmp_path, training={"devices": 2}), "toy", 2, 2, QUIET)
+
+
 @pytest.mark.slow
 def test_a_bank_does_not_depend_on_the_order(orders: tuple[Path, list[Disparities]]) -> None:
     root, compared = orders
