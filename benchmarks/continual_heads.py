@@ -28,11 +28,11 @@ from distill.config import validate_tree
 from distill.continual.heads.shared import HeadSums
 from distill.continual.measured import measured
 from distill.continual.open_stream import stream_in
-from distill.continual.plan import plan_stream
 from distill.continual.scores import TaskScores
 from distill.continual.task import Task, keyed_seed
 from distill.data.base import Split
 from distill.experiments.continual import ContinualExperiment
+from distill.experiments.plans.stream import plan_stream
 from distill.files import write_atomic
 from distill.run.context import RunContext
 from distill.run.predict import predict_pooled

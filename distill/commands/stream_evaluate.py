@@ -15,8 +15,7 @@ from rich.text import Text
 
 from augment.base import absolute
 from distill.config import read_run, validate_tree
-from distill.continual.open_stream import open_stream
-from distill.continual.plan import renamed
+from distill.continual.open_stream import open_stream, renamed
 from distill.continual.serve import ServedBank, open_bank
 from distill.data.base import UNLABELED, DataError, Split
 from distill.experiments.continual import ContinualExperiment

@@ -11,6 +11,7 @@ from pathlib import Path
 import safetensors.torch
 from torch import Tensor, nn
 
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.heads.base import Head
 from distill.continual.heads.linear import LinearHead
 from distill.continual.inference.base import TaskInference
@@ -24,7 +25,6 @@ from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.closed_form_head import give_head
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
-from distill.stages.fit_heads import FittedHeads
 
 HEADS = "heads.safetensors"
 FOLDED = "model"

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.inference.base import TaskInference
 from distill.continual.inference.class_names import classes_in
 from distill.continual.known_outputs import Known, at_ids
 from distill.continual.learned import LearnedTask
-from distill.stages.fit_heads import FittedHeads
 
 
 def fitted_rules(

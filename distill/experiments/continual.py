@@ -116,7 +116,7 @@ class ContinualExperiment(StudentExperiment):
 
     def plan(self) -> list[Stage]:
         from distill.continual.open_stream import open_stream
-        from distill.continual.plan import plan_stream
+        from distill.experiments.plans.stream import plan_stream
 
         return plan_stream(self, open_stream(self))
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from distill.continual.bank_folder import FOLDED, file_hashes
 from distill.continual.errors import ContinualError
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.heads.shared import HeadSums
 from distill.continual.learned import LearnedTask
 from distill.continual.scores import TaskScores
@@ -26,7 +27,6 @@ from distill.run.context import RunContext
 from distill.run.folder import is_first_rank, read_tree
 from distill.run.stage import Stage
 from distill.stages.export_stream import BANK
-from distill.stages.fit_heads import FittedHeads
 from distill.stages.stream_controls import ControlScores
 
 FILES, SCORES = "files.json", "scores.json"

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.inference.base import TaskInference
 from distill.continual.inferred import fitted_rules, united_logits
 from distill.continual.known_outputs import Known, Pair, absent, predict_part, with_more
@@ -24,7 +25,6 @@ from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.stage import Ref, Stage
 from distill.stages.extract_features import TaskFeatures
-from distill.stages.fit_heads import FittedHeads
 from distill.training.evaluate import Predictions
 
 TENSORS, SCORES = "predictions.safetensors", "scores.json"

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.continual.bank_folder import BankContent, serve_head, tensors_of, write_bank, write_with_head
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.heads.base import Head
 from distill.continual.inference.base import TaskInference
 from distill.continual.inference.class_names import classes_in
@@ -28,7 +29,6 @@ from distill.report.items import Check, Files, Item, Note, Sizes
 from distill.run.context import RunContext
 from distill.run.export import verification_images
 from distill.run.stage import Ref, Stage
-from distill.stages.fit_heads import FittedHeads
 
 BANK, WRITTEN = "bank", "written.json"
 IMAGES = 64

@@ -12,6 +12,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.heads.base import FittedHead, Head, LabeledFeatures
 from distill.continual.heads.shared import HeadSums
 from distill.continual.inference.base import TaskInference
@@ -25,18 +26,6 @@ from distill.stages.extract_features import TaskFeatures
 from distill.training.evaluate import Predictions
 
 SUMS, HELD_OUT, OF_TASKS, SCORES = "sums", "held-out-sums", "task-sums", "scores.json"
-
-
-@dataclass(frozen=True)
-class FittedHeads:
-    """The sums up to a task, and the heads that are fitted from them."""
-
-    sums: HeadSums
-    held_out: HeadSums
-    scores: TaskScores
-    folder: Path
-    of_tasks: HeadSums
-    """Those that task inference reads: ``sums``, or with ``by_task`` others, whose classes are :func:`class_of`."""
 
 
 @dataclass(frozen=True)

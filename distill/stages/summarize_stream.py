@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from distill.continual.fitted_heads import FittedHeads
 from distill.continual.measured import StreamResult, measured
 from distill.report.items import Item
 from distill.run.context import RunContext
 from distill.run.stage import Ref, Stage
 from distill.stages.evaluate_task import TaskEvaluation
-from distill.stages.fit_heads import FittedHeads
 from distill.stages.stream_controls import ControlScores
 from distill.stages.stream_items import stream_items
 

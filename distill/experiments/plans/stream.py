@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from distill.continual.errors import ContinualError
+from distill.continual.open_stream import renamed
 from distill.continual.scores import Setting
 from distill.continual.strategies.anew import Anew
 from distill.continual.strategies.bank import Bank
@@ -288,33 +287,6 @@ class _Plan:
         )
         stages.append(heads)
         return heads
-
-
-def renamed(tasks: Sequence[Task], earlier: Sequence[Task]) -> tuple[Task, ...]:
-    """The tasks that follow those of another run, numbered on if their names are taken.
-
-    Args:
-        tasks: new ones.
-        earlier: of the run that goes on; empty: the names stay.
-
-    Returns:
-        The new tasks.
-
-    Raises:
-        ContinualError: a class was learned before, in a stream whose tasks have different classes.
-    """
-    if not earlier:
-        return tuple(tasks)
-    owner = {name: task.name for task in earlier for name in task.classes}
-    if not classes_are_equal((*earlier, *tasks)):
-        for task in tasks:
-            if known := [name for name in task.classes if name in owner]:
-                raise ContinualError(f"stream: class {known[0]!r} was learned before, in {owner[known[0]]!r}")
-    taken = {task.name for task in earlier}
-    if not taken & {task.name for task in tasks}:
-        return tuple(tasks)
-    first = len(earlier) + 1
-    return tuple(replace(task, name=f"task-{number}") for number, task in enumerate(tasks, first))
 
 
 def _of_controls(experiment: ContinualExperiment) -> tuple[Objective.Settings, ...]:
