@@ -52,6 +52,7 @@ OPERATIONS = {
     "AutoAugment": "aa auto autoaug ImageNetPolicy CIFAR10Policy",
     "AugMix": "augmix-m3-w3",
     "ThreeAugment": "3augment 3a three_aug",
+    "MaskBlocks": "MIC MaskedImage RandomPatchMask BlockMask",
     "PatchShuffle": "jigsaw RandomGridShuffle PatchMix",
     "FourierSwap": "fda fourier",
     "leave it out; a recipe may be [], and p or RandomApply skips operations for some images.": "Identity NoOp None",

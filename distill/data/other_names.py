@@ -14,5 +14,6 @@ OTHER_NAMES = {
     "unpack the archive and use type: folder.": "zip rar 7z archive",
     "save each image as .npy or PNG, in a folder for each class, and use type: folder.": "npz hdf5 h5 mat memmap "
     "tensor tensors tensordataset",
+    "augmented": "shifted operations recipe corrupted",
     "digits": "sklearn toy scikitlearn load_digits",
 }

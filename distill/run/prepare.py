@@ -104,9 +104,9 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
         The student, equal on all ranks and after a restart.
     """
     entries = spec.settings.deltas
+    if not any(_method(entry).prepares(entry) for entry in entries):
+        return _checked(spec.build(), entries)
     if not (folder / PREPARED).is_file():
-        if not any(_method(entry).prepares(entry) for entry in entries):
-            return _checked(spec.build(), entries)
         trial_student(spec)
         content = _choices(spec, WarmUp(spec, fit_spec, folder, name, full_epochs))
         if is_first_rank():
@@ -115,17 +115,24 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
     return load_prepared(spec, folder)
 
 
-def save_prepared(folder: Path, inits: Sequence[DeltaInit], head: Mapping[str, Tensor]) -> None:
-    """Save what a fit's student starts from, as the choices of its deltas; nothing, if there are choices already.
+def prepare_from(spec: StudentSpec, inits: Sequence[DeltaInit], head: Mapping[str, Tensor], folder: Path) -> Student:
+    """The student before training, with given deltas and a given head, such as those of a trained one.
 
     Args:
-        folder: of the fit.
+        spec: of the student.
         inits: of each entry of ``student.deltas``.
         head: tensors of the head; empty: a new one.
+        folder: of the fit; they are saved there, and what is saved there already is used instead.
+
+    Returns:
+        The student, equal on all ranks and after a restart.
     """
-    if is_first_rank() and not (folder / PREPARED).is_file():
-        content = {"head": dict(head), "entries": [_plain(init) for init in inits]}
+    if (folder / PREPARED).is_file():
+        return load_prepared(spec, folder)
+    content = {"head": dict(head), "entries": [_plain(init) for init in inits]}
+    if is_first_rank():
         VerifiedCheckpointIO().save_checkpoint(content, folder / PREPARED)
+    return _from_choice(spec, content)
 
 
 def load_prepared(spec: StudentSpec, folder: Path) -> Student:

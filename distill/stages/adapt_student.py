@@ -9,8 +9,10 @@ from typing import Any
 
 from distill.data.base import UNLABELED
 from distill.data.domains import PREFIX
+from distill.models.student import Student
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
+from distill.run.prepare import StudentSpec
 from distill.run.stage import Ref, StageError
 from distill.stages.measure_domains import DomainMoments
 from distill.stages.outputs import TrainedStudent
@@ -46,13 +48,13 @@ class AdaptStudent(TrainStudent):
         return super().key(self._within(context))
 
     def run(self, context: RunContext, folder: Path) -> TrainedStudent:
-        within = self._within(context)
-        spec = self._student_spec(within, self._fit_spec(within, self._networks(within)))
-        start_from(spec, context.get(self.source).student, context.get(self.moments).statistics, folder)
-        return super().run(within, folder)
+        return super().run(self._within(context), folder)
 
     def load(self, context: RunContext, folder: Path) -> TrainedStudent:
         return super().load(self._within(context), folder)
+
+    def _prepared(self, context: RunContext, spec: StudentSpec, fit_spec: FitSpec, folder: Path) -> Student:
+        return start_from(spec, context.get(self.source).student, context.get(self.moments).statistics, folder)
 
     def _within(self, context: RunContext) -> RunContext:
         data = context.data

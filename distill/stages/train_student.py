@@ -11,6 +11,7 @@ from augment.policy import AugmentSettings
 from distill.models.network import Network
 from distill.models.reused_head import enlargement
 from distill.models.settings import StudentSettings, TeacherSettings
+from distill.models.student import Student
 from distill.objectives.base import Objective
 from distill.report.items import Item, Note
 from distill.run.context import RunContext
@@ -90,7 +91,7 @@ class TrainStudent(Stage[TrainedStudent]):
     def run(self, context: RunContext, folder: Path) -> TrainedStudent:
         fit_spec = self._fit_spec(context, self._networks(context))
         spec = self._student_spec(context, fit_spec)
-        student = prepare(spec, fit_spec, folder, self.name, self.training.epochs)
+        student = self._prepared(context, spec, fit_spec, folder)
         fit = fit_spec.fit(student, folder, self.name)
         student = finished(spec, student)
         if (larger := enlargement(student.model)) is not None:
@@ -108,6 +109,10 @@ class TrainStudent(Stage[TrainedStudent]):
         yield from network_notes([output.student.network])
         if (larger := enlargement(output.student.model)) is not None:
             yield Note(text=str(larger))
+
+    def _prepared(self, context: RunContext, spec: StudentSpec, fit_spec: FitSpec, folder: Path) -> Student:
+        """The student before its fit."""
+        return prepare(spec, fit_spec, folder, self.name, self.training.epochs)
 
     def _networks(self, context: RunContext) -> list[Network]:
         return [network for ref in self.networks for network in context.get(ref).networks]

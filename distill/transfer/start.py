@@ -11,7 +11,7 @@ from distill.deltas.base import DeltaInit, DeltaSettings
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state, load_exactly
 from distill.models.student import Student
-from distill.run.prepare import StudentSpec, save_prepared
+from distill.run.prepare import StudentSpec, prepare_from
 
 Moments = tuple[Tensor, Tensor]
 """Mean and variance of each channel, [C] each."""
@@ -44,14 +44,17 @@ def build_from(spec: StudentSpec, trained: Student, statistics: Mapping[str, Mom
     return student
 
 
-def start_from(spec: StudentSpec, trained: Student, statistics: Mapping[str, Moments] | None, folder: Path) -> None:
-    """Write into the folder of a fit that its student starts as :func:`build_from` builds it.
+def start_from(spec: StudentSpec, trained: Student, statistics: Mapping[str, Moments] | None, folder: Path) -> Student:
+    """The student of a fit as :func:`build_from` builds it; what it starts from is saved in the folder of the fit.
 
     Args:
         spec: of the student of the fit.
         trained: the student that it starts from.
         statistics: of the target domain.
         folder: of the fit, which every later build of its student reads.
+
+    Returns:
+        The student, equal on all ranks and after a restart.
     """
     inits = inits_from(trained, spec.settings.deltas, statistics)
-    save_prepared(folder, inits, head_state(trained.model, classifier_names(trained.model)))
+    return prepare_from(spec, inits, head_state(trained.model, classifier_names(trained.model)), folder)

@@ -11,6 +11,7 @@ from augment.ops.cutout import Cutout
 from augment.ops.elastic import Elastic, elastic
 from augment.ops.fourier_mask import FourierMask, distance
 from augment.ops.fourier_swap import FourierSwap
+from augment.ops.mask_blocks import MaskBlocks
 from augment.ops.pad_crop import PadCrop
 from augment.ops.patch_shuffle import PatchShuffle
 from augment.ops.pixel_erasing import PixelErasing
@@ -123,6 +124,18 @@ def test_patches_change_places_and_nothing_else():
 
 
 @pytest.mark.parametrize("shape", [(32, 32), (31, 32), (32, 27), (9, 7)])
+def test_mask_blocks_fills_whole_blocks_of_the_grid_with_their_probability() -> None:
+    images = torch.ones(200, 2, 8, 10)
+    op = MaskBlocks(block=0.5, ratio=0.3, fill=0.25)
+    draws = Draws(0, 0, "student", torch.arange(200)).op("MaskBlocks")
+    result = op.apply(images, op.sample(draws, images.shape))
+    blocks = result[:, 0].unfold(1, 4, 4).unfold(2, 4, 4)  # the last two columns are a part of a third block
+    assert (blocks == blocks[..., :1, :1]).all() and set(result.unique().tolist()) == {0.25, 1.0}
+    filled = (result[:, :, ::4, ::4] == 0.25).float()
+    assert filled.shape == (200, 2, 2, 3) and torch.equal(filled[:, 0], filled[:, 1])
+    assert filled.mean().item() == pytest.approx(0.3, abs=0.05)
+
+
 def test_fourier_mask_removes_whole_frequencies(shape):
     images = 0.4 + 0.2 * IMAGES[..., : shape[0], : shape[1]]
     op = FourierMask(ratio=0.5, p=1.0)
@@ -216,6 +229,8 @@ def test_blend_and_posterize_by_hand():
         (lambda: PixelErasing(noise="gray"), "noise is 'pixel' or 'color', not 'gray'"),
         (lambda: PixelErasing(ratio=(0, 1)), "ratio is a number or"),
         (lambda: Elastic(sigma=0), "sigma is a number of pixels above 0"),
+        (lambda: MaskBlocks(block=0), "block is a fraction of the shorter side, above 0 and up to 1, not 0"),
+        (lambda: MaskBlocks(ratio=2), "ratio is a probability, 0 … 1, not 2"),
         (lambda: PatchShuffle(grid=1), "grid is a number of patches along a side from 2, not 1"),
         (lambda: FourierMask(ratio=1.5), "ratio is a number or .* in 0 … 1"),
         (lambda: FourierSwap(band=0), "band is a distance from frequency 0"),

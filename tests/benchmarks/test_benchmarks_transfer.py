@@ -1,0 +1,52 @@
+"""The parts of ``benchmarks/transfer.py`` on toy results; the configs that they run are read."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "benchmarks"))
+import transfer  # noqa: E402
+import transfer_lab  # noqa: E402
+import transfer_target  # noqa: E402
+from accuracy import Notebook  # noqa: E402
+from transfer_lab import Lab, NotMeasuredError, figure  # noqa: E402
+
+from distill.config import validate_tree  # noqa: E402
+from distill.training.signals import StopSignal  # noqa: E402
+from distill.yaml_tree import load_tree, merge_trees  # noqa: E402
+
+
+def lab(out: Path, *arguments: str) -> Lab:
+    given = transfer.parser().parse_args(["--out", str(out), "--data", str(out / "data"), *arguments])
+    with StopSignal() as stop:
+        return Lab(given, Notebook(out, {}), stop, Console(quiet=True))
+
+
+def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    accuracies = dict(zip(transfer_target.NAMES, (0.5, 0.55, 0.6, 0.65, 0.8)))
+    line = {"rows": accuracies, "metrics": {"source test accuracy of student": 0.9}}
+    monkeypatch.setattr(transfer_target, "run", lambda *_: line)
+    monkeypatch.setattr(transfer_target, "digits", lambda _: {})
+    made = {each.row.name: each for each in transfer_target.usps(lab(tmp_path, "--quick"))}
+    assert made["usps_student"].row.value == 0.8 and made["usps_student"].bar == "≥ 0.75 reached"
+    assert made["usps_gain"].row.value == pytest.approx(0.3) and made["usps_student_on_source"].row.value == 0.9
+    assert made["usps_source_only"].bar == ""
+    page = transfer_lab.page("Transfer", "benchmarks/transfer.py", {"usps": list(made.values())})
+    assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in page
+
+
+def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:
+    with pytest.raises(NotMeasuredError):
+        transfer_lab.run(lab(tmp_path, "--list"), "usps", "mnist_usps.yaml", {"seed": 0})
+    assert figure("sketch_student", [0.4, 0.5], "fraction", "").bar == "≥ 0.48 missed"
+
+
+def test_the_changes_of_every_part_fit_its_config(tmp_path: Path) -> None:
+    own = lab(tmp_path, "--quick")
+    data = {"source": {"type": "digits"}, "target": {"type": "digits"}, **transfer_target.RESIDENT}
+    for config in ("mnist_usps.yaml", "photo_sketch.yaml"):
+        tree = load_tree(transfer_lab.CONFIGS / config)
+        validate_tree(merge_trees(tree, {"data": data, **transfer_target.short(own)}), config)
