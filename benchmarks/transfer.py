@@ -12,6 +12,8 @@ sketch        photographs with labels, sketches without (PACS, 128 px), tested o
               configs/transfer/photo_sketch.yaml
 source_free   the same sketches, from the delta file of the source-only student of ``sketch`` alone:
               configs/transfer/source_free.yaml
+ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
+              the same network; needs no data
 ============  =========================================================================================================
 
 The target's labels are read for the test images alone, once; settings were chosen without them. ``--quick`` measures
@@ -29,6 +31,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
+import transfer_ema
 import transfer_target
 from accuracy import Notebook
 from measure import save
@@ -42,6 +45,7 @@ PARTS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
     "usps": transfer_target.usps,
     "sketch": transfer_target.sketch,
     "source_free": transfer_target.source_free,
+    "ema": transfer_ema.ema,
 }
 
 

@@ -31,6 +31,8 @@ BARS: dict[str, tuple[str, float]] = {
     "usps_gain": ("≥", 0.08),
     "sketch_student": ("≥", 0.48),
     "sketch_source_free_minus_adabn": ("≥", 0.03),
+    "ema_teacher_memory_over_delta": ("≤", 2.0),
+    "ema_teacher_step": ("≤", 1.03),
 }
 """Figure → what it must be. All others are shown without a verdict."""
 
