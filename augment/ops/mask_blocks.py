@@ -27,10 +27,10 @@ class MaskBlocks(PerSampleChange):
         >>> images = torch.ones(1, 1, 4, 4)
         >>> op = MaskBlocks(block=0.5, ratio=0.5, fill=0.0)
         >>> op.apply(images, op.sample(draws, images.shape))[0, 0]
-        tensor([[1., 1., 0., 0.],
-                [1., 1., 0., 0.],
+        tensor([[1., 1., 1., 1.],
                 [1., 1., 1., 1.],
-                [1., 1., 1., 1.]])
+                [0., 0., 0., 0.],
+                [0., 0., 0., 0.]])
     """
 
     def __init__(self, block: float = 1 / 7, ratio: float = 0.5, fill: float = 0.5, p: float = 1.0):

@@ -7,10 +7,10 @@ other source.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, GetJsonSchemaHandler, SerializeAsAny
 
 from augment.base import Registry
 from augment.presets import Recipe
@@ -23,6 +23,13 @@ KEY = "augmented"
 """Key of the draws, so that they differ from those of views."""
 
 
+class _AnySource(Registry):
+    """Of a source inside a source: the editor's schema does not go into its settings again, which would not end."""
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"type": "object", "properties": {"type": {"enum": list(self.known())}}, "required": ["type"]}
+
+
 class Augmented(Source):
     """The images of another source after operations of :mod:`augment`; splits, labels and ids are those of that source.
 
@@ -32,7 +39,9 @@ class Augmented(Source):
 
     class Settings(Source.Settings):
         type: Literal["augmented"] = "augmented"
-        source: Annotated[SerializeAsAny[Source.Settings], Registry("distill.data", "Source")]
+        source: Annotated[SerializeAsAny[Source.Settings], _AnySource("distill.data", "Source")] = Field(
+            description="the other source, as data.source"
+        )
         operations: Recipe = Field(description="applied in order to every image, or a preset")
         size: int = Field(64, ge=8, le=4096, description="side in pixels of the images that result")
         draw_seed: int = Field(0, ge=0, lt=2**31, description="of the operations; another one gives another domain")
