@@ -15,7 +15,7 @@ from rich.text import Text
 from augment.base import absolute
 from distill.config import read_run
 from distill.data.base import Split
-from distill.experiments.distillation import DistillationExperiment, as_distillation
+from distill.experiments.student import ExportingExperiment, as_exporting
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
 from distill.export.settings import DELTA
@@ -42,7 +42,7 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
     Returns:
         The predictions.
     """
-    experiment = as_distillation(read_run(path, operations=False)[0], str(path))
+    experiment = as_exporting(read_run(path, operations=False)[0], str(path))
     folder = path / EXPORT
     check_finished(path, folder)
     with open_context(experiment, console) as context:
@@ -55,6 +55,7 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
             torch.manual_seed(experiment.seed)
             network = create_network(experiment.student.network, classes)
             network = replace(network, model=load_delta(folder / DELTA, network.model))
+        context.data = experiment.evaluated(context.data)
         loader = context.loader(split, network.input)
         with trying(f"predicting the images of {split}"):
             predictions = context.predict(network.model, network.model, network.input, loader)
@@ -69,7 +70,7 @@ def evaluate_run(path: Path, split: Split, console: Console) -> Predictions:
 
 def verify_run(path: Path, console: Console) -> None:
     """Verify a run's export; raises ``ExportError`` if a check fails."""
-    experiment = as_distillation(read_run(path, operations=False)[0], str(path))
+    experiment = as_exporting(read_run(path, operations=False)[0], str(path))
     check_finished(path, path / EXPORT)
     with open_context(experiment, console) as context:
         # If there is only one export, it is compared with the trained student.
@@ -83,7 +84,7 @@ def verify_run(path: Path, console: Console) -> None:
         raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
 
 
-def _trained(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:
+def _trained(experiment: ExportingExperiment, context: RunContext, path: Path) -> Student:
     from distill.commands.runs import trained_student
 
     return trained_student(experiment, context, path)

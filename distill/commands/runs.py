@@ -12,7 +12,8 @@ from rich.console import Console
 from augment.console import shown_path
 from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
-from distill.experiments.distillation import DistillationExperiment, as_distillation
+from distill.experiments.distillation import DistillationExperiment
+from distill.experiments.student import StudentExperiment, as_exporting
 from distill.export.manifest import Result
 from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
@@ -153,13 +154,14 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         to: where to write; None: where the run has them.
         console: shows what was written.
     """
-    experiment = as_distillation(read_run(path)[0], str(path))
+    experiment = as_exporting(read_run(path)[0], str(path))
     check_finished(path, path / "student" / RESULT, path / RESULTS)
     with open_context(experiment, console) as context:
         student = trained_student(experiment, context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
-        exported = export_student(context, experiment.export, student, folder, results)
+        classes = experiment.evaluated(context.data).classes
+        exported = export_student(context, experiment.export, student, folder, results, classes)
         for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
         for name, reason in exported.refused.items():
@@ -167,7 +169,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console.print(f"wrote {shown_path(folder)}", soft_wrap=True)
 
 
-def trained_student(experiment: DistillationExperiment, context: RunContext, path: Path) -> Student:
+def trained_student(experiment: StudentExperiment, context: RunContext, path: Path) -> Student:
     """The student of a finished run, from its trained weights."""
     spec = StudentSpec(experiment.student, experiment.seed, len(context.data.classes))
     return load_trained(spec, path / "student")

@@ -11,8 +11,7 @@ from pydantic import Field
 
 from augment.base import Settings
 from distill.experiments.base import Experiment
-from distill.experiments.student import StudentExperiment
-from distill.export.settings import ExportSettings
+from distill.experiments.student import ExportingExperiment
 from distill.yaml_tree import ConfigError
 
 if TYPE_CHECKING:  # a stage imports torch
@@ -28,12 +27,11 @@ class ControlSettings(Settings):
     )
 
 
-class DistillationExperiment(StudentExperiment):
+class DistillationExperiment(ExportingExperiment):
     """The config of a distillation: data, views, teacher, student, objectives, training, controls, export."""
 
     kind: Literal["distillation"] = "distillation"  # type: ignore[assignment]
     controls: ControlSettings = ControlSettings()
-    export: ExportSettings = ExportSettings()
 
     def plan(self) -> list[Stage]:
         from distill.stages.evaluate import Evaluate

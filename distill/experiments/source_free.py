@@ -12,16 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import UserError, absolute, error_at, is_deferred
-from distill.experiments.student import StudentExperiment
+from distill.experiments.student import ExportingExperiment
 from distill.experiments.target_domain import EMA, refuse_choices
-from distill.export.settings import ExportSettings
 
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
     from distill.run.stage import Stage
 
 
-class SourceFreeExperiment(StudentExperiment):
+class SourceFreeExperiment(ExportingExperiment):
     """The config of an adaptation without source images.
 
     ``data.source`` has the images of the target domain. Their training labels are not read; a test split with labels is
@@ -32,7 +31,6 @@ class SourceFreeExperiment(StudentExperiment):
     measures_statistics: ClassVar[bool] = True
     kind: Literal["source_free"] = "source_free"  # type: ignore[assignment]
     start: Path = Field(description="folder of a delta file, or of a run that exported one")
-    export: ExportSettings = ExportSettings()
 
     @cached_property
     def delta(self) -> Path:
@@ -40,6 +38,9 @@ class SourceFreeExperiment(StudentExperiment):
         from distill.transfer.from_delta import delta_folder
 
         return delta_folder(self.start)
+
+    def evaluated(self, data: ExperimentData) -> ExperimentData:
+        return data.as_target(self._classes)
 
     def describe(self, data: ExperimentData) -> list[str]:
         own = data.as_target(self._classes)

@@ -14,10 +14,13 @@ from augment.base import Registry, Settings, error_at, is_deferred
 from augment.policy import AugmentSettings, plan_views
 from augment.views import InputSpec
 from distill.experiments.base import Experiment
+from distill.export.settings import ExportSettings
 from distill.models.settings import OF_STUDENT, NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
+from distill.yaml_tree import ConfigError
 
 if TYPE_CHECKING:  # these import torch
+    from distill.data.experiment_data import ExperimentData
     from distill.objectives.base import Objective
     from distill.run.stage import Stage
     from distill.stages.outputs import TeacherNetworks
@@ -196,6 +199,23 @@ class StudentExperiment(Experiment):
         if any(network.labels not in ("same", "numbers") for network in self.teacher.networks):
             readers["teacher.networks.labels"] = logits
         return readers
+
+
+class ExportingExperiment(StudentExperiment):
+    """The base class of the experiments whose result is one exported student."""
+
+    export: ExportSettings = ExportSettings()
+
+    def evaluated(self, data: ExperimentData) -> ExperimentData:
+        """The data that the student is evaluated on; by default those that it is trained on."""
+        return data
+
+
+def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:
+    """The experiment, if its result is one student. Raises ``ConfigError``, whose text names ``source``, if not."""
+    if not isinstance(experiment, ExportingExperiment):
+        raise ConfigError(f"{source}: kind: {experiment.kind}, and this command needs a run that exports one student")
+    return experiment
 
 
 def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:

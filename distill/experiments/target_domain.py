@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Settings, error_at, is_deferred
-from distill.experiments.student import StudentExperiment
-from distill.export.settings import ExportSettings
+from distill.experiments.student import ExportingExperiment
 from distill.training.settings import TrainingSettings
 
 if TYPE_CHECKING:  # these import torch
@@ -47,7 +46,7 @@ def refuse_choices(trainings: Mapping[str, TrainingSettings | None]) -> None:
             raise error_at(f"{key}.test_every", "the target's test labels are read once, at the end")
 
 
-class TargetDomainExperiment(StudentExperiment):
+class TargetDomainExperiment(ExportingExperiment):
     """The config of a domain adaptation: a source-only fit, statistics of the target, a fit on both domains."""
 
     has_target: ClassVar[bool] = True
@@ -57,7 +56,9 @@ class TargetDomainExperiment(StudentExperiment):
         None, description="training of the source-only student; default: as the student's, with as many updates or more"
     )
     controls: TargetControls = TargetControls()
-    export: ExportSettings = ExportSettings()
+
+    def evaluated(self, data: ExperimentData) -> ExperimentData:
+        return data.target_domain()
 
     def describe(self, data: ExperimentData) -> list[str]:
         target = data.target_domain()

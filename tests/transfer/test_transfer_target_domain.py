@@ -11,6 +11,8 @@ from toy_domains import domains, domains_tree, run_here, summary
 from toy_training import raising, watching
 
 from distill.commands.adapt import adapt
+from distill.commands.exported import evaluate_run
+from distill.commands.runs import export_run
 from distill.config import validate_tree
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
@@ -105,6 +107,17 @@ def test_the_delta_file_has_the_statistics_and_gives_the_students_logits(run: Pa
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         torch.testing.assert_close(load_delta(run / "export/delta", backbone)(x), merged(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_commands_on_a_run_evaluate_and_export_it(run: Path, output: Path) -> None:
+    quiet = Console(quiet=True)
+    predictions = evaluate_run(run, "test", quiet)
+    row = next(row for row in summary(run)["rows"] if row["name"] == "student")
+    assert predictions.accuracy() == pytest.approx(row["accuracy"]), "on the target"
+    export_run(run, output / "again", quiet)
+    first, second = (read_delta(folder / "delta") for folder in (run / "export", output / "again"))
+    assert first[0].sha256 == second[0].sha256 and first[0].labels == second[0].labels
 
 
 @pytest.fixture(scope="module")
