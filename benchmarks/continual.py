@@ -15,8 +15,8 @@ adapted    a delta that is trained on the first task, then SLDA, against SLDA on
 halrp      HALRP's protocol with LeNet, in its five orders: against sequential training, EWC, a linear head for each
            task on the network of the first, and a whole network for each task
 branch     Branch-Tuning against fine-tuning in a stream without labels: ResNet-20, SimCLR and Barlow Twins
-overhead   share of a stream's wall time outside fits and evaluation, of ``configs/continual/quick.yaml``; needs no
-           data. ``bank`` has that of longer streams
+overhead   ``configs/continual/quick.yaml``: what sequential training and the bank forget, bytes of a task, and the
+           share of wall time outside fits and evaluation; needs no data. ``bank`` has that share of longer streams
 growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with fits of two steps; needs no data
 =========  ============================================================================================================
 
@@ -33,6 +33,7 @@ from __future__ import annotations
 import argparse
 import logging
 from collections.abc import Callable, Iterator
+from math import isnan
 from pathlib import Path
 
 import continual_branch
@@ -145,6 +146,7 @@ def main() -> None:
             try:
                 measured[name] = list(PARTS[name](lab))
             except NotMeasuredError:
+                measured[name] = []
                 console.print(f"{name}: not measured", highlight=False)
                 continue
             except Interrupted as error:
@@ -152,7 +154,7 @@ def main() -> None:
             show(console, name, measured[name])
     rows = [each for part in measured.values() for each in part]
     if given.json:
-        save(given.json, [each.row for each in rows])
+        save(given.json, [each.row for each in rows if each.is_measured])
     if given.markdown:
         write_atomic(given.markdown, page(measured).encode())
 
@@ -165,17 +167,17 @@ def show(console: Console, title: str, rows: list[Figure]) -> None:
         table.add_column(heading, justify="left" if heading in ("unit", "bar") else "right", no_wrap=True)
     for each in rows:
         color = "red" if each.bar.endswith("missed") else "green"
-        bar = f"[{color}]{each.bar}[/]" if each.bar else ""
+        bar = f"[{color}]{each.bar}[/]" if each.bar and each.is_measured else each.bar
         table.add_row(each.row.name, number(each.row.value), spread(each.row), each.row.unit, bar)
     console.print(table)
 
 
 def number(value: float) -> str:
-    return f"{value:.4g}"
+    return "not measured" if isnan(value) else f"{value:.4g}"
 
 
 def spread(row: Row) -> str:
-    return "" if row.low == row.high else f"{number(row.low)} … {number(row.high)}"
+    return "" if row.low == row.high or isnan(row.value) else f"{number(row.low)} … {number(row.high)}"
 
 
 def page(measured: dict[str, list[Figure]]) -> str:
@@ -189,10 +191,11 @@ def page(measured: dict[str, list[Figure]]) -> str:
         "*mean* over the stages, of all classes seen so far; *til* where the task of an image is known.",
     ]
     for name, rows in measured.items():
+        lines += ["", f"## {name}", ""]
+        if not rows:
+            lines.append("Not measured.")
+            continue
         lines += [
-            "",
-            f"## {name}",
-            "",
             "| figure | mean | smallest … largest | unit | bar |",
             "|---|---:|---:|---|---|",
         ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import isnan, nan
 from statistics import mean
 from typing import Any
 
@@ -22,11 +23,14 @@ BARS: dict[str, tuple[str, float]] = {
     "slda_last_cifar": ("≥", 0.535),
     "bank_forgetting": ("=", 0.0),
     "bank_opd": ("=", 0.0),
+    "bank_served_bytes_a_task": ("≤", 200_000),
     "bank_til_minus_heads": ("≥", 0.01),
     "adapted_slda_minus_slda": ("≥", 0.01),
     "halrp_acc_minus_sequential": ("≥", 0.10),
     "halrp_growth": ("≤", 0.2),
     "stream_overhead": ("≤", 0.05),
+    "quick_bank_forgetting": ("=", 0.0),
+    "quick_stream_seconds": ("≤", 300.0),
 }
 """Figure → what it must be. All others are shown without a verdict."""
 
@@ -40,7 +44,7 @@ class Figure:
     """A measured figure: its mean, smallest and largest value over seeds, orders or rounds.
 
     Args:
-        row: name, mean, unit, smallest, largest.
+        row: name, mean, unit, smallest, largest; all NaN if it is not measured.
         detail: over what, and of which sizes.
     """
 
@@ -48,18 +52,26 @@ class Figure:
     detail: str
 
     @property
+    def is_measured(self) -> bool:
+        return not isnan(self.row.value)
+
+    @property
     def bar(self) -> str:
-        """The bar, and whether it is reached; empty without one."""
+        """The bar, and whether it is reached if the figure is measured; empty without one."""
         if self.row.name not in BARS:
             return ""
         sign, limit = BARS[self.row.name]
+        if not self.is_measured:
+            return f"{sign} {limit:g}"
         value = self.row.value
         reached = value == limit if sign == "=" else value >= limit if sign == "≥" else value <= limit
         return f"{sign} {limit:g} {'reached' if reached else 'missed'}"
 
 
 def figure(name: str, values: Sequence[float], unit: str, detail: str) -> Figure:
-    """A figure of several values of the same thing."""
+    """A figure of several values of the same thing; one that is not measured without any."""
+    if not values:
+        return Figure(Row(name, nan, unit, nan, nan), detail)
     return Figure(Row(name, mean(values), unit, min(values), max(values)), detail)
 
 

@@ -194,15 +194,22 @@ def grown(line: dict[str, Any], model: str) -> float:
 
 
 def overhead(lab: Lab) -> Iterator[Figure]:
-    """Share of the quickest stream's wall time outside fits, heads and evaluation.
+    """What the quickest stream shows, and the share of its wall time outside fits, heads and evaluation.
 
     A run pays once for its checks, the verification of what it exports in a new process, and the report. In a stream of
-    a few minutes that is a large share, so the bar is that of the longer streams of ``bank``.
+    a few minutes that is a large share, so the share has its bar in the longer streams of ``bank``.
     """
     of = seeds(lab)
     lines = [stream_run(lab, "overhead", "quick.yaml", {"seed": seed}, []) for seed in of]
     detail = f"configs/continual/quick.yaml, 5 tasks of digits, 4 epochs, seeds {', '.join(map(str, of))}"
-    yield from spent_elsewhere("quick_stream_overhead", "quick_stream_seconds", lines, detail)
+    beside = f"{detail}; where the task of an image is known"
+    for run, name in (("sequential", "quick_sequential_forgetting"), ("student", "quick_bank_forgetting")):
+        yield figure(name, [line["metrics"][f"{run}, task: forgetting"] for line in lines], "fraction", beside)
+    served = [last(line, "served bytes after {}") / len(line["tasks"]) for line in lines]
+    yield figure("quick_bank_served_bytes_a_task", served, "bytes", detail)
+    yield from spent_elsewhere(
+        "quick_stream_overhead", "quick_stream_seconds", lines, f"{detail}; the bar is that of a quiet machine"
+    )
 
 
 def spent_elsewhere(name: str, seconds: str, lines: Sequence[dict[str, Any]], detail: str) -> Iterator[Figure]:
@@ -215,9 +222,10 @@ def spent_elsewhere(name: str, seconds: str, lines: Sequence[dict[str, Any]], de
         detail: of both figures.
 
     Yields:
-        Both figures; nothing if every run was stopped and continued.
+        Both figures; they are not measured if every run was stopped and continued.
     """
     timed = [line for line in lines if line["seconds"] is not None]
-    if timed:
-        yield figure(name, [1 - line["useful"] / line["seconds"] for line in timed], "share", detail)
-        yield figure(seconds, [line["seconds"] for line in timed], "s", detail)
+    if not timed:
+        detail = f"{detail}; every run was stopped and continued, so its time is not known"
+    yield figure(name, [1 - line["useful"] / line["seconds"] for line in timed], "share", detail)
+    yield figure(seconds, [line["seconds"] for line in timed], "s", detail)

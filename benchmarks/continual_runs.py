@@ -17,6 +17,7 @@ from rich.console import Console
 
 from distill.config import validate_tree
 from distill.experiments.continual import ContinualExperiment
+from distill.run import prepare
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import RECORD
@@ -37,7 +38,7 @@ SETTINGS = {
 
 
 class Spent:
-    """Seconds inside some methods; a call inside of another one counts once."""
+    """Seconds inside some functions; a call inside of another one counts once."""
 
     def __init__(self) -> None:
         self.seconds, self._depth = 0.0, 0
@@ -59,15 +60,16 @@ class Spent:
         return timed
 
 
-USEFUL: tuple[tuple[type, str], ...] = (
+USEFUL: tuple[tuple[Any, str], ...] = (
     (FitSpec, "fit"),
+    (prepare, "_choices"),
     (RunContext, "predict"),
     (ExtractFeatures, "run"),
     (FitHeads, "run"),
     (EvaluateTask, "run"),
     (StreamControls, "run"),
 )
-"""Fits, also those that choose ranks, heads, and evaluation."""
+"""Fits, the choice of ranks from warm-ups and gradients, heads, and evaluation."""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from distill.deltas.sites import classifier_names
 from distill.models.network import Network, NetworkSettings, create_network
 from distill.models.settings import LearningSettings
 from distill.models.student import Student
+from distill.models.timm_models import new_classifier
 
 CLASSES, RANK = 100, 8
 Step = Callable[[], object]
@@ -45,8 +46,11 @@ class Bench:
         torch.manual_seed(0)
         return create_network(NetworkSettings(model=architecture, pretrained=False, size=self.size), CLASSES)
 
-    def student(self, architecture: str, *deltas: DeltaSettings) -> Student:
-        return Student(self._network(architecture), LearningSettings(deltas=deltas)).to(self.device).train()
+    def student(self, architecture: str, *deltas: DeltaSettings, classes: int = CLASSES) -> Student:
+        network = self._network(architecture)
+        if classes != CLASSES:  # the backbone stays the same, which one that is made with other classes would not
+            new_classifier(network.model, classes)
+        return Student(network, LearningSettings(deltas=deltas)).to(self.device).train()
 
     def images(self) -> Tensor:
         generator = torch.Generator().manual_seed(0)

@@ -36,6 +36,8 @@ ladder_step_vs_frozen_forward    a step of it over a forward pass without gradie
 merged_latency_vs_backbone       forward of the merged ResNet-50 over the plain one
 switch_ms, switch_merged_ms      switching a live ResNet-50 to another rank-8 delta: copying its numbers, or weights
                                  merged beforehand
+switch_modules_ms                the same between deltas of rank 8 and 4, with heads of 100 and 10 classes: a model for
+                                 each task, on the storage of one backbone
 ===============================  ====================================================================================
 """
 
@@ -79,6 +81,7 @@ TARGETS = {
     "ladder_step_vs_frozen_forward": 1.6,
     "merged_latency_vs_backbone": 1.05,
     "switch_ms": 5.0,
+    "switch_modules_ms": 5.0,
 }
 MODELS = {"resnet50": "resnet50", "vits": "vit_small_patch16_224"}
 
@@ -209,23 +212,24 @@ def ladder(bench: Bench) -> list[Row]:
 def serving(bench: Bench) -> list[Row]:
     """Latency of the merged model, and switching between delta files."""
     student = bench.student("resnet50", LowRank.Settings(rank=RANK, kinds="conv"))
+    other = bench.student("resnet50", LowRank.Settings(rank=OTHER_RANK, kinds="conv"), classes=OTHER_CLASSES)
     plain = bench.network("resnet50").eval()
     identity = fingerprint(backbone_state(plain, classifier_names(plain)))
     images = bench.images()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(2):
-            generator = torch.Generator().manual_seed(seed)
+        for name, own in (("first", student), ("second", student), ("other", other)):
+            generator = torch.Generator().manual_seed(len(name))
             with torch.no_grad():
-                for tensor in delta_state(student.model).values():
+                for tensor in delta_state(own.model).values():
                     tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
-            save_delta(Path(folder) / str(seed), student.model, identity, origin="random")
+            save_delta(Path(folder) / name, own.model, identity, origin="random")
         switches = {}
-        for mode, name in NAMES_OF_SWITCHES.items():
+        for mode, (row_name, files) in SWITCHES.items():
             tasks = DeltaBank(copy.deepcopy(plain).cpu(), mode=mode)
-            for seed in range(2):
-                tasks.add(str(seed), Path(folder) / str(seed))
+            for name in files:
+                tasks.add(name, Path(folder) / name)
             tasks.to(bench.device)
-            switches[name] = switching(bench, tasks)
+            switches[row_name] = switching(bench, tasks)
     merge(student.model)
     fused = student.model.eval().requires_grad_(False)
     bare = plain.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -244,11 +248,13 @@ def serving(bench: Bench) -> list[Row]:
     ]
 
 
-NAMES_OF_SWITCHES: dict[Mode, str] = {
-    "deltas": "switch_ms",
-    "merged": "switch_merged_ms",
-    "modules": "switch_modules_ms",
+OTHER_RANK, OTHER_CLASSES = 4, 10
+SWITCHES: dict[Mode, tuple[str, tuple[str, str]]] = {
+    "deltas": ("switch_ms", ("first", "second")),
+    "merged": ("switch_merged_ms", ("first", "second")),
+    "modules": ("switch_modules_ms", ("first", "other")),
 }
+"""Mode of the bank → row, and the delta files that it switches between."""
 
 
 def switching(bench: Bench, tasks: DeltaBank) -> list[float]:

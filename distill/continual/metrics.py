@@ -128,26 +128,6 @@ def forward_transfer(a_TT: ArrayLike, start_T: ArrayLike) -> float:
     return _mean(np.diagonal(a_TT, offset=1) - start_T[1:])
 
 
-def anytime_accuracy(accuracies_P: ArrayLike, images_P: ArrayLike | None = None) -> float:
-    """Mean accuracy over the points of an online stream at which it was evaluated.
-
-    Args:
-        accuracies_P: accuracy at each point.
-        images_P: training images seen up to each point, rising. A point has as weight the images since the one before
-            it, so points need not be equally spaced. None: they are.
-
-    Raises:
-        ValueError: ``images_P`` does not rise, or has another length.
-    """
-    accuracies_P = np.asarray(accuracies_P, dtype=float)
-    if images_P is None:
-        return _mean(accuracies_P)
-    weights_P = np.diff(np.asarray(images_P, dtype=float), prepend=0.0)
-    if weights_P.shape != accuracies_P.shape or not (weights_P > 0).all():
-        raise ValueError(f"images_P must rise, with one number for each of the {len(accuracies_P)} points")
-    return _mean(accuracies_P, weights_P)
-
-
 def minimum_accuracy(a_PT: ArrayLike, learned_T: Sequence[int] | None = None) -> float:
     """min-ACC: the lowest accuracy on each task at any later point of evaluation, mean over the tasks that have one.
 

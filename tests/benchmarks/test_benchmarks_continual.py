@@ -2,7 +2,9 @@
 
 import json
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +27,8 @@ from toy_stream import verified_here  # noqa: E402
 from distill.config import validate_tree  # noqa: E402
 from distill.continual.heads.ridge import Ridge  # noqa: E402
 from distill.continual.heads.slda import SLDA  # noqa: E402
+from distill.deltas.halrp import HALRP  # noqa: E402
+from distill.run import prepare  # noqa: E402
 from distill.run.context import RunContext  # noqa: E402
 from distill.training.evaluate import Predictions  # noqa: E402
 from distill.training.signals import StopSignal  # noqa: E402
@@ -130,7 +134,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
         for name in ("student", "slda", "sequential", "task heads", "separate"):
             own = 0.5 + higher * (name == "student")
             metrics |= {f"{name}, task: accuracy_{kind}": own for kind in ("micro", "macro")}
-            metrics[f"{name}, task: forgetting"] = 0.0
+            metrics[f"{name}, task: forgetting"] = 0.3 * (name == "sequential")
             for at, task in enumerate(TASKS, 1):
                 metrics[f"{name}, task: served bytes after {task}"] = 1000 * at
                 metrics[f"{name}, task: growth after {task}, served"] = 1 + 0.01 * at
@@ -165,12 +169,41 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
         "branch_linear_simclr": 0.6,
         "stream_overhead": 0.02,
         "quick_stream_overhead": 0.02,
+        "quick_sequential_forgetting": 0.3,
+        "quick_bank_forgetting": 0,
+        "quick_bank_served_bytes_a_task": 1000,
     }
     assert {name: values[name] for name in expected} == pytest.approx(expected)
     lenet = [tree for tree in runs if tree["student"]["network"]["model"] == "lenet_20_50"]
     assert [tree["controls"]["separate"] for tree in lenet].count(True) == 1, "it is the same in every order"
     assert {tree["training"]["epochs"] for tree in lenet} == {2}
     assert {tree["stream"]["task_order"] for tree in lenet} == {"A", "B"}
+
+
+def test_figures_of_continued_runs_are_not_measured(tmp_path: Path) -> None:
+    lines = [{"seconds": None, "useful": None}]
+    rows = [*continual_parts.spent_elsewhere("stream_overhead", "bank_stream_seconds", lines, "seeds 0")]
+    page = continual.page({"bank": rows, "opd": []})
+    assert "| `stream_overhead` | not measured |  | share | ≤ 0.05 |" in page
+    assert "| `bank_stream_seconds` | not measured |  | s |  |" in page
+    assert "seeds 0; every run was stopped and continued" in page and "## opd\n\nNot measured.\n" in page
+    continual.show(Console(quiet=True), "bank", rows)
+
+
+def test_choosing_ranks_is_part_of_the_time_in_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"head": {}, "entries": []}
+    monkeypatch.setattr(prepare, "_choices", lambda *_: time.sleep(0.05) or content)
+    monkeypatch.setattr(prepare, "trial_student", lambda *_: None)
+    monkeypatch.setattr(prepare, "_from_choice", lambda *made: made[1])
+    entry = HALRP.Settings(ranks={"alpha": 0.9})  # type: ignore[arg-type]
+    spec: Any = SimpleNamespace(settings=SimpleNamespace(deltas=[entry]))
+    unused: Any = None
+    with continual_runs.timing() as spent:
+        assert prepare.prepare(spec, unused, tmp_path, "student", 1) == content
+    assert spent.seconds >= 0.05
+    before = spent.seconds
+    prepare._choices(spec, unused)
+    assert spent.seconds == before, "the function is put back"
 
 
 def test_options_are_said_and_used(runs: list[dict[str, Any]], tmp_path: Path) -> None:

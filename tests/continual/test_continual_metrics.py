@@ -8,7 +8,6 @@ import pytest
 from distill.continual.metrics import (
     accuracy_macro,
     accuracy_micro,
-    anytime_accuracy,
     average_incremental_accuracy,
     backward_transfer,
     forgetting,
@@ -100,14 +99,6 @@ def test_more_than_a_hundred_tasks_of_one_class_each():
     images[-1] = 1000  # the last task, of one class, counts in both kinds of accuracy
     assert accuracy_macro(a) == pytest.approx((tasks - 1) / 2 / tasks)
     assert accuracy_micro(a, images) == pytest.approx((sum(range(119)) / 120 + 1000 * 119 / 120) / 1119)
-
-
-def test_anytime_accuracy_weights_points_by_the_images_between_them():
-    assert anytime_accuracy([0.2, 0.4, 0.9]) == pytest.approx(0.5)
-    assert anytime_accuracy([0.2, 0.4, 0.9], [10, 20, 30]) == pytest.approx(0.5)
-    assert anytime_accuracy([0.2, 0.4, 0.9], [10, 20, 100]) == pytest.approx(0.1 * 0.2 + 0.1 * 0.4 + 0.8 * 0.9)
-    with pytest.raises(ValueError, match="must rise"):
-        anytime_accuracy([0.2, 0.4], [10, 10])
 
 
 def test_minimum_accuracy_after_the_boundaries():
