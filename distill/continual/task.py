@@ -83,7 +83,7 @@ def union(tasks: Sequence[Task]) -> Task:
     """All samples of some tasks as one, with the name of the last.
 
     Raises:
-        ContinualError: a task reads other images than the data's own.
+        ContinualError: a task reads other images than the data's own, or a class is renamed to two others.
     """
     last = tasks[-1]
     if moved := [task.name for task in tasks if task.samples]:
@@ -93,7 +93,14 @@ def union(tasks: Sequence[Task]) -> Task:
     indices = {
         split: np.concatenate([task.indices[split] for task in tasks if split in task.indices]) for split in splits
     }
-    return Task(last.name, classes, indices)
+    renamed: dict[str, str] = {}
+    for task in tasks:
+        for name, new in task.renamed.items():
+            if renamed.setdefault(name, new) != new:
+                raise ContinualError(
+                    f"stream: {name!r} is {renamed[name]!r} and {new!r} in two tasks, so they cannot be joined"
+                )
+    return Task(last.name, classes, indices, renamed=renamed)
 
 
 def keyed_seed(seed: int, name: str) -> int:
@@ -108,9 +115,9 @@ def task_name(words: str) -> str:
 
 
 def numbered(count: int) -> list[str]:
-    """Names of tasks without one of their own: ``task-1`` …, with as many digits as the last one needs."""
-    digits = len(str(count))
-    return [f"task-{number:0{digits}}" for number in range(1, count + 1)]
+    """Names of tasks without one of their own: ``task-1`` …, whatever their number, since what is random is keyed by
+    them."""
+    return [f"task-{number}" for number in range(1, count + 1)]
 
 
 def indices_of(data: ExperimentData, split: Split, classes: Iterable[str]) -> np.ndarray:

@@ -251,10 +251,10 @@ class ContinualExperiment(StudentExperiment):
             )
         if stream.boundaries:
             return
-        if self.strategy.component.head_per_task:  # type: ignore[union-attr]
+        if not self.strategy.component.same_parameters:  # type: ignore[union-attr]
             own = self.strategy.type  # type: ignore[attr-defined]
-            text = f"stream {kind} does not tell where a task ends, and {own} has a head for each task; use sequential"
-            raise error_at("strategy.type", text)
+            text = f"stream {kind} does not tell where a task ends, and {own} changes there what is trained"
+            raise error_at("strategy.type", f"{text}; use sequential")
         if any(network.is_previous for network in (self.teacher.networks if self.teacher else ())):
             text = f"stream {kind} does not tell where a task ends, so there is no model before it"
             raise error_at("teacher.networks", text)

@@ -33,13 +33,13 @@ def pod_spatial(student_BCHW: Tensor, teacher_BCHW: Tensor) -> Tensor:
 class PODNet(MapObjective):
     """PODNet's distillation: ``spatial · mean over stages of`` :func:`pod_spatial` ``+ flat · (1 − cos(f_s, f_t))``.
 
-    The teacher is the same network before this task, so that maps and features have the same shapes. In a stream,
-    PODNet scales the term by √(classes seen / new classes).
+    The teacher is the same network before this task, so that maps and features have the same shapes.
 
     Paper: Douillard et al., PODNet: Pooled Outputs Distillation for Small-Tasks Incremental Learning, ECCV 2020, arXiv
     2004.13513: spatial 3 and flat 1 for CIFAR-100, 8 and 10 for ImageNet.
 
-    Deviations: the maps are those that timm reports for its stages, after the activation, where the authors take them
+    Deviations: the paper scales the term by √(classes seen / new classes) in each task, and here ``weight`` is the same
+    in all; the maps are those that timm reports for its stages, after the activation, where the authors take them
     before it; as in their code, the norm is not squared, which the paper's equation has.
 
     Example:

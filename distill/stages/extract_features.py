@@ -48,6 +48,11 @@ class TaskFeatures:
         """Of the images that are evaluated: test, or val without a test split."""
         return self.splits["test"] if "test" in self.splits else self.splits["val"]
 
+    @property
+    def held_out(self) -> Predictions | None:
+        """Of val, which hyperparameters are chosen by; None without one, and where val is what is evaluated."""
+        return self.splits.get("val") if "test" in self.splits else None
+
 
 @dataclass(frozen=True)
 class ExtractFeatures(Stage[TaskFeatures]):

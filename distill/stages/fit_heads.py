@@ -21,7 +21,7 @@ from distill.continual.scores import Setting, TaskScores, score
 from distill.files import write_atomic
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
-from distill.run.stage import Ref, Stage
+from distill.run.stage import Ref, Stage, StageError
 from distill.stages.extract_features import TaskFeatures
 from distill.training.evaluate import Predictions
 
@@ -33,7 +33,8 @@ class FitHeads(Stage[FittedHeads]):
     """Fits every head on all tasks so far, from sums alone.
 
     The sums of this task are added to those of the tasks before it; no features of those are read but the ones that
-    are evaluated.
+    are evaluated. A head chooses its settings by val, which there has to be beside a test split: without a test split,
+    val is what is evaluated.
 
     Args:
         heads: their settings.
@@ -61,6 +62,15 @@ class FitHeads(Stage[FittedHeads]):
             "by_task": self.by_task,
         }
 
+    def check(self, context: RunContext) -> None:
+        data = context.data
+        if data.has_split("test") and data.has_split("val"):
+            return
+        for number, head in enumerate(self._heads):
+            if head.needs:
+                text = "chooses by val, and there is none beside the split that is evaluated"
+                raise StageError(f"{self.name}: heads.{number}: {head.settings.shown} {text}; give a penalty instead")
+
     def run(self, context: RunContext, folder: Path) -> FittedHeads:
         begun = time.perf_counter()
         outputs = [context.get(ref) for ref in self.features]
@@ -73,7 +83,7 @@ class FitHeads(Stage[FittedHeads]):
             names = [class_of(newest.task.name, name) for name in newest.task.classes]
             of_tasks.add(train.logits, train.labels, names)
         sums.add(train.logits, train.labels, newest.task.classes)
-        if (val := newest.splits.get("val")) is not None:
+        if (val := newest.held_out) is not None:
             held_out.add(val.logits, val.labels, newest.task.classes)
         summed = time.perf_counter() - begun
         scores: dict[str, dict[Setting, dict[str, Any]]] = {}
@@ -127,7 +137,7 @@ class FitHeads(Stage[FittedHeads]):
     def _held_out(self, outputs: list[TaskFeatures]) -> LabeledFeatures | None:
         """The held-out images of this task; those of earlier tasks are gone."""
         newest = outputs[-1]
-        if (val := newest.splits.get("val")) is None:
+        if (val := newest.held_out) is None:
             return None
         return LabeledFeatures(val.logits, val.labels, newest.task.classes)
 

@@ -14,7 +14,7 @@ from distill.continual.carry import carried_bytes, carry_on, merge_momentum
 from distill.continual.learned import LearnedNetwork, LearnedTask, folder_bytes
 from distill.continual.memory.base import Memory
 from distill.continual.memory.keep import FILE as MEMORY
-from distill.continual.memory.keep import capacity, exemplars_alone, keep, with_memory
+from distill.continual.memory.keep import capacity, exemplars_alone, keep, names_in, with_memory
 from distill.continual.memory.store import Store
 from distill.continual.previous_model import with_previous, without_previous
 from distill.continual.regularizers.base import Regularizer
@@ -30,6 +30,7 @@ from distill.files import write_atomic
 from distill.models.settings import StudentSettings, TeacherSettings
 from distill.models.student import Student
 from distill.objectives.base import Objective
+from distill.objectives.ce import CrossEntropy
 from distill.report.curves import read_curves
 from distill.report.items import Curve, Item, Note
 from distill.run.context import RunContext
@@ -210,7 +211,7 @@ class LearnTask(Stage[LearnedTask]):
         """Raise an error for a memory that is too small for the classes so far."""
         if self.memory is not None:
             known = context.find(self.previous) if self.previous else None
-            capacity(self._memory, context.data, len(seen_classes(self.task, known)))
+            capacity(self._memory, context.data, seen_classes(self.task, known), names_in(self.task, context.data))
 
     @property
     def _memory(self) -> Memory:
@@ -239,7 +240,9 @@ class LearnTask(Stage[LearnedTask]):
             return
         data = self.task.data(context.data, fit.classes, context.seed)
         penalties = {name: own for name, own in fit_spec.regularizers.items() if isinstance(own, Regularizer)}
-        tensors = close(penalties, student, replace(context, data=data, seed=fit.seed))
+        among = [objective.among for objective in self.objectives if isinstance(objective, CrossEntropy.Settings)]
+        present = bool(among) and all(own == "present" for own in among)
+        tensors = close(penalties, student, replace(context, data=data, seed=fit.seed), present)
         if is_first_rank():
             save(fit.folder, tensors)
 

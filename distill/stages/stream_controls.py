@@ -43,6 +43,9 @@ class StreamControls(Stage[ControlScores]):
     task heads       logistic regression on each task alone; scored where the task is known
     ===============  ===============================================================================================
 
+    The penalty of the logistic regressions is chosen by the accuracy on val; where there is none, or val is what is
+    evaluated, by that on the training images.
+
     Args:
         features: of all tasks, in their order.
         setting: of the evaluation besides the task-incremental one.
@@ -143,7 +146,7 @@ def _fit(outputs: Sequence[TaskFeatures]) -> ControlHead:
     if len(classes) == 1:
         return ControlHead(classes, torch.zeros(1, outputs[0].evaluation.logits.shape[1]), torch.zeros(1))
     train = _together(outputs, classes, "train")
-    with_val = [output for output in outputs if "val" in output.splits]
+    with_val = [output for output in outputs if output.held_out is not None]
     held_out = _together(with_val, classes, "val") if with_val else train
     probe = fit_probe(train, held_out, len(classes))
     return ControlHead(classes, probe.weight, probe.bias)

@@ -49,7 +49,7 @@ def test_an_unknown_type_names_ours(package, name, suggested):
 @pytest.mark.parametrize("package", KINDS)
 def test_other_names_lead_to_types_that_exist(package):
     others = importlib.import_module(f"distill.continual.{package}.other_names").OTHER_NAMES
-    assert set(others) <= KINDS[package][1]
+    assert {name for name in others if not name.endswith(".")} <= KINDS[package][1]  # a sentence is advice
     names = [name for line in others.values() for name in line.split()]
     assert len(names) == len(set(names)) and not set(names) & KINDS[package][1]
 

@@ -1,5 +1,6 @@
 """A memory beside images of 8 or 16 bits, read by the loader or from the device: the same batches."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ from toy_stream import stream
 
 from distill.continual.memory.keep import capacity, exemplars_alone, keep, with_memory
 from distill.continual.memory.keyed import KeyedMemory
-from distill.continual.memory.store import Store, bytes_per_image
+from distill.continual.memory.store import HEADER, Store, bytes_per_image, text_bytes
 from distill.continual.open_stream import open_stream
 from distill.data.experiment_data import ExperimentData
 from distill.data.reader import Batch
@@ -76,4 +77,19 @@ def test_bytes_of_16_bits_count_twice(tmp_path: Path) -> None:
     assert canvas.dtype == np.uint16
     of_image = bytes_per_image((3, *canvas.size), pixel=2)
     assert of_image == 2 * 3 * canvas.size[0] ** 2 + 16
-    assert capacity(KeyedMemory(KeyedMemory.Settings(budget=f"{5 * of_image}B")), data, 4) == 5
+    budget = f"{5 * (of_image + text_bytes('a') + text_bytes('a/07')) + HEADER}B"
+    assert capacity(KeyedMemory(KeyedMemory.Settings(budget=budget)), data, "abcd", ["a/07"]) == 5
+
+
+@pytest.mark.parametrize("logits", [False, True])
+def test_a_file_is_within_its_bytes(logits: bool, tmp_path: Path) -> None:
+    data = ExperimentData(stream(tmp_path).data)
+    memory = KeyedMemory(KeyedMemory.Settings(budget="60KB", logits=logits))
+    classes, names = ['Größe "L"', "oak"], [f"{number:03}/" + 'é"\\' * 50 for number in range(30)]
+    count = capacity(memory, data, classes, names)
+    rows = torch.arange(count)
+    canvases = torch.zeros(count, 3, *data.canvas().size, dtype=torch.uint8)
+    own = (rows.clone(), torch.zeros(count, 2), tuple(classes)) if logits else ()
+    store = Store(rows, canvases, (classes[0],) * count, rows.clone(), *own)
+    replace(store, names=tuple(names[:count])).save(tmp_path / "memory")
+    assert 0 < count < 30 and 0.9 * 60_000 < (tmp_path / "memory").stat().st_size <= 60_000

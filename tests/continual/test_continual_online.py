@@ -68,7 +68,10 @@ def test_one_task_has_no_neighbor(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"training": {"epochs": 2}}, "training.epochs: stream online allows 1 pass over the images, not 2"),
-        ({"strategy": {"type": "bank"}}, "strategy.type: stream online does not tell where a task ends, and bank"),
+        *(
+            ({"strategy": {"type": kind}}, f"strategy.type: stream online does not tell where a task ends, and {kind}")
+            for kind in ("bank", "merge_and_go", "stack", "merge", "first_task", "anew")
+        ),
         ({"teacher": {"networks": [{"model": "previous"}]}, "objectives": [{"type": "ce"}, {"type": "kd"}]}, NO_MODEL),
         ({"training": {"schedule": {"type": "cosine"}}}, "training.schedule: .*type: constant, warmup: 0"),
         ({"training": {"schedule": {"warmup": 0.5}}}, "training.schedule: .*type: constant, warmup: 0"),

@@ -1,6 +1,8 @@
 """Regularizers in the loss of a stream: carried from task to task, exact after a stop in a task or between two."""
 
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,12 +13,18 @@ from toy_training import assert_bit_equal
 
 import distill
 import distill.stages.learn_task as stage
+from augment.views import InputSpec
 from distill.config import validate_tree
-from distill.continual.regularizers.carried import FILE, build
+from distill.continual.memory.keyed import keyed_order
+from distill.continual.open_stream import open_stream
+from distill.continual.regularizers.carried import FILE, TrainingViews, build, close
 from distill.continual.regularizers.ewc import EWC
 from distill.continual.regularizers.l2 import L2
 from distill.report.curves import read_curves
+from distill.run.context import RunContext
+from distill.stages.learn_task import LearnTask
 from distill.training.checkpoints import VerifiedCheckpointIO
+from distill.training.signals import StopSignal
 from distill.training.step import DistillationStep
 from distill.yaml_tree import ConfigError
 
@@ -43,6 +51,46 @@ def test_there_is_nothing_to_hold_without_ends_of_tasks(tmp_path: Path) -> None:
 
 def test_two_of_a_type_have_names_of_their_own() -> None:
     assert list(build([EWC.Settings(), L2.Settings(), EWC.Settings(weight=2)])) == ["ewc", "l2", "ewc-2"]
+
+
+class Tiny(torch.nn.Module):
+    """A student of mean colors, whose classes are equally likely."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model, self.input = torch.nn.Linear(3, 4), InputSpec((8, 8))
+        torch.nn.init.zeros_(self.model.weight)
+        torch.nn.init.zeros_(self.model.bias)
+
+    def forward(self, views: torch.Tensor) -> torch.Tensor:
+        return self.model(views.mean((2, 3)))
+
+
+def test_what_a_task_is_closed_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are in keyed order, and the labels among the classes that the cross-entropy is among."""
+    given: list[bool] = []
+    for among in ("all", "present"):
+        objectives = [{"type": "ce", "among": among}]
+        own = {"strategy": {"type": "sequential"}, "regularizers": [{"type": "ewc"}], "objectives": objectives}
+        settings = stream(tmp_path, **own)
+        task = open_stream(settings)[1]
+        with StopSignal() as stop:
+            context = RunContext.of(settings, stop)
+        monkeypatch.setattr(stage, "close", lambda *arguments: given.append(arguments[3]) or {})
+        learner = next(own for own in settings.plan() if isinstance(own, LearnTask))
+        fit, spec = SimpleNamespace(classes=tuple("abcd"), seed=0, folder=tmp_path), SimpleNamespace(regularizers={})
+        learner._close_regularizers(context, fit, spec, Tiny())  # type: ignore[arg-type]
+    assert given == [False, True]
+    context = replace(context, data=task.data(context.data, tuple("abcd"), 0))
+    train = context.data.subset("train")
+    keys = torch.cat([ids for _, ids in TrainingViews(InputSpec((8, 8)), context)])
+    assert sorted(keys.tolist()) == sorted(train.keys.tolist()) != train.keys.tolist()
+    hashed = keyed_order(torch.from_numpy(train.keys), context.data.seed)
+    assert torch.equal(keys, torch.from_numpy(train.keys)[hashed]), "the first ones are a sample of all"
+    for present in (False, True):
+        ewc = EWC(EWC.Settings(samples=6))
+        close({"ewc": ewc}, Tiny(), context, present)  # type: ignore[arg-type]
+        assert (ewc.importance["weight"].sum(1) > 0).tolist() == [not present, not present, True, True]
 
 
 def trained(folder: Path) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """Superclasses and parts of images: what each task holds, and what is refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from stream_kinds import divided, ids
 
 from distill.continual.cifar100 import SUPERCLASSES, TABLE
 from distill.continual.errors import ContinualError
-from distill.continual.task import classes_are_equal
+from distill.continual.task import classes_are_equal, numbered, union
 
 # Superclasses
 TABLE_OF_TOY = {"a": "dark", "b": "dark", "c": "bright", "d": "bright", "unused": "x"}
@@ -35,6 +36,14 @@ def test_superclasses_as_classes_of_domains(tmp_path: Path) -> None:
     first = tasks[0].data(data, ("dark", "bright"), seed=0).subset("train")
     before = data.subset("train").labels[tasks[0].indices["train"]]
     assert dict(zip(before.tolist(), first.labels.tolist())) == {0: 0, 2: 1}  # a is dark, c bright
+    joint = union(tasks).data(data, ("bright", "dark"), seed=0).subset("train")
+    assert sorted(joint.labels.tolist()) == [0] * 18 + [1] * 18, "what joins the tasks has the labels of each"
+    with pytest.raises(ContinualError, match="'a' is 'dark' and 'x' in two tasks"):
+        union([tasks[0], replace(tasks[1], renamed={"a": "x"})])
+
+
+def test_the_name_of_a_task_does_not_depend_on_how_many_there_are() -> None:
+    assert numbered(120)[:10] == numbered(10) and numbered(10)[0] == numbered(1)[0] == "task-1"
 
 
 def test_a_table_in_a_file(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ Serves M · K numbers. It is not linear in f: the served network gets it as a mo
 S and G of h: M² numbers.
 
 Paper: McDonnell et al., RanPAC, arXiv 2307.02251. Deviations: the width is 2,500 instead of 10,000, for which G has 50
-MB instead of 800 MB (in float64); λ is relative to the mean diagonal of G, and given or chosen over all classes seen so
-far, where the paper chooses it by images of the current task. Adapting the backbone on the first task, as the paper
+MB instead of 800 MB (in float64); λ is relative to the mean diagonal of G, and given or chosen: ``choose: held_out`` by
+the held-out images of the newest task, as in the paper, ``held_out_mse`` by those of all tasks so far, whose sums are
+kept. Adapting the backbone on the first task, as the paper
 does, is left to the strategy.
 """
 

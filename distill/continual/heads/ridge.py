@@ -5,8 +5,9 @@ so that sums are all that the joint fit reads. λ is relative to the mean diagon
 of the features nor on the number of images.
 
 λ is given (0.1 is best, or nearly, on held-out images of flowers61 and CIFAR-100 with a frozen EfficientNet-Lite0), or
-chosen from ``PENALTIES``: by the accuracy on held-out images, or by their mean squared error, for which their sums are
-enough: ``n − 2 tr(Wᵀ S_h) + tr(Wᵀ G_h W)``. Of equally good ones, the largest is taken. (Generalized
+chosen from ``PENALTIES``: by the accuracy on held-out images, in a stream those of the newest task, or by their mean
+squared error, for which their sums are enough, in a stream those of all tasks so far:
+``n − 2 tr(Wᵀ S_h) + tr(Wᵀ G_h W)``. Of equally good ones, the largest is taken. (Generalized
 cross-validation, which needs no held-out images, degenerates when there are fewer images than features.)
 
 Serves K · (D + 1) numbers and keeps n, S and G. Papers: Zhuang et al., ACIL, arXiv 2205.14922 (there recursive and
@@ -70,8 +71,8 @@ class RidgeSettings(Head.Settings):
     penalty: float = Field(0.1, gt=0, description="λ, in units of the mean diagonal of the features' second moments")
     choose: Literal["held_out", "held_out_mse"] | None = Field(
         None,
-        description="choose λ instead, held_out: by the accuracy on held-out images · held_out_mse: by their squared "
-        "error, for which their sums are enough",
+        description="choose λ instead, held_out: by the accuracy on held-out images, in a stream those of the newest "
+        "task · held_out_mse: by the squared error on those of all tasks so far, of which sums are kept",
     )
 
     @model_validator(mode="after")

@@ -71,7 +71,7 @@ class Memory(Component):
 
     class Settings(augment.base.Settings):
         type: str
-        budget: int | str = Field(description="number of images, or bytes with a unit: 2000, 2MB, 512KiB")
+        budget: int | str = Field(description="number of images, or bytes of its file with a unit: 2000, 2MB, 512KiB")
         batch_share: float = Field(
             0.5, gt=0, lt=1, description="fraction of a training batch that is of the memory, from the second task on"
         )
@@ -97,18 +97,22 @@ class Memory(Component):
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings if k != 'type')})"
 
-    def capacity(self, bytes_per_image: int, classes: int) -> int:
+    def capacity(self, bytes_per_image: int, classes: int, fixed: int = 0) -> int:
         """Number of images that the budget holds.
 
         Args:
             bytes_per_image: of all that is stored for an image, see ``store.bytes_per_image``.
             classes: number of classes that will share it.
+            fixed: bytes that are stored whatever the number of images.
+
+        Returns:
+            The number.
 
         Raises:
             ContinualError: it holds fewer images than there are classes.
         """
         budget = self.settings.budget
-        images = budget if isinstance(budget, int) else parse_bytes(budget) // bytes_per_image
+        images = budget if isinstance(budget, int) else max(0, parse_bytes(budget) - fixed) // bytes_per_image
         if images < max(1, classes):
             size = "" if isinstance(budget, int) else f" of {bytes_per_image:,} bytes each"
             raise ContinualError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +13,7 @@ from augment.draws import sample_key
 from augment.dual import AugmentSettings, DualAugment
 from distill.continual.memory.base import Candidates, Memory
 from distill.continual.memory.keyed import keyed_order
-from distill.continual.memory.store import Store, bytes_per_image
+from distill.continual.memory.store import HEADER, Store, bytes_per_image, text_bytes
 from distill.continual.task import Task, keyed_seed, splits_of
 from distill.data.base import UNLABELED
 from distill.data.experiment_data import ExperimentData
@@ -27,13 +27,14 @@ FILE = "memory.safetensors"
 LOGITS = frozenset({"logits"})
 
 
-def capacity(memory: Memory, data: ExperimentData, classes: int) -> int:
-    """Number of images that a memory holds.
+def capacity(memory: Memory, data: ExperimentData, classes: Sequence[str], names: Iterable[str]) -> int:
+    """Number of images that a memory holds: as many as surely fit into a file of the budget, if that is in bytes.
 
     Args:
         memory: with its budget.
         data: gives the size of the canvas.
         classes: seen so far.
+        names: of the images of which it keeps some; each is counted as the longest.
 
     Returns:
         The number.
@@ -43,8 +44,24 @@ def capacity(memory: Memory, data: ExperimentData, classes: int) -> int:
     """
     canvas = data.canvas()
     shape = canvas.channels, *canvas.size
-    size = bytes_per_image(shape, classes if memory.settings.logits else 0, canvas.dtype.itemsize)
-    return memory.capacity(size, classes)
+    columns = classes if memory.settings.logits else ()
+    longest = sum(max(map(text_bytes, texts), default=0) for texts in (classes, names))
+    size = bytes_per_image(shape, len(columns), canvas.dtype.itemsize) + longest
+    return memory.capacity(size, len(classes), HEADER + sum(map(text_bytes, columns)))
+
+
+def names_in(task: Task, data: ExperimentData) -> list[str]:
+    """Names in a memory of the training images of a task.
+
+    Args:
+        task: of the stream.
+        data: the whole data.
+
+    Returns:
+        Their ids, behind the task's name where the same image may be in several tasks.
+    """
+    prefix = f"{task.name}/" if "train" in task.samples else ""
+    return [prefix + id for id in task.subset(data, "train", task.classes).ids]
 
 
 def samples_of(store: Store, classes: Sequence[str]) -> MemorySamples:
@@ -152,8 +169,8 @@ def keep(
     data = task.data(context.data, classes, context.seed)
     train = data.subset("train")
     labeled = np.flatnonzero(train.labels != UNLABELED)
-    prefix = f"{task.name}/" if "train" in task.samples else ""  # the same image may be in several tasks
-    names = [prefix + train.ids[position] for position in labeled]
+    names_of_task = names_in(task, context.data)
+    names = [names_of_task[position] for position in labeled]
     labels = [classes[label] for label in train.labels[labeled]]
     ids = torch.tensor([sample_key(name) for name in names], dtype=torch.int64)
     ranks = torch.full((len(ids),), -1)
@@ -162,7 +179,8 @@ def keep(
         ranks = torch.cat([before.ranks, ranks])
     old = 0 if before is None else len(before)
     features = _features(context, data, labeled, before, network, classes) if memory.needs_features else None
-    chosen = memory.select(Candidates(ids, labels, features, ranks), capacity(memory, data, len(classes)))
+    places = capacity(memory, data, classes, names if before is None else (*before.names, *names))
+    chosen = memory.select(Candidates(ids, labels, features, ranks), places)
     new = chosen.rows[chosen.rows >= old]
     positions = labeled[(new - old).numpy()]
     canvases = _canvases(data, positions)

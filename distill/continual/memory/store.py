@@ -21,6 +21,9 @@ from distill.data.resident import select_rows
 from distill.deltas.base import tensor_bytes
 from distill.files import write_atomic
 
+HEADER = 1024
+"""More bytes than the header of a file has besides the names in it: five tensors with shapes, keys, and padding."""
+
 
 @dataclass(frozen=True)
 class Store:
@@ -157,6 +160,11 @@ class Store:
         return named | {name: tensor for name, tensor in optional.items() if tensor is not None}
 
 
+def text_bytes(text: str) -> int:
+    """Bytes of a name in the list of a file's header, which is JSON inside JSON, with a comma and a space."""
+    return len(json.dumps(json.dumps(text)))
+
+
 def bytes_per_image(canvas: Sequence[int], logit_classes: int = 0, pixel: int = 1) -> int:
     """Bytes of the tensors of one image: canvas, id and rank, and with logits a view key and these.
 
@@ -166,7 +174,7 @@ def bytes_per_image(canvas: Sequence[int], logit_classes: int = 0, pixel: int = 
         pixel: bytes of a value, 2 for images of 16 bits.
 
     Returns:
-        Bytes, without the file's header and the name of the class.
+        Bytes, without those of the file's header: :func:`text_bytes` of its name and class, and ``HEADER``.
     """
     return pixel * math.prod(canvas) + 16 + (8 + 4 * logit_classes if logit_classes else 0)
 

@@ -8,12 +8,15 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from augment.chain import eval_view
 from augment.views import InputSpec
 from distill.continual.errors import ContinualError
+from distill.continual.memory.keyed import keyed_order
 from distill.continual.regularizers.base import Regularizer
+from distill.data.base import UNLABELED
+from distill.data.split import Subset
 from distill.files import write_atomic
 from distill.models.student import Student
 from distill.run.context import RunContext
@@ -52,13 +55,16 @@ def build(settings: Sequence[Regularizer.Settings], file: Path | None = None) ->
     return made
 
 
-def close(regularizers: Mapping[str, Regularizer], student: Student, context: RunContext) -> dict[str, Tensor]:
+def close(
+    regularizers: Mapping[str, Regularizer], student: Student, context: RunContext, present: bool = False
+) -> dict[str, Tensor]:
     """Prepare the regularizers for the next task.
 
     Args:
         regularizers: of the task, after its training.
         student: as it was trained; on any device, to which it is returned.
         context: with the data of the task alone.
+        present: whether the student was trained among the classes of the task alone, so that p(y|x) is that of these.
 
     Returns:
         Name → tensor of all of their states, on the CPU.
@@ -66,9 +72,12 @@ def close(regularizers: Mapping[str, Regularizer], student: Student, context: Ru
     parameters = trained_parameters(student)
     before = next(iter(parameters.values())).device
     student.to(context.device)
+    labels = context.data.subset("train").labels
+    rows = sorted(set(labels[labels != UNLABELED].tolist())) if present else []
+    model = Among(student, rows) if rows else student
     for regularizer in regularizers.values():
         batches = TrainingViews(student.input, context) if regularizer.needs_images else ()
-        regularizer.prepare(student, parameters, batches)
+        regularizer.prepare(model, parameters, batches)
     student.to(before)
     return {
         f"{name}/{key}": tensor.detach().cpu().contiguous()
@@ -82,8 +91,32 @@ def save(folder: Path, tensors: Mapping[str, Tensor]) -> None:
     write_atomic(folder / FILE, safetensors.torch.save(dict(tensors)))
 
 
+class Among(nn.Module):
+    """A student whose logits are those of some classes.
+
+    Args:
+        student: gives the logits of all classes.
+        rows: indices of the classes.
+    """
+
+    def __init__(self, student: nn.Module, rows: Sequence[int]):
+        super().__init__()
+        self.student, self.rows = student, list(rows)
+
+    def extra_repr(self) -> str:
+        return f"classes={self.rows}"
+
+    def forward(self, views: Tensor) -> Tensor:
+        outputs = self.student(views)
+        logits: Tensor = outputs if isinstance(outputs, Tensor) else outputs.logits
+        return logits[:, self.rows]
+
+
 class TrainingViews:
-    """Evaluation views of training images with their ids, in their order; each pass is the same.
+    """Evaluation views of training images with their ids; each pass is the same.
+
+    The images come in the order of a keyed hash, so that the first ones are a sample of all: a folder's are sorted by
+    class.
 
     Args:
         spec: of the network's input.
@@ -94,6 +127,10 @@ class TrainingViews:
         self.spec, self.context = spec, context
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        data, device = self.context.data, self.context.device
+        whole, device = self.context.data, self.context.device
+        train = whole.subset("train")
+        order = keyed_order(torch.from_numpy(train.keys), whole.seed).numpy()
+        keyed = Subset(train.samples, train.indices[order], train.labels[order])
+        data = whole.part(whole.classes, {"train": keyed}, whole.seed)
         for batch in data.eval_loader("train", shared=False, spec=self.spec):
             yield eval_view(batch.images.to(device), self.spec), torch.as_tensor(batch.ids)

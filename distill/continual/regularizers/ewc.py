@@ -8,6 +8,8 @@ estimated: van de Ven, arXiv 2502.11756. Common implementations square the gradi
 take the data set's labels ("empirical Fisher"); here each sample has a backward pass of its own, and its label is drawn
 with a key of its own (seed, sample id), so that F depends neither on batches nor on their order.
 
+In a stream whose ``ce`` is ``among: present``, p(y|x) is the softmax over the classes of the task, as in training.
+
 λ depends on the scale of F, which falls as the model becomes certain; ``clip`` bounds it (1e-4 in PyCIL, with λ 1000).
 """
 
@@ -115,7 +117,9 @@ class EWC(Regularizer):
         weight: float = Field(1000.0, ge=0, description="λ, factor of the penalty")
         decay: float = Field(1.0, ge=0, le=1, description="γ, factor of the Fisher information of earlier tasks")
         clip: float | None = Field(None, gt=0, description="upper bound of F; none: unbounded")
-        samples: int | None = Field(None, ge=1, description="images to estimate F with, the first ones; none: all")
+        samples: int | None = Field(
+            None, ge=1, description="images of a task to estimate F with, in the order of a keyed hash; none: all"
+        )
         seed: int = Field(0, ge=0, description="of the labels that are drawn")
 
     settings: Settings

@@ -29,8 +29,8 @@ OWN, FISHER = "own-delta", "fisher.json"
 class Merge(Strategy):
     """Task deltas over one backbone, merged after each task: ``Δ = mean of Δ_1 … Δ_t``; one network is served.
 
-    ``average``: equal weights. ``ties``: of each delta the largest entries, of these the mean of those whose sign
-    prevails. ``fisher``: weights in proportion to the Fisher information of a task's images about the layer,
+    ``average``: equal weights. ``ties``: of each delta the largest entries of each layer, of these the mean of those
+    whose sign prevails. ``fisher``: weights in proportion to the Fisher information of a task's images about the layer,
     ``F = Σ_i mean_x (∂ log p(y|x) / ∂W_i)²`` with y drawn from p: one number for each layer instead of one for each
     weight, so that a mean of low-rank deltas stays low-rank and little is kept.
 
@@ -53,7 +53,9 @@ class Merge(Strategy):
             "average", description="how the deltas of the tasks are merged"
         )
         density: float = Field(0.2, gt=0, le=1, description="ties: fraction of each layer's entries that is kept")
-        images: int = Field(256, ge=1, description="fisher: training images of a task to estimate it with")
+        images: int = Field(
+            256, ge=1, description="fisher: training images of a task to estimate it with, by a keyed hash"
+        )
 
     paper: ClassVar[str] = "Yadav et al., TIES, arXiv 2306.01708"
     head_per_task: ClassVar[bool] = True

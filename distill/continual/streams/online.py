@@ -1,4 +1,4 @@
-"""Online streams: each image is seen once, and a class does not end where the next ones begin."""
+"""Online streams: a single pass over the images, and a class does not end where the next ones begin."""
 
 from __future__ import annotations
 
@@ -20,8 +20,12 @@ class Online(Classes):
     The classes are divided as by the stream ``classes``. A fraction ``disjoint`` of them, chosen by hash, is in one
     group only. Of each other class, the fraction ``blur`` of its training images moves to other groups. A task is the
     stretch between two evaluations, of which what learns must not be told: one epoch and a constant learning rate are
-    demanded, and a strategy with a head per task is refused. The state of the optimizer starts anew in each stretch,
-    whose last batch is filled with images that come a second time.
+    demanded, and refused are strategies that do not train the same weights further, the previous model as a teacher
+    and regularizers.
+
+    Three things happen at the end of a stretch nonetheless: its last batch is filled with images that come a second
+    time, the state of the optimizer starts anew, and a memory is filled from the stretch's images, so that they are
+    replayed from the next stretch on.
 
     A task is evaluated on all test images of the classes of its training images, so that those of a class in two tasks
     count for both. Images of val stay with the group of their class.

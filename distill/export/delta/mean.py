@@ -56,7 +56,8 @@ def ties(files: Sequence[DeltaFile], backbone: nn.Module, density: float = 0.2) 
     """TIES: of each change the largest entries, of these the mean of those with the sign that has the larger sum.
 
     The result is dense: as large as the changed weights. Paper: Yadav et al., TIES-Merging, arXiv 2306.01708, which
-    multiplies the result by a factor that it chooses on held-out images; here it is 1.
+    multiplies the result by a factor that it chooses on held-out images; here it is 1. It keeps the largest entries of
+    a whole task's change; here each layer keeps its own, so that a layer with small changes is not left out.
 
     Args:
         files: of one backbone, one or more.
