@@ -1,4 +1,4 @@
-"""Distil a teacher into a student: ``python train.py CONFIG [key.path=value …]``. See README.md."""
+"""Distill a teacher into a student: ``python train.py CONFIG [key.path=value …]``. See README.md."""
 
 import sys
 

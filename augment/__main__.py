@@ -13,7 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from augment.base import UserError
+from augment.base.machine import set_openmp_defaults
 from augment.console import plain_console
+
+set_openmp_defaults()  # before torch is imported, which reads them then
 
 app = typer.Typer(
     help="Operations on batches of images, drawn by sample.",

@@ -85,6 +85,16 @@ class Container(Operation, ABC):
         return self.run_with(images, draws, draws)
 
     def run_with(self, images: Tensor, draws: Draws, geometry: Draws) -> Tensor:
+        """Apply the members with draws of their own for geometry.
+
+        Args:
+            images: [N, C, H, W].
+            draws: of everything else.
+            geometry: of the geometry, which may be those of another view.
+
+        Returns:
+            [N, C, H, W].
+        """
         draws, geometry = draws.to(images.device), geometry.to(images.device)
 
         def run(member: int, x: Tensor, rows: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from distill.machine import set_openmp_defaults
+from augment.base.machine import set_openmp_defaults
 
 if TYPE_CHECKING:
     from augment.base.errors import UserError

@@ -417,6 +417,8 @@ def test_wrong_paths(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
         ["delta", "truncate", nowhere, "-o", tmp_path / "small"],
         ["delta", "quantize", nowhere, "-o", tmp_path / "small"],
         ["delta", "diff", nowhere, nowhere],
+        ["adapt", nowhere, parts / "images", "-o", tmp_path / "adapted"],
+        ["adapt", file, parts / "images", "-o", tmp_path / "adapted"],
     ]
     for command in commands:
         status, out, err = call(capsys, *command)

@@ -72,6 +72,12 @@ def elsewhere(folder: str, script: str) -> None:
     exec(compile(script, "README.md", "exec"), {"__name__": "__main__"})
 
 
+def test_python_shown_runs() -> None:
+    [first, *_] = blocks("python")
+    assert "create_student" in first
+    exec(compile(first, "README.md", "exec"), {"__name__": "__main__"})
+
+
 @pytest.mark.slow
 def test_quickstart_and_the_student_elsewhere(tmp_path: Path) -> None:
     """A short quickstart, then both blocks of 'The student elsewhere' in a process that starts from the files."""

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from distill.machine import (
+from augment.base.machine import (
     WAIT_POLICY,
     WAIT_SETTINGS,
     affinity,

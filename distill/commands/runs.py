@@ -170,7 +170,16 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
 
 
 def trained_student(experiment: StudentExperiment, context: RunContext, path: Path) -> Student:
-    """The student of a finished run, from its trained weights."""
+    """The student of a finished run, from its trained weights.
+
+    Args:
+        experiment: the run's config.
+        context: of the run, for its classes.
+        path: of the run's folder.
+
+    Returns:
+        The student.
+    """
     spec = StudentSpec(experiment.student, experiment.seed, len(context.data.classes))
     return load_trained(spec, path / "student")
 

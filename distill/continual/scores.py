@@ -57,7 +57,16 @@ def score(predictions: Predictions) -> Accuracy:
 
 
 def masked(logits_NK: Tensor, classes: Sequence[str], among: Iterable[str]) -> Tensor:
-    """Logits in which only some classes compete: −∞ for the others."""
+    """Logits in which only some classes compete.
+
+    Args:
+        logits_NK: of all classes.
+        classes: names of the K columns.
+        among: names of those that compete.
+
+    Returns:
+        [N, K], −∞ for the other classes.
+    """
     allowed = torch.tensor([name in set(among) for name in classes])
     return logits_NK.masked_fill(~allowed, -torch.inf)
 

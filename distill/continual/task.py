@@ -121,7 +121,16 @@ def numbered(count: int) -> list[str]:
 
 
 def indices_of(data: ExperimentData, split: Split, classes: Iterable[str]) -> np.ndarray:
-    """Positions of the samples of some classes in ``data.subset(split)``."""
+    """Positions of the samples of some classes.
+
+    Args:
+        data: of the stream.
+        split: of the samples.
+        classes: names of the classes.
+
+    Returns:
+        int64 indices into ``data.subset(split)``.
+    """
     wanted = [index for index, name in enumerate(data.classes) if name in set(classes)]
     return np.flatnonzero(np.isin(data.subset(split).labels, wanted))
 

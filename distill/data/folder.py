@@ -170,9 +170,9 @@ class Folder(Source):
             lines.append(f"  only in {name}: {_list(only)}; all {len(own_labels)}: {_list(own_labels)}")
         strange = sorted(set(second) - set(first))
         plain = {_plain(label) for label in first}
-        if alike := [label for label in strange if _plain(label) in plain]:
+        if similar := [label for label in strange if _plain(label) in plain]:
             lines.append(
-                f"  {_list(alike)} of {other} differ only in upper and lower case, spaces, punctuation or leading"
+                f"  {_list(similar)} of {other} differ only in upper and lower case, spaces, punctuation or leading"
                 " zeros: rename a folder"
             )
         return "\n".join(lines)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augment.base.machine import free_memory
 from augment.draws import copy_key, sample_key
 from distill.data.base import DataError, Samples
 from distill.data.canvas import Canvas
@@ -24,7 +25,6 @@ from distill.data.reader import Batch, BatchReader, BatchResult
 from distill.data.samplers import BatchRequest, SequentialSampler
 from distill.data.settings import DataSettings
 from distill.data.split import Subset
-from distill.machine import free_memory
 
 DECODED_TOGETHER = 256
 """Images in a batch of a worker that decodes."""

@@ -30,7 +30,13 @@ class SkipCount:
         self._examples: dict[str, str] = {}
 
     def add(self, reason: str, path: str, count: int = 1) -> None:
-        """Add ``count`` files or folders, of which ``path`` is one."""
+        """Add files or folders.
+
+        Args:
+            reason: why they are not read.
+            path: of one of them.
+            count: their number.
+        """
         self._counts[reason] += count
         self._examples.setdefault(reason, path)
 

@@ -17,10 +17,10 @@ from lightning.pytorch.utilities.warnings import PossibleUserWarning
 from rich.console import Console
 from torch import Tensor
 
+from augment.base.machine import divide_threads
 from distill.data.base import DataError
 from distill.data.loader import TrainLoader
 from distill.files import write_atomic
-from distill.machine import divide_threads
 from distill.models.reused_head import reused
 from distill.models.student import Student
 from distill.models.weights import check_fits

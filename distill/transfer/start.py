@@ -37,7 +37,16 @@ def inits_from(
 
 
 def build_from(spec: StudentSpec, trained: Student, statistics: Mapping[str, Moments] | None = None) -> Student:
-    """A student of ``spec`` with the deltas and the head of a trained one, see :func:`inits_from`."""
+    """A student with the deltas and the head of a trained one, see :func:`inits_from`.
+
+    Args:
+        spec: of the student.
+        trained: the student that it starts from.
+        statistics: of the target domain, for its statistics deltas.
+
+    Returns:
+        The student.
+    """
     student = spec.build(inits_from(trained, spec.settings.deltas, statistics))
     heads = [head_state(own.model, classifier_names(own.model)) for own in (student, trained)]
     load_exactly(heads[0], heads[1], "head of the student that it starts from")

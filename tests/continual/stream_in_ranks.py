@@ -27,7 +27,7 @@ def settings_of(output: Path, name: str, devices: int = 1) -> ContinualExperimen
     return stream(output / name, **changes)
 
 
-def stream_of(output: Path, name: str, devices: int = 1) -> Path:
+def learn_alone(output: Path, name: str, devices: int = 1) -> Path:
     """Learn a stream with its student alone; returns the folder of the run."""
     return learn_only(settings_of(output, name, devices))
 
@@ -36,7 +36,7 @@ def run(arguments: list[str]) -> None:
     [output] = map(Path, arguments)
     warnings.simplefilter("error")
     for name in STREAMS:
-        stream_of(output, name, devices=2)
+        learn_alone(output, name, devices=2)
 
 
 def forked(output: str) -> None:

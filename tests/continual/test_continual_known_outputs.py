@@ -127,11 +127,11 @@ def evaluations(tmp_path: Path, kind: dict[str, object], rule: TaskInference.Set
     return bank, images
 
 
-def assert_equal(one: TaskEvaluation, other: TaskEvaluation) -> None:
-    assert one.logits.keys() == other.logits.keys() and one.scores == other.scores
-    for pair, predictions in one.logits.items():
-        assert torch.equal(predictions.ids, other.logits[pair].ids)
-        assert torch.equal(predictions.logits, other.logits[pair].logits)
+def assert_equal(first: TaskEvaluation, second: TaskEvaluation) -> None:
+    assert first.logits.keys() == second.logits.keys() and first.scores == second.scores
+    for pair, predictions in first.logits.items():
+        assert torch.equal(predictions.ids, second.logits[pair].ids)
+        assert torch.equal(predictions.logits, second.logits[pair].logits)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ def batches(data: ExperimentData) -> list[Batch]:
 
 def assert_same(first: list[Batch], second: list[Batch]) -> None:
     assert len(first) == len(second) > 1
-    for one, other in zip(first, second):
-        for name, value, expected in zip(Batch._fields, one, other):
+    for left, right in zip(first, second):
+        for name, value, expected in zip(Batch._fields, left, right):
             assert (value is None) == (expected is None), name
             if value is not None:
                 assert value.dtype == expected.dtype

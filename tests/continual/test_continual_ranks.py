@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from stream_in_ranks import STREAMS, forked, settings_of, stream_of
+from stream_in_ranks import STREAMS, forked, learn_alone, settings_of
 from warm_server import warm_server
 
 from distill.continual.memory.keep import FILE
@@ -38,14 +38,15 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 @pytest.mark.parametrize("name", STREAMS)
 def test_two_ranks_learn_a_stream_as_one(name: str, together: Path, tmp_path: Path) -> None:
-    alone = stream_of(tmp_path, name)
+    alone = learn_alone(tmp_path, name)
     [run] = (together / name).glob("stream*")
     for task in ("task-1", "task-2"):
         folders = [base / task / "student" for base in (run, alone)]
         results = [VerifiedCheckpointIO().load_checkpoint(base / "fit/result.ckpt") for base in folders]
         assert_close(*(result["student"] for result in results))
-        one, other = (Store.load(base / FILE) for base in folders)
-        assert one.names == other.names and one.labels == other.labels and torch.equal(one.canvases, other.canvases)
-        torch.testing.assert_close(one.logits, other.logits, rtol=1e-3, atol=1e-4, equal_nan=True)
+        first, second = (Store.load(base / FILE) for base in folders)
+        assert first.names == second.names and first.labels == second.labels
+        assert torch.equal(first.canvases, second.canvases)
+        torch.testing.assert_close(first.logits, second.logits, rtol=1e-3, atol=1e-4, equal_nan=True)
         states = [safetensors.torch.load((base / REGULARIZERS).read_bytes()) for base in folders]
         assert_close(*states)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from toy_training import experiment, network, student_fit
 
+from augment.base import machine
 from augment.views import InputSpec
-from distill import machine
 from distill.data.reader import Batch as LoadedBatch
 from distill.models.features import Features, FeatureShapes
 from distill.objectives.base import Targets

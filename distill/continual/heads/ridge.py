@@ -109,6 +109,9 @@ class RidgeHead(Head):
             held_out: images that are not in ``sums``.
             held_out_sums: sums of this head over such images.
 
+        Returns:
+            λ, relative to the mean diagonal of the Gram matrix.
+
         Raises:
             ContinualError: no held-out image has a label, or one has a class that the sums do not have.
         """

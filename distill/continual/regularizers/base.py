@@ -131,6 +131,9 @@ class Regularizer(Component):
             model: views → logits.
             parameters: name → trained parameter.
             batches: images of the task that was learned.
+
+        Returns:
+            Name of the parameter → w.
         """
         raise NotImplementedError
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from distill import machine
+from augment.base import machine
 
 GIB = 2**30
 
