@@ -11,6 +11,7 @@ from rich.console import Console
 
 from augment.console import shown_path
 from distill.config import merge_trees, validate_tree
+from distill.deltas.statistics import Statistics
 from distill.experiments.source_free import SourceFreeExperiment
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import TENSORS, DeltaManifest, read_delta, save_delta, write_delta_files
@@ -91,9 +92,11 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
 
 def _replace_statistics(experiment: SourceFreeExperiment, manifest: DeltaManifest, to: Path) -> int:
     """Write a delta file with the batch-norm statistics of the images; returns their number."""
-    if not any(entry.type == "statistics" for entry in experiment.student.deltas):
+    if not any(name.endswith(".running_mean") for name in manifest.backbone.tensors):
         raise ExportError(f"{experiment.delta}: its backbone has no batch norms, so there are no statistics to replace")
-    student, _ = student_from_delta(experiment.delta, experiment.student)
+    entries = [entry for entry in experiment.student.deltas if entry.type != "statistics"]
+    settings = experiment.student.model_copy(update={"deltas": (Statistics.Settings(), *entries)})
+    student, _ = student_from_delta(experiment.delta, settings)
     with open_context(experiment) as context:
         target = replace(context, data=context.data.as_target(manifest.labels)).data
         loader = target.train_loader(shared=False)

@@ -24,8 +24,9 @@ class SourceFreeExperiment(ExportingExperiment):
     """The config of an adaptation without source images.
 
     ``data.source`` has the images of the target domain. Their training labels are not read; a test split with labels is
-    evaluated. ``student`` is that of the delta file, with a ``statistics`` delta before its deltas if the backbone has
-    batch norms, unless it is given.
+    evaluated. ``student`` is that of the delta file, with a ``statistics`` delta before its deltas if its batch-norm
+    statistics moved, unless it is given. Statistics of the new images replace these: without the source's images they
+    cannot be aligned with what the deltas were trained with.
     """
 
     measures_statistics: ClassVar[bool] = True
@@ -125,6 +126,7 @@ def _student_of(start: Path) -> dict[str, Any]:
     from distill.transfer.from_delta import delta_folder, student_tree
 
     try:
-        return student_tree(read_delta(delta_folder(start))[0])
+        manifest, tensors = read_delta(delta_folder(start))
+        return student_tree(manifest, any(name.startswith("moved/") for name in tensors))
     except UserError as error:
         raise error_at("start", str(error)) from error

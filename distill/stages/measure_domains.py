@@ -24,7 +24,7 @@ from distill.run.prepare import StudentSpec
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.outputs import TrainedStudent
-from distill.transfer.moments import FeatureMoments, batch_norm_moments, can_standardize
+from distill.transfer.moments import FeatureMoments, aligned, batch_norm_moments, can_standardize
 from distill.transfer.start import Moments, build_from
 
 TENSORS = "moments.safetensors"
@@ -37,7 +37,8 @@ class DomainMoments:
     """What was measured.
 
     Args:
-        statistics: site of a batch norm → mean and variance on the target; empty for a network without batch norms.
+        statistics: site of a batch norm → its statistics for the target, aligned with the source where the data has it
+            (:func:`distill.transfer.moments.aligned`), else those of the images; empty without batch norms.
         source: moments of the pooled features on the source domain; None without source images, or if no scaling can
             be folded into the head.
         target: the same on the target domain.
@@ -87,12 +88,11 @@ class MeasureDomains(Stage[DomainMoments]):
         target = target_of(context, self.classes)
         adapted, statistics = with_statistics(trained), {}
         if adapted is not None:
-            loader = some_of(target, IMAGES).train_loader(shared=False)
-            try:
-                with context.waiting("measuring the batch-norm statistics of the target domain"):
-                    statistics = batch_norm_moments(adapted, loader, context.device)
-            finally:
-                loader.close()
+            source = self._batch_norms(context, adapted, context.data, False) if self.classes is None else None
+            statistics = self._batch_norms(context, adapted, target, True, source)
+            if source is not None:
+                layers = {name: adapted.model.get_submodule(name) for name in statistics}
+                statistics = {name: aligned(layers[name], source[name], own) for name, own in statistics.items()}
         of_source = of_target = None
         if can_standardize(trained.student.model):
             of_target = self._features(context, trained, target)
@@ -118,6 +118,21 @@ class MeasureDomains(Stage[DomainMoments]):
             if f"features/{domain}/mean" in tensors
         }
         return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]))
+
+    def _batch_norms(
+        self,
+        context: RunContext,
+        student: Student,
+        data: ExperimentData,
+        adapt: bool,
+        source: Mapping[str, Moments] | None = None,
+    ) -> dict[str, Moments]:
+        loader = some_of(data, IMAGES).train_loader(shared=False)
+        try:
+            with context.waiting("measuring what the batch norms read"):
+                return batch_norm_moments(student, loader, context.device, source, adapt)
+        finally:
+            loader.close()
 
     def _features(self, context: RunContext, trained: TrainedStudent, data: ExperimentData) -> FeatureMoments:
         loader = some_of(data, IMAGES).eval_loader("train", context.connected, trained.student.input)

@@ -33,8 +33,15 @@ def delta_folder(path: Path) -> Path:
     raise ExportError(f"{path} holds no delta file: neither delta.json nor export/delta")
 
 
-def student_tree(manifest: DeltaManifest) -> dict[str, Any]:
-    """The key ``student`` of a config that trains the deltas of a file further, with ``statistics`` of batch norms.
+def student_tree(manifest: DeltaManifest, moved: bool) -> dict[str, Any]:
+    """The key ``student`` of a config that trains the deltas of a file further.
+
+    Args:
+        manifest: of the file.
+        moved: whether its batch-norm statistics moved, so that the student has a ``statistics`` delta.
+
+    Returns:
+        Plain values.
 
     Raises:
         ExportError: the backbone had random weights, which no name gives again.
@@ -50,8 +57,7 @@ def student_tree(manifest: DeltaManifest) -> dict[str, Any]:
         "in_chans": noted.input_size[0],
     }
     deltas = [{**group.settings, "sites": _sites(group)} for group in sorted(manifest.deltas, key=lambda g: g.order)]
-    norms = any(name.endswith(".running_mean") for name in manifest.backbone.tensors)
-    return {"network": network, "deltas": [*([{"type": "statistics"}] if norms else []), *deltas]}
+    return {"network": network, "deltas": [*([{"type": "statistics"}] if moved else []), *deltas]}
 
 
 def student_from_delta(

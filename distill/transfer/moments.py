@@ -6,8 +6,7 @@ Shape suffixes: N images, D pooled width, K classes, C channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +16,8 @@ from torch.nn.utils import parametrize
 from augment.chain import eval_view
 from distill.data.reader import Batch
 from distill.deltas.attach import deltas
-from distill.deltas.statistics import Statistics
+from distill.deltas.base import frozen
+from distill.deltas.statistics import REPLACED, Statistics
 from distill.models.student import Student
 from distill.transfer.start import Moments
 
@@ -26,17 +26,24 @@ SMALLEST = 1e-6
 
 
 @torch.no_grad()
-def batch_norm_moments(student: Student, batches: Iterable[Batch], device: torch.device) -> dict[str, Moments]:
-    """Mean and variance of what each batch norm reads, over the images of a domain, in one pass (AdaBN).
+def batch_norm_moments(
+    student: Student,
+    batches: Iterable[Batch],
+    device: torch.device,
+    source: Mapping[str, Moments] | None = None,
+    adapt: bool = True,
+) -> dict[str, Moments]:
+    """Mean and variance of what each batch norm reads, over the images of a domain, in one pass.
 
-    Every batch is normalized by its own statistics, as in a training step, so that a layer sees inputs that the layers
-    before it have adapted already. Batches in random order have all classes; the variance is that of all images, also
-    between batches.
+    Batches in random order have all classes; the variance is that of all images, also between batches.
 
     Args:
         student: with ``statistics`` deltas, whose values change meanwhile and are restored.
         batches: of the domain's images.
         device: to compute on.
+        source: moments of the source domain, for :func:`aligned`; None: statistics are replaced by the batch's.
+        adapt: whether every batch is normalized by its own statistics, so that a layer sees inputs that the layers
+            before it have adapted already; else the student computes as it is.
 
     Returns:
         Site → mean and biased variance [C], fp32 on the CPU.
@@ -46,11 +53,27 @@ def batch_norm_moments(student: Student, batches: Iterable[Batch], device: torch
     sums: dict[str, Tensor] = {}
     home = next(student.parameters()).device
     student.to(device).eval()
+
+    def watch(name: str, layer: nn.Module, x: Tensor) -> None:
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        var, mean = torch.var_mean(x.double(), others, correction=0)
+        count = x.numel() / x.shape[1]
+        own = torch.stack([torch.full_like(mean, count), count * mean, count * (var + mean.square())])
+        sums[name] = sums[name] + own if name in sums else own
+        if adapt:
+            target = mean.float().cpu(), var.float().cpu()
+            sites[name].fill(*(target if source is None else aligned(layer, source[name], target)))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: watch(name, layer, inputs[0]))
+        for name, layer in ((name, student.model.get_submodule(name)) for name in sites)
+    ]
     try:
-        with _watching(student.model, sites, sums):
-            for batch in batches:
-                student(eval_view(batch.images.to(device), student.input).contiguous(memory_format=torch.channels_last))
+        for batch in batches:
+            student(eval_view(batch.images.to(device), student.input).contiguous(memory_format=torch.channels_last))
     finally:
+        for hook in hooks:
+            hook.remove()
         student.to(home)
         for name, own in sites.items():
             own.fill(*before[name])
@@ -62,29 +85,28 @@ def batch_norm_moments(student: Student, batches: Iterable[Batch], device: torch
     return measured
 
 
-@contextmanager
-def _watching(model: nn.Module, sites: dict[str, Statistics], sums: dict[str, Tensor]) -> Iterator[None]:
-    """Within it, each batch norm computes with the statistics of its batch, which are added up in ``sums``."""
+@torch.no_grad()
+def aligned(layer: nn.Module, source: Moments, target: Moments) -> Moments:
+    """Statistics with which a batch norm gives the target's images what it gives the source's.
 
-    def watch(name: str, delta: Statistics, x: Tensor) -> None:
-        others = [dim for dim in range(x.ndim) if dim != 1]
-        var, mean = torch.var_mean(x.double(), others, correction=0)
-        delta.fill(mean.to(delta.mean.dtype), var.to(delta.var.dtype))
-        count = x.numel() / x.shape[1]
-        own = torch.stack([torch.full_like(mean, count), count * mean, count * (var + mean.square())])
-        sums[name] = sums[name] + own if name in sums else own
+    A network that was not trained with batch norms of its own data, such as a pretrained one with deltas, has
+    statistics (μ, σ²) that are neither domain's, and its weights are adapted to them. So AdaBN's replacement by the
+    target's would change every layer. Instead, ``x → (x − μ_t) σ_s/σ_t + μ_s`` is put in front of the batch norm, which
+    is the same batch norm with ``σ'² = σ² σ_t²/σ_s²`` and ``μ' = μ_t − (μ_s − μ) σ_t/σ_s``, each σ² with the layer's ε.
+    Where (μ, σ²) are the source's, these are the target's, as in AdaBN.
 
-    hooks = [
-        model.get_submodule(name).register_forward_pre_hook(
-            lambda _, inputs, name=name, delta=delta: watch(name, delta, inputs[0])
-        )
-        for name, delta in sites.items()
-    ]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+    Args:
+        layer: with its own statistics, below a ``statistics`` delta.
+        source: moments of the source, with these statistics.
+        target: moments of the target.
+
+    Returns:
+        μ' and σ'² [C], on the CPU.
+    """
+    mean, var = (frozen(layer, name).cpu() for name in REPLACED)  # type: ignore[union-attr]
+    eps: float = layer.eps  # type: ignore[assignment]
+    ratio = ((target[1] + eps) / (source[1] + eps)).sqrt()
+    return target[0] - (source[0] - mean) * ratio, ((var + eps) * ratio.square() - eps).clamp(min=0)
 
 
 @dataclass(frozen=True)

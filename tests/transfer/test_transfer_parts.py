@@ -10,7 +10,7 @@ import distill
 from distill.data.reader import Batch
 from distill.models.normalization import statistics_of
 from distill.transfer.label_free import class_fractions, scores, warnings_about
-from distill.transfer.moments import FeatureMoments, batch_norm_moments, standardized
+from distill.transfer.moments import FeatureMoments, aligned, batch_norm_moments, standardized
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +52,27 @@ def test_moments_are_those_of_the_layers_inputs_over_all_images(student: distill
     torch.testing.assert_close(both[name][0], x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[name][1], x.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(single[name][0], seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_aligned_statistics_give_the_target_what_the_source_gets() -> None:
+    """By hand: the outputs of both domains have equal moments; where the layer's statistics are the source's, AdaBN."""
+    generator = torch.Generator().manual_seed(0)
+    source, target = (torch.randn(500, 3, generator=generator) * scale + shift for scale, shift in ((2, 1), (5, -3)))
+    moments = [(x.mean(0), x.var(0, correction=0)) for x in (source, target)]
+    norm = nn.BatchNorm1d(3).eval()
+    norm.running_mean.copy_(torch.tensor([0.5, -1, 2]))
+    norm.running_var.copy_(torch.tensor([1.0, 4, 0.5]))
+    mean, var = aligned(norm, *moments)
+    other = nn.BatchNorm1d(3).eval()
+    other.running_mean.copy_(mean)
+    other.running_var.copy_(var)
+    torch.testing.assert_close(other(target).mean(0), norm(source).mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(other(target).std(0), norm(source).std(0), rtol=1e-3, atol=1e-3)
+    norm.running_mean.copy_(moments[0][0])
+    norm.running_var.copy_(moments[0][1])
+    for made, expected in zip(aligned(norm, *moments), moments[1]):
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ def test_adapt_makes_a_new_hashed_delta_file(run: Path, adapted: dict[str, Path]
         assert manifest.sha256 != before.sha256 and manifest.backbone == before.backbone
         assert manifest.made_by == f"adapt: {before.sha256} on 36 unlabeled images"
         assert manifest.labels == before.labels == tuple("abcd")
-        assert any(key.startswith("moved/") for key in tensors)
+        assert any(key.startswith("moved/") for key in tensors) == (name == "statistics")
         changed = [key for key in old if not torch.equal(old[key], tensors[key])]
         assert bool(changed) == (name == "trained"), "statistics alone change no delta and no head"
 
@@ -172,8 +172,10 @@ def test_an_adapted_file_is_adapted_further(adapted: dict[str, Path], output: Pa
     from distill.models.settings import StudentSettings
     from distill.transfer.from_delta import student_from_delta, student_tree
 
-    manifest, tensors = read_delta(adapted["trained"])
-    student, _ = student_from_delta(adapted["trained"], StudentSettings.model_validate(student_tree(manifest)))
+    manifest, tensors = read_delta(adapted["statistics"])
+    student, _ = student_from_delta(
+        adapted["statistics"], StudentSettings.model_validate(student_tree(manifest, moved=True))
+    )
     head = head_state(student.model, classifier_names(student.model))
     assert all(torch.equal(tensor, tensors[f"head/{name}"]) for name, tensor in head.items())
     site = next(site for site in student.sites if site.delta.settings.type == "statistics")
@@ -181,7 +183,9 @@ def test_an_adapted_file_is_adapted_further(adapted: dict[str, Path], output: Pa
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     backbone = create_network(NetworkSettings(model=manifest.origin, size=32), 4).model
     with torch.no_grad():
-        torch.testing.assert_close(student(x).logits, load_delta(adapted["trained"], backbone)(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            student(x).logits, load_delta(adapted["statistics"], backbone)(x), rtol=1e-4, atol=1e-4
+        )
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
