@@ -174,7 +174,7 @@ def adapt(
         Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the new delta file.")
     ] = Path("adapted"),
     statistics: Annotated[
-        bool, typer.Option("--statistics", help="Replace the batch-norm statistics alone (AdaBN), in one pass.")
+        bool, typer.Option("--statistics", help="Replace the batch-norm statistics alone (plain AdaBN), in one pass.")
     ] = False,
     force: Force = False,
 ) -> None:
