@@ -24,8 +24,9 @@ class Statistics(Delta):
     """``running_mean`` and ``running_var`` of a batch norm, replaced by statistics for the target domain.
 
     The runs that have a target domain measure them before training: aligned with the source's where there are source
-    images (:func:`distill.transfer.moments.aligned`), else those of the images. Until then they are the network's own. Training does not change them. With ``source: own``, training normalizes
-    source images by the network's own statistics and target images by these; the finished network has these for all.
+    images (:func:`distill.transfer.moments.aligned`), else those of the images. Until then they are the network's own.
+    Training does not change them. With ``source: own``, training normalizes source images by the network's own
+    statistics and target images by these; the finished network has these for all.
 
     >>> import torch
     >>> from distill.deltas.attach import attach
