@@ -1,7 +1,7 @@
 """Classifiers that were fitted in closed form and are not linear in the features, as modules of a timm network.
 
 ``timm.create_model("closed_form_head", body="resnet18", head={"type": "random_ridge", …})`` creates such a network. The
-folder of a network that a stream serves has this architecture. Importing this module registers it.
+folder of a network that a stream serves has this architecture, see :mod:`distill.models.closed_form_head_entry`.
 
 Logits are computed in float64, as they were when the head was measured, and returned in the dtype of the features.
 
@@ -13,9 +13,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import timm
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -178,22 +176,3 @@ def closed_form(network: nn.Module) -> ClosedFormClassifier | None:
     if network.pretrained_cfg["architecture"] == ARCHITECTURE:  # type: ignore[index]
         return None
     return next((m for m in network.modules() if isinstance(m, ClosedFormClassifier)), None)
-
-
-default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
-
-
-def _build(body: str, head: dict[str, Any], **arguments: Any) -> nn.Module:
-    network: Any = timm.create_model(body, **arguments)
-    give_head(network, make_head(head, network.num_classes), network.num_classes)
-    network.body_cfg = network.pretrained_cfg  # timm overwrites it
-    return network
-
-
-@register_model
-def closed_form_head(pretrained: bool = False, **arguments: Any) -> nn.Module:
-    """timm's ``body`` with a classifier that was fitted in closed form."""
-    network: Any = build_model_with_cfg(_build, ARCHITECTURE, pretrained, **arguments)
-    if not network.pretrained_cfg["classifier"]:  # without a folder that gives the input, it is that of the body
-        network.pretrained_cfg = network.default_cfg = {**network.body_cfg, "architecture": ARCHITECTURE}
-    return network

@@ -24,7 +24,7 @@ def timm_with_own_models() -> Any:
     import timm
 
     import distill.models.cifar
-    import distill.models.closed_form_head
+    import distill.models.closed_form_head_entry
     import distill.models.ddl_resnet
     import distill.models.ddl_vit
     import distill.models.lenet
