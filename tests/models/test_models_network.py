@@ -162,7 +162,7 @@ def test_files_that_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     torch.save([1, 2], tmp_path / "list.pth")
     expected = {
         "evil.pth": "holds more than plain tensors; that could run code, so it is refused",
-        "empty.pth": "cannot be read, or is damaged",
+        "empty.pth": "is empty",
         "cut.pth": "cannot be read, or is damaged",
         "noise.safetensors": "cannot be read, or is damaged",
         "list.pth": "holds no state dict of tensors",
