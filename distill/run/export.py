@@ -175,19 +175,21 @@ def written_targets(export: ExportSettings, folder: Path) -> dict[Path, ExportTa
     return {path: target for path, target in targets.items() if path.is_dir()}
 
 
-def verification_images(context: RunContext, spec: InputSpec, count: int) -> Tensor:
+def verification_images(
+    context: RunContext, spec: InputSpec, count: int, splits: Sequence[Split] = ("test", "val", "train")
+) -> Tensor:
     """Evaluation views of real images: at least ``count``, or all images if the data has fewer.
 
     Args:
-        context: of the run; images of the test split come first, then val, then train.
+        context: of the run.
         spec: size and normalization of the student's input.
         count: number of images.
+        splits: where they come from: those of the first split first; splits that the data lacks are left out.
 
     Returns:
         [N, C, H, W] fp32, normalized.
     """
     views: list[Tensor] = []
-    splits: tuple[Split, ...] = ("test", "val", "train")
     for split in filter(context.data.has_split, splits):
         # Only one rank verifies, and it needs the images of all ranks.
         alone = context.data.eval_loader(split, shared=False, spec=spec)

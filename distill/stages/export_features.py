@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from distill.continual.learned import LearnedTask, folder_bytes
+from distill.continual.task import EVALUATED
 from distill.deltas.attach import merge
 from distill.deltas.base import DeltaError
 from distill.export.manifest import Preprocessing
@@ -97,7 +98,7 @@ class ExportFeatures(Stage[ExportedFeatures]):
 
     def _check(self, context: RunContext, folder: Path, live: Network) -> Check:
         read = create_network(NetworkSettings(model=f"local-dir:{folder.resolve()}", size=live.input.size[0]))
-        images = verification_images(context, live.input, IMAGES)[:IMAGES]
+        images = verification_images(context, live.input, IMAGES, EVALUATED)[:IMAGES]
         with torch.inference_mode():
             expected = extract(live.model.eval(), images, frozenset({"pooled"})).pooled
             features = read.model.eval()(images)

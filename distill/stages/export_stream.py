@@ -20,7 +20,7 @@ from distill.continual.inference.base import TaskInference
 from distill.continual.inference.class_names import classes_in
 from distill.continual.learned import LearnedTask, folder_bytes
 from distill.continual.serve import ServedBank, ServedPart, bank_logits
-from distill.continual.task import Task
+from distill.continual.task import EVALUATED, Task
 from distill.export.verify import TOLERANCE, run_fresh
 from distill.files import write_atomic
 from distill.models.network import create_network, extract
@@ -125,7 +125,7 @@ class ExportStream(Stage[ExportedStream]):
             write_with_head(folder, content, network, classes)
             part = ServedPart(_HeadOnFeatures(learned.features.load().model, network.model), classes)
             live = ServedBank(self._classes, classes, [part], network.input)
-        images = verification_images(context, live.input, IMAGES)[:IMAGES]
+        images = verification_images(context, live.input, IMAGES, EVALUATED)[:IMAGES]
         checks = self._verify(folder, live, images)
         return ExportedStream(folder, folder_bytes(folder), checks)
 

@@ -1,4 +1,4 @@
-"""A stream in a process of its own that kills itself inside a task, between two tasks, or in an evaluation."""
+"""A stream in a process of its own that kills itself between two tasks, inside the second, or in an evaluation."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from distill.run import runner
 from distill.stages.evaluate_task import EvaluateTask
 from distill.training.module import Distillation
 
-Point = Literal["inside a task", "between two tasks", "in an evaluation"]
+Point = Literal["between two tasks", "inside a task", "in an evaluation"]
 INSIDE = 4
-"""Step of the first task, in its second epoch of three steps."""
+"""Step of the second task, in its second epoch of three steps."""
 
 
 def changes() -> dict[str, Any]:
@@ -60,7 +60,7 @@ def _die() -> None:
 
 
 def _at_step(module: Distillation) -> None:
-    if module.global_step == INSIDE:
+    if module.step.teacher is not None and module.global_step == INSIDE:  # the first task has no model before it
         _die()
 
 

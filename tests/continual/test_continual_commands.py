@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -16,6 +17,8 @@ from distill.commands.stream_evaluate import evaluate_stream
 from distill.commands.stream_orders import different_orders, orders_of, run_orders
 from distill.commands.stream_orders_report import Disparities, FinishedRun, order_items
 from distill.continual.errors import ContinualError
+from distill.continual.memory.keep import FILE
+from distill.continual.memory.store import Store
 from distill.continual.open_stream import open_stream
 from distill.continual.serve import open_bank
 from distill.continual.task import Task
@@ -158,6 +161,39 @@ def test_accuracies_are_carried_over_where_no_bit_has_changed(longer: tuple[Path
         "whose images are not read" in text and "task-1, task-2 not measured" in text
         for text in summaries[1]["warnings"]
     )
+
+
+GO_ON: dict[str, dict[str, Any]] = {
+    "memory": {"strategy": {"type": "sequential"}, "memory": {"type": "keyed", "budget": 8}},
+    "merge_and_go": {"strategy": {"type": "merge_and_go"}},
+    "first_task": {"strategy": {"type": "bank", "base": "first_task"}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", GO_ON)
+def test_other_learners_go_on_from_their_files(kind: str, tmp_path: Path) -> None:
+    """One task more, with a learning rate of almost nothing: the logits of the old classes are those of the old run."""
+    plain = {"heads": [], "inference": [], "controls": {"heads": False, "gdumb": False}, "stream": {"count": 1}}
+    old = learn(stream(tmp_path, **GO_ON[kind], **plain))
+    more = [f"data.source={{type: {MORE!r}}}", "training.optimizer.lr=1e-9"]
+    new = learn(continued_experiment(old, None, more))
+    before, now = open_bank(old / "export/bank"), open_bank(new / "export/bank")
+    assert before.classes == tuple("abcd") and now.classes == tuple("abcdefgh") and len(now.tasks) == 2
+    images = torch.rand(5, 3, *now.input.size, generator=torch.Generator().manual_seed(0))
+    first, second = now.tasks
+    with torch.no_grad():
+        expected, logits = before(images, task=first), now(images, task=first)[:, :4]
+    assert expected.std() > 1e-3
+    if kind == "first_task":
+        assert torch.equal(logits, expected), "the same bits"
+        own = now(images, task=second)[:, 4:]
+        assert own.isfinite().all()
+    else:
+        torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-3)
+    if kind == "memory":
+        store = Store.load(new / second / "student" / FILE)
+        assert len(store) == 8 and set(store.labels) == set("abcdefgh"), "images of the old source, from the memory"
 
 
 @pytest.mark.slow

@@ -6,13 +6,15 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_stream import learn_only, stream, stream_tree
+from toy_stream import learn_only, rewrite_delta, stream, stream_tree
 from toy_training import assert_bit_equal, network, tree
 
 from distill.config import validate_tree
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
+from distill.run.context import RunContext
+from distill.stages.learn_task import LearnTask
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.module import Distillation
 from distill.training.step import DistillationStep
@@ -88,6 +90,12 @@ def test_learning_without_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyP
     written = load_delta(folder / "task-1/student/delta", part.model).state_dict()
     assert old.state_dict().keys() == written.keys()
     assert all(torch.equal(tensor, written[name]) for name, tensor in old.state_dict().items())
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    exported = load_delta(folder / "task-1/student/delta", part.model)
+    with torch.no_grad():
+        live = second.student.model.eval()(image)[:, :2]
+        assert not torch.allclose(exported(image), live, atol=1e-3)
+        torch.testing.assert_close(old.eval()(image), exported(image), atol=1e-6, rtol=1e-5)
     after = second.teacher.state_dict()
     assert all(torch.equal(tensor, after[name]) for name, tensor in watched.before[1].items()), "it stays frozen"
     assert any("running_mean" in name for name in after)
@@ -109,8 +117,16 @@ def test_learning_without_forgetting(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_ordinary_teacher_beside_the_previous_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Terms that read the teacher stay in the first task, with the ordinary teacher alone."""
     watched = Watched(monkeypatch)
+    original = LearnTask.run
+
+    def run(self: LearnTask, context: RunContext, folder: Path) -> Any:
+        if self.task.name == "task-2":  # what was learned is another model, in the file alone
+            rewrite_delta(folder.parents[1] / "task-1/student/delta", 2.0)
+        return original(self, context, folder)
+
+    monkeypatch.setattr(LearnTask, "run", run)
     ordinary = {**network(tmp_path, "test_resnet"), "labels": {"a": 0, "b": 1}}
-    learn_only(
+    folder = learn_only(
         stream(
             tmp_path,
             strategy={"type": "sequential"},
@@ -124,3 +140,6 @@ def test_an_ordinary_teacher_beside_the_previous_model(tmp_path: Path, monkeypat
     assert (of_first.weights, of_first.weighting.type) == ([1.0], "fixed")
     assert (of_second.weights, of_second.weighting.type) == ([0.25, 0.75], "confidence")
     assert [len(step.teacher.networks) for step in watched.steps if step.teacher] == [1, 2]
+    head = of_second.networks[0].get_classifier().weight  # type: ignore[operator, union-attr]
+    learned = VerifiedCheckpointIO().load_checkpoint(folder / "task-1/student/fit/result.ckpt")["student"]
+    assert torch.equal(head.cpu(), 2 * learned["model.classifier.weight"]), "the old model comes from its file"

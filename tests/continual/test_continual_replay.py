@@ -6,16 +6,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from toy_stream import learn, learn_only, results, stream, stream_tree
-from toy_training import BlobSamples, assert_bit_equal
+from toy_stream import isolated, learn, learn_only, results, stream, stream_tree
+from toy_training import assert_bit_equal
 
 from distill.config import validate_tree
 from distill.continual.memory.keep import FILE
 from distill.continual.memory.store import Store
-from distill.data.base import Sample
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network, extract
-from distill.stages.learn_task import LearnTask
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.step import DistillationStep
 from distill.yaml_tree import ConfigError
@@ -97,25 +95,7 @@ def test_a_batch_is_half_of_the_memory_and_logits_are_of_the_very_view(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = stream(tmp_path, **REPLAY, training={"epochs": 2})
-    tasks = {
-        stage.task.name: set(stage.task.indices["train"]) for stage in settings.plan() if isinstance(stage, LearnTask)
-    }
-    original_run, original_item = LearnTask.run, BlobSamples.__getitem__
-    allowed: set[int] | None = None
-
-    def run(self: LearnTask, *arguments: Any) -> Any:
-        nonlocal allowed
-        allowed = tasks[self.task.name]
-        return original_run(self, *arguments)
-
-    def guarded(self: BlobSamples, index: int) -> Sample:
-        if self.first == 0 and allowed is not None and index not in allowed:
-            raise AssertionError(f"train/{index} is of another task")
-        return original_item(self, index)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LearnTask, "run", run)
-        patch.setattr(BlobSamples, "__getitem__", guarded)
+    with monkeypatch.context() as patch, isolated(settings):
         watched = Watched(patch)
         folder = learn_only(settings)
 
@@ -169,7 +149,10 @@ def test_icarl(tmp_path: Path) -> None:
         "teacher": {"networks": [{"model": "previous"}]},
         "objectives": [{"type": "ce"}, {"type": "kd", "temperature": 2}],
     }
-    folder = learn(stream(tmp_path / "whole", **learner, heads=[], controls={"heads": False, "joint": True}))
+    settings = stream(tmp_path / "whole", **learner, heads=[], controls={"heads": False, "joint": True})
+    with isolated(settings) as stages:
+        folder = learn(settings)
+    assert stages >= {"task-2/exemplar-means", "task-2/gdumb", "task-2/joint", "export"}
     measured = results(folder)
     for model in ("student", "student + exemplar means", "gdumb", "joint"):
         for setting in ("task", "class"):

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import safetensors.torch
 from rich.console import Console
-from toy_training import Blobs, tree
+from toy_training import FIRST, Blobs, BlobSamples, tree
 
 from distill.config import merge_trees, validate_tree
 from distill.continual import serve
+from distill.continual.open_stream import open_stream
+from distill.continual.task import Task
+from distill.data.base import Sample, Samples, Split
 from distill.experiments.continual import ContinualExperiment
+from distill.export.checksummed import write_checksummed
+from distill.export.delta.io import MANIFEST, TENSORS, read_delta
+from distill.files import write_atomic
+from distill.run import runner
 from distill.run.runner import run_plan
 from distill.run.stage import Stage
 from distill.stages.learn_task import LearnTask
@@ -79,9 +87,67 @@ def _of_learner(stage: Stage[Any], name: str) -> bool:
     return isinstance(stage, PretrainedTeacher) or (isinstance(stage, LearnTask) and stage.name.endswith(f"/{name}"))
 
 
+@contextmanager
+def isolated(settings: ContinualExperiment) -> Iterator[set[str]]:
+    """Within it, the source raises on each image that a stage must not see.
+
+    A stage that has a task reads training and validation images of that task alone. Any other stage reads no training
+    image, and validation images of the tasks so far. Test images are those of the tasks so far. (The images of a memory
+    are in its file, so that no stage reads them from the source.)
+
+    Yields:
+        Names of the stages that have run.
+    """
+    tasks = open_stream(settings)
+    numbers = {task.name: number for number, task in enumerate(tasks, 1)}
+    allowed: dict[int, set[int]] | None = None
+    of_stage, stages = "", set[str]()
+    finish, read = runner._finish, BlobSamples.__getitem__
+
+    def guarded_finish(stage: Stage[Any], *arguments: Any) -> Any:
+        nonlocal allowed, of_stage
+        of_stage, own = stage.name, getattr(stage, "task", None)
+        seen = tasks[: numbers.get(stage.name.partition("/")[0], len(tasks))]
+        readable: dict[Split, Sequence[Task]] = {
+            "train": [] if own is None else [own],
+            "val": seen if own is None else [own],
+            "test": seen,
+        }
+        allowed = {
+            FIRST[split]: {int(row) for task in of_split for row in task.indices[split]}
+            for split, of_split in readable.items()
+        }
+        stages.add(stage.name)
+        try:
+            return finish(stage, *arguments)
+        finally:
+            allowed = None
+
+    def guarded_read(self: BlobSamples, index: int) -> Sample:
+        if allowed is not None and index not in allowed[self.first]:
+            raise AssertionError(f"{of_stage} reads {self.ids[index]}")
+        return read(self, index)
+
+    with patch.object(runner, "_finish", guarded_finish), patch.object(BlobSamples, "__getitem__", guarded_read):
+        yield stages
+
+
+def rewrite_delta(folder: Path, factor: float) -> None:
+    """Multiply the numbers of a delta file, head included, by a factor; its checksums fit again."""
+    manifest, tensors = read_delta(folder)
+    changed = {name: tensor * factor if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    sha256 = write_atomic(folder / TENSORS, safetensors.torch.save(changed))
+    write_checksummed(folder / MANIFEST, manifest.model_copy(update={"sha256": sha256}))
+
+
 class MoreBlobs(Blobs):
-    """The toy's images under four other class names."""
+    """The toy's images under four other class names, and other ids."""
 
     def __init__(self, settings: Blobs.Settings):
         super().__init__(settings)
         self.classes = tuple("efgh")
+
+    def split(self, name: Split) -> Samples:
+        samples = BlobSamples(name, self.settings, self.channels)
+        samples.ids = [f"more/{id}" for id in samples.ids]
+        return samples

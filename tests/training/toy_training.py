@@ -46,6 +46,8 @@ from distill.training.module import Distillation
 from distill.training.signals import StopSignal
 
 SIZES = {"train": 36, "val": 17, "test": 23}
+FIRST = {"train": 0, "val": 1000, "test": 2000}
+"""Number of the first image of a split; an image's noise follows from its number."""
 STEPS = -(-SIZES["train"] // 8)
 """Steps of an epoch; 4 of the 36 samples come twice in each, other ones every time, to fill the last batch."""
 
@@ -73,7 +75,7 @@ class Blobs(Source):
 class BlobSamples:
     def __init__(self, name: Split, settings: Blobs.Settings, channels: int):
         self.pause, self.shape = settings.pause if name == "train" else 0, (32, 32, channels)
-        self.first = {"train": 0, "val": 1000, "test": 2000}[name]
+        self.first = FIRST[name]
         self.ids = [f"{name}/{index:03d}" for index in range(SIZES[name])]
         self.labels = [index % 4 if settings.labeled else UNLABELED for index in range(SIZES[name])]
         if settings.wrong_label >= 0:
