@@ -22,7 +22,8 @@ METHODS = {name: REGISTRY.settings_of(name).component for name in sorted(REGISTR
 ON_LOGITS = [
     name
     for name, method in METHODS.items()
-    if method.reads_teacher and ("logits" in method.needs or method.sets_head)  # type: ignore[union-attr]
+    # The momentum network's outputs are like the student's.
+    if method.reads_teacher and not method.reads_momentum and ("logits" in method.needs or method.sets_head)  # type: ignore[union-attr]
 ]
 STUDENT = FeatureShapes(8, 8, {"last": (8, 2, 2)}, nn.Linear(8, 8))
 HEADLESS = FeatureShapes(0, 8, {"last": (8, 2, 2)})

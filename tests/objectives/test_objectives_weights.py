@@ -22,8 +22,11 @@ def loss(name: str, weights: torch.Tensor | None, student: Features | None = Non
     return build(name)(student or features(STUDENT), features(TEACHER), batch)
 
 
-RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist", "simclr", "moco", "barlow_twins", "vicreg", "cassle"}
-"""They compare samples with each other, and have no losses of single ones; or they read all views in one call."""
+RELATIONS = {"rkd", "pkt", "cc", "sp", "mlkd", "dist", "simclr", "moco", "barlow_twins", "vicreg", "cassle"} | {
+    name for name, settings in FAMILY.known().items() if settings.component.domain != "all"
+}
+"""They compare samples with each other, and have no losses of single ones; or they read all views in one call; or they
+compare or adapt domains, whose samples are one distribution to them."""
 OTHERS_IN_IT = {"icd", "rrd", "crd", "reviewkd", "byol", "er_ace", "der"}
 """A sample's own loss looks at the others: negatives, the queue, the bank's normalizer, a batch norm's statistics, the
 classes in the batch, the samples of the memory that are averaged over."""
