@@ -52,6 +52,9 @@ class Steps(nn.Module):
             n: FusedSegment(stage, compile) for n, stage in enumerate(self.stages) if isinstance(stage, Segment)
         }
 
+    def extra_repr(self) -> str:
+        return f"engine={self.engine}, passes={len(self.stages)}"
+
     def __len__(self) -> int:
         return len(self.steps)
 

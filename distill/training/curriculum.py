@@ -81,6 +81,9 @@ class Curriculum(nn.Module):
             except ValueError as error:
                 raise ValueError(f"training.curriculum by the {settings.by}: {error}") from None
 
+    def extra_repr(self) -> str:
+        return f"by={self.settings.by}, epochs={self.settings.epochs}, sharpness={self.settings.sharpness:g}"
+
     def strength(self, step: int, steps_per_epoch: int) -> float:
         """``(1 − r) · sharpness`` at an update, which is counted from 0; 0 from epoch ``epochs`` on."""
         rest = max(0.0, 1 - step / steps_per_epoch / self.settings.epochs)

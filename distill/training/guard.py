@@ -43,6 +43,9 @@ class LossGuard(nn.Module):
         self.register_buffer("bad", torch.zeros(len(self.terms), dtype=torch.bool), persistent=False)
         self.register_buffer("bad_step", torch.full((), -1, dtype=torch.int64), persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"terms={'|'.join(self.terms)}, spike={self.spike.factor:g}"
+
     @torch.no_grad()
     def watch(self, step: int, loss: Tensor, terms: Tensor, gradient_norm: Tensor) -> Tensor:
         """Check the metrics of one step.

@@ -68,6 +68,9 @@ class MetaStep(nn.Module):
         self.register_buffer("images", images, persistent=False)
         self.register_buffer("targets", labels, persistent=False)
 
+    def extra_repr(self) -> str:
+        return f"every={self.settings.every}, images={len(self.images)}"
+
     def due(self, step: int) -> bool:
         """Whether there is a meta step in this training step, which is counted from 0."""
         return step % self.settings.every == 0

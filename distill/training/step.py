@@ -145,6 +145,9 @@ class DistillationStep(nn.Module):
         self.term_names = [*(term.name for term in terms), *self.regularizers, *["penalty"] * self.penalized]
         self.watch_parameters()
 
+    def extra_repr(self) -> str:
+        return f"steps_per_epoch={self.steps_per_epoch}, epochs={self.settings.epochs}"
+
     def forward(
         self,
         images: Tensor | ViewPixels,

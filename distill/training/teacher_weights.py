@@ -87,6 +87,9 @@ class TeacherWeights(nn.Module):
         self.register_buffer("preference", prior_N.log(), persistent=settings.type == "learned")
         self._last = prior_N
 
+    def extra_repr(self) -> str:
+        return f"type={self.settings.type}, networks={len(self.prior)}"
+
     @torch.no_grad()
     def forward(self, teachers: Sequence[Sequence[Features]], batch: Targets) -> Tensor:
         """The weights for a batch.

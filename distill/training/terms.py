@@ -121,6 +121,9 @@ class Term(nn.Module):
             check_fits(own, dict(state), f"the state that {self.name} carries over from the fit before")
             self.load_state_dict(dict(state))
 
+    def extra_repr(self) -> str:
+        return f"{self.name}, weight={self.settings.weight:g}"
+
     def forward(
         self,
         students: Sequence[Features],

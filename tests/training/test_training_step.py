@@ -132,6 +132,9 @@ def test_weights_schedules_and_teachers_are_those_of_the_settings() -> None:
     assert torch.allclose(first.terms[1], by_network[0] / 3 + by_network[1] * 2 / 3)
     assert torch.allclose(first.loss, 2 * first.terms[0])
     assert torch.allclose(later.loss, 2 * first.terms[0] + 3 * first.terms[1])
+    text = repr(step)
+    for shown in ("steps_per_epoch=2, epochs=2", "kd, weight=3", "type=fixed, networks=2", "engine=fused, passes=1"):
+        assert shown in text, shown
 
 
 def test_a_memory_bank_needs_the_training_samples() -> None:
