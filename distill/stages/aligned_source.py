@@ -88,8 +88,8 @@ def predict_all(context: RunContext, models: Sequence[EvaluatedModel], split: Sp
 
 
 @dataclass(frozen=True)
-class StandardizeHead(Stage[AlignedModel | None]):
-    """A control: the head reads features standardized by domain. None if no scaling can be folded into the head.
+class AlignedSource(Stage[AlignedModel | None]):
+    """A control that is made of the source-only student and moments of both domains in no time, and so not recorded.
 
     Args:
         source: the source-only student.
@@ -106,6 +106,14 @@ class StandardizeHead(Stage[AlignedModel | None]):
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {}
+
+    def load(self, context: RunContext, folder: Path) -> AlignedModel | None:
+        return self.run(context, folder)
+
+
+@dataclass(frozen=True)
+class StandardizeHead(AlignedSource):
+    """A control: the head reads features standardized by domain. None if no scaling can be folded into the head."""
 
     def run(self, context: RunContext, folder: Path) -> AlignedModel | None:
         trained, own = context.get(self.source), context.get(self.moments)
@@ -116,29 +124,10 @@ class StandardizeHead(Stage[AlignedModel | None]):
         what = "source only, features standardized by domain and folded into the head"
         return AlignedModel("standardized", what, model, trained.student, size, own.seconds)
 
-    def load(self, context: RunContext, folder: Path) -> AlignedModel | None:
-        return self.run(context, folder)
-
 
 @dataclass(frozen=True)
-class AdaptStatistics(Stage[AlignedModel | None]):
-    """A control: the batch-norm statistics are those of the target (AdaBN). None for a network without batch norms.
-
-    Args:
-        source: the source-only student.
-        moments: of both domains.
-    """
-
-    source: Ref[TrainedStudent]
-    moments: Ref[DomainMoments]
-
-    recorded: ClassVar[bool] = False
-
-    def check(self, context: RunContext) -> AlignedModel | None:
-        return self.run(context, Path()) if context.find(self.source) and context.find(self.moments) else None
-
-    def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {}
+class AdaptStatistics(AlignedSource):
+    """A control: the batch-norm statistics are those of the target (AdaBN). None for a network without batch norms."""
 
     def run(self, context: RunContext, folder: Path) -> AlignedModel | None:
         trained, own = context.get(self.source), context.get(self.moments)
@@ -148,9 +137,6 @@ class AdaptStatistics(Stage[AlignedModel | None]):
         size = sum(t.numel() * t.element_size() for t in student.own_state().values())
         what = "source only, batch-norm statistics of the target (AdaBN)"
         return AlignedModel("AdaBN", what, student.model, trained.student, size, own.seconds)
-
-    def load(self, context: RunContext, folder: Path) -> AlignedModel | None:
-        return self.run(context, folder)
 
 
 @dataclass(frozen=True)
