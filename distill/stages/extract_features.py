@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-
 from distill.continual.errors import ContinualError
 from distill.continual.learned import LearnedTask
 from distill.continual.task import Task, splits_of
 from distill.data.base import Split
-from distill.files import write_atomic
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.run.context import RunContext
-from distill.run.folder import is_first_rank
 from distill.run.predict import predict_pooled
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.outputs import pretrained_networks
+from distill.stages.pooled_features import compute_features, feature_store, load_features, save_features
 from distill.training.evaluate import Predictions
-
-TENSORS, ABOUT = "features.safetensors", "features.json"
 
 
 @dataclass(frozen=True)
@@ -71,7 +64,7 @@ class ExtractFeatures(Stage[TaskFeatures]):
     shared: bool = False
 
     def store(self, context: RunContext, digest: str) -> Path | None:
-        return context.root / "features" / digest if self.shared and self.learned is None else None
+        return feature_store(context, digest) if self.shared and self.learned is None else None
 
     def check(self, context: RunContext) -> None:
         within = self._within(context)
@@ -94,32 +87,14 @@ class ExtractFeatures(Stage[TaskFeatures]):
         }
 
     def run(self, context: RunContext, folder: Path) -> TaskFeatures:
-        begun = time.perf_counter()
-        within, network = self._within(context), self._network(context)
-        splits = {}
-        for split in splits_of(within.data):
-            train = split == "train"
-            loader = within.labeled_loader(network.input) if train else within.loader(split, network.input)
-            splits[split] = predict_pooled(within, network, loader)
-        seconds = time.perf_counter() - begun
-        if is_first_rank():
-            tensors = {
-                f"{split}/{part}": getattr(of_split, part).contiguous()
-                for split, of_split in splits.items()
-                for part in ("logits", "labels", "ids")
-            }
-            write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
-            write_atomic(folder / ABOUT, json.dumps({"splits": list(splits), "seconds": seconds}).encode())
-        return TaskFeatures(self.task, splits, seconds)
+        within = self._within(context)
+        made = compute_features(within, self._network(context), splits_of(within.data), labeled=True)
+        save_features(made, folder)
+        return TaskFeatures(self.task, made.splits, made.seconds)
 
     def load(self, context: RunContext, folder: Path) -> TaskFeatures:
-        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-        about = json.loads((folder / ABOUT).read_text())
-        splits = {
-            split: Predictions(*(tensors[f"{split}/{part}"] for part in ("logits", "labels", "ids")))
-            for split in about["splits"]
-        }
-        return TaskFeatures(self.task, splits, about["seconds"])
+        made = load_features(folder)
+        return TaskFeatures(self.task, made.splits, made.seconds)
 
     def _within(self, context: RunContext) -> RunContext:
         return replace(context, data=self.task.data(context.data, self.task.classes, context.seed))
