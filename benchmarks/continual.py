@@ -31,27 +31,16 @@ stopped: the same command measures what is missing. ``--list`` measures nothing 
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Callable, Iterator
-from math import isnan
-from pathlib import Path
+from collections.abc import Iterator
 
 import continual_branch
 import continual_growth
 import continual_parts
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
-from accuracy import Notebook
 from continual_data import CIFAR, FLOWERS, TEST, TRAIN, DataSet
 from continual_heads import HEADS, JOINT, SEQUENTIAL, experiment, frozen, learn, seconds_of_sums
-from continual_lab import Figure, Lab, NotMeasuredError, figure
-from measure import Row, save
-from rich import box
-from rich.console import Console
-from rich.table import Table
-
-from distill.files import write_atomic
-from distill.report.summary import Machine
-from distill.training.signals import Interrupted, StopSignal
+from continual_lab import figure
+from lab import Figure, Lab, Parts, measure_parts, options
 
 ORDERS = (0, 1, 2)
 ROUNDS = 20
@@ -101,7 +90,7 @@ def of_sums(lab: Lab) -> list[float]:
     return lab.once({"part": "sums", "rounds": ROUNDS}, work)["seconds"]
 
 
-PARTS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
+PARTS: Parts = {
     "heads": heads,
     "bank": continual_parts.bank,
     "opd": continual_parts.opd,
@@ -113,106 +102,22 @@ PARTS: dict[str, Callable[[Lab], Iterator[Figure]]] = {
 }
 
 
+ABOUT = (
+    "The parts are described at the top of `benchmarks/continual.py`. Mean over seeds, orders or rounds; bars are "
+    "shown whether they are reached or not. Accuracies are fractions of test images: *last* after the last task, "
+    "*mean* over the stages, of all classes seen so far; *til* where the task of an image is known."
+)
+
+
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--only", help=f"comma-separated, of {', '.join(PARTS)}; default: all")
-    made.add_argument("--quick", action="store_true", help="one seed, two orders, short fits")
-    made.add_argument("--data", type=Path, default=Path("data"), help="folder with flowers61 and cifar100")
-    made.add_argument("--seeds", help="comma-separated; default: 0,1,2, of halrp: 0")
+    made = options(__doc__, PARTS, "runs/continual")
     made.add_argument("--orders", help="of halrp, such as A,B; default: A to E")
     made.add_argument("--epochs", type=int, help="of the fits of bank, adapted, halrp and branch")
-    made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to these configs")
-    made.add_argument("--out", type=Path, default=Path("runs/continual"))
-    made.add_argument("--json", type=Path, help="write the figures to this file")
-    made.add_argument("--markdown", type=Path, help="write the page of results to this file")
-    made.add_argument("--list", action="store_true", help="measure nothing, show the results so far")
     return made
 
 
 def main() -> None:
-    given = parser().parse_args()
-    names = given.only.split(",") if given.only else list(PARTS)
-    for name in names:
-        if name not in PARTS:
-            raise SystemExit(f"there is no part {name!r}, only {', '.join(PARTS)}")
-    given.out = given.out.resolve()
-    logging.getLogger("distill").setLevel(logging.ERROR)
-    console = Console()
-    console.width = max(console.width, 120)  # of a file, too
-    measured: dict[str, list[Figure]] = {}
-    with StopSignal() as stop:
-        lab = Lab(given, Notebook(given.out, {}), stop, console)
-        for name in names:
-            try:
-                measured[name] = list(PARTS[name](lab))
-            except NotMeasuredError:
-                measured[name] = []
-                console.print(f"{name}: not measured", highlight=False)
-                continue
-            except Interrupted as error:
-                raise SystemExit(f"{error}; the same command continues") from None
-            show(console, name, measured[name])
-    rows = [each for part in measured.values() for each in part]
-    if given.json:
-        save(given.json, [each.row for each in rows if each.is_measured])
-    if given.markdown:
-        write_atomic(given.markdown, page(measured).encode())
-
-
-def show(console: Console, title: str, rows: list[Figure]) -> None:
-    """Print the figures of a part."""
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", title_style="bold")
-    table.add_column("figure", no_wrap=True)
-    for heading in ("mean", "smallest … largest", "unit", "bar"):
-        table.add_column(heading, justify="left" if heading in ("unit", "bar") else "right", no_wrap=True)
-    for each in rows:
-        color = "red" if each.bar.endswith("missed") else "green"
-        bar = f"[{color}]{each.bar}[/]" if each.bar and each.is_measured else each.bar
-        table.add_row(each.row.name, number(each.row.value), spread(each.row), each.row.unit, bar)
-    console.print(table)
-
-
-def number(value: float) -> str:
-    return "not measured" if isnan(value) else f"{value:.4g}"
-
-
-def spread(row: Row) -> str:
-    return "" if row.low == row.high or isnan(row.value) else f"{number(row.low)} … {number(row.high)}"
-
-
-def page(measured: dict[str, list[Figure]]) -> str:
-    """The page of results: a table for each part, with what it was measured on."""
-    where = Machine.here()
-    lines = [
-        "# Learning from a stream of tasks",
-        "",
-        "The parts are described at the top of `benchmarks/continual.py`. Mean over seeds, orders or rounds; bars are "
-        "shown whether they are reached or not. Accuracies are fractions of test images: *last* after the last task, "
-        "*mean* over the stages, of all classes seen so far; *til* where the task of an image is known.",
-    ]
-    for name, rows in measured.items():
-        lines += ["", f"## {name}", ""]
-        if not rows:
-            lines.append("Not measured.")
-            continue
-        lines += [
-            "| figure | mean | smallest … largest | unit | bar |",
-            "|---|---:|---:|---|---|",
-        ]
-        lines += [
-            f"| `{each.row.name}` | {number(each.row.value)} | {spread(each.row)} | {each.row.unit} | {each.bar} |"
-            for each in rows
-        ]
-        lines.append("")
-        for detail in dict.fromkeys(each.detail for each in rows if each.detail):
-            of = [f"`{each.row.name}`" for each in rows if each.detail == detail]
-            lines.append(f"- {', '.join(of[:2])}{' …' * (len(of) > 2)}: {detail}")
-    lines += [
-        "",
-        f"Machine: {where.gpu or where.cpu}, {where.threads} thread(s), Python {where.python}, torch {where.torch}, "
-        f"timm {where.timm}.",
-    ]
-    return "\n".join(lines) + "\n"
+    measure_parts(parser().parse_args(), PARTS, "Learning from a stream of tasks", ABOUT)
 
 
 if __name__ == "__main__":

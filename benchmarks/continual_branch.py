@@ -12,9 +12,10 @@ from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 from continual_data import CIFAR, part_of, source
-from continual_lab import Figure, Lab, figure
-from continual_parts import described, length, seeds
+from continual_lab import figure
+from continual_parts import described, length
 from continual_runs import stream_run
+from lab import Figure, Lab, seeds
 
 COUNTS = {"train": 100, "test": 20}
 OBJECTIVES = ("simclr", "barlow_twins")

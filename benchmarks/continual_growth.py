@@ -18,7 +18,8 @@ import measure  # noqa: F401  # this folder's augment.py must not hide the packa
 import numpy as np
 import timm
 import torch
-from continual_lab import Figure, Lab, figure
+from continual_lab import figure
+from lab import Figure, Lab
 from pydantic import Field
 from rich.console import Console
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 from continual_data import CIFAR, FLOWERS, TEST, TRAIN, data_tree, source
-from continual_lab import Figure, Lab, figure
+from continual_lab import figure
 from continual_runs import stream_run
+from lab import Figure, Lab, seeds
 
 from distill.continual.orders import order_disparity
 
@@ -18,12 +19,6 @@ SHORT = {"opd": 1, "branch": 20}
 """Epochs of parts that are shorter than their configs also without ``--quick``."""
 OPD_SIZE = 64
 LETTERS = ("A", "B", "C", "D", "E")
-
-
-def seeds(lab: Lab, default: Sequence[int] = (0, 1, 2)) -> list[int]:
-    if lab.given.seeds:
-        return [int(seed) for seed in lab.given.seeds.split(",")]
-    return list(default[:1] if lab.given.quick else default)
 
 
 def length(lab: Lab, part: str) -> dict[str, Any]:
@@ -202,9 +197,12 @@ def overhead(lab: Lab) -> Iterator[Figure]:
     of = seeds(lab)
     lines = [stream_run(lab, "overhead", "quick.yaml", {"seed": seed}, []) for seed in of]
     detail = f"configs/continual/quick.yaml, 5 tasks of digits, 4 epochs, seeds {', '.join(map(str, of))}"
-    beside = f"{detail}; where the task of an image is known"
-    for run, name in (("sequential", "quick_sequential_forgetting"), ("student", "quick_bank_forgetting")):
-        yield figure(name, [line["metrics"][f"{run}, task: forgetting"] for line in lines], "fraction", beside)
+    known = f"{detail}; where the task of an image is known"
+    for run, name in (("sequential", "quick_sequential_til_forgetting"), ("student", "quick_bank_forgetting")):
+        yield figure(name, [line["metrics"][f"{run}, task: forgetting"] for line in lines], "fraction", known)
+    among = f"{detail}; among all classes seen so far"
+    forgotten = [line["metrics"]["sequential, class: forgetting"] for line in lines]
+    yield figure("quick_sequential_forgetting", forgotten, "fraction", among)
     served = [last(line, "served bytes after {}") / len(line["tasks"]) for line in lines]
     yield figure("quick_bank_served_bytes_a_task", served, "bytes", detail)
     yield from spent_elsewhere(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
-from continual_lab import Lab
+from lab import Lab
 from rich.console import Console
 
 from distill.config import validate_tree

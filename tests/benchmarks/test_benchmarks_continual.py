@@ -21,7 +21,8 @@ import continual_parts  # noqa: E402
 import continual_runs  # noqa: E402
 from accuracy import Notebook  # noqa: E402
 from continual_heads import JOINT, SEQUENTIAL, Frozen, learn, seconds_of_sums  # noqa: E402
-from continual_lab import BARS, Lab, NotMeasuredError, figure  # noqa: E402
+from continual_lab import BARS, figure  # noqa: E402
+from lab import Lab, NotMeasuredError, notes_of, page, show  # noqa: E402
 from toy_stream import verified_here  # noqa: E402
 
 from distill.config import validate_tree  # noqa: E402
@@ -93,9 +94,18 @@ def test_figures_say_whether_their_bar_is_reached() -> None:
 
 
 def test_the_page_shows_every_figure_and_what_it_is_of() -> None:
-    page = continual.page({"heads": [figure("slda_last_flowers", [0.9, 0.92], "fraction", "orders 0, 1")]})
-    assert "| `slda_last_flowers` | 0.91 | 0.9 … 0.92 | fraction | ≥ 0.9 reached |" in page
-    assert "- `slda_last_flowers`: orders 0, 1\n" in page and "torch" in page
+    measured = {"heads": [figure("slda_last_flowers", [0.9, 0.92], "fraction", "orders 0, 1")]}
+    text = page("A stream", continual.ABOUT, measured)
+    assert "| `slda_last_flowers` | 0.91 | 0.9 … 0.92 | fraction | ≥ 0.9 reached |" in text
+    assert "- `slda_last_flowers`: orders 0, 1\n" in text and "torch" in text
+
+
+def test_notes_by_hand_are_kept_when_the_page_is_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    assert notes_of(path) == ""
+    path.write_text(page("A stream", "", {}) + "\n## Notes\n\nWhat was tried.\n")
+    again = page("A stream", "", {}, notes_of(path))
+    assert again == path.read_text()
 
 
 def test_a_result_is_measured_once(tmp_path: Path) -> None:
@@ -135,6 +145,7 @@ def runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]
             own = 0.5 + higher * (name == "student")
             metrics |= {f"{name}, task: accuracy_{kind}": own for kind in ("micro", "macro")}
             metrics[f"{name}, task: forgetting"] = 0.3 * (name == "sequential")
+            metrics[f"{name}, class: forgetting"] = 0.9 * (name == "sequential")
             for at, task in enumerate(TASKS, 1):
                 metrics[f"{name}, task: served bytes after {task}"] = 1000 * at
                 metrics[f"{name}, task: growth after {task}, served"] = 1 + 0.01 * at
@@ -169,7 +180,8 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
         "branch_linear_simclr": 0.6,
         "stream_overhead": 0.02,
         "quick_stream_overhead": 0.02,
-        "quick_sequential_forgetting": 0.3,
+        "quick_sequential_forgetting": 0.9,
+        "quick_sequential_til_forgetting": 0.3,
         "quick_bank_forgetting": 0,
         "quick_bank_served_bytes_a_task": 1000,
     }
@@ -183,11 +195,11 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
 def test_figures_of_continued_runs_are_not_measured(tmp_path: Path) -> None:
     lines = [{"seconds": None, "useful": None}]
     rows = [*continual_parts.spent_elsewhere("stream_overhead", "bank_stream_seconds", lines, "seeds 0")]
-    page = continual.page({"bank": rows, "opd": []})
-    assert "| `stream_overhead` | not measured |  | share | ≤ 0.05 |" in page
-    assert "| `bank_stream_seconds` | not measured |  | s |  |" in page
-    assert "seeds 0; every run was stopped and continued" in page and "## opd\n\nNot measured.\n" in page
-    continual.show(Console(quiet=True), "bank", rows)
+    text = page("A stream", "", {"bank": rows, "opd": []})
+    assert "| `stream_overhead` | not measured |  | share | ≤ 0.05 |" in text
+    assert "| `bank_stream_seconds` | not measured |  | s |  |" in text
+    assert "seeds 0; every run was stopped and continued" in text and "## opd\n\nNot measured.\n" in text
+    show(Console(quiet=True), "bank", rows)
 
 
 def test_choosing_ranks_is_part_of_the_time_in_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

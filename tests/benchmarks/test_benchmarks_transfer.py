@@ -12,7 +12,8 @@ import transfer  # noqa: E402
 import transfer_lab  # noqa: E402
 import transfer_target  # noqa: E402
 from accuracy import Notebook  # noqa: E402
-from transfer_lab import Lab, NotMeasuredError, figure  # noqa: E402
+from lab import Lab, NotMeasuredError, page  # noqa: E402
+from transfer_lab import figure  # noqa: E402
 
 from distill.config import validate_tree  # noqa: E402
 from distill.training.signals import StopSignal  # noqa: E402
@@ -34,8 +35,8 @@ def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["usps_student"].row.value == 0.8 and made["usps_student"].bar == "≥ 0.75 reached"
     assert made["usps_gain"].row.value == pytest.approx(0.3) and made["usps_student_on_source"].row.value == 0.9
     assert made["usps_source_only"].bar == ""
-    page = transfer_lab.page("Transfer", "benchmarks/transfer.py", {"usps": list(made.values())})
-    assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in page
+    text = page("Transfer", transfer.ABOUT, {"usps": list(made.values())})
+    assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in text
 
 
 def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:
