@@ -1,6 +1,6 @@
 """Branch-Tuning against fine-tuning in streams without labels: a part of ``continual.py``.
 
-ResNet-20 from scratch on CIFAR-100 in five tasks, 100 training images of each class, short training. After the last
+ResNet-20 from scratch on CIFAR-100 in five tasks, 50 training images of each class, short training. After the last
 task a linear classifier of all 100 classes is fitted on frozen features. The papers' full recipe is
 ``configs/continual/branch_tuning.yaml``, which takes hours on a GPU.
 """
@@ -17,7 +17,7 @@ from continual_parts import described, length
 from continual_runs import stream_run
 from lab import Figure, Lab, seeds
 
-COUNTS = {"train": 100, "test": 20}
+COUNTS = {"train": 50, "test": 20}
 OBJECTIVES = ("simclr", "barlow_twins")
 WAYS: dict[str, dict[str, Any]] = {
     "branch": {},
