@@ -35,13 +35,9 @@ class DistillationExperiment(ExportingExperiment):
 
     def plan(self) -> list[Stage]:
         from distill.stages.evaluate import Evaluate
-        from distill.stages.export import ExportStudent
         from distill.stages.labels_only import LabelsOnly
         from distill.stages.linear_probe import FitLinearProbe
-        from distill.stages.preview import PreviewViews
-        from distill.stages.report import WriteReport
         from distill.stages.train_student import TrainStudent
-        from distill.stages.verify import VerifyExport
 
         teachers = self.plan_teacher()
         student = TrainStudent(
@@ -62,11 +58,7 @@ class DistillationExperiment(ExportingExperiment):
             controls.append(LabelsOnly("labels-only", *parts, like=student.output))
         models = tuple(stage.output for stage in (*controls, student))
         test = Evaluate("test", models=models, student=student.output)
-        export = ExportStudent("export", self.export, student.output, test.output)
-        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        momentum = self.teacher is not None and self.teacher.momentum is not None
-        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate, momentum)
-        return [*teachers, student, *controls, test, export, verify, preview, WriteReport("report")]
+        return [*teachers, student, *controls, test, *self.plan_export(student.output, test.output)]
 
 
 def as_distillation(experiment: Experiment, source: str) -> DistillationExperiment:

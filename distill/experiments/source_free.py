@@ -52,12 +52,8 @@ class SourceFreeExperiment(ExportingExperiment):
         from distill.stages.adapt_student import AdaptStudent
         from distill.stages.aligned_source import AdaptStatistics
         from distill.stages.evaluate_domains import EvaluateTarget, ScoreWithoutLabels
-        from distill.stages.export import ExportStudent
         from distill.stages.load_start import LoadStart
         from distill.stages.measure_domains import MeasureDomains
-        from distill.stages.preview import PreviewViews
-        from distill.stages.report import WriteReport
-        from distill.stages.verify import VerifyExport
 
         teachers, classes = self.plan_teacher(), self._classes
         start = LoadStart("start", self.delta, self.student)
@@ -78,12 +74,8 @@ class SourceFreeExperiment(ExportingExperiment):
         models: tuple[Any, ...] = (start.output, adabn.output, student.output)
         test = EvaluateTarget("test", models=models, student=student.output, classes=classes)
         scored = ScoreWithoutLabels("scores", models, classes)
-        export = ExportStudent("export", self.export, student.output, test.output, classes)
-        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        momentum = self.teacher is not None and self.teacher.momentum is not None
-        preview = PreviewViews("preview", self.augment, student.output, self.training.accumulate, momentum)
-        made: list[Stage] = [start, moments, *teachers, student, adabn, test, scored, export, verify, preview]
-        return [*made, WriteReport("report", baseline="as given")]
+        made: list[Stage] = [start, moments, *teachers, student, adabn, test, scored]
+        return [*made, *self.plan_export(student.output, test.output, classes, baseline="as given")]
 
     @property
     def _classes(self) -> tuple[str, ...]:

@@ -22,8 +22,10 @@ from distill.yaml_tree import ConfigError
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
     from distill.objectives.base import Objective
-    from distill.run.stage import Stage
-    from distill.stages.outputs import TeacherNetworks
+    from distill.run.stage import Ref, Stage
+    from distill.stages.evaluate import Evaluation
+    from distill.stages.outputs import TeacherNetworks, TrainedStudent
+    from distill.stages.preview import PreviewViews
 
     AnyObjective = Objective.Settings
 else:
@@ -209,6 +211,37 @@ class ExportingExperiment(StudentExperiment):
     def evaluated(self, data: ExperimentData) -> ExperimentData:
         """The data that the student is evaluated on; by default those that it is trained on."""
         return data
+
+    def plan_export(
+        self,
+        student: Ref[TrainedStudent],
+        test: Ref[Evaluation],
+        classes: tuple[str, ...] | None = None,
+        views: type[PreviewViews] | None = None,
+        baseline: str = "linear probe",
+    ) -> list[Stage]:
+        """The last stages: the student is exported, verified in a new process, its views are drawn, all is reported.
+
+        Args:
+            student: the trained student.
+            test: its evaluation, whose numbers the files contain.
+            classes: names of its classes; None: those of the data.
+            views: stage that draws the views of its training; None: :class:`PreviewViews`.
+            baseline: row that the student is compared with, by class.
+
+        Returns:
+            The stages.
+        """
+        from distill.stages.export import ExportStudent
+        from distill.stages.preview import PreviewViews
+        from distill.stages.report import WriteReport
+        from distill.stages.verify import VerifyExport
+
+        export = ExportStudent("export", self.export, student, test, classes)
+        verify = VerifyExport("verify", self.student, self.export, student, export.output)
+        momentum = self.teacher is not None and self.teacher.momentum is not None
+        preview = (views or PreviewViews)("preview", self.augment, student, self.training.accumulate, momentum)
+        return [export, verify, preview, WriteReport("report", baseline)]
 
 
 def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:

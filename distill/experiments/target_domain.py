@@ -72,12 +72,9 @@ class TargetDomainExperiment(ExportingExperiment):
         from distill.stages.adapt_student import AdaptStudent
         from distill.stages.aligned_source import AdaptStatistics, MeanOfNormalizations, StandardizeHead
         from distill.stages.evaluate_domains import EvaluateSource, EvaluateTarget, ScoreWithoutLabels
-        from distill.stages.export import ExportStudent
         from distill.stages.measure_domains import MeasureDomains
         from distill.stages.preview_domains import PreviewDomains
-        from distill.stages.report import WriteReport
         from distill.stages.train_source import ExportSource, TrainOracle, TrainSource
-        from distill.stages.verify import VerifyExport
 
         teachers, (ce, alone, plain) = self.plan_teacher(), self._source_only()
         training = self.source_training or self.training
@@ -109,10 +106,6 @@ class TargetDomainExperiment(ExportingExperiment):
         test = EvaluateTarget("test", models=models, student=student.output)
         on_source = EvaluateSource("source-test", source.output, student.output)
         scored = ScoreWithoutLabels("scores", tuple(stage.output for stage in without_labels))
-        export = ExportStudent("export", self.export, student.output, test.output)
-        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        momentum = self.teacher is not None and self.teacher.momentum is not None
-        preview = PreviewDomains("preview", self.augment, student.output, self.training.accumulate, momentum)
         made = [
             source,
             ExportSource("source-only", source.output),
@@ -126,7 +119,8 @@ class TargetDomainExperiment(ExportingExperiment):
             on_source,
             scored,
         ]
-        return [*made, export, verify, preview, WriteReport("report", baseline="source only")]
+        last = self.plan_export(student.output, test.output, views=PreviewDomains, baseline="source only")
+        return [*made, *last]
 
     def _source_only(self) -> tuple[Any, Any, Any]:
         """Cross-entropy, views and student of the source-only fit."""
