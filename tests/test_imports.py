@@ -26,6 +26,7 @@ FLOORS = (
 """From the ground up. Packages of one floor do not import each other, unless the last rule names them."""
 
 BESIDE = {
+    ("distill.transfer", "distill.continual"),  # heads in closed form
     ("distill.config_errors", "distill.yaml_tree"),
     ("distill.commands", "distill"),
     ("distill.export", "distill"),  # the path of the package alone, for a new process

@@ -6,7 +6,8 @@ and frozen dataclasses that a stage calls before or after a fit. They
 
 - get networks, loaders or features, never the config of an experiment, and know no stage;
 - give tensors, a network, a path, or items of the report (:mod:`distill.report.items`);
-- import ``run``, ``training``, ``export``, ``models``, ``data``; nothing of ``experiments``, ``stages``, ``continual``.
+- import ``run``, ``training``, ``export``, ``models``, ``data``, and of ``continual`` the heads in closed form; nothing
+  of ``experiments`` and ``stages``.
 
 A stage that trains calls :meth:`distill.run.fit_spec.FitSpec.fit`, so that resuming, ranks and checks are those of all
 fits. A stage that evaluates gives :class:`distill.stages.outputs.EvaluatedModel` objects, which are rows of the table.

@@ -21,10 +21,10 @@ from distill.continual.heads.sums import Moments, Sums
 
 
 def nearest_mean(means_DK: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight [K, D] and bias [K] of the Euclidean rule; subtracting m keeps large common offsets out of the logits."""
-    center_D1 = means_DK.mean(dim=1, keepdim=True)
-    bias_K = (center_D1.square().sum(0) - means_DK.square().sum(0)) / 2
-    return (means_DK - center_D1).T, bias_K
+    """Weight [K, D] and bias [K] of the Euclidean rule, or of a batch; subtracting m keeps large common offsets out."""
+    center_D1 = means_DK.mean(dim=-1, keepdim=True)
+    bias_K = (center_D1.square().sum(-2) - means_DK.square().sum(-2)) / 2
+    return (means_DK - center_D1).mT, bias_K
 
 
 class NearestClassMean(Head):
