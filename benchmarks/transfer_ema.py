@@ -19,7 +19,7 @@ SIDES = {"ema": ["ce", {"type": "self_training"}], "frozen": ["ce", "kd"]}
 
 def ema(lab: Lab) -> Iterator[Figure]:
     """Memory over the deltas and the head, and the time of a step over that with a frozen teacher."""
-    rounds = 3 if lab.given.quick else 15
+    rounds = 3 if lab.given.quick else 41
 
     def work() -> dict[str, Any]:
         return measured(rounds)

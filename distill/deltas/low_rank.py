@@ -105,7 +105,10 @@ class LowRank(RankedDelta):
         return DeltaTensors(settings[0].model_copy(update={"rank": len(kept), "alpha": None}), {"A": A, "B": B})
 
     def forward(self, weight: Tensor) -> Tensor:
-        return plus_product(weight, self.A, self.B * self.scale)
+        return plus_product(weight, self.A, self._scaled())
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
-        return projected(layer, x, frozen_weight(layer), layer.bias, self.A, self.B * self.scale)  # type: ignore[arg-type]
+        return projected(layer, x, frozen_weight(layer), layer.bias, self.A, self._scaled())  # type: ignore[arg-type]
+
+    def _scaled(self) -> Tensor:
+        return self.B if self.scale == 1 else self.B * self.scale

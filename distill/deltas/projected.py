@@ -187,14 +187,24 @@ def plus_product(weight: Tensor, A: Tensor, B: Tensor) -> Tensor:
     Returns:
         The shape of W.
     """
-    if weight.is_contiguous():
-        return torch.baddbmm(weight.view(len(A), -1, A.shape[2]), B, A).view(weight.shape)
-    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+    if _channels_last(weight):
         A = A.unflatten(2, weight.shape[1:]).permute(0, 1, 3, 4, 2).flatten(2)
         ordered = weight.permute(0, 2, 3, 1)
         changed = torch.baddbmm(ordered.view(len(A), -1, A.shape[2]), B, A)
         return changed.view(ordered.shape).permute(0, 3, 1, 2)
+    if weight.is_contiguous():
+        return torch.baddbmm(weight.view(len(A), -1, A.shape[2]), B, A).view(weight.shape)
     return weight + (B @ A).view(weight.shape)
+
+
+def _channels_last(weight: Tensor) -> bool:
+    """Whether a weight has the strides of channels_last, also those of axes of size 1.
+
+    ``is_contiguous`` ignores these, and a change with other ones would have to be copied.
+    """
+    if weight.ndim != 4 or not weight.is_contiguous(memory_format=torch.channels_last):
+        return False
+    return weight.stride(1) == 1 and weight.stride(3) == weight.shape[1]
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:

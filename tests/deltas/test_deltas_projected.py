@@ -8,7 +8,7 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaSettings
 from distill.deltas.dora import DoRA
 from distill.deltas.halrp import HALRP
-from distill.deltas.projected import changed_weight, factor
+from distill.deltas.projected import changed_weight, factor, plus_product
 
 SCALED = [DoRA.Settings(rank=2), HALRP.Settings(rank=2)]
 
@@ -68,6 +68,17 @@ def test_the_changed_weight_in_every_order_of_memory(order: tuple[int, ...], gro
     expected = weight * rows.view(-1, 1, 1, 1) * per_group + (B @ A).view(weight.shape)
     assert changed.dtype == torch.float32 and changed.stride() == strided.stride()
     torch.testing.assert_close(changed, expected.float())
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 1, 1), (6, 1, 1, 1), (6, 1, 3, 3), (6, 4, 3, 2)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_product_is_added_without_a_copy(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    """It has the strides of W at once, also those of axes of size 1."""
+    weight = torch.nn.Conv2d(shape[1], shape[0], shape[2:]).to(memory_format=layout).weight.detach()
+    A, B = torch.randn(1, 2, weight[0].numel()), torch.randn(1, shape[0], 2)
+    changed = plus_product(weight, A, B)
+    assert changed.stride() == weight.stride()
+    torch.testing.assert_close(changed, weight + (B @ A).view(shape))
 
 
 def test_factor_by_hand() -> None:
