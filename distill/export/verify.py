@@ -83,8 +83,6 @@ class _VerifyRequest(Settings):
     """Folder of a target → its settings."""
     delta: str | None
     backbone: NamedBackbone | None
-    paths: tuple[str, ...]
-    """``sys.path`` of this process, so that the user's own classes can be imported."""
 
 
 def verify(
@@ -147,7 +145,6 @@ def verify(
             },
             delta=str(Path(delta).resolve()) if delta else None,
             backbone=named,
-            paths=tuple(filter(None, sys.path)),
         )
         (work / "request.json").write_text(request.model_dump_json())
         (_run_fresh if fresh else _fresh_process)(work)
@@ -178,8 +175,20 @@ def _compare(what: str, logits: Tensor, against: str, other: Tensor, tolerance: 
     )
 
 
+_START = """
+import runpy, sys
+module, work, *paths = sys.argv[1:]
+sys.argv[1:] = [work]
+sys.path += [path for path in paths if path not in sys.path]
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+"""What a fresh process runs: a module, which finds the user's own classes where the parent does, after all else."""
+
+
 def run_fresh(work: Path, module: str) -> None:
     """Run a module in a fresh process, which reads its inputs from a folder and writes its outputs there.
+
+    ``python -m`` would import from the current folder first, where a user's ``augment.py`` hides the package.
 
     Args:
         work: the folder, its only argument.
@@ -190,7 +199,7 @@ def run_fresh(work: Path, module: str) -> None:
     """
     root = str(Path(distill.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    command = [sys.executable, "-m", module, str(work)]
+    command = [sys.executable, "-P", "-c", _START, module, str(work), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": path}
     # In its own process group, so that Ctrl-C reaches only the run, which stops after this stage.
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, process_group=0)
@@ -206,7 +215,6 @@ def _run_fresh(work: Path) -> None:
 
 def _fresh_process(work: Path) -> None:
     request = _VerifyRequest.model_validate_json((work / "request.json").read_text())
-    sys.path += [path for path in request.paths if path not in sys.path]
     images = safetensors.torch.load_file(work / "images.safetensors")["images"]
     outputs = {}
     for folder, plain in request.targets.items():

@@ -79,6 +79,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
     trained = train(make_backbone(), specs, moved=True)
     save_delta(root / "delta", trained.model, trained.identity, origin="random", labels=LABELS)
     settings = ExportSettings.model_validate({"targets": ["timm_folder", {"type": HALVED}]})
+    (root / "augment.py").write_text("raise SystemExit('imported in place of the package')")
     targets = {root / target.folder: target for target in settings.make_targets()}
     sizes = [target.write(trained.model, path, About("random", LABELS)) for path, target in targets.items()]
     assert sizes[1] < 0.6 * sizes[0]
@@ -89,6 +90,7 @@ def proof(tmp_path_factory: pytest.TempPathFactory) -> Proof:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("distill.export.verify._run_fresh", run_and_keep)
+        patch.chdir(root)
         report = verify(
             targets, IMAGES, delta=root / "delta", make_backbone=make_backbone, model=trained.model, min_images=8
         )
@@ -244,7 +246,7 @@ def test_what_it_needs(folder: Path) -> None:
 def test_a_terminals_signal_is_not_for_the_fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C reaches a whole process group; a run that is verifying would count as failed."""
     python = tmp_path / "python"
-    python.write_text('#!/bin/sh\nps -o pgid= -p $$ > "$3/group"\n')
+    python.write_text('#!/bin/sh\nps -o pgid= -p $$ > "$5/group"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     _run_fresh(tmp_path)
