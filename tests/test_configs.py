@@ -102,6 +102,9 @@ def at_hand(network: dict[str, Any]) -> dict[str, Any]:
         return network
     embedded = network["model"].startswith("embedded:")
     model = SMALLER.get(network["model"], network["model"])
+    labels = network.get("labels")
+    if isinstance(labels, dict) and labels.get("by") == "text":
+        network = {**network, "labels": {**labels, "encoder": "toy_text_encoder:BagOfWords"}}
     return {**network, "model": model, "size": SIDE, "checkpoint": None, **({} if embedded else {"pretrained": False})}
 
 

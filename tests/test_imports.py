@@ -10,6 +10,7 @@ FLOORS = (
     ("augment",),
     ("distill.files", "distill.declarations"),
     ("distill.yaml_tree", "distill.config_errors", "distill.data", "distill.deltas", "distill.report"),
+    ("distill.text",),
     ("distill.models",),
     ("distill.objectives", "distill.export"),
     ("distill.training",),

@@ -25,7 +25,7 @@ from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview, update_views
 from distill.run.runner import load_finished
 from distill.run.stage import StageError
-from distill.run.teacher import label_maps
+from distill.run.teacher import label_maps, text_store
 from distill.run.trial import trying
 from distill.stages.fit_teacher import FitTeacher
 from distill.stages.outputs import TeacherNetworks
@@ -102,7 +102,7 @@ def score_views(
     with open_context(experiment, console) as context:
         networks = ready_teacher(experiment, context).networks
         weights = [network.weight for network in experiment.teacher.frozen]
-        maps = label_maps(experiment.teacher, networks, context.data.classes)
+        maps = label_maps(experiment.teacher, networks, context.data.classes, text_store(context))
         teacher = Teacher(list(networks), weights, dtype=DTYPES[experiment.teacher.dtype], maps=maps)
         options = {"seed": experiment.seed, "seeds": seeds, "draws": draws, "images": images}
         with trying("scoring the pipelines"):

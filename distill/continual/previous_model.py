@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from distill.continual.strategies.base import TaskFit
@@ -25,7 +26,7 @@ def without_previous(settings: TeacherSettings) -> TeacherSettings | None:
 
 
 def with_previous(
-    settings: TeacherSettings, given: Iterable[Network], fit: TaskFit, name: str
+    settings: TeacherSettings, given: Iterable[Network], fit: TaskFit, name: str, store: Path | None = None
 ) -> tuple[Sequence[Network], LabelMaps]:
     """The teacher's frozen networks in the order of the settings, and the maps of their classes.
 
@@ -34,6 +35,7 @@ def with_previous(
         given: its networks other than the previous model, in their order.
         fit: the task, whose previous model is read from its files.
         name: of the stage, for errors.
+        store: folder of text embeddings; None: none are kept.
 
     Returns:
         A network and a map for each entry of ``settings.frozen``.
@@ -43,7 +45,7 @@ def with_previous(
     """
     given = list(given)
     others = [own for own in settings.frozen if not own.is_previous]
-    of_others = label_maps(settings.model_copy(update={"networks": tuple(others)}), given, fit.classes)
+    of_others = label_maps(settings.model_copy(update={"networks": tuple(others)}), given, fit.classes, store)
     networks: list[Network] = []
     maps: list[LabelMap | None] = []
     number = 0

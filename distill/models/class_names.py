@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from augment.base import did_you_mean
 from distill.data.labels import shortened
 from distill.models.label_map import LabelMap
 from distill.models.network import Network
-from distill.models.settings import Labels
+from distill.models.settings import Labels, TextLabels
+from distill.models.text_map import text_map
 
 _NUMBER = re.compile(r"[-+]?\d+$")
 
 
-def label_map(labels: Labels, network: Network, student: Sequence[str]) -> LabelMap | None:
+def label_map(labels: Labels, network: Network, student: Sequence[str], store: Path | None = None) -> LabelMap | None:
     """Create the map for a network of the teacher.
 
     With ``same``, names rule where both sides have them: the same names in another order give a map, other names are an
@@ -25,6 +27,7 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
         labels: ``teacher.networks.N.labels``.
         network: one of the teacher's.
         student: names of the student's classes; if all are numbers, they count as no names.
+        store: folder of text embeddings, for ``by: text``; None: none are kept.
 
     Returns:
         The map; None where teacher and student have the same classes in the same order.
@@ -40,6 +43,8 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
         raise ValueError(f"{network.origin} has no classifier, so it has no classes to map; leave labels out")
     if not student:
         raise ValueError("the data has no classes that the teacher's could be mapped to")
+    if isinstance(labels, TextLabels):
+        return text_map(labels, described_classes(network), network.origin, student, store)
     names = class_names(network)
     if labels == "same":
         return None if names is None else _reordered(names, student, network)
@@ -68,7 +73,16 @@ def label_map(labels: Labels, network: Network, student: Sequence[str]) -> Label
 def class_names(network: Network) -> list[frozenset[str]] | None:
     """The names of each of a network's classes, in lower case; None if they are unknown.
 
-    They are ``label_names`` and ``label_descriptions`` of its config, or ImageNet's: synset and every synonym.
+    They are those of :func:`described_classes`, and every synonym in their descriptions.
+    """
+    pairs = described_classes(network)
+    return None if pairs is None else [_aliases(name) | _aliases(described_as) for name, described_as in pairs]
+
+
+def described_classes(network: Network) -> list[tuple[str, str]] | None:
+    """The name of each of a network's classes, and its description, which may be empty; None if they are unknown.
+
+    They are ``label_names`` and ``label_descriptions`` of its config, or ImageNet's: WordNet id, and synonyms.
 
     Raises:
         ValueError: ``label_names`` has another number of names than the classifier has classes.
@@ -79,14 +93,12 @@ def class_names(network: Network) -> list[frozenset[str]] | None:
     declared = _declared(network)
     if declared is not None:
         described: Mapping[str, str] = model.pretrained_cfg.get("label_descriptions") or {}  # type: ignore[union-attr, operator]
-        pairs = [(name, described.get(name, "")) for name in declared]
-    else:
-        subset = infer_imagenet_subset(model) if network.origin != "random" else None
-        if subset is None:
-            return None
-        info = ImageNetInfo(subset)
-        pairs = list(zip(info.label_names(), info.label_descriptions(), strict=True))
-    return [_aliases(name) | _aliases(described_as) for name, described_as in pairs]
+        return [(name, described.get(name, "")) for name in declared]
+    subset = infer_imagenet_subset(model) if network.origin != "random" else None
+    if subset is None:
+        return None
+    info = ImageNetInfo(subset)
+    return list(zip(info.label_names(), info.label_descriptions(), strict=True))
 
 
 def _declared(network: Network) -> list[str] | None:

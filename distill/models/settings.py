@@ -6,11 +6,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
 from augment.base import Registry, Settings, absolute, did_you_mean, error_at
 from distill.data.base import MAX_CHANNELS
 from distill.models.embedded import EMBEDDED
+from distill.text.settings import TextSettings
 
 if TYPE_CHECKING:  # the base class of deltas imports torch
     from distill.deltas.base import DeltaSettings as AnyDelta
@@ -89,7 +98,38 @@ def _name(key: Any) -> Any:
 
 Class = Annotated[int, Field(ge=0)] | str
 """A class of the teacher by its number, or by its name where the network has names."""
-Labels = Literal["same", "names", "numbers"] | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
+
+
+class TextLabels(TextSettings):
+    """A map of the teacher's classes to the student's by their texts, so that no label of the data is read.
+
+    See :class:`distill.models.soft_label_map.SoftLabelMap`.
+    """
+
+    by: Literal["text"]
+    method: Literal["conse", "map"] = Field(
+        "conse", description="conse: cosines with the mean embedding of the likely classes · map: p M, softmax rows"
+    )
+    temperature: float = Field(0.05, gt=0, description="τ, which cosines are divided by")
+    top: int = Field(10, ge=1, description="number of the teacher's likeliest classes that are read")
+    balance: bool = Field(
+        False, description="lower the logits of classes whose texts are near to those of most of the teacher's classes"
+    )
+
+
+def _by_text(labels: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """A mapping with ``by: text`` is one of settings, not of classes."""
+    if isinstance(labels, dict) and labels.get("by") == "text":
+        return TextLabels.model_validate(labels, context=info.context)
+    return handler(labels)
+
+
+Labels = Annotated[
+    Literal["same", "names", "numbers"]
+    | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
+    | TextLabels,
+    WrapValidator(_by_text),
+]
 
 
 class TeacherNetworkSettings(NetworkSettings):
@@ -119,7 +159,8 @@ class TeacherNetworkSettings(NetworkSettings):
         "same",
         description="which of its classes are the student's. 'same': all, matched by name where both have names, else "
         "in the same order; 'names': those of the same name; 'numbers': all, in the same order whatever the names; or "
-        "{student's class: its class}, by number or name, with a list of classes to be added up",
+        "{student's class: its class}, by number or name, with a list of classes to be added up; or {by: text, …}: "
+        "other classes, mapped by the similarity of their texts",
     )
 
     @property

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMaps
 from distill.models.network import Network
-from distill.models.settings import TeacherSettings
+from distill.models.settings import TeacherSettings, TextLabels
 from distill.models.teacher import DTYPES, Teacher
 from distill.objectives.base import Objective
+from distill.run.context import RunContext
 from distill.run.stage import StageError
+from distill.text.classes import fingerprints
 from distill.training.terms import needs_of
 
 
@@ -47,13 +50,16 @@ def make_teacher(
     return Teacher(list(networks), weights, needs, DTYPES[settings.dtype], settings.compile, maps, settings.weighting)
 
 
-def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: Sequence[str]) -> LabelMaps:
+def label_maps(
+    settings: TeacherSettings, networks: Sequence[Network], classes: Sequence[str], store: Path | None = None
+) -> LabelMaps:
     """Maps of the networks' classes to the student's.
 
     Args:
         settings: ``networks.N.labels`` defines which classes are the same.
         networks: one for each of ``settings.frozen``.
         classes: the names of the student's classes.
+        store: folder of text embeddings, see :func:`text_store`; None: none are kept.
 
     Returns:
         A map for each network.
@@ -65,7 +71,7 @@ def label_maps(settings: TeacherSettings, networks: Sequence[Network], classes: 
     numbered = [(n, own) for n, own in enumerate(settings.networks) if not own.is_momentum]
     for (n, own), network in zip(numbered, networks, strict=True):
         try:
-            maps.append(label_map(own.labels, network, classes))
+            maps.append(label_map(own.labels, network, classes, store))
         except ValueError as error:
             raise StageError(f"teacher.networks.{n}.labels: {error}") from error
     return LabelMaps(maps)
@@ -75,3 +81,14 @@ def _sets_head(settings: Objective.Settings) -> bool:
     method = settings.component
     assert method is not None and issubclass(method, Objective)
     return method.sets_head
+
+
+def text_store(context: RunContext) -> Path:
+    """The folder of text embeddings that all runs of an output folder share."""
+    return context.root / "text"
+
+
+def text_fingerprints(settings: TeacherSettings | None) -> list[list[str]]:
+    """For each network with ``labels: {by: text}``, what changes when its map does; for the key of a stage."""
+    networks = () if settings is None else settings.frozen
+    return [fingerprints(own.labels) for own in networks if isinstance(own.labels, TextLabels)]

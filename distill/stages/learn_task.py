@@ -38,7 +38,7 @@ from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.prepare import PREPARED, StudentSpec, finished, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
-from distill.run.teacher import make_teacher
+from distill.run.teacher import make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import TeacherNetworks, fit_notes
@@ -125,6 +125,7 @@ class LearnTask(Stage[LearnedTask]):
             "regularizers": [regularizer.model_dump(mode="json") for regularizer in self.regularizers],
             "task": self.task.name,
             "data": [data.fingerprint(), data.settings.model_dump(mode="json")],
+            **({"texts": texts} if (texts := text_fingerprints(self.teacher)) else {}),
         }
 
     def run(self, context: RunContext, folder: Path) -> LearnedTask:
@@ -271,7 +272,7 @@ class LearnTask(Stage[LearnedTask]):
         if not compiled:
             settings = settings.model_copy(update={"compile": False})
         given = [network for ref in self.networks for network in within.get(ref).networks]
-        networks, maps = with_previous(settings, given, fit, self.name)
+        networks, maps = with_previous(settings, given, fit, self.name, text_store(within))
         teacher = make_teacher(settings, objectives, networks, maps)
         return replace(fit_spec, teacher=teacher, cache=settings.cache)
 

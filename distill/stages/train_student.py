@@ -18,7 +18,7 @@ from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
-from distill.run.teacher import label_maps, make_teacher
+from distill.run.teacher import label_maps, make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import (
@@ -28,6 +28,7 @@ from distill.stages.outputs import (
     network_notes,
     pretrained_networks,
 )
+from distill.stages.text_items import label_map_items
 from distill.training.fit import FitSummary, load_summary
 from distill.training.settings import TrainingSettings
 from distill.training.terms import needs_of
@@ -86,6 +87,7 @@ class TrainStudent(Stage[TrainedStudent]):
             **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")],
+            **({"texts": texts} if (texts := text_fingerprints(self.teacher)) else {}),
         }
 
     def run(self, context: RunContext, folder: Path) -> TrainedStudent:
@@ -107,6 +109,8 @@ class TrainStudent(Stage[TrainedStudent]):
     def report(self, context: RunContext, output: TrainedStudent) -> Iterable[Item]:
         yield from output.items()
         yield from network_notes([output.student.network])
+        if output.teacher is not None:
+            yield from label_map_items(output.teacher)
         if (larger := enlargement(output.student.model)) is not None:
             yield Note(text=str(larger))
 
@@ -134,7 +138,7 @@ class TrainStudent(Stage[TrainedStudent]):
             momentum = self.teacher.momentum
         if self.teacher is not None and self.teacher.frozen:
             settings = self.teacher if compiled else self.teacher.model_copy(update={"compile": False})
-            maps = label_maps(settings, networks, context.data.classes)
+            maps = label_maps(settings, networks, context.data.classes, text_store(context))
             teacher, cache = make_teacher(settings, self.objectives, networks, maps), settings.cache
         augment = self.augment
         if not compiled and context.device.type == "cuda":

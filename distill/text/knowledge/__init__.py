@@ -1,0 +1,1 @@
+"""Sources of definitions, one file each."""

@@ -1,0 +1,79 @@
+"""The base class of sources of definitions: a name of a class gives its senses. Imports no torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import augment.base
+from augment.base import Component
+from distill.text.names import folded
+
+
+@dataclass(frozen=True)
+class Sense:
+    """One meaning of a name.
+
+    Args:
+        key: of the meaning in its source, such as ``n02012849``.
+        names: synonyms, the usual one first.
+        definitions: texts about it, one or several.
+    """
+
+    key: str
+    names: tuple[str, ...]
+    definitions: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Names and definitions, by which senses are compared."""
+        return f"{', '.join(self.names)}: {' '.join(self.definitions)}"
+
+
+class Knowledge(Component):
+    """Knows senses of names.
+
+    Class attributes:
+        noun: what it is, for the report.
+    """
+
+    class Settings(augment.base.Settings):
+        type: str
+
+    noun: ClassVar[str] = "definitions"
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        self.settings = settings
+
+    def senses(self, name: str) -> Sequence[Sense]:
+        """The senses of a class's name; empty if it is not known.
+
+        Raises:
+            TextError: the source cannot be read.
+        """
+        raise NotImplementedError
+
+    def sense(self, key: str) -> Sense | None:
+        """The sense with this key, such as a WordNet id; None if it is not known."""
+        return None
+
+    def fingerprint(self) -> str:
+        """Changes when what it knows changes."""
+        return hashlib.sha256(repr(self.settings).encode()).hexdigest()[:16]
+
+
+def by_name(senses: Sequence[Sense]) -> dict[str, list[Sense]]:
+    """Folded name → its senses, in their order."""
+    index: dict[str, list[Sense]] = {}
+    for sense in senses:
+        for name in dict.fromkeys(map(folded, sense.names)):
+            index.setdefault(name, []).append(sense)
+    return index
+
+
+def made(settings: Any) -> Knowledge:
+    """The source that these settings configure."""
+    return settings.component(settings)
