@@ -96,7 +96,7 @@ class SoftLabelMap(LabelMap):
         e_BE = F.normalize(p_BT @ self.teacher_TE.to(p_BT), dim=1)
         return e_BE @ self.student_KE.to(p_BT).T / self.temperature - self.offset_K.to(p_BT)
 
-    def nearest(self, names: Sequence[str], count: int = 3) -> list[list[tuple[str, float]]]:
+    def top_entries(self, names: Sequence[str], count: int = 3) -> list[list[tuple[str, float]]]:
         """For each student class, the teacher classes that give it most, with M[j, k]."""
         values_KG, classes_KG = self.map_TK.T.topk(min(count, self.teacher_classes), dim=1)
         return [

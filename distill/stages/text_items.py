@@ -61,8 +61,8 @@ def label_map_items(teacher: Teacher) -> Iterable[Item]:
         yield from coverage_items(soft.texts)
         names = [each.spoken for each in soft.teacher_texts]
         rows = [
-            TableRow(cells=(each.spoken, ", ".join(f"{name} {weight:.0%}" for name, weight in nearest)))
-            for each, nearest in zip(soft.texts, soft.nearest(names))
+            TableRow(cells=(each.spoken, ", ".join(f"{name} {weight:.0%}" for name, weight in entries)))
+            for each, entries in zip(soft.texts, soft.top_entries(names))
         ]
         yield Table(
             title=f"Classes of {origin} by text",

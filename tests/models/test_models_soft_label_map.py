@@ -31,7 +31,7 @@ def test_both_methods_by_their_equations() -> None:
     torch.testing.assert_close(soft(method="conse", top=2).of_teacher(LOGITS), e @ T.T / 0.2)
     assert soft().labels(torch.tensor([1, 0, -1])).tolist() == [1, 0, -1] and soft().whole
     assert soft().probabilities(LOGITS).sum(1).tolist() == pytest.approx([1, 1])
-    [[(first, weight), _], _] = soft().nearest(["a", "b", "c", "d"], 2)
+    [[(first, weight), _], _] = soft().top_entries(["a", "b", "c", "d"], 2)
     assert first == "a" and weight == pytest.approx(float(m[0, 0]))
     assert repr(soft()).startswith("SoftLabelMap(student_classes=2, teacher_classes=4, method=map, temperature=0.2")
     with pytest.raises(ValueError, match=r"expected \(B, 4\)"):
@@ -62,8 +62,8 @@ def test_the_classes_of_an_imagenet_network_and_of_one_with_names() -> None:
     network.origin = "lcnet_050.some"
     made = label_map(labels, network, ["3 goldfish", "crane", "elf"])
     assert isinstance(made, SoftLabelMap) and made.teacher_classes == 1000
-    nearest = [[name for name, _ in row] for row in made.nearest([each.spoken for each in made.teacher_texts])]
-    assert nearest[0][0] == "goldfish" and made.texts[2].definitions == ()
+    top_entries = [[name for name, _ in row] for row in made.top_entries([each.spoken for each in made.teacher_texts])]
+    assert top_entries[0][0] == "goldfish" and made.texts[2].definitions == ()
     assert made.teacher_texts[134].spoken == made.teacher_texts[517].spoken == "crane"
     assert made.teacher_texts[134].definitions != made.teacher_texts[517].definitions, "by WordNet id"
     named = as_network(timm.create_model("lcnet_050", num_classes=2))
