@@ -16,6 +16,7 @@ FLOORS = (
     ("distill.training",),
     ("distill.run", "distill.api"),
     ("distill.continual", "distill.transfer"),
+    ("distill.detection",),
     ("distill.stages",),
     ("distill.experiments",),
     ("distill.config",),

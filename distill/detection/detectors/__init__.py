@@ -1,0 +1,1 @@
+"""Detectors, one file each; see :mod:`distill.detection.detectors.base` for their interface."""
