@@ -5,7 +5,8 @@
     >>> from augment.draws import Draws
     >>> from augment.recipe import Op
     >>> chain = BoxChain([Op.of("RandomHorizontalFlip", p=1.0)])
-    >>> image, boxes, kept = chain(torch.rand(1, 3, 8, 10), torch.tensor([[1.0, 2, 4, 5]]), Draws(0, 0, "train", torch.tensor([7])))
+    >>> draws = Draws(0, 0, "train", torch.tensor([7]))
+    >>> image, boxes, kept = chain(torch.rand(1, 3, 8, 10), torch.tensor([[1.0, 2, 4, 5]]), draws)
     >>> boxes
     tensor([[6., 2., 9., 5.]], dtype=torch.float64)
 

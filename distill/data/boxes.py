@@ -54,7 +54,7 @@ class Boxes:
 
 
 class BoxSource(Source):
-    """A source of images with boxes. Its samples have no label; ``categories`` are the names of the objects' classes."""
+    """A source of images with boxes. Samples have no label; ``categories`` are the names of the objects' classes."""
 
     class Settings(Source.Settings):
         root: Path = Field(description="folder of the data, relative to the current folder")
@@ -103,9 +103,7 @@ class BoxSource(Source):
                 f" the first {missing[0]}"
             )
         labels = [UNLABELED] * len(ids)
-        return FileSamples(
-            self.settings.root, ids, labels, self.settings.pixel_limit, None, self.channels, self.depth
-        )
+        return FileSamples(self.settings.root, ids, labels, self.settings.pixel_limit, None, self.channels, self.depth)
 
     def boxes_of(self, found: Iterable[tuple[str, Sequence[float], int | None, bool]], size: tuple[int, int]) -> Boxes:
         """The boxes of one image, checked.

@@ -35,9 +35,7 @@ class Coco(BoxSource):
         annotations: dict[Split, str] | None = Field(
             None, description="split → its JSON in root; default: train.json, val.json and test.json that exist"
         )
-        images: str | dict[Split, str] = Field(
-            "images", description="folder of the images in root, or of each split"
-        )
+        images: str | dict[Split, str] = Field("images", description="folder of the images in root, or of each split")
 
     settings: Settings
 
@@ -60,8 +58,8 @@ class Coco(BoxSource):
         for name in named:
             if self._categories(name)[0] != self.categories:
                 raise DataError(
-                    f"{self._paths[name]}: its categories are {', '.join(self._categories(name)[0])}, and those of train"
-                    f" {', '.join(self.categories)}"
+                    f"{self._paths[name]}: its categories are {', '.join(self._categories(name)[0])}, and those of"
+                    f" train {', '.join(self.categories)}"
                 )
         self.reading = f"{settings.root}: boxes of {len(self.categories)} categories: {', '.join(self.categories[:20])}"
 

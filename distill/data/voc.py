@@ -1,7 +1,7 @@
 """Boxes in Pascal VOC's XML::
 
-    root/JPEGImages/*.jpg   root/Annotations/*.xml      an XML of the same name for each image
-    root/ImageSets/Main/{train,val,test}.txt            names of a split, one a line; without them, all are train
+root/JPEGImages/*.jpg   root/Annotations/*.xml      an XML of the same name for each image
+root/ImageSets/Main/{train,val,test}.txt            names of a split, one a line; without them, all are train
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Voc(BoxSource):
         self._names = self._splits()
         self._trees = {name: [self._read(stem) for stem in stems] for name, stems in self._names.items()}
         self.has_split = frozenset(self._names)
-        found = {each.findtext("name", "") for trees in self._trees.values() for tree in trees for each in _objects(tree)}
+        found = {
+            each.findtext("name", "") for trees in self._trees.values() for tree in trees for each in _objects(tree)
+        }
         self.categories = settings.classes or tuple(sorted(found))
         if not self.categories:
             raise DataError(f"{self._folder}: no object in any file")
@@ -98,7 +100,9 @@ class Voc(BoxSource):
         for index, each in enumerate(_objects(tree)):
             name = each.findtext("name", "")
             where = f"{self._folder / stem}.xml: object {index + 1} ({name})"
-            left, top, right, bottom = (_number(each, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax"))
+            left, top, right, bottom = (
+                _number(each, f"bndbox/{key}", where) for key in ("xmin", "ymin", "xmax", "ymax")
+            )
             difficult = (each.findtext("difficult") or "0").strip() == "1"
             yield where, (left - 1, top - 1, right, bottom), number.get(name), difficult
 

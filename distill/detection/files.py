@@ -124,9 +124,7 @@ def save_detector(
     return manifest
 
 
-def load_detector(
-    folder: Path, network: NetworkSettings | None = None, *, allow_plugins: bool = False
-) -> nn.Module:
+def load_detector(folder: Path, network: NetworkSettings | None = None, *, allow_plugins: bool = False) -> nn.Module:
     """The detector of an export folder, frozen and in eval mode.
 
     ``detector(images)`` takes a list of images [3, H, W] in [0, 1] of any sizes and gives for each ``boxes`` [N, 4],

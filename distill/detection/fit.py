@@ -19,10 +19,9 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from augment.boxes import BoxChain
 from distill.deltas.state import load_exactly
 from distill.detection.detector import BuiltDetector
-from distill.detection.images import DetectionImages, train_batches
+from distill.detection.images import TrainBatches
 from distill.files import write_atomic
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, checkpoint_path, newest_good, prune
 from distill.training.fit import RESULT, SUMMARY
@@ -52,28 +51,16 @@ class FitOf:
     """What a fit is made of, beside the detector.
 
     Args:
-        images: of training.
-        chain: of the augmentation.
+        batches: of training.
         training: epochs, optimizer, schedule, clipping.
-        batch: images in a batch.
-        seed: of the run.
-        threads: that decode images ahead.
         device: to train on.
         validate: the scores of the detector as it is; None: no validation.
     """
 
-    images: DetectionImages
-    chain: BoxChain
+    batches: TrainBatches
     training: TrainingSettings
-    batch: int
-    seed: int
-    threads: int
     device: torch.device
     validate: Callable[[], dict[str, float]] | None = None
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-len(self.images) // self.batch)
 
 
 def fit_detector(
@@ -100,12 +87,13 @@ def fit_detector(
         return load_fit(detector, folder)
     settings, module = own.training, detector.module.to(own.device)
     optimizer = build_optimizer(module, detector.parts(), settings.optimizer, detector.student.model)
-    schedule = build_schedule(optimizer, settings.schedule, settings.epochs, own.steps_per_epoch)
-    step, totals = 0, {"seconds": 0.0}
+    schedule = build_schedule(optimizer, settings.schedule, settings.epochs, len(own.batches))
+    step, totals, scores = 0, {"seconds": 0.0}, {}
     checkpoint = newest_good(folder)
     if checkpoint is not None:
         content = VerifiedCheckpointIO().load_checkpoint(checkpoint)
         step, totals = content["step"], dict(content["totals"])
+        scores = dict(content["scores"])
         load_exactly(detector.own_state(), content["detector"], "checkpoint")
         optimizer.load_state_dict(content["optimizer"])
         schedule.load_state_dict(content["schedule"])
@@ -114,6 +102,7 @@ def fit_detector(
         content = {
             "step": step,
             "totals": totals,
+            "scores": scores,
             "detector": {key: tensor.cpu() for key, tensor in detector.own_state().items()},
             "optimizer": optimizer.state_dict(),
             "schedule": {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"},
@@ -121,19 +110,19 @@ def fit_detector(
         VerifiedCheckpointIO().save_checkpoint(content, checkpoint_path(folder, step))
         prune(folder)
 
-    log, scores = FitLog(folder, step if checkpoint else None, settings, name, console), {}
-    log.progress.start(settings.epochs, own.steps_per_epoch, step)
+    log = FitLog(folder, step if checkpoint else None, settings, name, console)
+    log.progress.start(settings.epochs, len(own.batches), step)
     saved = time.monotonic()
     try:
-        while step < settings.epochs * own.steps_per_epoch:
-            epoch, first = divmod(step, own.steps_per_epoch)
+        while step < settings.epochs * len(own.batches):
+            epoch, first = divmod(step, len(own.batches))
             module.train()
             log.begin()
-            for batch in train_batches(own.images, own.chain, own.batch, own.seed, epoch, first, own.threads):
+            for batch in own.batches.of(epoch, first):
                 log.add(_step(detector, own, batch, step, optimizer, name), len(batch))
                 schedule.step()
                 step += 1
-                last = step % own.steps_per_epoch == 0
+                last = step % len(own.batches) == 0
                 log.write(step, epoch, optimizer, totals, last or step % settings.log_every == 0)
                 due = time.monotonic() - saved > 60 * settings.checkpoint_minutes
                 if not last and (due or stop.received is not None):
@@ -142,7 +131,9 @@ def fit_detector(
                     saved = time.monotonic()
                     stop.raise_if_received()
                     log.begin()
-            if own.validate is not None and ((epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs):
+            if own.validate is not None and (
+                (epoch + 1) % settings.validate_every == 0 or epoch + 1 == settings.epochs
+            ):
                 scores = own.validate()
                 log.run_log.log_metrics({**scores, "epoch": epoch}, step)
             log.progress.epoch_end(epoch, scores)
@@ -174,7 +165,9 @@ def _step(
     """One update; returns the loss terms."""
     device = [own.device] if own.device.type == "cuda" else []
     with torch.random.fork_rng(devices=device):
-        torch.manual_seed(own.seed * 1_000_003 + step)  # torchvision draws which proposals and anchors it learns from
+        torch.manual_seed(
+            own.batches.seed * 1_000_003 + step
+        )  # torchvision draws which proposals and anchors it learns from
         terms = detector.losses(batch, own.device)
     loss: Tensor = torch.stack(list(terms.values())).sum()
     if not torch.isfinite(loss):
@@ -189,7 +182,7 @@ def _step(
         parameters = [p for p in detector.module.parameters() if p.grad is not None]
         torch.nn.utils.clip_grad_norm_(parameters, own.training.clip_norm)
     optimizer.step()
-    detector.student.after_step(step + 1, own.training.epochs * own.steps_per_epoch)
+    detector.student.after_step(step + 1, own.training.epochs * len(own.batches))
     named = {f"loss/{key.removeprefix('loss_')}": float(value.detach()) for key, value in terms.items()}
     return {"loss": float(loss.detach()), **named}
 

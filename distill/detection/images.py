@@ -1,4 +1,4 @@
-"""The images of a split with their boxes, and the training batches: keyed order, keyed augmentation, boxes that follow."""
+"""The images of a split with their boxes, and training batches: keyed order and augmentation, boxes that follow."""
 
 from __future__ import annotations
 
@@ -13,18 +13,21 @@ from PIL import Image
 from torch import Tensor
 
 from augment.boxes import BoxChain
-from augment.draws import Draws
+from augment.draws import Draws, copy_key
 from augment.fuse.program import to_unit
 from distill.data.base import DataError, Split
 from distill.data.boxes import Boxes, BoxSource
 from distill.data.deep_pixels import orientation_of
 from distill.data.experiment_data import ExperimentData
 from distill.data.folder import FileSamples
+from distill.data.order import Order
 from distill.data.split import Subset
 from distill.detection.errors import DetectionError
 
 VIEW = "detector"
 """Name of the view that draws are keyed by."""
+AHEAD = 2
+"""Batches that threads prepare before they are needed."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,9 @@ class DetectionImages:
         return np.bincount(found, minlength=len(self.categories)).tolist()
 
 
-def train_item(images: DetectionImages, row: int, chain: BoxChain, seed: int, epoch: int) -> tuple[Tensor, Objects]:
+def train_item(
+    images: DetectionImages, row: int, chain: BoxChain, seed: int, epoch: int, copy: int = 0
+) -> tuple[Tensor, Objects]:
     """An augmented image in [0, 1] with the objects that are trained on.
 
     Args:
@@ -115,59 +120,61 @@ def train_item(images: DetectionImages, row: int, chain: BoxChain, seed: int, ep
         chain: of the augmentation.
         seed: of the run.
         epoch: counted from 0.
+        copy: how often the image came before in the epoch.
 
     Returns:
         [C, H, W] float32, and boxes in its pixels.
     """
     pixels, objects = images[row]
     mask = ~objects.ignored
-    ids = torch.tensor([int(images.subset.keys[row])])
+    ids = torch.tensor([copy_key(int(images.subset.keys[row]), copy)])
     corners, labels = torch.from_numpy(objects.corners[mask]), torch.from_numpy(objects.labels[mask])
     image, boxes, kept = chain(pixels[None], corners, Draws(seed, epoch, VIEW, ids))
     return image[0], Objects(boxes.float(), labels[kept] + 1)
 
 
-def train_order(images: DetectionImages, seed: int, epoch: int) -> list[int]:
-    """The rows in the order of an epoch, a function of seed, epoch and ids."""
-    keys = torch.from_numpy(np.asarray(images.subset.keys))
-    return Draws(seed, epoch, "detector order", keys).bits(0).argsort(stable=True).tolist()
-
-
-def train_batches(
-    images: DetectionImages, chain: BoxChain, batch: int, seed: int, epoch: int, first: int, threads: int
-) -> Iterator[list[tuple[Tensor, Objects]]]:
-    """The batches of an epoch; the last one may be smaller.
+@dataclass(frozen=True)
+class TrainBatches:
+    """The training batches, a function of seed, epoch and ids.
 
     Args:
         images: of training.
+        order: of an epoch; the last batch is filled with images that come a second time, augmented differently.
         chain: of the augmentation.
-        batch: images in a batch.
         seed: of the run.
-        epoch: counted from 0.
-        first: number of the first batch, in an epoch that goes on.
         threads: that decode and augment ahead; 0: none.
-
-    Yields:
-        Images and objects.
     """
-    order = train_order(images, seed, epoch)
-    rows = [order[start : start + batch] for start in range(first * batch, len(order), batch)]
 
-    def made(row: int) -> tuple[Tensor, Objects]:
-        return train_item(images, row, chain, seed, epoch)
+    images: DetectionImages
+    order: Order
+    chain: BoxChain
+    seed: int
+    threads: int
 
-    if not threads:
-        for own in rows:
-            yield [made(row) for row in own]
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        ahead: deque[list[Future[tuple[Tensor, Objects]]]] = deque()
-        for own in rows:
-            ahead.append([pool.submit(made, row) for row in own])
-            if len(ahead) > 2:
+    def __len__(self) -> int:
+        return self.order.positions // self.order.batch
+
+    def of(self, epoch: int, first: int = 0) -> Iterator[list[tuple[Tensor, Objects]]]:
+        """The batches of an epoch, from number ``first`` on."""
+        size = self.order.batch
+        positions = list(zip(self.order(epoch).tolist(), self.order.copies(epoch).tolist()))
+        batches = [positions[start : start + size] for start in range(first * size, len(positions), size)]
+
+        def made(position: tuple[int, int]) -> tuple[Tensor, Objects]:
+            return train_item(self.images, position[0], self.chain, self.seed, epoch, position[1])
+
+        if not self.threads:
+            for own in batches:
+                yield [made(position) for position in own]
+            return
+        with ThreadPoolExecutor(self.threads) as pool:
+            ahead: deque[list[Future[tuple[Tensor, Objects]]]] = deque()
+            for own in batches:
+                ahead.append([pool.submit(made, position) for position in own])
+                if len(ahead) > AHEAD:
+                    yield [future.result() for future in ahead.popleft()]
+            while ahead:
                 yield [future.result() for future in ahead.popleft()]
-        while ahead:
-            yield [future.result() for future in ahead.popleft()]
 
 
 def evaluation_item(images: DetectionImages, row: int) -> Tensor:
@@ -177,6 +184,6 @@ def evaluation_item(images: DetectionImages, row: int) -> Tensor:
 
 def _other_size(id: str, found: tuple[int, ...], declared: tuple[int, int]) -> str:
     return (
-        f"{id} is {found[1]} x {found[0]} pixels, and its annotations say {declared[1]} x {declared[0]}; its boxes would"
-        " be elsewhere"
+        f"{id} is {found[1]} x {found[0]} pixels, and its annotations say {declared[1]} x {declared[0]}; its boxes"
+        " would be elsewhere"
     )

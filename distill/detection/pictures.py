@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from collections.abc import Sequence
+from io import BytesIO
 
 from PIL import Image, ImageDraw
 

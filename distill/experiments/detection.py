@@ -139,7 +139,9 @@ class DetectionExperiment(Experiment):
             converted = method.finish.__func__ is not Delta.finish.__func__  # type: ignore[attr-defined]
             if method.prepares(entry) or converted or entry.type == "statistics":
                 why = "chooses its form from a student's training on classes"
-                raise error_at(f"backbone.deltas.{n}", f"{entry.type} {why}; use one such as low_rank with a fixed rank")
+                raise error_at(
+                    f"backbone.deltas.{n}", f"{entry.type} {why}; use one such as low_rank with a fixed rank"
+                )
 
     def _check_operations(self) -> None:
         from augment.boxes import BoxChain

@@ -85,7 +85,9 @@ class ExportDetector(Stage[ExportedDetector]):
 
     def report(self, context: RunContext, output: ExportedDetector) -> Iterable[Item]:
         files = {path.relative_to(output.folder): path.stat().st_size for path in output.folder.rglob("*.safetensors")}
-        yield Sizes(bytes={str(name.parent) if len(name.parts) > 1 else "detector": size for name, size in files.items()})
+        yield Sizes(
+            bytes={str(name.parent) if len(name.parts) > 1 else "detector": size for name, size in files.items()}
+        )
         yield Files(paths={"detector": output.folder})
         yield from output.checks
 

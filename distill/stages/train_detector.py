@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from augment.boxes import BoxChain
 from augment.recipe import Op
-from distill.deltas.state import backbone_state
 from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
 from distill.detection.backbone import resolved
 from distill.detection.detector import BuiltDetector, build_detector
 from distill.detection.detectors.base import Detector
 from distill.detection.errors import DetectionError
 from distill.detection.fit import DetectorFit, FitOf, fit_detector, load_fit
-from distill.detection.images import DetectionImages, train_item
+from distill.detection.images import DetectionImages, TrainBatches, train_item
 from distill.detection.score import check_installed, precision
 from distill.detection.settings import DetectorBackboneSettings
 from distill.models.fingerprint import fingerprint
@@ -94,7 +96,7 @@ class TrainDetector(Stage[TrainedDetector]):
         with trying(f"{self.name}: one training step"):
             batch = [train_item(train, row, self._chain(), context.seed, 0) for row in train.few(STEP_IMAGES)]
             module = built.module.to(context.device).train()
-            sum(built.losses(batch, context.device).values()).backward()  # type: ignore[union-attr]
+            torch.stack([*built.losses(batch, context.device).values()]).sum().backward()
             module.zero_grad()
             built.detect(train, train.few(1), context.device, 1)
         return TrainedDetector(self.row, self._what(train), built, network, DetectorFit(0, 0, 0.0), Path())
@@ -146,16 +148,8 @@ class TrainDetector(Stage[TrainedDetector]):
                 found = built.detect(val, range(len(val)), context.device, settings.batch_size)
                 return {"val/map50": precision(found, val).map50}
 
-        return FitOf(
-            train,
-            self._chain(),
-            self.training,
-            settings.batch_size,
-            context.seed,
-            settings.workers,
-            context.device,
-            validate,
-        )
+        batches = TrainBatches(train, context.data.train_order(), self._chain(), context.seed, settings.workers)
+        return FitOf(batches, self.training, context.device, validate)
 
     def _what(self, train: DetectionImages) -> str:
         objects = sum(train.counts())

@@ -32,7 +32,9 @@ class FCOS(Detector):
         @model_validator(mode="after")
         def _whole_groups(self) -> Self:
             if self.channels % GROUPS:
-                raise error_at("channels", f"fcos normalizes {GROUPS} groups; {self.channels} is not a multiple of that")
+                raise error_at(
+                    "channels", f"fcos normalizes {GROUPS} groups; {self.channels} is not a multiple of that"
+                )
             return self
 
     settings: Settings

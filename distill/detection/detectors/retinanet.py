@@ -17,8 +17,8 @@ from distill.detection.detectors.base import Detector
 class RetinaNet(Detector):
     """torchvision's RetinaNet on maps of stride 8 and more, and two coarser levels.
 
-    Anchors of a level of stride s have the areas (4 s)², (4 s · 2^(1/3))², (4 s · 2^(2/3))² and the shapes 1:2, 1:1, 2:1,
-    which are the paper's for the strides 8 to 128. P6 and P7 come from P5, as in the authors' later code.
+    Anchors of a level of stride s have the areas (4 s)², (4 s · 2^(1/3))² and (4 s · 2^(2/3))², and the shapes 1:2, 1:1
+    and 2:1, which are the paper's for the strides 8 to 128. P6 and P7 come from P5, as in the authors' later code.
     """
 
     class Settings(Detector.Settings):
