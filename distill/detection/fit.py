@@ -105,7 +105,7 @@ def fit_detector(
             "scores": scores,
             "detector": {key: tensor.cpu() for key, tensor in detector.own_state().items()},
             "optimizer": optimizer.state_dict(),
-            "schedule": {key: value for key, value in schedule.state_dict().items() if key != "lr_lambdas"},
+            "schedule": schedule.state_dict(),
         }
         VerifiedCheckpointIO().save_checkpoint(content, checkpoint_path(folder, step))
         prune(folder)
