@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from toy_boxes import write_coco
 
 from distill.config import validate_tree
 from distill.continual.cifar100 import SUPERCLASSES
@@ -126,7 +127,7 @@ def configs(kind: str) -> list[Any]:
 
 def test_every_kind_of_config_has_a_test() -> None:
     kinds = {load_tree(path).get("kind", "distillation") for path in CONFIGS.rglob("*.yaml")}
-    assert kinds == {"distillation", "continual", "target_domain", "source_free"}
+    assert kinds == {"distillation", "continual", "target_domain", "source_free", "detection"}
 
 
 @pytest.mark.slow
@@ -175,6 +176,25 @@ def test_a_step_of_every_target_domain(path: Path, output: Path, tmp_path: Path)
     for [free] in (parameter.values for parameter in configs("source_free")):
         tree = load_tree(free) | {"start": str(tmp_path / "source-only/delta")}
         assert adapted(small(tree, output), output, tmp_path / free.stem).fit.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("detection"))
+def test_a_step_of_every_detector(path: Path, tmp_path: Path) -> None:
+    """On a few rectangles; the backbone is the pretrained network instead of a run's."""
+    tree = load_tree(path)
+    tree |= {"output": str(tmp_path), "controls": {}}
+    tree["data"] |= {"source": {"type": "coco", "root": str(write_coco(tmp_path / "boxes"))}, "workers": 0}
+    tree["backbone"] |= {"start": None, "network": {"model": "embedded:tf_efficientnet_lite0"}}
+    tree["detector"] |= {"min_size": SIDE, "max_size": 2 * SIDE}
+    tree["training"] |= {"epochs": 1, "accelerator": "cpu", "schedule": {"type": "constant"}}
+    experiment = validate_tree(tree, "made small")
+    stage = experiment.plan()[0]
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        trained = stage.run(context, tmp_path / "student")
+    assert trained.fit.steps == 1
+    assert all(torch.isfinite(tensor).all() for tensor in trained.built.own_state().values())
 
 
 @pytest.mark.slow

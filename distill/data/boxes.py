@@ -105,11 +105,13 @@ class BoxSource(Source):
         labels = [UNLABELED] * len(ids)
         return FileSamples(self.settings.root, ids, labels, self.settings.pixel_limit, None, self.channels, self.depth)
 
-    def boxes_of(self, found: Iterable[tuple[str, Sequence[float], int | None, bool]], size: tuple[int, int]) -> Boxes:
+    def boxes_of(
+        self, entries: Iterable[tuple[str, Sequence[float], int | None, bool]], size: tuple[int, int]
+    ) -> Boxes:
         """The boxes of one image, checked.
 
         Args:
-            found: (where it is written, corners, category or None for an unknown one, ignored) of each object.
+            entries: (where it is written, corners, category or None for an unknown one, ignored) of each object.
             size: (height, width) of the image.
 
         Returns:
@@ -120,7 +122,7 @@ class BoxSource(Source):
         """
         height, width = size
         corners, labels, ignored = [], [], []
-        for where, (left, top, right, bottom), label, crowd in found:
+        for where, (left, top, right, bottom), label, crowd in entries:
             cut = [max(left, 0.0), max(top, 0.0), min(right, float(width)), min(bottom, float(height))]
             beyond = max(-left, -top, right - width, bottom - height)
             shown = f"({left:g}, {top:g}) to ({right:g}, {bottom:g})"

@@ -46,10 +46,10 @@ class Voc(BoxSource):
         self._names = self._splits()
         self._trees = {name: [self._read(stem) for stem in stems] for name, stems in self._names.items()}
         self.has_split = frozenset(self._names)
-        found = {
+        names = {
             each.findtext("name", "") for trees in self._trees.values() for tree in trees for each in _objects(tree)
         }
-        self.categories = settings.classes or tuple(sorted(found))
+        self.categories = settings.classes or tuple(sorted(names))
         if not self.categories:
             raise DataError(f"{self._folder}: no object in any file")
         self.reading = f"{settings.root}: boxes of {len(self.categories)} categories: {', '.join(self.categories[:20])}"
@@ -67,7 +67,7 @@ class Voc(BoxSource):
     def objects(self, name: Split) -> Sequence[Boxes]:
         number = {category: index for index, category in enumerate(self.categories)}
         return [
-            self.boxes_of(self._found(stem, tree, number), _size(tree, self._folder / f"{stem}.xml"))
+            self.boxes_of(self._entries(stem, tree, number), _size(tree, self._folder / f"{stem}.xml"))
             for stem, tree in zip(self._names[name], self._trees[name])
         ]
 
@@ -94,7 +94,7 @@ class Voc(BoxSource):
         except (OSError, ElementTree.ParseError) as error:
             raise DataError(f"{path}: cannot be read as XML: {error}") from error
 
-    def _found(
+    def _entries(
         self, stem: str, tree: ElementTree.Element, number: dict[str, int]
     ) -> Iterator[tuple[str, Sequence[float], int | None, bool]]:
         for index, each in enumerate(_objects(tree)):

@@ -71,14 +71,14 @@ class BuiltDetector:
         """
         training = self.module.training
         self.module.to(device).eval()
-        found: list[dict[str, Tensor]] = []
+        detected: list[dict[str, Tensor]] = []
         try:
             for start in range(0, len(rows), batch):
                 loaded = [evaluation_item(images, row).to(device) for row in rows[start : start + batch]]
-                found += self.module(loaded)
+                detected += self.module(loaded)
         finally:
             self.module.train(training)
-        return Detections.of(found)
+        return Detections.of(detected)
 
 
 def build_detector(

@@ -180,8 +180,8 @@ def _backbone(folder: Path, manifest: DetectorManifest, network: NetworkSettings
         made = make_network(TeacherNetworkSettings.model_validate(tree), 0)
     else:
         made = make_network(network, 0)
-    found = fingerprint(backbone_state(made.model, classifier_names(made.model)))
-    if problems := differences(manifest.backbone, found):
+    actual = fingerprint(backbone_state(made.model, classifier_names(made.model)))
+    if problems := differences(manifest.backbone, actual):
         lines = "\n  ".join(problems[:20])
         raise ExportError(f"{folder}: made for another backbone ({manifest.architecture}):\n  {lines}")
     return made

@@ -105,8 +105,8 @@ class DetectionImages:
     def counts(self) -> list[int]:
         """Number of objects of each category, without ignored ones."""
         labels = [own.labels[~own.ignored] for own in self.objects]
-        found = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
-        return np.bincount(found, minlength=len(self.categories)).tolist()
+        every = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
+        return np.bincount(every, minlength=len(self.categories)).tolist()
 
 
 def train_item(
@@ -182,8 +182,8 @@ def evaluation_item(images: DetectionImages, row: int) -> Tensor:
     return to_unit(images[row][0])
 
 
-def _other_size(id: str, found: tuple[int, ...], declared: tuple[int, int]) -> str:
+def _other_size(id: str, actual: tuple[int, ...], declared: tuple[int, int]) -> str:
     return (
-        f"{id} is {found[1]} x {found[0]} pixels, and its annotations say {declared[1]} x {declared[0]}; its boxes"
+        f"{id} is {actual[1]} x {actual[0]} pixels, and its annotations say {declared[1]} x {declared[0]}; its boxes"
         " would be elsewhere"
     )

@@ -33,10 +33,10 @@ class Detections:
     images: Tensor
 
     @classmethod
-    def of(cls, found: Sequence[dict[str, Tensor]]) -> Detections:
+    def of(cls, detected: Sequence[dict[str, Tensor]]) -> Detections:
         """From what torchvision's detectors return for each image; their label 1 is category 0."""
-        rows = [torch.full((len(own["labels"]),), row, dtype=torch.int64) for row, own in enumerate(found)]
-        parts = [torch.cat([own[name].cpu() for own in found]) for name in ("boxes", "labels", "scores")]
+        rows = [torch.full((len(own["labels"]),), row, dtype=torch.int64) for row, own in enumerate(detected)]
+        parts = [torch.cat([own[name].cpu() for own in detected]) for name in ("boxes", "labels", "scores")]
         return cls(parts[0].float(), parts[1] - 1, parts[2].float(), torch.cat(rows))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -107,7 +107,7 @@ def precision(detections: Detections, images: DetectionImages) -> Precision:
                     "iscrowd": int(ignored),
                 }
             )
-    found = [
+    detected = [
         {"image_id": int(row) + 1, "category_id": int(label) + 1, "bbox": _box(corners), "score": float(score)}
         for corners, label, score, row in zip(
             detections.boxes.double().numpy(), detections.labels, detections.scores, detections.images
@@ -115,10 +115,10 @@ def precision(detections: Detections, images: DetectionImages) -> Precision:
     ]
     with contextlib.redirect_stdout(io.StringIO()):
         truth.createIndex()
-        if not found:
+        if not detected:
             none = tuple((0.0, 0.0) if count else None for count in images.counts())
             return Precision(0.0, 0.0, 0.0, none)
-        evaluation = COCOeval(truth, truth.loadRes(found), "bbox")
+        evaluation = COCOeval(truth, truth.loadRes(detected), "bbox")
         evaluation.evaluate()
         evaluation.accumulate()
     values = evaluation.eval["precision"][:, :, :, 0, -1]  # [IoU, recall, category], all areas, 100 detections

@@ -64,10 +64,9 @@ class EvaluateDetectors(Stage[DetectorScores]):
             return None
         with trying(f"{self.name}: the detections in an image of {split}"):
             rows = images.few(1)
-            few = DetectionImages(images.subset, images.objects, images.categories)
-            found = {own.name: own.built.detect(few, rows, context.device, 1) for own in made if own is not None}
+            detected = {own.name: own.built.detect(images, rows, context.device, 1) for own in made if own is not None}
         nothing = Precision(0.0, 0.0, 0.0, tuple(None for _ in images.categories))
-        return DetectorScores(split, found, dict.fromkeys(found, nothing), None)
+        return DetectorScores(split, detected, dict.fromkeys(detected, nothing), None)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {"data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]}
@@ -78,8 +77,8 @@ class EvaluateDetectors(Stage[DetectorScores]):
         detections, scores = {}, {}
         for own in map(context.get, self.detectors):
             with context.waiting(f"detecting in the images of {split}"):
-                found = own.built.detect(images, range(len(images)), context.device, batch)
-            detections[own.name], scores[own.name] = found, precision(found, images)
+                detected = own.built.detect(images, range(len(images)), context.device, batch)
+            detections[own.name], scores[own.name] = detected, precision(detected, images)
         if is_first_rank():
             tensors = {f"{name}/{key}": t for name, own in detections.items() for key, t in own.tensors().items()}
             write_atomic(folder / TENSORS, safetensors.torch.save(tensors))

@@ -145,8 +145,8 @@ class TrainDetector(Stage[TrainedDetector]):
         if val is not None and sum(val.counts()):
 
             def validate() -> dict[str, float]:
-                found = built.detect(val, range(len(val)), context.device, settings.batch_size)
-                return {"val/map50": precision(found, val).map50}
+                detected = built.detect(val, range(len(val)), context.device, settings.batch_size)
+                return {"val/map50": precision(detected, val).map50}
 
         batches = TrainBatches(train, context.data.train_order(), self._chain(), context.seed, settings.workers)
         return FitOf(batches, self.training, context.device, validate)

@@ -56,8 +56,8 @@ def test_a_flip_mirrors_fractions_exactly_and_draws_are_keyed() -> None:
 
 
 def test_rotations_give_the_box_around_the_corners() -> None:
-    turn = torch.tensor([[0.0, -1.0, 9.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # by 90°, of a 10-pixel-high image
-    boxes, visible = moved_boxes(BOXES, turn, (16, 10))
+    rotation = torch.tensor([[0.0, -1.0, 9.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])  # by 90°, of a 10-pixel-high image
+    boxes, visible = moved_boxes(BOXES, rotation, (16, 10))
     assert boxes.tolist() == [[4, 3, 8, 9], [0, 0, 10, 4]] and visible.tolist() == [1, 1]
 
 

@@ -37,11 +37,11 @@ def test_both_forms_hold_the_same_boxes(coco_folder: Path, tmp_path: Path) -> No
             assert len(samples) == len(boxes) == count and samples[0].image.shape == (*SIZE, 3)
             for seed, own in zip(range(start, start + count), boxes):
                 expected = [(box, CATEGORIES[category]) for box, category in objects(seed)]
-                found = [
+                read = [
                     ([left, top, right - left, bottom - top], source.categories[label])
                     for (left, top, right, bottom), label in zip(own.corners.tolist(), own.labels)
                 ]
-                assert found == expected and own.size == SIZE
+                assert read == expected and own.size == SIZE
             start += count
 
 

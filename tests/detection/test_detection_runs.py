@@ -88,8 +88,8 @@ def test_a_loaded_detector_reads_any_image_and_refuses_other_files(run: Path, tm
     detector = load_detector(folder)
     assert detector.categories == ("light", "dark")
     pixels = torch.from_numpy(np.asarray(image(0)).copy()).permute(2, 0, 1) / 255
-    found = detector([pixels, pixels[:, :40, :40]])
-    assert len(found) == 2 and found[0].keys() == {"boxes", "scores", "labels"}
+    detected = detector([pixels, pixels[:, :40, :40]])
+    assert len(detected) == 2 and detected[0].keys() == {"boxes", "scores", "labels"}
     with pytest.raises(ExportError, match="made for another backbone"):
         load_detector(folder, NetworkSettings(model="resnet20_cifar", pretrained=False))
     import shutil
@@ -200,7 +200,7 @@ def test_levels_come_from_timm() -> None:
         levels_of(small, 8, ("layer3", "layer9"))
 
 
-def found(boxes: list[list[float]], labels: list[int], scores: list[float], images: list[int]) -> Detections:
+def detected(boxes: list[list[float]], labels: list[int], scores: list[float], images: list[int]) -> Detections:
     return Detections(
         torch.tensor(boxes).reshape(-1, 4), torch.tensor(labels), torch.tensor(scores), torch.tensor(images)
     )
@@ -217,9 +217,9 @@ def boxes(corners: list[list[float]], labels: list[int], ignored: list[bool] | N
 
 
 def test_precision_by_hand() -> None:
-    """Two objects of a, one found at IoU 1 and one at IoU 0.6; b is found beside a false alarm of a higher score."""
+    """Two objects of a, detected at IoU 1 and at IoU 0.6; one of b, beside a false alarm of a higher score."""
     images = scored([boxes([[0, 0, 10, 10], [20, 0, 30, 10], [0, 20, 10, 30]], [0, 0, 1]), boxes([], [])])
-    own = found(
+    own = detected(
         [[0, 0, 10, 10], [20, 0, 30, 6], [0, 20, 10, 30], [0, 0, 9, 9]],
         [0, 0, 1, 1],
         [0.9, 0.8, 0.5, 0.7],
@@ -236,9 +236,9 @@ def test_precision_by_hand() -> None:
 
 def test_ignored_objects_count_neither_way_and_nothing_found_is_zero() -> None:
     images = scored([boxes([[0, 0, 10, 10], [20, 0, 40, 20]], [0, 0], [False, True])])
-    own = found([[20, 0, 40, 20], [0, 0, 10, 10]], [0, 0], [0.9, 0.8], [0, 0])
+    own = detected([[20, 0, 40, 20], [0, 0, 10, 10]], [0, 0], [0.9, 0.8], [0, 0])
     assert precision(own, images).map == pytest.approx(1.0)
-    assert precision(found([], [], [], []), images).map50 == 0.0
+    assert precision(detected([], [], [], []), images).map50 == 0.0
     with pytest.raises(DetectionError, match="no object"):
         precision(own, scored([boxes([], [])]))
 

@@ -70,14 +70,14 @@ def write_voc(root: Path) -> Path:
         for _ in range(count):
             stem = f"{seed:02d}"
             image(seed).save(root / "JPEGImages" / f"{stem}.png")
-            found = "".join(
+            listed = "".join(
                 f"<object><name>{CATEGORIES[category]}</name><bndbox><xmin>{left + 1:.0f}</xmin>"
                 f"<ymin>{top + 1:.0f}</ymin><xmax>{left + width:.0f}</xmax><ymax>{top + height:.0f}</ymax></bndbox>"
                 "</object>"
                 for (left, top, width, height), category in objects(seed)
             )
             size = f"<size><width>{SIZE[1]}</width><height>{SIZE[0]}</height><depth>3</depth></size>"
-            xml = f"<annotation><filename>{stem}.png</filename>{size}{found}</annotation>"
+            xml = f"<annotation><filename>{stem}.png</filename>{size}{listed}</annotation>"
             (root / "Annotations" / f"{stem}.xml").write_text(xml)
             stems.append(stem)
             seed += 1
