@@ -142,7 +142,7 @@ class TrainDetector(Stage[TrainedDetector]):
     def _fit_of(self, context: RunContext, train: DetectionImages, built: BuiltDetector) -> FitOf:
         settings, validate = context.data.settings, None
         val = DetectionImages.of(context.data, "val") if context.data.has_split("val") else None
-        if val is not None and sum(val.counts()):
+        if val is not None and any(val.counts()):
 
             def validate() -> dict[str, float]:
                 detected = built.detect(val, range(len(val)), context.device, settings.batch_size)
