@@ -190,6 +190,54 @@ def adapt(
 
 
 @app.command()
+def emulator(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    to: Annotated[
+        Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the emulator.")
+    ] = Path("emulator"),
+    force: Force = False,
+) -> None:
+    """Make the emulator that the owner of a network gives away: blocks of its middle are dropped.
+
+    CONFIG has kind: offsite; only network, front, back, keep and distill count, and the images if distill is set. DIR
+    is a timm folder, which the user of the emulator names as student.network.model: local-dir:DIR.
+    """
+    check_target(to, force)
+    experiment = _experiment(config, overrides)
+    from distill.commands.offsite import make_emulator
+
+    make_emulator(experiment, to, _console())
+
+
+@app.command()
+def plug(
+    delta: Annotated[
+        Path,
+        typer.Argument(
+            parser=expanded, metavar="DELTA|RUN", help="Delta file trained on an emulator, or the run that exported it."
+        ),
+    ],
+    into: Annotated[
+        str, typer.Option("--into", metavar="NETWORK", help="The full network, as in student.network.model.")
+    ],
+    to: Annotated[
+        Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the student.")
+    ] = Path("plugged"),
+    force: Force = False,
+) -> None:
+    """Plug a delta file of an emulator into the full network, and verify the student.
+
+    The ends of the emulator must be those of the network, by the SHA-256 of every tensor. DIR has a delta file of the
+    full network, and a merged timm folder. Example: distill plug delta --into embedded:tf_efficientnet_lite0 -o plugged
+    """
+    check_target(to, force)
+    from distill.commands.offsite import plug as plug_delta
+
+    plug_delta(delta, into, to, _console())
+
+
+@app.command()
 def preview(
     config: ConfigOrRun,
     overrides: Overrides = None,

@@ -91,6 +91,8 @@ def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
     if own.data.target is not None:
         changes["data"]["target"] = changes["data"]["source"]
         changes["source_training"] = once
+    if getattr(own, "distill", None) is not None:
+        changes["distill"] = once
     if own.fit_teacher is not None:
         changes["fit_teacher"] = {"training": once}
     if own.teacher is not None and own.teacher.networks:
@@ -127,7 +129,7 @@ def configs(kind: str) -> list[Any]:
 
 def test_every_kind_of_config_has_a_test() -> None:
     kinds = {load_tree(path).get("kind", "distillation") for path in CONFIGS.rglob("*.yaml")}
-    assert kinds == {"distillation", "continual", "target_domain", "source_free", "detection"}
+    assert kinds == {"distillation", "continual", "target_domain", "source_free", "detection", "offsite"}
 
 
 @pytest.mark.slow
@@ -151,14 +153,14 @@ def test_a_step_of_every_config(path: Path, output: Path, tmp_path: Path) -> Non
     assert (teacher is None) == (experiment.teacher is None)
 
 
-def adapted(experiment: StudentExperiment, output: Path, tmp_path: Path) -> TrainedStudent:
-    """The student of an adaptation, after the stages that it starts from."""
+def adapted(experiment: StudentExperiment, output: Path, tmp_path: Path, last: str = "student") -> TrainedStudent:
+    """The student that a stage makes, after the stages that it starts from."""
     with StopSignal() as stop:
         context = RunContext.of(experiment, stop)
         context.folder = RunFolder(tmp_path, {"status": "running", "stages": {}})
         for stage in experiment.plan():
             finish(stage, context, tmp_path / stage.name)
-            if stage.name == "student":
+            if stage.name == last:
                 trained: TrainedStudent = context.outputs[stage.name]
                 return trained
     raise AssertionError("the plan has no student")
@@ -195,6 +197,13 @@ def test_a_step_of_every_detector(path: Path, tmp_path: Path) -> None:
         trained = stage.run(context, tmp_path / "student")
     assert trained.fit.steps == 1
     assert all(torch.isfinite(tensor).all() for tensor in trained.built.own_state().values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("offsite"))
+def test_a_step_of_both_roles_of_every_offsite_tuning(path: Path, output: Path, tmp_path: Path) -> None:
+    trained = adapted(small(load_tree(path), output), output, tmp_path, "plugged-in")
+    assert trained.fit.steps == 1 and not hasattr(trained.student.model, "owners_blocks"), "the full network"
 
 
 @pytest.mark.slow

@@ -15,15 +15,14 @@ from rich.text import Text
 from augment.base import absolute
 from distill.config import read_run
 from distill.data.base import Split
-from distill.experiments.student import ExportingExperiment, as_exporting
+from distill.experiments.student import as_exporting
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
 from distill.export.settings import DELTA
 from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
 from distill.models.network import NetworkSettings, create_network
-from distill.models.student import Student
 from distill.report.terminal import measures_table
-from distill.run.context import RunContext, open_context
+from distill.run.context import open_context
 from distill.run.export import EXPORT, verify_export, written_targets
 from distill.run.folder import check_finished
 from distill.run.trial import trying
@@ -75,16 +74,10 @@ def verify_run(path: Path, console: Console) -> None:
     with open_context(experiment, console) as context:
         # If there is only one export, it is compared with the trained student.
         alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
-        student = _trained(experiment, context, path) if alone else None
+        student = experiment.load_student(context, path) if alone else None
         checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)
     for check in checks:
         mark = ("✓", "green") if check.passed else ("✗", "red")
         console.print(Text.assemble(mark, f" {check.name}: {check.detail}"), soft_wrap=True)
     if not all(check.passed for check in checks):
         raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
-
-
-def _trained(experiment: ExportingExperiment, context: RunContext, path: Path) -> Student:
-    from distill.commands.runs import trained_student
-
-    return trained_student(experiment, context, path)

@@ -13,15 +13,13 @@ from augment.console import shown_path
 from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
 from distill.experiments.distillation import DistillationExperiment
-from distill.experiments.student import StudentExperiment, as_exporting
+from distill.experiments.student import as_exporting
 from distill.export.manifest import Result
-from distill.models.student import Student
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, data_of, numbers_of_step
 from distill.run.context import RunContext, open_context
 from distill.run.export import EXPORT, export_student
 from distill.run.folder import RunError, check_finished
-from distill.run.prepare import StudentSpec, load_trained
 from distill.run.preview import ViewBatch, draw_preview, update_views
 from distill.run.runner import load_finished
 from distill.run.stage import StageError
@@ -31,7 +29,6 @@ from distill.stages.fit_teacher import FitTeacher
 from distill.stages.outputs import TeacherNetworks
 from distill.stages.report import RESULTS
 from distill.training.device import device_for
-from distill.training.fit import RESULT
 from distill.yaml_tree import ConfigError
 
 
@@ -155,9 +152,9 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         console: shows what was written.
     """
     experiment = as_exporting(read_run(path)[0], str(path))
-    check_finished(path, path / "student" / RESULT, path / RESULTS)
+    check_finished(path, path / experiment.trained, path / RESULTS)
     with open_context(experiment, console) as context:
-        student = trained_student(experiment, context, path)
+        student = experiment.load_student(context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
         classes = experiment.evaluated(context.data).classes
@@ -167,21 +164,6 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         for name, reason in exported.refused.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
         console.print(f"wrote {shown_path(folder)}", soft_wrap=True)
-
-
-def trained_student(experiment: StudentExperiment, context: RunContext, path: Path) -> Student:
-    """The student of a finished run, from its trained weights.
-
-    Args:
-        experiment: the run's config.
-        context: of the run, for its classes.
-        path: of the run's folder.
-
-    Returns:
-        The student.
-    """
-    spec = StudentSpec(experiment.student, experiment.seed, len(context.data.classes))
-    return load_trained(spec, path / "student")
 
 
 def _results(path: Path) -> list[dict[str, Any]]:

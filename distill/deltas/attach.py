@@ -24,8 +24,9 @@ from distill.deltas.base import (
     WeightDelta,
     tensor_bytes,
 )
+from distill.deltas.blocks import block_names
 from distill.deltas.dense import Dense
-from distill.deltas.sites import Target, inside, select
+from distill.deltas.sites import Target, inside, owners_blocks, select
 from distill.deltas.statistics import REPLACED, Statistics
 
 log = logging.getLogger(__name__)
@@ -201,8 +202,24 @@ def attach_structural(model: nn.Module, settings: DeltaSettings) -> None:
     count = sum(isinstance(child, StructuralDelta) for child in model.children())
     like = next(model.parameters())
     delta = method(settings, model).to(like.device, like.dtype)
+    if owners_blocks(model):
+        _name_the_ends(model, delta)
     delta.attach(model)
     model.add_module(f"structural_{count}", delta)
+
+
+def _name_the_ends(model: nn.Module, delta: StructuralDelta) -> None:
+    """Replace the patterns of a delta on an emulator by names: in the full network they match other blocks too."""
+    if not delta.shares_backbone:
+        raise DeltaError(
+            f"{delta.settings.type}: it reads the whole backbone, and of an emulator only the ends can be "
+            "changed; use a weight delta such as low_rank, or 'adapter'"
+        )
+    blocks = [*block_names(model, "blocks"), *block_names(model, "stages")]
+    own = [block for block in dict.fromkeys(blocks) if any(inside(part, [block]) for part in delta.parts())]
+    smallest = [block for block in own if not any(other != block and inside(other, [block]) for other in own)]
+    if smallest:
+        delta.settings = delta.settings.model_copy(update={"sites": tuple(smallest), "exclude": ()})
 
 
 def layer_at(model: nn.Module, target: Target) -> nn.Module:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from augment.base import did_you_mean
 from distill.deltas.base import DeltaError, DeltaSettings
-from distill.deltas.sites import matching
+from distill.deltas.sites import inside, matching, owners_blocks
 
 Level = Literal["blocks", "stages"]
 
@@ -62,7 +62,8 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
     """The blocks that ``settings.sites`` matches, in the model's order.
 
     A pattern is matched with the names of ``level`` first, then with those of the other level; ``*`` is all of
-    ``level``.
+    ``level``. Blocks that :func:`distill.deltas.sites.owners_blocks` names, or that contain or are in one of them, are
+    left out.
 
     Args:
         model: a timm model.
@@ -99,6 +100,14 @@ def select_blocks(model: nn.Module, settings: DeltaSettings, level: Level) -> li
     names = [name for name in chosen if name not in excluded]
     if not names:
         raise DeltaError(f"{settings.type}: all blocks that its sites match are excluded")
+    owners = owners_blocks(model)
+    ends = [name for name in names if not inside(name, owners) and not any(inside(other, [name]) for other in owners)]
+    if not ends:
+        raise DeltaError(
+            f"{settings.type}: its sites match blocks of the emulator's middle alone, such as {names[0]!r}, which its "
+            "owner replaces; name blocks of the ends"
+        )
+    names = ends
     outputs = probe(model, names)
     for name in names:
         if not isinstance(outputs.get(name), Tensor) or outputs[name].ndim not in (3, 4):

@@ -6,9 +6,10 @@ With the backbone's outputs h_i (without gradient) at its taps and widths w_i = 
     F' = F + U norm(s)                                 U = 0 before training
 
 D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does.
-F is the output of the backbone's ``forward_features``: [B, D, H, W], [B, H, W, D] or [B, N, D]; the backbone's own
-pooling and head are applied to F'. Nothing before F records a graph, so the backbone's activations are not kept for
-backward.
+With ``stem``, the stream starts at the stem as in the paper: s_0 = D h_stem, h_stem the input of the first block, and
+the first rung mixes too. F is the output of the backbone's ``forward_features``: [B, D, H, W], [B, H, W, D] or
+[B, N, D]; the backbone's own pooling and head are applied to F'. Nothing before F records a graph, so the backbone's
+activations are not kept for backward.
 
 A side block has the form of the backbone's last block up to the tap, with fewer channels, and is initialized from its
 weights by structured pruning: the channels of the greatest importance are kept. Where the block reads fewer channels
@@ -18,24 +19,31 @@ the weights. Of a block on maps, convs and Linears are kept, attention is not. `
 its side blocks are a depthwise 3×3 and two 1×1 convs, or a small transformer block for tokens.
 
 Deviations: the paper replaces the backbone's output by U s; here U norm(s) is added, so that before training the
-student computes what the backbone does. ``every`` is the paper's layer drop (fewer rungs); ``drop_path`` skips side
-blocks at random in training.
+student computes what the backbone does. ``every`` and ``rungs`` are the paper's layer drop (fewer rungs; it drops
+layers 0, 4 and 8 of T5-base's 12: ``rungs: [1, 2, 3, 5, 6, 7, 9, 10, 11]``); ``drop_path`` skips side blocks at random
+in training.
+
+``trunk: bfloat16`` computes the backbone, which has no gradient, in bfloat16 by autocast: its weights stay fp32, so the
+delta file belongs to the same backbone, and before training the student computes what that backbone does in bfloat16.
+Side network and head compute in the precision of training.
 
 Paper: Sung et al., LST: Ladder Side-Tuning, arXiv 2206.06522.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from augment.base import error_at
 from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, StructuralDelta
-from distill.deltas.blocks import BackboneBlock, as_block, empty_image, eval_mode, select_blocks
+from distill.deltas.blocks import BackboneBlock, as_block, block_names, empty_image, eval_mode, select_blocks
 from distill.deltas.feature_cache import FeatureCache
-from distill.deltas.side_blocks import Rung, free_form, gate, pointwise, pruned_form
+from distill.deltas.side_blocks import Rung, Start, free_form, gate, pointwise, pruned_form
 from distill.deltas.structured_pruning import Importance, prune_into, stream_scores, top
 
 
@@ -62,7 +70,17 @@ class Ladder(StructuralDelta):
             "pruned", description="side blocks are pruned from the backbone's blocks, or new"
         )
         samples: int = Field(1024, ge=1, description="init: pruned only: images over which importance is averaged")
+        stem: bool = Field(False, description="start the side stream at the stem, not at the first tap")
         every: int = Field(1, ge=1, description="layer drop: one rung for every n-th tap, counted from the last")
+        rungs: tuple[Annotated[int, Field(ge=0)], ...] | None = Field(
+            None,
+            min_length=1,
+            description="layer drop: numbers of the taps that get a rung, counted from 0 among those that sites match; "
+            "none: as every says",
+        )
+        trunk: Literal["float32", "bfloat16"] = Field(
+            "float32", description="bfloat16: compute the frozen backbone in bfloat16; float32: as training does"
+        )
         drop_path: float = Field(
             0.0, ge=0, lt=1, description="probability that a sample skips a side block in training"
         )
@@ -73,16 +91,25 @@ class Ladder(StructuralDelta):
             "views that repeat, such as those of a chain without random operations; 0: no cache",
         )
 
+        @model_validator(mode="after")
+        def _rungs_are_chosen_once(self) -> Self:
+            if self.rungs is not None and self.every > 1:
+                raise error_at("rungs", "every chooses the rungs too; give one of the two")
+            if self.rungs is not None and list(self.rungs) != sorted(set(self.rungs)):
+                raise error_at("rungs", "each tap once, in ascending order")
+            return self
+
     settings: Settings
     shares_backbone: ClassVar[bool] = False
 
     def __init__(self, settings: Settings, backbone: nn.Module):
         super().__init__(settings, backbone)
-        taps = select_blocks(backbone, settings, "stages")[:: -settings.every][::-1]
-        final = _final(backbone)
-        kinds = [(block.is_map, 0 if block.is_map else block.shape[0]) for block in (*taps, final)]
+        taps = _chosen(settings, select_blocks(backbone, settings, "stages"))
+        final, stem = _final(backbone), _stem(backbone) if settings.stem else None
+        read = [*([stem] if stem else []), *taps, final]
+        kinds = [(block.is_map, 0 if block.is_map else block.shape[0]) for block in read]
         if len(set(kinds)) > 1:
-            outputs = ", ".join(f"{block.name} {list(block.shape)}" for block in (*taps, final))
+            outputs = ", ".join(f"{block.name} {list(block.shape)}" for block in read)
             raise DeltaError(
                 f"ladder: its taps and forward_features must all give maps, or all equally many tokens, but give "
                 f"{outputs}; name other stages, or use 'adapter'"
@@ -92,7 +119,8 @@ class Ladder(StructuralDelta):
             forms = [pruned_form(backbone, tap, settings.reduction) for tap in taps]
         else:
             forms = [free_form(tap, settings.reduction) for tap in taps]
-        before = [None, *(form.width for form in forms)]
+        self.start = Start(stem, forms[0].width) if stem else None
+        before = [forms[0].width if stem else None, *(form.width for form in forms)]
         self.rungs = nn.ModuleList(
             Rung(tap, form, width, settings.drop_path) for tap, form, width in zip(taps, forms, before)
         )
@@ -117,6 +145,10 @@ class Ladder(StructuralDelta):
         for rung, own in zip(self.rungs, scores, strict=True):
             same = torch.stack([other for other in scores if len(other) == len(own)]).sum(0)
             prune_into(rung, backbone, importance, top(same, rung.form.width))  # type: ignore[arg-type, union-attr]
+        first: Any = self.rungs[0].down
+        if self.start is not None and self.start.down.weight.shape == first.weight.shape:  # the same channels
+            self.start.down.weight.copy_(first.weight)  # type: ignore[operator]
+            self.start.down.bias.copy_(first.bias)  # type: ignore[operator, union-attr]
 
     @classmethod
     def prepares(cls, settings: DeltaSettings) -> bool:
@@ -134,6 +166,8 @@ class Ladder(StructuralDelta):
     def attach(self, backbone: nn.Module) -> None:
         for name, rung in zip(self.names, self.rungs, strict=True):
             backbone.get_submodule(name).register_forward_hook(rung.keep)  # type: ignore[arg-type]
+        if self.start is not None:
+            backbone.get_submodule(block_names(backbone, "blocks")[0]).register_forward_pre_hook(self.start.keep)
         self._backbone = (backbone,)  # in a tuple, so that it is not registered as a child of its own child
         backbone.forward_features = self.forward_features  # type: ignore[assignment]
         backbone.forward_intermediates = self.forward_intermediates  # type: ignore[assignment]
@@ -160,16 +194,16 @@ class Ladder(StructuralDelta):
 
         def compute(x: Tensor) -> tuple[Tensor, ...]:
             final = type(self._backbone[0]).forward_features(self._backbone[0], x, *arguments, **more)
-            return (final, *(rung.tap_output for rung in self.rungs))  # type: ignore[misc]
+            return (final, *(part.tap_output for part in self._reading()))  # type: ignore[misc]
 
-        with torch.no_grad():
+        with torch.no_grad(), self._trunk(x):
             if self.cache.capacity:
                 final, *outputs = self.cache(x, compute)
-                for rung, h in zip(self.rungs, outputs, strict=True):
-                    rung.tap_output = h
+                for part, h in zip(self._reading(), outputs, strict=True):
+                    part.tap_output = h
             else:
                 final = compute(x)[0]
-        return self.climb(final)
+        return self.climb(self._widened(final, x))
 
     def forward_intermediates(self, x: Tensor, *arguments: Any, **more: Any) -> Any:
         """Replaces the backbone's method. The maps are the backbone's, without gradient; the cache is not used.
@@ -182,21 +216,67 @@ class Ladder(StructuralDelta):
         Returns:
             What the backbone's method returns, with F' in place of F.
         """
-        with torch.no_grad():
+        with torch.no_grad(), self._trunk(x):
             outputs = type(self._backbone[0]).forward_intermediates(self._backbone[0], x, *arguments, **more)
         if not isinstance(outputs, tuple):
-            return outputs
+            return [self._widened(map_, x) for map_ in outputs]
         final, maps = outputs
-        return self.climb(final), maps
+        return self.climb(self._widened(final, x)), [self._widened(map_, x) for map_ in maps]
 
     def climb(self, final: Tensor) -> Tensor:
         """``F + U norm(s)``, from the outputs that the rungs have kept."""
-        s = None
+        s = None if self.start is None else self.start()
         for rung in self.rungs:
             s = rung(s)
         assert s is not None
         added = self.up(self.norm(s))
         return final + (added.movedim(1, -1) if self.to_back else added).to(final.dtype)
+
+    def _reading(self) -> list[Any]:
+        """The parts that keep an output of the backbone."""
+        return [*([self.start] if self.start is not None else []), *self.rungs]
+
+    def _trunk(self, x: Tensor) -> AbstractContextManager:
+        """The precision of the backbone."""
+        if self.settings.trunk == "float32":
+            return nullcontext()
+        return torch.autocast(x.device.type, torch.bfloat16)
+
+    def _widened(self, final: Tensor, x: Tensor) -> Tensor:
+        """An output of a trunk in bfloat16, and what the parts have kept, in the dtype of the images."""
+        if self.settings.trunk == "float32":
+            return final
+        for part in self._reading():
+            if part.tap_output is not None:
+                part.tap_output = part.tap_output.to(x.dtype)
+        return final.to(x.dtype)
+
+
+def _chosen(settings: Ladder.Settings, taps: list[BackboneBlock]) -> list[BackboneBlock]:
+    """The taps that get a rung."""
+    if settings.rungs is None:
+        return taps[:: -settings.every][::-1]
+    if settings.rungs[-1] >= len(taps):
+        names = ", ".join(tap.name for tap in taps)
+        raise DeltaError(
+            f"ladder: rungs: {settings.rungs[-1]}: its sites match {len(taps)} taps, numbers 0 to {len(taps) - 1}: "
+            f"{names}"
+        )
+    return [taps[number] for number in settings.rungs]
+
+
+def _stem(backbone: nn.Module) -> BackboneBlock:
+    """The input of the first block."""
+    name, inputs = block_names(backbone, "blocks")[0], []
+    handle = backbone.get_submodule(name).register_forward_pre_hook(lambda module, given: inputs.append(given[0]))
+    try:
+        with torch.no_grad(), eval_mode(backbone):
+            backbone.forward_features(empty_image(backbone))  # type: ignore[operator]
+    finally:
+        handle.remove()
+    if len(inputs) != 1 or not isinstance(inputs[0], Tensor) or inputs[0].ndim not in (3, 4):
+        raise DeltaError(f"ladder: stem: the input of {name!r} is neither a map nor tokens; leave stem out")
+    return as_block(backbone, f"stem, before {name}", inputs[0])
 
 
 def _final(backbone: nn.Module) -> BackboneBlock:

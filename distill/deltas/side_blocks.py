@@ -213,6 +213,40 @@ class Rung(nn.Module):
         return mixed + added
 
 
+class Start(nn.Module):
+    """The start of the side stream: a linear map of what the backbone's first block reads.
+
+    Args:
+        stem: the input of the first block.
+        width: of the side stream.
+    """
+
+    def __init__(self, stem: BackboneBlock, width: int):
+        super().__init__()
+        self.to_front, self.width = stem.is_map and stem.axis == -1, width
+        self.down = pointwise(stem.channels, width, stem.is_map)
+        self.tap_output: Tensor | None = None
+        """The input of the first block, kept until ``forward`` reads it."""
+
+    def keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        """Keep the input of the first block: a forward pre-hook of it.
+
+        Args:
+            module: the block; not used.
+            inputs: the first of them is kept without gradient.
+        """
+        self.tap_output = inputs[0].detach()
+
+    def extra_repr(self) -> str:
+        return f"width={self.width}"
+
+    def forward(self) -> Tensor:
+        assert self.tap_output is not None
+        h = self.tap_output.movedim(-1, 1) if self.to_front else self.tap_output
+        self.tap_output = None
+        return self.down(h)
+
+
 def gate(alpha: Tensor) -> Tensor:
     """Weight of the side stream in the mix: ``sigmoid(α / 0.1)``."""
     return torch.sigmoid(alpha / 0.1)

@@ -80,6 +80,11 @@ def inside(name: str, parents: Iterable[str]) -> bool:
     return any(name == parent or name.startswith(f"{parent}.") for parent in parents)
 
 
+def owners_blocks(model: nn.Module) -> tuple[str, ...]:
+    """Names of blocks that no delta may change: the middle of an emulator, see :mod:`distill.models.emulator`."""
+    return getattr(model, "owners_blocks", ())
+
+
 def find_target(model: nn.Module, site: str) -> Target:
     """The target that a site names. Raises ``DeltaError`` if the model has no such layer."""
     part = _PART.match(site)
@@ -116,7 +121,7 @@ def matching(pattern: str, names: Iterable[str]) -> list[str]:
 def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> dict[str, list[Target]]:
     """The layers that a delta's patterns match.
 
-    The classifier is left out unless a pattern without wildcards names it.
+    The classifier is left out unless a pattern without wildcards names it, and layers in :func:`owners_blocks` always.
 
     Args:
         model: names are those of ``model.named_modules()``.
@@ -127,10 +132,12 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
         Pattern → targets in the model's order. A target that several patterns match belongs to the first of them.
 
     Raises:
-        DeltaError: a pattern matches no layer of the right kind; the text gives similar module names.
+        DeltaError: a pattern matches no layer of the right kind; the text gives similar module names. Or it matches
+            layers of the owner's blocks alone.
     """
     method = settings.component
     assert method is not None and issubclass(method, WeightDelta | Statistics)
+    owners = owners_blocks(model)
     kinds = set(settings.kinds or method.kinds)
     if kinds - method.kinds:
         raise DeltaError(
@@ -167,6 +174,13 @@ def select(model: nn.Module, settings: DeltaSettings, head: Sequence[str]) -> di
             raise DeltaError(f"{settings.type}: pattern {pattern!r} matches no layer{_near(glob, candidates)}{parts}")
         matches = [name for name in matches if name == glob or not inside(name, head)]
         matches = [name for name in matches if name not in excluded]
+        if matches and all(inside(name, owners) for name in matches):
+            ends = [name for name in layers if not inside(name, owners)]
+            raise DeltaError(
+                f"{settings.type}: pattern {pattern!r} matches layers of the emulator's middle alone, such as "
+                f"{matches[0]!r}, which its owner replaces; name layers of the ends, such as {ends[0]!r}"
+            )
+        matches = [name for name in matches if not inside(name, owners)]
         fitting = [name for name in matches if layers[name] in kinds]
         if not fitting:
             other = f" (it matches {matches[0]!r}, a {layers[matches[0]]})" if matches else " (all are excluded)"

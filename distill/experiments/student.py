@@ -6,6 +6,7 @@ Importing this does not import torch. Validating a config that names objectives,
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, model_validator
@@ -21,7 +22,9 @@ from distill.yaml_tree import ConfigError
 
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
+    from distill.models.student import Student
     from distill.objectives.base import Objective
+    from distill.run.context import RunContext
     from distill.run.stage import Ref, Stage
     from distill.stages.evaluate import Evaluation
     from distill.stages.outputs import TeacherNetworks, TrainedStudent
@@ -204,8 +207,13 @@ class StudentExperiment(Experiment):
 
 
 class ExportingExperiment(StudentExperiment):
-    """The base class of the experiments whose result is one exported student."""
+    """The base class of the experiments whose result is one exported student.
 
+    Class attributes:
+        trained: file in the run folder that a finished training of the student has.
+    """
+
+    trained: ClassVar[str] = "student/result.ckpt"
     export: ExportSettings = ExportSettings()
 
     def evaluated(self, data: ExperimentData) -> ExperimentData:
@@ -219,6 +227,7 @@ class ExportingExperiment(StudentExperiment):
         classes: tuple[str, ...] | None = None,
         views: type[PreviewViews] | None = None,
         baseline: str = "linear probe",
+        row: str = "student",
     ) -> list[Stage]:
         """The last stages: the student is exported, verified in a new process, its views are drawn, all is reported.
 
@@ -228,6 +237,7 @@ class ExportingExperiment(StudentExperiment):
             classes: names of its classes; None: those of the data.
             views: stage that draws the views of its training; None: :class:`PreviewViews`.
             baseline: row that the student is compared with, by class.
+            row: the student's row.
 
         Returns:
             The stages.
@@ -241,7 +251,22 @@ class ExportingExperiment(StudentExperiment):
         verify = VerifyExport("verify", self.student, self.export, student, export.output)
         momentum = self.teacher is not None and self.teacher.momentum is not None
         preview = (views or PreviewViews)("preview", self.augment, student, self.training.accumulate, momentum)
-        return [export, verify, preview, WriteReport("report", baseline)]
+        return [export, verify, preview, WriteReport("report", baseline, row)]
+
+    def load_student(self, context: RunContext, run: Path) -> Student:
+        """The student of a finished run, from its trained weights.
+
+        Args:
+            context: of the run, for its classes.
+            run: the run folder.
+
+        Returns:
+            The student.
+        """
+        from distill.run.prepare import StudentSpec, load_trained
+
+        spec = StudentSpec(self.student, self.seed, len(context.data.classes))
+        return load_trained(spec, (run / self.trained).parent)
 
 
 def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:

@@ -27,6 +27,7 @@ def timm_with_own_models() -> Any:
     import distill.models.closed_form_head_entry
     import distill.models.ddl_resnet
     import distill.models.ddl_vit
+    import distill.models.emulator_entry
     import distill.models.lenet
     import distill.models.resnet18
     import distill.models.reused_head_entry  # noqa: F401

@@ -20,7 +20,11 @@ class FitNets(MapObjective):
     """Hints: ``L = mean((r(F_s) − F_t)²)`` over batch, channels and pixels, mean over the matched stages.
 
     r is a 1×1 convolution with bias from the student's channels to the teacher's, one per pair of stages, trained and
-    never exported. Maps of different sizes are average-pooled to the smaller grid. Zero if ``r(F_s) = F_t``.
+    never exported; with ``projector: none`` it is the identity, for equal widths. Maps of different sizes are
+    average-pooled to the smaller grid. Zero if ``r(F_s) = F_t``.
+
+    With ``normalize: rms``, L is divided by ``mean(F_t²)`` over batch, channels and pixels: the loss with which
+    offsite-tuning distills an emulator (Xiao et al., arXiv 2302.04870).
 
     Paper: Romero et al., FitNets: Hints for Thin Deep Nets, ICLR 2015, arXiv 1412.6550; weight 100 is
     usual in comparisons on CIFAR-100.
@@ -41,6 +45,12 @@ class FitNets(MapObjective):
         type: Literal["fitnets"] = "fitnets"
         weight: float = Field(100.0, ge=0, description="factor of this term in the sum")
         stages: Stages = stages_field("middle")
+        projector: Literal["conv", "none"] = Field(
+            "conv", description="r: a 1×1 conv, or the identity (none), for stages of equal widths"
+        )
+        normalize: Literal["none", "rms"] = Field(
+            "none", description="rms: divide by the mean square of the teacher's map over the batch"
+        )
 
     paper: ClassVar[str] = "Romero et al., ICLR 2015, arXiv 1412.6550"
 
@@ -49,12 +59,21 @@ class FitNets(MapObjective):
     def __init__(self, settings: Settings, student: FeatureShapes, teacher: FeatureShapes | None):
         super().__init__(settings, student, teacher)
         self.regressors = nn.ModuleList(
-            nn.Conv2d(student_width, teacher_width, 1) for student_width, teacher_width in self.widths
+            nn.Conv2d(student_width, teacher_width, 1) if settings.projector == "conv" else nn.Identity()
+            for student_width, teacher_width in self.widths
         )
+        unequal = [pair for pair, widths in zip(self.pairs, self.widths) if widths[0] != widths[1]]
+        if unequal and settings.projector == "none":
+            (stage_s, stage_t), (width_s, width_t) = unequal[0], self.widths[self.pairs.index(unequal[0])]
+            raise ValueError(
+                f"fitnets: projector: none needs equal widths, but {stage_s} of the student has {width_s} channels and "
+                f"{stage_t} of the teacher {width_t}; use projector: conv"
+            )
 
     def losses(self, maps: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
         stages = []
         for regressor, (student_map, teacher_map) in zip(self.regressors, maps):
             student_map, teacher_map = on_one_grid(regressor(student_map), teacher_map)
-            stages.append(mean_square(student_map - teacher_map))
+            error = mean_square(student_map - teacher_map)
+            stages.append(error / teacher_map.square().mean() if self.settings.normalize == "rms" else error)
         return torch.stack(stages).mean(0)

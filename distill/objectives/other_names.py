@@ -26,7 +26,7 @@ OTHER_NAMES = {
     "crd": "contrastive contrastiverepresentation nce crdst",
     "icd": "infonce invariantcontrastive supcon triplet tripletmargin",
     "rrd": "relationalrepresentation rrdkd ressl seed compress",
-    "simkd": "reusedclassifier reused_head srrl teacherclassifier",
+    "simkd": "ktn knowledgetransfernetwork reusedclassifier reused_head srrl teacherclassifier",
     "reviewkd": "review knowledgereview hcl abf",
     "pooled": "mse l2 l1 smoothl1 huber cosine cosinesimilarity cosineembedding feature features feat "
     "embedding mimic penultimate",

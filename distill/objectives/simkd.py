@@ -65,6 +65,10 @@ class SimKD(Objective):
       map, then the mean over positions, see :mod:`distill.models.reused_head`. Convs and classifier are part of the
       student, are exported with it, and enlarge it; the run's report says by how much. Its pooled features are p.
 
+    With ``projector: linear`` and ``ce`` it is KTN (knowledge transfer network, Yoon et al., arXiv 2203.02018) on
+    images of paired modalities or resolutions: A = P maps the student's features to the teacher's, ``weight`` is λ (1
+    in the paper), and what ships is ``W_t A``. KTN's A has no bias, ours has q, so that features need not be centered.
+
     Needs no labels. The student's head and the teacher's classifier must each be one linear layer, with the same
     classes in the same order. There can be only one teacher.
 

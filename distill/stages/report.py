@@ -29,9 +29,11 @@ class WriteReport(Stage[RunSummary]):
 
     Args:
         baseline: name of the row that the student is compared with, by class.
+        student: name of the student's row.
     """
 
     baseline: str = "linear probe"
+    student: str = "student"
 
     first_rank: ClassVar[bool] = True
     recorded: ClassVar[bool] = False
@@ -74,6 +76,7 @@ class WriteReport(Stage[RunSummary]):
             seconds=context.folder.record["stages"],
             paths={"report": path / PAGE, "config": path / CONFIG},
             baseline=self.baseline,
+            student=self.student,
         )
 
 

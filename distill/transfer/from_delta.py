@@ -13,7 +13,7 @@ from distill.deltas.state import head_state, load_exactly
 from distill.deltas.statistics import REPLACED
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import DeltaManifest, check_backbone, parts_of, read_delta, settings_of
-from distill.models.network import as_network, create_network
+from distill.models.network import Network, as_network, create_network
 from distill.models.reused_head import reuse_head
 from distill.models.settings import StudentSettings
 from distill.models.student import Student
@@ -76,10 +76,32 @@ def student_from_delta(
     Raises:
         ExportError: damaged files, another backbone, or deltas that do not fit.
     """
-    manifest, tensors = read_delta(folder)
-    parts = parts_of(tensors, folder)
+    manifest, _ = read_delta(folder)
     network = create_network(settings.network, manifest.num_classes)
     check_backbone(manifest, network.model, folder)
+    return student_on(network, folder, settings, needs, allow_plugins=True), manifest
+
+
+def student_on(
+    network: Network, folder: Path, settings: StudentSettings, needs: frozenset[str], *, allow_plugins: bool
+) -> Student:
+    """The student that a delta file makes of a network, which must have been checked to be the right one.
+
+    Args:
+        network: without deltas, with as many classes as the file.
+        folder: of the delta file.
+        settings: its deltas are those of :func:`student_tree`.
+        needs: outputs that objectives read.
+        allow_plugins: import delta classes outside this package that the file names.
+
+    Returns:
+        The student.
+
+    Raises:
+        ExportError: damaged files, or deltas that do not fit.
+    """
+    manifest, tensors = read_delta(folder)
+    parts = parts_of(tensors, folder)
     if manifest.head is not None:
         reuse_head(network.model, manifest.head)
         network = as_network(network.model)
@@ -91,7 +113,7 @@ def student_from_delta(
             continue
         group = groups[used]
         used += 1
-        own: DeltaSettings = settings_of(group, allow_plugins=True).model_copy(update={"sites": tuple(_sites(group))})
+        own: DeltaSettings = settings_of(group, allow_plugins).model_copy(update={"sites": tuple(_sites(group))})
         structural = own.component is not None and issubclass(own.component, StructuralDelta)
         values = {
             (own.type if structural else site): _of_site(parts["delta"], f"{site}.{group.order}.")
@@ -102,7 +124,7 @@ def student_from_delta(
         raise ExportError(f"{folder} has {len(groups)} groups of deltas, and student.deltas names {used}")
     student = Student(network, settings, needs, inits)
     load_exactly(head_state(student.model, classifier_names(student.model)), parts["head"], "head")
-    return student, manifest
+    return student
 
 
 def _sites(group: Any) -> list[str]:

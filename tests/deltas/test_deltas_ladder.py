@@ -59,6 +59,67 @@ def test_it_climbs_by_its_equation(model: str) -> None:
         torch.testing.assert_close(got, final + ladder.up(ladder.norm(s)))
 
 
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_with_the_stem_the_stream_starts_before_the_first_block(model: str) -> None:
+    network, ladder = climbing(model, stem=True, init="random")
+    assert ladder.start is not None and ladder.rungs[0].gate is not None
+    x, kept = images(2), {}
+    with torch.no_grad():
+        assert torch.equal(network(x), build(model)(x)), "the identity before training"
+        disturb(network)
+        first = network.get_submodule("blocks.0" if model == "test_vit" else "layer1.0")
+        first.register_forward_pre_hook(lambda m, inputs: kept.update(stem=inputs[0]))
+        network.get_submodule(ladder.names[0]).register_forward_hook(lambda m, i, o: kept.update(tap=o))
+        rung, made = ladder.rungs[0], {}
+        rung.block.register_forward_pre_hook(lambda m, inputs: made.update(mixed=inputs[0]))
+        network(x)
+        s, d = ladder.start.down(kept["stem"]), rung.down(kept["tap"])
+        if s.ndim == 4:
+            s = F.adaptive_avg_pool2d(s, d.shape[-2:])
+        g = torch.sigmoid(rung.gate / 0.1)
+        torch.testing.assert_close(made["mixed"], g * s + (1 - g) * d)
+    network(x).sum().backward()
+    assert ladder.start.down.weight.grad is not None and first.state_dict() is not None
+    assert not any(p.grad is not None for p in first.parameters())
+
+
+def test_a_pruned_stem_of_equal_width_keeps_the_streams_channels() -> None:
+    _, ladder = climbing("test_vit", stem=True)
+    assert torch.equal(ladder.start.down.weight, ladder.rungs[0].down.weight)
+
+
+def test_rungs_are_chosen_freely() -> None:
+    _, ladder = climbing("test_vit", rungs=[0, 2], init="random")
+    assert ladder.names == ["blocks.0", "blocks.2"]
+    _, ladder = climbing("test_vit", rungs=[1], sites=["blocks.[12]"], init="random")
+    assert ladder.names == ["blocks.2"], "numbers among the taps that sites match"
+    with pytest.raises(DeltaError, match=r"rungs: 3: its sites match 3 taps, numbers 0 to 2: blocks\.0, blocks\.1"):
+        climbing("test_vit", rungs=[0, 3])
+    for wrong, text in (({"rungs": [1], "every": 2}, "every chooses the rungs too"), ({"rungs": [2, 0]}, "ascending")):
+        with pytest.raises(ValueError, match=text):
+            Ladder.Settings(**wrong)
+
+
+@pytest.mark.parametrize("model", ["test_resnet", "test_vit"])
+def test_a_trunk_in_bfloat16_computes_what_the_backbone_does_in_bfloat16(model: str) -> None:
+    network, ladder = climbing(model, trunk="bfloat16", stem=True, init="random")
+    before = {name: tensor.clone() for name, tensor in build(model).state_dict().items()}
+    x, dtypes = images(2), set()
+    network.get_submodule(ladder.names[-1]).register_forward_hook(lambda m, i, o: dtypes.add(o.dtype))
+    ladder.rungs[-1].down.register_forward_pre_hook(lambda m, i: dtypes.add(("side", i[0].dtype)))
+    with torch.no_grad():
+        plain = build(model)
+        with torch.autocast("cpu", torch.bfloat16):
+            final = plain.forward_features(x)
+        assert torch.equal(network.forward_features(x), final.float()), "the identity, bit by bit"
+        assert network(x).dtype == torch.float32 and relative(network(x), plain(x)) < 0.1
+        last, maps = network.forward_intermediates(x)
+        assert last.dtype == torch.float32 and all(map_.dtype == torch.float32 for map_ in maps)
+    assert dtypes == {torch.bfloat16, ("side", torch.float32)}
+    network(x).sum().backward()
+    assert all(torch.equal(network.state_dict()[name], tensor) for name, tensor in before.items()), "weights stay fp32"
+
+
 def saved_bytes(network: nn.Module, x: torch.Tensor) -> int:
     """What autograd keeps for the backward pass, parameters aside."""
     parameters = {p.untyped_storage().data_ptr() for p in network.parameters()}

@@ -83,6 +83,18 @@ def test_fitnets_by_hand_and_zero_where_the_regressor_hits():
     assert term(student_features, Features(maps={"s0": pooled.detach()}), LABELS).item() == pytest.approx(0, abs=1e-12)
 
 
+def test_fitnets_without_projector_over_the_mean_square_of_the_batch():
+    """``mean((t − s)²) / mean(t²)``, one mean over the whole batch; equal widths only."""
+    both = shapes((3, 2, 2))
+    term = FitNets(FitNets.Settings(stages="all", projector="none", normalize="rms"), both, both)
+    student, teacher = maps_of(both), maps_of(both, seed=1)
+    s, t = student.maps["s0"], teacher.maps["s0"]
+    torch.testing.assert_close(term(student, teacher, LABELS), (s - t).square().mean() / t.square().mean())
+    assert not [*term.parameters()] and term(teacher, teacher, LABELS).item() == 0
+    with pytest.raises(ValueError, match="projector: none needs equal widths, but s0 of the student has 2 channels"):
+        FitNets(FitNets.Settings(stages="all", projector="none"), shapes((2, 2, 2)), both)
+
+
 # --- AT -----------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,8 @@ from distill.export.targets.base import About, ExportTarget, Session
 from distill.files import write_atomic
 from distill.models.closed_form_head import ARCHITECTURE as CLOSED_FORM
 from distill.models.closed_form_head import closed_form
+from distill.models.emulator import ARCHITECTURE as EMULATOR
+from distill.models.emulator import emulator_arguments
 from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.network import timm_with_own_models
 from distill.models.reused_head import ARCHITECTURE, reused
@@ -133,6 +135,9 @@ def _config(
     if (classifier := closed_form(model)) is not None:
         model_args = {"body": architecture, "head": classifier.settings, **model_args}
         architecture = CLOSED_FORM
+    if (blocks := emulator_arguments(model)) is not None:
+        model_args = {"body": architecture, **blocks, **model_args}
+        architecture = EMULATOR
     config = {
         "architecture": architecture,
         "num_classes": model.num_classes,
