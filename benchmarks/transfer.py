@@ -2,8 +2,8 @@
 
     python benchmarks/transfer.py [--only PARTS] [--quick] [--data FOLDER] [--out FOLDER] [--markdown FILE]
 
-``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo`` and ``pacs_sketch``, each with ``train*.parquet`` and
-``test*.parquet`` (columns ``image`` and ``label``). The parts, ``--only`` chooses some of them:
+``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo``, ``pacs_sketch`` and ``flowers61``, each with
+``train*.parquet`` and ``test*.parquet`` (columns ``image`` and ``label``). The parts, ``--only`` chooses some of them:
 
 ============  =========================================================================================================
 usps          MNIST with labels, USPS without (400 training images of each class, 64 px, EfficientNet-Lite0), tested on
@@ -12,6 +12,8 @@ sketch        photographs with labels, sketches without (PACS, 128 px), tested o
               configs/transfer/photo_sketch.yaml
 source_free   the same sketches, from the delta file of the source-only student of ``sketch`` alone:
               configs/transfer/source_free.yaml
+offsite       flowers61, 128 px: an emulator with half of the middle, its ends tuned, plugged into the full network:
+              configs/transfer/offsite.yaml
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
 ============  =========================================================================================================
@@ -29,6 +31,7 @@ import argparse
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import transfer_ema
+import transfer_offsite
 import transfer_target
 from lab import Parts, measure_parts, options
 
@@ -36,6 +39,7 @@ PARTS: Parts = {
     "usps": transfer_target.usps,
     "sketch": transfer_target.sketch,
     "source_free": transfer_target.source_free,
+    "offsite": transfer_offsite.offsite,
     "ema": transfer_ema.ema,
 }
 

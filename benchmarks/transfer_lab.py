@@ -23,6 +23,8 @@ BARS: Bars = {
     "usps_gain": ("≥", 0.08),
     "sketch_student": ("≥", 0.48),
     "sketch_source_free_minus_adabn": ("≥", 0.03),
+    "offsite_plugged_minus_probe": ("≥", 0.0),
+    "offsite_onsite_minus_plugged": ("≤", 0.015),
     "ema_teacher_memory_over_delta": ("≤", 2.0),
     "ema_teacher_step": ("≤", 1.03),
 }

@@ -43,7 +43,7 @@ from augment.base import error_at
 from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, StructuralDelta
 from distill.deltas.blocks import BackboneBlock, as_block, block_names, empty_image, eval_mode, select_blocks
 from distill.deltas.feature_cache import FeatureCache
-from distill.deltas.side_blocks import Rung, Start, free_form, gate, pointwise, pruned_form
+from distill.deltas.side_blocks import Rung, Stem, free_form, gate, pointwise, pruned_form
 from distill.deltas.structured_pruning import Importance, prune_into, stream_scores, top
 
 
@@ -119,7 +119,7 @@ class Ladder(StructuralDelta):
             forms = [pruned_form(backbone, tap, settings.reduction) for tap in taps]
         else:
             forms = [free_form(tap, settings.reduction) for tap in taps]
-        self.start = Start(stem, forms[0].width) if stem else None
+        self.start = Stem(stem, forms[0].width) if stem else None
         before = [forms[0].width if stem else None, *(form.width for form in forms)]
         self.rungs = nn.ModuleList(
             Rung(tap, form, width, settings.drop_path) for tap, form, width in zip(taps, forms, before)

@@ -213,7 +213,7 @@ class Rung(nn.Module):
         return mixed + added
 
 
-class Start(nn.Module):
+class Stem(nn.Module):
     """The start of the side stream: a linear map of what the backbone's first block reads.
 
     Args:

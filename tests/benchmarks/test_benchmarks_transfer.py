@@ -1,5 +1,6 @@
 """The parts of ``benchmarks/transfer.py`` on toy results; the configs that they run are read."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 import transfer  # noqa: E402
 import transfer_lab  # noqa: E402
+import transfer_offsite  # noqa: E402
 import transfer_target  # noqa: E402
 from accuracy import Notebook  # noqa: E402
 from lab import Lab, NotMeasuredError, page  # noqa: E402
@@ -37,6 +39,19 @@ def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["usps_source_only"].bar == ""
     text = page("Transfer", transfer.ABOUT, {"usps": list(made.values())})
     assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in text
+
+
+def test_figures_of_an_offsite_tuning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    left = {"title": "What the owner gives away", "rows": [{"cells": ["", 0, share]} for share in (None, 0.9, 0.8)]}
+    sent = {"title": "What is sent", "rows": [{"cells": ["emulator", "", 9.0]}, {"cells": ["delta file", "", 2.0]}]}
+    (tmp_path / "results.json").write_text(json.dumps({"summary": {"tables": [left, sent]}}))
+    rows = dict(zip(transfer_offsite.ROWS, (0.9, 0.91, 0.93, 0.94)))
+    monkeypatch.setattr(transfer_offsite, "run", lambda *_: {"rows": rows, "folder": str(tmp_path)})
+    monkeypatch.setattr(transfer_offsite, "source", lambda *_: {})
+    made = {each.row.name: each for each in transfer_offsite.offsite(lab(tmp_path, "--quick"))}
+    assert made["offsite_plugged_minus_probe"].row.value == pytest.approx(0.03)
+    assert made["offsite_onsite_minus_plugged"].bar == "≤ 0.015 reached" and made["offsite_probe"].bar == ""
+    assert made["offsite_verbatim_share"].row.value == 0.8 and made["offsite_delta_bytes"].row.value == 2
 
 
 def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:

@@ -105,7 +105,8 @@ def test_a_trunk_in_bfloat16_computes_what_the_backbone_does_in_bfloat16(model: 
     network, ladder = climbing(model, trunk="bfloat16", stem=True, init="random")
     before = {name: tensor.clone() for name, tensor in build(model).state_dict().items()}
     x, dtypes = images(2), set()
-    network.get_submodule(ladder.names[-1]).register_forward_hook(lambda m, i, o: dtypes.add(o.dtype))
+    layer = next(m for m in network.get_submodule(ladder.names[-1]).modules() if isinstance(m, nn.Linear | nn.Conv2d))
+    layer.register_forward_hook(lambda m, i, o: dtypes.add(o.dtype))
     ladder.rungs[-1].down.register_forward_pre_hook(lambda m, i: dtypes.add(("side", i[0].dtype)))
     with torch.no_grad():
         plain = build(model)
