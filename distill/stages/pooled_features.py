@@ -12,6 +12,8 @@ from typing import Any
 import safetensors.torch
 
 from distill.data.base import Split
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
 from distill.files import write_atomic
 from distill.models.fingerprint import fingerprint
 from distill.models.network import Network
@@ -56,12 +58,17 @@ class PooledFeatures(Stage[SplitFeatures]):
         network: a pretrained network; it takes this or ``student``.
         student: a trained student, with its deltas.
         labeled: of train, only the images with a visible label.
+        optional: further splits, those of them that the data has.
+        new_head: whether the network gets a new classifier of the data's classes, as a student does. It makes a
+            difference for random weights alone, whose numbers depend on the size of the classifier.
     """
 
     splits: tuple[Split, ...]
     network: NetworkSettings | None = None
     student: Ref[TrainedStudent] | None = None
     labeled: bool = False
+    optional: tuple[Split, ...] = ()
+    new_head: bool = False
 
     def __post_init__(self) -> None:
         if (self.network is None) == (self.student is None):
@@ -81,31 +88,36 @@ class PooledFeatures(Stage[SplitFeatures]):
         if self.student is not None and context.find(self.student) is None:
             return None
         with trying(f"{self.name}: the pooled features"):
-            return compute_features(context, self._network(context), self.splits, self.labeled)
+            return compute_features(context, self._network(context), self._splits(context), self.labeled)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         own: dict[str, Any] = {}
         if self.network is not None:
-            weights = fingerprint(self._network(context).model.state_dict()).sha256
+            model = self._network(context).model
+            weights = fingerprint(backbone_state(model, classifier_names(model))).sha256
             own = {"network": self.network.model_dump(mode="json"), "weights": weights}
         settings = context.data.settings.model_dump(mode="json", include=READ)
         data = [context.data.fingerprint(), settings]
-        return {**own, "splits": self.splits, "labeled": self.labeled, "data": data}
+        return {**own, "splits": self._splits(context), "labeled": self.labeled, "data": data}
 
     def run(self, context: RunContext, folder: Path) -> SplitFeatures:
         with context.waiting(f"{self.name}: computing pooled features"):
-            made = compute_features(context, self._network(context), self.splits, self.labeled)
+            made = compute_features(context, self._network(context), self._splits(context), self.labeled)
         save_features(made, folder)
         return made
 
     def load(self, context: RunContext, folder: Path) -> SplitFeatures:
         return load_features(folder)
 
+    def _splits(self, context: RunContext) -> tuple[Split, ...]:
+        return self.splits + tuple(split for split in self.optional if context.data.has_split(split))
+
     def _network(self, context: RunContext) -> Network:
         if self.student is not None:
             return context.get(self.student).student.network
         assert self.network is not None
-        return pretrained_networks([self.network], context.seed)[0]
+        classes = len(context.data.classes) if self.new_head else None
+        return pretrained_networks([self.network], context.seed, classes)[0]
 
 
 def compute_features(

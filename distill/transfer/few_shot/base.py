@@ -63,7 +63,9 @@ class FewShotHead(Component):
     class Settings(augment.base.Settings):
         type: str
         name: str | None = Field(
-            None, min_length=1, description="of this head in tables, for several of one type; none: the type"
+            None,
+            pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]*$",
+            description="of this head in tables and files, for several of one type; none: the type",
         )
 
         @property

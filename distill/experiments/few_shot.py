@@ -1,0 +1,110 @@
+"""Few-shot classification: heads in closed form on cached features, measured by episodes, one of them exported.
+
+Importing this does not import torch. Validating a config that names heads or deltas does.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, ValidationInfo, model_validator
+
+from augment.base import Registry, Settings, error_at, is_deferred
+from distill.experiments.student import AnyObjective, ExportingExperiment
+from distill.transfer.few_shot.settings import EpisodeSettings
+
+if TYPE_CHECKING:  # these import torch
+    from distill.data.base import Split
+    from distill.data.experiment_data import ExperimentData
+    from distill.run.stage import Stage
+    from distill.transfer.few_shot.base import FewShotHead
+
+    AnyHead = FewShotHead.Settings
+else:
+    AnyHead = Annotated[Settings, Registry("distill.transfer.few_shot", "FewShotHead")]
+
+UNUSED = ("objectives", "teacher", "fit_teacher", "augment")
+
+
+class FewShotExperiment(ExportingExperiment):
+    """The config of few-shot heads: no network is trained, and heads are fitted to pooled features in seconds.
+
+    Every head is fitted to all labeled training images, however many a class has, and evaluated on test; ``ship`` is
+    folded into the network's classifier and exported. ``episodes`` measures the heads in small problems besides.
+    ``data.val_fraction`` is 0 unless it is given, since nothing is chosen.
+    """
+
+    measures_statistics: ClassVar[bool] = True
+    kind: Literal["few_shot"] = "few_shot"  # type: ignore[assignment]
+    objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
+    heads: tuple[AnyHead, ...] = Field(min_length=1, description="prototype, ridge, logistic or lp_plus")
+    ship: str | None = Field(None, description="name of the head that is exported; none: the first")
+    episodes: EpisodeSettings | None = Field(None, description="none: the heads are fitted to all classes alone")
+
+    @property
+    def shipped(self) -> str:
+        """Name of the head that is exported."""
+        return self.ship or self.heads[0].shown  # type: ignore[attr-defined]
+
+    def describe(self, data: ExperimentData) -> list[str]:
+        counts = data.subset("train").labels
+        lines = [f"few-shot: {data.labeled_count} of {len(counts)} training images have a label"]
+        if self.episodes is not None:
+            own = self.episodes
+            shots = ", ".join(map(str, own.shots))
+            lines.append(f"{own.episodes} episodes of {own.ways} classes, shots: {shots}, images of {own.split}")
+        return lines
+
+    def plan(self) -> list[Stage]:
+        from distill.stages.export import ExportStudent
+        from distill.stages.fit_shots import EvaluateShots, FitShots, FoldHead
+        from distill.stages.pooled_features import PooledFeatures
+        from distill.stages.report import WriteReport
+        from distill.stages.run_episodes import RunEpisodes
+        from distill.stages.verify import VerifyExport
+
+        splits: tuple[Split, ...] = ("train",)
+        network = self.student.network
+        features = PooledFeatures("features", splits, network, labeled=True, optional=("val", "test"), new_head=True)
+        heads = [FitShots(f"heads/{_folder(head)}", head, features.output) for head in self.heads]
+        shipped = next(stage for stage in heads if stage.head.shown == self.shipped)
+        student = FoldHead("student", self.student, shipped.output)
+        made: list[Stage] = [features, *heads, student]
+        if self.episodes is not None:
+            made.append(RunEpisodes("episodes", self.heads, self.episodes, (features.output,)))
+        models: tuple[Any, ...] = tuple(stage.output for stage in (*heads, student))
+        test = EvaluateShots("test", models=models, student=student.output)
+        export = ExportStudent("export", self.export, student.output, test.output)
+        verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
+        return [*made, test, export, verify, WriteReport("report", baseline=self.shipped)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_is_held_out(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(data := tree.get("data"), dict):
+            tree = {**tree, "data": {"val_fraction": 0.0, **data}}
+        return tree
+
+    @model_validator(mode="after")
+    def _fits_heads_alone(self, info: ValidationInfo) -> Self:
+        for key in UNUSED:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise error_at(key, "no network is trained, so nothing reads it; leave it out")
+        if self.student.train == "full":
+            raise error_at("student.train", "full: the network is frozen, heads are fitted to its features")
+        if is_deferred(info, "classes"):
+            return self
+        names = [head.shown for head in self.heads]  # type: ignore[attr-defined]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise error_at("heads", f"two heads are called {twice[0]!r}; give one a name")
+        if "student" in names:
+            raise error_at("heads", "'student' is the row of the exported network; give the head another name")
+        if self.ship is not None and self.ship not in names:
+            raise error_at("ship", f"there is no head {self.ship!r}, only {', '.join(names)}")
+        return self
+
+
+def _folder(head: Any) -> str:
+    """The name of a head as that of a folder."""
+    return re.sub(r"[^A-Za-z0-9.]+", "-", head.shown)
