@@ -16,8 +16,8 @@ from distill.experiments.source_free import SourceFreeExperiment
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import TENSORS, DeltaManifest, read_delta, save_delta, write_delta_files
 from distill.run.context import open_context
+from distill.run.from_delta import delta_folder, student_from_delta
 from distill.run.runner import run_plan
-from distill.transfer.from_delta import delta_folder, student_from_delta
 from distill.transfer.moments import batch_norm_moments
 from distill.yaml_tree import apply_override
 

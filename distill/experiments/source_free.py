@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from augment.base import UserError, absolute, error_at, is_deferred
-from distill.experiments.student import ExportingExperiment
+from augment.base import absolute, error_at, is_deferred
+from distill.experiments.student import ExportingExperiment, tree_of_start
 from distill.experiments.target_domain import EMA, refuse_choices
 
 if TYPE_CHECKING:  # these import torch
@@ -36,7 +36,7 @@ class SourceFreeExperiment(ExportingExperiment):
     @cached_property
     def delta(self) -> Path:
         """The folder of the delta file."""
-        from distill.transfer.from_delta import delta_folder
+        from distill.run.from_delta import delta_folder
 
         return delta_folder(self.start)
 
@@ -94,7 +94,7 @@ class SourceFreeExperiment(ExportingExperiment):
         if isinstance(start := tree.get("start"), str | Path):
             tree = {**tree, "start": str(absolute(str(start)))}
             if "student" not in tree:
-                tree["student"] = _student_of(Path(tree["start"]))
+                tree["student"] = tree_of_start(Path(tree["start"]), "start")
         return tree
 
     @model_validator(mode="after")
@@ -106,19 +106,10 @@ class SourceFreeExperiment(ExportingExperiment):
             if objective.component.needs_labels:  # type: ignore[union-attr]
                 text = f"{objective.type} learns from labels, and no label of these images is read"
                 raise error_at(f"objectives.{n}", text)
+        if self.student.start is not None:
+            raise error_at("student.start", "the student starts from the delta file of start; leave it out")
         if self.student.train == "full":
             raise error_at("student.train", "full: the deltas of the file are trained further")
         if self.fit_teacher is not None:
             raise error_at("fit_teacher", "a teacher is fitted on labels, and none are read")
         return self
-
-
-def _student_of(start: Path) -> dict[str, Any]:
-    from distill.export.delta.io import read_delta
-    from distill.transfer.from_delta import delta_folder, student_tree
-
-    try:
-        manifest, tensors = read_delta(delta_folder(start))
-        return student_tree(manifest, any(name.startswith("moved/") for name in tensors))
-    except UserError as error:
-        raise error_at("start", str(error)) from error

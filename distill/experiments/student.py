@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from pydantic import Field, ValidationInfo, model_validator
 
-from augment.base import Registry, Settings, error_at, is_deferred
+from augment.base import Registry, Settings, UserError, absolute, error_at, is_deferred
 from augment.policy import AugmentSettings, plan_views
 from augment.views import InputSpec
 from distill.experiments.base import Experiment
@@ -69,6 +69,18 @@ class StudentExperiment(Experiment):
         networks = self.teacher.frozen
         names = ["teacher"] if len(networks) == 1 else [f"teacher-{number}" for number in range(len(networks))]
         return [FitTeacher(name, network, self.fit_teacher, augment) for name, network in zip(names, networks)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _student_takes_its_start(cls, tree: Any) -> Any:
+        """Fill in the student's network and deltas from the delta file that it starts from."""
+        student = tree.get("student") if isinstance(tree, dict) else None
+        if not isinstance(student, dict) or not isinstance(start := student.get("start"), str | Path):
+            return tree
+        student = {**student, "start": str(absolute(str(start)))}
+        if not {"network", "deltas"} <= student.keys():
+            student = {**tree_of_start(Path(student["start"]), "student.start"), **student}
+        return {**tree, "student": student}
 
     @model_validator(mode="before")
     @classmethod
@@ -165,7 +177,7 @@ class StudentExperiment(Experiment):
     def _check_statistics(self) -> None:
         """Raise an error if statistics of the target domain are asked for where there is none, or are not there."""
         entries = [n for n, entry in enumerate(self.student.deltas) if entry.type == "statistics"]
-        if entries and not self.measures_statistics:
+        if entries and not self.measures_statistics and self.student.start is None:
             text = f"kind: {self.kind} measures no statistics of a target domain; use kind: target_domain"
             raise error_at(f"student.deltas.{entries[0]}", text)
         averaged = None if self.teacher is None else self.teacher.ema
@@ -274,6 +286,26 @@ def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:
     if not isinstance(experiment, ExportingExperiment):
         raise ConfigError(f"{source}: kind: {experiment.kind}, and this command needs a run that exports one student")
     return experiment
+
+
+def tree_of_start(start: Path, key: str) -> dict[str, Any]:
+    """The key ``student`` of a student that has the network and the deltas of a delta file.
+
+    Args:
+        start: folder of the file, or of a run.
+        key: that names it, for errors.
+
+    Returns:
+        Plain values, see :func:`distill.run.from_delta.student_tree`.
+    """
+    from distill.export.delta.io import read_delta
+    from distill.run.from_delta import delta_folder, student_tree
+
+    try:
+        manifest, tensors = read_delta(delta_folder(start))
+        return student_tree(manifest, any(name.startswith("moved/") for name in tensors))
+    except UserError as error:
+        raise error_at(key, str(error)) from error
 
 
 def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:

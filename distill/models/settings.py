@@ -408,6 +408,18 @@ class BackboneSettings(Settings):
 class StudentSettings(LearningSettings, BackboneSettings):  # fields of the last base come first: network, train, …
     """The backbone, and which parts of the student are trained and frozen."""
 
+    start: Path | None = Field(
+        None,
+        description="folder of a delta file, or of a run that exported one: training starts from its deltas, and from "
+        "the rows of its head for classes of the same names. It fills in network and deltas where they are left out",
+    )
+
+    @model_validator(mode="after")
+    def _starts_from_deltas(self) -> Self:
+        if self.start is not None and self.train == "full":
+            raise error_at("start", "train: full has no deltas that could start from those of a file")
+        return self
+
 
 class ReusedHead(Settings):
     """Sizes of the projector to a reused classifier, see :mod:`distill.models.reused_head`."""

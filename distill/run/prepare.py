@@ -27,6 +27,7 @@ from distill.models.settings import ReusedHead, StudentSettings
 from distill.models.student import Student
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import RunError, is_first_rank
+from distill.run.start import start_of
 from distill.run.warm_up import StudentCalibration, WarmUp
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT, load_result
@@ -87,11 +88,15 @@ def trial_student(spec: StudentSpec) -> Student:
         DeltaError: the deltas cannot be attached.
     """
     entries = spec.settings.deltas
+    if spec.settings.start is not None and spec.network is None:
+        return _checked(spec.build(start_of(spec, ())[0]), entries)
     return _checked(spec.build([DeltaInit([at_rank_one(entry)]) for entry in entries]), entries)
 
 
 def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_epochs: int) -> Student:
     """The student before training, with the ranks, masks and initial values that its deltas choose from data.
+
+    With ``student.start``, they are those of a delta file instead.
 
     Args:
         spec: of the student.
@@ -104,6 +109,10 @@ def prepare(spec: StudentSpec, fit_spec: FitSpec, folder: Path, name: str, full_
         The student, equal on all ranks and after a restart.
     """
     entries = spec.settings.deltas
+    if spec.settings.start is not None and spec.network is None:  # a network of a stream's earlier task has its own
+        if (folder / PREPARED).is_file():
+            return load_prepared(spec, folder)
+        return prepare_from(spec, *start_of(spec, fit_spec.context.data.classes), folder)
     if not any(_method(entry).prepares(entry) for entry in entries):
         return _checked(spec.build(), entries)
     if not (folder / PREPARED).is_file():

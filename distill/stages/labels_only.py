@@ -17,6 +17,7 @@ from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare
 from distill.run.stage import Ref, Stage
+from distill.run.start import start_key
 from distill.stages.outputs import TrainedStudent
 from distill.training.fit import RESULT, FitSummary, load_summary
 from distill.training.settings import TrainingSettings
@@ -62,7 +63,7 @@ class LabelsOnly(Stage[TrainedStudent | None]):
             "training": self.training,
             "cross_entropy": self.cross_entropy,
         }
-        return {name: part.model_dump(mode="json") for name, part in parts.items()}
+        return {name: part.model_dump(mode="json") for name, part in parts.items()} | start_key(self.student)
 
     def run(self, context: RunContext, folder: Path) -> TrainedStudent | None:
         if not context.data.labeled_count:

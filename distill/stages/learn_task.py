@@ -38,6 +38,7 @@ from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.prepare import PREPARED, StudentSpec, finished, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
+from distill.run.start import check_start, start_key
 from distill.run.teacher import make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -86,6 +87,7 @@ class LearnTask(Stage[LearnedTask]):
 
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
+        check_start(self.student)
 
     def check(self, context: RunContext) -> LearnedTask:
         """Try a step of the first task, and one of the second with the first as the previous model."""
@@ -121,6 +123,7 @@ class LearnTask(Stage[LearnedTask]):
         data = self.task.data(context.data, self.task.classes, context.seed)
         return {
             **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
+            **start_key(self.student),
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "regularizers": [regularizer.model_dump(mode="json") for regularizer in self.regularizers],
             "task": self.task.name,

@@ -10,12 +10,12 @@ from typing import Any, ClassVar
 from distill.export.delta.io import read_delta
 from distill.models.settings import StudentSettings
 from distill.run.context import RunContext
+from distill.run.from_delta import student_from_delta
 from distill.run.prepare import StudentSpec
 from distill.run.stage import Stage
 from distill.run.teacher_network import check_file
 from distill.stages.outputs import TrainedStudent
 from distill.training.fit import FitSummary
-from distill.transfer.from_delta import student_from_delta
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
+from distill.run.start import check_start, start_key
 from distill.run.teacher import label_maps, make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -60,6 +61,7 @@ class TrainStudent(Stage[TrainedStudent]):
 
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
+        check_start(self.student)
 
     def check(self, context: RunContext) -> TrainedStudent:
         """Build teacher and a temporary student with untrained heads, and try a step of the fit.
@@ -85,6 +87,7 @@ class TrainStudent(Stage[TrainedStudent]):
         parts = {"student": self.student, "augment": self.augment, "training": self.training, "teacher": self.teacher}
         return {
             **{name: part and part.model_dump(mode="json") for name, part in parts.items()},
+            **start_key(self.student),
             "objectives": [objective.model_dump(mode="json") for objective in self.objectives],
             "data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")],
             **({"texts": texts} if (texts := text_fingerprints(self.teacher)) else {}),

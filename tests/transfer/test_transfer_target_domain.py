@@ -170,7 +170,7 @@ def test_a_run_without_labels_has_rows_without_accuracy(adapted: dict[str, Path]
 @pytest.mark.slow
 def test_an_adapted_file_is_adapted_further(adapted: dict[str, Path], output: Path) -> None:
     from distill.models.settings import StudentSettings
-    from distill.transfer.from_delta import student_from_delta, student_tree
+    from distill.run.from_delta import student_from_delta, student_tree
 
     manifest, tensors = read_delta(adapted["statistics"])
     student, _ = student_from_delta(

@@ -48,7 +48,7 @@ class Bank(Strategy):
     of K1 and K2 to zero and counts the others. Zeros in a dense file take as many bytes as other numbers.
 
     With ``prior: reptile`` a task's deltas start from the mean of those that the tasks before trained, for tasks of few
-    images; see :func:`distill.continual.strategies.prior.reptile`. Then a task depends on those before it.
+    images; see :func:`distill.training.reptile.reptile`. Then a task depends on those before it.
 
     With ``student.train: full`` each task has a whole network of its own, the upper bound in bytes.
 
@@ -120,8 +120,8 @@ class Bank(Strategy):
         if self.settings.base == "pretrained":
             return TaskStart(fit.student)
         if fit.previous is None:
-            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": ()}))
-        return TaskStart(fit.student.model_copy(update={"network": self._base(fit)}))
+            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": (), "start": None}))
+        return TaskStart(fit.student.model_copy(update={"network": self._base(fit), "start": None}))
 
     def close(self, fit: TaskFit, student: Student) -> None:
         write_part(fit, student)

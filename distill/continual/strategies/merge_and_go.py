@@ -44,12 +44,13 @@ class MergeAndGo(Strategy):
 
     def start(self, fit: TaskFit) -> TaskStart:
         if fit.previous is None:
-            full = self.settings.first == "full"
-            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": ()}) if full else fit.student)
+            if self.settings.first != "full":
+                return TaskStart(fit.student)
+            return TaskStart(fit.student.model_copy(update={"train": "full", "deltas": (), "start": None}))
         network = merged_network(fit.student.network, fit.previous.folder / MERGED)
         model = create_network(network).model
         head = {f"model.{name}": tensor for name, tensor in head_state(model, classifier_names(model)).items()}
-        student = fit.student.model_copy(update={"network": network})
+        student = fit.student.model_copy(update={"network": network, "start": None})
         return TaskStart(student, None, head, fit.previous.classes, carried=fit.previous.folder / FIT)
 
     def close(self, fit: TaskFit, student: Student) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -13,43 +12,16 @@ from distill.deltas.sites import classifier_names, inside
 from distill.models.student import Student
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import RESULT
+from distill.training.reptile import reptile
 
 PRIOR = "prior.ckpt"
 
 
-def reptile(prior: Mapping[str, Tensor], trained: Mapping[str, Tensor], tasks: int) -> dict[str, Tensor]:
-    """A step of Reptile: ``φ_t = φ_{t−1} + (θ_t − φ_{t−1}) / t``, the mean of the trained deltas of all tasks so far.
-
-    Since θ_t was trained from φ_{t−1}, the factors of low-rank deltas stay close to each other, so that their mean is a
-    delta too.
-
-    Paper: Nichol et al., On First-Order Meta-Learning Algorithms, arXiv 1803.02999. Deviation: each task is seen once,
-    so the step is 1/t instead of a constant.
-
-    Args:
-        prior: φ_{t−1}, name → tensor; empty for the first task.
-        trained: θ_t, tensors of the same names and shapes.
-        tasks: t, with this one.
-
-    Returns:
-        φ_t; integer tensors are those of the newest task.
-
-    Example:
-        >>> import torch
-        >>> from distill.continual.strategies.prior import reptile
-        >>> reptile({"A": torch.tensor([1.0, 3.0])}, {"A": torch.tensor([5.0, 3.0])}, tasks=4)
-        {'A': tensor([2., 3.])}
-    """
-    if not prior:
-        return dict(trained)
-    return {
-        name: prior[name].lerp(value, 1 / tasks) if value.is_floating_point() else value
-        for name, value in trained.items()
-    }
-
-
 def write_prior(fit: TaskFit, student: Student) -> None:
     """Write the prior after a task, from its trained deltas and the prior before it.
+
+    Each task is seen once, so the step of :func:`distill.training.reptile.reptile` is 1/t in the t-th: the prior is the
+    mean of the trained deltas of all tasks so far.
 
     Args:
         fit: of the task, whose training is finished.
@@ -60,7 +32,7 @@ def write_prior(fit: TaskFit, student: Student) -> None:
     trained = {name: value for name, value in trained.items() if not inside(name.removeprefix("model."), head)}
     before = _with_prior(fit)
     prior = read_prior(before[-1]) if before else {}
-    content = {"prior": reptile(prior, trained, len(before) + 1)}
+    content = {"prior": reptile(prior, trained, 1 / (len(before) + 1)) if prior else trained}
     VerifiedCheckpointIO().save_checkpoint(content, fit.folder / PRIOR)
 
 

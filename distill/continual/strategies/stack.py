@@ -106,7 +106,7 @@ class Stack(Strategy):
         """New deltas after the frozen directions of all earlier ones."""
         file = open_delta(previous.folder / DELTA)
         entries, weights = directions(file.layers)
-        student = fit.student.model_copy(update={"deltas": (*entries, *fit.student.deltas)})
+        student = fit.student.model_copy(update={"deltas": (*entries, *fit.student.deltas), "start": None})
         weights |= {f"model.{name.partition('/')[2]}": t for name, t in file.values.items() if name.startswith("head/")}
         return TaskStart(student, None, weights, previous.classes, carried=previous.folder / FIT)
 

@@ -195,7 +195,7 @@ class _Plan:
         if experiment.controls.sequential:
             made += self._learner(number, "sequential", SequentialTuning.Settings(), experiment.student, objectives)
         if experiment.controls.separate:
-            full = experiment.student.model_copy(update={"train": "full", "deltas": ()})
+            full = experiment.student.model_copy(update={"train": "full", "deltas": (), "start": None})
             made += self._learner(number, "separate", Bank.Settings(), full, objectives)
         if experiment.controls.joint:
             made += self._learner(number, "joint", Anew.Settings(), experiment.student, labels)

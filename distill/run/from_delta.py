@@ -111,8 +111,13 @@ def student_on(
         if entry.type == "statistics":
             inits.append(DeltaInit([entry], _moved(parts["moved"])))
             continue
+        if used == len(groups):
+            raise ExportError(f"{folder} has {len(groups)} groups of deltas, and student.deltas names more")
         group = groups[used]
         used += 1
+        if entry.type != group.settings["type"]:
+            text = f"{folder} has a delta of type {group.settings['type']!r} where student.deltas names {entry.type!r}"
+            raise ExportError(f"{text}; leave student.deltas out, and it is the file's")
         own: DeltaSettings = settings_of(group, allow_plugins).model_copy(update={"sites": tuple(_sites(group))})
         structural = own.component is not None and issubclass(own.component, StructuralDelta)
         values = {

@@ -1,0 +1,68 @@
+"""A student that starts from a delta file, ``student.start``: its deltas, and its head where classes are equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from distill.deltas.base import DeltaInit
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import head_state
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import read_delta
+from distill.models.settings import StudentSettings
+from distill.run.from_delta import delta_folder, student_from_delta
+
+if TYPE_CHECKING:  # which imports this
+    from distill.run.prepare import StudentSpec
+
+
+def check_start(settings: StudentSettings) -> None:
+    """Raise ``ExportError`` if the delta file that a student starts from is missing or damaged."""
+    if settings.start is not None:
+        read_delta(delta_folder(settings.start))
+
+
+def start_key(settings: StudentSettings) -> dict[str, str]:
+    """What the key of a stage has besides the student's settings: the SHA-256 of the delta file that it starts from."""
+    return {} if settings.start is None else {"start": read_delta(delta_folder(settings.start))[0].sha256}
+
+
+def start_of(spec: StudentSpec, classes: Sequence[str]) -> tuple[list[DeltaInit], dict[str, Tensor]]:
+    """What a student starts from.
+
+    Args:
+        spec: of the student, whose settings have a ``start``.
+        classes: names of the classes of its head.
+
+    Returns:
+        The deltas of the file, and the tensors of the student's head: rows of classes that the file has too, under the
+        same names, are those of the file; the others are new. A head that is not one linear layer is new.
+
+    Raises:
+        ExportError: a damaged file, another backbone, or other deltas.
+    """
+    assert spec.settings.start is not None
+    folder = delta_folder(spec.settings.start)
+    given, manifest = student_from_delta(folder, spec.settings)
+    if not any(entry.type == "statistics" for entry in spec.settings.deltas):
+        _, tensors = read_delta(folder)
+        if any(name.startswith("moved/") for name in tensors):
+            raise ExportError(
+                f"{folder} has other batch-norm statistics than its backbone, and student.deltas has no place for them;"
+                " leave student.deltas out, or put {type: statistics} before its deltas"
+            )
+    inits = given.inits()
+    student = spec.build(inits)
+    head = {name: tensor.clone() for name, tensor in head_state(student.model, classifier_names(student.model)).items()}
+    rows = [(classes.index(name), row) for row, name in enumerate(manifest.labels) if name in classes]
+    plain = all(isinstance(own.get_classifier(), nn.Linear) for own in (student.model, given.model))  # type: ignore[operator]
+    if spec.head is not None or manifest.head is not None or not plain:
+        return inits, head
+    known = head_state(given.model, classifier_names(given.model))
+    for own, old in rows:
+        for name in head.keys() & known.keys():
+            head[name][own] = known[name][old]
+    return inits, head
