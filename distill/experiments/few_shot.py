@@ -73,7 +73,7 @@ class FewShotExperiment(ExportingExperiment):
         made: list[Stage] = [features, *heads, student]
         if self.episodes is not None:
             made.append(RunEpisodes("episodes", self.heads, self.episodes, (features.output,)))
-        models: tuple[Any, ...] = tuple(stage.output for stage in (*heads, student))
+        models: tuple[Any, ...] = (*(stage.output for stage in heads), student.output)
         test = EvaluateShots("test", models=models, student=student.output)
         export = ExportStudent("export", self.export, student.output, test.output)
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)

@@ -72,8 +72,8 @@ class FitShots(Stage[FewShotModel]):
         """Fit the head to as many random features as there are labels of each class."""
         data = context.data
         check_classes(data)
-        labels = data.subset("train").labels
-        labels = torch.from_numpy(labels[labels != UNLABELED])
+        given = data.subset("train").labels
+        labels = torch.from_numpy(given[given != UNLABELED])
         known, texts = context.find(self.features), read_texts(self.head)
         width = 4 if known is None else known.splits["train"].logits.shape[1]
         random = torch.randn(len(labels), width, generator=torch.Generator().manual_seed(0))
