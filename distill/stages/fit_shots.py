@@ -22,7 +22,7 @@ from distill.report.items import Check, Item, Note, Row
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.predict import predict_student
-from distill.run.prepare import StudentSpec, load_trained, prepare_from
+from distill.run.prepare import StudentSpec, finished, load_trained, prepare_from
 from distill.run.stage import Ref, Stage, StageError
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -147,7 +147,7 @@ class FoldHead(Stage[TrainedStudent]):
         self._fold(student, context.get(self.head).head)
         if is_first_rank():
             save_result(student, folder)
-        return self._trained(context, student, folder)
+        return self._trained(context, finished(self._spec(context), student), folder)
 
     def load(self, context: RunContext, folder: Path) -> TrainedStudent:
         return self._trained(context, load_trained(self._spec(context), folder), folder)
@@ -173,8 +173,10 @@ class FoldHead(Stage[TrainedStudent]):
 
     def _trained(self, context: RunContext, student: Student, folder: Path) -> TrainedStudent:
         head = context.get(self.head)
-        what = f"{head.name}, folded: {head.what}"
-        return TrainedStudent("student", what, student, None, self._spec(context), NOTHING_TRAINED, folder)
+        source = None if self.source is None else context.get(self.source)
+        what = f"{head.name}, folded: {head.what}" + (f"; {source.what}" if source is not None else "")
+        fit = NOTHING_TRAINED if source is None else source.fit
+        return TrainedStudent("student", what, student, None, self._spec(context), fit, folder)
 
 
 def folded_equals(folded: Predictions, unfolded: Predictions) -> Check:

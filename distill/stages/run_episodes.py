@@ -143,6 +143,7 @@ def episode_items(
     classes: tuple[str, ...],
     seconds: float,
     title: str = "Few-shot episodes",
+    headlines: bool = True,
 ) -> Iterable[Item]:
     """The table, the metrics and the headlines of episodes.
 
@@ -153,6 +154,7 @@ def episode_items(
         classes: that they were drawn from.
         seconds: that they took.
         title: of the table.
+        headlines: whether the first row is at the top of the report.
 
     Yields:
         The items.
@@ -167,7 +169,7 @@ def episode_items(
         for shots, own in zip(settings.shots, estimates):
             metric = f"{settings.ways}-way {shots}-shot accuracy of {label}"
             yield Metric(name=metric, value=own.value, low=own.low, high=own.high, seed=seed)
-            if not number:
+            if headlines and not number:
                 yield Headline(value=own.value, unit="percent", what=metric)
     columns = (Column(heading="head"), *(Column(heading=f"{shots}-shot", unit="text") for shots in settings.shots))
     count = len(next(iter(accuracies.values())))
