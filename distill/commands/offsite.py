@@ -22,10 +22,10 @@ from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
 from distill.export.verify import verify
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
+from distill.run.from_delta import delta_folder
 from distill.run.runner import run_plan
 from distill.run.teacher_network import check_file
 from distill.stages.make_emulator import FOLDER
-from distill.transfer.from_delta import delta_folder
 from distill.transfer.offsite import plugged_student
 from distill.yaml_tree import ConfigError
 

@@ -22,7 +22,7 @@ from distill.models.network import Network
 from distill.models.settings import TeacherNetworkSettings
 from distill.models.student import Student
 from distill.run.folder import CONFIG, read_tree
-from distill.transfer.from_delta import student_tree
+from distill.run.from_delta import student_tree
 
 MAPS = frozenset({"maps"})
 

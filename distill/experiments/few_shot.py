@@ -141,9 +141,7 @@ class FewShotExperiment(ExportingExperiment):
         """Raise an error for deltas that nothing trains, or that meta-training cannot start from."""
         deltas = self.student.deltas
         if self.meta is None and deltas and self.student.start is None:
-            raise error_at(
-                "student.deltas", "nothing trains them; set meta, or start from a delta file (student.start)"
-            )
+            raise error_at("student.deltas", "nothing trains them; set meta, or student.start to a delta file")
         if self.meta is None:
             return
         if not deltas:

@@ -79,7 +79,8 @@ class StudentExperiment(Experiment):
             return tree
         student = {**student, "start": str(absolute(str(start)))}
         if not {"network", "deltas"} <= student.keys():
-            student = {**tree_of_start(Path(student["start"]), "student.start"), **student}
+            filled = tree_of_start(Path(student["start"]), "student.start", network="network" not in student)
+            student = {**filled, **student}
         return {**tree, "student": student}
 
     @model_validator(mode="before")
@@ -288,22 +289,24 @@ def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:
     return experiment
 
 
-def tree_of_start(start: Path, key: str) -> dict[str, Any]:
+def tree_of_start(start: Path, key: str, network: bool = True) -> dict[str, Any]:
     """The key ``student`` of a student that has the network and the deltas of a delta file.
 
     Args:
         start: folder of the file, or of a run.
         key: that names it, for errors.
+        network: whether the network is needed too.
 
     Returns:
         Plain values, see :func:`distill.run.from_delta.student_tree`.
     """
     from distill.export.delta.io import read_delta
-    from distill.run.from_delta import delta_folder, student_tree
+    from distill.run.from_delta import delta_folder, deltas_tree, student_tree
 
     try:
         manifest, tensors = read_delta(delta_folder(start))
-        return student_tree(manifest, any(name.startswith("moved/") for name in tensors))
+        moved = any(name.startswith("moved/") for name in tensors)
+        return student_tree(manifest, moved) if network else {"deltas": deltas_tree(manifest, moved)}
     except UserError as error:
         raise error_at(key, str(error)) from error
 

@@ -56,8 +56,13 @@ def student_tree(manifest: DeltaManifest, moved: bool) -> dict[str, Any]:
         "std": list(noted.std),
         "in_chans": noted.input_size[0],
     }
+    return {"network": network, "deltas": deltas_tree(manifest, moved)}
+
+
+def deltas_tree(manifest: DeltaManifest, moved: bool) -> list[dict[str, Any]]:
+    """The key ``student.deltas`` of a config that trains the deltas of a file further; see :func:`student_tree`."""
     deltas = [{**group.settings, "sites": _sites(group)} for group in sorted(manifest.deltas, key=lambda g: g.order)]
-    return {"network": network, "deltas": [*([{"type": "statistics"}] if moved else []), *deltas]}
+    return [*([{"type": "statistics"}] if moved else []), *deltas]
 
 
 def student_from_delta(

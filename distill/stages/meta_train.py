@@ -1,4 +1,4 @@
-"""Meta-trains the deltas of a student on episodes of the training classes, and measures episodes that start from them."""
+"""Meta-trains the deltas of a student on episodes of training classes, and measures episodes that start from them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from distill.data.base import UNLABELED, Split
 from distill.files import write_atomic
 from distill.models.settings import StudentSettings
 from distill.models.student import Student
-from distill.report.items import Item, Line, Lines, Note
+from distill.report.items import Item, Line, Lines
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.prepare import StudentSpec, load_trained, prepare_from, trial_student
@@ -101,10 +101,9 @@ class MetaTrain(Stage[TrainedStudent]):
             context.stop.raise_if_received()
         load_state(student, progress.theta)
         student.to("cpu")
-        count = self.meta.tasks * (
-            self.meta.shots if self.meta.type == "reptile" else self.meta.shots + self.meta.queries
-        )
-        rate = progress.done * count * self.meta.ways / max(progress.seconds, 1e-9)
+        meta = self.meta
+        images = meta.tasks * meta.ways * (meta.shots + (meta.queries if meta.type == "fomaml" else 0))
+        rate = progress.done * images / max(progress.seconds, 1e-9)
         fit = FitSummary(progress.done, progress.done, progress.seconds, rate, {}, 0, -1)
         if is_first_rank():
             save_result(student, folder)
@@ -135,10 +134,8 @@ class MetaTrain(Stage[TrainedStudent]):
                 Line(name="last inner step", values=binned(about["last"]), strong=True),
             ),
             axis="iteration",
-            caption="Accuracy on the images of an inner step, before it.",
-        )
-        yield Note(
-            text=f"meta-training: {self.meta.type}, {len(self._classes(context))} classes, none of the episodes'"
+            caption=f"Accuracy on the images of an inner step, before it. {self.meta.type}, episodes of "
+            f"{len(self._classes(context))} classes, of which no test episode has one.",
         )
 
     def _iterate(self, context: RunContext, student: Student, progress: Progress, number: int) -> None:
@@ -262,7 +259,8 @@ class AdaptInEpisodes(Stage[EpisodeScores]):
         settings = self.episodes.model_copy(update={"episodes": min(self.meta.test_episodes, self.episodes.episodes)})
         labels, keys = torch.from_numpy(subset.labels[labeled]), torch.from_numpy(subset.keys[labeled])
         drawn = draw_episodes(labels, keys, classes, settings, context.seed, among)
-        episodes = Episodes(drawn.classes, *(torch.from_numpy(rows)[each] for each in (drawn.support, drawn.queries)))
+        of_split = torch.from_numpy(rows)
+        episodes = Episodes(drawn.classes, of_split[drawn.support], of_split[drawn.queries])
         student.to(context.device).eval()
         for shots in self.episodes.shots:
             made = []
@@ -285,10 +283,8 @@ class AdaptInEpisodes(Stage[EpisodeScores]):
         return scores
 
     def load(self, context: RunContext, folder: Path) -> EpisodeScores:
-        about, tensors = (
-            json.loads((folder / ABOUT).read_text()),
-            safetensors.torch.load((folder / TENSORS).read_bytes()),
-        )
+        about = json.loads((folder / ABOUT).read_text())
+        tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
         accuracies = {("", FINAL, shots): tensors[str(shots)] for shots in self.episodes.shots}
         return EpisodeScores(accuracies, tuple(about["classes"]), (), about["seconds"])
 

@@ -1,9 +1,9 @@
 """Reptile and FOMAML on deltas: θ is the state of the deltas alone, never that of the backbone or of a head.
 
 An episode starts from θ and a prototype head of its own support, scaled so that the logit of the right class leads by
-``MARGIN`` at a class's mean, on average. Inner steps train deltas and head together, by Adam without momentum (β₁ 0), on
-the evaluation views of the images. The head is thrown away with the episode. Everything random is keyed by the seed and
-the number of the episode.
+``MARGIN`` at a class's mean, on average. Inner steps train deltas and head together, by Adam without momentum (β₁ 0),
+on the evaluation views of the images. The head ends with the episode. Everything random is keyed by the seed and the
+number of the episode.
 
 Reptile: ``θ ← θ + ε (mean θ_k − θ)``. FOMAML: Adam with the mean over episodes of the gradient of the queries' loss at
 θ_k, taken for that at θ.

@@ -27,7 +27,7 @@ from distill.models.fingerprint import fingerprint
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings, StudentSettings
 from distill.models.student import Student
-from distill.transfer.from_delta import LOGITS, student_on
+from distill.run.from_delta import LOGITS, student_on
 
 
 @dataclass(frozen=True)
