@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from distill.deltas.statistics import Statistics
 from distill.experiments.source_free import SourceFreeExperiment
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import TENSORS, DeltaManifest, read_delta, save_delta, write_delta_files
+from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.run.context import open_context
 from distill.run.from_delta import delta_folder, student_from_delta
 from distill.run.runner import run_plan
-from distill.transfer.moments import batch_norm_moments
+from distill.stages.measure_domains import UNALIGNED
+from distill.transfer.moments import aligned, batch_norm_moments
+from distill.transfer.start import Moments
 from distill.yaml_tree import apply_override
 
 RUN = "run"
@@ -78,8 +81,10 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
     experiment = validate_tree(tree, "distill adapt")
     assert isinstance(experiment, SourceFreeExperiment)
     if statistics:
-        count = _replace_statistics(experiment, manifest, to)
-        _tell(console, delta, to, f"batch-norm statistics of {count:,} images")
+        norms = read_source_moments(delta)
+        count = _replace_statistics(experiment, manifest, norms, to)
+        write_source_moments(to, norms)
+        _tell(console, delta, to, f"batch-norm statistics of {count:,} images", bool(norms))
         return
     run = run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), console=console)
     made, tensors = read_delta(run / "export" / "delta")
@@ -87,11 +92,24 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
         count = len(context.data.as_target(manifest.labels).subset("train"))
     about = {name: value for name, value in made if name not in KEPT}
     write_delta_files(to, tensors, **about, made_by=_made_by(manifest, count))
-    _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images")
+    write_source_moments(to, norms := read_source_moments(delta))
+    _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images", bool(norms))
 
 
-def _replace_statistics(experiment: SourceFreeExperiment, manifest: DeltaManifest, to: Path) -> int:
-    """Write a delta file with the batch-norm statistics of the images; returns their number."""
+def _replace_statistics(
+    experiment: SourceFreeExperiment, manifest: DeltaManifest, norms: Mapping[str, Moments], to: Path
+) -> int:
+    """Write a delta file with the batch-norm statistics of the images.
+
+    Args:
+        experiment: of the adaptation.
+        manifest: of the delta file.
+        norms: moments of the source's images, with which the statistics are aligned; empty: they are not.
+        to: folder of the new delta file.
+
+    Returns:
+        The number of images.
+    """
     if not any(name.endswith(".running_mean") for name in manifest.backbone.tensors):
         raise ExportError(f"{experiment.delta}: its backbone has no batch norms, so there are no statistics to replace")
     entries = [entry for entry in experiment.student.deltas if entry.type != "statistics"]
@@ -101,12 +119,15 @@ def _replace_statistics(experiment: SourceFreeExperiment, manifest: DeltaManifes
         target = replace(context, data=context.data.as_target(manifest.labels)).data
         loader = target.train_loader(shared=False)
         try:
-            moments = batch_norm_moments(student, loader, context.device)
+            moments = batch_norm_moments(student, loader, context.device, norms or None)
         finally:
             loader.close()
         for site in student.sites:
             if site.name in moments and site.delta.settings.type == "statistics":
-                site.delta.fill(*moments[site.name])  # type: ignore[union-attr, operator]
+                own, layer = moments[site.name], student.model.get_submodule(site.name)
+                if norms:
+                    own = aligned(layer, norms[site.name], own)
+                site.delta.fill(*own)  # type: ignore[union-attr, operator]
         count = len(target.subset("train"))
     save_delta(
         to,
@@ -125,7 +146,7 @@ def _made_by(manifest: DeltaManifest, count: int) -> str:
     return f"adapt: {manifest.sha256} on {count} unlabeled images"
 
 
-def _tell(console: Console, delta: Path, to: Path, what: str) -> None:
+def _tell(console: Console, delta: Path, to: Path, what: str, is_aligned: bool) -> None:
     size = (to / TENSORS).stat().st_size
     sha256 = read_delta(to)[0].sha256[:12]
     console.print(
@@ -133,3 +154,5 @@ def _tell(console: Console, delta: Path, to: Path, what: str) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    if not is_aligned:
+        console.print(f"{shown_path(delta)}: {UNALIGNED}", highlight=False, soft_wrap=True)

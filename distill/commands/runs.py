@@ -14,7 +14,9 @@ from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
 from distill.experiments.distillation import DistillationExperiment
 from distill.experiments.student import as_exporting
+from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.export.manifest import Result
+from distill.export.settings import DELTA
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, data_of, numbers_of_step
 from distill.run.context import RunContext, open_context
@@ -158,7 +160,9 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
         classes = experiment.evaluated(context.data).classes
+        moments = read_source_moments(path / EXPORT / DELTA)
         exported = export_student(context, experiment.export, student, folder, results, classes)
+        write_source_moments(folder / DELTA, moments)
         for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
         for name, reason in exported.refused.items():

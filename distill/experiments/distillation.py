@@ -5,7 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -30,6 +30,7 @@ class ControlSettings(Settings):
 class DistillationExperiment(ExportingExperiment):
     """The config of a distillation: data, views, teacher, student, objectives, training, controls, export."""
 
+    keeps_moments: ClassVar[bool] = True
     kind: Literal["distillation"] = "distillation"  # type: ignore[assignment]
     controls: ControlSettings = ControlSettings()
 

@@ -25,8 +25,8 @@ class SourceFreeExperiment(ExportingExperiment):
 
     ``data.source`` has the images of the target domain. Their training labels are not read; a test split with labels is
     evaluated. ``student`` is that of the delta file, with a ``statistics`` delta before its deltas if its batch-norm
-    statistics moved, unless it is given. Statistics of the new images replace these: without the source's images they
-    cannot be aligned with what the deltas were trained with.
+    statistics moved, unless it is given. Statistics of the new images are aligned with the moments of the source that
+    lie beside the delta file (:mod:`distill.export.delta.source_moments`); without them they replace the network's.
     """
 
     measures_statistics: ClassVar[bool] = True
@@ -57,7 +57,7 @@ class SourceFreeExperiment(ExportingExperiment):
 
         teachers, classes = self.plan_teacher(), self._classes
         start = LoadStart("start", self.delta, self.student)
-        moments = MeasureDomains("statistics", start.output, classes)
+        moments = MeasureDomains("statistics", start.output, classes, self.delta)
         student = AdaptStudent(
             "student",
             student=self.student,
@@ -75,7 +75,7 @@ class SourceFreeExperiment(ExportingExperiment):
         test = EvaluateTarget("test", models=models, student=student.output, classes=classes)
         scored = ScoreWithoutLabels("scores", models, classes)
         made: list[Stage] = [start, moments, *teachers, student, adabn, test, scored]
-        return [*made, *self.plan_export(student.output, test.output, classes, baseline="as given")]
+        return [*made, *self.plan_export(student.output, test.output, classes, moments.output, baseline="as given")]
 
     @property
     def _classes(self) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # these import torch
     from distill.run.context import RunContext
     from distill.run.stage import Ref, Stage
     from distill.stages.evaluate import Evaluation
+    from distill.stages.measure_domains import DomainMoments
     from distill.stages.outputs import TeacherNetworks, TrainedStudent
     from distill.stages.preview import PreviewViews
 
@@ -224,9 +225,12 @@ class ExportingExperiment(StudentExperiment):
 
     Class attributes:
         trained: file in the run folder that a finished training of the student has.
+        keeps_moments: whether moments of the training images are measured and written beside the delta file, with which
+            a later adaptation to other images aligns its batch-norm statistics.
     """
 
     trained: ClassVar[str] = "student/result.ckpt"
+    keeps_moments: ClassVar[bool] = False
     export: ExportSettings = ExportSettings()
 
     def evaluated(self, data: ExperimentData) -> ExperimentData:
@@ -238,6 +242,7 @@ class ExportingExperiment(StudentExperiment):
         student: Ref[TrainedStudent],
         test: Ref[Evaluation],
         classes: tuple[str, ...] | None = None,
+        moments: Ref[DomainMoments] | None = None,
         views: type[PreviewViews] | None = None,
         baseline: str = "linear probe",
         row: str = "student",
@@ -248,6 +253,7 @@ class ExportingExperiment(StudentExperiment):
             student: the trained student.
             test: its evaluation, whose numbers the files contain.
             classes: names of its classes; None: those of the data.
+            moments: of the source, which are written beside the delta file; None: see ``keeps_moments``.
             views: stage that draws the views of its training; None: :class:`PreviewViews`.
             baseline: row that the student is compared with, by class.
             row: the student's row.
@@ -260,7 +266,8 @@ class ExportingExperiment(StudentExperiment):
         from distill.stages.report import WriteReport
         from distill.stages.verify import VerifyExport
 
-        export = ExportStudent("export", self.export, student, test, classes)
+        measures = self.keeps_moments and moments is None
+        export = ExportStudent("export", self.export, student, test, classes, moments, measures)
         verify = VerifyExport("verify", self.student, self.export, student, export.output)
         momentum = self.teacher is not None and self.teacher.momentum is not None
         preview = (views or PreviewViews)("preview", self.augment, student, self.training.accumulate, momentum)

@@ -108,8 +108,8 @@ class TargetDomainExperiment(ExportingExperiment):
         scored = ScoreWithoutLabels("scores", tuple(stage.output for stage in without_labels))
         made = [
             source,
-            ExportSource("source-only", source.output),
             moments,
+            ExportSource("source-only", source.output, moments.output),
             *teachers,
             student,
             *aligned,
@@ -119,7 +119,9 @@ class TargetDomainExperiment(ExportingExperiment):
             on_source,
             scored,
         ]
-        last = self.plan_export(student.output, test.output, views=PreviewDomains, baseline="source only")
+        last = self.plan_export(
+            student.output, test.output, moments=moments.output, views=PreviewDomains, baseline="source only"
+        )
         return [*made, *last]
 
     def _source_only(self) -> tuple[Any, Any, Any]:

@@ -10,18 +10,25 @@ from typing import Any, ClassVar
 
 from distill.deltas.inventory import block_of, inventory
 from distill.export.delta.io import reason_unlearned
+from distill.export.delta.source_moments import write_source_moments
 from distill.export.manifest import Result
-from distill.export.settings import ExportSettings
+from distill.export.settings import DELTA, ExportSettings
 from distill.files import write_atomic
+from distill.models.student import Student
 from distill.report.items import Files, Item, LayerBytes, Note, Sizes
 from distill.run.context import RunContext
 from distill.run.export import Exported, export_paths, export_student
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.evaluate import Evaluation
+from distill.stages.measure_domains import DomainMoments, some_of
 from distill.stages.outputs import TrainedStudent
+from distill.transfer.moments import batch_norm_inputs, batch_norms_of
+from distill.transfer.start import Moments
 
 WRITTEN = "written.json"
+MEASURED = 512
+"""Most training images whose moments are measured."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +48,16 @@ class ExportStudent(Stage[ExportedStudent]):
         student: after its training.
         evaluation: its measured numbers, which the files contain.
         classes: names of its classes; None: those of the data.
+        moments: of the source, which are written beside the delta file; None: see ``measures``.
+        measures: whether moments of the training images are measured and written beside the delta file.
     """
 
     export: ExportSettings
     student: Ref[TrainedStudent]
     evaluation: Ref[Evaluation]
     classes: tuple[str, ...] | None = None
+    moments: Ref[DomainMoments] | None = None
+    measures: bool = False
 
     first_rank: ClassVar[bool] = True
 
@@ -69,8 +80,22 @@ class ExportStudent(Stage[ExportedStudent]):
         results = [Result.model_validate(metric.model_dump()) for metric in metrics]
         student = context.get(self.student).student
         exported = export_student(context, self.export, student, folder, results, self.classes)
+        if not student.full:
+            write_source_moments(folder / DELTA, self._moments(context, student))
         write_atomic(folder / WRITTEN, json.dumps(vars(exported), indent=2).encode())
         return ExportedStudent(folder, exported)
+
+    def _moments(self, context: RunContext, student: Student) -> Mapping[str, Moments]:
+        if self.moments is not None:
+            return context.get(self.moments).norms
+        sites = batch_norms_of(student.model) if self.measures else []
+        if not sites:
+            return {}
+        loader = some_of(context.data, MEASURED).train_loader(shared=False)
+        try:
+            return batch_norm_inputs(student, loader, context.device, sites)
+        finally:
+            loader.close()
 
     def load(self, context: RunContext, folder: Path) -> ExportedStudent:
         return ExportedStudent(folder, Exported(**json.loads((folder / WRITTEN).read_text())))

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import Tensor
 
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import by_hash
 from distill.deltas.base import DeltaError
 from distill.deltas.statistics import Statistics
-from distill.files import write_atomic
+from distill.export.delta.source_moments import ABOUT, read_source_moments
+from distill.files import sha256_of, write_atomic
 from distill.models.student import Student
+from distill.report.items import Item, Note
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.predict import predict_pooled
@@ -30,6 +33,10 @@ from distill.transfer.start import Moments, build_from
 TENSORS = "moments.safetensors"
 IMAGES = 2048
 """Most images of a domain that are measured, chosen by the hashes of their ids."""
+UNALIGNED = (
+    "no moments of the source's images lie beside the delta file, so the batch-norm statistics of the new images "
+    "replace the network's and are not aligned with the source"
+)
 
 
 @dataclass(frozen=True)
@@ -43,12 +50,14 @@ class DomainMoments:
             be folded into the head.
         target: the same on the target domain.
         seconds: wall time.
+        norms: site of a batch norm → moments of the source, with which the statistics are aligned; empty: they are not.
     """
 
     statistics: Mapping[str, Moments]
     source: FeatureMoments | None
     target: FeatureMoments | None
     seconds: float
+    norms: Mapping[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -58,10 +67,16 @@ class MeasureDomains(Stage[DomainMoments]):
     Args:
         source: the student.
         classes: of the student, where all images of the data are of the target; None: there is a source domain.
+        start: folder of the student's delta file, which may have moments of the source beside it, where there is none.
     """
 
     source: Ref[TrainedStudent]
     classes: tuple[str, ...] | None = None
+    start: Path | None = None
+
+    def check_files(self) -> None:
+        if self.start is not None:
+            read_source_moments(self.start)
 
     def check(self, context: RunContext) -> DomainMoments | None:
         """Whether the statistics can be replaced; nothing is measured."""
@@ -81,18 +96,25 @@ class MeasureDomains(Stage[DomainMoments]):
         data = target_of(context, self.classes)
         exclude = {"source": True, "workers": True}
         settings = data.settings.model_dump(mode="json", exclude=exclude)
-        return {"target": [data.fingerprint(), settings], "images": IMAGES}
+        key = {"target": [data.fingerprint(), settings], "images": IMAGES}
+        if self.start is not None and (self.start / ABOUT).exists():
+            key["source moments"] = sha256_of(self.start / ABOUT)
+        return key
 
     def run(self, context: RunContext, folder: Path) -> DomainMoments:
         begun, trained = time.perf_counter(), context.get(self.source)
         target = target_of(context, self.classes)
         adapted, statistics = with_statistics(trained), {}
+        norms: Mapping[str, Moments] = {}
         if adapted is not None:
-            source = self._batch_norms(context, adapted, context.data, False) if self.classes is None else None
-            statistics = self._batch_norms(context, adapted, target, True, source)
-            if source is not None:
+            if self.classes is None:
+                norms = self._batch_norms(context, adapted, context.data, False)
+            elif self.start is not None:
+                norms = read_source_moments(self.start)
+            statistics = self._batch_norms(context, adapted, target, True, norms or None)
+            if norms:
                 layers = {name: adapted.model.get_submodule(name) for name in statistics}
-                statistics = {name: aligned(layers[name], source[name], own) for name, own in statistics.items()}
+                statistics = {name: aligned(layers[name], norms[name], own) for name, own in statistics.items()}
         of_source = of_target = None
         if can_standardize(trained.student.model):
             of_target = self._features(context, trained, target)
@@ -102,22 +124,27 @@ class MeasureDomains(Stage[DomainMoments]):
             tensors = {"seconds": torch.tensor(seconds, dtype=torch.float64)}
             for site, moments in statistics.items():
                 tensors |= {f"norm/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
+            for site, moments in norms.items():
+                tensors |= {f"source/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
             for domain, own in (("source", of_source), ("target", of_target)):
                 if own is not None:
                     tensors |= {f"features/{domain}/mean": own.mean, f"features/{domain}/std": own.std}
             write_atomic(folder / TENSORS, safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}))
-        return DomainMoments(statistics, of_source, of_target, seconds)
+        return DomainMoments(statistics, of_source, of_target, seconds, norms)
 
     def load(self, context: RunContext, folder: Path) -> DomainMoments:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-        sites = [name.removeprefix("norm/mean/") for name in tensors if name.startswith("norm/mean/")]
-        statistics = {site: (tensors[f"norm/mean/{site}"], tensors[f"norm/var/{site}"]) for site in sites}
+        statistics, norms = (_pairs(tensors, part) for part in ("norm", "source"))
         own = {
             domain: FeatureMoments(tensors[f"features/{domain}/mean"], tensors[f"features/{domain}/std"])
             for domain in ("source", "target")
             if f"features/{domain}/mean" in tensors
         }
-        return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]))
+        return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]), norms)
+
+    def report(self, context: RunContext, output: DomainMoments) -> Iterable[Item]:
+        if self.classes is not None and output.statistics and not output.norms:
+            yield Note(text=UNALIGNED)
 
     def _batch_norms(
         self,
@@ -141,6 +168,11 @@ class MeasureDomains(Stage[DomainMoments]):
             return FeatureMoments.of(predict_pooled(context, network, loader).logits)
         finally:
             loader.close()
+
+
+def _pairs(tensors: Mapping[str, Tensor], part: str) -> dict[str, Moments]:
+    sites = [name.removeprefix(f"{part}/mean/") for name in tensors if name.startswith(f"{part}/mean/")]
+    return {site: (tensors[f"{part}/mean/{site}"], tensors[f"{part}/var/{site}"]) for site in sites}
 
 
 def target_of(context: RunContext, classes: tuple[str, ...] | None) -> ExperimentData:

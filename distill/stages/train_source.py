@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from distill.export.delta.io import save_delta
+from distill.export.delta.source_moments import write_source_moments
 from distill.export.settings import DELTA
 from distill.report.items import Files, Item
 from distill.run.context import RunContext
 from distill.run.export import preprocessing
 from distill.run.stage import Ref, Stage
+from distill.stages.measure_domains import DomainMoments
 from distill.stages.outputs import TrainedStudent, check_classes
 from distill.stages.train_student import TrainStudent
 
@@ -37,9 +39,11 @@ class ExportSource(Stage[Path]):
 
     Args:
         source: the source-only student.
+        moments: of the source, which are written beside it.
     """
 
     source: Ref[TrainedStudent]
+    moments: Ref[DomainMoments]
 
     first_rank: ClassVar[bool] = True
 
@@ -52,6 +56,7 @@ class ExportSource(Stage[Path]):
         save_delta(
             folder / DELTA, student.model, student.backbone, origin=origin, labels=classes, preprocessing=prepared
         )
+        write_source_moments(folder / DELTA, context.get(self.moments).norms)
         return folder / DELTA
 
     def load(self, context: RunContext, folder: Path) -> Path:

@@ -6,7 +6,7 @@ Shape suffixes: N images, D pooled width, K classes, C channels.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,67 @@ from distill.transfer.start import Moments
 
 SMALLEST = 1e-6
 """Smallest standard deviation of a feature; a dead one is not scaled."""
+
+
+@torch.no_grad()
+def batch_norm_inputs(
+    student: Student,
+    batches: Iterable[Batch],
+    device: torch.device,
+    sites: Collection[str],
+    seen: Callable[[str, nn.Module, Moments], None] | None = None,
+) -> dict[str, Moments]:
+    """Mean and variance of what layers read, over the images of a domain, in one pass.
+
+    Args:
+        student: is moved to the device meanwhile.
+        batches: of the domain's images.
+        device: to compute on.
+        sites: names of the layers, see :func:`batch_norms_of`.
+        seen: called before each of them computes, with its name, itself, and the moments of this batch; None: nothing.
+
+    Returns:
+        Site → mean and biased variance [C] of all images together, fp32 on the CPU.
+    """
+    sums: dict[str, Tensor] = {}
+    home = next(student.parameters()).device
+    student.to(device).eval()
+
+    def watch(name: str, layer: nn.Module, x: Tensor) -> None:
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        var, mean = torch.var_mean(x.double(), others, correction=0)
+        count = x.numel() / x.shape[1]
+        own = torch.stack([torch.full_like(mean, count), count * mean, count * (var + mean.square())])
+        sums[name] = sums[name] + own if name in sums else own
+        if seen is not None:
+            seen(name, layer, (mean.float().cpu(), var.float().cpu()))
+
+    hooks = [
+        layer.register_forward_pre_hook(lambda layer, inputs, name=name: watch(name, layer, inputs[0]))
+        for name, layer in ((name, student.model.get_submodule(name)) for name in sites)
+    ]
+    try:
+        for batch in batches:
+            student(eval_view(batch.images.to(device), student.input).contiguous(memory_format=torch.channels_last))
+    finally:
+        for hook in hooks:
+            hook.remove()
+        student.to(home)
+    measured = {}
+    for name, total in sums.items():
+        count, mean = total[0], total[1] / total[0]
+        variance = (total[2] / count - mean.square()).clamp(min=0)
+        measured[name] = mean.float().cpu(), variance.float().cpu()
+    return measured
+
+
+def batch_norms_of(model: nn.Module) -> list[str]:
+    """Names of the layers that normalize by running statistics."""
+    return [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
+    ]
 
 
 @torch.no_grad()
@@ -50,39 +111,15 @@ def batch_norm_moments(
     """
     sites = {site.name: site.delta for site in deltas(student.model) if isinstance(site.delta, Statistics)}
     before = {name: (own.mean.clone(), own.var.clone()) for name, own in sites.items()}
-    sums: dict[str, Tensor] = {}
-    home = next(student.parameters()).device
-    student.to(device).eval()
 
-    def watch(name: str, layer: nn.Module, x: Tensor) -> None:
-        others = [dim for dim in range(x.ndim) if dim != 1]
-        var, mean = torch.var_mean(x.double(), others, correction=0)
-        count = x.numel() / x.shape[1]
-        own = torch.stack([torch.full_like(mean, count), count * mean, count * (var + mean.square())])
-        sums[name] = sums[name] + own if name in sums else own
-        if adapt:
-            target = mean.float().cpu(), var.float().cpu()
-            sites[name].fill(*(target if source is None else aligned(layer, source[name], target)))
+    def replace(name: str, layer: nn.Module, target: Moments) -> None:
+        sites[name].fill(*(target if source is None else aligned(layer, source[name], target)))
 
-    hooks = [
-        layer.register_forward_pre_hook(lambda layer, inputs, name=name: watch(name, layer, inputs[0]))
-        for name, layer in ((name, student.model.get_submodule(name)) for name in sites)
-    ]
     try:
-        for batch in batches:
-            student(eval_view(batch.images.to(device), student.input).contiguous(memory_format=torch.channels_last))
+        return batch_norm_inputs(student, batches, device, sites, replace if adapt else None)
     finally:
-        for hook in hooks:
-            hook.remove()
-        student.to(home)
         for name, own in sites.items():
             own.fill(*before[name])
-    measured = {}
-    for name, total in sums.items():
-        count, mean = total[0], total[1] / total[0]
-        variance = (total[2] / count - mean.square()).clamp(min=0)
-        measured[name] = mean.float().cpu(), variance.float().cpu()
-    return measured
 
 
 @torch.no_grad()

@@ -29,6 +29,7 @@ from augment.views import Views
 from distill.config import merge_trees, validate_tree
 from distill.data.base import UNLABELED, Sample, Samples, Source, Split
 from distill.experiments.distillation import DistillationExperiment as Experiment
+from distill.experiments.target_domain import TargetDomainExperiment
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.features import Features
 from distill.models.network import Network
@@ -186,8 +187,8 @@ def tree(output: Path, **changes: Any) -> dict[str, Any]:
 
 def experiment(output: Path, **changes: Any) -> Experiment:
     settings = validate_tree(tree(output, **changes), "toy")
-    assert isinstance(settings, Experiment)
-    return settings
+    assert isinstance(settings, Experiment | TargetDomainExperiment)
+    return settings  # type: ignore[return-value]
 
 
 @dataclass
@@ -276,6 +277,8 @@ def student_fit(settings: Experiment, folder: Path, fault: Fault | None = None, 
     with watching(noted, lambda *step: watched.seen.append(step)), StopSignal() as stop:
         context = RunContext.of(settings, stop)
         fit_teachers(settings, context)
+        for before in [stage for stage in settings.plan() if stage.name in ("source", "statistics")]:
+            context.outputs[before.name] = before.run(context, folder.with_name(f"{folder.name}-{before.name}"))
         stage = next(stage for stage in settings.plan() if stage.name == "student")
         trained = stage.run(context, folder)
         watched.student, watched.summary = trained.student, trained.fit
@@ -362,6 +365,22 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
         "augment": {"ramp": {"epochs": 2, "start": 0.3}},
     },
     "accumulated": {"training": {"accumulate": 2}},
+    "two domains": {
+        "kind": "target_domain",
+        "data": {
+            "target": {
+                "type": "augmented",
+                "source": {"type": "toy_training:Blobs"},
+                "operations": [{"type": "RandomInvert", "p": 1.0}],
+                "size": 32,
+            }
+        },
+        "augment": {"policy": "weak_teacher", "student": ["RandomHorizontalFlip"]},
+        "teacher": {"networks": [], "ema": {"decay": 0.9, "normalizations": ["source", "target"]}},
+        "student": {"deltas": [{"type": "statistics"}, {"type": "low_rank", "rank": 2}]},
+        "objectives": [{"type": "ce"}, {"type": "self_training", "threshold": 0.3}, {"type": "mcc"}, {"type": "coral"}],
+        "training": {"epochs": 1},
+    },
     "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
 }
 """Fits that must come out the same in one rank and in two."""

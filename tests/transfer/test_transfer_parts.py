@@ -1,6 +1,7 @@
 """Moments of domains, the standardized head, scores without labels, and warnings."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,9 +9,19 @@ from torch import nn
 
 import distill
 from distill.data.reader import Batch
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import save_delta
+from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.models.normalization import statistics_of
 from distill.transfer.label_free import class_fractions, scores, warnings_about
-from distill.transfer.moments import FeatureMoments, aligned, batch_norm_moments, standardized
+from distill.transfer.moments import (
+    FeatureMoments,
+    aligned,
+    batch_norm_inputs,
+    batch_norm_moments,
+    batch_norms_of,
+    standardized,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +63,34 @@ def test_moments_are_those_of_the_layers_inputs_over_all_images(student: distill
     torch.testing.assert_close(both[name][0], x.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(both[name][1], x.var((0, 2, 3), correction=0), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(single[name][0], seen[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+def test_moments_lie_beside_a_delta_file_and_belong_to_it(student: distill.Student, tmp_path: Path) -> None:
+    """Those of a student as it computes, with or without statistics deltas; damage and another delta are errors."""
+    sites = batch_norms_of(student.model)
+    made = batch_norm_inputs(student, batches(2), torch.device("cpu"), sites)
+    same = batch_norm_moments(student, batches(2), torch.device("cpu"), adapt=False)
+    assert made.keys() == same.keys() and all(torch.equal(made[site][0], same[site][0]) for site in sites)
+    with torch.no_grad():
+        for parameter in student.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1)
+    assert read_source_moments(tmp_path) == {} and write_source_moments(tmp_path, {}) == 0
+    save_delta(tmp_path, student.model, student.backbone, origin="random")
+    write_source_moments(tmp_path, made)
+    read = read_source_moments(tmp_path)
+    assert all(torch.equal(a, b) for site in sites for a, b in zip(read[site], made[site], strict=True))
+    save_delta(tmp_path, student.model, student.backbone, origin="random", made_by="again")
+    assert read_source_moments(tmp_path).keys() == read.keys(), "the same tensors"
+    with torch.no_grad():
+        next(p for p in student.model.parameters() if p.requires_grad).add_(0.1)
+    save_delta(tmp_path, student.model, student.backbone, origin="random")
+    with pytest.raises(ExportError, match=r"source_moments\.json: belongs to the delta"):
+        read_source_moments(tmp_path)
+    write_source_moments(tmp_path, made)
+    (tmp_path / "source_moments.safetensors").write_bytes(b"damaged")
+    with pytest.raises(ExportError, match=r"source_moments\.safetensors: damaged or replaced"):
+        read_source_moments(tmp_path)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file
 from toy_domains import domains, domains_tree, run_here, summary
 from toy_training import raising, watching
 
@@ -17,9 +18,11 @@ from distill.config import validate_tree
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
 from distill.export.delta.io import load_delta, read_delta
+from distill.export.delta.source_moments import read_source_moments
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 from distill.run.folder import RunError
+from distill.stages.measure_domains import UNALIGNED
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import Interrupted
 from distill.yaml_tree import ConfigError
@@ -157,6 +160,25 @@ def test_adapt_makes_a_new_hashed_delta_file(run: Path, adapted: dict[str, Path]
         assert any(key.startswith("moved/") for key in tensors) == (name == "statistics")
         changed = [key for key in old if not torch.equal(old[key], tensors[key])]
         assert bool(changed) == (name == "trained"), "statistics alone change no delta and no head"
+        assert read_source_moments(folder).keys() == read_source_moments(run / "source-only/delta").keys() != set()
+
+
+@pytest.mark.slow
+def test_statistics_without_the_source_are_aligned_as_with_it(run: Path, adapted: dict[str, Path]) -> None:
+    """The moments beside the delta file replace the source's images: the statistics are nearly those of the run."""
+    own = read_delta(run / "export/delta")[1]
+    made = read_delta(adapted["statistics"])[1]
+    moved = [name for name in own if name.startswith("moved/") and name in made]
+    assert moved
+    for name in moved:  # other batches of the same images
+        torch.testing.assert_close(made[name], own[name], rtol=0.2, atol=0.2)
+    with_source = load_file(next(run.glob("statistics/moments.safetensors")))
+    norms = read_source_moments(run / "source-only/delta")
+    for site, (mean, var) in norms.items():
+        assert torch.equal(with_source[f"source/mean/{site}"], mean) and torch.equal(
+            with_source[f"source/var/{site}"], var
+        )
+    assert not any(UNALIGNED in line for line in summary(adapted["trained"] / "run")["warnings"])
 
 
 @pytest.mark.slow
