@@ -13,7 +13,20 @@ from distill import cli
 from distill.yaml_tree import ConfigError
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ["train", "cache", "evaluate", "export", "verify", "preview", "data", "deltas", "doctor", "schema"]
+COMMANDS = [
+    "train",
+    "emulator",
+    "plug",
+    "cache",
+    "evaluate",
+    "export",
+    "verify",
+    "preview",
+    "data",
+    "deltas",
+    "doctor",
+    "schema",
+]
 
 
 def call(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:

@@ -81,6 +81,8 @@ def check_ends(manifest: DeltaManifest, network: nn.Module, folder: Path) -> tup
         raise ExportError(
             f"{folder}: trained on {manifest.origin}, which is no emulator; load it onto that network instead"
         )
+    if absent := [name for name in ("body", "middle") if name not in manifest.model_args]:
+        raise ExportError(f"{folder}: its model_args lack {absent[0]!r}, which those of an emulator have")
     middle = tuple(manifest.model_args["middle"])
     if changed := [site for group in manifest.deltas for site in group.sites if inside(site, middle)]:
         raise ExportError(
