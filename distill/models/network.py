@@ -80,6 +80,10 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         new_classifier(model, num_classes)
     else:
         model, origin = make_model(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
+        if num_classes and model.pretrained_cfg.get("num_classes") == 0:  # type: ignore[union-attr, operator]
+            # A folder without a classifier: timm initializes that of some architectures for training from scratch, with
+            # logits that are too large on pretrained features.
+            new_classifier(model, num_classes)
 
     if num_classes is not None:
         _forget_names(model)

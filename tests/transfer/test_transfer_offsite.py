@@ -22,7 +22,7 @@ from distill.deltas.base import DeltaError
 from distill.experiments.offsite import OffsiteExperiment
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta
-from distill.export.targets.timm_folder import check_timm_folder
+from distill.export.targets.timm_folder import check_timm_folder, write_timm_folder
 from distill.export.verify import _fresh_process
 from distill.models.emulator import DroppedBlock, evenly, plan_emulator
 from distill.models.fingerprint import fingerprint
@@ -252,6 +252,16 @@ def test_foreign_ends_are_refused_by_their_layer(run: Path, output: Path) -> Non
     foreign = manifest.model_copy(update={"deltas": (group.model_copy(update={"sites": ("blocks.1.mlp.fc1",)}),)})
     with pytest.raises(ExportError, match=r"changes 'blocks\.1\.mlp\.fc1' in the emulator's middle"):
         check_ends(foreign, model, folder)
+
+
+def test_a_folder_without_classifier_gets_one_as_a_pretrained_network_does(tmp_path: Path) -> None:
+    """Uniform in ±1/√inputs; timm's own initialization of an EfficientNet is ±1/√classes, with logits far too large."""
+    model = timm.create_model("test_efficientnet", num_classes=0)
+    write_timm_folder(tmp_path / "headless", model, origin="x")
+    head = create_network(
+        NetworkSettings(model=f"local-dir:{tmp_path / 'headless'}", size=32), 4
+    ).model.get_classifier()
+    assert head.weight.shape[0] == 4 and 0 < head.weight.abs().max() <= head.in_features**-0.5
 
 
 def test_the_emulator_is_a_folder_whose_user_changes_the_ends_alone(given: Path, output: Path) -> None:
