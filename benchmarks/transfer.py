@@ -16,6 +16,9 @@ offsite       flowers61, 128 px: an emulator with half of the middle, its ends t
               configs/transfer/offsite.yaml
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
+detection     blood cells with boxes (``bccd``, COCO JSON): a detector on a frozen backbone, on one with deltas, and on
+              one that is trained as a whole, each with maps that were distilled without boxes, and without:
+              configs/transfer/detection.yaml; needs pycocotools (the extra ``detection``)
 ============  =========================================================================================================
 
 The target's labels are read for the test images alone, once; settings were chosen without them. ``--quick`` measures
@@ -30,6 +33,7 @@ from __future__ import annotations
 import argparse
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
+import transfer_detection
 import transfer_ema
 import transfer_offsite
 import transfer_target
@@ -41,6 +45,7 @@ PARTS: Parts = {
     "source_free": transfer_target.source_free,
     "offsite": transfer_offsite.offsite,
     "ema": transfer_ema.ema,
+    "detection": transfer_detection.detection,
 }
 
 
