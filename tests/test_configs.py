@@ -129,7 +129,15 @@ def configs(kind: str) -> list[Any]:
 
 def test_every_kind_of_config_has_a_test() -> None:
     kinds = {load_tree(path).get("kind", "distillation") for path in CONFIGS.rglob("*.yaml")}
-    assert kinds == {"distillation", "continual", "target_domain", "source_free", "detection", "offsite"}
+    assert kinds == {
+        "distillation",
+        "continual",
+        "target_domain",
+        "source_free",
+        "detection",
+        "unsupervised",
+        "offsite",
+    }
 
 
 @pytest.mark.slow
@@ -178,6 +186,26 @@ def test_a_step_of_every_target_domain(path: Path, output: Path, tmp_path: Path)
     for [free] in (parameter.values for parameter in configs("source_free")):
         tree = load_tree(free) | {"start": str(tmp_path / "source-only/delta")}
         assert adapted(small(tree, output), output, tmp_path / free.stem).fit.steps == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("unsupervised"))
+def test_a_step_of_every_unsupervised_config(path: Path, output: Path, tmp_path: Path) -> None:
+    """And what its features are used for."""
+    tree = load_tree(path)
+    if "anomaly" in tree:
+        tree["anomaly"]["normal"] = ["a"]
+    experiment = small(tree, output)
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        context.folder = RunFolder(tmp_path, {"status": "running", "stages": {}})
+        for stage in experiment.plan():
+            if stage.name == "export":
+                break
+            finish(stage, context, tmp_path / stage.name)
+    assert context.outputs["student"].fit.steps == 1
+    last = context.outputs["anomaly" if "anomaly" in tree else "scores"]
+    assert last.metrics and all(np.isfinite(metric.value) for metric in last.metrics)
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from distill.stages.evaluate import Evaluation
 from distill.stages.pooled_features import SplitFeatures
 from distill.training.evaluate import Predictions
 from distill.training.knn import predict_knn
-from distill.transfer.clusters import agreement, k_means, nearest
+from distill.transfer.clusters import agreement, assign, k_means
 
 SCORES, ASSIGNED = "scores.json", "clusters.csv"
 MEASURES = ("nmi", "ari", "accuracy", "knn")
@@ -99,7 +99,7 @@ class ScoreClusters(Stage[GroupScores]):
             if self.clusters is not None:
                 with context.waiting(f"{self.name}: clusters of the {name}"):
                     centers = k_means(train.logits, self._count(context), context.seed)
-                own = nearest(other.logits, centers)
+                own = assign(other.logits, centers)
                 assigned[name] = own
                 sizes[name] = np.bincount(own.numpy(), minlength=len(centers)).tolist()
                 scores[name] |= _agreement(other, own)

@@ -43,7 +43,7 @@ def k_means(features_ND: Tensor, clusters: int, seed: int) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(model.cluster_centers_)).float()
 
 
-def nearest(features_ND: Tensor, centers_KD: Tensor) -> Tensor:
+def assign(features_ND: Tensor, centers_KD: Tensor) -> Tensor:
     """[N] int64, the cluster of each image: that of the nearest center."""
     return torch.cdist(F.normalize(features_ND.float()), centers_KD).argmin(1)
 

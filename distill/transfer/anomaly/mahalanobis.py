@@ -15,6 +15,9 @@ from torch import Tensor
 from distill.models.features import Features
 from distill.transfer.anomaly.base import AnomalyError, AnomalyMethod
 
+LEAST = 1e-12
+"""Least variance, where all normal images have the same features: any other image is then far from them."""
+
 
 class Mahalanobis(AnomalyMethod):
     """``d²(f) = (f − μ)ᵀ Σ⁻¹ (f − μ)``, with the covariance shrunk towards ``μ_λ I`` (Ledoit and Wolf, 2004).
@@ -43,11 +46,9 @@ class Mahalanobis(AnomalyMethod):
         x_ND = x_ND - mean_D
         shrinkage = float(ledoit_wolf_shrinkage(x_ND.numpy(), assume_centered=True))
         average = float(x_ND.square().mean())
-        if not average > 0:
-            raise AnomalyError("mahalanobis: all normal images have the same features")
         _, singular, directions = torch.linalg.svd(x_ND, full_matrices=False)
         kept = min(self.settings.directions, len(x_ND) - 1, len(directions))
-        floor = max(shrinkage * average, 1e-6 * average)
+        floor = max(shrinkage * average, 1e-6 * average, LEAST)
         variances = (1 - shrinkage) * singular[:kept].square() / len(x_ND) + floor
         return {
             "mean": mean_D.float(),

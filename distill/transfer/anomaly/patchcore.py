@@ -88,7 +88,7 @@ class PatchCore(AnomalyMethod):
         if count > 1:
             around_BK = torch.cdist(near_BC, bank_MC).topk(count, largest=False).indices
             distance_BK = (own_BC[:, None] - bank_MC[around_BK]).norm(dim=2)
-            scores_B = scores_B * (1 - (scores_B[:, None] - distance_BK).exp().sum(1).reciprocal())
+            scores_B = scores_B * (1 - (distance_BK - scores_B[:, None]).exp().sum(1).reciprocal())
         heat_BHW = F.interpolate(distance_BP.view(images, 1, height, width), size, mode="bilinear", align_corners=False)
         return scores_B, blurred(heat_BHW)[:, 0]
 
