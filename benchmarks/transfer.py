@@ -14,6 +14,9 @@ source_free   the same sketches, from the delta file of the source-only student 
               configs/transfer/source_free.yaml
 offsite       flowers61, 128 px: an emulator with half of the middle, its ends tuned, plugged into the full network:
               configs/transfer/offsite.yaml
+few_shot      flowers61, 128 px: 600 episodes of 5 of 20 classes by each head on features of the frozen network
+              (configs/transfer/few_shot.yaml), and by deltas that Reptile trained on the other classes
+              (configs/transfer/reptile.yaml)
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
 detection     blood cells with boxes (``bccd``, COCO JSON): a detector on a frozen backbone, on one with deltas, and on
@@ -35,6 +38,7 @@ import argparse
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import transfer_detection
 import transfer_ema
+import transfer_few_shot
 import transfer_offsite
 import transfer_target
 from lab import Parts, measure_parts, options
@@ -44,6 +48,7 @@ PARTS: Parts = {
     "sketch": transfer_target.sketch,
     "source_free": transfer_target.source_free,
     "offsite": transfer_offsite.offsite,
+    "few_shot": transfer_few_shot.few_shot,
     "ema": transfer_ema.ema,
     "detection": transfer_detection.detection,
 }

@@ -25,6 +25,9 @@ BARS: Bars = {
     "sketch_source_free_minus_adabn": ("≥", 0.03),
     "offsite_plugged_minus_probe": ("≥", 0.0),
     "offsite_onsite_minus_plugged": ("≤", 0.015),
+    "fewshot_5way_1shot": ("≥", 0.77),
+    "fewshot_5way_5shot": ("≥", 0.92),
+    "episodes_seconds": ("≤", 20.0),
     "ema_teacher_memory_over_delta": ("≤", 2.0),
     "ema_teacher_step": ("≤", 1.03),
 }

@@ -5,11 +5,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 from rich.console import Console
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 import transfer  # noqa: E402
+import transfer_few_shot  # noqa: E402
 import transfer_lab  # noqa: E402
 import transfer_offsite  # noqa: E402
 import transfer_target  # noqa: E402
@@ -52,6 +55,24 @@ def test_figures_of_an_offsite_tuning(tmp_path: Path, monkeypatch: pytest.Monkey
     assert made["offsite_plugged_minus_probe"].row.value == pytest.approx(0.03)
     assert made["offsite_onsite_minus_plugged"].bar == "≤ 0.015 reached" and made["offsite_probe"].bar == ""
     assert made["offsite_verbatim_share"].row.value == 0.8 and made["offsite_delta_bytes"].row.value == 2
+
+
+def test_figures_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reptile is compared with prototypes in the same episodes, of which it may have fewer."""
+    heads = {"backbone\nprototype\n1": [0.5, 0.7, 0.9], "meta-learned deltas\nprototype\n1": [0.6, 0.7, 0.5]}
+    for folder, tensors in (("episodes", heads), ("trained-episodes", {"1": [0.8, 0.8]})):
+        (tmp_path / folder).mkdir()
+        content = {name: torch.tensor(values) for name, values in tensors.items()}
+        safetensors.torch.save_file(content, tmp_path / folder / "accuracies.safetensors")
+    (tmp_path / "episodes/episodes.json").write_text(json.dumps({"seconds": 12.5}))
+    metrics = {f"5-way {shots}-shot accuracy of {head}": 0.8 for shots in (1, 5) for head in transfer_few_shot.HEADS}
+    monkeypatch.setattr(transfer_few_shot, "run", lambda *_: {"metrics": metrics, "folder": str(tmp_path)})
+    monkeypatch.setattr(transfer_few_shot, "source", lambda *_: {})
+    made = {each.row.name: each for each in transfer_few_shot.few_shot(lab(tmp_path, "--quick"))}
+    assert made["fewshot_5way_1shot"].bar == "≥ 0.77 reached" and made["fewshot_5way_5shot"].bar == "≥ 0.92 missed"
+    assert made["episodes_seconds"].bar == "≤ 20 reached" and made["fewshot_5way_5shot_lp_plus"].bar == ""
+    assert made["reptile_minus_prototype"].row.value == pytest.approx(0.2)
+    assert made["reptile_features_minus_prototype"].row.value == pytest.approx(-0.1)
 
 
 def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:
