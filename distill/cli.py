@@ -238,6 +238,34 @@ def plug(
 
 
 @app.command()
+def rank(
+    config: ConfigFile,
+    networks: Annotated[
+        list[str],
+        typer.Argument(metavar="NETWORK…", help="Names as in student.network.model; KEY.PATH=VALUE sets a key."),
+    ],
+    by: Annotated[
+        Literal["logme", "h_score", "leep", "ncm"], typer.Option(help="Score that they are sorted by.")
+    ] = "logme",
+    images: Annotated[int, typer.Option(min=0, help="Most training images that are read; 0: all.")] = 500,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Rank networks for the training images of a config, without training: LogME, H-score, LEEP, nearest class mean.
+
+    A network that cannot be read is named, and does not stop the others. Example: distill rank
+    configs/transfer/few_shot.yaml embedded:tf_efficientnet_lite0 embedded:tf_efficientnet_lite2 data.size=128
+    """
+    overrides = [name for name in networks if "=" in name]
+    names = [name for name in networks if "=" not in name]
+    if not names:
+        raise typer.BadParameter("name a network or more, such as embedded:tf_efficientnet_lite0")
+    experiment = _experiment(config, overrides)
+    from distill.commands.rank import rank as rank_networks
+
+    rank_networks(experiment, names, _console(), by=by, images=images, as_json=as_json)
+
+
+@app.command()
 def preview(
     config: ConfigOrRun,
     overrides: Overrides = None,
