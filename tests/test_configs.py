@@ -18,6 +18,7 @@ from distill.continual.strategies.bank import Bank
 from distill.data.base import Sample, Samples, Source, Split
 from distill.experiments.continual import ContinualExperiment
 from distill.experiments.distillation import DistillationExperiment as Experiment
+from distill.experiments.few_shot import FewShotExperiment
 from distill.experiments.student import StudentExperiment
 from distill.models.settings import OF_STUDENT
 from distill.run.context import RunContext
@@ -93,6 +94,11 @@ def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
         changes["source_training"] = once
     if getattr(own, "distill", None) is not None:
         changes["distill"] = once
+    if isinstance(own, FewShotExperiment):
+        changes["episodes"] = {"ways": 2, "shots": [1], "queries": 1, "episodes": 2, "classes": 2}
+    if isinstance(own, FewShotExperiment) and own.meta is not None:
+        short = {"iterations": 1, "tasks": 1, "ways": 2, "shots": 1, "inner_steps": 1, "test_steps": 1}
+        changes["meta"] = {"type": own.meta.type, **short, "test_episodes": 2}
     if own.fit_teacher is not None:
         changes["fit_teacher"] = {"training": once}
     if own.teacher is not None and own.teacher.networks:
@@ -137,6 +143,7 @@ def test_every_kind_of_config_has_a_test() -> None:
         "detection",
         "unsupervised",
         "offsite",
+        "few_shot",
     }
 
 
@@ -232,6 +239,24 @@ def test_a_step_of_every_detector(path: Path, tmp_path: Path) -> None:
 def test_a_step_of_both_roles_of_every_offsite_tuning(path: Path, output: Path, tmp_path: Path) -> None:
     trained = adapted(small(load_tree(path), output), output, tmp_path, "plugged-in")
     assert trained.fit.steps == 1 and not hasattr(trained.student.model, "owners_blocks"), "the full network"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("few_shot"))
+def test_episodes_of_every_few_shot_config(path: Path, output: Path, tmp_path: Path) -> None:
+    experiment = small(load_tree(path), output)
+    assert isinstance(experiment, FewShotExperiment)
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        context.folder = RunFolder(tmp_path, {"status": "running", "stages": {}})
+        for stage in experiment.plan():
+            if stage.name == "test":
+                break
+            finish(stage, context, tmp_path / stage.name)
+    assert context.outputs["student"].student.shapes.classes == 4
+    names = ["episodes"] + ["trained-episodes"] * (experiment.meta is not None)
+    for name in names:
+        assert all(len(own) == 2 and own.isfinite().all() for own in context.outputs[name].accuracies.values())
 
 
 @pytest.mark.slow
