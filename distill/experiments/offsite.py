@@ -120,6 +120,10 @@ class OffsiteExperiment(ExportingExperiment):
         if self.student.train == "full":
             text = "full would train the middle too, which the owner keeps; use deltas (dense for whole layers)"
             raise error_at("student.train", text)
+        if self.student.start is not None:
+            raise error_at(
+                "student.start", "a delta file of the full network does not fit its emulator; leave start out"
+            )
         if not self.student.network.pretrained and self.student.network.checkpoint is None:
             text = "false: the owner's network has weights; name them, or a checkpoint"
             raise error_at("student.network.pretrained", text)

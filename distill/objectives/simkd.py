@@ -55,7 +55,7 @@ def folded(projector: nn.Linear, weight_KT: Tensor, bias_K: Tensor | None) -> tu
 
 
 class SimKD(Objective):
-    """Reuses the teacher's classifier: ``p = P(f_s)`` is trained to equal f_t, and the logits are ``W_t p + b_t``.
+    """Reuses the teacher's classifier (KTN): ``p = P(f_s)`` is trained to equal f_t, the logits are ``W_t p + b_t``.
 
     - ``projector: linear``: P is one linear layer on the pooled features, ``P f_s + q``. After every update P and the
       teacher's classifier are written as one layer into the student's linear head, see :func:`folded`. So the network

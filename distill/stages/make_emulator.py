@@ -138,7 +138,8 @@ class MakeEmulator(Stage[Emulator]):
             fit = self._fit_spec(context, plan).fit(student, folder, self.name)
         made = self._written(self._emulator(owner, plan, student), plan, folder, fit, write=is_first_rank())
         context.wait_for_ranks()
-        context.print(f"{made.leaving}")
+        if fit is not None:
+            context.print(f"emulator, distilled: {made.leaving}")
         return made
 
     def load(self, context: RunContext, folder: Path) -> Emulator:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distill.run.context import RunContext
@@ -32,7 +32,7 @@ class TuneEnds(TrainStudent):
         settings = spec.settings.model_copy(
             update={"network": settings_of(emulator_folder(context, self.emulator), self.student.network)}
         )
-        return StudentSpec(settings, spec.seed, spec.classes, spec.needs, spec.head)
+        return replace(spec, settings=settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,4 +52,4 @@ class TuneOnSite(TrainStudent):
     def _student_spec(self, context: RunContext, fit_spec: FitSpec, compiled: bool = True) -> StudentSpec:
         spec = super()._student_spec(context, fit_spec, compiled)
         full = lambda: self.blocks.on_site(self.student.network)  # noqa: E731
-        return StudentSpec(spec.settings, spec.seed, spec.classes, spec.needs, spec.head, full)
+        return replace(spec, network=full)

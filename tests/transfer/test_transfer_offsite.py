@@ -211,6 +211,8 @@ def test_the_commands_on_a_run(run: Path, output: Path) -> None:
     row = next(row for row in summary(run)["rows"] if row["name"] == "plugged in")
     assert evaluate_run(run, "test", QUIET).accuracy() == pytest.approx(row["accuracy"])
     export_run(run, output / "again", QUIET)
+    with pytest.raises(ConfigError, match=r"student\.start: a delta file of the full network does not fit"):
+        offsite(output, student={"start": str(run / "export/delta")})
     assert read_delta(output / "again/delta")[0].sha256 == read_delta(run / "export/delta")[0].sha256
 
 
