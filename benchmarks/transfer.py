@@ -17,6 +17,8 @@ offsite       flowers61, 128 px: an emulator with half of the middle, its ends t
 few_shot      flowers61, 128 px: 600 episodes of 5 of 20 classes by each head on features of the frozen network
               (configs/transfer/few_shot.yaml), and by deltas that Reptile trained on the other classes
               (configs/transfer/reptile.yaml)
+fresh         digits with labels, shifted digits without (noise, contrast, rotation, size, inversion): source only,
+              standardized, AdaBN, and means of their answers, without training on the target; needs no data
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
 detection     blood cells with boxes (``bccd``, COCO JSON): a detector on a frozen backbone, on one with deltas, and on
@@ -39,6 +41,7 @@ import measure  # noqa: F401  # this folder's augment.py must not hide the packa
 import transfer_detection
 import transfer_ema
 import transfer_few_shot
+import transfer_fresh
 import transfer_offsite
 import transfer_target
 from lab import Parts, measure_parts, options
@@ -49,6 +52,7 @@ PARTS: Parts = {
     "source_free": transfer_target.source_free,
     "offsite": transfer_offsite.offsite,
     "few_shot": transfer_few_shot.few_shot,
+    "fresh": transfer_fresh.fresh,
     "ema": transfer_ema.ema,
     "detection": transfer_detection.detection,
 }

@@ -76,12 +76,13 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
     data = {"source": {"type": "folder", "root": str(images)}, "size": size}
     data["channels"] = manifest.preprocessing.input_size[0]
     tree = merge_trees(DEFAULTS, {"start": str(delta), "output": str(to), "data": data})
+    if norms := read_source_moments(delta):
+        tree["teacher"] = {"ema": {"decay": 0.99, "normalizations": ["source", "target"]}}
     for override in overrides:
         apply_override(tree, override)
     experiment = validate_tree(tree, "distill adapt")
     assert isinstance(experiment, SourceFreeExperiment)
     if statistics:
-        norms = read_source_moments(delta)
         count = _replace_statistics(experiment, manifest, norms, to)
         write_source_moments(to, norms)
         _tell(console, delta, to, f"batch-norm statistics of {count:,} images", bool(norms))
@@ -92,7 +93,7 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
         count = len(context.data.as_target(manifest.labels).subset("train"))
     about = {name: value for name, value in made if name not in KEPT}
     write_delta_files(to, tensors, **about, made_by=_made_by(manifest, count))
-    write_source_moments(to, norms := read_source_moments(delta))
+    write_source_moments(to, norms)
     _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images", bool(norms))
 
 

@@ -24,9 +24,10 @@ class SourceFreeExperiment(ExportingExperiment):
     """The config of an adaptation without source images.
 
     ``data.source`` has the images of the target domain. Their training labels are not read; a test split with labels is
-    evaluated. ``student`` is that of the delta file, with a ``statistics`` delta before its deltas if its batch-norm
-    statistics moved, unless it is given. Statistics of the new images are aligned with the moments of the source that
-    lie beside the delta file (:mod:`distill.export.delta.source_moments`); without them they replace the network's.
+    evaluated. ``student`` is that of the delta file, unless it is given, with a ``statistics`` delta before its deltas
+    if its batch-norm statistics moved, or if moments of the source lie beside the file
+    (:mod:`distill.export.delta.source_moments`): the statistics of the new images are aligned with them. Without
+    moments they replace the network's.
     """
 
     measures_statistics: ClassVar[bool] = True
@@ -94,7 +95,7 @@ class SourceFreeExperiment(ExportingExperiment):
         if isinstance(start := tree.get("start"), str | Path):
             tree = {**tree, "start": str(absolute(str(start)))}
             if "student" not in tree:
-                tree["student"] = tree_of_start(Path(tree["start"]), "start")
+                tree["student"] = tree_of_start(Path(tree["start"]), "start", measures=True)
         return tree
 
     @model_validator(mode="after")

@@ -296,23 +296,31 @@ def as_exporting(experiment: Experiment, source: str) -> ExportingExperiment:
     return experiment
 
 
-def tree_of_start(start: Path, key: str, network: bool = True) -> dict[str, Any]:
+def tree_of_start(start: Path, key: str, network: bool = True, measures: bool = False) -> dict[str, Any]:
     """The key ``student`` of a student that has the network and the deltas of a delta file.
 
     Args:
         start: folder of the file, or of a run.
         key: that names it, for errors.
         network: whether the network is needed too.
+        measures: whether the run measures statistics: the deltas then begin with ``statistics`` also where moments of
+            the source lie beside the file, with which they are aligned.
 
     Returns:
         Plain values, see :func:`distill.run.from_delta.student_tree`.
     """
-    from distill.export.delta.io import read_delta
+    from distill.deltas.base import StructuralDelta
+    from distill.export.delta.io import read_delta, settings_of
+    from distill.export.delta.source_moments import read_source_moments
     from distill.run.from_delta import delta_folder, deltas_tree, student_tree
 
     try:
-        manifest, tensors = read_delta(delta_folder(start))
+        folder = delta_folder(start)
+        manifest, tensors = read_delta(folder)
         moved = any(name.startswith("moved/") for name in tensors)
+        if measures and not moved and read_source_moments(folder):
+            components = [settings_of(group, allow_plugins=True).component for group in manifest.deltas]
+            moved = not any(own is not None and issubclass(own, StructuralDelta) for own in components)
         return student_tree(manifest, moved) if network else {"deltas": deltas_tree(manifest, moved)}
     except UserError as error:
         raise error_at(key, str(error)) from error

@@ -1,5 +1,6 @@
 """Whole runs of ``kind: target_domain`` and ``source_free``: rows, honesty about labels, resuming, files, errors."""
 
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -157,7 +158,7 @@ def test_adapt_makes_a_new_hashed_delta_file(run: Path, adapted: dict[str, Path]
         assert manifest.sha256 != before.sha256 and manifest.backbone == before.backbone
         assert manifest.made_by == f"adapt: {before.sha256} on 36 unlabeled images"
         assert manifest.labels == before.labels == tuple("abcd")
-        assert any(key.startswith("moved/") for key in tensors) == (name == "statistics")
+        assert any(key.startswith("moved/") for key in tensors)
         changed = [key for key in old if not torch.equal(old[key], tensors[key])]
         assert bool(changed) == (name == "trained"), "statistics alone change no delta and no head"
         assert read_source_moments(folder).keys() == read_source_moments(run / "source-only/delta").keys() != set()
@@ -251,6 +252,21 @@ def test_an_unknown_class_of_the_targets_test_split_is_an_error_before_training(
     with pytest.raises(Exception, match="test/003 of its test split is of the class 'e', which the source"):
         run_here(domains(output, name="unknown", data={"target": target}))
     assert not (output / "unknown/student").exists()
+
+
+@pytest.mark.slow
+def test_the_student_has_statistics_where_moments_lie_beside_the_file(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run / "source-only/delta", tmp_path / "delta")
+    tree = {**domains_tree(tmp_path), "kind": "source_free", "start": str(tmp_path / "delta")}
+    tree["data"] = {**tree["data"], "source": {"type": "toy_domains:Inverted"}, "target": None}
+    tree["objectives"] = [{"type": "self_training"}]
+    del tree["student"]
+    types = [entry.type for entry in validate_tree(tree, "toy").student.deltas]  # type: ignore[attr-defined]
+    assert types == ["statistics", "low_rank"]
+    for file in (tmp_path / "delta").glob("source_moments.*"):
+        file.unlink()
+    with pytest.raises(ConfigError, match=r"teacher\.ema\.normalizations: .*add \{type: statistics\}"):
+        validate_tree(tree, "toy")
 
 
 def test_source_free_reads_no_label(tmp_path: Path) -> None:
