@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "benchmarks"))
 import transfer  # noqa: E402
 import transfer_few_shot  # noqa: E402
+import transfer_fresh  # noqa: E402
 import transfer_lab  # noqa: E402
 import transfer_offsite  # noqa: E402
 import transfer_target  # noqa: E402
@@ -73,6 +74,21 @@ def test_figures_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert made["episodes_seconds"].bar == "≤ 20 reached" and made["fewshot_5way_5shot_lp_plus"].bar == ""
     assert made["reptile_minus_prototype"].row.value == pytest.approx(0.2)
     assert made["reptile_features_minus_prototype"].row.value == pytest.approx(-0.1)
+
+
+def test_means_of_normalizations_are_compared_with_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    better = {"source only": 0.4, "standardized": 0.5, "AdaBN": 0.6, "mean of both": 0.7, "source and AdaBN": 0.65}
+    lines = iter([better, {**better, "mean of both": 0.55}])
+    monkeypatch.setattr(transfer_fresh, "_measured", lambda *_: next(lines))
+    made = {each.row.name: each.row for each in transfer_fresh.fresh(lab(tmp_path, "--quick"))}
+    assert made["fresh_mean_of_both"].value == pytest.approx(0.625) and made["fresh_mean_of_both"].low == 0.55
+    assert made["fresh_mean_of_both_best_of"].value == 0.5 and made["fresh_source_and_adabn_best_of"].value == 1
+    assert made["fresh_mean_of_both_minus_better"].low == pytest.approx(-0.05)
+    assert made["fresh_source_and_adabn_minus_average"].value == pytest.approx(0.15)
+    tree = load_tree(transfer_lab.CONFIGS / "quick.yaml")
+    for operations in transfer_fresh.SHIFTS.values():
+        tree["data"]["target"]["operations"] = operations
+        validate_tree(tree, "quick.yaml")
 
 
 def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:
