@@ -21,6 +21,8 @@ fresh         digits with labels, shifted digits without (noise, contrast, rotat
               standardized, AdaBN, and means of their answers, without training on the target; needs no data
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
+unsupervised  61 flowers without labels, 128 px: clusters, neighbors and anomalies of the features of the backbone, of a
+              teacher, and of the student of both: configs/transfer/clusters.yaml
 detection     blood cells with boxes (``bccd``, COCO JSON): a detector on a frozen backbone, on one with deltas, and on
               one that is trained as a whole, each with maps that were distilled without boxes, and without:
               configs/transfer/detection.yaml; needs pycocotools (the extra ``detection``)
@@ -44,6 +46,7 @@ import transfer_few_shot
 import transfer_fresh
 import transfer_offsite
 import transfer_target
+import transfer_unsupervised
 from lab import Parts, measure_parts, options
 
 PARTS: Parts = {
@@ -54,6 +57,7 @@ PARTS: Parts = {
     "few_shot": transfer_few_shot.few_shot,
     "fresh": transfer_fresh.fresh,
     "ema": transfer_ema.ema,
+    "unsupervised": transfer_unsupervised.unsupervised,
     "detection": transfer_detection.detection,
 }
 
