@@ -15,6 +15,8 @@ CONTRACTS = {
     "strategy": ("distill.continual.strategies", "Strategy"),
     "memory": ("distill.continual.memory", "Memory"),
     "regularizer": ("distill.continual.regularizers", "Regularizer"),
+    "anomaly": ("distill.transfer.anomaly", "AnomalyMethod"),
+    "detector": ("distill.detection.detectors", "Detector"),
 }
 
 
