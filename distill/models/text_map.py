@@ -42,7 +42,7 @@ def text_map(
     teacher = teacher_texts(described, labels, origin, store)
     own = class_texts(student, labels, store, "the data")
     made = SoftLabelMap(
-        embed_classes(teacher, labels, store),
+        embed_classes(teacher, labels, store, labels.teacher_texts),
         embed_classes(own, labels, store),
         temperature=labels.temperature,
         method=labels.method,

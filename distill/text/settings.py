@@ -60,7 +60,7 @@ class TextSettings(Settings):
 
     encoder: AnyEncoder = Field("minilm", description="which text encoder", validate_default=True)  # type: ignore[assignment]
     templates: Literal["name", "simple", "several"] | tuple[str, ...] = Field(
-        "name", description="texts with {} in the place of the name, or a list of them by name"
+        "simple", description="texts with {} in the place of the name, or a list of them by name"
     )
     knowledge: Annotated[tuple[AnyKnowledge, ...], BeforeValidator(_by_path)] = Field(
         ("timm",),  # type: ignore[assignment]
