@@ -2,7 +2,7 @@
 
     python benchmarks/transfer.py [--only PARTS] [--quick] [--data FOLDER] [--out FOLDER] [--markdown FILE]
 
-``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo``, ``pacs_sketch`` and ``flowers61``, each with
+``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo``, ``pacs_sketch``, ``cifar100`` and ``flowers61``, each with
 ``train*.parquet`` and ``test*.parquet`` (columns ``image`` and ``label``). The parts, ``--only`` chooses some of them:
 
 ============  =========================================================================================================
@@ -19,6 +19,9 @@ few_shot      flowers61, 128 px: 600 episodes of 5 of 20 classes by each head on
               (configs/transfer/reptile.yaml)
 fresh         digits with labels, shifted digits without (noise, contrast, rotation, size, inversion): source only,
               standardized, AdaBN, and means of their answers, without training on the target; needs no data
+text          CIFAR-100 through texts, without a label: ConSE by names and with definitions, and a student that such a
+              teacher teaches (configs/transfer/text_teacher.yaml); 20 unseen classes of flowers61, five choices
+              (configs/transfer/zero_shot.yaml). Needs the extra ``text``
 ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
               the same network; needs no data
 unsupervised  61 flowers without labels, 128 px: clusters, neighbors and anomalies of the features of the backbone, of a
@@ -46,6 +49,7 @@ import transfer_few_shot
 import transfer_fresh
 import transfer_offsite
 import transfer_target
+import transfer_text
 import transfer_unsupervised
 from lab import Parts, measure_parts, options
 
@@ -56,6 +60,7 @@ PARTS: Parts = {
     "offsite": transfer_offsite.offsite,
     "few_shot": transfer_few_shot.few_shot,
     "fresh": transfer_fresh.fresh,
+    "text": transfer_text.text,
     "ema": transfer_ema.ema,
     "unsupervised": transfer_unsupervised.unsupervised,
     "detection": transfer_detection.detection,

@@ -28,6 +28,8 @@ BARS: Bars = {
     "fewshot_5way_1shot": ("≥", 0.77),
     "fewshot_5way_5shot": ("≥", 0.92),
     "episodes_seconds": ("≤", 20.0),
+    "text_definitions_minus_names_top5": ("≥", 0.0),
+    "text_student_minus_conse": ("≥", 0.02),
     "ema_teacher_memory_over_delta": ("≤", 2.0),
     "ema_teacher_step": ("≤", 1.03),
 }

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 from continual_data import part_of, source
 from transfer_lab import Figure, Lab, figure, run, seeds
 
-TRAIN, TEST = 100, 50
+TRAIN, TEST = 50, 30
 """Images of each class of CIFAR-100."""
 
 
@@ -29,8 +28,9 @@ def student(lab: Lab) -> Iterator[Figure]:
 
 def cifar(lab: Lab) -> dict[str, Any]:
     """A part of CIFAR-100 as it is: 32 pixels."""
-    own = part_of(lab.given.data / "cifar100", lab.given.out / f"cifar100-{TRAIN}-{TEST}", {"train": TRAIN, "test": TEST})
-    return {"source": source(Path(own), lab.given.out), "size": 32, "workers": 0, "on_device": True}
+    counts = {"train": TRAIN, "test": TEST}
+    own = part_of(lab.given.data / "cifar100", lab.given.out / f"cifar100-{TRAIN}-{TEST}", counts)
+    return {"source": source(own, lab.given.out), "size": 32, "workers": 0, "on_device": True}
 
 
 def text(lab: Lab) -> Iterator[Figure]:

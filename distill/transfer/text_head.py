@@ -47,9 +47,7 @@ class TextMap:
         return {"map": self.map_DE, "mean": self.mean_D, "center": self.center_E}
 
 
-def fit_to_labels(
-    features_ND: Tensor, labels_N: Tensor, texts_KE: Tensor, penalty: float
-) -> TextMap:
+def fit_to_labels(features_ND: Tensor, labels_N: Tensor, texts_KE: Tensor, penalty: float) -> TextMap:
     """The ridge map of DeViSE and ESZSL in closed form: ``argmin Σ |(f − μ) A − (t_y − c)|² + λ |A|²``.
 
     Every class counts the same, whatever its number of images. λ is relative to the mean square of the centered
