@@ -2,8 +2,8 @@
 
     python benchmarks/transfer.py [--only PARTS] [--quick] [--data FOLDER] [--out FOLDER] [--markdown FILE]
 
-``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo``, ``pacs_sketch``, ``cifar100`` and ``flowers61``, each with
-``train*.parquet`` and ``test*.parquet`` (columns ``image`` and ``label``). The parts, ``--only`` chooses some of them:
+``--data`` is a folder with ``mnist``, ``usps``, ``pacs_photo``, ``pacs_sketch``, ``cifar100`` and ``flowers61``, each
+with ``train*.parquet`` and ``test*.parquet`` (columns ``image`` and ``label``). ``--only`` chooses some of the parts:
 
 ============  =========================================================================================================
 usps          MNIST with labels, USPS without (400 training images of each class, 64 px, EfficientNet-Lite0), tested on

@@ -266,6 +266,37 @@ def rank(
 
 
 @app.command()
+def classes(
+    run: RunPath,
+    action: Annotated[Literal["list", "add"], typer.Argument(help="list the classes, or add some by their names.")],
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="Names of the new classes.")] = None,
+    definition: Annotated[
+        list[str] | None,
+        typer.Option("--definition", metavar="TEXT", help="About one new class; default: the run's knowledge."),
+    ] = None,
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder to write; default: RUN/export-2, …"),
+    ] = None,
+) -> None:
+    """List the classes of a run of kind: zero_shot, or add some to its head by their texts, without training.
+
+    The wider head is a new, verified export; those before stay. Example: distill classes RUN add "tiger lily"
+    """
+    if action == "list" and (names or definition or to):
+        raise typer.BadParameter("list takes no names and no options")
+    if action == "add" and not names:
+        raise typer.BadParameter('name a class to add: distill classes RUN add "tiger lily"')
+    _check_run(run)
+    from distill.commands.classes import add_classes, list_classes
+
+    if action == "list":
+        list_classes(run, _console())
+    else:
+        add_classes(run, names or [], definition or [], to, _console())
+
+
+@app.command()
 def preview(
     config: ConfigOrRun,
     overrides: Overrides = None,

@@ -77,7 +77,8 @@ class ZeroShotExperiment(ExportingExperiment):
         heads = [FitTextHead(f"heads/{variant}", variant=variant, **fit) for variant in self._variants]
         conse: list[Any] = []
         if self.method == "conse":
-            conse = [ApplyConse("conse", variant=self.text.texts, top=self.top, **parts)]
+            own = [variant for variant in self._variants if variant != "shuffled"]
+            conse = [ApplyConse(f"conse/{variant}", variant=variant, top=self.top, **parts) for variant in own]
         shipped = next(stage for stage in heads if stage.variant == self.text.texts)
         student = FoldHead("student", self.student, shipped.output)
         models: tuple[Any, ...] = tuple(stage.output for stage in (*conse, *heads, student))

@@ -10,6 +10,7 @@ from distill.models.soft_label_map import SoftLabelMap
 from distill.text.classes import ClassText, class_texts, embed_classes
 from distill.text.knowledge.timm import TimmKnowledge
 from distill.text.names import is_synset
+from distill.text.settings import TextSettings
 
 if TYPE_CHECKING:
     from distill.models.settings import TextLabels
@@ -54,7 +55,7 @@ def text_map(
 
 
 def teacher_texts(
-    described: Sequence[tuple[str, str]], settings: TextLabels, origin: str, store: Path | None
+    described: Sequence[tuple[str, str]], settings: TextSettings, origin: str, store: Path | None
 ) -> tuple[ClassText, ...]:
     """Texts of a teacher's classes: of those with a WordNet id by that, so that no sense has to be chosen.
 

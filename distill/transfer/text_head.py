@@ -5,13 +5,16 @@ Shape suffixes: N images, D pooled width, E width of the text embeddings, K clas
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from augment.base import did_you_mean
 from distill.continual.heads.linear_algebra import mean_square, solve
+from distill.text.names import TextError, folded
 
 SCALE = 20.0
 """What cosines are multiplied by to be logits."""
@@ -127,3 +130,30 @@ def conse(logits_NT: Tensor, teacher_TE: Tensor, top: int) -> Tensor:
     """
     p_NG, classes_NG = logits_NT.softmax(1).topk(min(top, logits_NT.shape[1]), dim=1)
     return F.normalize((p_NG[:, :, None] * teacher_TE[classes_NG]).sum(1), dim=1)
+
+
+def unseen_classes(unseen: Sequence[str] | int, classes: Sequence[str], seed: int) -> list[int]:
+    """Numbers of the classes whose labels are not read, sorted.
+
+    Args:
+        unseen: their names, or how many the seed chooses.
+        classes: of the data.
+        seed: of the choice.
+
+    Returns:
+        Indices into ``classes``.
+
+    Raises:
+        TextError: the data has no class of that name, or fewer classes.
+    """
+    if isinstance(unseen, int):
+        if unseen > len(classes):
+            raise TextError(f"unseen: {unseen} classes, and the data has {len(classes)}")
+        order = torch.randperm(len(classes), generator=torch.Generator().manual_seed(seed))
+        return sorted(order[:unseen].tolist())
+    numbers = {name: number for number, name in enumerate(classes)}
+    spoken_as = {folded(name): number for number, name in enumerate(classes)}
+    for name in unseen:
+        if name not in numbers and folded(name) not in spoken_as:
+            raise TextError(f"unseen: the data has no class {name!r}{did_you_mean(name, classes)}")
+    return sorted({numbers.get(name, spoken_as.get(folded(name), -1)) for name in unseen})
