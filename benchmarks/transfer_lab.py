@@ -47,7 +47,7 @@ def run(lab: Lab, part: str, config: str, changes: dict[str, Any]) -> dict[str, 
         changes: laid over it.
 
     Returns:
-        ``rows``: name of a model → accuracy; ``metrics``: name → value; ``folder`` of the run.
+        ``rows``: name of a model → accuracy; ``measures``: the same → name → value; ``metrics``: name → value; ``folder`` of the run.
     """
     tree = merge_trees(load_tree(CONFIGS / config), changes)
     for override in lab.given.set:
@@ -69,4 +69,7 @@ def _finished(lab: Lab, tree: dict[str, Any]) -> dict[str, Any]:
     rows = {row["name"]: row["accuracy"] for row in content["summary"]["rows"]}
     metrics = {each["name"]: each["value"] for each in content["results"]}
     seconds = content["summary"]["seconds"]
-    return {"rows": rows, "metrics": metrics, "seconds": seconds, "folder": str(folder)}
+    measures = {
+        row["name"]: {name: own["value"] for name, own in row["measures"].items()} for row in content["summary"]["rows"]
+    }
+    return {"rows": rows, "measures": measures, "metrics": metrics, "seconds": seconds, "folder": str(folder)}

@@ -52,7 +52,10 @@ def test_every_source_and_the_classes_that_none_knows(tmp_path: Path) -> None:
         [text] = class_texts([name], settings(knowledge=[source]), None, "data")
         assert text.definitions == expected, name
     texts = class_texts(
-        ["crane fly", "blue elf", "zzz"], settings(knowledge=["timm", str(tmp_path / "own.tsv")]), None, ""
+        ["crane fly", "blue elf", "zzz"],
+        settings(knowledge=["timm", str(tmp_path / "own.tsv")], parts_of_names=True),
+        None,
+        "",
     )
     assert [(each.source, each.part) for each in texts] == [("timm's synsets", ""), ("file", "elf"), ("", "")]
     assert coverage(texts) == {"timm's synsets": 1, "file": 1, "": 1}
