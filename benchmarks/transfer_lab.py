@@ -47,7 +47,8 @@ def run(lab: Lab, part: str, config: str, changes: dict[str, Any]) -> dict[str, 
         changes: laid over it.
 
     Returns:
-        ``rows``: name of a model → accuracy; ``measures``: the same → name → value; ``metrics``: name → value; ``folder`` of the run.
+        ``rows``: name of a model → accuracy; ``measures``: the same → name → value; ``metrics``: name → value;
+        ``folder`` of the run.
     """
     tree = merge_trees(load_tree(CONFIGS / config), changes)
     for override in lab.given.set:

@@ -58,14 +58,14 @@ def flowers(lab: Lab) -> Iterator[Figure]:
     data = {"source": source(given.data / "flowers61", given.out), "workers": 0}
     lines = [run(lab, "text", "zero_shot.yaml", {"seed": seed, "data": data}) for seed in of]
     detail = f"20 unseen of 61 classes, 128 px, chance 0.05; choices of the classes by seeds {of}"
-    for measure in ("top-1", "top-5"):
+    for name in ("top-1", "top-5"):
         values = {}
         for row in ("names", "definitions", "shuffled definitions"):
-            name = f"text_unseen_flowers_{row.replace(' ', '_')}_{measure.replace('-', '')}"
-            values[row] = [line["metrics"][f"{measure} of unseen classes, {row}"] for line in lines]
-            yield figure(name, values[row], "fraction", detail)
+            own = f"text_unseen_flowers_{row.replace(' ', '_')}_{name.replace('-', '')}"
+            values[row] = [line["metrics"][f"{name} of unseen classes, {row}"] for line in lines]
+            yield figure(own, values[row], "fraction", detail)
         gain = [a - b for a, b in zip(values["definitions"], values["names"])]
-        yield figure(f"text_unseen_flowers_gain_{measure.replace('-', '')}", gain, "fraction", detail)
+        yield figure(f"text_unseen_flowers_gain_{name.replace('-', '')}", gain, "fraction", detail)
 
 
 def text(lab: Lab) -> Iterator[Figure]:
