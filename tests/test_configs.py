@@ -144,6 +144,7 @@ def test_every_kind_of_config_has_a_test() -> None:
         "unsupervised",
         "offsite",
         "few_shot",
+        "zero_shot",
     }
 
 
@@ -257,6 +258,23 @@ def test_episodes_of_every_few_shot_config(path: Path, output: Path, tmp_path: P
     names = ["episodes"] + ["trained-episodes"] * (experiment.meta is not None)
     for name in names:
         assert all(len(own) == 2 and own.isfinite().all() for own in context.outputs[name].accuracies.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", configs("zero_shot"))
+def test_the_head_of_every_zero_shot_config(path: Path, output: Path, tmp_path: Path) -> None:
+    tree = load_tree(path)
+    text = {**tree["text"], "encoder": "toy_text_encoder:BagOfWords"}
+    experiment = small({**tree, "unseen": 1, "text": text}, output)
+    with StopSignal() as stop:
+        context = RunContext.of(experiment, stop)
+        context.folder = RunFolder(tmp_path, {"status": "running", "stages": {}})
+        for stage in experiment.plan():
+            if stage.name == "test":
+                break
+            finish(stage, context, tmp_path / stage.name)
+    head = context.outputs["student"].student.model.get_classifier()
+    assert head.weight.shape[0] == 4 and head.weight.isfinite().all()
 
 
 @pytest.mark.slow
