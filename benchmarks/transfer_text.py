@@ -19,10 +19,10 @@ def student(lab: Lab) -> Iterator[Figure]:
     short = {"training": {"epochs": 1}} if lab.given.quick else {}
     lines = [run(lab, "text", "text_teacher.yaml", {"seed": seed, "data": cifar(lab), **short}) for seed in of]
     detail = f"CIFAR-100, {100 * TRAIN:,} training images without labels, {100 * TEST:,} test images, 96 px; seeds {of}"
-    taught, teacher = ([line["rows"][name] for line in lines] for name in ("student", "teacher"))
-    yield figure("text_student", taught, "fraction", detail)
+    made, teacher = ([line["rows"][name] for line in lines] for name in ("student", "teacher"))
+    yield figure("text_student", made, "fraction", detail)
     yield figure("text_conse_teacher", teacher, "fraction", detail)
-    yield figure("text_student_minus_conse", [a - b for a, b in zip(taught, teacher)], "fraction", detail)
+    yield figure("text_student_minus_conse", [a - b for a, b in zip(made, teacher)], "fraction", detail)
     yield figure("text_student_top5", [line["metrics"]["test top-5 accuracy"] for line in lines], "fraction", detail)
 
 

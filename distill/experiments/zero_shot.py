@@ -46,7 +46,7 @@ class ZeroShotExperiment(ExportingExperiment):
     objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
     text: TextSettings = TextSettings()
     method: Literal["ridge", "conse", "direct"] = "ridge"
-    penalty: float = Field(1.0, gt=0, description="λ of the linear map, in units of the features' mean variance")
+    penalty: float = Field(10.0, gt=0, description="λ of the linear map, in units of the features' mean variance")
     top: int = Field(10, ge=1, description="conse: number of the network's likeliest classes that are read")
     unseen: tuple[str, ...] | int = Field(
         (), description="classes whose labels are not read, by name, or how many the seed chooses; measured apart"
