@@ -60,10 +60,11 @@ class ZeroShotExperiment(ExportingExperiment):
         return [f"zero-shot: no label is read, {len(data.classes)} classes by their texts"]
 
     def plan(self) -> list[Stage]:
+        from distill.run.stage import Ref
         from distill.stages.embed_classes import EmbedClasses
         from distill.stages.evaluate_unseen import EvaluateUnseen
         from distill.stages.export_classes import ExportClasses
-        from distill.stages.fit_shots import EvaluateShots, FoldHead
+        from distill.stages.fit_shots import EvaluateShots, FewShotModel, FoldHead
         from distill.stages.fit_text_head import ApplyConse, FitTextHead
         from distill.stages.pooled_features import PooledFeatures
         from distill.stages.report import WriteReport
@@ -72,15 +73,26 @@ class ZeroShotExperiment(ExportingExperiment):
         network, labeled = self.student.network, self.method == "ridge"
         texts = EmbedClasses("texts", self.text, self._variants)
         features = PooledFeatures("features", ("train",), network, labeled=labeled, optional=("val", "test"))
-        parts = {"settings": self.text, "network": network, "texts": texts.output, "features": features.output}
-        fit = {**parts, "method": self.method, "penalty": self.penalty, "top": self.top, "unseen": self.unseen}
+        parts: dict[str, Any] = {
+            "settings": self.text,
+            "network": network,
+            "texts": texts.output,
+            "features": features.output,
+        }
+        fit: dict[str, Any] = {
+            **parts,
+            "method": self.method,
+            "penalty": self.penalty,
+            "top": self.top,
+            "unseen": self.unseen,
+        }
         heads = [FitTextHead(f"heads/{variant}", variant=variant, **fit) for variant in self._variants]
         conse: list[Any] = []
         if self.method == "conse":
             own = [variant for variant in self._variants if variant != "shuffled"]
             conse = [ApplyConse(f"conse/{variant}", variant=variant, top=self.top, **parts) for variant in own]
         shipped = next(stage for stage in heads if stage.variant == self.text.texts)
-        student = FoldHead("student", self.student, shipped.output)
+        student = FoldHead("student", self.student, Ref(shipped.name, FewShotModel))
         models: tuple[Any, ...] = tuple(stage.output for stage in (*conse, *heads, student))
         test = EvaluateShots("test", models=models, student=student.output)
         made: list[Stage] = [texts, features, *conse, *heads, student, test]
