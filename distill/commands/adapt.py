@@ -85,7 +85,7 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
     if statistics:
         count = _replace_statistics(experiment, manifest, norms, to)
         write_source_moments(to, norms)
-        _tell(console, delta, to, f"batch-norm statistics of {count:,} images", bool(norms))
+        _tell(console, delta, to, f"batch-norm statistics of {count:,} images", manifest, norms)
         return
     run = run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), console=console)
     made, tensors = read_delta(run / "export" / "delta")
@@ -94,7 +94,7 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
     about = {name: value for name, value in made if name not in KEPT}
     write_delta_files(to, tensors, **about, made_by=_made_by(manifest, count))
     write_source_moments(to, norms)
-    _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images", bool(norms))
+    _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images", manifest, norms)
 
 
 def _replace_statistics(
@@ -111,7 +111,7 @@ def _replace_statistics(
     Returns:
         The number of images.
     """
-    if not any(name.endswith(".running_mean") for name in manifest.backbone.tensors):
+    if not _normalizes(manifest):
         raise ExportError(f"{experiment.delta}: its backbone has no batch norms, so there are no statistics to replace")
     entries = [entry for entry in experiment.student.deltas if entry.type != "statistics"]
     settings = experiment.student.model_copy(update={"deltas": (Statistics.Settings(), *entries)})
@@ -147,7 +147,24 @@ def _made_by(manifest: DeltaManifest, count: int) -> str:
     return f"adapt: {manifest.sha256} on {count} unlabeled images"
 
 
-def _tell(console: Console, delta: Path, to: Path, what: str, is_aligned: bool) -> None:
+def _normalizes(manifest: DeltaManifest) -> bool:
+    """Whether the backbone has batch-norm statistics."""
+    return any(name.endswith(".running_mean") for name in manifest.backbone.tensors)
+
+
+def _tell(
+    console: Console, delta: Path, to: Path, what: str, manifest: DeltaManifest, norms: Mapping[str, Moments]
+) -> None:
+    """Print what was written.
+
+    Args:
+        console: where to print.
+        delta: folder of the delta file that was adapted.
+        to: folder of the new one.
+        what: was done.
+        manifest: of the old one.
+        norms: moments beside the old one.
+    """
     size = (to / TENSORS).stat().st_size
     sha256 = read_delta(to)[0].sha256[:12]
     console.print(
@@ -155,5 +172,5 @@ def _tell(console: Console, delta: Path, to: Path, what: str, is_aligned: bool) 
         highlight=False,
         soft_wrap=True,
     )
-    if not is_aligned:
+    if _normalizes(manifest) and not norms:
         console.print(f"{shown_path(delta)}: {UNALIGNED}", highlight=False, soft_wrap=True)

@@ -34,8 +34,8 @@ TENSORS = "moments.safetensors"
 IMAGES = 2048
 """Most images of a domain that are measured, chosen by the hashes of their ids."""
 UNALIGNED = (
-    "no moments of the source's images lie beside the delta file, so the batch-norm statistics of the new images "
-    "replace the network's and are not aligned with the source"
+    "no moments of the source's images lie beside the delta file: batch-norm statistics of the new images cannot be "
+    "aligned with the source's, and replace the network's where they are used"
 )
 
 

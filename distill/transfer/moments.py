@@ -79,11 +79,7 @@ def batch_norm_inputs(
 
 def batch_norms_of(model: nn.Module) -> list[str]:
     """Names of the layers that normalize by running statistics."""
-    return [
-        name
-        for name, layer in model.named_modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.running_mean is not None
-    ]
+    return [name for name, layer in model.named_modules() if getattr(layer, "running_mean", None) is not None]
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Whole runs of ``kind: target_domain`` and ``source_free``: rows, honesty about labels, resuming, files, errors."""
 
+import io
 import shutil
 import signal
 from pathlib import Path
@@ -180,6 +181,22 @@ def test_statistics_without_the_source_are_aligned_as_with_it(run: Path, adapted
             with_source[f"source/var/{site}"], var
         )
     assert not any(UNALIGNED in line for line in summary(adapted["trained"] / "run")["warnings"])
+
+
+@pytest.mark.slow
+def test_without_moments_statistics_are_not_aligned_and_the_output_says_so(
+    run: Path, output: Path, adapted: dict[str, Path], tmp_path: Path
+) -> None:
+    shutil.copytree(run / "source-only/delta", tmp_path / "delta")
+    for file in (tmp_path / "delta").glob("source_moments.*"):
+        file.unlink()
+    console = Console(record=True, width=120, quiet=False, file=io.StringIO())
+    quick = ["data.batch_size=8", "data.workers=0", "training.accelerator=cpu"]
+    adapt(tmp_path / "delta", output / "images", tmp_path / "new", True, quick, console)
+    assert UNALIGNED in console.export_text().replace("\n", " ")
+    made, aligned = (read_delta(folder)[1] for folder in (tmp_path / "new", adapted["statistics"]))
+    assert any(not torch.allclose(made[name], aligned[name], rtol=0.1) for name in made if name.startswith("moved/"))
+    assert read_source_moments(tmp_path / "new") == {}
 
 
 @pytest.mark.slow
