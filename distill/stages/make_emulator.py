@@ -164,7 +164,7 @@ class MakeEmulator(Stage[Emulator]):
         columns = (
             Column(heading="weights"),
             Column(heading="size", unit="bytes"),
-            Column(heading="share", unit="percent"),
+            Column(heading="share, %", unit="percent"),
         )
         yield Table(
             title="What the owner gives away",
@@ -181,13 +181,14 @@ class MakeEmulator(Stage[Emulator]):
 
     def _emulator(self, owner: Network, plan: EmulatorPlan, student: Student | None) -> tuple[nn.Module, Leaving, str]:
         """The emulator, what leaves with it, and where its weights come from."""
-        before = {name: tensor.clone() for name, tensor in _weights(owner.model).items()}
+        before = _weights(owner.model)
         if student is None:
             model = drop_blocks(owner.model, plan.dropped)
         else:
             model = student.model
             merge(model)
-        return keep_owners_blocks(model, plan), leaving(before, _weights(model)), owner.origin
+        origin = f"emulator of {owner.architecture}"  # not the owner's, which may be a path of their machine
+        return keep_owners_blocks(model, plan), leaving(before, _weights(model)), origin
 
     def _written(
         self,
