@@ -34,7 +34,7 @@ from distill.training.reptile import reptile
 from distill.transfer.few_shot.base import FewShotError
 from distill.transfer.few_shot.episodes import Episodes, choose_classes, draw_episodes
 from distill.transfer.few_shot.settings import EpisodeSettings
-from distill.transfer.meta import Task, learn, load_state, mean_of, query_gradient, state_of
+from distill.transfer.meta import EpisodeViews, learn, load_state, mean_of, query_gradient, state_of
 from distill.transfer.meta_settings import MetaSettings
 
 STATE, LOG, TENSORS, ABOUT = "meta.ckpt", "meta.json", "accuracies.safetensors", "episodes.json"
@@ -72,7 +72,7 @@ class MetaTrain(Stage[TrainedStudent]):
                 raise StageError(f"{self.name}: meta-training trains deltas, and the student has none; name them")
             images = eval_view(context.data.eval_batch("train", [0, 1], student.input).images, student.input)
             labels = torch.tensor([0, 1])
-            task = Task(images, labels, images, labels, 0)
+            task = EpisodeViews(images, labels, images, labels, 0)
             learn(student, task, self.meta, context.seed, 1, 2)
         return self._trained(student, spec, FitSummary(0, 0, 0.0, 0.0, {}, 0, -1), Path())
 
@@ -90,7 +90,7 @@ class MetaTrain(Stage[TrainedStudent]):
         spec = self._spec(context)
         student = self._prepared(context, spec, folder)
         student.to(context.device).eval()
-        progress = Progress.load(folder, student)
+        progress = MetaProgress.load(folder, student)
         load_state(student, progress.theta)
         for number in range(progress.done, self.meta.iterations):
             begun = time.perf_counter()
@@ -138,7 +138,7 @@ class MetaTrain(Stage[TrainedStudent]):
             f"{len(self._classes(context))} classes, of which no test episode has one.",
         )
 
-    def _iterate(self, context: RunContext, student: Student, progress: Progress, number: int) -> None:
+    def _iterate(self, context: RunContext, student: Student, progress: MetaProgress, number: int) -> None:
         """One step of θ."""
         meta, made, first, last = self.meta, [], 0.0, 0.0
         episodes = self._draw(context, number * meta.tasks)
@@ -196,7 +196,7 @@ class MetaTrain(Stage[TrainedStudent]):
 
 
 @dataclass
-class Progress:
+class MetaProgress:
     """What a resumed meta-training goes on from: θ, the moments of FOMAML's Adam, accuracies."""
 
     theta: dict[str, Tensor]
@@ -207,7 +207,7 @@ class Progress:
     adam: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def load(cls, folder: Path, student: Student) -> Progress:
+    def load(cls, folder: Path, student: Student) -> MetaProgress:
         if not (folder / STATE).is_file():
             return cls(state_of(student))
         content = VerifiedCheckpointIO().load_checkpoint(folder / STATE, map_location=next(student.parameters()).device)
@@ -296,7 +296,7 @@ class AdaptInEpisodes(Stage[EpisodeScores]):
 
 def read_task(
     context: RunContext, split: Split, student: Student, episodes: Episodes, place: int, shots: int, number: int
-) -> Task:
+) -> EpisodeViews:
     """Read the images of an episode.
 
     Args:
@@ -317,4 +317,4 @@ def read_task(
     views = eval_view(batch.images.to(context.device), student.input)
     ways, count = len(support), support.numel()
     labels = [torch.arange(ways, device=context.device).repeat_interleave(each.shape[1]) for each in (support, queries)]
-    return Task(views[:count], labels[0], views[count:], labels[1], number)
+    return EpisodeViews(views[:count], labels[0], views[count:], labels[1], number)

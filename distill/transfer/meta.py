@@ -31,7 +31,7 @@ MARGIN = 2.0
 
 
 @dataclass(frozen=True)
-class Task:
+class EpisodeViews:
     """Images of an episode, on the device of the student.
 
     Args:
@@ -50,7 +50,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Learned:
+class EpisodeHead:
     """A learned episode: the deltas of the student are θ_k.
 
     Args:
@@ -91,7 +91,9 @@ def load_state(student: Student, state: Mapping[str, Tensor]) -> None:
         parameter.copy_(state[name])
 
 
-def learn(student: Student, task: Task, settings: MetaSettings, seed: int, steps: int, batch: int) -> Learned:
+def learn(
+    student: Student, task: EpisodeViews, settings: MetaSettings, seed: int, steps: int, batch: int
+) -> EpisodeHead:
     """Train the deltas of a student, as they are, in an episode.
 
     Args:
@@ -117,10 +119,10 @@ def learn(student: Student, task: Task, settings: MetaSettings, seed: int, steps
         cross_entropy(logits, task.labels[rows]).backward()
         optimizer.step()
         student.after_step(step, steps)
-    return Learned(weight.detach(), bias.detach(), accuracies[0], accuracies[-1])
+    return EpisodeHead(weight.detach(), bias.detach(), accuracies[0], accuracies[-1])
 
 
-def query_gradient(student: Student, task: Task, learned: Learned) -> dict[str, Tensor]:
+def query_gradient(student: Student, task: EpisodeViews, learned: EpisodeHead) -> dict[str, Tensor]:
     """Gradient of the queries' loss with respect to the deltas, at θ_k: the first-order gradient at θ."""
     parameters = delta_parameters(student)
     loss = cross_entropy(learned.logits(student, task.queries), task.query_labels)
@@ -156,7 +158,7 @@ def mean_of(states: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
-def _prototype_head(student: Student, task: Task) -> tuple[Tensor, Tensor]:
+def _prototype_head(student: Student, task: EpisodeViews) -> tuple[Tensor, Tensor]:
     """The scaled prototype head of an episode's support, as parameters."""
     with torch.no_grad():
         features_ND = _pooled(student, task.support)

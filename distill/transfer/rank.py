@@ -63,8 +63,8 @@ def logme(features_ND: Tensor, labels_N: Tensor, classes: int) -> float:
         norm = (squares_R * x_R / (squares_R + ratio).square()).sum()
         residual = (x_R / (1 + squares_R / ratio).square()).sum() + outside
         logdet = (alpha + beta * squares_R).log().sum() + (width - len(squares_R)) * alpha.log()
-        evidence = width * alpha.log() + images * beta.log() - logdet - beta * residual - alpha * norm
-        total += 0.5 * (evidence.item() / images - math.log(2 * math.pi))
+        density = width * alpha.log() + images * beta.log() - logdet - beta * residual - alpha * norm
+        total += 0.5 * (density.item() / images - math.log(2 * math.pi))
     return total / classes
 
 

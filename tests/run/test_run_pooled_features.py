@@ -26,7 +26,7 @@ from distill.training.signals import StopSignal
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[tuple[DistillationExperiment, RunContext]]:
+def made_context(tmp_path: Path) -> Iterator[tuple[DistillationExperiment, RunContext]]:
     settings = experiment(tmp_path, data={"labels_per_class": 2})
     with StopSignal() as stop:
         yield settings, RunContext.of(settings, stop)
@@ -40,9 +40,9 @@ def assert_equal(first: SplitFeatures, second: SplitFeatures) -> None:
 
 @torch.inference_mode()
 def test_features_of_a_network_are_computed_once_for_all_runs(
-    opened: tuple[DistillationExperiment, RunContext],
+    made_context: tuple[DistillationExperiment, RunContext],
 ) -> None:
-    settings, context = opened
+    settings, context = made_context
     own = settings.student.network
     stage = PooledFeatures("features", ("train", "val"), network=own)
     made = finish(stage, context, Path())
@@ -63,9 +63,9 @@ def test_features_of_a_network_are_computed_once_for_all_runs(
 
 
 def test_features_of_a_student_have_its_deltas(
-    opened: tuple[DistillationExperiment, RunContext], tmp_path: Path
+    made_context: tuple[DistillationExperiment, RunContext], tmp_path: Path
 ) -> None:
-    settings, context = opened
+    settings, context = made_context
     student = student_spec(settings, context).build()
     for site in student.sites:
         for parameter in site.delta.parameters():
@@ -85,8 +85,8 @@ def test_features_of_a_student_have_its_deltas(
     assert not torch.allclose(plain.splits["test"].logits, made.splits["test"].logits)
 
 
-def test_what_no_features_can_be_of_is_refused(opened: tuple[DistillationExperiment, RunContext]) -> None:
-    settings, _ = opened
+def test_what_no_features_can_be_of_is_refused(made_context: tuple[DistillationExperiment, RunContext]) -> None:
+    settings, _ = made_context
     with pytest.raises(TypeError, match="of a network or of a student"):
         PooledFeatures("features", ("train",))
     tested: dict[str, Any] = {"source": {"type": "toy_training:Blobs", "tested": False}}

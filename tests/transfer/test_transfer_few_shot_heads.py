@@ -73,9 +73,9 @@ def test_logistic_regression_is_that_of_scikit_learn(width: int) -> None:
     scale = (features - features.mean(0)).square().sum().item() / 9
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        theirs = LogisticRegression(C=1 / (0.1 * scale), tol=1e-10, max_iter=10_000).fit(features, labels)
+        reference = LogisticRegression(C=1 / (0.1 * scale), tol=1e-10, max_iter=10_000).fit(features, labels)
     made = HEADS[3].fit(features, labels, NAMES)
-    expected = torch.from_numpy(theirs.decision_function(features.numpy()))
+    expected = torch.from_numpy(reference.decision_function(features.numpy()))
     own = made.scores(features.double())
     torch.testing.assert_close(own - own.mean(1, keepdim=True), expected, rtol=1e-3, atol=1e-3)
 

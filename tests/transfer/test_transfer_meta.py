@@ -17,12 +17,12 @@ from distill.models.student import Student
 from distill.run.context import RunContext
 from distill.run.prepare import StudentSpec
 from distill.stages import meta_train
-from distill.stages.meta_train import MetaTrain, Progress
+from distill.stages.meta_train import MetaProgress, MetaTrain
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import Interrupted, StopSignal
 from distill.transfer.few_shot.base import FewShotError
 from distill.transfer.meta import (
-    Task,
+    EpisodeViews,
     batch_rows,
     delta_parameters,
     learn,
@@ -61,14 +61,14 @@ def student(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Student]:
 
 
 @pytest.fixture
-def task(student: Student) -> Task:
+def task(student: Student) -> EpisodeViews:
     views = torch.randn(10, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     views[:6] += labels[:, None, None, None]
-    return Task(views[:6], labels, views[6:], torch.tensor([0, 0, 1, 1]), 7)
+    return EpisodeViews(views[:6], labels, views[6:], torch.tensor([0, 0, 1, 1]), 7)
 
 
-def test_inner_steps_change_deltas_alone_and_repeat(student: Student, task: Task) -> None:
+def test_inner_steps_change_deltas_alone_and_repeat(student: Student, task: EpisodeViews) -> None:
     theta = state_of(student)
     assert theta and all("parametrizations" in name for name in theta), "neither backbone nor head"
     before = {name: tensor.clone() for name, tensor in student.state_dict().items()}
@@ -86,7 +86,7 @@ def test_inner_steps_change_deltas_alone_and_repeat(student: Student, task: Task
     load_state(student, theta)
 
 
-def test_the_first_order_gradient_is_that_at_the_trained_deltas(student: Student, task: Task) -> None:
+def test_the_first_order_gradient_is_that_at_the_trained_deltas(student: Student, task: EpisodeViews) -> None:
     theta = state_of(student)
     learned = learn(student, task, SMALL, 0, 3, 4)
     made = query_gradient(student, task, learned)
@@ -111,7 +111,7 @@ def test_batches_take_every_image_before_any_comes_again() -> None:
 
 def test_a_step_of_adam_by_hand() -> None:
     """The first step of Adam is the learning rate against the sign of the gradient; its moments go on."""
-    progress = Progress({"A": torch.tensor([1.0, 2.0])})
+    progress = MetaProgress({"A": torch.tensor([1.0, 2.0])})
     progress.descend({"A": torch.tensor([3.0, -0.5])}, lr=0.1)
     torch.testing.assert_close(progress.theta["A"], torch.tensor([0.9, 2.1]))
     reference = torch.tensor([1.0, 2.0]).requires_grad_()
@@ -150,7 +150,7 @@ def test_an_interrupted_meta_training_is_bit_equal(kind: str, tmp_path: Path) ->
     straight = run_here(settings, only=("meta",))
     iterate = MetaTrain._iterate
 
-    def dies(stage: MetaTrain, context: RunContext, student: Student, progress: Progress, number: int) -> None:
+    def dies(stage: MetaTrain, context: RunContext, student: Student, progress: MetaProgress, number: int) -> None:
         if number == 1:
             raise Interrupted(15)
         iterate(stage, context, student, progress, number)

@@ -23,7 +23,7 @@ def sample(images: int, width: int, spread: float = 1.0) -> tuple[Tensor, Tensor
     return spread * torch.randn(images, width, generator=generator) + 2 * torch.eye(width)[labels], labels
 
 
-def evidence(f: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
+def log_density(f: Tensor, y: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
     """Log evidence per image by the definition: y ~ N(0, I/β + F Fᵀ/α)."""
     covariance = torch.eye(len(f)).double() / beta + f @ f.T / alpha
     return torch.distributions.MultivariateNormal(torch.zeros(len(f)).double(), covariance).log_prob(y) / len(f)
@@ -42,12 +42,12 @@ def test_logme_is_the_largest_evidence(images: int, width: int) -> None:
 
         def loss(y: Tensor = y, logs: Tensor = logs, optimizer: Any = optimizer) -> Tensor:
             optimizer.zero_grad()
-            value = -evidence(features, y, *logs.exp())
+            value = -log_density(features, y, *logs.exp())
             value.backward()
             return value
 
         optimizer.step(loss)
-        total += evidence(features, y, *logs.detach().exp()).item() / 3
+        total += log_density(features, y, *logs.detach().exp()).item() / 3
     assert logme(features, labels, 3) == pytest.approx(total, abs=2e-4)
 
 
