@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from distill.deltas.base import DeltaInit
@@ -46,6 +47,7 @@ def start_of(spec: StudentSpec, classes: Sequence[str]) -> tuple[list[DeltaInit]
     """
     assert spec.settings.start is not None
     folder = delta_folder(spec.settings.start)
+    torch.manual_seed(spec.seed)  # of a backbone with random weights
     given, manifest = student_from_delta(folder, spec.settings)
     if not any(entry.type == "statistics" for entry in spec.settings.deltas):
         _, tensors = read_delta(folder)
@@ -56,6 +58,8 @@ def start_of(spec: StudentSpec, classes: Sequence[str]) -> tuple[list[DeltaInit]
             )
     inits = given.inits()
     student = spec.build(inits)
+    if student.backbone.sha256 != given.backbone.sha256:
+        raise ExportError(f"{folder}: its backbone has random weights, which are others with another number of classes")
     head = {name: tensor.clone() for name, tensor in head_state(student.model, classifier_names(student.model)).items()}
     rows = [(classes.index(name), row) for row, name in enumerate(manifest.labels) if name in classes]
     plain = all(isinstance(own.get_classifier(), nn.Linear) for own in (student.model, given.model))  # type: ignore[operator]

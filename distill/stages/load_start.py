@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
+
 from distill.export.delta.io import read_delta
 from distill.models.settings import StudentSettings
 from distill.run.context import RunContext
@@ -43,6 +45,7 @@ class LoadStart(Stage[TrainedStudent]):
         return {"delta": read_delta(self.start)[0].sha256, "student": self.student.model_dump(mode="json")}
 
     def run(self, context: RunContext, folder: Path) -> TrainedStudent:
+        torch.manual_seed(context.seed)  # of a backbone with random weights
         student, manifest = student_from_delta(self.start, self.student)
         spec = StudentSpec(self.student, context.seed, manifest.num_classes, head=manifest.head)
         what = f"the delta file as it is, SHA-256 {manifest.sha256[:12]}"

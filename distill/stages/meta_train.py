@@ -289,7 +289,8 @@ class AdaptInEpisodes(Stage[EpisodeScores]):
         return EpisodeScores(accuracies, tuple(about["classes"]), (), about["seconds"])
 
     def report(self, context: RunContext, output: EpisodeScores) -> Iterable[Item]:
-        title = f"Episodes in which the deltas are trained, {self.meta.test_steps} steps"
+        steps = self.meta.test_steps
+        title = f"Episodes in which the deltas are trained, {steps} step{'s' * (steps > 1)}"
         shared = self.episodes, context.seed, output.classes, output.seconds
         yield from episode_items(output.accuracies, *shared, title=title, headlines=False)
 
