@@ -28,6 +28,7 @@ from distill.run.export import EXPORT, export_student, verification_images, veri
 from distill.run.folder import check_finished
 from distill.run.prepare import StudentSpec
 from distill.run.teacher import text_store
+from distill.stages.text_items import shown
 from distill.text.classes import ClassText, class_texts, embed_classes, fingerprints
 from distill.text.names import TextError, folded
 from distill.text.settings import TextSettings
@@ -63,12 +64,14 @@ def list_classes(run: Path, console: Console) -> None:
     """
     _experiment(run)
     head = read_export(newest_export(run))
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("class", "source"):
-        table.add_column(heading, overflow="fold", min_width=8)
-    table.add_column("definition", no_wrap=True, overflow="ellipsis", ratio=1)
-    for each in head.manifest.classes:
-        table.add_row(each.name, each.source or "its name", each.definitions[0] if each.definitions else "")
+    rows = [
+        (each.name, each.source or "its name", each.definitions[0] if each.definitions else "")
+        for each in head.manifest.classes
+    ]
+    taken = sum(max(map(len, column)) for column in ([row[0] for row in rows], [row[1] for row in rows]))
+    table = Table("class", "source", "definition", box=box.SIMPLE_HEAD, pad_edge=False)
+    for name, source, definition in rows:
+        table.add_row(name, source, shown(definition, max(20, console.width - taken - 9)))
     console.print(table)
     console.print(f"{len(head.names)} classes in {shown_path(head.folder)}", highlight=False, soft_wrap=True)
 

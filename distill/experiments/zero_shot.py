@@ -44,7 +44,7 @@ class ZeroShotExperiment(ExportingExperiment):
 
     kind: Literal["zero_shot"] = "zero_shot"  # type: ignore[assignment]
     objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
-    text: TextSettings = TextSettings()
+    text: TextSettings = Field({})  # type: ignore[assignment]  # plain values, since settings would import an encoder here
     method: Literal["ridge", "conse", "direct"] = "ridge"
     penalty: float = Field(10.0, gt=0, description="λ of the linear map, in units of the features' mean variance")
     top: int = Field(10, ge=1, description="conse: number of the network's likeliest classes that are read")

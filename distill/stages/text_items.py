@@ -42,11 +42,11 @@ def coverage_items(texts: Sequence[ClassText]) -> Iterable[Item]:
             title="Senses that were chosen",
             columns=(
                 Column(heading="class"),
-                Column(heading="of", unit="count", rank=1),
                 Column(heading="definition"),
+                Column(heading="senses", unit="count", rank=1),
             ),
             rows=tuple(
-                TableRow(cells=(each.spoken, float(each.senses), shown(each.definitions[0]))) for each in chosen[:SHOWN]
+                TableRow(cells=(each.spoken, shown(each.definitions[0]), float(each.senses))) for each in chosen[:SHOWN]
             ),
             caption=_rest(len(chosen)),
         )
