@@ -21,8 +21,9 @@ growth     seconds and bytes of a task in streams of 10 and of 100 tasks, with f
 =========  ============================================================================================================
 
 ``heads`` is the same with and without ``--quick``. Of the others, ``--quick`` measures one seed, two orders, short
-fits, and 30 tasks in place of 100. ``--epochs`` is the length of the fits of ``bank``, ``adapted``, ``halrp`` and
-``branch``, ``--set KEY=VALUE`` changes their configs; both are said in the results. Nothing is chosen on test images.
+fits, and 30 tasks in place of 100. Fits of ``halrp`` have 2 epochs, of ``branch`` 5, of ``opd`` 1: their configs take
+hours on a GPU. ``--epochs`` is the length of the fits of ``bank``, ``adapted``, ``halrp`` and ``branch``, ``--set
+KEY=VALUE`` changes their configs; both are said in the results. Nothing is chosen on test images.
 
 Every finished measurement is a line of ``results.jsonl`` in ``--out``, and a stopped run of a stream continues where it
 stopped: the same command measures what is missing. ``--list`` measures nothing and shows the results so far.

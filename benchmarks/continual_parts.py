@@ -15,8 +15,8 @@ from distill.continual.orders import order_disparity
 
 HELD_OUT = 0.2
 QUICK_EPOCHS = {"bank": 2, "opd": 1, "adapted": 3, "halrp": 2, "branch": 5}
-SHORT = {"opd": 1, "branch": 20}
-"""Epochs of parts that are shorter than their configs also without ``--quick``."""
+SHORT = {"opd": 1, "halrp": 2, "branch": 5}
+"""Epochs of parts that are shorter than their configs also without ``--quick``; a GPU runs the configs whole."""
 OPD_SIZE = 64
 LETTERS = ("A", "B", "C", "D", "E")
 
@@ -77,10 +77,8 @@ def on_cifar(lab: Lab, part: str, seed: int, changes: dict[str, Any]) -> dict[st
     """A run of the bank on the part of CIFAR-100."""
     given = lab.given
     data = data_tree(CIFAR, given.data, given.out, HELD_OUT)
-    short = (
-        {"training": {"epochs": 1, "validate_every": 1}} if part == "opd" and not given.epochs else length(lab, part)
-    )
-    return stream_run(lab, part, "halrp_lite0.yaml", {"seed": seed, "data": data, **short, **changes}, given.set)
+    tree = {"seed": seed, "data": data, **length(lab, part), **changes}
+    return stream_run(lab, part, "halrp_lite0.yaml", tree, given.set)
 
 
 def adapted(lab: Lab) -> Iterator[Figure]:
