@@ -81,6 +81,9 @@ def levels_of(network: Network, first_stride: int, stages: tuple[str, ...] | Non
         first_stride: of the shallowest map, if ``stages`` is None: the deepest stage of each stride from this one on.
         stages: names of timm's stages to read.
 
+    Returns:
+        One for each map.
+
     Raises:
         DetectionError: the network has no such stage or stride; the text lists what it has.
     """
@@ -138,6 +141,9 @@ def make_student(network: Network, settings: DetectorBackboneSettings, seed: int
         network: without classifier; changed in place.
         settings: what of it is trained.
         seed: of the deltas' initial values.
+
+    Returns:
+        The student, which computes maps.
     """
     torch.manual_seed(seed)
     return Student(network, settings, MAPS)

@@ -68,6 +68,9 @@ class BuiltDetector:
             rows: of the images.
             device: to compute on.
             batch: images at once. The border that smaller images get in a batch may change a score in its last digits.
+
+        Returns:
+            The detections of all of them.
         """
         training = self.module.training
         self.module.to(device).eval()
@@ -96,6 +99,9 @@ def build_detector(
         settings: of the detector.
         categories: names of the objects' classes.
         seed: of the new weights.
+
+    Returns:
+        The detector and its parts, on the CPU.
 
     Raises:
         DetectionError: the network has no maps that the detector can read.

@@ -92,7 +92,8 @@ def save_detector(
     folder.mkdir(parents=True, exist_ok=True)
     for part in (DELTA, START):
         shutil.rmtree(folder / part, ignore_errors=True)
-    if network.delta is not None:
+    merged = network.delta is not None and backbone.way != "whole"  # all tensors of a whole one are in the file
+    if merged and network.delta is not None:
         shutil.copytree(network.delta, folder / START)
     if backbone.way == "deltas":
         save_delta(
@@ -116,7 +117,7 @@ def save_detector(
         way=backbone.way,  # type: ignore[arg-type]
         backbone=student.backbone,
         preprocessing=Preprocessing.of(student.model, student.input.size),
-        start=network.delta is not None,
+        start=merged,
         sha256=sha256,
         results=tuple(results),
     )

@@ -55,9 +55,10 @@ class UnsupervisedExperiment(ExportingExperiment):
 
             images = AnomalyImages.of(data, self.anomaly)
             counts = [len(images.normal.subset(split)) for split in ("train", "val")]  # type: ignore[arg-type]
-            tested = (
-                f"{int(images.is_normal.sum()):,} normal and {int((~images.is_normal).sum()):,} other images tested"
-            )
+            tested = "no image with a class to test them"
+            if images.tested is not None:
+                others = int((~images.is_normal).sum())
+                tested = f"{int(images.is_normal.sum()):,} normal and {others:,} other images tested"
             lines.append(f"normal images: {counts[0]:,} to fit, {counts[1]:,} held out for the threshold; {tested}")
         return lines
 

@@ -79,9 +79,8 @@ class ScoreClusters(Stage[GroupScores]):
                 "knn: neighbors vote with their labels, and no training image has one; leave knn out, or"
                 " data.labels_per_class (no label is trained on)"
             )
-        nothing = dict.fromkeys(self._measures(context), 0.0)
-        scores, sizes = ({name: dict(own) for name in self.names} for own in (nothing, {}))
-        return GroupScores(self.split, {}, (), (), scores, {name: [] for name in sizes}, Path())
+        scores = {name: dict.fromkeys(self._measures(context), 0.0) for name in self.names}
+        return GroupScores(self.split, {}, (), (), scores, {}, Path())
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         names = ("names", "split", "clusters", "neighbors", "temperature")

@@ -75,6 +75,9 @@ class Detector(Component):
             strides: of its levels.
             classes: number of categories, and the background.
             spec: mean and std that images in [0, 1] are normalized with.
+
+        Returns:
+            A module with an attribute ``backbone``, the pyramid.
         """
         raise NotImplementedError
 
