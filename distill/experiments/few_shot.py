@@ -96,6 +96,7 @@ class FewShotExperiment(ExportingExperiment):
         shipped = next(stage for stage in heads if stage.head.shown == self.shipped)
         student = FoldHead("student", self.student, shipped.output, source)
         made += [features, *heads, student]
+        others = [stage.head.shown for stage in heads if stage is not shipped]
         if self.episodes is not None:
             compared, names = [features.output], [""]
             if self.meta is not None:
@@ -109,7 +110,7 @@ class FewShotExperiment(ExportingExperiment):
         test = EvaluateShots("test", models=models, student=student.output)
         export = ExportStudent("export", self.export, student.output, test.output)
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        return [*made, test, export, verify, WriteReport("report", baseline=self.shipped)]
+        return [*made, test, export, verify, WriteReport("report", baseline=others[0] if others else self.shipped)]
 
     @model_validator(mode="before")
     @classmethod

@@ -154,14 +154,15 @@ def episode_items(
         classes: that they were drawn from.
         seconds: that they took.
         title: of the table.
-        headlines: whether the first row is at the top of the report.
+        headlines: whether the first head on the last features is at the top of the report.
 
     Yields:
         The items.
     """
     shown = [(name, head) for name, head, shots in accuracies if shots == settings.shots[0]]
     rows = []
-    for number, (name, head) in enumerate(shown):
+    subject = next(own for own in shown if own[0] == shown[-1][0])  # the network of the run, its first head
+    for name, head in shown:
         estimates = [interval(accuracies[name, head, shots]) for shots in settings.shots]
         label = f"{name}, {head}" if name else head
         cells = (label, *(f"{100 * own.value:.1f} ± {50 * (own.high - own.low):.1f}" for own in estimates))
@@ -169,7 +170,7 @@ def episode_items(
         for shots, own in zip(settings.shots, estimates):
             metric = f"{settings.ways}-way {shots}-shot accuracy of {label}"
             yield Metric(name=metric, value=own.value, low=own.low, high=own.high, seed=seed)
-            if headlines and not number:
+            if headlines and (name, head) == subject:
                 yield Headline(value=own.value, unit="percent", what=metric)
     columns = (Column(heading="head"), *(Column(heading=f"{shots}-shot", unit="text") for shots in settings.shots))
     count = len(next(iter(accuracies.values())))
