@@ -25,6 +25,7 @@ VARIANTS: dict[str, DeltaSettings] = METHODS | {
         "deep_delta write only": {"write_only": True},
         "adapter plain": {"scale": False, "kernel": 1, "act": "silu", "hidden": 3},
         "ladder new": {"init": "random", "every": 2, "reduction": 4},
+        "ladder stem": {"stem": True, "rungs": (0, 2)},
     }.items()
 }
 
