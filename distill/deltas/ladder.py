@@ -5,7 +5,8 @@ With the backbone's outputs h_i (without gradient) at its taps and widths w_i = 
     s ← Block_i(g_i · T_i s + (1 − g_i) · D_i h_i),    g_i = sigmoid(α_i / 0.1), α_i = 0 before training
     F' = F + U norm(s)                                 U = 0 before training
 
-D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does.
+D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does,
+also before U.
 With ``stem``, the stream starts at the stem as in the paper: s_0 = D h_stem, h_stem the input of the first block, and
 the first rung mixes too. F is the output of the backbone's ``forward_features``: [B, D, H, W], [B, H, W, D] or
 [B, N, D]; the backbone's own pooling and head are applied to F'. Nothing before F records a graph, so the backbone's
@@ -38,6 +39,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from augment.base import error_at
 from distill.deltas.base import Calibration, DeltaError, DeltaInit, DeltaSettings, StructuralDelta
@@ -229,6 +231,9 @@ class Ladder(StructuralDelta):
         for rung in self.rungs:
             s = rung(s)
         assert s is not None
+        size = final.shape[1:3] if self.to_back else final.shape[-2:]
+        if s.ndim == 4 and s.shape[-2:] != size:  # the last rungs are left out
+            s = F.adaptive_avg_pool2d(s, size)
         added = self.up(self.norm(s))
         return final + (added.movedim(1, -1) if self.to_back else added).to(final.dtype)
 
