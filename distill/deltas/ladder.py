@@ -7,9 +7,9 @@ With the backbone's outputs h_i (without gradient) at its taps and widths w_i = 
 
 D_i [w_i, C_i] is a 1×1 map; T_i [w_i, w_{i−1}] is one where the width changes, followed by pooling where the size does,
 also before U. With ``stem``, the stream starts at the stem as in the paper: s_0 = D h_stem, h_stem the input of the
-first block, and the first rung mixes too. F is the output of the backbone's ``forward_features``: [B, D, H, W], [B, H, W, D] or
-[B, N, D]; the backbone's own pooling and head are applied to F'. Nothing before F records a graph, so the backbone's
-activations are not kept for backward.
+first block, and the first rung mixes too. F is the output of the backbone's ``forward_features``: [B, D, H, W],
+[B, H, W, D] or [B, N, D]; the backbone's own pooling and head are applied to F'. Nothing before F records a graph, so
+the backbone's activations are not kept for backward.
 
 A side block has the form of the backbone's last block up to the tap, with fewer channels, and is initialized from its
 weights by structured pruning: the channels of the greatest importance are kept. Where the block reads fewer channels
