@@ -230,9 +230,9 @@ class Ladder(StructuralDelta):
         for rung in self.rungs:
             s = rung(s)
         assert s is not None
-        size = final.shape[1:3] if self.to_back else final.shape[-2:]
-        if s.ndim == 4 and s.shape[-2:] != size:  # the last rungs are left out
-            s = F.adaptive_avg_pool2d(s, size)
+        height, width = final.shape[1:3] if self.to_back else final.shape[-2:]
+        if s.ndim == 4 and s.shape[-2:] != (height, width):  # the last rungs are left out
+            s = F.adaptive_avg_pool2d(s, (height, width))
         added = self.up(self.norm(s))
         return final + (added.movedim(1, -1) if self.to_back else added).to(final.dtype)
 
