@@ -15,6 +15,7 @@ from distill.continual.heads.linear import LinearHead
 from distill.data.base import Split
 from distill.files import write_atomic
 from distill.models.class_names import described_classes
+from distill.models.fingerprint import fingerprint
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.models.text_map import teacher_texts
@@ -126,6 +127,7 @@ class FitTextHead(Stage[TextHead]):
             "unseen": self.unseen,
             "texts": self.settings.model_dump(mode="json"),
             "network": self.network.model_dump(mode="json"),
+            "classifier": None if self.method == "ridge" else classifier_hash(context, self.network, self.name),
         }
 
     def run(self, context: RunContext, folder: Path) -> TextHead:
@@ -208,6 +210,7 @@ class ApplyConse(Stage[ConseModel]):
             "top": self.top,
             "texts": self.settings.model_dump(mode="json"),
             "network": self.network.model_dump(mode="json"),
+            "classifier": classifier_hash(context, self.network, self.name),
         }
 
     def run(self, context: RunContext, folder: Path) -> ConseModel:
@@ -235,6 +238,18 @@ def own_classifier(network: Network, name: str) -> tuple[Tensor, Tensor]:
         raise StageError(f"{name}: {network.origin} has no classifier that is one linear layer")
     weight = classifier.weight.detach()
     return weight, weight.new_zeros(len(weight)) if classifier.bias is None else classifier.bias.detach()
+
+
+def classifier_hash(context: RunContext, network: NetworkSettings, name: str) -> str:
+    """SHA-256 of a network's own classifier, which may lie in a file.
+
+    Args:
+        context: of the run.
+        network: settings.
+        name: of the stage, for errors.
+    """
+    weight, bias = own_classifier(pretrained_networks([network], context.seed)[0], name)
+    return fingerprint({"weight": weight, "bias": bias}).sha256
 
 
 def imagenet_texts(context: RunContext, network: Network, settings: TextSettings, variant: str, name: str) -> Tensor:

@@ -26,3 +26,9 @@ class BagOfWords(TextEncoder):
     def _word(self, word: str) -> np.ndarray:
         seed = int.from_bytes(hashlib.sha256(word.encode()).digest()[:8], "big")
         return np.random.default_rng(seed).normal(size=self.settings.width)
+
+
+class Tower(BagOfWords):
+    """The text tower of an image-text model, by its own word."""
+
+    image_text = True

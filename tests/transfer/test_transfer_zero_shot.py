@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from rich.console import Console
@@ -151,6 +152,20 @@ def test_a_projection_to_text_embeddings_is_the_map() -> None:
     assert not bias.any()
     with pytest.raises(ValueError, match="has no bias"):
         of_projection(weight, torch.ones(4))
+
+
+def test_the_projection_of_an_image_text_model_is_folded(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = timm.create_model("test_efficientnet", num_classes=16)
+    torch.nn.init.zeros_(model.get_classifier().bias)
+    write_timm_folder(tmp_path / "tower", model, origin="random")
+    changes: dict[str, Any] = {"method": "direct", "unseen": [], "controls": {"names": False, "shuffled": False}}
+    changes["student"] = {"network": {"model": f"local-dir:{tmp_path / 'tower'}"}}
+    changes["text"] = {"encoder": "toy_text_encoder:Tower"}
+    run = run_here(zero_shot(tmp_path, **changes), only=("texts", "features", "heads/both", "student"))
+    texts = safetensors.torch.load((run / "texts/embeddings.safetensors").read_bytes())["both"]
+    head = safetensors.torch.load((run / "heads/both/map.safetensors").read_bytes())["map"]
+    torch.testing.assert_close((head @ texts.double().T).T, (texts @ model.get_classifier().weight).double().detach())
 
 
 def verify_here(*given: Any, **options: Any) -> VerificationReport:
