@@ -7,8 +7,9 @@ as a line of ``results.jsonl``, so a stopped benchmark continues where it stoppe
 from __future__ import annotations
 
 import argparse
+import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import isnan, nan
 from pathlib import Path
@@ -28,8 +29,8 @@ from distill.training.signals import Interrupted, StopSignal
 
 Bars = Mapping[str, tuple[str, float]]
 """Figure → sign and limit: what it must be. All others are shown without a verdict."""
-NOTES = "## Notes"
-"""Heading in a page of results; what follows it is written by hand and kept when the page is written again."""
+NOTES = "Notes"
+"""Heading of the last section of a page of results, which is written by hand."""
 
 
 class NotMeasuredError(Exception):
@@ -133,8 +134,12 @@ def options(about: str | None, parts: Parts, out: str) -> argparse.ArgumentParse
     made.add_argument("--seeds", help="comma-separated; default: 0,1,2")
     made.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a change to the configs")
     made.add_argument("--out", type=Path, default=Path(out))
-    made.add_argument("--json", type=Path, help="write the figures to this file")
-    made.add_argument("--markdown", type=Path, help=f"write the page of results to this file; its {NOTES!r} are kept")
+    made.add_argument("--json", type=Path, help="write the figures to this file; its other ones are kept")
+    made.add_argument(
+        "--markdown",
+        type=Path,
+        help="write the page of results to this file; its sections of other parts and its notes are kept",
+    )
     made.add_argument("--list", action="store_true", help="measure nothing, show the results so far")
     return made
 
@@ -176,11 +181,18 @@ def measure_parts(given: argparse.Namespace, parts: Parts, title: str, about: st
             except Interrupted as error:
                 raise SystemExit(f"{error}; the same command continues") from None
             show(console, name, measured[name])
-    rows = [each for part in measured.values() for each in part]
     if given.json:
-        save(given.json, [each.row for each in rows if each.is_measured])
+        save_rows(given.json, [each.row for part in measured.values() for each in part if each.is_measured])
     if given.markdown:
-        write_atomic(given.markdown, page(title, about, measured, notes_of(given.markdown)).encode())
+        text = page(title, about, parts, measured, given.markdown)
+        write_atomic(given.markdown, text.encode())
+
+
+def save_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows to a file; its rows of other names are kept."""
+    names = {row.name for row in rows}
+    before = [Row(**each) for each in json.loads(path.read_text())] if path.is_file() else []
+    save(path, [*(row for row in before if row.name not in names), *rows])
 
 
 def show(console: Console, title: str, rows: list[Figure]) -> None:
@@ -204,43 +216,51 @@ def spread(row: Row) -> str:
     return "" if row.low == row.high or isnan(row.value) else f"{number(row.low)} … {number(row.high)}"
 
 
-def notes_of(path: Path) -> str:
-    """The notes of an existing page of results; empty without one."""
+def sections_of(path: Path) -> dict[str, str]:
+    """Heading → text of the sections of an existing page; empty without one."""
     text = path.read_text() if path.is_file() else ""
-    return text[text.index(NOTES) :] if NOTES in text else ""
+    sections = (section.partition("\n") for section in f"\n{text}".split("\n## ")[1:])
+    return {heading: body.strip() for heading, _, body in sections}
 
 
-def page(title: str, about: str, measured: Mapping[str, Sequence[Figure]], notes: str = "") -> str:
-    """The page of results: a table for each part, with what it was measured on.
+def page(title: str, about: str, parts: Iterable[str], measured: Mapping[str, Sequence[Figure]], path: Path) -> str:
+    """The page of results: a section for each part, with what it was measured on.
 
     Args:
         title: of the page.
         about: first paragraph.
+        parts: names of all parts, in their order.
         measured: part → its figures; none if it was not measured.
-        notes: of :func:`notes_of`.
+        path: of an existing page, whose sections of other parts and notes are kept.
 
     Returns:
         Markdown.
     """
-    where = Machine.here()
+    before = sections_of(path)
     lines = [f"# {title}", "", about]
-    for name, rows in measured.items():
-        lines += ["", f"## {name}", ""]
-        if not rows:
-            lines.append("Not measured.")
-            continue
-        lines += ["| figure | mean | smallest … largest | unit | bar |", "|---|---:|---:|---|---|"]
-        lines += [
-            f"| `{each.row.name}` | {number(each.row.value)} | {spread(each.row)} | {each.row.unit} | {each.bar} |"
-            for each in rows
-        ]
-        lines.append("")
-        for detail in dict.fromkeys(each.detail for each in rows if each.detail):
-            of = [f"`{each.row.name}`" for each in rows if each.detail == detail]
-            lines.append(f"- {', '.join(of[:2])}{' …' * (len(of) > 2)}: {detail}")
+    for name in parts:
+        if name in measured:
+            lines += ["", f"## {name}", "", section(measured[name])]
+        elif name in before:
+            lines += ["", f"## {name}", "", before[name]]
+    if NOTES in before:
+        lines += ["", f"## {NOTES}", "", before[NOTES]]
+    return "\n".join(lines) + "\n"
+
+
+def section(rows: Sequence[Figure]) -> str:
+    """The text of a part."""
+    if not rows:
+        return "Not measured."
+    lines = ["| figure | mean | smallest … largest | unit | bar |", "|---|---:|---:|---|---|"]
     lines += [
-        "",
-        f"Machine: {where.gpu or where.cpu}, {where.threads} thread(s), Python {where.python}, torch {where.torch}, "
-        f"timm {where.timm}.",
+        f"| `{each.row.name}` | {number(each.row.value)} | {spread(each.row)} | {each.row.unit} | {each.bar} |"
+        for each in rows
     ]
-    return "\n".join([*lines, *(["", notes.rstrip()] if notes else [])]) + "\n"
+    lines.append("")
+    for detail in dict.fromkeys(each.detail for each in rows if each.detail):
+        of = [f"`{each.row.name}`" for each in rows if each.detail == detail]
+        lines.append(f"- {', '.join(of[:2])}{' …' * (len(of) > 2)}: {detail}")
+    where = Machine.here()
+    machine = f"{where.gpu or where.cpu}, {where.threads} thread(s)"
+    return "\n".join([*lines, f"- machine: {machine}, Python {where.python}, torch {where.torch}, timm {where.timm}"])

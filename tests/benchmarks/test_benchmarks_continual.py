@@ -22,7 +22,7 @@ import continual_runs  # noqa: E402
 from accuracy import Notebook  # noqa: E402
 from continual_heads import JOINT, SEQUENTIAL, Frozen, learn, seconds_of_sums  # noqa: E402
 from continual_lab import BARS, figure  # noqa: E402
-from lab import Lab, NotMeasuredError, notes_of, page, show  # noqa: E402
+from lab import Lab, NotMeasuredError, page, save_rows, section, show  # noqa: E402
 from toy_stream import verified_here  # noqa: E402
 
 from distill.config import validate_tree  # noqa: E402
@@ -94,18 +94,24 @@ def test_figures_say_whether_their_bar_is_reached() -> None:
 
 
 def test_the_page_shows_every_figure_and_what_it_is_of() -> None:
-    measured = {"heads": [figure("slda_last_flowers", [0.9, 0.92], "fraction", "orders 0, 1")]}
-    text = page("A stream", continual.ABOUT, measured)
+    text = section([figure("slda_last_flowers", [0.9, 0.92], "fraction", "orders 0, 1")])
     assert "| `slda_last_flowers` | 0.91 | 0.9 … 0.92 | fraction | ≥ 0.9 reached |" in text
     assert "- `slda_last_flowers`: orders 0, 1\n" in text and "torch" in text
 
 
-def test_notes_by_hand_are_kept_when_the_page_is_written_again(tmp_path: Path) -> None:
-    path = tmp_path / "page.md"
-    assert notes_of(path) == ""
-    path.write_text(page("A stream", "", {}) + "\n## Notes\n\nWhat was tried.\n")
-    again = page("A stream", "", {}, notes_of(path))
-    assert again == path.read_text()
+def test_what_is_not_measured_again_is_kept(tmp_path: Path) -> None:
+    path, rows = tmp_path / "page.md", tmp_path / "rows.json"
+    first = {"bank": [figure("bank_til", [0.8], "fraction", "seed 0")], "opd": [figure("bank_opd", [0.0], "s", "")]}
+    path.write_text(page("A stream", "About.", ["opd", "bank"], first, path) + "\n## Notes\n\nWhat was tried.\n")
+    save_rows(rows, [each.row for part in first.values() for each in part])
+    before = path.read_text()
+    assert before.index("## opd") < before.index("## bank") < before.index("## Notes")
+    assert page("A stream", "About.", ["opd", "bank"], {}, path) == before
+    second = {"opd": [figure("bank_opd", [0.5], "s", "")]}
+    again = page("A stream", "About.", ["opd", "bank"], second, path)
+    assert "`bank_opd` | 0.5" in again and "`bank_til` | 0.8" in again and again.endswith("What was tried.\n")
+    save_rows(rows, [second["opd"][0].row])
+    assert {each["name"]: each["value"] for each in json.loads(rows.read_text())} == {"bank_til": 0.8, "bank_opd": 0.5}
 
 
 def test_a_result_is_measured_once(tmp_path: Path) -> None:
@@ -195,10 +201,10 @@ def test_parts_of_runs(runs: list[dict[str, Any]], tmp_path: Path) -> None:
 def test_figures_of_continued_runs_are_not_measured(tmp_path: Path) -> None:
     lines = [{"seconds": None, "useful": None}]
     rows = [*continual_parts.spent_elsewhere("stream_overhead", "bank_stream_seconds", lines, "seeds 0")]
-    text = page("A stream", "", {"bank": rows, "opd": []})
+    text = section(rows)
     assert "| `stream_overhead` | not measured |  | share | ≤ 0.05 |" in text
     assert "| `bank_stream_seconds` | not measured |  | s |  |" in text
-    assert "seeds 0; every run was stopped and continued" in text and "## opd\n\nNot measured.\n" in text
+    assert "seeds 0; every run was stopped and continued" in text and section([]) == "Not measured."
     show(Console(quiet=True), "bank", rows)
 
 
@@ -208,7 +214,7 @@ def test_choosing_ranks_is_part_of_the_time_in_fits(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(prepare, "trial_student", lambda *_: None)
     monkeypatch.setattr(prepare, "_from_choice", lambda *made: made[1])
     entry = HALRP.Settings(ranks={"alpha": 0.9})  # type: ignore[arg-type]
-    spec: Any = SimpleNamespace(settings=SimpleNamespace(deltas=[entry]))
+    spec: Any = SimpleNamespace(settings=SimpleNamespace(deltas=[entry], start=None))
     unused: Any = None
     with continual_runs.timing() as spent:
         assert prepare.prepare(spec, unused, tmp_path, "student", 1) == content

@@ -18,7 +18,7 @@ import transfer_lab  # noqa: E402
 import transfer_offsite  # noqa: E402
 import transfer_target  # noqa: E402
 from accuracy import Notebook  # noqa: E402
-from lab import Lab, NotMeasuredError, page  # noqa: E402
+from lab import Lab, NotMeasuredError, section  # noqa: E402
 from transfer_lab import figure  # noqa: E402
 
 from distill.config import validate_tree  # noqa: E402
@@ -41,7 +41,7 @@ def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["usps_student"].row.value == 0.8 and made["usps_student"].bar == "≥ 0.75 reached"
     assert made["usps_gain"].row.value == pytest.approx(0.3) and made["usps_student_on_source"].row.value == 0.9
     assert made["usps_source_only"].bar == ""
-    text = page("Transfer", transfer.ABOUT, {"usps": list(made.values())})
+    text = section(list(made.values()))
     assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in text
 
 
