@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -255,8 +256,8 @@ def rank(
     A network that cannot be read is named, and does not stop the others. Example: distill rank
     configs/transfer/few_shot.yaml embedded:tf_efficientnet_lite0 embedded:tf_efficientnet_lite2 data.size=128
     """
-    overrides = [name for name in networks if "=" in name]
-    names = [name for name in networks if "=" not in name]
+    overrides = [name for name in networks if re.match(r"~|[\w.]+\+?=", name)]
+    names = [name for name in networks if name not in overrides]
     if not names:
         raise typer.BadParameter("name a network or more, such as embedded:tf_efficientnet_lite0")
     experiment = _experiment(config, overrides)

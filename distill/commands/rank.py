@@ -106,7 +106,7 @@ def _scored(context: RunContext, name: str, shared: dict[str, object]) -> Ranked
         torch.manual_seed(context.seed)
         network = make_network(NetworkSettings.model_validate({**shared, "model": name}))
         features, logits, labels, held = _features(context, network)
-    except (UserError, ValueError) as error:
+    except Exception as error:  # any network that timm cannot build or run; the others are still ranked
         return Ranked(name, error=described(error) if not isinstance(error, UserError) else str(error))
     classes = context.data.classes
     scores: dict[Score, float] = {

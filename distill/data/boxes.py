@@ -6,6 +6,7 @@ distilled on the same images before a detector is trained.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,12 +154,20 @@ class BoxSource(Source):
         self._skipped.setdefault(kind, []).append(where)
 
 
+def check_inside(path: str, where: Path) -> str:
+    """The path, if it stays in the folder of the data. Raises ``DataError``, which names the annotations ``where``."""
+    if os.path.isabs(path) or os.path.normpath(path).split(os.sep)[0] == os.pardir:
+        raise DataError(f"{where}: {path!r} leads out of the folder of the data")
+    return path
+
+
 def check_ids(ids: Sequence[str], where: Path) -> None:
-    """Raise ``DataError`` if an image is named twice in the annotations ``where``, or if there is none."""
+    """Raise ``DataError`` if an image is named twice in the annotations ``where``, or lies elsewhere, or if none is."""
     if not ids:
         raise DataError(f"{where}: no image")
     seen: set[str] = set()
     for id in ids:
+        check_inside(id, where)
         if id in seen:
             raise DataError(f"{where}: names the image {id} twice")
         seen.add(id)

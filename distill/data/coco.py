@@ -73,19 +73,16 @@ class Coco(BoxSource):
         of_image: dict[Any, list[Any]] = {image["id"]: [] for image in self._images[name]}
         for number, each in enumerate(self._content[name].get("annotations", [])):
             where = f"{path}: annotation {each.get('id', number)}" if isinstance(each, dict) else str(path)
-            if not isinstance(each, dict) or each.get("image_id") not in of_image:
+            if not isinstance(each, dict) or _number(each.get("image_id")) not in of_image:
                 raise DataError(f"{where} is of an image that the file does not list")
             box = each.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not all(isinstance(own, int | float) for own in box):
                 raise DataError(f"{where}: bbox is {box!r}, expected [left, top, width, height]")
             left, top, width, height = map(float, box)
             corners = (left, top, left + width, top + height)
-            category = self._numbers(name).get(each.get("category_id"))
+            category = self._numbers(name).get(_number(each.get("category_id")))
             of_image[each["image_id"]].append((where, corners, category, bool(each.get("iscrowd", 0))))
-        return [
-            self.boxes_of(of_image[image["id"]], (int(image["height"]), int(image["width"])))
-            for image in self._images[name]
-        ]
+        return [self.boxes_of(of_image[image["id"]], (image["height"], image["width"])) for image in self._images[name]]
 
     @cached_property
     def _images(self) -> dict[Split, list[dict[str, Any]]]:
@@ -93,9 +90,14 @@ class Coco(BoxSource):
         for name, content in self._content.items():
             images, path = content["images"], self._paths[name]
             for image in images:
+                if not isinstance(image, dict):
+                    raise DataError(f"{path}: an image is {image!r:.200}, expected a mapping")
                 lacking = [key for key in ("id", "file_name", "width", "height") if key not in image]
                 if lacking:
                     raise DataError(f"{path}: an image without {', '.join(lacking)}: {image!r:.200}")
+                for key, kind in (("id", int | str), ("file_name", str), ("width", int), ("height", int)):
+                    if not isinstance(image[key], kind):
+                        raise DataError(f"{path}: {key} of an image is {image[key]!r:.200}, expected {_shown(kind)}")
             if len({image["id"] for image in images}) < len(images):
                 raise DataError(f"{path}: two images have one id")
             made[name] = images
@@ -118,6 +120,15 @@ class Coco(BoxSource):
 
     def _numbers(self, name: Split) -> dict[Any, int]:
         return self._number if name == "train" else self._categories(name)[1]
+
+
+def _number(value: Any) -> Any:
+    """An id, None for what cannot be one."""
+    return value if isinstance(value, int | str) else None
+
+
+def _shown(kind: Any) -> str:
+    return {int: "a whole number", str: "a text"}.get(kind, "a whole number or a text")
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -338,6 +338,8 @@ class ExperimentData:
                 digest.update("\0".join([name, *self.classes, "", *subset.ids]).encode())
                 digest.update(subset.labels.astype("<i8").tobytes())
                 digest.update(getattr(subset.samples, "settings", "").encode())
+                if len(sizes := np.asarray(getattr(subset.samples, "sizes", ()), dtype="<i8")):
+                    digest.update(sizes[subset.indices].tobytes())
             elif self._part is None and name in self.source.has_split:
                 samples = self._split(name)
                 digest.update("\0".join([name, *self.classes, "", *samples.ids]).encode())

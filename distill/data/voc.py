@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import Field
 
 from distill.data.base import DataError, Samples, Split
-from distill.data.boxes import Boxes, BoxSource, check_ids
+from distill.data.boxes import Boxes, BoxSource, check_ids, check_inside
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")
 SETS = Path("ImageSets") / "Main"
@@ -88,7 +88,7 @@ class Voc(BoxSource):
         return listed
 
     def _read(self, stem: str) -> ElementTree.Element:
-        path = self._folder / f"{stem}.xml"
+        path = self._folder / check_inside(f"{stem}.xml", self.settings.root / SETS)
         try:
             return ElementTree.parse(path).getroot()
         except (OSError, ElementTree.ParseError) as error:

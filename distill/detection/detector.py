@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from distill.data.boxes import Boxes
 from distill.detection.backbone import Level, Pyramid, levels_of, make_student
 from distill.detection.detectors.base import Detector
 from distill.detection.images import DetectionImages, Objects, evaluation_item
@@ -118,9 +117,3 @@ def build_detector(
     strides = detector.strides([level.stride for level in levels])
     module = detector.build(pyramid, strides, len(categories) + 1, network.input)
     return BuiltDetector(module, student, tuple(levels), tuple(categories))
-
-
-def target_of(objects: Boxes) -> Objects:
-    """The objects of an image that is not augmented, as a target."""
-    mask = ~objects.ignored
-    return Objects(torch.from_numpy(objects.corners[mask]).float(), torch.from_numpy(objects.labels[mask]) + 1)

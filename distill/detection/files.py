@@ -30,7 +30,7 @@ from distill.detection.detector import STUDENT, BuiltDetector, build_detector
 from distill.detection.detectors.base import Detector
 from distill.detection.settings import DetectorBackboneSettings
 from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
-from distill.export.delta.io import load_delta, read_delta, save_delta
+from distill.export.delta.io import load_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
 from distill.files import write_atomic
 from distill.models.fingerprint import Fingerprint, differences, fingerprint
@@ -159,7 +159,7 @@ def load_detector(folder: Path, network: NetworkSettings | None = None, *, allow
         plain = DetectorBackboneSettings(network=own, train="full" if manifest.way == "whole" else "deltas")
         built = build_detector(made, plain, settings, manifest.categories, seed=0)
     if manifest.way == "deltas":
-        _with_delta(folder, built)
+        _with_delta(folder, built, allow_plugins)
     targets = {
         key: tensor
         for key, tensor in built.module.state_dict().items()
@@ -188,10 +188,9 @@ def _backbone(folder: Path, manifest: DetectorManifest, network: NetworkSettings
     return made
 
 
-def _with_delta(folder: Path, built: BuiltDetector) -> None:
+def _with_delta(folder: Path, built: BuiltDetector, allow_plugins: bool) -> None:
     """Put the deltas of the delta file into the backbone of a detector."""
-    read_delta(folder / DELTA)
-    model = load_delta(folder / DELTA, built.student.model)
+    model = load_delta(folder / DELTA, built.student.model, allow_plugins=allow_plugins)
     assert deltas(model)
     built.student.model = model
     built.student.network.model = model

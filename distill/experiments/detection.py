@@ -26,7 +26,19 @@ if TYPE_CHECKING:  # these import torch
 else:
     AnyDetector = Annotated[Settings, Registry("distill.detection.detectors", "Detector")]
 
-UNUSED_DATA = ("target", "size", "fit", "labels_per_class", "sampler", "loader_ops", "on_device", "depth")
+UNUSED_DATA = (
+    "target",
+    "size",
+    "fit",
+    "labels_per_class",
+    "sampler",
+    "loader_ops",
+    "on_device",
+    "depth",
+    "corrupt_budget",
+    "worker_timeout",
+    "start_method",
+)
 UNUSED_TRAINING = (
     "accumulate",
     "precision",

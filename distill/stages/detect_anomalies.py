@@ -27,6 +27,7 @@ from distill.run.stage import Ref, Stage, StageError
 from distill.run.trial import trying
 from distill.stages.evaluate import Evaluation
 from distill.stages.outputs import TrainedStudent, pretrained_networks
+from distill.stages.pooled_features import weights_of
 from distill.transfer.anomaly.base import AnomalyMethod
 from distill.transfer.anomaly.files import AnomalyDetector, load_anomaly, on_cpu, save_anomaly
 from distill.transfer.anomaly.images import AnomalyImages
@@ -94,7 +95,10 @@ class DetectAnomalies(Stage[Anomalies]):
         images = AnomalyImages.of(context.data, self.settings)
         return {
             "settings": self.settings.model_dump(mode="json"),
-            "networks": [[name, network.model_dump(mode="json")] for name, network in self.networks],
+            "networks": [
+                [name, network.model_dump(mode="json"), weights_of(network, context.seed)]
+                for name, network in self.networks
+            ],
             "data": [context.data.settings.model_dump(mode="json"), images.normal.fingerprint()],
             "tested": images.tested.fingerprint() if images.tested is not None else None,
             "is_normal": np.packbits(images.is_normal).tobytes().hex(),

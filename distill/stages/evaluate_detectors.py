@@ -69,7 +69,8 @@ class EvaluateDetectors(Stage[DetectorScores]):
         return DetectorScores(split, detected, dict.fromkeys(detected, nothing), None)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]}
+        data = [context.data.fingerprint(), context.data.settings.model_dump(mode="json")]
+        return {"data": data, "boxes": DetectionImages.of(context.data, self._split(context)).digest()}
 
     def run(self, context: RunContext, folder: Path) -> DetectorScores:
         split = self._split(context)

@@ -93,9 +93,7 @@ class PooledFeatures(Stage[SplitFeatures]):
     def key(self, context: RunContext) -> Mapping[str, Any]:
         own: dict[str, Any] = {}
         if self.network is not None:
-            model = self._network(context).model
-            weights = fingerprint(backbone_state(model, classifier_names(model))).sha256
-            own = {"network": self.network.model_dump(mode="json"), "weights": weights}
+            own = {"network": self.network.model_dump(mode="json"), "weights": weights_of(self.network, context.seed)}
         settings = context.data.settings.model_dump(mode="json", include=READ)
         data = [context.data.fingerprint(), settings]
         return {**own, "splits": self._splits(context), "labeled": self.labeled, "data": data}
@@ -118,6 +116,12 @@ class PooledFeatures(Stage[SplitFeatures]):
         assert self.network is not None
         classes = len(context.data.classes) if self.new_head else None
         return pretrained_networks([self.network], context.seed, classes)[0]
+
+
+def weights_of(network: NetworkSettings, seed: int) -> str:
+    """SHA-256 of a pretrained network's weights without its classifier: its file may hold others later."""
+    model = pretrained_networks([network], seed)[0].model
+    return fingerprint(backbone_state(model, classifier_names(model))).sha256
 
 
 def compute_features(

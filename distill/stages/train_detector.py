@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ class TrainDetector(Stage[TrainedDetector]):
             "augment": [op.model_dump(mode="json") for op in self.augment],
             "training": self.training.model_dump(mode="json"),
             "data": [context.data.fingerprint(), context.data.settings.model_dump(mode="json")],
-            "boxes": _boxes_of(context),
+            "boxes": DetectionImages.of(context.data, "train").digest(),
         }
 
     def run(self, context: RunContext, folder: Path) -> TrainedDetector:
@@ -154,15 +153,3 @@ class TrainDetector(Stage[TrainedDetector]):
     def _what(self, train: DetectionImages) -> str:
         objects = sum(train.counts())
         return f"{self.detector.type}, backbone {self.backbone.way}, {objects:,} boxes in {len(train):,} images"
-
-
-def _boxes_of(context: RunContext) -> str:
-    """A digest of the training boxes, which the fingerprint of the data does not hold."""
-    digest = hashlib.sha256()
-    images = DetectionImages.of(context.data, "train")
-    digest.update("\0".join(images.categories).encode())
-    for own in images.objects:
-        for part in (own.corners, own.labels, own.ignored):
-            digest.update(part.tobytes())
-        digest.update(b"\0")
-    return digest.hexdigest()

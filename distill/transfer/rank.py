@@ -25,7 +25,7 @@ STEPS, TOLERANCE = 100, 1e-5
 
 
 def logme(features_ND: Tensor, labels_N: Tensor, classes: int) -> float:
-    """LogME: log evidence per image of Bayesian linear regression on one-hot labels, mean over classes.
+    """LogME: log evidence per image of Bayesian linear regression on one-hot labels, mean over classes with images.
 
     ``y ~ N(F w, β⁻¹)``, ``w ~ N(0, α⁻¹)``, with the α and β of the highest evidence::
 
@@ -44,10 +44,11 @@ def logme(features_ND: Tensor, labels_N: Tensor, classes: int) -> float:
     """
     f_ND = features_ND.double()
     images, width = f_ND.shape
+    present = labels_N.unique()  # without an image, a class has no evidence
     basis_NR, values_R, _ = torch.linalg.svd(f_ND, full_matrices=False)
     squares_R = values_R.square()
     total = 0.0
-    for y_N in one_hot(labels_N, classes).double().T:
+    for y_N in one_hot(labels_N, classes)[:, present].double().T:
         x_R = (basis_NR.T @ y_N).square()
         outside = (y_N.square().sum() - x_R.sum()).clamp_min(0)
         alpha, beta = torch.tensor(1.0).double(), torch.tensor(1.0).double()
@@ -65,7 +66,7 @@ def logme(features_ND: Tensor, labels_N: Tensor, classes: int) -> float:
         logdet = (alpha + beta * squares_R).log().sum() + (width - len(squares_R)) * alpha.log()
         density = width * alpha.log() + images * beta.log() - logdet - beta * residual - alpha * norm
         total += 0.5 * (density.item() / images - math.log(2 * math.pi))
-    return total / classes
+    return total / len(present)
 
 
 def h_score(features_ND: Tensor, labels_N: Tensor, classes: int) -> float:

@@ -158,10 +158,16 @@ def test_class_names_in_either_form_of_unicode(tmp_path) -> None:
 def test_fingerprint_sees_a_changed_file(tmp_path) -> None:
     put(tmp_path, *[f"a/{index}.png" for index in range(4)])
     settings = DataSettings(source=Folder.Settings(root=tmp_path, labels=False), size=8, workers=0)
-    before = ExperimentData(settings).fingerprint()
+    before, part = (made.fingerprint() for made in _whole_and_part(settings))
     assert before == ExperimentData(settings).fingerprint()
     Image.new("RGB", (9, 9), "red").save(tmp_path / "a/0.png")
-    assert ExperimentData(settings).fingerprint() != before
+    changed, changed_part = (made.fingerprint() for made in _whole_and_part(settings))
+    assert changed != before and changed_part != part
+
+
+def _whole_and_part(settings: DataSettings) -> tuple[ExperimentData, ExperimentData]:
+    whole = ExperimentData(settings)
+    return whole, whole.part(whole.classes, {"train": whole.subset("train")}, 0)
 
 
 def test_bits_in_use_are_those_of_all_images(tmp_path) -> None:

@@ -101,6 +101,17 @@ def test_missing_files_and_wrong_json_are_named(coco_folder: Path, tmp_path: Pat
     (tmp_path / "val.json").write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"val\.json: its categories are light, other, and those of train light, dark"):
         coco(tmp_path)
+    (tmp_path / "val.json").unlink()
+    for key, value, text in (
+        ("file_name", "../../outside.png", r"train\.json: 'images/\.\./\.\./outside\.png' leads out of the folder"),
+        ("width", "x", r"train\.json: width of an image is 'x', expected a whole number"),
+        ("id", [1], r"train\.json: id of an image is \[1\], expected a whole number or a text"),
+    ):
+        content = json.loads((coco_folder / "train.json").read_text())
+        content["images"][0][key] = value
+        (tmp_path / "train.json").write_text(json.dumps(content))
+        with pytest.raises(DataError, match=text):
+            coco(tmp_path).split("train")
     (tmp_path / "train.json").write_text("{}")
     with pytest.raises(DataError, match=r"train\.json: is no COCO file of boxes: it has no list 'images'"):
         coco(tmp_path)
@@ -112,6 +123,9 @@ def test_images_of_an_experiment_and_their_sizes(coco_folder: Path, tmp_path: Pa
     assert images.counts() == [4, 4] and images.few(2) == [0, 1]
     images.check_sizes()
     root = changed(coco_folder, tmp_path, {})
+    (tmp_path / "moved").mkdir()
+    moved = Coco.Settings(root=changed(coco_folder, tmp_path / "moved", {"bbox": [2, 2, 9, 9]}))
+    assert DetectionImages.of(ExperimentData(DataSettings(source=moved)), "train").digest() != images.digest()  # type: ignore[arg-type]
     content = json.loads((root / "train.json").read_text())
     content["images"][1]["width"] = 99
     (root / "train.json").write_text(json.dumps(content))

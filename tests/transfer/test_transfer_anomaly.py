@@ -87,8 +87,10 @@ def test_the_bank_keeps_its_bytes_and_is_a_greedy_cover() -> None:
     chosen = coreset(points, 3, torch.Generator().manual_seed(0)).tolist()
     assert {round(float(points[index, 0])) for index in chosen} == {0, 5, 10}
     assert sorted(coreset(points, 5, torch.Generator().manual_seed(0)).tolist()) == [0, 1, 2, 3, 4]
-    with pytest.raises(AnomalyError, match=r"patchcore\.stages: there is no stage fifth, only first"):
+    with pytest.raises(AnomalyError, match=r"patchcore in anomaly\.methods: stages: there is no stage fifth, only"):
         PatchCore(PatchCore.Settings(stages=("fifth",))).fit([features(1)], seed=0)
+    with pytest.raises(AnomalyError, match=r"bank: 11: a patch of 6 numbers takes 12 bytes"):
+        PatchCore(PatchCore.Settings(bank=11)).fit([features(1)], seed=0)
     with pytest.raises(ValueError, match="expected bytes such as 200KB"):
         PatchCore.Settings(bank="2 bananas")
 

@@ -51,6 +51,12 @@ def test_logme_is_the_largest_evidence(images: int, width: int) -> None:
     assert logme(features, labels, 3) == pytest.approx(total, abs=2e-4)
 
 
+def test_a_class_without_images_changes_no_score() -> None:
+    features, labels = sample(30, 5)
+    for score in (logme, h_score, leep):
+        assert score(features, labels, 4) == pytest.approx(score(features, labels, 3), rel=1e-9)
+
+
 def test_h_score_by_the_definition() -> None:
     from sklearn.covariance import ledoit_wolf
 

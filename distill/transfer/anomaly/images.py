@@ -45,7 +45,9 @@ class AnomalyImages:
             _check_classes(named, data.classes, "the data")
         fitted = _some(data, "train", named)
         if not len(fitted):
-            raise AnomalyError("anomaly.normal: no training image is of these classes")
+            hidden = data.settings.labels_per_class is not None
+            why = ", whose labels data.labels_per_class hides" if hidden else ""
+            raise AnomalyError(f"anomaly.normal: no training image{why} is of these classes")
         held_out = _some(data, "val", named) if data.has_split("val") else None
         if held_out is None or not len(held_out):
             raise AnomalyError(

@@ -65,7 +65,11 @@ class PatchCore(AnomalyMethod):
         if not pool:
             raise AnomalyError("patchcore: there is no normal image")
         patches_PC = self._drawn(torch.cat(pool), generator, self.settings.candidates)
-        size = max(1, min(parse_bytes(str(self.settings.bank)) // (2 * patches_PC.shape[1]), len(patches_PC)))
+        of_patch = 2 * patches_PC.shape[1]
+        size = min(parse_bytes(str(self.settings.bank)) // of_patch, len(patches_PC))
+        if not size:
+            text = f"{self.settings.bank}: a patch of {patches_PC.shape[1]} numbers takes {of_patch} bytes"
+            raise AnomalyError(f"the method patchcore in anomaly.methods: bank: {text}")
         bank_MC = patches_PC[coreset(patches_PC, size, generator)] if size < len(patches_PC) else patches_PC
         return {"bank": bank_MC.half().contiguous()}
 
@@ -103,7 +107,10 @@ class PatchCore(AnomalyMethod):
         if self.settings.stages is not None:
             missing = [name for name in self.settings.stages if name not in output.maps]
             if missing:
-                raise AnomalyError(f"patchcore.stages: there is no stage {missing[0]}, only {', '.join(output.maps)}")
+                raise AnomalyError(
+                    f"the method patchcore in anomaly.methods: stages: there is no stage {missing[0]}, only "
+                    f"{', '.join(output.maps)}"
+                )
             return sorted((output.maps[name] for name in self.settings.stages), key=lambda map_: -map_.shape[2])
         by_side = {map_.shape[2]: map_ for map_ in output.maps.values()}  # the deepest of each size
         sides = sorted(by_side, reverse=True)
