@@ -18,7 +18,7 @@ from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.prepare import StudentSpec, finished, load_trained, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
-from distill.run.start import check_start, start_key
+from distill.run.start import check_start, start_key, start_note
 from distill.run.teacher import label_maps, make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -111,6 +111,9 @@ class TrainStudent(Stage[TrainedStudent]):
 
     def report(self, context: RunContext, output: TrainedStudent) -> Iterable[Item]:
         yield from output.items()
+        if self.student.start is not None:
+            text = start_note(self.student, tuple(context.data.classes), output.student.model)
+            yield Note(text=f"{self.row}: {text}")
         yield from network_notes([output.student.network])
         if output.teacher is not None:
             yield from label_map_items(output.teacher)

@@ -16,8 +16,10 @@ from distill.export.delta.io import save_delta
 from distill.export.manifest import Preprocessing
 from distill.models.settings import StudentSettings
 from distill.models.student import Student
+from distill.report.items import Note
 from distill.run.context import RunContext
 from distill.run.prepare import LOGITS, StudentSpec, load_prepared, trial_student
+from distill.run.start import start_note
 from distill.stages.learn_task import LearnTask
 from distill.stages.train_student import TrainStudent
 from distill.training.fit import RESULT
@@ -99,6 +101,8 @@ def test_training_starts_from_deltas_and_rows_of_the_head(root: Path, given: Stu
     assert others.abs().max() > 1e-3, "rows of other classes are new"
     key = stage.key(context)
     assert len(key["start"]) == 64
+    notes = [item.text for item in stage.report(context, trained) if isinstance(item, Note)]
+    assert f"student: head: 2 of 4 classes from {root / 'delta'}, the others are new" in notes
     assert "start" not in replace(stage, student=stage.student.model_copy(update={"start": None})).key(context)
 
 
@@ -131,6 +135,24 @@ def test_configs_that_are_refused(student: dict[str, Any], message: str, root: P
         del own["deltas"]
     with pytest.raises((ConfigError, ValueError), match=message):
         type(experiment(root)).model_validate({**plain, "student": own})
+
+
+def test_why_a_head_is_new_is_said(root: Path, given: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = experiment(root).student.model_copy(update={"start": root / "delta"})
+    assert start_note(settings, "wxyz", given.model).startswith("head: 0 of 4 classes from ")
+    with monkeypatch.context() as patched:
+        patched.setattr(given.model, "get_classifier", torch.nn.Identity)
+        assert "it is not one linear layer" in start_note(settings, "abcd", given.model)
+    prepared = Preprocessing.of(given.model, given.input.size)
+    save_delta(tmp_path, given.model, given.backbone, origin=given.network.origin, preprocessing=prepared)
+    unnamed = settings.model_copy(update={"start": tmp_path})
+    assert "the file has no names of classes" in start_note(unnamed, "abcd", given.model)
+
+
+def test_statistics_that_no_file_has_are_refused(root: Path, given: Student) -> None:
+    deltas = [{"type": "statistics"}, {"type": "low_rank", "rank": 2}]
+    with pytest.raises(ConfigError, match=r"student\.deltas\.0: .*nothing measures others"):
+        experiment(root, **started(root, start=str(root / "delta"), deltas=deltas))
 
 
 def test_other_deltas_and_backbones_are_refused(root: Path, given: Student) -> None:
