@@ -15,6 +15,7 @@ CONTRACTS = {
     "strategy": ("distill.continual.strategies", "Strategy"),
     "memory": ("distill.continual.memory", "Memory"),
     "regularizer": ("distill.continual.regularizers", "Regularizer"),
+    "few_shot": ("distill.transfer.few_shot", "FewShotHead"),
     "anomaly": ("distill.transfer.anomaly", "AnomalyMethod"),
     "detector": ("distill.detection.detectors", "Detector"),
 }
