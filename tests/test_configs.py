@@ -94,6 +94,8 @@ def small(tree: dict[str, Any], output: Path) -> StudentExperiment:
         changes["source_training"] = once
     if getattr(own, "distill", None) is not None:
         changes["distill"] = once
+    if own.kind in ("few_shot", "zero_shot"):
+        changes["training"] = {"accelerator": "cpu"}
     if isinstance(own, FewShotExperiment):
         changes["episodes"] = {"ways": 2, "shots": [1], "queries": 1, "episodes": 2, "classes": 2}
     if isinstance(own, FewShotExperiment) and own.meta is not None:

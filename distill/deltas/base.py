@@ -191,6 +191,11 @@ class Delta(nn.Module, Component):
         return {}
 
     @classmethod
+    def redefines(cls, hook: str) -> bool:
+        """Whether the method has its own ``after_step`` or ``finish``, such as "finish"."""
+        return getattr(cls, hook).__func__ is not getattr(Delta, hook).__func__
+
+    @classmethod
     def prepares(cls, settings: DeltaSettings) -> bool:
         """Whether ``prepare`` is called before training."""
         return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -59,6 +60,21 @@ class Experiment(Settings):
     def plan(self) -> list[Stage]:
         """The stages of the run; each comes after those that it refers to."""
         raise NotImplementedError
+
+
+def check_unused(settings: Settings, keys: Iterable[str], why: str, prefix: str = "") -> None:
+    """Raise an error for a key that a kind of run does not read, and that has another value than its default.
+
+    Args:
+        settings: that have the keys.
+        keys: of them.
+        why: the reason, for the error.
+        prefix: of the keys in the config, such as "training.".
+    """
+    for key in keys:
+        field = type(settings).model_fields[key]
+        if getattr(settings, key) != field.get_default(call_default_factory=True):
+            raise error_at(f"{prefix}{key}", f"{why}; leave it out")
 
 
 def experiment_kinds() -> dict[str, type[Experiment]]:

@@ -5,17 +5,15 @@ Importing this does not import torch. Validating a config that names a detector,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
 from augment.presets import Recipe
 from augment.recipe import Op
-from distill.data.settings import DataSettings
 from distill.detection.settings import DetectorBackboneSettings
-from distill.experiments.base import Experiment
-from distill.training.settings import TrainingSettings
+from distill.experiments.base import Experiment, check_unused
 
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
@@ -125,12 +123,11 @@ class DetectionExperiment(Experiment):
 
     @model_validator(mode="after")
     def _check(self, info: ValidationInfo) -> Self:
-        defaults: dict[str, Any] = {"data": DataSettings.model_fields, "training": TrainingSettings.model_fields}
-        for part, keys in (("data", UNUSED_DATA), ("training", UNUSED_TRAINING)):
-            for key in keys:
-                if getattr(getattr(self, part), key) != defaults[part][key].default:
-                    hint = "; detector.min_size and max_size resize images" if key in ("size", "fit") else ""
-                    raise error_at(f"{part}.{key}", f"kind: detection does not use it; leave it out{hint}")
+        sizes = [key for key in UNUSED_DATA if key in ("size", "fit")]
+        why = "kind: detection does not use it"
+        check_unused(self.data, sizes, f"{why}, detector.min_size and max_size resize images", "data.")
+        check_unused(self.data, UNUSED_DATA, why, "data.")
+        check_unused(self.training, UNUSED_TRAINING, why, "training.")
         if self.controls.undistilled and self.backbone.start is None:
             raise error_at("controls.undistilled", "backbone.start is not set, so nothing was distilled")
         if self.backbone.compile:
@@ -148,8 +145,7 @@ class DetectionExperiment(Experiment):
         for n, entry in enumerate(self.backbone.deltas):
             method = entry.component
             assert method is not None and issubclass(method, Delta)
-            converted = method.finish.__func__ is not Delta.finish.__func__  # type: ignore[attr-defined]
-            if method.prepares(entry) or converted or entry.type == "statistics":
+            if method.prepares(entry) or method.redefines("finish") or entry.type == "statistics":
                 why = "chooses its form from a student's training on classes"
                 raise error_at(
                     f"backbone.deltas.{n}", f"{entry.type} {why}; use one such as low_rank with a fixed rank"

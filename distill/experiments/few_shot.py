@@ -6,12 +6,12 @@ Importing this does not import torch. Validating a config that names heads or de
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
-from distill.experiments.student import AnyObjective, ExportingExperiment
+from distill.experiments.student import AnyObjective, ExportingExperiment, check_untrained
 from distill.transfer.few_shot.settings import EpisodeSettings
 from distill.transfer.meta_settings import MetaSettings
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:  # these import torch
 else:
     AnyHead = Annotated[Settings, Registry("distill.transfer.few_shot", "FewShotHead")]
 
-UNUSED = ("objectives", "teacher", "fit_teacher", "augment")
-
 
 class FewShotExperiment(ExportingExperiment):
     """The config of few-shot heads: no network is trained, and heads are fitted to pooled features in seconds.
@@ -40,7 +38,6 @@ class FewShotExperiment(ExportingExperiment):
     ``data.val_fraction`` is 0 unless it is given, since nothing is chosen.
     """
 
-    measures_statistics: ClassVar[bool] = True
     kind: Literal["few_shot"] = "few_shot"  # type: ignore[assignment]
     objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
     heads: tuple[AnyHead, ...] = Field(min_length=1, description="prototype, ridge, logistic or lp_plus")
@@ -121,9 +118,7 @@ class FewShotExperiment(ExportingExperiment):
 
     @model_validator(mode="after")
     def _fits_heads_alone(self, info: ValidationInfo) -> Self:
-        for key in UNUSED:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise error_at(key, "no network is trained, so nothing reads it; leave it out")
+        check_untrained(self)
         if self.student.train == "full":
             raise error_at("student.train", "full: the network is frozen, heads are fitted to its features")
         if is_deferred(info, "classes"):
@@ -145,9 +140,17 @@ class FewShotExperiment(ExportingExperiment):
             raise error_at("student.deltas", "nothing trains them; set meta, or student.start to a delta file")
         if self.meta is None:
             return
+        if self.episodes is not None and self.episodes.split == "train" and self.episodes.classes is None:
+            text = "with meta and split: train, name classes, which meta-training leaves out, or a number of them"
+            raise error_at("episodes.classes", f"{text}; else it trains on the images of the episodes")
         if not deltas:
             raise error_at("student.deltas", "meta-training trains deltas, and there are none; name them")
         for number, entry in enumerate(deltas):
+            changed = [hook for hook in ("after_step", "finish") if entry.component.redefines(hook)]  # type: ignore[union-attr]
+            if changed:
+                when = "after every step" if changed[0] == "after_step" else "after its training"
+                text = f"{entry.type} changes its form {when}, and meta-training has one form for all episodes"
+                raise error_at(f"student.deltas.{number}", f"{text}; use one such as low_rank")
             if self.student.start is None and entry.component.prepares(entry):  # type: ignore[union-attr]
                 text = f"{entry.type} chooses ranks or masks by a loss on all classes; give them as numbers for meta"
                 raise error_at(f"student.deltas.{number}", text)

@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from augment.base import Registry, Settings, UserError, absolute, error_at, is_deferred
 from augment.policy import AugmentSettings, plan_views
 from augment.views import InputSpec
-from distill.experiments.base import Experiment
+from distill.experiments.base import Experiment, check_unused
 from distill.export.settings import ExportSettings
 from distill.models.settings import OF_STUDENT, NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
@@ -34,6 +34,18 @@ if TYPE_CHECKING:  # these import torch
     AnyObjective = Objective.Settings
 else:
     AnyObjective = Annotated[Settings, Registry("distill.objectives", "Objective")]
+
+
+OF_TRAINING_ALONE = ("objectives", "teacher", "fit_teacher", "augment")
+"""Keys that nothing reads in a run that trains no network by objectives."""
+
+
+def check_untrained(experiment: StudentExperiment) -> None:
+    """Raise an error for a key of a training in the config of a run that fits heads to a frozen network."""
+    why = "no network is trained, so nothing reads it"
+    check_unused(experiment, OF_TRAINING_ALONE, why)
+    keys = [key for key in type(experiment.training).model_fields if key not in ("accelerator", "devices")]
+    check_unused(experiment.training, keys, why, "training.")
 
 
 class StudentExperiment(Experiment):
@@ -182,6 +194,8 @@ class StudentExperiment(Experiment):
         if entries and not self.measures_statistics and self.student.start is None:
             text = f"kind: {self.kind} measures no statistics of a target domain; use kind: target_domain"
             raise error_at(f"student.deltas.{entries[0]}", text)
+        if entries and not self.measures_statistics and self.student.start is not None:
+            check_moved(self.student.start, f"student.deltas.{entries[0]}")
         averaged = None if self.teacher is None else self.teacher.ema
         if averaged is not None and averaged.normalizations and not entries:
             text = "the student has one normalization; add {type: statistics} to student.deltas"
@@ -324,6 +338,19 @@ def tree_of_start(start: Path, key: str, network: bool = True, measures: bool = 
         return student_tree(manifest, moved) if network else {"deltas": deltas_tree(manifest, moved)}
     except UserError as error:
         raise error_at(key, str(error)) from error
+
+
+def check_moved(start: Path, key: str) -> None:
+    """Raise an error at ``key``, a statistics delta, if the delta file in ``start`` has no statistics to fill it."""
+    from distill.export.delta.io import read_delta
+    from distill.run.from_delta import delta_folder
+
+    try:
+        _, tensors = read_delta(delta_folder(start))
+    except UserError as error:
+        raise error_at("student.start", str(error)) from error
+    if not any(name.startswith("moved/") for name in tensors):
+        raise error_at(key, f"{start} has the batch-norm statistics of its backbone, and nothing measures others")
 
 
 def _at_networks(tree: dict[str, Any], change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:

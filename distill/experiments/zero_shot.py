@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Settings, error_at, is_deferred
-from distill.experiments.student import AnyObjective, ExportingExperiment
+from distill.experiments.student import AnyObjective, ExportingExperiment, check_untrained
 from distill.text.settings import TextSettings
 
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
     from distill.run.stage import Stage
-
-UNUSED = ("objectives", "teacher", "fit_teacher", "augment")
 
 
 class ZeroShotControls(Settings):
@@ -92,9 +90,9 @@ class ZeroShotExperiment(ExportingExperiment):
             own = [variant for variant in self._variants if variant != "shuffled"]
             conse = [ApplyConse(f"conse/{variant}", variant=variant, top=self.top, **parts) for variant in own]
         shipped = next(stage for stage in heads if stage.variant == self.text.texts)
-        student = FoldHead("student", self.student, Ref(shipped.name, FewShotModel))
+        student = FoldHead("student", self.student, Ref(shipped.name, FewShotModel), labeled=labeled)
         models: tuple[Any, ...] = tuple(stage.output for stage in (*conse, *heads, student))
-        test = EvaluateShots("test", models=models, student=student.output)
+        test = EvaluateShots("test", models=models, student=student.output, labeled=labeled)
         made: list[Stage] = [texts, features, *conse, *heads, student, test]
         if self.unseen:
             made.append(EvaluateUnseen("unseen", self.unseen, test.output))
@@ -122,9 +120,9 @@ class ZeroShotExperiment(ExportingExperiment):
 
     @model_validator(mode="after")
     def _fits_texts_alone(self, info: ValidationInfo) -> Self:
-        for key in UNUSED:
-            if getattr(self, key) != type(self).model_fields[key].default:
-                raise error_at(key, "no network is trained, so nothing reads it; leave it out")
+        check_untrained(self)
+        if self.student.start is not None:
+            raise error_at("student.start", "kind: zero_shot reads no delta file: the network is frozen as it is")
         if self.student.train == "full":
             raise error_at("student.train", "full: the network is frozen, the head is made from texts")
         if self.student.deltas:

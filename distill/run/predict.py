@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from torch import Tensor, nn
 
+from augment.views import InputSpec
 from distill.data.base import Split
 from distill.data.reader import Batch
 from distill.models.features import Features
@@ -16,20 +17,25 @@ from distill.run.context import RunContext
 from distill.training.evaluate import Predictions
 
 
-def predict_student(context: RunContext, student: Student, split: Split) -> Predictions:
+def predict_student(context: RunContext, student: Student, split: Split, labeled: bool = False) -> Predictions:
     """The student's predictions on a split.
 
     Args:
         context: of the run, for its data and device.
         student: on any device, to which it is returned.
         split: of the data.
+        labeled: of train, only the images with a visible label.
 
     Returns:
-        Logits [N, K], labels and ids of the split.
+        Logits [N, K], labels and ids of the images.
     """
-    return context.predict(
-        student, lambda view: logits_of(student(view)), student.input, context.loader(split, student.input)
-    )
+    loader = loader_of(context, student.input, split, labeled)
+    return context.predict(student, lambda view: logits_of(student(view)), student.input, loader)
+
+
+def loader_of(context: RunContext, spec: InputSpec, split: Split, labeled: bool) -> Iterable[Batch]:
+    """The batches of a split; with ``labeled``, those of train have only the images with a visible label."""
+    return context.labeled_loader(spec) if labeled and split == "train" else context.loader(split, spec)
 
 
 def predict_pooled(context: RunContext, network: Network, loader: Iterable[Batch]) -> Predictions:

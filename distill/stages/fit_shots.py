@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,18 +31,27 @@ from distill.stages.outputs import EvaluatedModel, TrainedStudent, check_classes
 from distill.stages.pooled_features import SplitFeatures
 from distill.training.evaluate import Predictions
 from distill.training.fit import FitSummary, save_result
-from distill.transfer.few_shot.base import FewShotError, FewShotHead
+from distill.transfer.few_shot.base import FewShotError, FewShotHead, shown_names
 
 TENSORS = "head.safetensors"
+ROUNDING = 1e-3
+"""Largest difference between folded and unfolded logits, relative to their size."""
 NOTHING_TRAINED = FitSummary(0, 0, 0.0, 0.0, {}, 0, -1)
 
 
 @dataclass(frozen=True)
 class FewShotModel(EvaluatedModel):
-    """A fitted head, and the features of the images that it is evaluated on."""
+    """A fitted head, and the features of the images that it is evaluated on.
+
+    Args:
+        head: its weights.
+        features: of the images.
+        unsolved: 1 if the head's solver stopped before it converged, else 0.
+    """
 
     head: LinearHead
     features: SplitFeatures
+    unsolved: int = field(default=0, kw_only=True)
 
     def predict(self, context: RunContext, split: Split) -> Predictions:
         own = self.features.splits[split]
@@ -74,41 +83,54 @@ class FitShots(Stage[FewShotModel]):
         check_classes(data)
         given = data.subset("train").labels
         labels = torch.from_numpy(given[given != UNLABELED])
+        counts = labels.bincount(minlength=len(data.classes)).tolist()
+        if missing := [name for name, count in zip(data.classes, counts) if not count]:
+            limit = data.settings.labels_per_class
+            hint = "" if limit is None else f" (data.labels_per_class: {limit})"
+            raise FewShotError(
+                f"no labeled training image of {shown_names(missing)}{hint}; a head needs one or more of each class"
+            )
         known, texts = context.find(self.features), read_texts(self.head)
         width = 4 if known is None else known.splits["train"].logits.shape[1]
         random = torch.randn(len(labels), width, generator=torch.Generator().manual_seed(0))
         with trying(f"{self.name}: the head on random features"):
             head = self._head.fit(random, labels, data.classes, texts)
-        return None if known is None else self._model(context, head)
+        return None if known is None else self._model(context, head, 0)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        texts = read_texts(self.head)
-        digest = None if texts is None else fingerprint(texts).sha256
-        return {"head": self.head.model_dump(mode="json"), "classes": list(context.data.classes), "texts": digest}
+        classes, texts = list(context.data.classes), texts_key([self.head])
+        return {"head": self.head.model_dump(mode="json"), "classes": classes, "texts": texts}
 
     def run(self, context: RunContext, folder: Path) -> FewShotModel:
         train = context.get(self.features).splits["train"]
-        head = self._head.fit(train.logits, train.labels, context.data.classes, read_texts(self.head))
+        solver = self._head
+        head = solver.fit(train.logits, train.labels, context.data.classes, read_texts(self.head))
         if is_first_rank():
             tensors = {"weight": head.weight.contiguous(), "bias": head.bias.contiguous()}
+            tensors["unsolved"] = torch.tensor(solver.unsolved)
             write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
-        return self._model(context, head)
+        return self._model(context, head, solver.unsolved)
 
     def load(self, context: RunContext, folder: Path) -> FewShotModel:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-        return self._model(context, LinearHead(context.data.classes, tensors["weight"], tensors["bias"]))
+        head = LinearHead(context.data.classes, tensors["weight"], tensors["bias"])
+        return self._model(context, head, int(tensors["unsolved"]))
+
+    def report(self, context: RunContext, output: FewShotModel) -> Iterable[Item]:
+        if output.unsolved:
+            yield Note(text=f"{output.name}: the solver stopped at its limit of steps before it converged")
 
     @property
     def _head(self) -> FewShotHead:
         return self.head.component(self.head)  # type: ignore[misc, return-value]
 
-    def _model(self, context: RunContext, head: LinearHead) -> FewShotModel:
+    def _model(self, context: RunContext, head: LinearHead, unsolved: int) -> FewShotModel:
         features = context.get(self.features)
         counts = features.splits["train"].labels.bincount(minlength=len(head.classes))
         few, most = int(counts.min()), int(counts.max())
         shots = f"{few}" if few == most else f"{few} to {most}"
         what = f"{int(counts.sum())} images, {shots} of each of {len(head.classes)} classes"
-        return FewShotModel(self.head.shown, what, head, features)
+        return FewShotModel(self.head.shown, what, head, features, unsolved=unsolved)
 
 
 @dataclass(frozen=True)
@@ -119,11 +141,13 @@ class FoldHead(Stage[TrainedStudent]):
         student: its settings.
         head: that becomes the classifier.
         source: the student whose deltas it has; None: it has none.
+        labeled: whether the features of train are of the images with a visible label alone.
     """
 
     student: StudentSettings
     head: Ref[FewShotModel]
     source: Ref[TrainedStudent] | None = None
+    labeled: bool = True
 
     def check_files(self) -> None:
         check_file(self.student.network, "student.network")
@@ -156,7 +180,8 @@ class FoldHead(Stage[TrainedStudent]):
         model = context.get(self.head)
         splits: tuple[Split, ...] = ("test", "val", "train")
         split = next(own for own in splits if own in model.features.splits)
-        yield folded_equals(predict_student(context, output.student, split), model.predict(context, split))
+        folded = predict_student(context, output.student, split, self.labeled)
+        yield folded_equals(folded, model.predict(context, split))
 
     def _spec(self, context: RunContext) -> StudentSpec:
         return StudentSpec(self.student, context.seed, len(context.data.classes), frozenset({"logits", "pooled"}))
@@ -187,19 +212,34 @@ def folded_equals(folded: Predictions, unfolded: Predictions) -> Check:
         unfolded: logits of the head on features, of the same images.
 
     Returns:
-        The check; it passes if the largest difference is rounding error. Two classes with equal logits may swap.
+        The check. It passes if no logit differs by more than ``ROUNDING`` times the size of the logits, and every image
+        has the same class, unless its two largest logits are closer to each other than that. The size of an image's
+        logits is the largest distance from their mean, which an offset of all classes does not change; it is the median
+        over images.
     """
-    largest = unfolded.logits.abs().max().clamp_min(1e-12)
-    apart = ((folded.logits - unfolded.logits).abs().max() / largest).item()
-    same, count = int((folded.classes == unfolded.classes).sum()), len(folded.ids)
-    detail = f"relative difference {apart:.1e}, top-1 equal on {same} of {count} images"
-    passed = bool(torch.equal(folded.ids, unfolded.ids)) and apart < 1e-3
-    return Check(name="folded head = head on features", passed=passed, detail=detail, of="head")
+    name = "folded head = head on features"
+    if not torch.equal(folded.ids, unfolded.ids):
+        detail = f"{len(folded.ids)} images are predicted, and the head has features of {len(unfolded.ids)} others"
+        return Check(name=name, passed=False, detail=detail, of="head")
+    logits_NK = unfolded.logits.double()
+    size = (logits_NK - logits_NK.mean(1, keepdim=True)).abs().amax(1).median().clamp_min(1e-12)
+    apart = ((folded.logits - logits_NK).abs().max() / size).item()
+    same_N = folded.classes == unfolded.classes
+    first_two_N2 = logits_NK.topk(2, dim=1).values
+    tied_N = first_two_N2[:, 0] - first_two_N2[:, 1] <= ROUNDING * size
+    detail = f"relative difference {apart:.1e}, top-1 equal on {int(same_N.sum())} of {len(same_N)} images"
+    return Check(name=name, passed=apart < ROUNDING and bool((same_N | tied_N).all()), detail=detail, of="head")
 
 
 @dataclass(frozen=True)
 class EvaluateShots(Evaluate):
-    """Evaluates the heads and the student on test; without test and validation images, there are no accuracies."""
+    """Evaluates the heads and the student on test; without test and validation images, there are no accuracies.
+
+    Args:
+        labeled: whether the features of train are of the images with a visible label alone.
+    """
+
+    labeled: bool = True
 
     def _split(self, context: RunContext) -> Split:
         splits: tuple[Split, ...] = ("test", "val")
@@ -211,13 +251,23 @@ class EvaluateShots(Evaluate):
             yield Note(text="there are no test images (data.source test_fraction, or a test split), so no accuracies")
 
     def _predict_models(self, context: RunContext, split: Split) -> dict[str, Predictions]:
-        made = super()._predict_models(context, split)
         if split != "train":
-            return made
-        # The accuracy on the images that a head is fitted to says nothing.
-        return {
-            name: Predictions(own.logits, torch.full_like(own.labels, UNLABELED), own.ids) for name, own in made.items()
-        }
+            return super()._predict_models(context, split)
+        made = {}
+        for model in self._models(context):
+            if isinstance(model, TrainedStudent):
+                own = predict_student(context, model.student, split, self.labeled)
+            else:
+                own = model.predict(context, split)
+            # The accuracy on the images that a head is fitted to is not a measure.
+            made[model.name] = Predictions(own.logits, torch.full_like(own.labels, UNLABELED), own.ids)
+        return made
+
+
+def texts_key(heads: Sequence[FewShotHead.Settings]) -> dict[str, str]:
+    """What the key of a stage has of text embeddings: name of a head that reads a file → hash of its tensors."""
+    read = {head.shown: read_texts(head) for head in heads}
+    return {name: fingerprint(texts).sha256 for name, texts in read.items() if texts is not None}
 
 
 def read_texts(settings: FewShotHead.Settings) -> dict[str, Tensor] | None:

@@ -21,13 +21,13 @@ from distill.models.student import Student
 from distill.report.items import Item, Line, Lines
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
-from distill.run.prepare import StudentSpec, load_trained, prepare_from, trial_student
+from distill.run.prepare import StudentSpec, finished, load_trained, prepare_from, trial_student
 from distill.run.stage import Ref, Stage, StageError
 from distill.run.start import check_start, start_key, start_of
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
 from distill.stages.outputs import TrainedStudent
-from distill.stages.run_episodes import EpisodeScores, episode_items
+from distill.stages.run_episodes import EpisodeScores, episode_items, left_out_note
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.fit import FitSummary, save_result
 from distill.training.reptile import reptile
@@ -102,14 +102,14 @@ class MetaTrain(Stage[TrainedStudent]):
         load_state(student, progress.theta)
         student.to("cpu")
         meta = self.meta
-        images = meta.tasks * meta.ways * (meta.shots + (meta.queries if meta.type == "fomaml" else 0))
+        images = meta.tasks * meta.ways * (meta.shots + self._queries)
         rate = progress.done * images / max(progress.seconds, 1e-9)
         fit = FitSummary(progress.done, progress.done, progress.seconds, rate, {}, 0, -1)
         if is_first_rank():
             save_result(student, folder)
             about = {"fit": vars(fit), "first": progress.first, "last": progress.last}
             write_atomic(folder / LOG, json.dumps(about).encode())
-        return self._trained(student, spec, fit, folder)
+        return self._trained(finished(spec, student), spec, fit, folder)
 
     def load(self, context: RunContext, folder: Path) -> TrainedStudent:
         spec, about = self._spec(context), json.loads((folder / LOG).read_text())
@@ -126,6 +126,13 @@ class MetaTrain(Stage[TrainedStudent]):
         def binned(values: list[float]) -> tuple[float, ...]:
             return tuple(sum(values[at : at + size]) / len(values[at : at + size]) for at in ends)
 
+        left_out, classes = self._draw(context, 0).left_out, self._classes(context)
+        caption = (
+            f"Accuracy on the images of an inner step, before it. {self.meta.type}, episodes of {self.meta.ways} of "
+            f"{len(classes) - len(left_out)} classes"
+        )
+        if self._leaves_classes:
+            caption += ", of which no test episode has one"
         yield Lines(
             title="Meta-training",
             points=tuple(str(min(at + size, count)) for at in ends),
@@ -134,9 +141,10 @@ class MetaTrain(Stage[TrainedStudent]):
                 Line(name="last inner step", values=binned(about["last"]), strong=True),
             ),
             axis="iteration",
-            caption=f"Accuracy on the images of an inner step, before it. {self.meta.type}, episodes of "
-            f"{len(self._classes(context))} classes, of which no test episode has one.",
+            caption=f"{caption}.",
         )
+        if left_out:
+            yield left_out_note("no episode of meta-training", left_out, self.meta.shots + self._queries, "train")
 
     def _iterate(self, context: RunContext, student: Student, progress: MetaProgress, number: int) -> None:
         """One step of θ."""
@@ -158,6 +166,16 @@ class MetaTrain(Stage[TrainedStudent]):
             return
         progress.descend(mean_of(made), meta.outer_lr)
 
+    @property
+    def _leaves_classes(self) -> bool:
+        """Whether the classes of the test episodes are left out."""
+        return self.episodes is not None and self.episodes.classes is not None
+
+    @property
+    def _queries(self) -> int:
+        """Images of each class beside the shots; Reptile needs none."""
+        return self.meta.queries if self.meta.type == "fomaml" else 0
+
     def _classes(self, context: RunContext) -> tuple[str, ...]:
         """Names of the classes that are trained on."""
         classes = context.data.classes
@@ -168,10 +186,8 @@ class MetaTrain(Stage[TrainedStudent]):
 
     def _draw(self, context: RunContext, first: int) -> Episodes:
         meta, subset = self.meta, context.data.subset("train")
-        queries = meta.queries if meta.type == "fomaml" else 1
-        drawn = EpisodeSettings(
-            ways=meta.ways, shots=(meta.shots,), queries=queries, episodes=max(2, meta.tasks), split="train"
-        )
+        drawn = EpisodeSettings(ways=meta.ways, shots=(meta.shots,), episodes=max(2, meta.tasks), split="train")
+        drawn = drawn.model_copy(update={"queries": self._queries})
         among = self._classes(context)
         if len(among) < meta.ways:
             raise FewShotError(

@@ -20,7 +20,7 @@ from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
-from distill.run.predict import predict_pooled
+from distill.run.predict import loader_of, predict_pooled
 from distill.run.stage import Ref, Stage
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -140,9 +140,7 @@ def compute_features(
     """
     begun, made = time.perf_counter(), {}
     for split in splits:
-        some = labeled and split == "train"
-        loader = context.labeled_loader(network.input) if some else context.loader(split, network.input)
-        made[split] = predict_pooled(context, network, loader)
+        made[split] = predict_pooled(context, network, loader_of(context, network.input, split, labeled))
     return SplitFeatures(made, time.perf_counter() - begun)
 
 

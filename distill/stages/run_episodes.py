@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,13 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from distill.data.base import UNLABELED
+from distill.data.base import UNLABELED, Split
 from distill.files import write_atomic
 from distill.report.items import Column, Headline, Item, Metric, Note, Table, TableRow
 from distill.run.context import RunContext
 from distill.run.folder import is_first_rank
 from distill.run.stage import Ref, Stage
-from distill.stages.fit_shots import read_texts
+from distill.stages.fit_shots import read_texts, texts_key
 from distill.stages.pooled_features import SplitFeatures
 from distill.transfer.few_shot.base import FewShotError, FewShotHead
 from distill.transfer.few_shot.episodes import (
@@ -43,12 +43,14 @@ class EpisodeScores:
         classes: that episodes were drawn from.
         left_out: classes with too few images.
         seconds: wall time of drawing, fitting and predicting, without the features.
+        unsolved: head → number of its fits that stopped before they converged, if there are any.
     """
 
     accuracies: Mapping[tuple[str, str, int], Tensor]
     classes: tuple[str, ...]
     left_out: tuple[str, ...]
     seconds: float
+    unsolved: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,14 @@ class RunEpisodes(Stage[EpisodeScores]):
         return {
             "heads": [head.model_dump(mode="json") for head in self.heads],
             "episodes": self.episodes.model_dump(mode="json"),
+            "texts": texts_key(self.heads),
             "data": context.data.fingerprint(),
         }
 
     def run(self, context: RunContext, folder: Path) -> EpisodeScores:
         begun, accuracies = time.perf_counter(), {}
         left_out: tuple[str, ...] = ()
+        unsolved: dict[str, int] = {}
         for name, ref in zip(self.names, self.features, strict=True):
             own = context.get(ref).splits[self.episodes.split]
             episodes = self._draw(context, own.labels, own.ids)
@@ -102,12 +106,14 @@ class RunEpisodes(Stage[EpisodeScores]):
                     context.stop.raise_if_received()
                     made = episode_accuracies(head, own.logits, episodes, shots, by_index)
                     accuracies[name, settings.shown, shots] = made
+                if head.unsolved:
+                    unsolved[settings.shown] = unsolved.get(settings.shown, 0) + head.unsolved
         classes = choose_classes(context.data.classes, self.episodes, context.seed)
-        scores = EpisodeScores(accuracies, classes, left_out, time.perf_counter() - begun)
+        scores = EpisodeScores(accuracies, classes, left_out, time.perf_counter() - begun, unsolved)
         if is_first_rank():
             tensors = {"\n".join(map(str, key)): own for key, own in accuracies.items()}
             write_atomic(folder / TENSORS, safetensors.torch.save(tensors))
-            about = {"classes": classes, "left_out": left_out, "seconds": scores.seconds}
+            about = {"classes": classes, "left_out": left_out, "seconds": scores.seconds, "unsolved": unsolved}
             write_atomic(folder / ABOUT, json.dumps(about).encode())
         return scores
 
@@ -120,20 +126,36 @@ class RunEpisodes(Stage[EpisodeScores]):
                 for shots in self.episodes.shots:
                     key = name, settings.shown, shots
                     accuracies[key] = tensors["\n".join(map(str, key))]
-        return EpisodeScores(accuracies, tuple(about["classes"]), tuple(about["left_out"]), about["seconds"])
+        classes, left_out = tuple(about["classes"]), tuple(about["left_out"])
+        return EpisodeScores(accuracies, classes, left_out, about["seconds"], about["unsolved"])
 
     def report(self, context: RunContext, output: EpisodeScores) -> Iterable[Item]:
         own = self.episodes
         yield from episode_items(output.accuracies, own, context.seed, output.classes, output.seconds)
         if output.left_out:
-            names = ", ".join(output.left_out[:8]) + (" …" if len(output.left_out) > 8 else "")
-            need = max(own.shots) + own.queries
-            yield Note(text=f"no episode has {names}: fewer than {need} labeled images of {own.split}")
+            yield left_out_note("no episode", output.left_out, max(own.shots) + own.queries, own.split)
+        fits = len(own.shots) * len(self.features) * own.episodes
+        for name, count in output.unsolved.items():
+            text = f"{name}: in {count:,} of {fits:,} fits the solver stopped at its limit of steps before it converged"
+            yield Note(text=text)
 
     def _draw(self, context: RunContext, labels: Tensor, ids: Tensor) -> Episodes:
         classes = context.data.classes
         among = choose_classes(classes, self.episodes, context.seed)
         return draw_episodes(labels, ids, classes, self.episodes, context.seed, among)
+
+
+def left_out_note(what: str, names: Sequence[str], need: int, split: Split) -> Note:
+    """The note about classes with too few images.
+
+    Args:
+        what: has none of them, such as "no episode".
+        names: of the classes.
+        need: number of labeled images that a class of an episode takes.
+        split: that episodes are drawn from.
+    """
+    shown = ", ".join(names[:8]) + (" …" if len(names) > 8 else "")
+    return Note(text=f"{what} has {shown}: fewer than {need} labeled images of {split}")
 
 
 def episode_items(

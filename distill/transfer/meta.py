@@ -1,9 +1,9 @@
 """Reptile and FOMAML on deltas: θ is the state of the deltas alone, never that of the backbone or of a head.
 
 An episode starts from θ and a prototype head of its own support, scaled so that the logit of the right class leads by
-``MARGIN`` at a class's mean, on average. Inner steps train deltas and head together, by Adam without momentum (β₁ 0),
-on the evaluation views of the images. The head ends with the episode. Everything random is keyed by the seed and the
-number of the episode.
+``MARGIN`` at a class's mean, on average, or by less where the means of the classes are nearly equal. Inner steps train
+deltas and head together, by Adam without momentum (β₁ 0), on the evaluation views of the images. The head ends with the
+episode. Everything random is keyed by the seed and the number of the episode.
 
 Reptile: ``θ ← θ + ε (mean θ_k − θ)``. FOMAML: Adam with the mean over episodes of the gradient of the queries' loss at
 θ_k, taken for that at θ.
@@ -28,6 +28,9 @@ from distill.transfer.meta_settings import MetaSettings
 
 MARGIN = 2.0
 """Mean difference between the logit of the right class and that of another, at the class means, before inner steps."""
+
+SMALLEST = 1e-5
+"""Smallest lead that is scaled to ``MARGIN``, relative to the mean squared norm of the means: below, it is rounding."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def learn(
         optimizer.zero_grad()
         cross_entropy(logits, task.labels[rows]).backward()
         optimizer.step()
-        student.after_step(step, steps)
+        student.after_step(step + 1, steps)
     return EpisodeHead(weight.detach(), bias.detach(), accuracies[0], accuracies[-1])
 
 
@@ -165,9 +168,12 @@ def _prototype_head(student: Student, task: EpisodeViews) -> tuple[Tensor, Tenso
         onehot_NK = torch.nn.functional.one_hot(task.labels).to(features_ND)
         means_DK = (onehot_NK.T @ features_ND / onehot_NK.sum(0)[:, None]).T
         weight_KD, bias_K = nearest_mean(means_DK)
+        # What all classes have in common changes no probability, and would be large in nearly equal classes.
+        weight_KD, bias_K = weight_KD - weight_KD.mean(0), bias_K - bias_K.mean()
         # At the mean of a class, the logit of another one is ‖c_i − c_j‖²/2 lower.
         lead = torch.pdist(means_DK.T).square().mean() / 2
-        scale = MARGIN / lead.clamp_min(1e-12)
+        rounding = SMALLEST * means_DK.square().sum(0).mean()
+        scale = torch.where(rounding > 0, MARGIN / torch.maximum(lead, rounding), 1.0)
     return (scale * weight_KD).requires_grad_(), (scale * bias_K).requires_grad_()
 
 

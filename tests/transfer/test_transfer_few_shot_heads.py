@@ -10,6 +10,7 @@ from torch import Tensor
 from distill.continual.heads.base import Head
 from distill.continual.heads.ncm import NearestClassMean
 from distill.continual.heads.ridge import Ridge
+from distill.transfer.few_shot import logistic
 from distill.transfer.few_shot.base import FewShotError, FewShotHead
 from distill.transfer.few_shot.episodes import choose_classes, draw_episodes, episode_accuracies, interval
 from distill.transfer.few_shot.logistic import Logistic
@@ -80,6 +81,16 @@ def test_logistic_regression_is_that_of_scikit_learn(width: int) -> None:
     torch.testing.assert_close(own - own.mean(1, keepdim=True), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_fits_that_do_not_converge_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = uneven()
+    head = Logistic(Logistic.Settings())
+    head.fit(features, labels, NAMES)
+    assert head.unsolved == 0
+    monkeypatch.setattr(logistic, "STEPS", 2)
+    head.weights(torch.stack([features, features, torch.zeros_like(features)]), labels.expand(3, -1), 3)
+    assert 2 <= head.unsolved <= 3, "the first two at least"
+
+
 @pytest.mark.parametrize("text", [False, True])
 def test_lp_plus_by_autograd(text: bool) -> None:
     """A plain reference, with gradients of autograd that are set to zero at each step."""
@@ -118,7 +129,7 @@ def test_heads_separate_and_depend_on_no_other_episode(head: FewShotHead) -> Non
     one_shot = head.fit(features[[0, 5, 6]], labels[[0, 5, 6]], NAMES)
     assert one_shot.logits(features[[0, 5, 6]]).argmax(1).tolist() == [0, 1, 2], "one image of each class"
     zero = head.fit(torch.zeros(3, 4), torch.arange(3), NAMES)
-    assert zero.weight.isfinite().all() and zero.bias.isfinite().all(), "features that tell nothing"
+    assert zero.weight.isfinite().all() and zero.bias.isfinite().all(), "constant features"
     with pytest.raises(FewShotError, match="two classes or more"):
         head.fit(features[:1], labels[:1], NAMES[:1])
     with pytest.raises(FewShotError, match="no labeled training image of 'elm'"):
@@ -169,6 +180,10 @@ def test_classes_with_too_few_images_are_left_out_or_refused() -> None:
     assert made.left_out == ("c",) and not (made.classes == 2).any()
     with pytest.raises(FewShotError, match=r"0 of 6 classes have the 12 labeled images .* \(the largest has 7\)"):
         draw_episodes(labels, ids, names, SETTINGS.model_copy(update={"queries": 10}), 0)
+    with pytest.raises(FewShotError, match=r"8 labeled images that 8 shots take .* lower shots or ways"):
+        draw_episodes(labels, ids, names, SETTINGS.model_copy(update={"shots": (8,), "queries": 0}), 0)
+    all_of_them = draw_episodes(labels, ids, names, SETTINGS.model_copy(update={"shots": (7,), "queries": 0}), 0)
+    assert all_of_them.queries.numel() == 0 and all_of_them.support.shape == (40, 3, 7)
     with pytest.raises(FewShotError, match=r"2 of 2 classes have the 5 .* ways: 3"):
         draw_episodes(labels, ids, names, SETTINGS, 0, among=("a", "b"))
     chosen = choose_classes(names, EpisodeSettings(ways=2, classes=4), 0)

@@ -19,13 +19,31 @@ from distill.config import merge_trees, validate_tree
 from distill.experiments.few_shot import FewShotExperiment
 from distill.export.delta.io import load_delta
 from distill.models.network import create_network
+from distill.report.items import Check
 from distill.run.context import RunContext
 from distill.run.runner import check_stages
 from distill.stages import run_episodes
+from distill.stages.fit_shots import FitShots, folded_equals
+from distill.training.evaluate import Predictions
 from distill.training.signals import Interrupted, StopSignal
+from distill.transfer.few_shot.base import Support
+from distill.transfer.few_shot.prototype import Prototype
 from distill.yaml_tree import ConfigError
 
+
+class Signs(Prototype):
+    """A head of a user: the signs of the prototypes."""
+
+    class Settings(Prototype.Settings):
+        type: str = f"{__name__}:Signs"  # type: ignore[assignment]
+
+    def solve(self, support: Support) -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = super().solve(support)
+        return weight.sign(), bias.zero_()
+
+
 HEADS: list[dict[str, Any]] = [{"type": "ridge"}, {"type": "prototype"}, {"type": "lp_plus", "name": "lp", "steps": 5}]
+HEADS.append({"type": f"{__name__}:Signs", "name": "own"})
 
 
 def few_shot(output: Path, **changes: Any) -> FewShotExperiment:
@@ -58,12 +76,14 @@ def content(run: Path) -> dict[str, Any]:
 def test_heads_and_episodes_are_reported(run: Path) -> None:
     summary = content(run)["summary"]
     accuracies = {row["name"]: row["accuracy"] for row in summary["rows"]}
-    assert set(accuracies) == {"ridge", "prototype", "lp", "student"} and accuracies["student"] == accuracies["lp"]
+    assert (
+        set(accuracies) == {"ridge", "prototype", "lp", "own", "student"} and accuracies["student"] == accuracies["lp"]
+    )
     metrics = {each["name"]: each for each in content(run)["results"]}
     own = metrics["3-way 2-shot accuracy of prototype"]
     assert own["low"] <= own["value"] <= own["high"] and 0.5 < own["value"] <= 1
     [table] = [table for table in summary["tables"] if table["title"] == "Few-shot episodes"]
-    assert [row["cells"][0] for row in table["rows"]] == ["ridge", "prototype", "lp"]
+    assert [row["cells"][0] for row in table["rows"]] == ["ridge", "prototype", "lp", "own"]
     [folded] = [check for check in summary["verification"] if check["of"] == "head"]
     assert folded["passed"] and "top-1 equal on 23 of 23 images" in folded["detail"], "on every test image"
 
@@ -93,8 +113,11 @@ def test_an_interrupted_run_resumes_bit_equal(run: Path, tmp_path: Path) -> None
 
 
 def test_an_own_folder_with_uneven_shots_and_no_test_images(tmp_path: Path) -> None:
-    """One, two and four images: all are fitted to, nothing is measured, and the student is exported."""
-    for number, (name, count) in enumerate({"cup": 1, "fork": 2, "plate": 4}.items()):
+    """One, two and four images: all are fitted to, nothing is measured, and the student is exported.
+
+    Images without a label are not read.
+    """
+    for number, (name, count) in enumerate({"cup": 1, "fork": 2, "plate": 4, "unlabeled": 3}.items()):
         (tmp_path / "images" / name).mkdir(parents=True)
         for image in range(count):
             pixels = np.random.default_rng(image).normal(40 + 80 * number, 10, (32, 32, 3)).clip(0, 255)
@@ -107,15 +130,39 @@ def test_an_own_folder_with_uneven_shots_and_no_test_images(tmp_path: Path) -> N
     assert row["accuracy"] is None and row["what"] == "7 images, 1 to 4 of each of 3 classes"
     assert (tmp_path / "few-shot/export/delta/delta.json").is_file()
     assert any("no test images" in note for note in made["warnings"])
+    [folded] = [check for check in made["verification"] if check["of"] == "head"]
+    assert folded["passed"] and "top-1 equal on 7 of 7 images" in folded["detail"]
+
+
+def test_a_fold_is_compared_without_what_all_classes_have_in_common() -> None:
+    """A large offset of all logits hides no difference; a tie may be broken in another way."""
+    ids, labels = torch.arange(20), torch.zeros(20, dtype=torch.long)
+    logits = torch.randn(20, 3, generator=torch.Generator().manual_seed(0)) + 1e4
+
+    def of(own: torch.Tensor, ids: torch.Tensor = ids) -> Check:
+        return folded_equals(Predictions(own, labels, ids), Predictions(logits, labels, torch.arange(20)))
+
+    assert of(logits).passed
+    other = of(logits.flip(1))
+    assert not other.passed and "top-1 equal on 20" not in other.detail
+    assert not of(logits, ids + 1).passed and not of(logits[:9], ids[:9]).passed
+    logits[0] = torch.tensor([1e4, 1e4, 0.0])
+    assert not of(logits + 0.01 * logits.sin()).passed, "more than rounding"
+    swapped = logits.clone()
+    swapped[0, 1] = torch.nextafter(swapped[0, 1], torch.tensor(2e4))
+    swapped_too = of(swapped)
+    assert "top-1 equal on 19 of 20" in swapped_too.detail and swapped_too.passed
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"ship": "best"}, "ship: there is no head 'best', only ridge, prototype, lp"),
+        ({"ship": "best"}, "ship: there is no head 'best', only ridge, prototype, lp, own"),
         ({"heads": [{"type": "ridge"}, {"type": "ridge"}], "ship": None}, "two heads are called 'ridge'"),
         ({"heads": []}, "heads"),
         ({"objectives": [{"type": "ce"}]}, "objectives: no network is trained"),
+        ({"training": {"epochs": 3}}, "training.epochs: no network is trained, so nothing reads it"),
+        ({"training": {"optimizer": {"lr": 1}}}, "training.optimizer: no network is trained"),
         ({"student": {"train": "full"}}, "student.train: full: the network is frozen"),
         ({"episodes": {"ways": 1}}, "episodes.ways"),
         ({"episodes": {"classes": 2}}, "episodes.classes: 2 classes, and an episode has ways: 3"),
@@ -129,7 +176,7 @@ def test_configs_that_are_refused(changes: dict[str, Any], message: str, tmp_pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data": {"labels_per_class": 0}}, "no labeled training image of 'a', 'b'"),
+        ({"data": {"labels_per_class": 0}}, r"image of 'a', 'b', 'c', 'd' \(data\.labels_per_class: 0\)"),
         ({"episodes": {"queries": 20}}, "0 of 4 classes have the 22 labeled images"),
         ({"heads": [{"type": "lp_plus", "text": "nowhere"}], "ship": None}, r"lp_plus\.text: .*nowhere cannot be read"),
         ({"data": {"source": {"tested": False}}}, "episodes.split: the data has no test images"),
@@ -143,3 +190,18 @@ def test_what_is_refused_before_anything_runs(changes: dict[str, Any], message: 
         for stage in stages:
             stage.check_files()
         check_stages(stages, context)
+
+
+def test_texts_that_are_others_give_another_key(run: Path, tmp_path: Path) -> None:
+    """Of the heads of all classes, and of episodes."""
+    keys = []
+    for number in range(2):
+        safetensors.torch.save_file({"a": torch.full((4,), float(number))}, tmp_path / "texts.safetensors")
+        settings = few_shot(
+            tmp_path, heads=[{"type": "lp_plus", "text": str(tmp_path / "texts.safetensors")}], ship=None
+        )
+        with StopSignal() as stop:
+            context = RunContext.of(settings, stop)
+            stages = [stage for stage in settings.plan() if isinstance(stage, FitShots | run_episodes.RunEpisodes)]
+            keys.append([stage.key(context)["texts"] for stage in stages])
+    assert len(keys[0]) == 2 and all(own["lp_plus"] != other["lp_plus"] for own, other in zip(*keys))

@@ -1,6 +1,7 @@
 """Reptile and FOMAML on deltas: formulas, keyed batches, what is trained, a run that is interrupted and resumed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -101,6 +102,15 @@ def test_the_first_order_gradient_is_that_at_the_trained_deltas(student: Student
     load_state(student, theta)
 
 
+def test_equal_class_means_give_small_logits(student: Student, task: EpisodeViews) -> None:
+    theta = state_of(student)
+    views = task.support[:3].repeat(2, 1, 1, 1)
+    learned = learn(student, replace(task, support=views), SMALL, 0, 1, 6)
+    assert learned.weight.isfinite().all()
+    assert learned.logits(student, views).abs().max() < 1, "no class leads, and none by the offset of all"
+    load_state(student, theta)
+
+
 def test_batches_take_every_image_before_any_comes_again() -> None:
     rows = torch.cat([batch_rows(7, 3, step, 0, 5) for step in range(7)])
     assert [sorted(rows[at : at + 7].tolist()) for at in (0, 7, 14)] == [list(range(7))] * 3
@@ -173,6 +183,10 @@ def test_an_interrupted_meta_training_is_bit_equal(kind: str, tmp_path: Path) ->
             {"student": {"deltas": [{"type": "low_rank", "ranks": {"budget": "6KB", "importance": "fisher"}}]}},
             "chooses ranks or masks",
         ),
+        ({"student": {"deltas": [{"type": "adalora"}]}}, "student.deltas.0: adalora changes its form after every step"),
+        ({"student": {"deltas": [{"type": "halrp"}]}}, "student.deltas.0: halrp changes its form after its training"),
+        ({"student": {"deltas": [{"type": "statistics"}]}}, "kind: few_shot measures no statistics"),
+        ({"episodes": {"split": "train", "classes": None}}, "episodes.classes: with meta and split: train, name"),
     ],
 )
 def test_configs_that_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -183,7 +197,7 @@ def test_configs_that_are_refused(changes: dict[str, Any], message: str, tmp_pat
 def test_too_few_classes_or_images_are_refused_before_anything_runs(tmp_path: Path) -> None:
     for changes, message in (
         ({"ways": 3}, "meta.ways: 3, and 2 classes are left"),
-        ({"shots": 40}, "meta: episodes: 0"),
+        ({"shots": 40}, "meta: episodes: 0 of 2 classes have the 40 labeled images that 40 shots take"),
     ):
         settings = meta(tmp_path, meta=changes)
         with StopSignal() as stop, pytest.raises(FewShotError, match=message):

@@ -217,6 +217,8 @@ def test_what_cannot_be_added_leaves_nothing(run: Path, monkeypatch: pytest.Monk
         ({"objectives": [{"type": "ce"}]}, "objectives: no network is trained"),
         ({"student": {"deltas": [{"type": "bias"}]}}, "student.deltas: the network is frozen as it is"),
         ({"student": {"train": "full"}}, "student.train: full: the network is frozen"),
+        ({"student": {"start": "nowhere", "deltas": []}}, "student.start: kind: zero_shot reads no delta file"),
+        ({"training": {"epochs": 3}}, "training.epochs: no network is trained"),
         ({"method": "direct"}, "text.encoder: direct needs the text tower of an image-text model"),
         ({"unseen": -1}, "unseen: -1 classes"),
     ],

@@ -58,6 +58,10 @@ class FewShotHead(Component):
     Class attributes:
         paper: short citation.
         reads_text: whether text embeddings of the classes change it.
+
+    Attributes:
+        unsolved: number of problems so far whose solver stopped at its limit of steps before it converged; a solver
+            that is not iterative, or that is stopped early by design, leaves it at 0.
     """
 
     class Settings(augment.base.Settings):
@@ -75,6 +79,7 @@ class FewShotHead(Component):
 
     paper: ClassVar[str] = ""
     reads_text: ClassVar[bool] = False
+    unsolved: int = 0
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -144,11 +149,11 @@ class FewShotHead(Component):
         labels_N, features_ND = labels_N[labeled], features_ND[labeled]
         counts = labels_N.bincount(minlength=len(classes)).tolist()
         if missing := [name for name, count in zip(classes, counts) if not count]:
-            raise FewShotError(f"no labeled training image of {_shown(missing)}; a head needs one of each class")
+            raise FewShotError(f"no labeled training image of {shown_names(missing)}; a head needs one of each class")
         text_KD = None
         if text is not None and self.reads_text:
             if missing := [name for name in classes if name not in text]:
-                raise FewShotError(f"there is no text embedding of {_shown(missing)}")
+                raise FewShotError(f"there is no text embedding of {shown_names(missing)}")
             text_KD = torch.stack([text[name] for name in classes])
             if text_KD.shape[1] != features_ND.shape[1]:
                 raise FewShotError(
@@ -166,5 +171,6 @@ def largest_curvature(features_ENM: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram)[:, -1].clamp_min(0)
 
 
-def _shown(names: Sequence[str]) -> str:
+def shown_names(names: Sequence[str]) -> str:
+    """The first names, for an error."""
     return ", ".join(repr(name) for name in names[:5]) + (" …" if len(names) > 5 else "")

@@ -100,10 +100,12 @@ def draw_episodes(
     enough = [name for name in wanted if counts[name] >= need]
     if len(enough) < settings.ways:
         most = max(counts.values(), default=0)
+        taken, remedy = f"{max(settings.shots)} shots", "lower shots or ways"
+        if settings.queries:
+            taken, remedy = f"{taken} and {settings.queries} queries", "lower shots, queries or ways"
         raise FewShotError(
-            f"episodes: {len(enough)} of {len(wanted)} classes have the {need} labeled images that "
-            f"{max(settings.shots)} shots and {settings.queries} queries take (the largest has {most}), and an episode "
-            f"has ways: {settings.ways}; lower shots, queries or ways, or draw from another split"
+            f"episodes: {len(enough)} of {len(wanted)} classes have the {need} labeled images that {taken} take (the "
+            f"largest has {most}), and an episode has ways: {settings.ways}; {remedy}, or draw from another split"
         )
     numbers = torch.arange(first, first + settings.episodes)
     draws = Draws(seed, 0, "episodes", numbers)

@@ -3,7 +3,8 @@
 ``min_{W, b} Σ_i CE(W f_i + b, y_i) + λ s/2 ‖W‖²``, s the mean squared norm of the centered features, so that λ does not
 depend on their scale; the bias has no penalty. With ``C = 1/(λ s)`` it is the problem of scikit-learn's
 ``LogisticRegression``. It is solved for all episodes at once by Nesterov's accelerated gradient with restarts
-(O'Donoghue and Candès, arXiv 1204.3982), on centered features.
+(O'Donoghue and Candès, arXiv 1204.3982), on centered features. Problems that have not converged after ``STEPS`` steps
+are counted, and the report names their number.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Logistic(FewShotHead):
             next_E11 = torch.where(uphill_E11, 1.0, (1 + (1 + 4 * t_E11.square()).sqrt()) / 2)
             ahead_EKM = new_EKM + torch.where(uphill_E11, 0.0, (t_E11 - 1) / next_E11) * moved_EKM
             w_EKM, t_E11 = new_EKM, next_E11
+        else:
+            self.unsolved += int((gradient(ahead_EKM).abs().amax((1, 2)) > tolerance_E).sum())
         weight_EKM = ahead_EKM[..., :-1]
         bias_EK = ahead_EKM[..., -1] * constant_E[:, None] - (mean_E1M @ weight_EKM.mT)[:, 0]
         return weight_EKM, bias_EK
