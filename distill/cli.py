@@ -18,7 +18,7 @@ from rich.text import Text
 from augment.base import UserError, described, expanded, place_in_users_code
 from augment.console import plain_console
 from distill.commands.continual import continual
-from distill.commands.delta import delta
+from distill.commands.delta import Plugins, delta
 from distill.commands.target_folder import Force, check_target, picture
 from distill.declarations import declarations_only
 
@@ -202,7 +202,8 @@ def emulator(
     """Make the emulator that the owner of a network gives away: blocks of its middle are dropped.
 
     CONFIG has kind: offsite; only network, front, back, keep and distill count, and the images if distill is set. DIR
-    is a timm folder, which the user of the emulator names as student.network.model: local-dir:DIR.
+    is a timm folder, which the user of the emulator names as student.network.model: local-dir:DIR. With distill, the
+    run is in the config's output folder, and the same command continues it if it was interrupted.
     """
     check_target(to, force)
     experiment = _experiment(config, overrides)
@@ -222,9 +223,17 @@ def plug(
     into: Annotated[
         str, typer.Option("--into", metavar="NETWORK", help="The full network, as in student.network.model.")
     ],
+    checkpoint: Annotated[
+        Path | None,
+        typer.Option(parser=expanded, metavar="FILE", help="Its weights, as in student.network.checkpoint."),
+    ] = None,
+    prefix: Annotated[
+        str | None, typer.Option(metavar="PREFIX", help="Of names in the checkpoint, as in student.network.prefix.")
+    ] = None,
     to: Annotated[
         Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the student.")
     ] = Path("plugged"),
+    allow_plugins: Plugins = False,
     force: Force = False,
 ) -> None:
     """Plug a delta file of an emulator into the full network, and verify the student.
@@ -235,7 +244,7 @@ def plug(
     check_target(to, force)
     from distill.commands.offsite import plug as plug_delta
 
-    plug_delta(delta, into, to, _console())
+    plug_delta(delta, into, to, _console(), checkpoint=checkpoint, prefix=prefix, allow_plugins=allow_plugins)
 
 
 @app.command()

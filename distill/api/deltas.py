@@ -16,6 +16,7 @@ from distill.deltas.sites import classifier_names
 from distill.export.checksummed import ExportError
 from distill.export.delta import io
 from distill.export.manifest import Preprocessing, Result
+from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 from distill.models.student import Student
@@ -130,6 +131,8 @@ def load_delta(
     folder = absolute(folder)
     if not isinstance(backbone, nn.Module):
         manifest, _ = io.read_delta(folder)
+        if backbone is None and manifest.architecture == EMULATOR:
+            raise ExportError(f"{folder}: made for an {manifest.origin}; give its folder as backbone: local-dir:FOLDER")
         channels, size, _ = manifest.preprocessing.input_size
         settings = NetworkSettings(model=backbone or manifest.origin, size=size, in_chans=channels)
         backbone = create_network(settings, manifest.num_classes).model

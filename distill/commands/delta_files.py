@@ -28,6 +28,7 @@ from distill.export.delta.model import DeltaFile, open_delta, save_delta_file
 from distill.export.delta.packing import Format
 from distill.export.delta.quantize import quantize
 from distill.export.delta.truncate import truncate
+from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.fingerprint import fingerprint
 from distill.models.network import timm_with_own_models
 from distill.models.settings import NetworkSettings
@@ -199,6 +200,8 @@ def find_backbone(manifest: DeltaManifest, config: Path | None) -> nn.Module | s
         return model
     if manifest.origin == "random":
         return "its weights were random: give the experiment with --config"
+    if manifest.architecture == EMULATOR:
+        return f"it is an {manifest.origin}: give an experiment on the folder of that with --config"
     size = manifest.model_args.get("img_size")
     try:
         settings = NetworkSettings(

@@ -184,7 +184,7 @@ def _finished(tree: dict[str, Any], root: Path, console: Console) -> Path:
     experiment = cast(ContinualExperiment, validate_tree(tree, str(folder)))
     stages = [replace(s, shared=True) if isinstance(s, ExtractFeatures) else s for s in experiment.plan()]
     plain = experiment.model_dump(mode="json")
-    return run_plan(experiment, stages, plain, folder if unfinished else False, console)
+    return run_plan(experiment, stages, plain, folder if unfinished else False, console, "the same command")
 
 
 def _disparities(key: tuple[str, str], orders: Sequence[Any], seeds: Sequence[Any]) -> Disparities:

@@ -83,6 +83,7 @@ class _VerifyRequest(Settings):
     """Folder of a target → its settings."""
     delta: str | None
     backbone: NamedBackbone | None
+    allow_plugins: bool
 
 
 def verify(
@@ -94,6 +95,7 @@ def verify(
     model: nn.Module | None = None,
     min_images: int = MIN_IMAGES,
     fresh: bool = True,
+    allow_plugins: bool = False,
 ) -> VerificationReport:
     """Check an export.
 
@@ -107,6 +109,7 @@ def verify(
         model: the live model that was exported, to compare with in addition to the delta file, or instead of it.
         min_images: smallest number of images that is accepted.
         fresh: load what was written in a new process; False: in this one, for a check before training.
+        allow_plugins: import delta classes outside this package that the delta file names.
 
     Returns:
         The report. It passes if every comparison is within its tolerance and has every top-1 the same.
@@ -145,6 +148,7 @@ def verify(
             },
             delta=str(Path(delta).resolve()) if delta else None,
             backbone=named,
+            allow_plugins=allow_plugins,
         )
         (work / "request.json").write_text(request.model_dump_json())
         (_run_fresh if fresh else _fresh_process)(work)
@@ -231,7 +235,8 @@ def _fresh_process(work: Path) -> None:
                 manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
             )
             backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
-        outputs[DELTA_FILE] = logits_of(load_delta(Path(request.delta), backbone))(images)
+        loaded = load_delta(Path(request.delta), backbone, allow_plugins=request.allow_plugins)
+        outputs[DELTA_FILE] = logits_of(loaded)(images)
     safetensors.torch.save_file(outputs, work / "logits.safetensors")
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from distill.models.closed_form_head import ARCHITECTURE, give_head, make_head
+from distill.models.wrapped_body import create_body
 
 default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
 
 
-def _build(body: str, head: dict[str, Any], **arguments: Any) -> nn.Module:
-    network: Any = timm.create_model(body, **arguments)
+def _build(body: str, head: dict[str, Any], body_args: dict[str, Any] | None = None, **arguments: Any) -> nn.Module:
+    network: Any = create_body(body, body_args, arguments)
     give_head(network, make_head(head, network.num_classes), network.num_classes)
     network.body_cfg = network.pretrained_cfg  # timm overwrites it
     return network

@@ -10,17 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from distill.models.emulator import ARCHITECTURE, drop_blocks
+from distill.models.wrapped_body import create_body
 
 default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
 
 
-def _build(body: str, dropped: Sequence[str], middle: Sequence[str], **arguments: Any) -> nn.Module:
-    network: Any = drop_blocks(timm.create_model(body, **arguments), dropped)
+def _build(
+    body: str, dropped: Sequence[str], middle: Sequence[str], body_args: dict[str, Any] | None = None, **arguments: Any
+) -> nn.Module:
+    network: Any = drop_blocks(create_body(body, body_args, arguments), dropped)
     network.owners_blocks = tuple(middle)
     network.body_cfg = network.pretrained_cfg  # timm overwrites it
     return network

@@ -19,6 +19,7 @@ from augment.views import InputSpec
 from distill.models.channels import declare_channels, input_channels, with_channels
 from distill.models.checkpoint_file import read_checkpoint
 from distill.models.embedded import load_embedded
+from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.features import Features, FeatureShapes
 from distill.models.from_file import load_from_file, trained_size
 from distill.models.jax_file import SUFFIX, load_jax_file
@@ -80,6 +81,9 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         new_classifier(model, num_classes)
     else:
         model, origin = make_model(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
+        if model.pretrained_cfg["architecture"] == EMULATOR:  # type: ignore[index]
+            # Its user's files go to the owner of the full network, so they do not name a folder of the user.
+            origin = f"emulator of {model._model_args['body']}"  # type: ignore[index]
         if num_classes and model.pretrained_cfg.get("num_classes") == 0:  # type: ignore[union-attr, operator]
             # A folder without a classifier: timm initializes that of some architectures for training from scratch, with
             # logits that are too large on pretrained features.

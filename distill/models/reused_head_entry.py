@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import timm
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import nn
 
 from distill.models.reused_head import ARCHITECTURE, reuse_head
 from distill.models.settings import ReusedHead
+from distill.models.wrapped_body import create_body
 
 default_cfgs = generate_default_cfgs({ARCHITECTURE: {}})
 
 
-def _build(body: str, width: int, factor: int = 2, **arguments: Any) -> nn.Module:
-    network: Any = timm.create_model(body, **arguments)
+def _build(
+    body: str, width: int, factor: int = 2, body_args: dict[str, Any] | None = None, **arguments: Any
+) -> nn.Module:
+    network: Any = create_body(body, body_args, arguments)
     reuse_head(network, ReusedHead(width=width, factor=factor))
     network.get_classifier().requires_grad_(True)  # a network that timm builds can be trained in full
     network.body_cfg = network.pretrained_cfg  # timm overwrites it

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from augment.base import is_import_path
 from augment.chain import eval_view
 from augment.views import InputSpec
 from distill.data.base import Split
@@ -154,6 +155,7 @@ def verify_export(
         model=student.model if student is not None else None,
         min_images=min(export.verify_images, len(images)),
         fresh=context.trial is None,
+        allow_plugins=any(is_import_path(entry.type) for entry in settings.deltas),
     )
     hashes = ", ".join(f"{name} {sha256[:12]}" for name, sha256 in report.hashes.items())
     checks = [Check(name="hashes", passed=True, detail=hashes)]

@@ -13,6 +13,7 @@ from distill.deltas.state import head_state, load_exactly
 from distill.deltas.statistics import REPLACED
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import DeltaManifest, check_backbone, parts_of, read_delta, settings_of
+from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.network import Network, as_network, create_network
 from distill.models.reused_head import reuse_head
 from distill.models.settings import StudentSettings
@@ -44,10 +45,12 @@ def student_tree(manifest: DeltaManifest, moved: bool) -> dict[str, Any]:
         Plain values.
 
     Raises:
-        ExportError: the backbone had random weights, which no name gives again.
+        ExportError: the backbone had random weights, or is an emulator, which no name gives again.
     """
     if manifest.origin == "random":
         raise ExportError("the delta file belongs to a backbone of random weights; name it as student.network")
+    if manifest.architecture == EMULATOR:
+        raise ExportError(f"the delta file belongs to an {manifest.origin}; name its folder as student.network")
     noted = manifest.preprocessing
     network = {
         "model": manifest.origin,

@@ -77,6 +77,7 @@ def run_plan(
     tree: dict[str, Any],
     resume: bool | Path = False,
     console: Console | None = None,
+    continued_by: str = "the same command with --resume",
 ) -> Path:
     """Run a plan in a run folder.
 
@@ -86,6 +87,7 @@ def run_plan(
         tree: the resolved config as plain values, with ``name``; saved in the folder.
         resume: continue the run in this folder, or the newest unfinished run with an equal config (True).
         console: where to print; None: standard output.
+        continued_by: what continues an interrupted run, for the message about it.
 
     Returns:
         The run folder.
@@ -122,7 +124,7 @@ def run_plan(
                 folder.set_status("interrupted")
                 if is_first_rank():
                     console.print(
-                        f"{shown_path(folder.path)} is saved; the same command with --resume continues it",
+                        f"{shown_path(folder.path)} is saved; {continued_by} continues it",
                         soft_wrap=True,
                     )
             else:

@@ -216,7 +216,6 @@ class MakeEmulator(Stage[Emulator]):
 
     def _fit_spec(self, context: RunContext, plan: EmulatorPlan) -> FitSpec:
         assert self.distill is not None
-        torch.manual_seed(context.seed)  # of random weights
         full = create_network(self.network, 0)
         cut = _cut(full.model, plan)
         hint = FitNets.Settings(weight=1.0, stages={cut: cut}, projector="none", normalize="rms")

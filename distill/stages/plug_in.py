@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.export.delta.io import TENSORS, save_delta
+from distill.export.delta.io import save_delta
 from distill.models.settings import StudentSettings
 from distill.report.items import Column, Files, Item, Table, TableRow
 from distill.run.context import RunContext
@@ -30,9 +30,9 @@ class PluggedStudent(TrainedStudent):
     """The full network with the user's deltas on its ends, and the user's head."""
 
     sent: int
-    """Bytes of the user's delta file."""
+    """Bytes of the user's delta file: of its tensors, and of ``delta.json``, which is not small."""
     received: int
-    """Bytes of the emulator's weights in a file."""
+    """Bytes of the files in the emulator's folder."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +89,11 @@ class PlugIn(Stage[PluggedStudent]):
         if write:
             context.wait_for_ranks()
         full, manifest = plugged_student(folder / SENT, self.settings.network, student.needs, allow_plugins=True)
-        sent = (folder / SENT / TENSORS).stat().st_size
-        received = sum(path.stat().st_size for path in emulator_folder(context, self.emulator).glob("*.safetensors"))
+        sent, received = _bytes(folder / SENT), _bytes(emulator_folder(context, self.emulator))
         spec = StudentSpec(self.settings, context.seed, manifest.num_classes, student.needs, manifest.head)
         what = "the full network with the ends tuned on the emulator"
         return PluggedStudent(PLUGGED, what, full, tuned.teacher, spec, tuned.fit, folder, sent, received)
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())

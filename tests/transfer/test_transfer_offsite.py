@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from io import StringIO
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -18,17 +19,19 @@ from distill.commands.exported import evaluate_run
 from distill.commands.offsite import make_emulator, plug
 from distill.commands.runs import export_run
 from distill.config import merge_trees, validate_tree
-from distill.deltas.base import DeltaError
+from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.experiments.offsite import OffsiteExperiment
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import load_delta, read_delta
+from distill.export.delta.io import load_delta, read_delta, save_delta
 from distill.export.targets.timm_folder import check_timm_folder, write_timm_folder
-from distill.export.verify import _fresh_process
+from distill.export.verify import Comparison, VerificationReport, _fresh_process
+from distill.models.closed_form_head import RandomFeatureClassifier, give_head
 from distill.models.emulator import DroppedBlock, evenly, plan_emulator
 from distill.models.fingerprint import fingerprint
-from distill.models.network import create_network
-from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.network import create_network, timm_with_own_models
+from distill.models.settings import NetworkSettings, ReusedHead, StudentSettings
 from distill.models.weights import NetworkError
+from distill.run.from_delta import student_tree
 from distill.run.prepare import StudentSpec, trial_student
 from distill.run.stage import StageError
 from distill.training.checkpoints import VerifiedCheckpointIO
@@ -37,6 +40,8 @@ from distill.transfer.offsite import check_ends, plugged_student
 from distill.yaml_tree import ConfigError
 
 QUIET = Console(quiet=True)
+GIVEN = {"config.json", "manifest.json", "model.safetensors", "README.md"}
+SENT = "plugged-in/delta"
 ENDS = ("blocks.0.", "blocks.5.", "cls_token", "pos_embed", "patch_embed.", "norm.", "fc_norm.", "reg_token")
 
 
@@ -167,8 +172,10 @@ def test_the_rows_and_what_leaves_the_owner(run: Path) -> None:
     (_, whole, _), (_, emulator, part), (_, verbatim, share) = tables["What the owner gives away"]
     assert emulator / whole == part and verbatim / whole == share and 0 < verbatim < emulator < whole
     sent = {row[0]: row[1:] for row in tables["What is sent"]}
-    assert sent["emulator"] == ["owner → user", (run / "emulator/network/model.safetensors").stat().st_size]
-    assert sent["delta file"] == ["user → owner", (run / "plugged-in/delta/delta.safetensors").stat().st_size]
+    sizes = [sum(path.stat().st_size for path in (run / name).iterdir()) for name in ("emulator/network", SENT)]
+    assert sent["emulator"] == ["owner → user", sizes[0]] and sent["delta file"] == ["user → owner", sizes[1]]
+    assert str(run).encode() not in (run / SENT / "delta.json").read_bytes(), "it goes to the owner"
+    assert read_delta(run / SENT)[0].origin == "emulator of test_vit"
 
 
 @pytest.mark.slow
@@ -230,6 +237,72 @@ def test_plug_writes_and_verifies_the_same_student(run: Path, output: Path) -> N
         plug(run / "export/delta", full(output).model, output / "twice", QUIET)
 
 
+class Gain(WeightDelta):
+    """A user's own delta."""
+
+    class Settings(DeltaSettings):
+        type: str = f"{__name__}:Gain"
+
+    def __init__(self, settings: DeltaSettings, layer: torch.nn.Module):
+        super().__init__(settings, layer)
+        self.gain = torch.nn.Parameter(torch.ones(()))
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return weight * (1 + self.gain)
+
+
+def test_a_users_own_delta_is_plugged_in_only_if_allowed(given: Path, output: Path) -> None:
+    network = NetworkSettings(model=f"local-dir:{given}", size=32)
+    settings = StudentSettings(network=network).model_copy(update={"deltas": (Gain.Settings(),)})
+    student = StudentSpec(settings, 0, 4).build()
+    save_delta(output / "own", student.model, student.backbone, origin=student.network.origin)
+    with pytest.raises(DeltaError, match=rf"needs the class '{__name__}:Gain'; .* \(--allow-plugins\)"):
+        plug(output / "own", full(output).model, output / "own-plugged", QUIET)
+    with patch("distill.export.verify._run_fresh", _fresh_process):
+        weights = Path(full(output).model.removeprefix("local-dir:")) / "model.safetensors"
+        plug(output / "own", "test_vit", output / "own-plugged", QUIET, checkpoint=weights, allow_plugins=True)
+    assert {path.name for path in (output / "own-plugged").iterdir()} == {"delta", "merged"}
+    assert read_delta(output / "own-plugged/delta")[0].origin == "test_vit@model.safetensors"
+
+
+@pytest.mark.slow
+def test_what_fails_its_verification_is_not_written(run: Path, output: Path) -> None:
+    failed = Comparison(what="a", against="b", relative_difference=1.0, tolerance=1e-3, same_top1=0, images=32)
+    report = VerificationReport(images=32, hashes={}, comparisons=(failed,))
+    kept = output / "kept"
+    (kept / "merged").mkdir(parents=True)
+    with patch("distill.commands.offsite.verify", lambda *_, **__: report):
+        for to in (output / "failed", kept):
+            with pytest.raises(ExportError, match="so nothing was written"):
+                plug(run / "plugged-in/delta", full(output).model, to, QUIET)
+    assert not (output / "failed").exists() and [*kept.rglob("*")] == [kept / "merged"]
+    assert not [*output.glob("*.unfinished")]
+
+
+@pytest.mark.slow
+def test_the_owner_gives_the_emulator_alone_and_continues_an_interrupted_command(run: Path, output: Path) -> None:
+    """The checkpoints of the distillation hold the owner's weights."""
+    to, settings = output / "distilled", offsite(output)
+
+    def kill(module: Any) -> None:
+        if module.global_step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    console = Console(record=True, width=400, file=StringIO())
+    with watching(kill, lambda *_: None), pytest.raises(Interrupted):
+        make_emulator(settings, to, console)
+    assert "offsite-emulator is saved; the same command continues it" in console.export_text() and not to.exists()
+    make_emulator(settings, to, console)
+    assert {path.name for path in to.rglob("*")} == GIVEN
+    assert (to / "model.safetensors").read_bytes() == (run / "emulator/network/model.safetensors").read_bytes()
+    assert [path.name for path in settings.output.glob("offsite-emulator*")] == ["offsite-emulator"]
+    (to / "run").mkdir()
+    with pytest.raises(ExportError, match="holds 'run', and the folder of an emulator is given away"):
+        make_emulator(settings, to, QUIET)
+    with pytest.raises(ConfigError, match=r"output: .* is in .*, which is given away"):
+        make_emulator(settings.model_copy(update={"output": output / "new/runs"}), output / "new", QUIET)
+
+
 @pytest.mark.slow
 def test_foreign_ends_are_refused_by_their_layer(run: Path, output: Path) -> None:
     folder = run / "plugged-in/delta"
@@ -256,6 +329,54 @@ def test_foreign_ends_are_refused_by_their_layer(run: Path, output: Path) -> Non
         check_ends(foreign, model, folder)
 
 
+def test_a_head_on_an_emulator_is_merged_and_plugged_in(given: Path, output: Path) -> None:
+    """The entry points of emulators and of heads have arguments of the same names, so they are nested."""
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    settings = NetworkSettings(model=f"local-dir:{given}", size=32)
+    plain = StudentSettings.model_validate({"network": settings.model_dump(), "deltas": [{"type": "norm_affine"}]})
+    student = StudentSpec(plain, 0, 4, head=ReusedHead(width=6)).build()
+    with torch.no_grad():
+        for site in student.sites:
+            for tensor in site.delta.parameters():
+                tensor.add_(0.1)
+    origin = student.network.origin
+    write_timm_folder(output / "reused", student.model, origin=origin)
+    save_delta(output / "reused-delta", student.model, student.backbone, origin=origin)
+    closed = create_network(settings, 4).model
+    give_head(closed, RandomFeatureClassifier(closed.num_features, 5, 4, seed=0), 4)
+    with torch.no_grad():
+        closed.get_classifier().weight.fill_(0.5)
+    write_timm_folder(output / "closed", closed, origin=origin)
+    with torch.no_grad():
+        for name, model in {"reused": student.model.eval(), "closed": closed.eval()}.items():
+            again = create_network(NetworkSettings(model=f"local-dir:{output / name}", size=32)).model
+            torch.testing.assert_close(again(x), model(x), rtol=1e-4, atol=1e-5)
+            assert isinstance(again.blocks[2], DroppedBlock) and not isinstance(again.blocks[1], DroppedBlock)
+        plugged, _ = plugged_student(output / "reused-delta", full(output))
+        write_timm_folder(output / "reused-full", plugged.model, origin="x")
+        whole = create_network(NetworkSettings(model=f"local-dir:{output / 'reused-full'}", size=32)).model
+        torch.testing.assert_close(whole(x), plugged.model.eval()(x), rtol=1e-4, atol=1e-5)
+        assert not torch.allclose(whole(x), student.model(x), atol=1e-3)
+    assert origin == "emulator of test_vit", "not a folder of its user"
+    with pytest.raises(ExportError, match="belongs to an emulator of test_vit; name its folder as student"):
+        student_tree(read_delta(output / "reused-delta")[0], moved=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("emulator", {"dropped": [], "middle": []}), ("reused_head", {"width": 2}), ("closed_form_head", {"head": {}})],
+)
+def test_a_folder_names_an_architecture_and_no_other_weights(name: str, own: dict[str, Any]) -> None:
+    create = timm_with_own_models().create_model
+    for body in ("hf-hub:timm/test_vit", "local-dir:/tmp", 7):
+        with pytest.raises(NetworkError, match=f"body: {body!r} is no architecture of timm"):
+            create(name, body=body, **own)
+    refused = r"has no weights of its own, so leave (checkpoint_path|pretrained|cache_dir) out"
+    for wrong in ({"checkpoint_path": "x"}, {"body_args": {"pretrained": True}}, {"cache_dir": "x"}):
+        with pytest.raises(NetworkError, match=refused):
+            create("emulator", body=name, body_args={"body": "test_vit", **own, **wrong}, dropped=[], middle=[])
+
+
 def test_a_folder_without_classifier_gets_one_as_a_pretrained_network_does(tmp_path: Path) -> None:
     """Uniform in ±1/√inputs; timm's own initialization of an EfficientNet is ±1/√classes, with logits far too large."""
     model = timm.create_model("test_efficientnet", num_classes=0)
@@ -268,7 +389,7 @@ def test_a_folder_without_classifier_gets_one_as_a_pretrained_network_does(tmp_p
 
 def test_the_emulator_is_a_folder_whose_user_changes_the_ends_alone(given: Path, output: Path) -> None:
     check_timm_folder(given)
-    assert {path.name for path in given.iterdir()} == {"config.json", "manifest.json", "model.safetensors", "README.md"}
+    assert {path.name for path in given.rglob("*")} == GIVEN
     settings = NetworkSettings(model=f"local-dir:{given}", size=32)
     made = create_network(settings, 4)
     assert isinstance(made.model.blocks[2], DroppedBlock) and isinstance(made.model.blocks[3], DroppedBlock)
@@ -291,8 +412,6 @@ def test_the_emulator_is_a_folder_whose_user_changes_the_ends_alone(given: Path,
 
 @pytest.mark.slow
 def test_a_structural_delta_is_plugged_in_at_the_same_blocks(given: Path, output: Path) -> None:
-    from distill.export.delta.io import save_delta
-
     settings = NetworkSettings(model=f"local-dir:{given}", size=32)
     plain = StudentSettings.model_validate(
         {"network": settings.model_dump(), "deltas": [{"type": "adapter", "hidden": 2}]}

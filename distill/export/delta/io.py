@@ -249,7 +249,7 @@ def settings_of(group: DeltaGroup, allow_plugins: bool) -> DeltaSettings:
     """The settings of a group's deltas; a class outside this package is imported only if plug-ins are allowed."""
     name = str(group.settings.get("type"))
     if is_import_path(name) and not allow_plugins:
-        raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True if you trust the file and that class")
+        raise DeltaError(f"it needs the class {name!r}; pass allow_plugins=True (--allow-plugins) if you trust both")
     settings = Registry("distill.deltas", "Delta").settings_of(name).model_validate(group.settings)
     assert isinstance(settings, DeltaSettings)
     return settings

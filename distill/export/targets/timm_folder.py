@@ -29,6 +29,7 @@ from distill.models.emulator import emulator_arguments
 from distill.models.fingerprint import Fingerprint, fingerprint
 from distill.models.network import timm_with_own_models
 from distill.models.reused_head import ARCHITECTURE, reused
+from distill.models.wrapped_body import wrapping
 
 CONFIG, TENSORS, MANIFEST, CARD = "config.json", "model.safetensors", "manifest.json", "README.md"
 _WEIGHTS = {".safetensors", ".bin", ".pth", ".pt", ".ckpt", ".npz", ".pkl"}
@@ -130,13 +131,13 @@ def _config(
     pretrained_cfg |= {"num_classes": model.num_classes, "custom_load": False, "pool_size": None}
     architecture = declared["architecture"]
     if (head := reused(model)) is not None:
-        model_args = {"body": architecture, **head.model_dump(), **model_args}
+        model_args = wrapping(architecture, head.model_dump(), model_args)
         architecture = ARCHITECTURE
     if (classifier := closed_form(model)) is not None:
-        model_args = {"body": architecture, "head": classifier.settings, **model_args}
+        model_args = wrapping(architecture, {"head": classifier.settings}, model_args)
         architecture = CLOSED_FORM
     if (blocks := emulator_arguments(model)) is not None:
-        model_args = {"body": architecture, **blocks, **model_args}
+        model_args = wrapping(architecture, blocks, model_args)
         architecture = EMULATOR
     config = {
         "architecture": architecture,
