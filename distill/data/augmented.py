@@ -44,6 +44,10 @@ class Augmented(Source):
         )
         operations: Recipe = Field(description="applied in order to every image, or a preset")
         size: int = Field(64, ge=8, le=4096, description="side in pixels of the images that result")
+        splits: Annotated[tuple[Split, ...], Field(min_length=1)] = Field(
+            ("train", "val", "test"),
+            description="whose images they change; those of the others stay as they are",
+        )
         draw_seed: int = Field(0, ge=0, lt=2**31, description="of the operations; another one gives another domain")
 
     settings: Settings
@@ -59,7 +63,8 @@ class Augmented(Source):
 
     def split(self, name: Split) -> Samples:
         self.inner.channels = self.channels
-        return AugmentedSamples(self.inner.split(name), self.settings)
+        samples = self.inner.split(name)
+        return AugmentedSamples(samples, self.settings) if name in self.settings.splits else samples
 
     def column(self, split: Split, name: str) -> Sequence[str]:
         return self.inner.column(split, name)

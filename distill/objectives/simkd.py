@@ -67,7 +67,8 @@ class SimKD(Objective):
 
     With ``projector: linear`` and ``ce`` it is KTN (knowledge transfer network, Yoon et al., arXiv 2203.02018) on
     images of paired modalities or resolutions: A = P maps the student's features to the teacher's, ``weight`` is λ (1
-    in the paper), and what ships is ``W_t A``. KTN's A has no bias, ours has q, so that features need not be centered.
+    in the paper), and what ships is ``W_t A``. KTN's A has no bias and starts from Xavier's values; ours has q, so that
+    features need not be centered, and starts as torch's linear layers do.
 
     Needs no labels. The student's head and the teacher's classifier must each be one linear layer, with the same
     classes in the same order. There can be only one teacher.

@@ -38,6 +38,15 @@ def test_images_are_those_of_the_chain_and_always_the_same():
     assert not np.array_equal(first.image, data(draw_seed=1).subset("train")[3].image), "another domain"
 
 
+def test_operations_can_be_those_of_some_splits():
+    made, plain = data(splits=["test"]), ExperimentData(DataSettings(source={"type": "digits"}, workers=0))
+    assert np.array_equal(made.subset("train")[3].image, plain.subset("train")[3].image)
+    assert np.array_equal(made.subset("test")[3].image, data().subset("test")[3].image)
+    assert made.fingerprint() != data().fingerprint()
+    with pytest.raises(ValidationError, match="splits"):
+        data(splits=[])
+
+
 def test_an_unknown_operation_is_refused():
     with pytest.raises(ValidationError, match="RandomInvertt"):
         data(operations=["RandomInvertt"])

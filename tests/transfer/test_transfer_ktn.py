@@ -7,6 +7,9 @@ import pytest
 import torch
 from toy_training import experiment, student_fit
 
+from augment.dual import DualAugment
+from augment.views import InputSpec
+from distill.config import load_config
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
 from distill.export.delta.io import load_delta, save_delta
@@ -15,6 +18,23 @@ from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 from distill.objectives.simkd import SimKD
 from distill.training.module import Distillation
+
+
+def test_in_the_recipe_of_two_modalities_the_same_crop_is_gray_for_the_student() -> None:
+    """The test images are gray too, and the training images are not."""
+    settings = load_config(Path(__file__).parents[2] / "configs/transfer/ktn_gray.yaml")
+    assert settings.data.source.splits == ("test",)
+    assert [each.type for each in settings.data.source.operations] == ["RandomGrayscale"]
+    augment = settings.augment.model_copy(
+        update={"student": [*settings.augment.student[:2], settings.augment.student[3]]}
+    )
+    spec = InputSpec((16, 16), (0.0,) * 3, (1.0,) * 3)
+    images = torch.rand(4, 3, 24, 24, generator=torch.Generator().manual_seed(0))
+    views = DualAugment(augment, [spec], spec, seed=0)(images, torch.arange(4), 0)
+    [color], [gray] = views.teacher[0], views.student
+    weights = torch.tensor([0.299, 0.587, 0.114])[:, None, None]
+    assert not torch.allclose(color[:, 0], color[:, 1], atol=0.1)
+    torch.testing.assert_close(gray, (color * weights).sum(1, keepdim=True).expand_as(gray), atol=1e-3, rtol=0)
 
 
 @pytest.mark.slow
