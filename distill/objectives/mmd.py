@@ -5,7 +5,7 @@ Shape suffixes: S source and T target samples of all ranks, N both, D pooled wid
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -17,6 +17,13 @@ from distill.objectives.compare import field_of
 from distill.objectives.domains import of_both
 
 WIDTHS = (0.125, 0.25, 0.5, 1.0, 2.0)
+
+
+def squared_distances(x_ND: Tensor) -> Tensor:
+    """Squared distances [N, N] of the rows, by products, so that no tensor [N, N, D] is made."""
+    x_ND = x_ND - x_ND.detach().mean(0)  # of which the distances do not depend; products of centered rows lose less
+    norms_N = x_ND.square().sum(1)
+    return (norms_N[:, None] + norms_N[None] - 2 * x_ND @ x_ND.T).clamp(min=0)
 
 
 def mmd(source_SD: Tensor, target_TD: Tensor, widths: tuple[float, ...] = WIDTHS) -> Tensor:
@@ -34,7 +41,7 @@ def mmd(source_SD: Tensor, target_TD: Tensor, widths: tuple[float, ...] = WIDTHS
         A scalar with a graph.
     """
     both_ND, count = torch.cat([source_SD, target_TD]), len(source_SD)
-    squares_NN = (both_ND[:, None] - both_ND[None]).square().sum(2)
+    squares_NN = squared_distances(both_ND)
     size = len(both_ND)
     mean = squares_NN.detach().sum() / (size * (size - 1))
     kernel_NN = torch.stack([(-squares_NN / (2 * w * mean).clamp(min=1e-8)).exp() for w in widths]).mean(0)
@@ -46,8 +53,9 @@ def mmd(source_SD: Tensor, target_TD: Tensor, widths: tuple[float, ...] = WIDTHS
 class MMD(Objective):
     """Maximum mean discrepancy of pooled features. See :func:`mmd`. Zero where a domain has less than two samples.
 
-    Papers: Gretton et al., JMLR 2012; Long et al., DAN, ICML 2015, arXiv 1502.02791. Deviation: DAN weighs the kernels,
-    aligns several layers, and estimates in linear time.
+    Papers: Gretton et al., JMLR 2012; Long et al., DAN, ICML 2015, arXiv 1502.02791. Deviations: DAN weighs the
+    kernels, aligns several layers, and estimates in linear time. The mean of the kernels is used, where their sum is
+    common, whose loss is as many times larger as there are ``widths``: ``weight`` here does not depend on their number.
 
     Example:
         >>> import torch, distill
@@ -60,7 +68,7 @@ class MMD(Objective):
 
     class Settings(Objective.Settings):
         type: Literal["mmd"] = "mmd"
-        widths: tuple[float, ...] = Field(
+        widths: tuple[Annotated[float, Field(gt=0)], ...] = Field(
             WIDTHS, min_length=1, description="σ² of each kernel over the mean squared distance of the samples"
         )
 
