@@ -12,18 +12,20 @@ sketch        photographs with labels, sketches without (PACS, 128 px), tested o
               configs/transfer/photo_sketch.yaml
 source_free   the same sketches, from the delta file of the source-only student of ``sketch`` alone:
               configs/transfer/source_free.yaml
+quick         configs/transfer/quick.yaml, which needs no data: what its student gains, and its wall time
 offsite       flowers61, 128 px: an emulator with half of the middle, its ends tuned, plugged into the full network:
               configs/transfer/offsite.yaml
 few_shot      flowers61, 128 px: 600 episodes of 5 of 20 classes by each head on features of the frozen network
               (configs/transfer/few_shot.yaml), and by deltas that Reptile trained on the other classes
               (configs/transfer/reptile.yaml)
 fresh         digits with labels, shifted digits without (noise, contrast, rotation, size, inversion): source only,
-              standardized, AdaBN, and means of their answers, without training on the target; needs no data
+              standardized, AdaBN, aligned statistics, and means of their answers, without training on the target; needs
+              no data
 text          CIFAR-100 through texts, without a label: ConSE by names and with definitions, and a student that such a
               teacher teaches (configs/transfer/text_teacher.yaml); 20 unseen classes of flowers61, five choices
               (configs/transfer/zero_shot.yaml). Needs the extra ``text``
-ema           what an averaged teacher costs: memory beside the deltas, and a step beside one with a frozen teacher of
-              the same network; needs no data
+ema           what an averaged teacher of one normalization costs: memory beside the deltas, and a step beside one with
+              a frozen teacher of the same network; needs no data. With two normalizations it is computed twice
 unsupervised  61 flowers without labels, 128 px: clusters, neighbors and anomalies of the features of the backbone, of a
               teacher, and of the student of both: configs/transfer/clusters.yaml
 detection     blood cells with boxes (``bccd``, COCO JSON): a detector on a frozen backbone, on one with deltas, and on
@@ -57,6 +59,7 @@ PARTS: Parts = {
     "usps": transfer_target.usps,
     "sketch": transfer_target.sketch,
     "source_free": transfer_target.source_free,
+    "quick": transfer_target.quick,
     "offsite": transfer_offsite.offsite,
     "few_shot": transfer_few_shot.few_shot,
     "fresh": transfer_fresh.fresh,

@@ -1,4 +1,7 @@
-"""The part ``ema`` of ``transfer.py``: what an averaged teacher costs beside a frozen one of the same network."""
+"""The part ``ema`` of ``transfer.py``: what an averaged teacher costs beside a frozen one of the same network.
+
+It has one normalization. With two (``teacher.ema.normalizations``), its forward pass is computed twice.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,10 @@ def ema(lab: Lab) -> Iterator[Figure]:
         return measured(rounds)
 
     line = lab.once({"part": "ema", "rounds": rounds, "size": SIZE, "batch": BATCH, "rank": RANK}, work)
-    detail = f"EfficientNet-Lite0, {SIZE} px, rank {RANK}, batches of {BATCH}; CPU time of one process, {rounds} rounds"
+    detail = (
+        f"EfficientNet-Lite0, {SIZE} px, rank {RANK}, batches of {BATCH}; teacher of one normalization (two take two "
+    )
+    detail += f"passes); CPU time of one process, {rounds} rounds"
     yield figure("ema_teacher_memory_over_delta", [line["memory"] / line["delta"]], "×", detail)
     ratios = [a / b for a, b in zip(line["seconds"]["ema"], line["seconds"]["frozen"])]
     yield figure("ema_teacher_step", [sorted(ratios)[len(ratios) // 2]], "×", f"{detail}; median")

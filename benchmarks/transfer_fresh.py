@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
-from transfer_lab import CONFIGS, Figure, Lab, figure
+from transfer_lab import CONFIGS, Figure, Lab, digest, figure
 
 from distill.config import validate_tree
 from distill.run.context import RunContext
@@ -36,8 +36,18 @@ SHIFTS: dict[str, list[dict[str, Any]]] = {
     "inverted, blurred": [_op("RandomInvert"), BLUR],
 }
 """Name → operations on every image of scikit-learn's digits."""
-CONTROLS = ("statistics", "standardized", "adabn", "mean")
-SOURCE, STANDARDIZED, ADABN, BOTH, TEACHER = "source only", "standardized", "AdaBN", "mean of both", "source and AdaBN"
+CONTROLS = ("statistics", "standardized", "adabn", "aligned", "mean")
+SOURCE, STANDARDIZED, ADABN, ALIGNED = "source only", "standardized", "AdaBN", "aligned statistics"
+BOTH, TEACHER = "mean of both", "source and aligned"
+ROWS = {
+    SOURCE: "source_only",
+    STANDARDIZED: "standardized",
+    ADABN: "adabn",
+    ALIGNED: "aligned",
+    BOTH: "mean_of_both",
+    TEACHER: "source_and_aligned",
+}
+"""Row → end of the figure's name."""
 
 
 def fresh(lab: Lab) -> Iterator[Figure]:
@@ -45,11 +55,12 @@ def fresh(lab: Lab) -> Iterator[Figure]:
     chosen = dict(list(SHIFTS.items())[:2]) if lab.given.quick else SHIFTS
     lines = {name: _measured(lab, name, operations) for name, operations in chosen.items()}
     detail = f"digits, {len(chosen)} shifts of the test images ({'; '.join(chosen)}), the student of quick.yaml, seed 0"
-    for row in (SOURCE, STANDARDIZED, ADABN, BOTH, TEACHER):
-        name = f"fresh_{row.replace(' ', '_').lower()}"
-        yield figure(name, [line[row] for line in lines.values()], "fraction", f"{detail}; mean over the shifts")
-    for row, of in ((BOTH, (STANDARDIZED, ADABN)), (TEACHER, (SOURCE, ADABN))):
-        name = f"fresh_{row.replace(' ', '_').lower()}"
+    for row, own in ROWS.items():
+        yield figure(
+            f"fresh_{own}", [line[row] for line in lines.values()], "fraction", f"{detail}; mean over the shifts"
+        )
+    for row, of in ((BOTH, (STANDARDIZED, ALIGNED)), (TEACHER, (SOURCE, ALIGNED))):
+        name = f"fresh_{ROWS[row]}"
         over_best = [line[row] - max(line[each] for each in of) for line in lines.values()]
         over_mean = [line[row] - sum(line[each] for each in of) / 2 for line in lines.values()]
         wins = sum(gain > 0 for gain in over_best)
@@ -60,7 +71,8 @@ def fresh(lab: Lab) -> Iterator[Figure]:
 
 
 def _measured(lab: Lab, name: str, operations: list[dict[str, Any]]) -> dict[str, float]:
-    return lab.once({"part": "fresh", "shift": operations}, lambda: _accuracies(lab, operations))
+    key = {"part": "fresh", "shift": operations, "content": digest(load_tree(CONFIGS / "quick.yaml")), "rows": [*ROWS]}
+    return lab.once(key, lambda: _accuracies(lab, operations))
 
 
 def _accuracies(lab: Lab, operations: list[dict[str, Any]]) -> dict[str, float]:
@@ -77,6 +89,6 @@ def _accuracies(lab: Lab, operations: list[dict[str, Any]]) -> dict[str, float]:
     models = [source, *(context.outputs[control] for control in CONTROLS[1:])]
     within = replace(context, data=context.data.target_domain())
     made = predict_all(within, models, "test")
-    both = MeanModel(TEACHER, "", (source, context.outputs["adabn"]))
-    made[TEACHER] = both.of([made[SOURCE], made[ADABN]])
+    both = MeanModel(TEACHER, "", (source, context.outputs["aligned"]))
+    made[TEACHER] = both.of([made[SOURCE], made[ALIGNED]])
     return {name: float(own.accuracy()) for name, own in made.items()}

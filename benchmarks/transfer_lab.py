@@ -15,7 +15,7 @@ from distill.run.folder import RECORD
 from distill.run.runner import run_plan
 from distill.yaml_tree import apply_override, load_tree, merge_trees
 
-__all__ = ["CONFIGS", "Figure", "Lab", "figure", "run", "seeds"]
+__all__ = ["CONFIGS", "Figure", "Lab", "digest", "figure", "run", "seeds"]
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "transfer"
 BARS: Bars = {
@@ -37,6 +37,11 @@ BARS: Bars = {
 figure = figure_with(BARS)
 
 
+def digest(tree: dict[str, Any]) -> str:
+    """Of a config's content: a result of another content is not shown for this one."""
+    return hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
 def run(lab: Lab, part: str, config: str, changes: dict[str, Any]) -> dict[str, Any]:
     """The result of a run: from the file of results, or of a run that is made or continued now.
 
@@ -48,29 +53,33 @@ def run(lab: Lab, part: str, config: str, changes: dict[str, Any]) -> dict[str, 
 
     Returns:
         ``rows``: name of a model → accuracy; ``measures``: the same → name → value; ``metrics``: name → value;
-        ``folder`` of the run.
+        ``seconds``: stage → wall time; ``trained``: name of a model → wall time of its training; ``folder`` of the run.
     """
-    tree = merge_trees(load_tree(CONFIGS / config), changes)
+    plain = load_tree(CONFIGS / config)
+    tree = merge_trees(plain, changes)
     for override in lab.given.set:
         apply_override(tree, override)
-    name = f"{part}-{hashlib.sha256(json.dumps(tree, sort_keys=True, default=str).encode()).hexdigest()[:8]}"
+    name = f"{part}-{digest(tree)}"
     tree |= {"name": name, "output": str(lab.given.out / "runs")}
-    key = {"part": part, "config": config, "changes": merge_trees(changes, {"data": None}), "set": lab.given.set}
+    key = {"part": part, "config": config, "content": digest(plain)}
+    key |= {"changes": merge_trees(changes, {"data": None}), "set": lab.given.set}
     return lab.once(key, lambda: _finished(lab, tree))
 
 
 def _finished(lab: Lab, tree: dict[str, Any]) -> dict[str, Any]:
-    made = validate_tree(tree, tree["name"])
-    folder = made.output / made.name
+    settings = validate_tree(tree, tree["name"])
+    folder = settings.output / settings.name
     record = folder / RECORD
     status = json.loads(record.read_text())["status"] if record.is_file() else None
     if status != "finished":
-        run_plan(made, made.plan(), made.model_dump(mode="json"), resume=folder if status else False)
+        run_plan(settings, settings.plan(), settings.model_dump(mode="json"), resume=folder if status else False)
     content = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row["accuracy"] for row in content["summary"]["rows"]}
+    trained = {row["name"]: row["seconds"] for row in content["summary"]["rows"]}
     metrics = {each["name"]: each["value"] for each in content["results"]}
     seconds = content["summary"]["seconds"]
     measures = {
         row["name"]: {name: own["value"] for name, own in row["measures"].items()} for row in content["summary"]["rows"]
     }
-    return {"rows": rows, "measures": measures, "metrics": metrics, "seconds": seconds, "folder": str(folder)}
+    made = {"rows": rows, "measures": measures, "metrics": metrics, "seconds": seconds, "trained": trained}
+    return {**made, "folder": str(folder)}

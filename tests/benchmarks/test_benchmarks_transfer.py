@@ -33,7 +33,7 @@ def lab(out: Path, *arguments: str) -> Lab:
 
 
 def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    accuracies = dict(zip(transfer_target.NAMES, (0.5, 0.55, 0.6, 0.65, 0.8)))
+    accuracies = dict(zip(transfer_target.NAMES, (0.5, 0.55, 0.3, 0.6, 0.65, 0.8)))
     line = {"rows": accuracies, "metrics": {"source test accuracy of student": 0.9}}
     monkeypatch.setattr(transfer_target, "run", lambda *_: line)
     monkeypatch.setattr(transfer_target, "digits", lambda _: {})
@@ -41,6 +41,9 @@ def test_figures_of_the_rows_and_the_gain(tmp_path: Path, monkeypatch: pytest.Mo
     assert made["usps_student"].row.value == 0.8 and made["usps_student"].bar == "≥ 0.75 reached"
     assert made["usps_gain"].row.value == pytest.approx(0.3) and made["usps_student_on_source"].row.value == 0.9
     assert made["usps_source_only"].bar == ""
+    line |= {"seconds": {"source": 0.1, "student": 90.5}, "trained": {"source only": 60.0}}  # shared with another run
+    quick = {each.row.name: each for each in transfer_target.quick(lab(tmp_path, "--quick"))}
+    assert quick["quick_seconds"].row.value == 150.5 and quick["quick_gain"].row.value == pytest.approx(0.3)
     text = section(list(made.values()))
     assert "| `usps_student` | 0.8 |  | fraction | ≥ 0.75 reached |" in text
 
@@ -77,23 +80,30 @@ def test_figures_of_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_means_of_normalizations_are_compared_with_their_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    better = {"source only": 0.4, "standardized": 0.5, "AdaBN": 0.6, "mean of both": 0.7, "source and AdaBN": 0.65}
+    better = {"source only": 0.4, "standardized": 0.5, "AdaBN": 0.3, "mean of both": 0.7}
+    better |= {"aligned statistics": 0.6, "source and aligned": 0.65}
     lines = iter([better, {**better, "mean of both": 0.55}])
     monkeypatch.setattr(transfer_fresh, "_measured", lambda *_: next(lines))
     made = {each.row.name: each.row for each in transfer_fresh.fresh(lab(tmp_path, "--quick"))}
     assert made["fresh_mean_of_both"].value == pytest.approx(0.625) and made["fresh_mean_of_both"].low == 0.55
-    assert made["fresh_mean_of_both_best_of"].value == 0.5 and made["fresh_source_and_adabn_best_of"].value == 1
+    assert made["fresh_mean_of_both_best_of"].value == 0.5 and made["fresh_source_and_aligned_best_of"].value == 1
     assert made["fresh_mean_of_both_minus_better"].low == pytest.approx(-0.05)
-    assert made["fresh_source_and_adabn_minus_average"].value == pytest.approx(0.15)
+    assert made["fresh_source_and_aligned_minus_average"].value == pytest.approx(0.15)
     tree = load_tree(transfer_lab.CONFIGS / "quick.yaml")
     for operations in transfer_fresh.SHIFTS.values():
         tree["data"]["target"]["operations"] = operations
         validate_tree(tree, "quick.yaml")
 
 
-def test_without_results_a_list_measures_nothing(tmp_path: Path) -> None:
+def test_without_results_a_list_measures_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(NotMeasuredError):
         transfer_lab.run(lab(tmp_path, "--list"), "usps", "mnist_usps.yaml", {"seed": 0})
+    own, made = lab(tmp_path), []
+    own.once = lambda key, _: made.append(key) or {}  # type: ignore[method-assign]
+    for noise in ({"b": 1}, {"b": 2}):
+        monkeypatch.setattr(transfer_lab, "load_tree", lambda _, noise=noise: noise)
+        transfer_lab.run(own, "usps", "mnist_usps.yaml", {"seed": 0})
+    assert made[0] != made[1], "results of another content of the config are not shown"
     assert figure("sketch_student", [0.4, 0.5], "fraction", "").bar == "≥ 0.48 missed"
 
 
