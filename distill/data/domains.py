@@ -27,23 +27,24 @@ class TargetDomain(Source):
 
     Args:
         inner: the source of the target's images.
-        classes: of the source domain.
+        classes: of the source domain; empty: they have no names, and no image has a label.
         labeled: whether training labels are visible, for a control.
+        key: of the source in the config, for errors.
 
     Raises:
         DataError: (from ``split``) an image of the target has a class that the source domain lacks.
     """
 
-    def __init__(self, inner: Source, classes: Sequence[str], labeled: bool = False):
+    def __init__(self, inner: Source, classes: Sequence[str], labeled: bool = False, key: str = "data.target"):
         super().__init__(inner.settings)
-        self.inner, self.classes, self.labeled = inner, tuple(classes), labeled
+        self.inner, self.classes, self.labeled, self.key = inner, tuple(classes), labeled, key
         self.channels, self.depth = inner.channels, inner.depth
         self.has_split = inner.has_split - {"val"}
         self.reading, self.skipped = inner.reading, inner.skipped
 
     def split(self, name: Split) -> Samples:
         samples = self.inner.split(name)
-        if name == "train" and not self.labeled:
+        if not self.classes or (name == "train" and not self.labeled):
             return TargetSamples(samples, [UNLABELED] * len(samples))
         number = {own: index for index, own in enumerate(self.classes)}
         names = self.inner.classes
@@ -51,7 +52,7 @@ class TargetDomain(Source):
         if -2 in own:
             place = own.index(-2)
             raise DataError(
-                f"target domain: {samples.ids[place]} of its {name} split is of the class "
+                f"{self.key}: {samples.ids[place]} of its {name} split is of the class "
                 f"{names[samples.labels[place]]!r}, which the source domain does not have; its classes are "
                 f"{', '.join(self.classes) or 'none'}"
             )

@@ -82,6 +82,9 @@ class ExperimentData:
         self._replay: Replay | None = None
         self._targets: dict[tuple[tuple[str, ...], bool], ExperimentData] = {}
         self._with_target: ExperimentData | None = None
+        self.tolerant = False
+        """Whether an unreadable training image is replaced, within ``corrupt_budget``, also where train is read in
+        order and as for evaluation: nothing is evaluated on it."""
         self._sources: int | None = None  # number of source samples, if samples of the target come after them
         self.subset("train")
         if self._target_source is not None:
@@ -143,12 +146,13 @@ class ExperimentData:
         """These data as the target domain of a model that was trained elsewhere.
 
         Args:
-            classes: of the model, in the order of its logits; empty: those of these data.
+            classes: of the model, in the order of its logits; empty: they have no names.
 
         Returns:
-            The training images without labels, and the test split with labels as ``classes``, if there is one.
+            The training images without labels, and the test split, if there is one, with labels as ``classes``; without
+            labels where classes have no names, since nothing says which is which.
         """
-        return self._target(self.source, tuple(classes or self.classes), labeled=False)
+        return self._target(self.source, tuple(classes), labeled=False)
 
     def _target(self, source: Source, classes: tuple[str, ...], labeled: bool) -> ExperimentData:
         if (classes, labeled) not in self._targets:
@@ -156,8 +160,11 @@ class ExperimentData:
             own |= {"val_fraction": 0.0, "labels_per_class": None}
             if not labeled:
                 own["sampler"] = "shuffled"
-            parts = self.seed, self.world_size, self.rank, self.device, TargetDomain(source, classes, labeled)
-            self._targets[classes, labeled] = ExperimentData(self.settings.model_copy(update=own), *parts)
+            key = "data.source" if source is self.source else "data.target"
+            parts = self.seed, self.world_size, self.rank, self.device, TargetDomain(source, classes, labeled, key)
+            made = ExperimentData(self.settings.model_copy(update=own), *parts)
+            made.tolerant = not labeled
+            self._targets[classes, labeled] = made
         return self._targets[classes, labeled]
 
     def with_target(self) -> ExperimentData:
@@ -197,7 +204,7 @@ class ExperimentData:
             The loader.
         """
         subset = self._labeled() if labeled_only else self.subset("train")
-        tolerated = int(self.settings.corrupt_budget * len(subset))
+        tolerated = self._budget(subset)
         order = self._order(subset)
         if order.batch < self.settings.batch_size and not labeled_only:  # fewer labels than a batch are normal
             logger.warning("only %d training samples: smaller batches than %d", len(subset), self.settings.batch_size)
@@ -275,11 +282,12 @@ class ExperimentData:
             The batch.
         """
         subset = self.subset(name)
-        reader = self._decoder(subset, Order(len(subset), None), tolerated=0, training=False, spec=spec)
+        tolerated = self._tolerated_in_order(subset)
+        reader = self._decoder(subset, Order(len(subset), None), tolerated, training=False, spec=spec)
         return _once(reader, BatchRequest(0, indices))
 
     def eval_loader(self, name: Split, shared: bool = True, spec: InputSpec | None = None) -> Loader:
-        """A split in order, each sample once; an unreadable sample is an error.
+        """A split in order, each sample once; an unreadable sample is an error, unless the data is ``tolerant``.
 
         Args:
             name: of the split.
@@ -326,13 +334,17 @@ class ExperimentData:
         other._subsets, other._with_target = {}, None
         return other
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, *splits: Split) -> str:
         """SHA-256 over the source's settings and each split's ids, labels and, if the source knows them, file sizes.
 
-        It does not depend on the held-out fraction, label budget and canvas.
+        It does not depend on the held-out fraction, label budget and canvas. Of a target domain that training images
+        come from too (:meth:`with_target`) it has the training split alone, so no label.
+
+        Args:
+            splits: to read; none: all.
         """
         digest = sha256(self.settings.source.model_dump_json().encode())
-        for name in SPLITS:
+        for name in splits or SPLITS:
             if self._part is not None and name in self._subsets:
                 subset = self._subsets[name]
                 digest.update("\0".join([name, *self.classes, "", *subset.ids]).encode())
@@ -346,7 +358,7 @@ class ExperimentData:
                 digest.update(np.asarray(samples.labels, dtype="<i8").tobytes())
                 digest.update(np.asarray(getattr(samples, "sizes", ()), dtype="<i8").tobytes())
         if self._sources is not None:
-            digest.update(self.target_domain().fingerprint().encode())
+            digest.update(self.target_domain().fingerprint("train").encode())
         return digest.hexdigest()
 
     def _split(self, name: Split) -> Samples:
@@ -396,10 +408,18 @@ class ExperimentData:
         return labeled
 
     def _in_order(self, subset: Subset, shared: bool, spec: InputSpec | None) -> Loader:
-        reader = self._reader(subset, Order(len(subset), None), tolerated=0, training=False, spec=spec)
+        tolerated = self._tolerated_in_order(subset)
+        reader = self._reader(subset, Order(len(subset), None), tolerated, training=False, spec=spec)
         rank, world = (self.rank, self.world_size) if shared else (0, 1)
         batch = self.settings.batch_size // self.world_size
         return Loader(reader, SequentialSampler(len(subset), batch, rank, world), **self._options(reader))
+
+    def _budget(self, subset: Subset) -> int:
+        """Number of training samples that may be unreadable."""
+        return int(self.settings.corrupt_budget * len(subset))
+
+    def _tolerated_in_order(self, subset: Subset) -> int:
+        return self._budget(subset) if self.tolerant and subset is self.subset("train") else 0
 
     def _reader(
         self, subset: Subset, order: Order, tolerated: int, training: bool, spec: InputSpec | None = None

@@ -80,6 +80,11 @@ def test_target_labels_change_neither_the_batches_nor_the_fingerprint_of_trainin
     permuted = data(target={"labels": labels})
     for first, other in zip(plain.with_target().train_loader(), permuted.with_target().train_loader()):
         assert all(torch.equal(getattr(first, name), getattr(other, name)) for name in ("images", "labels", "ids"))
+    before = plain.with_target().fingerprint(), plain.target_domain().fingerprint("train")
+    tested, other = plain.target_domain(), data()
+    other.target_domain().subset("test").samples.labels.reverse()
+    assert tested.fingerprint() != other.target_domain().fingerprint(), "of the test split"
+    assert before == (other.with_target().fingerprint(), other.target_domain().fingerprint("train"))
     shown = permuted.target_domain(labeled=True).subset("train").labels
     assert shown.tolist() == [labels[n] for n in range(13)], "only a control sees them"
 
@@ -95,12 +100,29 @@ def test_balanced_sampling_is_of_the_source_domain():
 
 
 def test_a_class_that_the_source_lacks_is_an_error_that_names_an_image():
-    with pytest.raises(DataError, match=r"target domain: test/004 of its test split is of the class 'class 4'"):
+    with pytest.raises(DataError, match=r"data\.target: test/004 of its test split is of the class 'class 4'"):
         data(target={"class_count": 5})
     few = data(target={"class_count": 2})
     assert few.target_domain().classes == tuple(f"class {n}" for n in range(4))
     hidden = data(target={"class_count": 5, "splits": ("train",)})
     assert (hidden.target_domain().subset("train").labels == UNLABELED).all(), "training labels are not looked at"
+
+
+def test_a_target_of_classes_without_names_has_no_labels_in_any_split():
+    made = data().as_target(())
+    assert not made.classes and all((made.subset(split).labels == UNLABELED).all() for split in ("train", "test"))
+
+
+def test_unreadable_unlabeled_images_are_replaced_within_the_budget_also_in_order():
+    corrupt = {"faults": {3: "corrupt"}}
+    target = data(target=corrupt, corrupt_budget=0.2).target_domain()
+    ids = torch.cat([batch.ids for batch in target.eval_loader("train", shared=False)])
+    assert len(ids) == len(target.subset("train")) and len(ids.unique()) == len(ids) - 1
+    assert len(target.eval_batch("train", [3]).ids) == 1
+    with pytest.raises(DataError, match="1 unreadable image"):
+        list(data(target=corrupt).target_domain().eval_loader("train", shared=False))
+    with pytest.raises(DataError, match="1 unreadable image"):
+        list(target.eval_loader("test", shared=False))
 
 
 def test_an_odd_batch_cannot_be_halved():
