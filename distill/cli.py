@@ -175,19 +175,19 @@ def adapt(
         Path, typer.Option("--to", "-o", parser=expanded, metavar="DIR", help="Folder of the new delta file.")
     ] = Path("adapted"),
     statistics: Annotated[
-        bool, typer.Option("--statistics", help="Replace the batch-norm statistics alone (plain AdaBN), in one pass.")
+        bool, typer.Option("--statistics", help="Replace the batch-norm statistics alone, and train nothing.")
     ] = False,
     force: Force = False,
 ) -> None:
     """Adapt a delta file to unlabeled images of another domain, without the images it was trained on.
 
-    The result is a new delta file of the same backbone; the report is in DIR/run. Example: distill adapt
+    The result is a new delta file of the same backbone; the report is in DIR/run. The same command continues an
+    interrupted run. Example: distill adapt
     runs/photo-sketch/source-only/delta sketches -o adapted training.epochs=5
     """
-    check_target(to, force)
     from distill.commands.adapt import adapt as adapt_delta
 
-    adapt_delta(run, images, to, statistics, overrides or [], _console())
+    adapt_delta(run, images, to, statistics, overrides or [], _console(), force)
 
 
 @app.command()

@@ -7,20 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from rich.console import Console
 
 from augment.console import shown_path
+from distill.commands.target_folder import check_target
 from distill.config import merge_trees, validate_tree
+from distill.data.experiment_data import ExperimentData
 from distill.deltas.statistics import Statistics
 from distill.experiments.source_free import SourceFreeExperiment
+from distill.experiments.student import tree_of_start
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import TENSORS, DeltaManifest, read_delta, save_delta, write_delta_files
 from distill.export.delta.source_moments import read_source_moments, write_source_moments
+from distill.models.student import Student
 from distill.run.context import open_context
+from distill.run.folder import unfinished
 from distill.run.from_delta import delta_folder, student_from_delta
 from distill.run.runner import run_plan
-from distill.stages.measure_domains import UNALIGNED
-from distill.transfer.moments import aligned, batch_norm_moments
+from distill.stages.measure_domains import UNALIGNED, aligned_all
+from distill.transfer.moments import batch_norm_inputs, batch_norm_moments, batch_norms_of
 from distill.transfer.start import Moments
 from distill.yaml_tree import apply_override
 
@@ -29,7 +35,7 @@ RUN = "run"
 DEFAULTS: dict[str, Any] = {
     "kind": "source_free",
     "name": RUN,
-    "data": {"batch_size": 32, "workers": 1},
+    "data": {"batch_size": 32, "workers": 1, "val_fraction": 0},
     "augment": {  # without a flip, since classes may be mirror images of each other
         "policy": "weak_teacher",
         "teacher": [{"type": "RandomResizedCrop", "scale": [0.8, 1.0]}],
@@ -51,12 +57,22 @@ DEFAULTS: dict[str, Any] = {
     "export": {"targets": []},
 }
 """The config of the run, where nothing else is given."""
+AGAIN = "the same command"
+"""What continues an interrupted run."""
 KEPT = {"sha256", "packed", "schema_version", "made_by", "manifest_sha256"}
 """Fields of a manifest that a new file has of its own."""
 
 
-def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequence[str], console: Console) -> None:
-    """Adapt a delta file to the images of a folder, and write a new one.
+def adapt(
+    start: Path,
+    images: Path,
+    to: Path,
+    statistics: bool,
+    overrides: Sequence[str],
+    console: Console,
+    force: bool = False,
+) -> None:
+    """Adapt a delta file to the images of a folder, and write a new one. An interrupted run is continued.
 
     Args:
         start: folder of a delta file, or of a run.
@@ -65,9 +81,10 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
         statistics: replace the batch-norm statistics alone, and train nothing.
         overrides: ``key.path=value`` of the config.
         console: where to print.
+        force: whether ``to`` may hold other files.
 
     Raises:
-        ExportError: the delta file is damaged, or its backbone cannot be made.
+        ExportError: the delta file is damaged, its backbone cannot be made, or ``to`` is not empty.
         DataError: the images cannot be used.
     """
     delta = delta_folder(start)
@@ -75,32 +92,41 @@ def adapt(start: Path, images: Path, to: Path, statistics: bool, overrides: Sequ
     size = manifest.preprocessing.input_size[1]
     data = {"source": {"type": "folder", "root": str(images)}, "size": size}
     data["channels"] = manifest.preprocessing.input_size[0]
-    tree = merge_trees(DEFAULTS, {"start": str(delta), "output": str(to), "data": data})
-    if norms := read_source_moments(delta):
-        tree["teacher"] = {"ema": {"decay": 0.99, "normalizations": ["source", "target"]}}
+    norms = read_source_moments(delta)
+    own: dict[str, Any] = {"start": str(delta), "output": str(to), "data": data}
+    if manifest.origin != "random":  # whose network the overrides must name
+        own["student"] = tree_of_start(delta, "start", measures=True)
+        if norms and any(entry["type"] == "statistics" for entry in own["student"]["deltas"]):
+            own["teacher"] = {"ema": {"normalizations": ["source", "target"]}}
+    tree = merge_trees(DEFAULTS, own)
     for override in overrides:
         apply_override(tree, override)
     experiment = validate_tree(tree, "distill adapt")
     assert isinstance(experiment, SourceFreeExperiment)
+    settings = experiment.model_dump(mode="json")
+    begun = None if statistics else unfinished(to, settings)
+    if begun is None:
+        check_target(to, force)
     if statistics:
         count = _replace_statistics(experiment, manifest, norms, to)
-        write_source_moments(to, norms)
         _tell(console, delta, to, f"batch-norm statistics of {count:,} images", manifest, norms)
         return
-    run = run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), console=console)
+    run = run_plan(experiment, experiment.plan(), settings, resume=begun or False, console=console, continued_by=AGAIN)
     made, tensors = read_delta(run / "export" / "delta")
     with open_context(experiment) as context:
         count = len(context.data.as_target(manifest.labels).subset("train"))
     about = {name: value for name, value in made if name not in KEPT}
     write_delta_files(to, tensors, **about, made_by=_made_by(manifest, count))
-    write_source_moments(to, norms)
-    _tell(console, delta, to, f"{experiment.training.epochs} epochs on {count:,} images", manifest, norms)
+    write_source_moments(to, read_source_moments(run / "export" / "delta"))
+    epochs = experiment.training.epochs
+    what = f"{epochs} epoch{'' if epochs == 1 else 's'} on {count:,} images"
+    _tell(console, delta, to, what, manifest, norms)
 
 
 def _replace_statistics(
     experiment: SourceFreeExperiment, manifest: DeltaManifest, norms: Mapping[str, Moments], to: Path
 ) -> int:
-    """Write a delta file with the batch-norm statistics of the images.
+    """Write a delta file with the batch-norm statistics of the images, and moments of these images beside it.
 
     Args:
         experiment: of the adaptation.
@@ -123,12 +149,12 @@ def _replace_statistics(
             moments = batch_norm_moments(student, loader, context.device, norms or None)
         finally:
             loader.close()
+        if norms:
+            moments = aligned_all(student, norms, moments)
         for site in student.sites:
-            if site.name in moments and site.delta.settings.type == "statistics":
-                own, layer = moments[site.name], student.model.get_submodule(site.name)
-                if norms:
-                    own = aligned(layer, norms[site.name], own)
-                site.delta.fill(*own)  # type: ignore[union-attr, operator]
+            if isinstance(site.delta, Statistics):
+                site.delta.fill(*moments[site.name])
+        measured = _moments_with(student, target, context.device)
         count = len(target.subset("train"))
     save_delta(
         to,
@@ -140,7 +166,17 @@ def _replace_statistics(
         model_args=manifest.model_args,
         made_by=_made_by(manifest, count),
     )
+    write_source_moments(to, measured)
     return count
+
+
+def _moments_with(student: Student, target: ExperimentData, device: torch.device) -> dict[str, Moments]:
+    """What the batch norms read with the new statistics: a later adaptation aligns with it."""
+    loader = target.train_loader(shared=False)
+    try:
+        return batch_norm_inputs(student, loader, device, batch_norms_of(student.model))
+    finally:
+        loader.close()
 
 
 def _made_by(manifest: DeltaManifest, count: int) -> str:

@@ -24,7 +24,7 @@ from distill.export.targets.timm_folder import CARD, CONFIG, MANIFEST, TENSORS, 
 from distill.export.verify import verify
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
-from distill.run.folder import RunError, resumable
+from distill.run.folder import unfinished
 from distill.run.from_delta import delta_folder
 from distill.run.runner import run_plan
 from distill.run.teacher_network import check_file
@@ -72,7 +72,7 @@ def make_emulator(experiment: Experiment, to: Path, console: Console) -> None:
         )
     own = experiment.model_copy(update={"name": f"{experiment.name}-emulator"})
     tree = own.model_dump(mode="json")
-    run = run_plan(own, [stage], tree, _unfinished(own.output, tree), console, "the same command")
+    run = run_plan(own, [stage], tree, unfinished(own.output, tree) or False, console, "the same command")
     _give(run / stage.name / FOLDER, to, console)
     _say(console, f"{shown_path(run)} stays with the owner: its checkpoints hold weights of the full network")
 
@@ -144,14 +144,6 @@ def _give(emulator: Path, to: Path, console: Console) -> None:
             shutil.copy2(emulator / name, made / name)
         check_timm_folder(made)
     _say(console, f"wrote {shown_path(to)}; its user sets student.network.model to local-dir:{shown_path(to)}")
-
-
-def _unfinished(output: Path, tree: dict[str, Any]) -> Path | bool:
-    """The newest unfinished run of an equal config; False without."""
-    try:
-        return resumable(output, tree).path
-    except RunError:
-        return False
 
 
 def _network(into: str, checkpoint: Path | None, prefix: str | None, manifest: DeltaManifest) -> NetworkSettings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -159,9 +160,10 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         student = experiment.load_student(context, path)
         results = [Result.model_validate(result) for result in _results(path)]
         folder = to or path / EXPORT
-        classes = experiment.evaluated(context.data).classes
+        within = replace(context, data=experiment.evaluated(context.data))
+        classes = within.data.classes
         moments = read_source_moments(path / EXPORT / DELTA)
-        exported = export_student(context, experiment.export, student, folder, results, classes)
+        exported = export_student(within, experiment.export, student, folder, results, classes)
         write_source_moments(folder / DELTA, moments)
         for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)

@@ -280,7 +280,8 @@ def merge(model: nn.Module) -> None:
 
 def _check_compatible(model: nn.Module, head: Sequence[str]) -> None:
     """Refuse deltas on a backbone into which another delta sends no gradient."""
-    sites = [site for site in deltas(model) if not inside(site.name, head)]
+    learned = [site for site in deltas(model) if not isinstance(site.delta, Statistics)]
+    sites = [site for site in learned if not inside(site.name, head)]
     for site in sites:
         if isinstance(site.delta, StructuralDelta) and not site.delta.shares_backbone and len(sites) > 1:
             other = next(another for another in sites if another is not site)

@@ -1,7 +1,10 @@
-"""Batch-norm statistics of the target domain (AdaBN): μ and σ² of every batch norm, measured on its images.
+"""Batch-norm statistics for the target domain: another μ and σ² for every batch norm.
 
-``y = γ (x − μ_t) / √(σ_t² + ε) + β``, γ and β of the network. Merging replaces the running statistics, so it is exact
-to the bit; a delta file holds them as moved statistics (``moved/…``), beside the other deltas.
+``y = γ (x − μ') / √(σ'² + ε) + β``, γ and β of the network. In AdaBN (μ', σ'²) are (μ_t, σ_t²) of the target's
+images. Where moments (μ_s, σ_s²) of the source are known, ``σ'² = σ² σ_t²/σ_s²`` and
+``μ' = μ_t − (μ_s − μ) σ_t/σ_s``: the same, where the network's own (μ, σ²) are the source's; see
+:func:`distill.transfer.moments.aligned`. Merging replaces the running statistics, so it is exact to the bit; a delta
+file holds them as moved statistics (``moved/…``), beside the other deltas.
 
 Paper: Li et al., Revisiting Batch Normalization For Practical Domain Adaptation, arXiv 1603.04779.
 """

@@ -5,7 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -31,6 +31,7 @@ class SourceFreeExperiment(ExportingExperiment):
     """
 
     measures_statistics: ClassVar[bool] = True
+    keeps_moments: ClassVar[bool] = True
     kind: Literal["source_free"] = "source_free"  # type: ignore[assignment]
     start: Path = Field(description="folder of a delta file, or of a run that exported one")
 
@@ -50,9 +51,11 @@ class SourceFreeExperiment(ExportingExperiment):
         return [f"target domain: {len(own.subset('train')):,} training images whose labels are not read, {tested}"]
 
     def plan(self) -> list[Stage]:
+        from distill.export.delta.source_moments import read_source_moments
         from distill.stages.adapt_student import AdaptStudent
-        from distill.stages.aligned_source import AdaptStatistics
+        from distill.stages.aligned_source import AdaptStatistics, AlignStatistics
         from distill.stages.evaluate_domains import EvaluateTarget, ScoreWithoutLabels
+        from distill.stages.export_adapted import ExportAdapted
         from distill.stages.load_start import LoadStart
         from distill.stages.measure_domains import MeasureDomains
 
@@ -71,12 +74,15 @@ class SourceFreeExperiment(ExportingExperiment):
             moments=moments.output,
             classes=classes,
         )
-        adabn = AdaptStatistics("adabn", start.output, moments.output)
-        models: tuple[Any, ...] = (start.output, adabn.output, student.output)
+        controls: list[Any] = [AdaptStatistics("adabn", start.output, moments.output)]
+        if read_source_moments(self.delta):
+            controls.append(AlignStatistics("aligned", start.output, moments.output))
+        models: tuple[Any, ...] = (start.output, *(stage.output for stage in controls), student.output)
         test = EvaluateTarget("test", models=models, student=student.output, classes=classes)
         scored = ScoreWithoutLabels("scores", models, classes)
-        made: list[Stage] = [start, moments, *teachers, student, adabn, test, scored]
-        return [*made, *self.plan_export(student.output, test.output, classes, moments.output, baseline="as given")]
+        made: list[Stage] = [start, moments, *teachers, student, *controls, test, scored]
+        export = partial(ExportAdapted, target=classes)
+        return [*made, *self.plan_export(student.output, test.output, classes, baseline="as given", export=export)]
 
     @property
     def _classes(self) -> tuple[str, ...]:

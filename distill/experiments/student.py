@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # these import torch
     from distill.run.context import RunContext
     from distill.run.stage import Ref, Stage
     from distill.stages.evaluate import Evaluation
-    from distill.stages.measure_domains import DomainMoments
+    from distill.stages.export import ExportStudent
     from distill.stages.outputs import TeacherNetworks, TrainedStudent
     from distill.stages.preview import PreviewViews
 
@@ -256,10 +256,10 @@ class ExportingExperiment(StudentExperiment):
         student: Ref[TrainedStudent],
         test: Ref[Evaluation],
         classes: tuple[str, ...] | None = None,
-        moments: Ref[DomainMoments] | None = None,
         views: type[PreviewViews] | None = None,
         baseline: str = "linear probe",
         row: str = "student",
+        export: Callable[..., ExportStudent] | None = None,
     ) -> list[Stage]:
         """The last stages: the student is exported, verified in a new process, its views are drawn, all is reported.
 
@@ -267,10 +267,10 @@ class ExportingExperiment(StudentExperiment):
             student: the trained student.
             test: its evaluation, whose numbers the files contain.
             classes: names of its classes; None: those of the data.
-            moments: of the source, which are written beside the delta file; None: see ``keeps_moments``.
             views: stage that draws the views of its training; None: :class:`PreviewViews`.
             baseline: row that the student is compared with, by class.
             row: the student's row.
+            export: makes the stage that exports it, from the arguments of :class:`ExportStudent`; None: this one.
 
         Returns:
             The stages.
@@ -280,12 +280,11 @@ class ExportingExperiment(StudentExperiment):
         from distill.stages.report import WriteReport
         from distill.stages.verify import VerifyExport
 
-        measures = self.keeps_moments and moments is None
-        export = ExportStudent("export", self.export, student, test, classes, moments, measures)
-        verify = VerifyExport("verify", self.student, self.export, student, export.output)
+        exported = (export or ExportStudent)("export", self.export, student, test, classes, self.keeps_moments)
+        verify = VerifyExport("verify", self.student, self.export, student, exported.output)
         momentum = self.teacher is not None and self.teacher.momentum is not None
         preview = (views or PreviewViews)("preview", self.augment, student, self.training.accumulate, momentum)
-        return [export, verify, preview, WriteReport("report", baseline, row)]
+        return [exported, verify, preview, WriteReport("report", baseline, row)]
 
     def load_student(self, context: RunContext, run: Path) -> Student:
         """The student of a finished run, from its trained weights.
@@ -323,8 +322,7 @@ def tree_of_start(start: Path, key: str, network: bool = True, measures: bool = 
     Returns:
         Plain values, see :func:`distill.run.from_delta.student_tree`.
     """
-    from distill.deltas.base import StructuralDelta
-    from distill.export.delta.io import read_delta, settings_of
+    from distill.export.delta.io import read_delta
     from distill.export.delta.source_moments import read_source_moments
     from distill.run.from_delta import delta_folder, deltas_tree, student_tree
 
@@ -332,9 +330,7 @@ def tree_of_start(start: Path, key: str, network: bool = True, measures: bool = 
         folder = delta_folder(start)
         manifest, tensors = read_delta(folder)
         moved = any(name.startswith("moved/") for name in tensors)
-        if measures and not moved and read_source_moments(folder):
-            components = [settings_of(group, allow_plugins=True).component for group in manifest.deltas]
-            moved = not any(own is not None and issubclass(own, StructuralDelta) for own in components)
+        moved = moved or (measures and bool(read_source_moments(folder)))
         return student_tree(manifest, moved) if network else {"deltas": deltas_tree(manifest, moved)}
     except UserError as error:
         raise error_at(key, str(error)) from error

@@ -26,8 +26,11 @@ class TargetControls(Settings):
     """The controls that the student is compared with. All but the oracle take a pass over the images."""
 
     standardized: bool = Field(True, description="source only, with pooled features standardized by domain")
-    adabn: bool = Field(True, description="source only, with batch-norm statistics of the target")
-    mean: bool = Field(True, description="mean of the answers of both")
+    adabn: bool = Field(True, description="source only, with batch-norm statistics of the target's images (AdaBN)")
+    aligned: bool = Field(
+        True, description="the same, with statistics of the target that are aligned with the source's"
+    )
+    mean: bool = Field(True, description="mean of the answers of standardized and aligned")
     oracle: bool = Field(
         False, description="the same student trained on the target's labels, as an upper bound; costs a fit"
     )
@@ -51,9 +54,12 @@ class TargetDomainExperiment(ExportingExperiment):
 
     has_target: ClassVar[bool] = True
     measures_statistics: ClassVar[bool] = True
+    keeps_moments: ClassVar[bool] = True
     kind: Literal["target_domain"] = "target_domain"  # type: ignore[assignment]
     source_training: TrainingSettings | None = Field(
-        None, description="training of the source-only student; default: as the student's, with as many updates or more"
+        None,
+        description="training of the source-only student; default: as the student's, but an epoch of the source alone "
+        "has at most half the updates of an epoch of both domains",
     )
     controls: TargetControls = TargetControls()
 
@@ -70,8 +76,14 @@ class TargetDomainExperiment(ExportingExperiment):
 
     def plan(self) -> list[Stage]:
         from distill.stages.adapt_student import AdaptStudent
-        from distill.stages.aligned_source import AdaptStatistics, MeanOfNormalizations, StandardizeHead
+        from distill.stages.aligned_source import (
+            AdaptStatistics,
+            AlignStatistics,
+            MeanOfNormalizations,
+            StandardizeHead,
+        )
         from distill.stages.evaluate_domains import EvaluateSource, EvaluateTarget, ScoreWithoutLabels
+        from distill.stages.export_adapted import ExportAdapted
         from distill.stages.measure_domains import MeasureDomains
         from distill.stages.preview_domains import PreviewDomains
         from distill.stages.train_source import ExportSource, TrainOracle, TrainSource
@@ -93,13 +105,13 @@ class TargetDomainExperiment(ExportingExperiment):
             moments=moments.output,
         )
         parts = source.output, moments.output
-        aligned: list[Any] = []
-        if self.controls.standardized or self.controls.mean:
-            aligned.append(StandardizeHead("standardized", *parts))
-        if self.controls.adabn or self.controls.mean:
-            aligned.append(AdaptStatistics("adabn", *parts))
-        mean = [MeanOfNormalizations("mean", tuple(stage.output for stage in aligned))] if self.controls.mean else []
-        shown = [stage for stage in aligned if getattr(self.controls, stage.name)]
+        standardized = StandardizeHead("standardized", *parts)
+        adabn, of_both = AdaptStatistics("adabn", *parts), AlignStatistics("aligned", *parts)
+        meant: list[Any] = [standardized, of_both] if self.controls.mean else []
+        mean = [MeanOfNormalizations("mean", tuple(stage.output for stage in meant))] if meant else []
+        controls: list[Any] = [standardized, adabn, of_both]
+        shown = [stage for stage in controls if getattr(self.controls, stage.name)]
+        aligned = [stage for stage in controls if stage in shown or stage in meant]
         oracle = [TrainOracle("oracle", plain, (ce,), alone, training)] if self.controls.oracle else []
         without_labels = [source, *shown, *mean, student]
         models = tuple(stage.output for stage in (*without_labels, *oracle))
@@ -120,7 +132,7 @@ class TargetDomainExperiment(ExportingExperiment):
             scored,
         ]
         last = self.plan_export(
-            student.output, test.output, moments=moments.output, views=PreviewDomains, baseline="source only"
+            student.output, test.output, views=PreviewDomains, baseline="source only", export=ExportAdapted
         )
         return [*made, *last]
 

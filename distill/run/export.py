@@ -14,7 +14,7 @@ from torch import Tensor
 from augment.base import is_import_path
 from augment.chain import eval_view
 from augment.views import InputSpec
-from distill.data.base import Split
+from distill.data.base import DataError, Split
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, save_delta
@@ -99,13 +99,19 @@ def export_student(
 
 
 def _images(context: RunContext, count: int) -> list[np.ndarray]:
-    """Images of the evaluation as they are decoded, spread over the split."""
-    split: Split = "test" if context.data.has_split("test") else "val"
-    if not context.data.has_split(split):
-        return []
+    """Images of the evaluation as they are decoded, spread over the split; without any, of training."""
+    splits: tuple[Split, ...] = ("test", "val", "train")
+    split = next(split for split in splits if context.data.has_split(split))
     subset = context.data.subset(split)
     places = np.linspace(0, len(subset) - 1, min(count, len(subset))).round().astype(int)
-    return [subset[place].image for place in places.tolist()]
+    images = []
+    for place in places.tolist():
+        try:
+            images.append(subset[place].image)
+        except DataError:
+            if split != "train":
+                raise
+    return images
 
 
 def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:

@@ -153,6 +153,22 @@ def _new_folder(output: Path, name: str) -> Path:
             return path
 
 
+def unfinished(output: Path, tree: dict[str, Any]) -> Path | None:
+    """The folder of the newest unfinished run with an equal config, which a command continues; None if there is none.
+
+    Args:
+        output: the folder of all run folders.
+        tree: the resolved config as plain values.
+
+    Returns:
+        The run folder.
+    """
+    try:
+        return resumable(output, tree).path
+    except RunError:
+        return None
+
+
 def resumable(output: Path, tree: dict[str, Any]) -> RunFolder:
     """The newest unfinished run with an equal config. Raises ``RunError`` if there is none."""
     name = tree["name"]

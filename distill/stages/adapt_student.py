@@ -45,7 +45,10 @@ class AdaptStudent(TrainStudent):
         return super().check(self._within(context))
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return super().key(self._within(context))
+        """Of the data only what the fit reads: the result does not depend on test labels."""
+        within = self._within(context)
+        data = [within.data.fingerprint("train"), within.data.settings.model_dump(mode="json")]
+        return {**super().key(within), "data": data}
 
     def run(self, context: RunContext, folder: Path) -> TrainedStudent:
         return super().run(self._within(context), folder)
@@ -62,6 +65,12 @@ class AdaptStudent(TrainStudent):
 
     def _fit_spec(self, context: RunContext, *arguments: Any, **named: Any) -> FitSpec:
         return replace(super()._fit_spec(context, *arguments, **named), validates=False)
+
+    def _student_spec(self, context: RunContext, fit_spec: FitSpec, compiled: bool = True) -> StudentSpec:
+        """With as many classes as the student that it starts from, whose classes may have no names."""
+        spec = super()._student_spec(context, fit_spec, compiled)
+        source = context.find(self.source)  # None in the checks of a resumed run that has finished it
+        return spec if source is None else replace(spec, classes=source.student.shapes.classes)
 
     def _what(self, context: RunContext) -> str:
         train = context.data.subset("train")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from distill.data.base import Split
 from distill.models.student import Student
-from distill.report.items import Row
+from distill.report.items import Item, Note, Row
 from distill.run.context import RunContext
 from distill.run.stage import Ref, Stage
 from distill.stages.measure_domains import DomainMoments, with_statistics
 from distill.stages.outputs import EvaluatedModel, TrainedStudent
 from distill.training.evaluate import Predictions
 from distill.transfer.moments import standardized
+from distill.transfer.start import Moments
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ class AlignedSource(Stage[AlignedModel | None]):
     moments: Ref[DomainMoments]
 
     recorded: ClassVar[bool] = False
+    missing: ClassVar[str]
+    """Says that, and why, there is no such model."""
 
     def check(self, context: RunContext) -> AlignedModel | None:
         return self.run(context, Path()) if context.find(self.source) and context.find(self.moments) else None
@@ -110,10 +113,16 @@ class AlignedSource(Stage[AlignedModel | None]):
     def load(self, context: RunContext, folder: Path) -> AlignedModel | None:
         return self.run(context, folder)
 
+    def report(self, context: RunContext, output: AlignedModel | None) -> Iterable[Item]:
+        if output is None:
+            yield Note(text=self.missing)
+
 
 @dataclass(frozen=True)
 class StandardizeHead(AlignedSource):
     """A control: the head reads features standardized by domain. None if no scaling can be folded into the head."""
+
+    missing: ClassVar[str] = "no row standardized: the head is not one plain linear layer that a scaling folds into"
 
     def run(self, context: RunContext, folder: Path) -> AlignedModel | None:
         trained, own = context.get(self.source), context.get(self.moments)
@@ -127,16 +136,50 @@ class StandardizeHead(AlignedSource):
 
 @dataclass(frozen=True)
 class AdaptStatistics(AlignedSource):
-    """A control: the batch-norm statistics are those of the target (AdaBN). None for a network without batch norms."""
+    """A control: the batch-norm statistics are those of the target's images (AdaBN). None without batch norms."""
+
+    missing: ClassVar[str] = "no row AdaBN: the network has no batch norms with running statistics"
 
     def run(self, context: RunContext, folder: Path) -> AlignedModel | None:
-        trained, own = context.get(self.source), context.get(self.moments)
-        student = with_statistics(trained, own.statistics) if own.statistics else None
+        own = context.get(self.moments)
+        what = "source only, batch-norm statistics of the target's images (AdaBN)"
+        return self._with(context, "AdaBN", what, own.plain or own.statistics)
+
+    def _with(
+        self, context: RunContext, name: str, what: str, statistics: Mapping[str, Moments]
+    ) -> AlignedModel | None:
+        """The student with other statistics; None without batch norms.
+
+        Args:
+            context: of the run.
+            name: of the row.
+            what: it is.
+            statistics: site of a batch norm → statistics.
+
+        Returns:
+            The model.
+        """
+        trained = context.get(self.source)
+        student = with_statistics(trained, statistics) if statistics else None
         if student is None:
             return None
         size = sum(t.numel() * t.element_size() for t in student.own_state().values())
-        what = "source only, batch-norm statistics of the target (AdaBN)"
-        return AlignedModel("AdaBN", what, student.model, trained.student, size, own.seconds)
+        return AlignedModel(name, what, student.model, trained.student, size, context.get(self.moments).seconds)
+
+
+@dataclass(frozen=True)
+class AlignStatistics(AdaptStatistics):
+    """A control: batch-norm statistics of the target, aligned with the source's. None without them.
+
+    See :func:`distill.transfer.moments.aligned`; a student with a ``statistics`` delta starts from these.
+    """
+
+    missing: ClassVar[str] = "no row aligned statistics: there are no batch norms, or no moments of the source for them"
+
+    def run(self, context: RunContext, folder: Path) -> AlignedModel | None:
+        own = context.get(self.moments)
+        what = "source only, batch-norm statistics of the target, aligned with the source's"
+        return self._with(context, "aligned statistics", what, own.statistics if own.norms else {})
 
 
 @dataclass(frozen=True)
@@ -167,3 +210,8 @@ class MeanOfNormalizations(Stage[MeanModel | None]):
 
     def load(self, context: RunContext, folder: Path) -> MeanModel | None:
         return self.run(context, folder)
+
+    def report(self, context: RunContext, output: MeanModel | None) -> Iterable[Item]:
+        if output is None:
+            missing = ", ".join(ref.stage for ref in self.models if context.find(ref) is None)
+            yield Note(text=f"no row mean of both: it needs {missing}, which this network does not have")

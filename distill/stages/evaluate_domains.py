@@ -159,7 +159,7 @@ class ScoreWithoutLabels(Stage[LabelFreeScores]):
         return None
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return {"data": target_of(context, self.classes).fingerprint(), "images": IMAGES}
+        return {"data": target_of(context, self.classes).fingerprint("train"), "images": IMAGES}
 
     def run(self, context: RunContext, folder: Path) -> LabelFreeScores:
         made = self._scored(context)

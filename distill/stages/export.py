@@ -21,7 +21,7 @@ from distill.run.export import Exported, export_paths, export_student
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.evaluate import Evaluation
-from distill.stages.measure_domains import DomainMoments, some_of
+from distill.stages.measure_domains import some_of
 from distill.stages.outputs import TrainedStudent
 from distill.transfer.moments import batch_norm_inputs, batch_norms_of
 from distill.transfer.start import Moments
@@ -48,7 +48,6 @@ class ExportStudent(Stage[ExportedStudent]):
         student: after its training.
         evaluation: its measured numbers, which the files contain.
         classes: names of its classes; None: those of the data.
-        moments: of the source, which are written beside the delta file; None: see ``measures``.
         measures: whether moments of the training images are measured and written beside the delta file.
     """
 
@@ -56,7 +55,6 @@ class ExportStudent(Stage[ExportedStudent]):
     student: Ref[TrainedStudent]
     evaluation: Ref[Evaluation]
     classes: tuple[str, ...] | None = None
-    moments: Ref[DomainMoments] | None = None
     measures: bool = False
 
     first_rank: ClassVar[bool] = True
@@ -86,8 +84,6 @@ class ExportStudent(Stage[ExportedStudent]):
         return ExportedStudent(folder, exported)
 
     def _moments(self, context: RunContext, student: Student) -> Mapping[str, Moments]:
-        if self.moments is not None:
-            return context.get(self.moments).norms
         sites = batch_norms_of(student.model) if self.measures else []
         if not sites:
             return {}

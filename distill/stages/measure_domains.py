@@ -14,8 +14,7 @@ from torch import Tensor
 
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import by_hash
-from distill.deltas.base import DeltaError
-from distill.deltas.statistics import Statistics
+from distill.deltas.statistics import REPLACED, Statistics
 from distill.export.delta.source_moments import ABOUT, read_source_moments
 from distill.files import sha256_of, write_atomic
 from distill.models.student import Student
@@ -27,7 +26,7 @@ from distill.run.prepare import StudentSpec
 from distill.run.stage import Ref, Stage
 from distill.run.trial import trying
 from distill.stages.outputs import TrainedStudent
-from distill.transfer.moments import FeatureMoments, aligned, batch_norm_moments, can_standardize
+from distill.transfer.moments import FeatureMoments, aligned, batch_norm_moments, batch_norms_of, can_standardize
 from distill.transfer.start import Moments, build_from
 
 TENSORS = "moments.safetensors"
@@ -51,6 +50,8 @@ class DomainMoments:
         target: the same on the target domain.
         seconds: wall time.
         norms: site of a batch norm → moments of the source, with which the statistics are aligned; empty: they are not.
+        plain: site of a batch norm → the statistics of the target's images (AdaBN), where ``statistics`` are aligned;
+            empty: ``statistics`` are these.
     """
 
     statistics: Mapping[str, Moments]
@@ -58,6 +59,7 @@ class DomainMoments:
     target: FeatureMoments | None
     seconds: float
     norms: Mapping[str, Moments] = field(default_factory=dict)
+    plain: Mapping[str, Moments] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,13 +92,15 @@ class MeasureDomains(Stage[DomainMoments]):
         if can_standardize(trained.student.model):
             width = trained.student.shapes.pooled
             moments = FeatureMoments(torch.zeros(width), torch.ones(width))
-        return DomainMoments(statistics, moments if self.classes is None else None, moments, 0.0)
+        aligns = self.classes is None or (self.start is not None and bool(read_source_moments(self.start)))
+        own = statistics if aligns else {}
+        return DomainMoments(statistics, moments if self.classes is None else None, moments, 0.0, own, own)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         data = target_of(context, self.classes)
         exclude = {"source": True, "workers": True}
         settings = data.settings.model_dump(mode="json", exclude=exclude)
-        key = {"target": [data.fingerprint(), settings], "images": IMAGES}
+        key = {"target": [data.fingerprint("train"), settings], "images": IMAGES}
         if self.start is not None and (self.start / ABOUT).exists():
             key["source moments"] = sha256_of(self.start / ABOUT)
         return key
@@ -106,6 +110,7 @@ class MeasureDomains(Stage[DomainMoments]):
         target = target_of(context, self.classes)
         adapted, statistics = with_statistics(trained), {}
         norms: Mapping[str, Moments] = {}
+        plain: Mapping[str, Moments] = {}
         if adapted is not None:
             if self.classes is None:
                 norms = self._batch_norms(context, adapted, context.data, False)
@@ -113,8 +118,8 @@ class MeasureDomains(Stage[DomainMoments]):
                 norms = read_source_moments(self.start)
             statistics = self._batch_norms(context, adapted, target, True, norms or None)
             if norms:
-                layers = {name: adapted.model.get_submodule(name) for name in statistics}
-                statistics = {name: aligned(layers[name], norms[name], own) for name, own in statistics.items()}
+                plain = self._batch_norms(context, adapted, target, True)
+                statistics = aligned_all(adapted, norms, statistics)
         of_source = of_target = None
         if can_standardize(trained.student.model):
             of_target = self._features(context, trained, target)
@@ -126,21 +131,23 @@ class MeasureDomains(Stage[DomainMoments]):
                 tensors |= {f"norm/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
             for site, moments in norms.items():
                 tensors |= {f"source/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
+            for site, moments in plain.items():
+                tensors |= {f"plain/{name}/{site}": own for name, own in zip(("mean", "var"), moments)}
             for domain, own in (("source", of_source), ("target", of_target)):
                 if own is not None:
                     tensors |= {f"features/{domain}/mean": own.mean, f"features/{domain}/std": own.std}
             write_atomic(folder / TENSORS, safetensors.torch.save({n: t.contiguous() for n, t in tensors.items()}))
-        return DomainMoments(statistics, of_source, of_target, seconds, norms)
+        return DomainMoments(statistics, of_source, of_target, seconds, norms, plain)
 
     def load(self, context: RunContext, folder: Path) -> DomainMoments:
         tensors = safetensors.torch.load((folder / TENSORS).read_bytes())
-        statistics, norms = (_pairs(tensors, part) for part in ("norm", "source"))
+        statistics, norms, plain = (_pairs(tensors, part) for part in ("norm", "source", "plain"))
         own = {
             domain: FeatureMoments(tensors[f"features/{domain}/mean"], tensors[f"features/{domain}/std"])
             for domain in ("source", "target")
             if f"features/{domain}/mean" in tensors
         }
-        return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]), norms)
+        return DomainMoments(statistics, own.get("source"), own.get("target"), float(tensors["seconds"]), norms, plain)
 
     def report(self, context: RunContext, output: DomainMoments) -> Iterable[Item]:
         if self.classes is not None and output.statistics and not output.norms:
@@ -170,6 +177,24 @@ class MeasureDomains(Stage[DomainMoments]):
             loader.close()
 
 
+def aligned_all(student: Student, source: Mapping[str, Moments], target: Mapping[str, Moments]) -> dict[str, Moments]:
+    """Statistics with which every batch norm gives the target what it gives the source, see :func:`aligned`.
+
+    Args:
+        student: with ``statistics`` deltas, which have the statistics that the source was measured with.
+        source: site → moments of the source.
+        target: site → moments of the target.
+
+    Returns:
+        Site → statistics.
+    """
+    before = moments_of(student)
+    return {
+        site: aligned(student.model.get_submodule(site), source[site], own, before[site])
+        for site, own in target.items()
+    }
+
+
 def _pairs(tensors: Mapping[str, Tensor], part: str) -> dict[str, Moments]:
     sites = [name.removeprefix(f"{part}/mean/") for name in tensors if name.startswith(f"{part}/mean/")]
     return {site: (tensors[f"{part}/mean/{site}"], tensors[f"{part}/var/{site}"]) for site in sites}
@@ -189,12 +214,14 @@ def target_of(context: RunContext, classes: tuple[str, ...] | None) -> Experimen
 
 
 def some_of(data: ExperimentData, count: int) -> ExperimentData:
-    """Training images of a domain, chosen by the hashes of their ids, not by labels."""
+    """Training images of a domain, chosen by the hashes of their ids, not by labels; unreadable ones are replaced."""
     train = data.subset("train")
     chosen = by_hash(range(len(train)), train.ids, salt="domain")[:count]
     mask = torch.zeros(len(train), dtype=torch.bool)
     mask[chosen] = True
-    return data.part(data.classes, {"train": train.where(mask.numpy())}, data.seed)
+    some = data.part(data.classes, {"train": train.where(mask.numpy())}, data.seed)
+    some.tolerant = True
+    return some
 
 
 def statistics_spec(trained: TrainedStudent) -> StudentSpec:
@@ -207,13 +234,16 @@ def statistics_spec(trained: TrainedStudent) -> StudentSpec:
 
 
 def with_statistics(trained: TrainedStudent, statistics: Mapping[str, Moments] | None = None) -> Student | None:
-    """The student with other batch-norm statistics; None if it has no batch norms."""
-    try:
-        return build_from(statistics_spec(trained), trained.student, statistics)
-    except DeltaError as error:
-        if str(error).startswith("student.deltas.0: statistics"):
-            return None
-        raise
+    """The student with other batch-norm statistics, or with those that it has; None if its backbone has none."""
+    model = trained.student.model
+    sites = batch_norms_of(model)
+    if not sites:
+        return None
+    if statistics is None:
+        layers = {site: model.get_submodule(site) for site in sites}
+        own = {site: tuple(getattr(layer, name).clone() for name in REPLACED) for site, layer in layers.items()}
+        statistics = own  # type: ignore[assignment]
+    return build_from(statistics_spec(trained), trained.student, statistics)
 
 
 def moments_of(student: Student) -> dict[str, Moments]:

@@ -29,10 +29,10 @@ def scores(logits_NK: Tensor) -> dict[str, float]:
     - ``information``: entropy of the mean prediction minus ``entropy`` (IM, arXiv 2002.08546); higher is better;
     - ``nuclear_norm``: ``‖P‖_* / N`` (BNM, arXiv 2003.12237); higher is better;
     - ``neighborhood``: soft neighborhood density (SND, arXiv 2108.10860), the mean entropy of the softmax of each
-      image's similarities with the others, temperature 0.05; higher is better.
+      image's similarities with the others, temperature 0.05; higher is better; 0 for a single image.
 
     Args:
-        logits_NK: N ≥ 2.
+        logits_NK: N ≥ 1.
 
     Returns:
         Name → score.
@@ -42,11 +42,12 @@ def scores(logits_NK: Tensor) -> dict[str, float]:
     unit_NK = F.normalize(p_NK, dim=1)
     similar_NN = unit_NK @ unit_NK.T / 0.05
     similar_NN.fill_diagonal_(-torch.inf)
+    neighborhood = float(_entropy(similar_NN.softmax(1)).mean()) if len(p_NK) > 1 else 0.0
     return {
         "entropy": entropy,
         "information": float(_entropy(p_NK.mean(0, keepdim=True))[0]) - entropy,
         "nuclear_norm": float(torch.linalg.svdvals(p_NK).sum()) / len(p_NK),
-        "neighborhood": float(_entropy(similar_NN.softmax(1)).mean()),
+        "neighborhood": neighborhood,
     }
 
 
@@ -76,9 +77,11 @@ def warnings_about(name: str, fractions_K: Tensor, source_K: Tensor | None, clas
     names = list(classes) or [str(number) for number in range(count)]
     lines = []
     for k in (fractions_K > (RUNS_AWAY * expected_K).clamp(min=LEAST)).nonzero()[:, 0].tolist():
+        known = source_K is not None
+        share = f"which has {expected_K[k]:.0%} of the source" if known else f"{expected_K[k]:.0%} in equal shares"
         lines.append(
-            f"{name}: {fractions_K[k]:.0%} of the target images are predicted as {names[k]!r}, which has "
-            f"{expected_K[k]:.0%} of the source: the class may have run away"
+            f"{name}: {fractions_K[k]:.0%} of the target images are predicted as {names[k]!r}, {share}: "
+            "the class may have run away"
         )
     lost = [names[k] for k in range(count) if expected_K[k] > 0 and fractions_K[k] < RARE * expected_K[k]]
     if len(lost) * 2 >= count:

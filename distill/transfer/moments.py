@@ -16,13 +16,14 @@ from torch.nn.utils import parametrize
 from augment.chain import eval_view
 from distill.data.reader import Batch
 from distill.deltas.attach import deltas
-from distill.deltas.base import frozen
+from distill.deltas.base import StructuralDelta, frozen
+from distill.deltas.sites import classifier_names, inside, owners_blocks
 from distill.deltas.statistics import REPLACED, Statistics
 from distill.models.student import Student
 from distill.transfer.start import Moments
 
-SMALLEST = 1e-6
-"""Smallest standard deviation of a feature; a dead one is not scaled."""
+DEAD = 1e-3
+"""A feature whose standard deviation on the target is below this fraction of that on the source is not scaled."""
 
 
 @torch.no_grad()
@@ -78,8 +79,16 @@ def batch_norm_inputs(
 
 
 def batch_norms_of(model: nn.Module) -> list[str]:
-    """Names of the layers that normalize by running statistics."""
-    return [name for name, layer in model.named_modules() if getattr(layer, "running_mean", None) is not None]
+    """Names of the layers of a backbone that normalize by running statistics, whose statistics can be replaced."""
+    structural = [name for name, module in model.named_modules() if isinstance(module, StructuralDelta)]
+    others = (*structural, *classifier_names(model), *owners_blocks(model))
+    return [
+        name
+        for name, layer in model.named_modules()
+        if getattr(layer, "running_mean", None) is not None
+        and not inside(name, others)
+        and "parametrizations" not in name.split(".")  # of such a layer with a ``statistics`` delta
+    ]
 
 
 @torch.no_grad()
@@ -98,7 +107,8 @@ def batch_norm_moments(
         student: with ``statistics`` deltas, whose values change meanwhile and are restored.
         batches: of the domain's images.
         device: to compute on.
-        source: moments of the source domain, for :func:`aligned`; None: statistics are replaced by the batch's.
+        source: moments of the source domain, for :func:`aligned`, with the statistics that the deltas have; None:
+            statistics are replaced by the batch's.
         adapt: whether every batch is normalized by its own statistics, so that a layer sees inputs that the layers
             before it have adapted already; else the student computes as it is.
 
@@ -109,7 +119,7 @@ def batch_norm_moments(
     before = {name: (own.mean.clone(), own.var.clone()) for name, own in sites.items()}
 
     def replace(name: str, layer: nn.Module, target: Moments) -> None:
-        sites[name].fill(*(target if source is None else aligned(layer, source[name], target)))
+        sites[name].fill(*(target if source is None else aligned(layer, source[name], target, before[name])))
 
     try:
         return batch_norm_inputs(student, batches, device, sites, replace if adapt else None)
@@ -119,7 +129,7 @@ def batch_norm_moments(
 
 
 @torch.no_grad()
-def aligned(layer: nn.Module, source: Moments, target: Moments) -> Moments:
+def aligned(layer: nn.Module, source: Moments, target: Moments, own: Moments | None = None) -> Moments:
     """Statistics with which a batch norm gives the target's images what it gives the source's.
 
     A network that was not trained with batch norms of its own data, such as a pretrained one with deltas, has
@@ -132,11 +142,12 @@ def aligned(layer: nn.Module, source: Moments, target: Moments) -> Moments:
         layer: with its own statistics, below a ``statistics`` delta.
         source: moments of the source, with these statistics.
         target: moments of the target.
+        own: (μ, σ²), with which the moments of the source were measured; None: the layer's, below the delta.
 
     Returns:
         μ' and σ'² [C], on the CPU.
     """
-    mean, var = (frozen(layer, name).cpu() for name in REPLACED)  # type: ignore[union-attr]
+    mean, var = (tensor.cpu() for tensor in own or (frozen(layer, name) for name in REPLACED))  # type: ignore[union-attr]
     eps: float = layer.eps  # type: ignore[assignment]
     ratio = ((target[1] + eps) / (source[1] + eps)).sqrt()
     return target[0] - (source[0] - mean) * ratio, ((var + eps) * ratio.square() - eps).clamp(min=0)
@@ -152,7 +163,7 @@ class FeatureMoments:
     @classmethod
     def of(cls, features_ND: Tensor) -> FeatureMoments:
         """Of some features, N ≥ 1."""
-        return cls(features_ND.mean(0), features_ND.std(0, correction=0).clamp(min=SMALLEST))
+        return cls(features_ND.mean(0), features_ND.std(0, correction=0))
 
 
 def can_standardize(model: nn.Module) -> bool:
@@ -166,7 +177,9 @@ def standardized(model: nn.Module, source: FeatureMoments, target: FeatureMoment
     """A copy whose head reads target features as if they had the source's mean and standard deviation.
 
     ``f → (f − μ_t)/σ_t · σ_s + μ_s`` in front of the head ``W f + b`` is the head ``W' = W ∘ σ_s/σ_t``,
-    ``b' = b + W μ_s − W' μ_t``, so what ships is a plain linear layer.
+    ``b' = b + W μ_s − W' μ_t``, so what ships is a plain linear layer. A feature that is dead on the target (its σ_t is
+    below :data:`DEAD` of σ_s, or zero) is shifted and not scaled: its scale would be unbounded, and an image on which
+    it is not dead would get logits of any size.
 
     Args:
         model: a timm model for which :func:`can_standardize` is true.
@@ -179,7 +192,9 @@ def standardized(model: nn.Module, source: FeatureMoments, target: FeatureMoment
     model = copy.deepcopy(model)
     head: nn.Linear = model.get_classifier()  # type: ignore[operator, assignment]
     weight_KD = head.weight.detach().clone()
-    scaled_KD = weight_KD * (source.std / target.std).to(weight_KD)
+    alive = (target.std > 0) & (target.std >= DEAD * source.std)
+    scale = torch.where(alive, source.std / target.std.where(alive, torch.ones_like(target.std)), 1.0)
+    scaled_KD = weight_KD * scale.to(weight_KD)
     shift_K = weight_KD @ source.mean.to(weight_KD) - scaled_KD @ target.mean.to(weight_KD)
     head.weight.copy_(scaled_KD)
     if head.bias is None:

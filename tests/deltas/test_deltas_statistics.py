@@ -18,6 +18,7 @@ from distill.export.delta.io import load_delta, read_delta, save_delta
 from distill.models.fingerprint import fingerprint
 from distill.models.normalization import forward_by_domain, mean_of, normalized_by, statistics_of
 from distill.training.momentum import MomentumNetwork
+from distill.transfer.moments import batch_norms_of
 
 
 def adapted(*more) -> nn.Module:
@@ -68,6 +69,25 @@ def test_the_delta_file_holds_them_as_moved_statistics(tmp_path: Path) -> None:
     assert torch.equal(load_delta(tmp_path / "alone", build("test_efficientnet"))(x), alone(x))
 
 
+@pytest.mark.parametrize("kind", ["ladder", "adapter"])
+def test_they_go_with_structural_deltas(kind: str, tmp_path: Path) -> None:
+    """They need no gradient, so a delta into whose backbone none enters goes with them; the file holds both."""
+    student = distill.create_student(build("test_efficientnet"), ["statistics", kind], size=64).eval()
+    norms = batch_norms_of(student.model)
+    assert norms == [site.name for site in student.sites if isinstance(site.delta, Statistics)]
+    assert norms == batch_norms_of(build("test_efficientnet")), "not those of the side network"
+    for own in statistics_of(student.model):
+        own.fill(own.mean + 0.1, own.var * 1.5)
+    disturb(student.model)
+    x = images(2)
+    with torch.no_grad():
+        before = student(x).logits
+        with normalized_by(statistics_of(student.model), "source"):
+            assert not torch.allclose(student(x).logits, before)
+        save_delta(tmp_path, student.model, student.backbone, origin="random")
+        torch.testing.assert_close(load_delta(tmp_path, build("test_efficientnet"))(x), before, rtol=1e-4, atol=1e-5)
+
+
 def test_layers_without_running_statistics_are_refused() -> None:
     with pytest.raises(DeltaError, match="only batch norms do"):
         attach(build("test_vit"), [Statistics.Settings()])
@@ -116,7 +136,10 @@ def test_the_ema_teacher_gives_the_mean_of_both_normalizations_for_the_target(st
     extra = sum(t.numel() for n, t in teacher.state_dict().items() if n in teacher.own_state())
     own = sum(t.numel() for t in student.own_state().values())
     assert extra == own, "averaged are the deltas and the head"
-    assert teacher.model.conv_stem.weight is student.model.conv_stem.weight or student.sites
+    frozen = {id(parameter) for parameter in student.model.parameters() if not parameter.requires_grad}
+    assert frozen and frozen <= {id(parameter) for parameter in teacher.model.parameters()}, (
+        "there is no second network"
+    )
     single = MomentumNetwork(student, (0.9, 0.9), needs)
     torch.testing.assert_close(single((x,))[0].logits, student(x).logits, rtol=1e-4, atol=1e-5)
 

@@ -9,10 +9,17 @@ from torch import nn
 
 import distill
 from distill.data.reader import Batch
+from distill.experiments.student import tree_of_start
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import save_delta
 from distill.export.delta.source_moments import read_source_moments, write_source_moments
+from distill.models.network import as_network
 from distill.models.normalization import statistics_of
+from distill.models.settings import StudentSettings
+from distill.run.prepare import StudentSpec
+from distill.stages.measure_domains import moments_of, with_statistics
+from distill.stages.outputs import TrainedStudent
+from distill.training.fit import FitSummary
 from distill.transfer.label_free import class_fractions, scores, warnings_about
 from distill.transfer.moments import (
     FeatureMoments,
@@ -93,6 +100,29 @@ def test_moments_lie_beside_a_delta_file_and_belong_to_it(student: distill.Stude
         read_source_moments(tmp_path)
 
 
+def test_a_student_of_a_structural_delta_gets_statistics_too(tmp_path: Path) -> None:
+    """One with a side network: its own batch norms keep theirs; its file is trained further with ``statistics``."""
+    import timm
+
+    settings = StudentSettings.model_validate({"network": {"model": "x", "size": 64}, "deltas": ["ladder"]})
+    spec = StudentSpec(settings, 0, 4, network=lambda: as_network(timm.create_model("test_efficientnet"), size=64))
+    student = spec.build()
+    trained = TrainedStudent("s", "", student, None, spec, FitSummary(0, 0, 0.0, 0.0, {}, 0, -1), tmp_path)
+    made = with_statistics(trained)
+    assert made is not None and [*moments_of(made)] == batch_norms_of(student.model)
+    for site, (mean, var) in moments_of(made).items():
+        layer = student.model.get_submodule(site)
+        assert torch.equal(mean, layer.running_mean) and torch.equal(var, layer.running_var)
+    with torch.no_grad():
+        student.model.get_classifier().weight.add_(0.1)
+    save_delta(tmp_path, student.model, student.backbone, origin="random")
+    write_source_moments(tmp_path, moments_of(made))
+    tree = tree_of_start(tmp_path, "start", network=False, measures=True)
+    assert [entry["type"] for entry in tree["deltas"]] == ["statistics", "ladder"]
+    write_source_moments(tmp_path, {})
+    assert read_source_moments(tmp_path) == {} and not [*tmp_path.glob("source_moments.*")], "those of before are gone"
+
+
 @torch.no_grad()
 def test_aligned_statistics_give_the_target_what_the_source_gets() -> None:
     """By hand: the outputs of both domains have equal moments; where the layer's statistics are the source's, AdaBN."""
@@ -133,8 +163,14 @@ def test_the_folded_head_equals_standardizing_the_features(bias: bool) -> None:
     made = standardized(model, source, target)
     torch.testing.assert_close(made.get_classifier()(features), model.head(moved), rtol=1e-4, atol=1e-4)
     assert (model.head.bias is not None) == bias, "the model itself is not changed"
-    dead = FeatureMoments.of(torch.ones(5, 4))
-    assert standardized(model, source, dead).get_classifier().weight.isfinite().all()
+    features[:, 1] = 0.5  # dead on the images that are measured
+    made = standardized(model, source, FeatureMoments.of(features)).get_classifier()
+    torch.testing.assert_close(made.weight[:, 1], model.head.weight[:, 1], msg="a dead feature is not scaled")
+    mean = FeatureMoments.of(features).mean
+    moved = (features - mean) / features.std(0, correction=0).clamp(min=1e-9) * source.std + source.mean
+    moved[:, 1] = source.mean[1] + 0.3
+    features[:, 1] += 0.3  # and alive on others
+    torch.testing.assert_close(made(features), model.head(moved), rtol=1e-4, atol=1e-4)
 
 
 def test_scores_by_hand() -> None:
@@ -147,6 +183,7 @@ def test_scores_by_hand() -> None:
     flat = scores(torch.zeros(4, 4))
     assert flat["entropy"] == pytest.approx(math.log(4)) and flat["information"] == pytest.approx(0, abs=1e-9)
     assert flat["neighborhood"] == pytest.approx(math.log(3))
+    assert all(math.isfinite(value) for value in scores(torch.eye(4)[:1]).values()), "a single image"
 
 
 def test_classes_that_run_away_and_a_collapse_are_told() -> None:
@@ -162,6 +199,8 @@ def test_classes_that_run_away_and_a_collapse_are_told() -> None:
         "2 of 4 classes are hardly predicted" in each
         for each in warnings_about("s", class_fractions(gone), None, names)
     )
+    [line] = warnings_about("s", class_fractions(torch.eye(4)[[1] * 19 + [0]]), None, names)[:1]
+    assert "95% of the target images are predicted as 'dog', 25% in equal shares" in line
     few = torch.tensor([0.01, 0.33, 0.33, 0.33])
     rare = torch.eye(4)[[0] * 4 + [1] * 32 + [2] * 32 + [3] * 32]
     assert warnings_about("s", class_fractions(rare), few, names) == [], "four times as often, but still rare"

@@ -5,6 +5,7 @@ import shutil
 import signal
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -13,14 +14,15 @@ from safetensors.torch import load_file
 from toy_domains import domains, domains_tree, run_here, summary
 from toy_training import raising, watching
 
-from distill.commands.adapt import adapt
+from distill.commands.adapt import KEPT, adapt
 from distill.commands.exported import evaluate_run
 from distill.commands.runs import export_run
 from distill.config import validate_tree
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import head_state
-from distill.export.delta.io import load_delta, read_delta
-from distill.export.delta.source_moments import read_source_moments
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import load_delta, read_delta, write_delta_files
+from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 from distill.run.folder import RunError
@@ -56,13 +58,21 @@ def equal(first: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> boo
 def test_rows_scores_and_the_source_test(run: Path) -> None:
     content = summary(run)
     rows = {row["name"]: row for row in content["rows"]}
-    assert [*rows] == ["source only", "standardized", "AdaBN", "mean of both", "student", "oracle"]
+    assert [*rows] == [
+        "source only",
+        "standardized",
+        "AdaBN",
+        "aligned statistics",
+        "mean of both",
+        "student",
+        "oracle",
+    ]
     assert all(row["accuracy"] is not None for row in rows.values())
     assert rows["student"]["what"] == "36 source labels, 36 target images without labels"
     assert rows["oracle"]["what"] == "36 labels of the target domain"
     tables = {table["title"]: table for table in content["tables"]}
     scored = tables["Scores without labels (not used)"]
-    assert [row["cells"][0] for row in scored["rows"]] == [*rows][:5], "the oracle read labels"
+    assert [row["cells"][0] for row in scored["rows"]] == [*rows][:6], "the oracle read labels"
     on_source = [row["cells"][0] for row in tables["On the source domain"]["rows"]]
     assert on_source == ["source only", "student", "student, statistics of the source"]
 
@@ -139,16 +149,44 @@ def adapted(run: Path, output: Path) -> dict[str, Path]:
     made = {}
     for name, statistics in (("trained", False), ("statistics", True)):
         made[name] = output / name
-        quiet = ["training.epochs=1", "data.batch_size=8", "data.workers=0", "training.accelerator=cpu"]
-        from unittest.mock import patch
-
-        with (
-            patch("distill.stages.report.write_report", lambda *_: None),
-            patch("distill.stages.report.try_report", lambda *_: None),
-            patch("distill.stages.verify.verify_export", lambda *_: []),
-        ):
-            adapt(run / "source-only/delta", images, made[name], statistics, quiet, Console(quiet=True))
+        adapt_here(run / "source-only/delta", images, made[name], statistics)
     return made
+
+
+def adapt_here(delta: Path, images: Path, to: Path, statistics: bool = False, console: Console | None = None) -> None:
+    """The command, in this process, with a short training, without figures and verification."""
+    quick = ["training.epochs=1", "data.batch_size=8", "data.workers=0", "training.accelerator=cpu"]
+    with (
+        patch("distill.stages.report.write_report", lambda *_: None),
+        patch("distill.stages.report.try_report", lambda *_: None),
+        patch("distill.stages.verify.verify_export", lambda *_: []),
+    ):
+        adapt(delta, images, to, statistics, quick, console or Console(quiet=True))
+
+
+@pytest.mark.slow
+def test_the_same_command_continues_an_interrupted_adaptation_also_of_classes_without_names(
+    run: Path, output: Path, adapted: dict[str, Path], tmp_path: Path
+) -> None:
+    """The weights are bit-equal to those of a run that was not interrupted, and whose file has the names."""
+    manifest, tensors = read_delta(run / "source-only/delta")
+    about = {name: value for name, value in manifest if name not in KEPT | {"labels"}}
+    write_delta_files(tmp_path / "delta", tensors, **about)
+    write_source_moments(tmp_path / "delta", read_source_moments(run / "source-only/delta"))
+    command = tmp_path / "delta", output / "images", tmp_path / "new"
+    console = Console(file=io.StringIO(), width=200)
+    with watching(raising(signal.SIGTERM, 2), lambda *_: None), pytest.raises((Interrupted, RunError)):
+        adapt_here(*command, console=console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the same command continues it" in said and "36 training images" in said
+    adapt_here(*command)
+    assert not (tmp_path / "new/run@2").exists()
+    new, made = read_delta(tmp_path / "new")
+    assert new.labels == () and equal(made, read_delta(adapted["trained"])[1])
+    moments, own = (read_source_moments(folder) for folder in (tmp_path / "new", run / "source-only/delta"))
+    assert any(not torch.equal(moments[site][0], own[site][0]) for site in own), "of the target, with the new weights"
+    with pytest.raises(ExportError, match="is not empty"):
+        adapt_here(*command)
 
 
 @pytest.mark.slow
@@ -196,13 +234,13 @@ def test_without_moments_statistics_are_not_aligned_and_the_output_says_so(
     assert UNALIGNED in console.export_text().replace("\n", " ")
     made, aligned = (read_delta(folder)[1] for folder in (tmp_path / "new", adapted["statistics"]))
     assert any(not torch.allclose(made[name], aligned[name], rtol=0.1) for name in made if name.startswith("moved/"))
-    assert read_source_moments(tmp_path / "new") == {}
+    assert read_source_moments(tmp_path / "new").keys() == read_source_moments(run / "source-only/delta").keys()
 
 
 @pytest.mark.slow
 def test_a_run_without_labels_has_rows_without_accuracy(adapted: dict[str, Path]) -> None:
     content = summary(adapted["trained"] / "run")
-    assert [row["name"] for row in content["rows"]] == ["as given", "AdaBN", "student"]
+    assert [row["name"] for row in content["rows"]] == ["as given", "AdaBN", "aligned statistics", "student"]
     assert all(row["accuracy"] is None for row in content["rows"])
     assert any("no test split with labels" in line for line in content["warnings"])
 
@@ -286,6 +324,31 @@ def test_the_student_has_statistics_where_moments_lie_beside_the_file(run: Path,
         validate_tree(tree, "toy")
 
 
-def test_source_free_reads_no_label(tmp_path: Path) -> None:
+LABELS: list[tuple[dict[str, Any], str]] = [
+    ({"objectives": [{"type": "ce"}]}, r"objectives\.0: ce learns from labels, and no label of these images is read"),
+    (
+        {"student": {"start": "elsewhere", "deltas": ["bias"]}},
+        r"student\.start: the student starts from the delta file",
+    ),
+    ({"student": {"train": "full", "deltas": []}}, r"student\.train: full: the deltas of the file are trained further"),
+    (
+        {"fit_teacher": {}, "teacher": {"networks": [{"model": "resnet18"}]}, "objectives": [{"type": "kd"}]},
+        "fit_teacher: a teacher is fitted on labels, and none are read",
+    ),
+    ({"training": {"keep": "best"}}, r"training\.keep: best needs labels of the target"),
+]
+
+
+@pytest.mark.parametrize(("changes", "text"), LABELS)
+def test_source_free_reads_no_label(changes: dict[str, Any], text: str, tmp_path: Path) -> None:
+    tree = {**domains_tree(tmp_path), "kind": "source_free", "start": str(tmp_path), "objectives": ["information_max"]}
+    tree["data"] = {**tree["data"], "target": None}
+    del tree["teacher"]
+    student = {**tree["student"], **changes.get("student", {})}
+    with pytest.raises(ConfigError, match=text):
+        validate_tree({**tree, **changes, "student": student}, "toy")
+
+
+def test_source_free_starts_from_a_delta_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"start: .* holds no delta file"):
         validate_tree({"kind": "source_free", "name": "x", "start": str(tmp_path), "data": {}}, "toy")

@@ -37,12 +37,15 @@ def write_source_moments(folder: Path, moments: Mapping[str, tuple[Tensor, Tenso
 
     Args:
         folder: of the delta file.
-        moments: site of a batch norm → mean and variance [C]; empty: nothing is written.
+        moments: site of a batch norm → mean and variance [C]; empty: none are written, and those of an earlier delta in
+            the folder are deleted.
 
     Returns:
         The bytes of the tensors.
     """
     if not moments:
+        for name in (ABOUT, TENSORS):
+            (folder / name).unlink(missing_ok=True)
         return 0
     tensors = {f"{name}/{site}": own for site, pair in moments.items() for name, own in zip(("mean", "var"), pair)}
     data = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
