@@ -114,7 +114,8 @@ def test_a_student_of_a_structural_delta_gets_statistics_too(tmp_path: Path) -> 
         layer = student.model.get_submodule(site)
         assert torch.equal(mean, layer.running_mean) and torch.equal(var, layer.running_var)
     with torch.no_grad():
-        student.model.get_classifier().weight.add_(0.1)
+        for parameter in student.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
     save_delta(tmp_path, student.model, student.backbone, origin="random")
     write_source_moments(tmp_path, moments_of(made))
     tree = tree_of_start(tmp_path, "start", network=False, measures=True)
