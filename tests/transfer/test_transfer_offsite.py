@@ -15,6 +15,8 @@ from rich.console import Console
 from toy_domains import run_here, summary
 from toy_training import network, tree, watching
 
+import distill
+from distill.commands.delta_files import find_backbone
 from distill.commands.exported import evaluate_run
 from distill.commands.offsite import make_emulator, plug
 from distill.commands.runs import export_run
@@ -358,8 +360,12 @@ def test_a_head_on_an_emulator_is_merged_and_plugged_in(given: Path, output: Pat
         torch.testing.assert_close(whole(x), plugged.model.eval()(x), rtol=1e-4, atol=1e-5)
         assert not torch.allclose(whole(x), student.model(x), atol=1e-3)
     assert origin == "emulator of test_vit", "not a folder of its user"
+    manifest, _ = read_delta(output / "reused-delta")
     with pytest.raises(ExportError, match="belongs to an emulator of test_vit; name its folder as student"):
-        student_tree(read_delta(output / "reused-delta")[0], moved=False)
+        student_tree(manifest, moved=False)
+    with pytest.raises(ExportError, match="made for an emulator of test_vit; give its folder as backbone"):
+        distill.load_delta(output / "reused-delta")
+    assert "it is an emulator of test_vit: give an experiment" in str(find_backbone(manifest, None))
 
 
 @pytest.mark.parametrize(
