@@ -198,7 +198,7 @@ def _texts_of(
     texts = class_texts([*known, *names], settings, text_store(context), "classes")[len(known) :]
     if not definitions:
         return texts
-    return tuple(ClassText(each.name, tuple(definitions), "the command line") for each in texts)
+    return tuple(ClassText(each.name, tuple(definitions), "the command line", synonym=each.synonym) for each in texts)
 
 
 def _student(experiment: ZeroShotExperiment, head: LinearHead) -> Student:

@@ -15,6 +15,7 @@ from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
 from distill.experiments.distillation import DistillationExperiment
 from distill.experiments.student import as_exporting
+from distill.export.classes import write_classes_again
 from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.export.manifest import Result
 from distill.export.settings import DELTA
@@ -165,6 +166,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         moments = read_source_moments(path / EXPORT / DELTA)
         exported = export_student(within, experiment.export, student, folder, results, classes)
         write_source_moments(folder / DELTA, moments)
+        write_classes_again(path / EXPORT, folder)
         for name, size in exported.sizes.items():
             console.print(f"{name}: {size:,} bytes", highlight=False)
         for name, reason in exported.refused.items():

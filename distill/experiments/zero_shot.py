@@ -29,7 +29,7 @@ class ZeroShotExperiment(ExportingExperiment):
     """The config of a head that is made from texts: no network is trained.
 
     ==========  =====================================================================================================
-    method      how an image gets a place among the texts
+    method      how images are mapped to texts
     ==========  =====================================================================================================
     ridge       a linear map from features to texts, fitted in closed form on the labels of the seen classes
     conse       the mean text of ImageNet's likeliest classes (ConSE) by the network's classifier, to which a linear map

@@ -13,6 +13,8 @@ import safetensors.torch
 from torch import Tensor
 
 from distill.export.checksummed import Checksummed, read_checked, read_checksummed, write_checksummed
+from distill.export.delta.io import read_delta
+from distill.export.settings import DELTA
 from distill.files import write_atomic
 from distill.text.classes import ClassText
 
@@ -81,6 +83,19 @@ def write_classes(folder: Path, tensors: dict[str, Tensor], **about: Any) -> Cla
     manifest = ClassesManifest(sha256=write_atomic(folder / TENSORS, data), **about)
     write_checksummed(folder / MANIFEST, manifest)
     return manifest
+
+
+def write_classes_again(source: Path, folder: Path) -> None:
+    """Write the files of an export for another one of the same student; nothing where the export has none.
+
+    Args:
+        source: the export that has them.
+        folder: of the other export, with its delta file.
+    """
+    if (source / MANIFEST).is_file():
+        manifest, tensors = read_classes(source)
+        about = {name: getattr(manifest, name) for name in ("text", "encoder", "scale", "classes")}
+        write_classes(folder, tensors, **about, delta=read_delta(folder / DELTA)[0].sha256)
 
 
 def read_classes(folder: Path) -> tuple[ClassesManifest, dict[str, Tensor]]:

@@ -111,7 +111,7 @@ class TextLabels(TextSettings):
         "conse", description="conse: cosines with the mean embedding of the likely classes · map: p M, softmax rows"
     )
     temperature: float = Field(0.05, gt=0, description="τ, which cosines are divided by")
-    top: int = Field(10, ge=1, description="number of the teacher's likeliest classes that are read")
+    top: int = Field(10, ge=1, description="conse: number of the teacher's likeliest classes that are read")
     teacher_texts: Literal["names", "definitions", "both"] = Field(
         "definitions",
         description="which texts of the teacher's classes are embedded; of ImageNet's, the sense is known, and with "

@@ -35,7 +35,7 @@ class SoftLabelMap(LabelMap):
         student_KE: t, of the student's classes, normalized.
         temperature: τ.
         method: ``map`` or ``conse``.
-        top: number of teacher classes that are read.
+        top: number of teacher classes that ``conse`` reads; ``map`` reads all.
         balance: whether logits are balanced.
 
     Example:
@@ -69,7 +69,8 @@ class SoftLabelMap(LabelMap):
             {k: [k] for k in range(student_classes)}, student_classes, max(student_classes, teacher_classes)
         )
         self.teacher_classes, self.method = teacher_classes, method
-        self.temperature, self.top = temperature, min(top, teacher_classes)
+        self.temperature = temperature
+        self.top = min(top, teacher_classes) if method == "conse" else teacher_classes
         similarity_TK = teacher_TE @ student_KE.T
         self._keep(teacher_TE=teacher_TE, student_KE=student_KE, map_TK=(similarity_TK / temperature).softmax(1))
         self._keep(offset_K=torch.zeros(student_classes))

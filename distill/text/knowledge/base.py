@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator
 
 import augment.base
-from augment.base import Component
+from augment.base import Component, absolute
 from distill.text.names import folded
+
+AbsolutePath = Annotated[Path, AfterValidator(absolute)]
+"""A path of the config, which a run finds from any folder."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +32,6 @@ class Sense:
     key: str
     names: tuple[str, ...]
     definitions: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Names and definitions, by which senses are compared."""
-        return f"{', '.join(self.names)}: {' '.join(self.definitions)}"
 
 
 class Knowledge(Component):
@@ -56,13 +58,19 @@ class Knowledge(Component):
         """
         raise NotImplementedError
 
-    def sense(self, key: str) -> Sense | None:
-        """The sense with this key, such as a WordNet id; None if it is not known."""
-        return None
-
     def fingerprint(self) -> str:
-        """Changes when what it knows changes."""
-        return hashlib.sha256(repr(self.settings).encode()).hexdigest()[:16]
+        """Changes when what it knows changes.
+
+        By default with the settings, the content of each file that they name, and the file that defines the class.
+        """
+        digest = hashlib.sha256(repr(self.settings).encode())
+        files = [value for _, value in self.settings if isinstance(value, Path)]
+        if (source := inspect.getsourcefile(type(self))) is not None:
+            files.append(Path(source))
+        for file in files:
+            if file.is_file():
+                digest.update(file.read_bytes())
+        return digest.hexdigest()[:16]
 
 
 def by_name(senses: Sequence[Sense]) -> dict[str, list[Sense]]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from distill.text.knowledge.base import Knowledge, Sense
+from distill.text.knowledge.base import AbsolutePath, Knowledge, Sense
 from distill.text.names import TextError, folded, spoken
 
 
@@ -18,7 +17,7 @@ class FileOfClasses(Knowledge):
     """One file with texts about classes. A class may have several."""
 
     class Settings(Knowledge.Settings):
-        path: Path = Field(description="the file")
+        path: AbsolutePath = Field(description="the file")
         meaning: Literal["descriptions", "senses"] = Field(
             "descriptions", description="of several texts about one name: all are about it, or each is another sense"
         )

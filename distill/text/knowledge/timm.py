@@ -31,6 +31,7 @@ class TimmKnowledge(Knowledge):
         return _index().get(folded(name), ())
 
     def sense(self, key: str) -> Sense | None:
+        """The sense with a WordNet id; None if timm does not know it."""
         return _synsets().get(key)
 
     def fingerprint(self) -> str:

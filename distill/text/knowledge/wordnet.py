@@ -11,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from distill.text.knowledge.base import Knowledge, Sense, by_name
+from distill.text.knowledge.base import AbsolutePath, Knowledge, Sense, by_name
 from distill.text.names import TextError, folded
 
 _EXAMPLES = re.compile(r';\s*".*$')
@@ -25,16 +25,13 @@ class WordNetKnowledge(Knowledge):
 
     class Settings(Knowledge.Settings):
         type: Literal["wordnet"] = "wordnet"
-        path: Path = Field(description="the folder of data.noun")
+        path: AbsolutePath = Field(description="the folder of data.noun")
 
     noun: ClassVar[str] = "WordNet"
     settings: Settings
 
     def senses(self, name: str) -> Sequence[Sense]:
         return self._index.get(folded(name), ())
-
-    def sense(self, key: str) -> Sense | None:
-        return self._synsets.get(key)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self._content).hexdigest()[:16]

@@ -19,12 +19,13 @@ Paper: Huang et al., LP++: A surprisingly strong linear probe for few-shot CLIP,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
+from augment.base import absolute
 from distill.transfer.few_shot.base import FewShotHead, Support, largest_curvature
 
 MOMENTUM, EVERY, FIRST = 0.9, 10, 250.0
@@ -45,7 +46,7 @@ class LpPlus(FewShotHead):
     class Settings(FewShotHead.Settings):
         type: Literal["lp_plus"] = "lp_plus"
         steps: int = Field(300, ge=1, description="steps of gradient descent")
-        text: Path | None = Field(
+        text: Annotated[Path, AfterValidator(absolute)] | None = Field(
             None,
             description="safetensors file with a tensor [D] for each class name, in the space of the features (an "
             "image-text backbone); none: without text",
