@@ -38,7 +38,7 @@ from distill.run.fit_spec import FitSpec
 from distill.run.folder import is_first_rank
 from distill.run.prepare import PREPARED, StudentSpec, finished, prepare, trial_student
 from distill.run.stage import Ref, Stage, StageError
-from distill.run.start import check_start, start_key
+from distill.run.start import check_start, start_key, start_note
 from distill.run.teacher import make_teacher, text_fingerprints, text_store
 from distill.run.teacher_network import check_file
 from distill.run.trial import trying
@@ -137,6 +137,7 @@ class LearnTask(Stage[LearnedTask]):
         strategy = self._strategy
         start = strategy.start(fit)
         seconds, trained, backbone = 0.0, 0, previous.backbone if previous else 0
+        note = None
         if start.student is not None:
             fit_spec = self._scaled(context, self._fit_spec(self._within(context, fit), fit))
             if start.carried is not None:
@@ -147,6 +148,8 @@ class LearnTask(Stage[LearnedTask]):
             if strategy.merges and is_first_rank():
                 merge_momentum(student, folder / FIT)
             student = finished(self._spec(start, fit, fit_spec), student)
+            if start.student.start is not None and start.network is None and start.prepared is None:
+                note = start_note(start.student, fit.classes, student.model)
             backbone = backbone or tensor_bytes(backbone_state(student.model, classifier_names(student.model)).values())
             if is_first_rank():
                 data = self.task.data(context.data, fit.classes, context.seed)
@@ -159,6 +162,7 @@ class LearnTask(Stage[LearnedTask]):
             "trained": trained,
             "peak": sum(part.kept for part in (previous.parts if previous else ())) + folder_bytes(folder),
             "backbone": backbone,
+            "start": note,
             "carried": carried_bytes(folder / FIT) if strategy.carries and start.student is not None else 0,
         }
         if is_first_rank():
@@ -173,6 +177,8 @@ class LearnTask(Stage[LearnedTask]):
         if (log := output.folder / FIT / "log.csv").is_file():
             yield Curve(name=self.name, log=read_curves(log))
             yield from fit_notes(self.name, load_summary(output.folder / FIT))
+        if (start := json.loads((output.folder / LEARNED).read_text()).get("start")) is not None:
+            yield Note(text=f"{self.name}: {start}")
         for text in self._strategy.notes(output.folder):
             yield Note(text=f"{self.name}: {text}")
 

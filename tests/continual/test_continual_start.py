@@ -115,7 +115,9 @@ def test_a_task_of_a_stream_starts_from_it(root: Path, given: Student, stop: Sto
     context = RunContext.of(settings, stop)
     learned = stages[1].task
     folder = tmp_path / "task"
-    stages[0].run(context, folder)
+    made = stages[0].run(context, folder)
+    notes = [item.text for item in stages[0].report(context, made) if isinstance(item, Note)]
+    assert f"{stages[0].name}: head: 2 of 2 classes from {root / 'delta'}" in notes
     assert learned.classes == ("c", "d") and stages[0].task.classes == ("a", "b")
     spec = StudentSpec(stages[0].student, 0, 2)
     assert_starts(load_prepared(spec, folder / "fit"), given, {0: 0, 1: 1})
