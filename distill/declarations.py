@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
-SLOW = ("torch", "timm", "lightning", "safetensors")
+SLOW = ("torch", "torchvision", "timm", "lightning", "safetensors")
 """Packages that methods compute with."""
 
 

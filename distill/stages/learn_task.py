@@ -177,7 +177,8 @@ class LearnTask(Stage[LearnedTask]):
         if (log := output.folder / FIT / "log.csv").is_file():
             yield Curve(name=self.name, log=read_curves(log))
             yield from fit_notes(self.name, load_summary(output.folder / FIT))
-        if (start := json.loads((output.folder / LEARNED).read_text()).get("start")) is not None:
+        about = output.folder / LEARNED  # an untrained output has none
+        if about.is_file() and (start := json.loads(about.read_text()).get("start")) is not None:
             yield Note(text=f"{self.name}: {start}")
         for text in self._strategy.notes(output.folder):
             yield Note(text=f"{self.name}: {text}")
