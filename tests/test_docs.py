@@ -33,6 +33,12 @@ AROUND = {
     "objectives": ["kd"],
 }
 """What a fragment of a config is laid over."""
+WITHOUT_OBJECTIVES = {
+    "detection": ("name", "data"),
+    "few_shot": ("name", "data", "student"),
+    "zero_shot": ("name", "data", "student"),
+}
+"""Kind → the keys of these that it has."""
 
 
 def blocks(page: Path, *languages: str) -> list[tuple[str, str]]:
@@ -103,7 +109,7 @@ def test_settings_shown_are_valid(page: str, workplace: Path) -> None:
             (workplace / f"{file[1]}.py").write_text(text)
     for _, text in blocks(DOCS / page, "yaml"):
         own = yaml.safe_load(text)
-        around = {key: AROUND[key] for key in ("name", "data")} if own.get("kind") == "detection" else AROUND
+        around = {key: AROUND[key] for key in WITHOUT_OBJECTIVES.get(own.get("kind"), AROUND)}
         validate_tree(merge_trees(around, own), f"docs/{page}")
 
 
