@@ -223,7 +223,7 @@ def test_a_timm_model_is_a_student_as_it_is() -> None:
 def test_settings_with_a_network_give_the_same_student() -> None:
     about = {"network": {"model": "resnet50"}, **LEARNED.model_dump()}
     settings = StudentSettings.model_validate(about)
-    assert list(settings.model_dump()) == ["network", "train", "deltas", "batch_norm", "compile"]
+    assert list(settings.model_dump()) == ["network", "train", "deltas", "batch_norm", "compile", "start"]
     torch.manual_seed(7)
     made = Student(network(), settings)
     torch.manual_seed(7)
