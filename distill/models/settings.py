@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import (
     BeforeValidator,
     Field,
+    TypeAdapter,
     ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -122,19 +123,22 @@ class TextLabels(TextSettings):
     )
 
 
+ClassLabels = (
+    Literal["same", "names", "numbers"] | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
+)
+_CLASS_LABELS: TypeAdapter[Any] = TypeAdapter(ClassLabels)
+
+
 def _by_text(labels: Any, handler: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """A mapping with ``by: text`` is one of settings, not of classes."""
+    """A mapping with ``by: text`` is one of settings, all else one of classes; an error is about one of them."""
+    if isinstance(labels, TextLabels):
+        return labels
     if isinstance(labels, dict) and labels.get("by") == "text":
         return TextLabels.model_validate(labels, context=info.context)
-    return handler(labels)
+    return _CLASS_LABELS.validate_python(labels, context=info.context)
 
 
-Labels = Annotated[
-    Literal["same", "names", "numbers"]
-    | dict[Annotated[str, BeforeValidator(_name)], Class | tuple[Class, ...]]
-    | TextLabels,
-    WrapValidator(_by_text),
-]
+Labels = Annotated[ClassLabels | TextLabels, WrapValidator(_by_text)]
 
 
 class TeacherNetworkSettings(NetworkSettings):
