@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Registry, Settings, error_at, is_deferred
-from distill.experiments.student import AnyObjective, ExportingExperiment, check_untrained
+from distill.experiments.fitted_heads import FittedHeadExperiment
 from distill.transfer.few_shot.settings import EpisodeSettings
 from distill.transfer.meta_settings import MetaSettings
 
@@ -27,7 +27,7 @@ else:
     AnyHead = Annotated[Settings, Registry("distill.transfer.few_shot", "FewShotHead")]
 
 
-class FewShotExperiment(ExportingExperiment):
+class FewShotExperiment(FittedHeadExperiment):
     """The config of few-shot heads: no network is trained, and heads are fitted to pooled features in seconds.
 
     The features are those of ``student.network``, with the deltas of ``student.start`` if that is given, and with
@@ -39,7 +39,6 @@ class FewShotExperiment(ExportingExperiment):
     """
 
     kind: Literal["few_shot"] = "few_shot"  # type: ignore[assignment]
-    objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
     heads: tuple[AnyHead, ...] = Field(min_length=1, description="prototype, ridge, logistic or lp_plus")
     ship: str | None = Field(None, description="name of the head that is exported; none: the first")
     episodes: EpisodeSettings | None = Field(None, description="none: the heads are fitted to all classes alone")
@@ -109,18 +108,8 @@ class FewShotExperiment(ExportingExperiment):
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
         return [*made, test, export, verify, WriteReport("report", baseline=others[0] if others else self.shipped)]
 
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_held_out(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(data := tree.get("data"), dict):
-            tree = {**tree, "data": {"val_fraction": 0.0, **data}}
-        return tree
-
     @model_validator(mode="after")
     def _fits_heads_alone(self, info: ValidationInfo) -> Self:
-        check_untrained(self)
-        if self.student.train == "full":
-            raise error_at("student.train", "full: the network is frozen, heads are fitted to its features")
         if is_deferred(info, "classes"):
             return self
         self._check_deltas()

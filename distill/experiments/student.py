@@ -14,7 +14,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from augment.base import Registry, Settings, UserError, absolute, error_at, is_deferred
 from augment.policy import AugmentSettings, plan_views
 from augment.views import InputSpec
-from distill.experiments.base import Experiment, check_unused
+from distill.experiments.base import Experiment
 from distill.export.settings import ExportSettings
 from distill.models.settings import OF_STUDENT, NetworkSettings, StudentSettings, TeacherSettings
 from distill.training.settings import FitTeacherSettings
@@ -34,18 +34,6 @@ if TYPE_CHECKING:  # these import torch
     AnyObjective = Objective.Settings
 else:
     AnyObjective = Annotated[Settings, Registry("distill.objectives", "Objective")]
-
-
-OF_TRAINING_ALONE = ("objectives", "teacher", "fit_teacher", "augment")
-"""Keys that nothing reads in a run that trains no network by objectives."""
-
-
-def check_untrained(experiment: StudentExperiment) -> None:
-    """Raise an error for a key of a training in the config of a run that fits heads to a frozen network."""
-    why = "no network is trained, so nothing reads it"
-    check_unused(experiment, OF_TRAINING_ALONE, why)
-    keys = [key for key in type(experiment.training).model_fields if key not in ("accelerator", "devices")]
-    check_unused(experiment.training, keys, why, "training.")
 
 
 class StudentExperiment(Experiment):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Settings, error_at, is_deferred
-from distill.experiments.student import AnyObjective, ExportingExperiment, check_untrained
+from distill.experiments.fitted_heads import FittedHeadExperiment
 from distill.text.settings import TextSettings
 
 if TYPE_CHECKING:  # these import torch
@@ -25,7 +25,7 @@ class ZeroShotControls(Settings):
     shuffled: bool = Field(True, description="the same head, each class with the definitions of another one")
 
 
-class ZeroShotExperiment(ExportingExperiment):
+class ZeroShotExperiment(FittedHeadExperiment):
     """The config of a head that is made from texts: no network is trained.
 
     ==========  =====================================================================================================
@@ -41,7 +41,6 @@ class ZeroShotExperiment(ExportingExperiment):
     """
 
     kind: Literal["zero_shot"] = "zero_shot"  # type: ignore[assignment]
-    objectives: tuple[AnyObjective, ...] = Field((), description="none: no network is trained")
     text: TextSettings = Field({})  # type: ignore[assignment]  # plain values, since settings would import an encoder here
     method: Literal["ridge", "conse", "direct"] = "ridge"
     penalty: float = Field(10.0, gt=0, description="λ of the linear map, in units of the features' mean variance")
@@ -111,20 +110,10 @@ class ZeroShotExperiment(ExportingExperiment):
         names = ("names",) if self.controls.names and with_definitions else ()
         return (*shuffled, *names, own)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _nothing_is_held_out(cls, tree: Any) -> Any:
-        if isinstance(tree, dict) and isinstance(data := tree.get("data"), dict):
-            tree = {**tree, "data": {"val_fraction": 0.0, **data}}
-        return tree
-
     @model_validator(mode="after")
     def _fits_texts_alone(self, info: ValidationInfo) -> Self:
-        check_untrained(self)
         if self.student.start is not None:
             raise error_at("student.start", "kind: zero_shot reads no delta file: the network is frozen as it is")
-        if self.student.train == "full":
-            raise error_at("student.train", "full: the network is frozen, the head is made from texts")
         if self.student.deltas:
             raise error_at("student.deltas", "the network is frozen as it is; leave them out")
         if isinstance(self.unseen, int) and self.unseen < 0:
