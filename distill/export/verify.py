@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -189,14 +190,19 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 """What a fresh process runs: a module, which finds the user's own classes where the parent does, after all else."""
 
 
-def run_fresh(work: Path, module: str) -> None:
-    """Run a module in a fresh process, which reads its inputs from a folder and writes its outputs there.
+@contextmanager
+def fresh_process(work: Path, module: str) -> Iterator[None]:
+    """Run a module in a fresh process, beside the body of the ``with`` statement, which waits for it at its end.
 
-    ``python -m`` would import from the current folder first, where a user's ``augment.py`` hides the package.
+    The process reads its inputs from a folder and writes its outputs there. ``python -m`` would import from the current
+    folder first, where a user's ``augment.py`` hides the package.
 
     Args:
         work: the folder, its only argument.
         module: as of ``python -m``.
+
+    Yields:
+        While the process runs.
 
     Raises:
         ExportError: the process failed; the text has the end of its standard error.
@@ -206,15 +212,29 @@ def run_fresh(work: Path, module: str) -> None:
     command = [sys.executable, "-P", "-c", _START, module, str(work), *filter(None, sys.path)]
     environment = {**os.environ, "PYTHONPATH": path}
     # In its own process group, so that Ctrl-C reaches only the run, which stops after this stage.
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, process_group=0)
-    if done.returncode < 0:
-        raise ExportError(f"the fresh process was ended by {signal.Signals(-done.returncode).name}")
-    if done.returncode:
-        raise ExportError(f"a fresh process cannot load the export:\n{done.stderr.strip()[-2000:]}")
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, process_group=0
+        ) as process,
+    ):
+        try:
+            yield
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip()
+    if process.returncode < 0:
+        raise ExportError(f"the fresh process was ended by {signal.Signals(-process.returncode).name}")
+    if process.returncode:
+        raise ExportError(f"a fresh process cannot load the export:\n{said[-2000:]}")
 
 
 def _run_fresh(work: Path) -> None:
-    run_fresh(work, "distill.export.verify")
+    with fresh_process(work, "distill.export.verify"):
+        pass
 
 
 def _fresh_process(work: Path) -> None:

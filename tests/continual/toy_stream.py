@@ -55,11 +55,17 @@ def stream(output: Path, **changes: Any) -> ContinualExperiment:
 def verified_here() -> Iterator[None]:
     """Exports are verified in this process, and no figures are drawn: both cost seconds and have their own tests."""
     with (
-        patch("distill.stages.export_stream.run_fresh", lambda work, _: serve._fresh_process(work)),
+        patch("distill.stages.export_stream.fresh_process", _served_here),
         patch("distill.stages.report.write_report", lambda *_: None),
         patch("distill.stages.report.try_report", lambda *_: None),
     ):
         yield
+
+
+@contextmanager
+def _served_here(work: Path, _: str) -> Iterator[None]:
+    yield
+    serve._fresh_process(work)
 
 
 def learn(settings: ContinualExperiment, resume: bool = False, fresh: bool = False) -> Path:
