@@ -9,7 +9,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
+from run_here import run_here, summary
 from torch import nn
 from toy_boxes import detection, image, write_coco
 
@@ -28,23 +28,12 @@ from distill.detection.files import load_detector
 from distill.detection.images import DetectionImages, Objects
 from distill.detection.score import Detections, precision
 from distill.detection.settings import DetectorBackboneSettings
-from distill.experiments.base import Experiment
 from distill.export.checksummed import ExportError
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
-from distill.run.runner import run_plan
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import Interrupted
 from distill.yaml_tree import ConfigError
-
-
-def run_here(settings: Experiment, resume: bool = False, only: tuple[str, ...] = ()) -> Path:
-    stages = [stage for stage in settings.plan() if not only or stage.name in only]
-    with (
-        patch("distill.stages.report.write_report", lambda *_: None),
-        patch("distill.stages.report.try_report", lambda *_: None),
-    ):
-        return run_plan(settings, stages, settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +61,7 @@ def run(root: Path, network: dict[str, Any], tmp_path_factory: pytest.TempPathFa
 
 @pytest.mark.slow
 def test_the_report_has_scores_and_the_export_finds_the_same(run: Path) -> None:
-    content = json.loads((run / "results.json").read_text())["summary"]
+    content = summary(run)
     tables = {table["title"]: table for table in content["tables"]}
     [row] = tables["Detection on test"]["rows"]
     assert row["cells"][0] == "student" and "retinanet, backbone deltas, 8 boxes in 6 images" in row["cells"][1]
@@ -135,7 +124,7 @@ def test_a_detector_starts_from_a_delta_file_beside_its_control(run: Path, root:
     manifest = json.loads((run / "export/detector/detector.json").read_text())
     changes["backbone"]["network"] = manifest["network"]
     made = run_here(detection(root, tmp_path, **changes, controls={"undistilled": True}))
-    content = json.loads((made / "results.json").read_text())["summary"]
+    content = summary(made)
     rows = next(table for table in content["tables"] if table["title"] == "Detection on test")["rows"]
     assert [row["cells"][0] for row in rows] == ["undistilled", "student"] and content["verification"][0]["passed"]
     started, plain = (

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
-from toy_domains import run_here
+from run_here import run_here
 from toy_training import network
 
 from augment.base import UserError

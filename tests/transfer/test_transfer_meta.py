@@ -8,8 +8,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from run_here import run_here
 from test_transfer_few_shot_runs import content, few_shot
-from toy_domains import run_here
 from toy_training import assert_bit_equal
 
 from distill.experiments.few_shot import FewShotExperiment

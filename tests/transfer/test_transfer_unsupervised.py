@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from rich.console import Console
-from toy_domains import run_here, summary
+from run_here import run_here, summary
 from toy_training import Blobs, raising, tree, watching
 
 from distill.commands.exported import evaluate_run

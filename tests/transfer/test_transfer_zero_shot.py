@@ -13,8 +13,8 @@ import safetensors.torch
 import timm
 import torch
 from rich.console import Console
+from run_here import run_here
 from torch import Tensor
-from toy_domains import run_here
 from toy_text_encoder import BagOfWords
 from toy_training import Blobs, BlobSamples, network
 from typer.testing import CliRunner

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import numpy as np
 from pydantic import Field
-from rich.console import Console
 from toy_training import Blobs, BlobSamples, tree
 
 from distill.config import merge_trees, validate_tree
 from distill.data.base import Sample, Samples, Split
 from distill.experiments.base import Experiment
-from distill.run.runner import run_plan
 
 
 class Inverted(Blobs):
@@ -69,19 +65,3 @@ def domains_tree(output: Path, **changes: Any) -> dict[str, Any]:
 def domains(output: Path, **changes: Any) -> Experiment:
     """The typed experiment of :func:`domains_tree`."""
     return validate_tree(domains_tree(output, **changes), "toy domains")
-
-
-def run_here(settings: Experiment, resume: bool = False, only: tuple[str, ...] = ()) -> Path:
-    """Run an experiment, or some of its stages, in this process, without figures; returns the run's folder."""
-    stages = [stage for stage in settings.plan() if not only or stage.name in only]
-    stages = [stage for stage in stages if stage.name not in ("verify", "preview")]
-    with (
-        patch("distill.stages.report.write_report", lambda *_: None),
-        patch("distill.stages.report.try_report", lambda *_: None),
-    ):
-        return run_plan(settings, stages, settings.model_dump(mode="json"), resume=resume, console=Console(quiet=True))
-
-
-def summary(run: Path) -> dict[str, Any]:
-    """The content of a run's report."""
-    return json.loads((run / "results.json").read_text())["summary"]
