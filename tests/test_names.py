@@ -6,6 +6,7 @@ import ast
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -41,8 +42,8 @@ KEPT = {
     ("Identity", "nn.Identity"),
 }
 
-Identifier = tuple[str, int, str]
-"""Name, line, and what it is an attribute of (``""`` where it is none)."""
+Identifier = tuple[str, int, ast.expr | None]
+"""Name, line, and what it is an attribute of (None where it is none)."""
 
 
 def files() -> list[Path]:
@@ -54,24 +55,24 @@ def identifiers(tree: ast.AST) -> Iterator[Identifier]:
     for node in ast.walk(tree):
         line = getattr(node, "lineno", 0)
         if isinstance(node, ast.Name):
-            yield node.id, line, ""
+            yield node.id, line, None
         elif isinstance(node, ast.Attribute):
-            yield node.attr, line, ast.unparse(node.value)
+            yield node.attr, line, node.value
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
-            yield node.name, line, ""
+            yield node.name, line, None
         elif isinstance(node, ast.arg) or (isinstance(node, ast.keyword) and node.arg):
-            yield node.arg, line, ""
+            yield node.arg, line, None
         elif isinstance(node, ast.alias):
             for part in [*node.name.split("."), *([node.asname] if node.asname else [])]:
-                yield part, line, ""
+                yield part, line, None
         elif isinstance(node, ast.ImportFrom) and node.module:
             for part in node.module.split("."):
-                yield part, line, ""
+                yield part, line, None
         elif isinstance(node, (ast.ExceptHandler, ast.MatchAs, ast.MatchStar)) and node.name:
-            yield node.name, line, ""
+            yield node.name, line, None
         elif isinstance(node, (ast.Global, ast.Nonlocal)):
             for name in node.names:
-                yield name, line, ""
+                yield name, line, None
 
 
 def parts(name: str) -> list[str]:
@@ -79,13 +80,14 @@ def parts(name: str) -> list[str]:
     return re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
 
 
+@cache
 def is_retired(name: str) -> bool:
     return name.lstrip("_") in RETIRED or any(BRITISH.fullmatch(part) for part in parts(name))
 
 
-def is_kept(name: str, path: str, owner: str) -> bool:
+def is_kept(name: str, path: str, owner: ast.expr | None) -> bool:
     """Whether a retired word is what another library, or a drawing, is called."""
-    qualified = f"{owner}.{name}"
+    qualified = name if owner is None else f"{ast.unparse(owner)}.{name}"
     return any(name == word and (path.startswith(where) or qualified.endswith(where)) for word, where in KEPT)
 
 
@@ -97,7 +99,7 @@ def retired_names(path: Path) -> list[str]:
         for name, line, owner in identifiers(ast.parse(path.read_text(), place))
         if is_retired(name) and not is_kept(name, place, owner)
     }
-    if is_retired(path.stem) and not is_kept(path.stem, place, ""):
+    if is_retired(path.stem) and not is_kept(path.stem, place, None):
         lines.add(f"{place}:0 {path.stem}")
     return sorted(lines, key=lambda line: (line.partition(":")[0], int(re.split("[: ]", line)[1])))
 
@@ -135,7 +137,9 @@ def f(one, *, look=1):
     names = identifiers(ast.parse(code))
     retired = [name for name, _, owner in names if is_retired(name) and not is_kept(name, "f.py", owner)]
     assert sorted(retired) == ["colour_map", "greyed", "look", "one", "said", "shop", "theirs", "workshop"]
-    assert is_kept("figures", "distill/report/html.py", "") and not is_kept("figures", "distill/training/fit.py", "")
+    assert is_kept("figures", "distill/report/html.py", None) and not is_kept(
+        "figures", "distill/training/fit.py", None
+    )
     plain = ["ones", "stage_names", "normalized", "did_you_mean", "analyses", "identity", "labeled", "gray", "center"]
     assert not [name for name in plain if is_retired(name)]
 
