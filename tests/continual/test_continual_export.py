@@ -25,9 +25,9 @@ INFERENCE = [{"type": "ncm"}, {"type": "entropy"}]
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bank of two tasks, verified in a new process."""
+    """A bank of two tasks, verified in a process of its own."""
     settings = stream(tmp_path_factory.mktemp("bank"), inference=INFERENCE, controls={"heads": False})
-    return learn(settings, fresh=True)
+    return learn(settings, apart=True)
 
 
 def images_of(run: Path, task: Task, bank: ServedBank) -> tuple[Tensor, Tensor]:

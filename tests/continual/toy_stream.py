@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,6 +14,7 @@ from unittest.mock import patch
 import safetensors.torch
 from rich.console import Console
 from toy_training import FIRST, Blobs, BlobSamples, tree
+from warm_server import warm_server
 
 from distill.config import merge_trees, validate_tree
 from distill.continual import serve
@@ -68,11 +71,38 @@ def _served_here(work: Path, _: str) -> Iterator[None]:
     serve._fresh_process(work)
 
 
-def learn(settings: ContinualExperiment, resume: bool = False, fresh: bool = False) -> Path:
-    """Run a stream; returns its folder. The export is verified in a new process only if asked for, for it costs."""
-    with ExitStack() as stack:
-        if not fresh:
-            stack.enter_context(verified_here())
+@contextmanager
+def verified_apart() -> Iterator[None]:
+    """Exports are verified in a process that is spared the seconds of its imports."""
+    with patch("distill.stages.export_stream.fresh_process", _served_apart):
+        yield
+
+
+@contextmanager
+def _served_apart(work: Path, module: str) -> Iterator[None]:
+    """``python -m MODULE WORK``, in a process that has imported everything and knows nothing of the run."""
+    child = warm_server().Process(target=_run_module, args=(module, str(work)))
+    child.start()
+    try:
+        yield
+        child.join(120)
+    finally:
+        child.kill()
+    child.join()
+    assert child.exitcode == 0
+
+
+def _run_module(module: str, *arguments: str) -> None:
+    sys.modules.pop(module, None)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+
+
+def learn(settings: ContinualExperiment, resume: bool = False, apart: bool = False) -> Path:
+    """Run a stream; returns its folder. The export is verified in a process of its own, and figures are drawn, only if
+    asked for.
+    """
+    with verified_apart() if apart else verified_here():
         tree = settings.model_dump(mode="json")
         return run_plan(settings, settings.plan(), tree, resume=resume, console=Console(quiet=True))
 
