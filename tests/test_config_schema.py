@@ -26,11 +26,15 @@ def tree() -> dict[str, Any]:
     return example_tree()
 
 
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    return editor_schema()
+
+
 # --- Schema -------------------------------------------------------------------------------------------------------
 
 
-def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
-    schema = editor_schema()
+def test_schema_knows_every_type_and_says_what_keys_mean(schema: dict[str, Any]) -> None:
     for kind in experiment_kinds().values():
         assert {"base", *kind.model_fields} == set(schema["$defs"][kind.__name__]["properties"])
     own = schema["$defs"][DistillationExperiment.__name__]["properties"]
@@ -54,10 +58,10 @@ def test_schema_knows_every_type_and_says_what_keys_mean() -> None:
     assert epochs["description"] == "peak learning rate" and epochs["exclusiveMinimum"] == 0
 
 
-def test_schema_accepts_what_is_valid_and_nothing_misspelt(tree: dict[str, Any]) -> None:
+def test_schema_accepts_what_is_valid_and_nothing_misspelt(tree: dict[str, Any], schema: dict[str, Any]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
-    jsonschema.Draft202012Validator.check_schema(editor_schema())
-    validator = jsonschema.Draft202012Validator(editor_schema())
+    jsonschema.Draft202012Validator.check_schema(schema)
+    validator = jsonschema.Draft202012Validator(schema)
     for path in sorted((ROOT / "configs").rglob("*.yaml")):
         assert not list(validator.iter_errors(parse_yaml(path.read_text(), path.name))), path
     assert not list(validator.iter_errors(parse_yaml(dump_config(validate_tree(tree, "q")), "q")))
