@@ -15,7 +15,7 @@ from distill.config import read_run
 from distill.models.features import Features
 from distill.run.context import open_context
 from distill.run.folder import RunFolder, read_record
-from distill.run.runner import load_finished
+from distill.run.runner import finish
 from distill.stages.pooled_features import PooledFeatures
 from distill.training.evaluate import Predictions
 from distill.transfer.anomaly.mahalanobis import Mahalanobis
@@ -61,8 +61,8 @@ def _anomalies(folder: Path) -> dict[str, Any]:
     areas: dict[str, Any] = {}
     with open_context(experiment) as context:
         context.folder = RunFolder(folder, read_record(folder))
-        load_finished(stages, context)
         for stage in stages:
+            finish(stage, context, folder / stage.name)  # which are finished, or load a pretrained network
             if isinstance(stage, PooledFeatures):
                 splits = context.get(stage.output).splits
                 classes = range(len(context.data.classes))
