@@ -389,6 +389,7 @@ def test_wrong_columns(fault: str, parts: Path, tmp_path: Path, capsys: pytest.C
     assert not (tmp_path / "runs").exists() or not list((tmp_path / "runs").iterdir()), "nothing is left behind"
 
 
+@pytest.mark.slow
 def test_wrong_paths(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path / "small.yaml", parts / "images", output=str(tmp_path / "runs"))
     file = tmp_path / "file"

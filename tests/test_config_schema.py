@@ -58,6 +58,7 @@ def test_schema_knows_every_type_and_says_what_keys_mean(schema: dict[str, Any])
     assert epochs["description"] == "peak learning rate" and epochs["exclusiveMinimum"] == 0
 
 
+@pytest.mark.slow
 def test_schema_accepts_what_is_valid_and_nothing_misspelt(tree: dict[str, Any], schema: dict[str, Any]) -> None:
     jsonschema = pytest.importorskip("jsonschema")
     jsonschema.Draft202012Validator.check_schema(schema)

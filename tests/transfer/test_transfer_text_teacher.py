@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import safetensors.torch
 import timm
 import torch
@@ -12,6 +13,7 @@ from distill.config import merge_trees, validate_tree
 from distill.export.targets.timm_folder import write_timm_folder
 
 
+@pytest.mark.slow
 def test_permuted_labels_change_no_weight(tmp_path: Path) -> None:
     torch.manual_seed(0)
     folder = tmp_path / "named"
