@@ -1,5 +1,6 @@
 """The warm server that the tests share is started anew when it has ended."""
 
+import multiprocessing
 import os
 import signal
 from multiprocessing import forkserver
@@ -11,11 +12,11 @@ import warm_server
 
 @pytest.fixture
 def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server of this test's own, which imports nothing."""
+    """A server of this test's own, which imports next to nothing."""
     server = forkserver.ForkServer()
     monkeypatch.setattr(forkserver, "_forkserver", server)
     monkeypatch.setattr(forkserver, "connect_to_new_process", server.connect_to_new_process)
-    monkeypatch.setattr(warm_server, "PRELOAD", ["os"])
+    monkeypatch.setattr(warm_server, "PRELOAD", ["forked_workers"])
     monkeypatch.setattr(warm_server, "RUN", "of a test")
     monkeypatch.setattr(warm_server, "SHARED", tmp_path / "server.json")
     monkeypatch.setattr(warm_server, "_server_pid", None)
@@ -26,6 +27,10 @@ def run_a_process() -> None:
     process.start()
     process.join(60)
     assert process.exitcode == 0
+
+
+def write_start_method(path: Path) -> None:
+    path.write_text(multiprocessing.get_start_method())
 
 
 def forget() -> None:
@@ -53,4 +58,14 @@ def test_who_finds_the_server_killed_starts_another() -> None:
     run_a_process()
     third = warm_server._server_pid
     assert third not in (None, first, second)
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("cold")
+def test_a_childs_own_workers_are_started_as_ours_are(tmp_path: Path) -> None:
+    """By a further server, each of them would import everything again."""
+    process = warm_server.warm_server().Process(target=write_start_method, args=(tmp_path / "method",))
+    process.start()
+    process.join(60)
+    assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
     forkserver._forkserver._stop()  # type: ignore[attr-defined]

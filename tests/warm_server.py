@@ -21,6 +21,7 @@ import pytest
 
 HERE = Path(__file__).parent
 PRELOAD = [
+    "forked_workers",
     "faulty_run",
     "deadly_stages",
     "deltas_models",
