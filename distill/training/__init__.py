@@ -1,0 +1,3 @@
+from distill.training.lazy_torchmetrics import register
+
+register()  # before any module here imports Lightning
