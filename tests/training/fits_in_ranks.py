@@ -44,7 +44,7 @@ def in_ranks(output: Path) -> None:
 
 def prepared_in_ranks(output: Path) -> None:
     for name, deltas in PREPARED_IN_RANKS.items():
-        settings = experiment(output, student={"deltas": deltas}, training={"devices": 2})
+        settings = experiment(output, student={"deltas": deltas}, training={"devices": 2, "epochs": 1})
         student = student_fit(settings, output / name).student
         assert student is not None
         torch.save(student.own_state(), output / name / f"student-{local_rank()}")

@@ -58,7 +58,7 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
         for rank in (0, 1):
             of_rank = torch.load(fitted / name / f"views-{rank}")
             # Half of a batch is of the target domain, and a source-only fit comes first.
-            steps = STEPS - (-SIZES["train"] // 4) if "kind" in changes else 2 * STEPS
+            steps = STEPS - (-SIZES["train"] // 4) if "kind" in changes else settings.training.epochs * STEPS
             assert len(of_rank) == len(made) == steps
             for (epoch, ids, views), (epoch_of_one, all_ids, whole) in zip(of_rank, made):
                 rows = slice(4 * rank, 4 * rank + 4)
@@ -79,7 +79,7 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
 @pytest.mark.parametrize("name", PREPARED_IN_RANKS)
 def test_two_ranks_prepare_and_export_what_one_does(name: str, fitted: Path, tmp_path: Path) -> None:
     """Ranks, masks and starts come from the data of both ranks, so from the same data as with one."""
-    settings = experiment(fitted, student={"deltas": PREPARED_IN_RANKS[name]})
+    settings = experiment(fitted, student={"deltas": PREPARED_IN_RANKS[name]}, training={"epochs": 1})
     alone = student_fit(settings, tmp_path / "fit").student
     assert alone is not None
     first, second = (torch.load(fitted / name / f"student-{rank}") for rank in (0, 1))

@@ -351,8 +351,12 @@ def assert_bit_equal(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> 
 
 FITS_IN_RANKS: dict[str, dict[str, Any]] = {
     "ce kd icd": {},
-    "head unused": {"objectives": [{"type": "pooled"}]},
-    "few labels": {"data": {"labels_per_class": 1}, "objectives": [{"type": "ce"}, {"type": "kd"}]},
+    "head unused": {"objectives": [{"type": "pooled"}], "training": {"epochs": 1}},
+    "few labels": {
+        "data": {"labels_per_class": 1},
+        "objectives": [{"type": "ce"}, {"type": "kd"}],
+        "training": {"epochs": 1},
+    },
     "weighed": {
         "teacher": {
             "networks": [
@@ -364,7 +368,7 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
         "training": {"curriculum": {"epochs": 2}},
         "augment": {"ramp": {"epochs": 2, "start": 0.3}},
     },
-    "accumulated": {"training": {"accumulate": 2}},
+    "accumulated": {"training": {"accumulate": 2, "epochs": 1}},
     "two domains": {
         "kind": "target_domain",
         "data": {
@@ -381,7 +385,11 @@ FITS_IN_RANKS: dict[str, dict[str, Any]] = {
         "objectives": [{"type": "ce"}, {"type": "self_training", "threshold": 0.3}, {"type": "mcc"}, {"type": "coral"}],
         "training": {"epochs": 1},
     },
-    "multicrop": {"augment": {"policy": "multicrop", "local": [{"crops": 2}]}, "objectives": [{"type": "kd"}]},
+    "multicrop": {
+        "augment": {"policy": "multicrop", "local": [{"crops": 2}]},
+        "objectives": [{"type": "kd"}],
+        "training": {"epochs": 1},
+    },
 }
 """Fits that must come out the same in one rank and in two."""
 
