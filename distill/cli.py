@@ -252,7 +252,7 @@ def rank(
     config: ConfigFile,
     networks: Annotated[
         list[str],
-        typer.Argument(metavar="NETWORK…", help="Names as in student.network.model; KEY.PATH=VALUE sets a key."),
+        typer.Argument(metavar="NETWORK", help="Names as in student.network.model; KEY.PATH=VALUE sets a key."),
     ],
     by: Annotated[
         Literal["logme", "h_score", "leep", "ncm"], typer.Option(help="Score that they are sorted by.")

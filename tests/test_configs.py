@@ -183,7 +183,7 @@ def until_trained(experiment: StudentExperiment) -> list[Stage[Any]]:
     return stages[: 1 + max(number for number, stage in enumerate(stages) if stage.name in last)]
 
 
-LAST = {"offsite": ("plugged-in",), "unsupervised": ("scores", "anomaly")}
+LAST = {"offsite": ("plugged-in",), "unsupervised": ("student", "scores", "anomaly")}
 """Kind → the stages of which the last one is the last that is tried, where that is not the student's."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from distill.experiments.student import tree_of_start
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import TENSORS, DeltaManifest, read_delta, save_delta, write_delta_files
 from distill.export.delta.source_moments import read_source_moments, write_source_moments
+from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.student import Student
 from distill.run.context import open_context
 from distill.run.folder import unfinished
@@ -94,11 +96,11 @@ def adapt(
     data["channels"] = manifest.preprocessing.input_size[0]
     norms = read_source_moments(delta)
     own: dict[str, Any] = {"start": str(delta), "output": str(to), "data": data}
-    if manifest.origin != "random":  # whose network the overrides must name
+    if manifest.origin != "random" and manifest.architecture != EMULATOR:  # whose network the overrides must name
         own["student"] = tree_of_start(delta, "start", measures=True)
         if norms and any(entry["type"] == "statistics" for entry in own["student"]["deltas"]):
             own["teacher"] = {"ema": {"normalizations": ["source", "target"]}}
-    tree = merge_trees(DEFAULTS, own)
+    tree = merge_trees(deepcopy(DEFAULTS), own)
     for override in overrides:
         apply_override(tree, override)
     experiment = validate_tree(tree, "distill adapt")

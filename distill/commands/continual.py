@@ -11,6 +11,9 @@ from augment.base import expanded
 from augment.console import plain_console
 from distill.yaml_tree import ConfigError
 
+AGAIN = "distill train {run} --resume"
+"""What continues an interrupted run of a stream that goes on: this command would begin another one."""
+
 continual = typer.Typer(
     help="Streams of tasks: learn one in several orders, or go on with a finished one.",
     no_args_is_help=True,
@@ -70,7 +73,7 @@ def add_tasks(
     """Learn more tasks with the learner of a finished stream, from its folder alone, without its images.
 
     The run's own config applies, with the settings of CONFIG (such as data and stream) and KEY.PATH=VALUE in place of
-    its own. The result is a new run.
+    its own. The result is a new run; if it is interrupted, distill train NEW_RUN --resume continues it.
 
     Example: distill continual continue runs/flowers 'data.source={type: folder, root: NEW}' stream.count=1
     """
@@ -81,4 +84,5 @@ def add_tasks(
     if len(files) > 1:
         raise ConfigError(f"one config at most: {', '.join(files)}")
     experiment = continued_experiment(run, Path(files[0]) if files else None, [c for c in changes if c not in files])
-    run_plan(experiment, experiment.plan(), experiment.model_dump(mode="json"), console=plain_console())
+    tree = experiment.model_dump(mode="json")
+    run_plan(experiment, experiment.plan(), tree, console=plain_console(), continued_by=AGAIN)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
+from pydantic import ValidationError
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -93,8 +94,9 @@ def _chosen(data: ExperimentData, images: int) -> ExperimentData:
     """The labeled training images that are read, stratified by class."""
     train = data.subset("train")
     train = train.where(train.labels != UNLABELED)
-    if len(set(train.labels.tolist())) < 2:
-        raise StageError("distill rank needs labeled training images of two classes or more")
+    if (classes := len(set(train.labels.tolist()))) < 2:
+        there = f"{len(train):,} labeled ones of one class" if classes else "none with a label"
+        raise StageError(f"data.source: distill rank needs training images of two classes or more; there are {there}")
     if images and len(train) > images:
         train = train.where(held_out(train.ids, train.labels, images / len(train)))
     return data.part(data.classes, {"train": train}, data.seed)
@@ -106,6 +108,8 @@ def _scored(context: RunContext, name: str, shared: dict[str, object]) -> Ranked
         torch.manual_seed(context.seed)
         network = make_network(NetworkSettings.model_validate({**shared, "model": name}))
         features, logits, labels, held = _features(context, network)
+    except ValidationError as error:
+        return Ranked(name, error=error.errors()[0]["msg"])
     except Exception as error:  # any network that timm cannot build or run; the others are still ranked
         return Ranked(name, error=described(error) if not isinstance(error, UserError) else str(error))
     classes = context.data.classes

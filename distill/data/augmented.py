@@ -14,7 +14,7 @@ from pydantic import Field, GetJsonSchemaHandler, SerializeAsAny
 
 from augment.base import Registry
 from augment.presets import Recipe
-from distill.data.base import DataError, Sample, Samples, Source, Split
+from distill.data.base import DataError, Sample, Samples, Source, Split, source_at
 
 if TYPE_CHECKING:  # imports torch
     from augment.chain import Chain
@@ -55,7 +55,8 @@ class Augmented(Source):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         assert settings.source.component is not None
-        self.inner: Source = settings.source.component(settings.source)  # type: ignore[assignment, arg-type]
+        with source_at("data.source.source"):
+            self.inner: Source = settings.source.component(settings.source)  # type: ignore[assignment, arg-type]
         if self.inner.depth != 8:
             raise DataError(f"source augmented: the images have {self.inner.depth} bits, and operations give 8")
         self.has_split, self.classes = self.inner.has_split, self.inner.classes
@@ -63,7 +64,8 @@ class Augmented(Source):
 
     def split(self, name: Split) -> Samples:
         self.inner.channels = self.channels
-        samples = self.inner.split(name)
+        with source_at("data.source.source"):
+            samples = self.inner.split(name)
         return AugmentedSamples(samples, self.settings) if name in self.settings.splits else samples
 
     def column(self, split: Split, name: str) -> Sequence[str]:

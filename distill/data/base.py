@@ -6,7 +6,8 @@ This package is imported by loader workers: it must import neither Lightning nor
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol
 
@@ -108,3 +109,23 @@ class Source(Component):
 
 class DataError(UserError, ValueError):
     """The data cannot be used; the text names the file, folder or sample."""
+
+
+@contextmanager
+def source_at(key: str) -> Iterator[None]:
+    """Within it, errors of a source are about the one at this key of the config. Sources themselves write data.source.
+
+    >>> from distill.data.base import DataError, source_at
+    >>> try:
+    ...     with source_at("data.target"):
+    ...         raise DataError("data.source.root: no folder images")
+    ... except DataError as error:
+    ...     print(error)
+    data.target.root: no folder images
+    """
+    try:
+        yield
+    except DataError as error:
+        if key == "data.source":
+            raise
+        raise DataError(str(error).replace("data.source", key)) from error

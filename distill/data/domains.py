@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Sample, Samples, Source, Split, source_at
 from distill.data.order import Order
 
 PREFIX = "target/"
@@ -43,7 +43,8 @@ class TargetDomain(Source):
         self.reading, self.skipped = inner.reading, inner.skipped
 
     def split(self, name: Split) -> Samples:
-        samples = self.inner.split(name)
+        with source_at(self.key):
+            samples = self.inner.split(name)
         if not self.classes or (name == "train" and not self.labeled):
             return TargetSamples(samples, [UNLABELED] * len(samples))
         number = {own: index for index, own in enumerate(self.classes)}

@@ -15,7 +15,7 @@ from augment.draws import copy_key, sample_key
 from augment.loader import LoaderOps
 from augment.views import InputSpec
 from distill.data.balanced_order import BalancedOrder
-from distill.data.base import UNLABELED, DataError, Samples, Source, Split
+from distill.data.base import UNLABELED, DataError, Samples, Source, Split, source_at
 from distill.data.canvas import Canvas
 from distill.data.domains import DomainOrder, TargetDomain
 from distill.data.loader import Loader, TrainLoader
@@ -69,7 +69,10 @@ class ExperimentData:
         self.settings, self.seed, self.world_size, self.rank = settings, seed, world_size, rank
         self.device = torch.device(device)
         self.source: Source = _open_source(settings.source) if source is None else source
-        self._target_source = None if settings.target is None else _open_source(settings.target)
+        self._target_source = None
+        if settings.target is not None:
+            with source_at("data.target"):
+                self._target_source = _open_source(settings.target)
         sources = [each for each in (self.source, self._target_source) if each is not None]
         depth = settings.depth or max(each.depth for each in sources)
         for each in sources:
@@ -376,9 +379,9 @@ class ExperimentData:
             return
         kind = self.settings.source.type
         if name == "test":
-            raise DataError(
-                f"the source {kind!r} has no test split, only {', '.join(sorted(splits))}; declare one in it"
-            )
+            can_divide = "test_fraction" in type(self.settings.source).model_fields
+            hint = "add a test folder, or set data.source.test_fraction" if can_divide else "declare one in it"
+            raise DataError(f"the source {kind!r} has no test split, only {', '.join(sorted(splits))}; {hint}")
         train = full_split(self._split("train"), self.classes, "train")
         if "val" not in splits:
             mask = held_out(train.ids, train.labels, self.settings.val_fraction)

@@ -58,6 +58,8 @@ def load_tables(settings: HuggingFace.Settings, where: str) -> tuple[dict[Split,
         files = {split: _expand(split, pattern) for split, pattern in settings.data_files.items()}
         options |= {"path": "parquet", "data_files": files}
     else:
+        if (settings.name or "").startswith((".", "/", "~")) and not Path(settings.name or "").is_dir():
+            raise DataError(f"data.source.name: no folder {settings.name} (looked in {Path.cwd()})")
         options |= {"path": settings.name, "name": settings.config, "revision": settings.revision}
     local = settings.data_files is not None or Path(settings.name or "").is_dir()
     try:

@@ -74,6 +74,8 @@ def class_counts(data: ExperimentData, split: Split = "train") -> str:
     if len(counts) <= _NAMED:
         return ", ".join(f"{name}: {count:,}" for name, count in zip(data.classes, counts))
     few, many = int(np.argmin(counts)), int(np.argmax(counts))
+    if counts[few] == counts[many]:
+        return f"{counts[few]:,}"
     return f"{counts[few]:,} ({data.classes[few]}) to {counts[many]:,} ({data.classes[many]})"
 
 

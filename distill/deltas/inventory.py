@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from distill.deltas.attach import deltas
-from distill.deltas.base import Delta, StructuralDelta, frozen_weight, tensor_bytes
+from distill.deltas.base import Delta, StructuralDelta, frozen, frozen_weight, tensor_bytes
 from distill.deltas.sites import find_target, layer_kind
+from distill.deltas.statistics import REPLACED
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Listed:
     bytes: int
     """Bytes of the delta's tensors, as the delta file stores them."""
     layer_bytes: int
-    """Bytes of the frozen weight, or of these rows; 0 for a structural delta."""
+    """Bytes of the frozen layer: weight, bias and running statistics, or these rows; 0 for a structural delta."""
 
 
 def inventory(model: nn.Module) -> list[Listed]:
@@ -40,11 +41,12 @@ def _listed(model: nn.Module, name: str, delta: Delta) -> Listed:
         return Listed(name, delta.settings.type, "structural", (), rank, size, 0)
     target = find_target(model, name)
     layer = model.get_submodule(target.layer)
-    weight = frozen_weight(layer)
+    others = [frozen(layer, "bias"), *(getattr(layer, of_norm, None) for of_norm in REPLACED)]
+    tensors = [frozen_weight(layer), *(tensor for tensor in others if tensor is not None)]
     if target.rows is not None:
-        weight = weight[slice(*target.rows)]
+        tensors = [tensor[slice(*target.rows)] for tensor in tensors]
     kind = layer_kind(layer) or "other"
-    return Listed(name, delta.settings.type, kind, tuple(weight.shape), rank, size, tensor_bytes([weight]))
+    return Listed(name, delta.settings.type, kind, tuple(tensors[0].shape), rank, size, tensor_bytes(tensors))
 
 
 def block_of(site: str) -> str:

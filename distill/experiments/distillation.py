@@ -11,10 +11,11 @@ from pydantic import Field
 
 from augment.base import Settings
 from distill.experiments.base import Experiment
-from distill.experiments.student import ExportingExperiment
+from distill.experiments.student import ExportingExperiment, uses_classifier
 from distill.yaml_tree import ConfigError
 
-if TYPE_CHECKING:  # a stage imports torch
+if TYPE_CHECKING:  # these import torch
+    from distill.data.experiment_data import ExperimentData
     from distill.run.stage import Stage
 
 
@@ -33,6 +34,12 @@ class DistillationExperiment(ExportingExperiment):
     keeps_moments: ClassVar[bool] = True
     kind: Literal["distillation"] = "distillation"  # type: ignore[assignment]
     controls: ControlSettings = ControlSettings()
+
+    def describe(self, data: ExperimentData) -> list[str]:
+        if any(map(uses_classifier, self.objectives)):
+            return []
+        text = "no objective trains the student's classifier, so accuracy and agreement say nothing about the student"
+        return [f"{text}; with kind: unsupervised it has none"]
 
     def plan(self) -> list[Stage]:
         from distill.stages.evaluate import Evaluate

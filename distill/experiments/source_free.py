@@ -14,6 +14,7 @@ from pydantic import Field, ValidationInfo, model_validator
 from augment.base import absolute, error_at, is_deferred
 from distill.experiments.student import ExportingExperiment, tree_of_start
 from distill.experiments.target_domain import EMA, refuse_choices
+from distill.yaml_tree import ConfigError
 
 if TYPE_CHECKING:  # these import torch
     from distill.data.experiment_data import ExperimentData
@@ -51,6 +52,7 @@ class SourceFreeExperiment(ExportingExperiment):
         return [f"target domain: {len(own.subset('train')):,} training images whose labels are not read, {tested}"]
 
     def plan(self) -> list[Stage]:
+        from distill.export.delta.io import read_delta
         from distill.export.delta.source_moments import read_source_moments
         from distill.stages.adapt_student import AdaptStudent
         from distill.stages.aligned_source import AdaptStatistics, AlignStatistics
@@ -59,6 +61,9 @@ class SourceFreeExperiment(ExportingExperiment):
         from distill.stages.load_start import LoadStart
         from distill.stages.measure_domains import MeasureDomains
 
+        if not read_delta(self.delta)[0].num_classes:
+            text = "its student has no classifier, and an adaptation changes how images are classified"
+            raise ConfigError(f"start: {self.delta}: {text}; distill adapt --statistics changes statistics alone")
         teachers, classes = self.plan_teacher(), self._classes
         start = LoadStart("start", self.delta, self.student)
         moments = MeasureDomains("statistics", start.output, classes, self.delta)

@@ -36,6 +36,12 @@ else:
     AnyObjective = Annotated[Settings, Registry("distill.objectives", "Objective")]
 
 
+def uses_classifier(objective: Any) -> bool:
+    """Whether an objective reads the labels or the student's logits, or sets its classifier."""
+    method = objective.component
+    return method.needs_labels or method.sets_head or "logits" in method.needs
+
+
 class StudentExperiment(Experiment):
     """The config of an experiment that trains a student; a kind of run adds what it trains the student for.
 
@@ -110,9 +116,8 @@ class StudentExperiment(Experiment):
         self._check_momentum()
         comparing = [o.type for o in self.objectives if o.component.domain == "both"]  # type: ignore[union-attr]
         if comparing and self.data.target is None:
-            text = (
-                f"{', '.join(comparing)} compare two domains, and there is one; set data.target (kind: target_domain)"
-            )
+            named = ", ".join(comparing)
+            text = f"two domains are compared ({named}), and there is one; set data.target (kind: target_domain)"
             raise error_at("objectives", text)
         if not is_deferred(info, "operations"):
             self._check_views()
@@ -164,9 +169,10 @@ class StudentExperiment(Experiment):
         following = [o.type for o in self.objectives if o.component.reads_momentum]  # type: ignore[union-attr]
         momentum = self.teacher is not None and self.teacher.momentum is not None
         if following and not momentum:
-            text = f"{', '.join(following)} read the momentum network; add {{model: momentum}} to teacher.networks"
+            named = ", ".join(following)
+            text = f"the momentum network is read ({named}); add {{model: momentum}} to teacher.networks"
             if any(o.component.domain == "target" for o in self.objectives if o.type in following):  # type: ignore[union-attr]
-                text = f"{', '.join(following)} read an average of the student; set teacher.ema"
+                text = f"an average of the student is read ({named}), and there is none; set teacher.ema"
             raise error_at("objectives", text)
         if momentum and not following:
             assert self.teacher is not None
@@ -242,7 +248,7 @@ class ExportingExperiment(StudentExperiment):
     def plan_export(
         self,
         student: Ref[TrainedStudent],
-        test: Ref[Evaluation],
+        test: Ref[Evaluation] | None,
         classes: tuple[str, ...] | None = None,
         views: type[PreviewViews] | None = None,
         baseline: str = "linear probe",
@@ -253,7 +259,7 @@ class ExportingExperiment(StudentExperiment):
 
         Args:
             student: the trained student.
-            test: its evaluation, whose numbers the files contain.
+            test: its evaluation, whose numbers the files contain; None: it is not evaluated.
             classes: names of its classes; None: those of the data.
             views: stage that draws the views of its training; None: :class:`PreviewViews`.
             baseline: row that the student is compared with, by class.

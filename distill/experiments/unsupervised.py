@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationInfo, model_validator
 
 from augment.base import Settings, error_at, is_deferred
-from distill.experiments.student import ExportingExperiment
+from distill.experiments.student import ExportingExperiment, uses_classifier
 from distill.transfer.anomaly.settings import AnomalySettings
 
 if TYPE_CHECKING:  # these import torch
@@ -35,7 +35,8 @@ class UnsupervisedExperiment(ExportingExperiment):
     """The config of a student that is trained without labels, and of what its features are used for.
 
     Labels of the data, if it has any, are read to score clusters and neighbors, and to tell normal classes from others.
-    Nothing is trained or chosen by them. The student has no classifier: its exports give pooled features.
+    Nothing is trained or chosen by them. The student has no classifier: its exports give pooled features. Without
+    ``clusters``, ``knn`` and ``anomaly`` it is trained and exported, such as for the backbone of a detector.
     """
 
     kind: Literal["unsupervised"] = "unsupervised"  # type: ignore[assignment]
@@ -49,7 +50,8 @@ class UnsupervisedExperiment(ExportingExperiment):
         return unlabeled(data)
 
     def describe(self, data: ExperimentData) -> list[str]:
-        lines = ["no label is trained on" + (": they only score the features" if data.labeled_count else "")]
+        scored = data.labeled_count and (self.clusters is not None or self.knn is not None)
+        lines = ["no label is trained on" + (": they only score the features" if scored else "")]
         if self.anomaly is not None:
             from distill.transfer.anomaly.images import AnomalyImages
 
@@ -98,12 +100,11 @@ class UnsupervisedExperiment(ExportingExperiment):
             made += [*features, scored]
         if self.anomaly is not None:
             made.append(DetectAnomalies("anomaly", self.anomaly, student.output, tuple(networks)))
-        return [*made, *self.plan_export(student.output, made[-1].output, classes=())]
+        last = made[-1].output if made[-1] is not student else None
+        return [*made, *self.plan_export(student.output, last, classes=())]
 
     @model_validator(mode="after")
     def _needs_no_labels(self, info: ValidationInfo) -> Self:
-        if self.clusters is None and self.knn is None and self.anomaly is None:
-            raise error_at("clusters", "there is nothing to do with the features; set clusters, knn or anomaly")
         if self.fit_teacher is not None:
             raise error_at("fit_teacher", "a teacher is fitted on labels, and none are read")
         for key, value in {"keep": "last", "early_stop": None, "test_every": None}.items():
@@ -112,8 +113,7 @@ class UnsupervisedExperiment(ExportingExperiment):
         if is_deferred(info, "classes"):
             return self
         for n, objective in enumerate(self.objectives):
-            component: Any = objective.component
-            if component.needs_labels or component.sets_head or "logits" in component.needs:
+            if uses_classifier(objective):
                 text = f"{objective.type} reads labels or logits, and this student has no classifier; dense, pooled and"
                 raise error_at(f"objectives.{n}", f"{text} other objectives on features can be used")
         return self

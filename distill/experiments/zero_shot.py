@@ -51,7 +51,9 @@ class ZeroShotExperiment(FittedHeadExperiment):
     controls: ZeroShotControls = ZeroShotControls()
 
     def describe(self, data: ExperimentData) -> list[str]:
-        count = self.unseen if isinstance(self.unseen, int) else len(self.unseen)
+        from distill.transfer.text_head import unseen_classes
+
+        count = len(unseen_classes(self.unseen, data.classes, self.seed))
         if self.method == "ridge":
             return [f"zero-shot: labels of {len(data.classes) - count} classes are read, of {count} none"]
         return [f"zero-shot: no label is read, {len(data.classes)} classes by their texts"]

@@ -16,6 +16,7 @@ def card(
     results: Sequence[Result],
     size: int,
     registered_by: str | None = None,
+    classifies: bool = True,
 ) -> str:
     """The text of ``README.md``.
 
@@ -27,6 +28,7 @@ def card(
         results: measured numbers; the card gives mean and standard deviation over seeds.
         size: of the weights, in bytes.
         registered_by: the module that registers an architecture that is not part of timm.
+        classifies: whether it has a classifier; else it gives pooled features.
 
     Returns:
         Markdown.
@@ -34,6 +36,11 @@ def card(
     channels, height, width = preprocessing.input_size
     classes = f"{len(labels)} classes: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}." if labels else ""
     imported = f"\nimport {registered_by}  # registers the architecture" if registered_by else ""
+    reading = _READING[channels] if channels in _READING else _CHANNELWISE.format(channels=channels, why=_why(channels))
+    names = '\nnames = model.pretrained_cfg.get("label_names")' if classifies else ""
+    if not classifies:
+        classes = "It has no classifier: its output are pooled features."
+        reading = reading.replace("logits = model(", "features = model(")
     return f"""# {architecture}, distilled
 
 A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {size / 1e6:.1f} MB, made from `{origin}`.
@@ -42,11 +49,10 @@ A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {si
 ```python
 import timm{imported}
 
-model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval()
-names = model.pretrained_cfg.get("label_names")
+model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval(){names}
 ```
 
-{_READING[channels] if channels in _READING else _CHANNELWISE.format(channels=channels, why=_why(channels))}
+{reading}
 Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {list(preprocessing.std)},
 {preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}.
 

@@ -213,7 +213,7 @@ class LayerBytes(Item):
     type: str = Field(description="type of the delta")
     rank: int | None = None
     bytes: int
-    layer_bytes: int = Field(0, description="bytes of the layer's own weight")
+    layer_bytes: int = Field(0, description="bytes of the layer's own tensors")
 
 
 class Picture(Item):

@@ -42,9 +42,14 @@ class BlockBytes:
         return str(ranks[0]) if min(ranks) == max(ranks) else f"{min(ranks)}–{max(ranks)}"
 
     @property
+    def layers(self) -> int:
+        """How many layers have a delta; one layer can have several."""
+        return len({site.site for site in self.sites})
+
+    @property
     def of_layers(self) -> float | None:
-        """Bytes of the deltas divided by those of the layers that they change."""
-        layers = sum(site.layer_bytes for site in self.sites)
+        """Bytes of the deltas divided by those of the layers that they change, each counted once."""
+        layers = sum({site.site: site.layer_bytes for site in self.sites}.values())
         return self.bytes / layers if layers else None
 
 
@@ -61,14 +66,14 @@ def bytes_table(sites: tuple[LayerBytes, ...]) -> Table:
     total, most = sum(block.bytes for block in changed), max(block.bytes for block in changed)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, show_footer=True)
     table.add_column("block", footer="all", overflow="fold")
-    table.add_column("layers", footer=str(len(sites)), justify="right")
+    table.add_column("layers", footer=str(sum(block.layers for block in changed)), justify="right")
     table.add_column("ranks", justify="right", no_wrap=True)
     table.add_column("bytes", footer=size(total), justify="right", no_wrap=True)
     table.add_column("of the\nlayers", justify="right", no_wrap=True)
     table.add_column("fraction of all bytes", no_wrap=True)
     for block in changed:
         bar = Text("█" * round(BAR * block.bytes / max(most, 1)), style="blue")
-        cells = (str(len(block.sites)), block.ranks, size(block.bytes), percent(block.of_layers))
+        cells = (str(block.layers), block.ranks, size(block.bytes), percent(block.of_layers))
         table.add_row(Text(block.name), *cells, bar)
     return table
 

@@ -87,7 +87,7 @@ def run_plan(
         tree: the resolved config as plain values, with ``name``; saved in the folder.
         resume: continue the run in this folder, or the newest unfinished run with an equal config (True).
         console: where to print; None: standard output.
-        continued_by: what continues an interrupted run, for the message about it.
+        continued_by: what continues an interrupted run, for the message about it; ``{run}`` stands for its folder.
 
     Returns:
         The run folder.
@@ -123,10 +123,8 @@ def run_plan(
             if isinstance(error, Interrupted):
                 folder.set_status("interrupted")
                 if is_first_rank():
-                    console.print(
-                        f"{shown_path(folder.path)} is saved; {continued_by} continues it",
-                        soft_wrap=True,
-                    )
+                    run = shown_path(folder.path)
+                    console.print(f"{run} is saved; {continued_by.replace('{run}', run)} continues it", soft_wrap=True)
             else:
                 folder.fail()
         raise

@@ -162,9 +162,9 @@ class DetectAnomalies(Stage[Anomalies]):
                 Column(heading="size", unit="bytes", rank=2),
             ),
             rows=tuple(rows),
-            caption=f"thresholds from {output.held_out} held-out normal images for a rate of false alarms of"
-            f" {self.settings.false_alarms:.1%}; detected and false alarms: fractions of the anomalous and of the"
-            " normal test images above the threshold",
+            caption=f"Thresholds from {output.held_out} held-out normal images for a rate of false alarms of"
+            f" {self.settings.false_alarms:.1%}. AUROC in %; detected and false alarms: % of the anomalous and of the"
+            " normal test images above the threshold.",
         )
         if least_rate(output.held_out) > self.settings.false_alarms:
             yield Note(
@@ -180,7 +180,7 @@ class DetectAnomalies(Stage[Anomalies]):
                 title="Anomalies",
                 path=output.folder / SHEET,
                 alt="test images above maps of where they differ from normal ones",
-                caption="the test images of the largest scores, and normal ones",
+                caption="The test images of the largest scores, and normal ones.",
             )
 
     def _result(self, context: RunContext, *parts: Any) -> Anomalies:

@@ -46,14 +46,14 @@ class ExportStudent(Stage[ExportedStudent]):
     Args:
         export: the targets.
         student: after its training.
-        evaluation: its measured numbers, which the files contain.
+        evaluation: its measured numbers, which the files contain; None: it is not evaluated.
         classes: names of its classes; None: those of the data.
         measures: whether moments of the training images are measured and written beside the delta file.
     """
 
     export: ExportSettings
     student: Ref[TrainedStudent]
-    evaluation: Ref[Evaluation]
+    evaluation: Ref[Evaluation] | None
     classes: tuple[str, ...] | None = None
     measures: bool = False
 
@@ -74,7 +74,7 @@ class ExportStudent(Stage[ExportedStudent]):
         return self.export.model_dump(mode="json", include={"targets"})
 
     def run(self, context: RunContext, folder: Path) -> ExportedStudent:
-        metrics = context.get(self.evaluation).metrics
+        metrics = context.get(self.evaluation).metrics if self.evaluation is not None else ()
         results = [Result.model_validate(metric.model_dump()) for metric in metrics]
         student = context.get(self.student).student
         exported = export_student(context, self.export, student, folder, results, self.classes)

@@ -81,6 +81,9 @@ class FitShots(Stage[FewShotModel]):
         """Fit the head to as many random features as there are labels of each class."""
         data = context.data
         check_classes(data)
+        if not data.classes:
+            where = f"source {data.settings.source.type!r}"
+            raise FewShotError(f"no training image has a label ({where}); a head needs one or more of each class")
         given = data.subset("train").labels
         labels = torch.from_numpy(given[given != UNLABELED])
         counts = labels.bincount(minlength=len(data.classes)).tolist()

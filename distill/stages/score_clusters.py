@@ -152,7 +152,7 @@ class ScoreClusters(Stage[GroupScores]):
             title=f"Features on {self.split}",
             columns=tuple(columns),
             rows=tuple(rows),
-            caption="; ".join(parts) + ". Labels were read for these scores alone",
+            caption="; ".join(parts) + ". Scores in %. Labels were read for these scores alone.",
         )
         if count and not measures:
             yield Note(text=f"no image of {self.split} has a label, so clusters cannot be compared with classes")

@@ -118,6 +118,19 @@ class MetricsReader(Callback):
         self._since += seconds
 
 
+class EpochLines(Callback):
+    """Prints the last metrics after every ``every`` epochs and the last one, of a fit without validation."""
+
+    def __init__(self, progress: FitProgress, every: int):
+        self.progress = progress
+        self.every = every
+
+    def on_train_epoch_end(self, trainer: Trainer, module: Distillation) -> None:  # type: ignore[override]
+        epoch = trainer.current_epoch
+        if (epoch + 1) % self.every == 0 or epoch + 1 == trainer.max_epochs:
+            self.progress.epoch_end(epoch, {})
+
+
 class Validation(Callback):
     """Validates after every ``every`` epochs: accuracy where there are labels, else agreement with the teacher.
 

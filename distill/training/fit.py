@@ -24,7 +24,7 @@ from distill.files import write_atomic
 from distill.models.reused_head import reused
 from distill.models.student import Student
 from distill.models.weights import check_fits
-from distill.training.callbacks import BEST, Checkpointing, MetricsReader, Validation
+from distill.training.callbacks import BEST, Checkpointing, EpochLines, MetricsReader, Validation
 from distill.training.checkpoints import CheckpointError, VerifiedCheckpointIO, newest_good
 from distill.training.device import device_for
 from distill.training.evaluate import Predictions
@@ -134,6 +134,8 @@ def fit(
         best = folder / BEST if settings.keep == "best" else None
         validation = Validation(validate, teacher, metrics, settings.validate_every, patience, best)
         callbacks.append(validation)  # type: ignore[arg-type]
+    else:
+        callbacks.append(EpochLines(progress, settings.validate_every))  # type: ignore[arg-type]
     curve = None
     if test is not None and settings.test_every is not None:
         curve = TestCurve(test, metrics, settings.test_every)

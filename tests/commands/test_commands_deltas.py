@@ -13,6 +13,8 @@ from distill.config import load_config
 from distill.deltas.adalora import AdaLoRA
 from distill.deltas.inventory import block_of
 from distill.deltas.low_rank import LowRank
+from distill.deltas.norm_affine import NormAffine
+from distill.deltas.statistics import Statistics
 
 ROOT = Path(__file__).parents[2]
 NETWORK = "student.network={model: test_vit, pretrained: false, size: 64}"
@@ -26,8 +28,8 @@ def test_the_tables_fit_and_say_what_is_asked(width: int) -> None:
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= width
     row = next(line for line in text.splitlines() if line.startswith("blocks.0.attn.qkv"))
-    # A [4, 64] and B [192, 4] are 1,024 numbers of the weight's 12,288.
-    assert re.search(r"192×64\s+low_rank\s+4\s+4.1\skB\s+8.3\s%", row), row
+    # A [4, 64] and B [192, 4] are 1,024 numbers, and the layer has 12,288 in its weight and 192 in its bias.
+    assert re.search(r"192×64\s+low_rank\s+4\s+4.1\skB\s+8.2\s%", row), row
     assert re.search(r"^blocks\.0\.norm1 .* bias +– +256\sB", text, re.M)
     assert re.search(r"^dense +25 +294,912 +1.18\sMB", text, re.M) and re.search(r"^adalora .* ≤ ", text, re.M)
     assert re.search(r"^branch cannot be attached here: pattern '\*' matches no layer", text, re.M)
@@ -48,8 +50,15 @@ def test_ranks_that_the_data_will_choose_are_listed_at_one() -> None:
     listed, _ = configured(model, entries, ("head",))
     q, v = (row for row in listed if row.type == "low_rank")
     assert [q.site, v.site] == ["blocks.0.attn.qkv[q]", "blocks.0.attn.qkv[v]"]
-    assert (q.rank, q.bytes, q.shape, q.layer_bytes) == (1, 4 * 128, (64, 64), 4 * 64 * 64)
+    assert (q.rank, q.bytes, q.shape, q.layer_bytes) == (1, 4 * 128, (64, 64), 4 * 64 * 65)
     assert {row.rank for row in listed if row.type == "adalora"} == {3}
+
+
+def test_a_norm_is_its_weight_its_bias_and_its_statistics() -> None:
+    model = timm.create_model("test_efficientnet", num_classes=4)
+    listed, _ = configured(model, [Statistics.Settings(), NormAffine.Settings()], ("classifier",))
+    assert len(listed) > 2 and {row.type for row in listed} == {"statistics", "norm_affine"}
+    assert {(row.kind, row.bytes / row.layer_bytes) for row in listed} == {("norm", 0.5)}
 
 
 def test_layers_that_cannot_carry_their_delta_are_named() -> None:

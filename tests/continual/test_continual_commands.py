@@ -11,7 +11,7 @@ import torch
 from rich.console import Console
 from toy_stream import learn, stream, verified_here
 
-from distill.commands.continual import _orders
+from distill.commands.continual import _orders, add_tasks
 from distill.commands.stream_continue import continued_experiment
 from distill.commands.stream_evaluate import evaluate_stream
 from distill.commands.stream_orders import different_orders, orders_of, run_orders
@@ -27,6 +27,7 @@ from distill.export.checksummed import ExportError
 from distill.report.items import Lines, Matrix, Note
 from distill.report.numbers import percent
 from distill.run.folder import RunError
+from distill.training.signals import Interrupted
 from distill.yaml_tree import ConfigError, dump_yaml
 
 QUIET = Console(quiet=True)
@@ -76,6 +77,21 @@ def test_finished_runs_are_not_repeated(
     assert run_orders(stream(root.parent, controls={"heads": False}), "toy", 2, 2, QUIET) == compared
     with pytest.raises(ConfigError, match=r"made with other settings: .*heads"):
         run_orders(stream(root.parent), "toy", 2, 2, QUIET)
+
+
+def test_what_continues_an_interrupted_continuation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object) -> None:
+        raise Interrupted(15)
+
+    going_on = stream(tmp_path, name="going-on")
+    monkeypatch.setattr("distill.commands.stream_continue.continued_experiment", lambda *_: going_on)
+    monkeypatch.setattr("distill.run.runner.check_stages", stopped)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Interrupted):
+        add_tasks(tmp_path / "old", ["stream.count=1"])
+    assert "going-on is saved; distill train going-on --resume continues it" in capsys.readouterr().out
 
 
 def test_as_many_orders_as_there_are(tmp_path: Path) -> None:

@@ -137,3 +137,11 @@ def test_without_a_target_there_is_none():
     assert next(iter(alone.train_loader())).domains is None
     with pytest.raises(DataError, match=r"set data\.target"):
         alone.with_target()
+
+
+def test_errors_of_a_source_name_its_key(tmp_path):
+    gone = {"type": "folder", "root": str(tmp_path / "gone")}
+    moved = {"type": "augmented", "source": gone, "size": 8, "operations": [{"type": "RandomHorizontalFlip"}]}
+    for target, key in ((gone, "data.target.root"), (moved, "data.target.source.root")):
+        with pytest.raises(DataError, match=f"^{key}: no folder .*gone$"):
+            ExperimentData(DataSettings(source=Toy.Settings(), target=target, size=8, workers=0))

@@ -116,6 +116,10 @@ def test_errors_name_the_folder(tmp_path, monkeypatch) -> None:
     (tmp_path / "one/empty/.ipynb_checkpoints").mkdir(parents=True)
     with pytest.raises(DataError, match=r"class folder .*one/empty holds no images"):
         source(tmp_path / "one")
+    put(tmp_path, "plain/1.png", "plain/2.png")
+    plain = DataSettings(source=Folder.Settings(root=tmp_path / "plain"), size=8, workers=0)
+    with pytest.raises(DataError, match=r"only train; add a test folder, or set data\.source\.test_fraction$"):
+        ExperimentData(plain).subset("test")
     put(tmp_path, "two/a/1.png", "two/stray.png")
     with pytest.raises(DataError, match=r"stray\.png lies beside class folders"):
         source(tmp_path / "two")

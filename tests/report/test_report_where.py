@@ -24,6 +24,13 @@ def test_blocks_hold_their_sites_in_order() -> None:
     assert blocks(SITES[3:4])[0].ranks == "–"
 
 
+def test_a_layer_with_two_deltas_is_counted_once() -> None:
+    second = LayerBytes(site="conv_stem", block="conv_stem", type="bias", bytes=100, layer_bytes=4000)
+    (stem,) = blocks((SITES[0], second))
+    assert (stem.layers, stem.bytes, stem.of_layers) == (1, 500, 0.125)
+    assert bytes_table((SITES[0], second)).columns[1].footer == "1"
+
+
 def test_the_table_fits_and_adds_up() -> None:
     for width in (80, 120):
         console = Console(width=width, record=True, quiet=False)

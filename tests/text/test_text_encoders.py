@@ -28,6 +28,8 @@ def test_an_encoder_that_is_not_installed_says_how_to_install_it(monkeypatch: py
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(TextError, match="open_clip_torch is not installed; pip install open_clip_torch"):
         embed(OpenClip.Settings(), ["a"])
+    with pytest.raises(TextError, match="open_clip_torch is not installed; pip install open_clip_torch"):
+        OpenClip.identity(OpenClip.Settings())  # the key of a stage, which is read before its check
 
 
 def test_open_clip_by_its_interface(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,17 +1,22 @@
 """The log of a fit: continued on resume, and never worth stopping for."""
 
 import csv
+import io
 import logging
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from test_training_checkpoints import small_disk
 from test_training_resume import interrupted
 from torch import Tensor
 from toy_training import STEPS, assert_bit_equal, experiment, student_fit
 
+from distill.training.callbacks import EpochLines
 from distill.training.module import Distillation
+from distill.training.progress import FitProgress
 from distill.training.run_log import RunLog
 
 TIMED = ("share/", "images_per_second")
@@ -118,3 +123,16 @@ def test_event_files_sort_in_the_order_of_their_fits(tmp_path: Path) -> None:
     seconds = [path.name.split(".")[3] for path in sorted(tmp_path.glob("events.*"))]
     assert len(set(seconds)) == 3
     assert scalars(tmp_path, "loss") == [(1, 0.0), (2, 1.0), (3, 2.0)]
+
+
+def test_a_fit_without_validation_shows_its_loss_after_its_epochs() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    progress = FitProgress("student", console)
+    progress.start(5, 2, 0)
+    lines = EpochLines(progress, every=2)
+    for epoch in range(5):
+        progress.metrics(2 * epoch + 2, {"images_per_second": 7.0, "loss": 5.0 - epoch, "loss/pooled": 1.0})
+        lines.on_train_epoch_end(SimpleNamespace(current_epoch=epoch, max_epochs=5), None)  # type: ignore[arg-type]
+    told = [line.rstrip() for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert told[::2] == ["student epoch 2/5", "student epoch 4/5", "student epoch 5/5"]
+    assert [line.strip() for line in told[1::2]] == [f"7 img/s  loss {loss} (pooled 1)" for loss in (4, 2, 1)]

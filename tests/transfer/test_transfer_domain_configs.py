@@ -34,7 +34,7 @@ def test_other_kinds_have_no_statistics_and_compare_no_domains(tmp_path: Path) -
     tree = domains_tree(tmp_path)
     tree["kind"], tree["data"] = "distillation", {**tree["data"], "target": None}
     averaged = {"ema": {"decay": 0.9}}
-    with pytest.raises(ConfigError, match=r"dann compare two domains, and there is one; set data\.target"):
+    with pytest.raises(ConfigError, match=r"two domains are compared \(dann\), and there is one; set data\.target"):
         validate_tree({**tree, "teacher": averaged, "student": {**tree["student"], "deltas": ["bias"]}}, "toy")
     tree["objectives"] = [{"type": "ce"}, {"type": "self_training"}]
     with pytest.raises(ConfigError, match=r"student\.deltas\.0: kind: distillation measures no statistics"):

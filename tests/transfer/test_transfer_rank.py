@@ -121,14 +121,16 @@ def test_networks_are_ranked_and_unreadable_ones_named(width: int, tmp_path: Pat
 
 def test_json_and_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = network(tmp_path, "test_resnet")["model"]
-    rank(experiment(tmp_path), [own, "nonsense"], Console(quiet=True), by="logme", images=0, as_json=True)
+    names = [own, "nonsense", "embedded:nope"]
+    rank(experiment(tmp_path), names, Console(quiet=True), by="logme", images=0, as_json=True)
     content = json.loads(capsys.readouterr().out)
     assert content["by"] == "logme" and content["images"] == 36
     assert set(content["networks"][0]["scores"]) == {"logme", "h_score", "leep", "ncm"}
     assert content["networks"][1]["error"].startswith("timm has no model")
+    assert content["networks"][2]["error"].startswith("no embedded weights for 'nope'; known: ")
     arguments: dict[str, Any] = {"by": "logme", "images": 0, "as_json": False}
     with pytest.raises(StageError, match="none of the 1 networks"):
         rank(experiment(tmp_path), ["nonsense"], Console(quiet=True), **arguments)
     unlabeled = experiment(tmp_path, data={"labels_per_class": 0})
-    with pytest.raises(StageError, match="labeled training images of two classes"):
+    with pytest.raises(StageError, match=r"data\.source: .* two classes or more; there are none with a label"):
         rank(unlabeled, [own], Console(quiet=True), **arguments)

@@ -3,6 +3,7 @@
 import io
 import shutil
 import signal
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from toy_domains import domains, domains_tree
 from toy_training import raising, watching
 
-from distill.commands.adapt import KEPT, adapt
+from distill.commands.adapt import DEFAULTS, KEPT, adapt
 from distill.commands.exported import evaluate_run
 from distill.commands.runs import export_run
 from distill.config import validate_tree
@@ -152,6 +153,23 @@ def adapted(run: Path, output: Path) -> dict[str, Path]:
         made[name] = output / name
         adapt_here(run / "source-only/delta", images, made[name], statistics)
     return made
+
+
+def test_what_cannot_be_adapted_and_a_wrong_key_that_leaves_no_trace(run: Path, output: Path, tmp_path: Path) -> None:
+    command = run / "source-only/delta", output, tmp_path / "new", False
+    before = deepcopy(DEFAULTS)
+    with pytest.raises(ConfigError, match=r"training\.epoch: unknown key"):
+        adapt(*command, ["training.epoch=1"], Console(quiet=True))
+    assert before == DEFAULTS
+    manifest, tensors = read_delta(run / "source-only/delta")
+    about = {name: value for name, value in manifest if name not in KEPT} | {"labels": (), "num_classes": 0}
+    write_delta_files(tmp_path / "headless", tensors, **about)
+    about |= {"architecture": "emulator", "origin": "emulator of test_resnet"}
+    write_delta_files(tmp_path / "ends", tensors, **about)
+    with pytest.raises(ConfigError, match=r"start: .* belongs to an emulator .*; name its folder as student\.network"):
+        adapt(tmp_path / "ends", *command[1:], [], Console(quiet=True))
+    with pytest.raises(ConfigError, match=r"start: .*headless: its student has no classifier"):
+        adapt(tmp_path / "headless", *command[1:], [], Console(quiet=True))
 
 
 def adapt_here(delta: Path, images: Path, to: Path, statistics: bool = False, console: Console | None = None) -> None:

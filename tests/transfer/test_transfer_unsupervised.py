@@ -13,12 +13,17 @@ from toy_training import Blobs, raising, tree, watching
 
 from distill.commands.exported import evaluate_run
 from distill.config import validate_tree
+from distill.detection.backbone import resolved
+from distill.detection.settings import DetectorBackboneSettings
 from distill.experiments.base import Experiment
 from distill.export.delta.io import read_delta
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
 from distill.run.folder import RunError
+from distill.run.runner import check_plan
 from distill.run.stage import StageError
+from distill.run.teacher_network import make_network
+from distill.stages.export import ExportStudent
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import Interrupted
 from distill.transfer.anomaly.base import AnomalyError
@@ -150,7 +155,6 @@ def test_good_parts_alone_and_a_folder_of_tests(output: Path) -> None:
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"clusters": None, "knn": None, "anomaly": None}, "there is nothing to do with the features"),
     ({"objectives": [{"type": "kd"}]}, r"objectives\.0: kd reads labels or logits"),
     ({"objectives": [{"type": "ce"}, {"type": "pooled"}]}, r"objectives\.0: ce reads labels or logits"),
     ({"training": {"keep": "best"}}, r"training\.keep: it chooses or measures by labels"),
@@ -161,6 +165,31 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"anomaly": {"methods": [{"type": "patchcore", "bank": "many"}]}}, "expected bytes such as"),
     ({"clusters": {"k": 1}}, r"clusters\.k"),
 ]
+
+
+def test_a_student_whose_features_nothing_reads_is_trained_and_exported(tmp_path: Path) -> None:
+    stages = unsupervised(tmp_path, clusters=None, knn=None, anomaly=None).plan()
+    check_plan(stages)
+    assert [stage.name for stage in stages] == [*FIT, "export", "verify", "preview", "report"]
+    export = stages[2]
+    assert isinstance(export, ExportStudent) and export.evaluation is None
+
+
+@pytest.mark.slow
+def test_its_delta_file_has_no_classifier_and_is_that_of_a_detectors_backbone(run: Path) -> None:
+    manifest = read_delta(run / "export/delta")[0]
+    assert (manifest.num_classes, manifest.labels) == (0, ())
+    card = (run / "export/merged/README.md").read_text()
+    assert "features = model(" in card and "logits" not in card and "label_names" not in card
+    network = resolved(DetectorBackboneSettings(start=run))
+    assert network.delta == run / "export/delta" and make_network(network).model.num_classes == 0
+
+
+def test_a_distillation_tells_that_nothing_trains_its_classifier(tmp_path: Path) -> None:
+    for objectives, told in (([{"type": "pooled"}], True), ([{"type": "pooled"}, {"type": "kd"}], False)):
+        experiment = validate_tree(tree(tmp_path) | {"objectives": objectives}, "toy")
+        lines = experiment.describe(None)  # type: ignore[arg-type]
+        assert any("no objective trains the student's classifier" in line for line in lines) is told
 
 
 @pytest.mark.parametrize(("changes", "text"), WRONG)

@@ -98,7 +98,8 @@ def write_timm_folder(
     size = sum(map(_bytes, tensors.values()))
     module = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
     own_module = None if module.startswith("timm.") else module
-    text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module)
+    classifies = bool(model.num_classes)
+    text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module, classifies)
     write_atomic(folder / CARD, text.encode())
     return manifest
 

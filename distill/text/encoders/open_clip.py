@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -47,11 +46,7 @@ class OpenClip(TextEncoder):
     @classmethod
     def check(cls, settings: TextEncoder.Settings) -> None:
         assert isinstance(settings, cls.Settings)
-        if importlib.util.find_spec("open_clip") is None:
-            raise TextError(f"text encoder open_clip: the package open_clip_torch is not installed; {INSTALL}")
-        import open_clip
-
-        if settings.model not in open_clip.list_models():
+        if settings.model not in _package().list_models():
             raise TextError(f"text encoder open_clip: it has no model {settings.model!r}; see open_clip.list_models()")
         weights_file(settings)
 
@@ -62,9 +57,7 @@ class OpenClip(TextEncoder):
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str]) -> Tensor:
-        import open_clip
-
-        own, file = self.settings, weights_file(self.settings)
+        open_clip, own, file = _package(), self.settings, weights_file(self.settings)
         # open_clip's loader is not used: it downloads, and it may unpickle.
         model: Any = open_clip.create_model(own.model, pretrained=None, force_quick_gelu=_quick_gelu(own)).eval()
         try:
@@ -80,10 +73,10 @@ def weights_file(settings: OpenClip.Settings) -> Path:
     """The file of the weights: the given one, or that of open_clip's name in the local cache of the hub.
 
     Raises:
-        TextError: it is neither a file nor a name, or the named weights are not in the cache.
+        TextError: it is neither a file nor a name, or the named weights are not in the cache, or open_clip is not
+            installed.
     """
-    import open_clip
-
+    open_clip = _package()
     if (path := absolute(settings.pretrained)).is_file():
         if path.suffix != ".safetensors":
             raise TextError(
@@ -110,10 +103,17 @@ def weights_file(settings: OpenClip.Settings) -> Path:
     return Path(cached)
 
 
-def _config(settings: OpenClip.Settings) -> dict[str, Any]:
-    import open_clip
+def _package() -> Any:
+    """The package open_clip. Raises ``TextError`` if it is not installed."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise TextError(f"text encoder open_clip: the package open_clip_torch is not installed; {INSTALL}") from error
+    return open_clip
 
-    return open_clip.get_pretrained_cfg(settings.model, settings.pretrained) or {}
+
+def _config(settings: OpenClip.Settings) -> dict[str, Any]:
+    return _package().get_pretrained_cfg(settings.model, settings.pretrained) or {}
 
 
 def _quick_gelu(settings: OpenClip.Settings) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from distill.data.base import UNLABELED, Split
+from distill.data.base import UNLABELED, Split, source_at
 from distill.data.experiment_data import ExperimentData
 from distill.data.split import Subset
 from distill.transfer.anomaly.base import AnomalyError
@@ -59,7 +59,8 @@ class AnomalyImages:
         if settings.test is not None:
             own = {"source": settings.test, "target": None, "val_fraction": 0.0, "labels_per_class": None}
             parts = data.seed, data.world_size, data.rank, data.device
-            other = ExperimentData(data.settings.model_copy(update=own), *parts)
+            with source_at("anomaly.test"):
+                other = ExperimentData(data.settings.model_copy(update=own), *parts)
             split = "test" if other.has_split("test") else "train"
             named = settings.normal or GOOD
             _check_classes(named, other.classes, "anomaly.test")
