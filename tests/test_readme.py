@@ -6,12 +6,14 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from blank_figures import blank_figures
 from faulty_run import train_py
+from sklearn import datasets
 from warm_server import warm_server
 
 from distill.config import merge_trees, validate_tree
@@ -58,8 +60,10 @@ def test_commands_exist() -> None:
 
 
 def quickstart(folder: str, changes: list[str]) -> None:
-    """The quickstart's command, in a child of the warm server."""
+    """The quickstart's command on the first 400 digits, in a child of the warm server."""
     os.chdir(folder)
+    digits = datasets.load_digits()
+    datasets.load_digits = lambda: SimpleNamespace(images=digits.images[:400], target=digits.target[:400])
     # What takes a fresh interpreter, or seconds of drawing, has tests of its own.
     verify._run_fresh = verify._fresh_process
     blank_figures(pytest.MonkeyPatch())
@@ -82,7 +86,7 @@ def test_python_shown_runs() -> None:
 def test_quickstart_and_the_student_elsewhere(tmp_path: Path) -> None:
     """A short quickstart, then both blocks of 'The student elsewhere' in a process that starts from the files."""
     short = ["training.epochs=1", "fit_teacher.training.epochs=1", "data.workers=0"]
-    # An epoch is one step for the teacher, whose 20 images are repeated to fill it, and eight for the student.
+    # An epoch is one step for the teacher, whose 20 images are repeated to fill it, and two for the student.
     short += ["fit_teacher.labels=same", "data.batch_size=160", "export.verify_images=8"]
     short += ["teacher.networks.0.size=32", "student.network.size=32", "controls.labels_only=false"]
     assert run_apart(quickstart, str(tmp_path), short) == 0, (tmp_path / "output.txt").read_text()
