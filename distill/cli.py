@@ -140,7 +140,8 @@ def evaluate(
 def export(
     path: RunPath,
     to: Annotated[
-        Path | None, typer.Option(parser=expanded, metavar="PATH", help="Folder to write to; default: RUN/export.")
+        Path | None,
+        typer.Option("--to", "-o", parser=expanded, metavar="PATH", help="Folder to write to; default: RUN/export."),
     ] = None,
     force: Force = False,
 ) -> None:
