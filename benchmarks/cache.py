@@ -48,9 +48,10 @@ from distill.data.reader import Batch
 from distill.deltas.low_rank import LowRank
 from distill.models.features import Features, FeatureShapes
 from distill.models.network import NetworkSettings, create_network
-from distill.models.settings import CacheSettings, LearningSettings
+from distill.models.settings import LearningSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
+from distill.models.teacher_settings import CacheSettings
 from distill.objectives.base import Targets
 from distill.objectives.kd import KD
 from distill.report.summary import Machine

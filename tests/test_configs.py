@@ -21,8 +21,8 @@ from distill.experiments.continual import ContinualExperiment
 from distill.experiments.distillation import DistillationExperiment as Experiment
 from distill.experiments.few_shot import FewShotExperiment
 from distill.experiments.student import StudentExperiment
-from distill.models.settings import OF_STUDENT
 from distill.models.student import Student
+from distill.models.teacher_settings import OF_STUDENT
 from distill.run.context import RunContext
 from distill.run.fit_spec import FitSpec
 from distill.run.folder import RunFolder

@@ -9,7 +9,7 @@ from typing import Any
 from distill.continual.strategies.base import TaskFit
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network
-from distill.models.settings import TeacherSettings, WeightingSettings
+from distill.models.teacher_settings import TeacherSettings, WeightingSettings
 from distill.run.stage import StageError
 from distill.run.teacher import label_maps
 

@@ -19,8 +19,8 @@ from distill.detection.errors import DetectionError
 from distill.detection.settings import DetectorBackboneSettings
 from distill.export.delta.io import read_delta
 from distill.models.network import Network
-from distill.models.settings import TeacherNetworkSettings
 from distill.models.student import Student
+from distill.models.teacher_settings import TeacherNetworkSettings
 from distill.run.folder import CONFIG, read_tree
 from distill.run.from_delta import student_tree
 

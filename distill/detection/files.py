@@ -35,7 +35,8 @@ from distill.export.manifest import Preprocessing, Result
 from distill.files import write_atomic
 from distill.models.fingerprint import Fingerprint, differences, fingerprint
 from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, TeacherNetworkSettings
+from distill.models.settings import NetworkSettings
+from distill.models.teacher_settings import TeacherNetworkSettings
 from distill.run.teacher_network import make_network
 
 MANIFEST, TENSORS, DELTA, START = "detector.json", "detector.safetensors", "delta", "start"

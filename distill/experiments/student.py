@@ -16,7 +16,8 @@ from augment.policy import AugmentSettings, plan_views
 from augment.views import InputSpec
 from distill.experiments.base import Experiment
 from distill.export.settings import ExportSettings
-from distill.models.settings import OF_STUDENT, NetworkSettings, StudentSettings, TeacherSettings
+from distill.models.settings import NetworkSettings, StudentSettings
+from distill.models.teacher_settings import OF_STUDENT, TeacherSettings
 from distill.training.settings import FitTeacherSettings
 from distill.yaml_tree import ConfigError
 

@@ -225,11 +225,11 @@ def fresh_process(work: Path, module: str) -> Iterator[None]:
             process.kill()
             raise
         errors.seek(0)
-        said = errors.read().decode(errors="replace").strip()
+        written = errors.read().decode(errors="replace").strip()
     if process.returncode < 0:
         raise ExportError(f"the fresh process was ended by {signal.Signals(-process.returncode).name}")
     if process.returncode:
-        raise ExportError(f"a fresh process cannot load the export:\n{said[-2000:]}")
+        raise ExportError(f"a fresh process cannot load the export:\n{written[-2000:]}")
 
 
 def _run_fresh(work: Path) -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from augment.base import did_you_mean
 from distill.data.labels import shortened
 from distill.models.label_map import LabelMap
+from distill.models.label_settings import Labels, TextLabels
 from distill.models.network import Network
-from distill.models.settings import Labels, TextLabels
 from distill.models.text_map import text_map
 
 _NUMBER = re.compile(r"[-+]?\d+$")

@@ -12,7 +12,7 @@ from distill.models.features import Features, FeatureShapes
 from distill.models.frozen import freeze
 from distill.models.label_map import LabelMaps
 from distill.models.network import Network, as_network, extract, measure_shapes
-from distill.models.settings import WeightingSettings
+from distill.models.teacher_settings import WeightingSettings
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

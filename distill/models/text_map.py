@@ -13,7 +13,7 @@ from distill.text.names import is_synset
 from distill.text.settings import TextSettings
 
 if TYPE_CHECKING:
-    from distill.models.settings import TextLabels
+    from distill.models.label_settings import TextLabels
 
 
 def text_map(

@@ -16,9 +16,10 @@ from distill.data.base import UNLABELED
 from distill.data.loader import TrainLoader
 from distill.data.order import Repeats
 from distill.deltas.statistics import Normalization
-from distill.models.settings import CacheSettings, ReusedHead, WeightingSettings
+from distill.models.settings import ReusedHead
 from distill.models.student import Student
 from distill.models.teacher import Teacher
+from distill.models.teacher_settings import CacheSettings, WeightingSettings
 from distill.objectives.base import Objective
 from distill.run.context import RunContext
 from distill.run.predict import predict_student, predict_teacher

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMaps
+from distill.models.label_settings import TextLabels
 from distill.models.network import Network
-from distill.models.settings import TeacherSettings, TextLabels
 from distill.models.teacher import DTYPES, Teacher
+from distill.models.teacher_settings import TeacherSettings
 from distill.objectives.base import Objective
 from distill.run.context import RunContext
 from distill.run.stage import StageError

@@ -12,7 +12,8 @@ from distill.deltas.attach import deltas, merge
 from distill.deltas.base import StructuralDelta
 from distill.export.delta.io import load_delta, read_delta
 from distill.models.network import Network, as_network, check_available, create_network
-from distill.models.settings import NetworkSettings, TeacherNetworkSettings
+from distill.models.settings import NetworkSettings
+from distill.models.teacher_settings import TeacherNetworkSettings
 from distill.run.stage import StageError
 
 

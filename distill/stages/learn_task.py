@@ -27,8 +27,9 @@ from distill.deltas.base import tensor_bytes
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.files import write_atomic
-from distill.models.settings import StudentSettings, TeacherSettings
+from distill.models.settings import StudentSettings
 from distill.models.student import Student
+from distill.models.teacher_settings import TeacherSettings
 from distill.objectives.base import Objective
 from distill.objectives.ce import CrossEntropy
 from distill.report.curves import read_curves

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from distill.models.settings import TeacherSettings
+from distill.models.teacher_settings import TeacherSettings
 from distill.report.items import Item
 from distill.run.context import RunContext
 from distill.run.stage import Stage

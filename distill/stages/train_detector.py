@@ -22,7 +22,7 @@ from distill.detection.images import DetectionImages, TrainBatches, train_item
 from distill.detection.score import check_installed, precision
 from distill.detection.settings import DetectorBackboneSettings
 from distill.models.fingerprint import fingerprint
-from distill.models.settings import TeacherNetworkSettings
+from distill.models.teacher_settings import TeacherNetworkSettings
 from distill.report.curves import read_curves
 from distill.report.items import Curve, Item, Note
 from distill.run.context import RunContext

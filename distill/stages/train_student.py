@@ -10,8 +10,9 @@ from typing import Any
 from augment.policy import AugmentSettings
 from distill.models.network import Network
 from distill.models.reused_head import enlargement
-from distill.models.settings import StudentSettings, TeacherSettings
+from distill.models.settings import StudentSettings
 from distill.models.student import Student
+from distill.models.teacher_settings import TeacherSettings
 from distill.objectives.base import Objective
 from distill.report.items import Item, Note
 from distill.run.context import RunContext

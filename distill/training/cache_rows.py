@@ -17,7 +17,7 @@ from torch import Tensor
 
 from augment.base import UserError
 from distill.models.features import Features, FeatureShapes
-from distill.models.settings import CacheSettings
+from distill.models.teacher_settings import CacheSettings
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 _NUMPY = {torch.float16: "<f2", torch.float32: "<f4", torch.int16: "<i2", torch.int32: "<i4"}

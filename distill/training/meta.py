@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from augment.chain import eval_view
-from distill.models.settings import WeightingSettings
 from distill.models.student import Student
+from distill.models.teacher_settings import WeightingSettings
 from distill.objectives.ce import cross_entropy
 from distill.objectives.ranks import sum_over_ranks, world_size
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from distill.data.base import UNLABELED
 from distill.models.features import Features, FeatureShapes
 from distill.models.label_map import LabelMaps
-from distill.models.settings import WeightingSettings
+from distill.models.teacher_settings import WeightingSettings
 from distill.objectives.base import Targets
 from distill.objectives.compare import field_of, require_classifier
 

@@ -12,8 +12,9 @@ from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMap, LabelMaps
 from distill.models.network import Network, create_network
-from distill.models.settings import NetworkSettings, TeacherNetworkSettings, TeacherSettings
+from distill.models.settings import NetworkSettings
 from distill.models.teacher import Teacher
+from distill.models.teacher_settings import TeacherNetworkSettings, TeacherSettings
 from distill.objectives.simkd import SimKD
 from distill.run.stage import StageError
 from distill.run.teacher import label_maps, make_teacher

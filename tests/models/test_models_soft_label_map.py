@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from distill.models.class_names import label_map
 from distill.models.label_map import LabelMap
+from distill.models.label_settings import TextLabels
 from distill.models.network import as_network
-from distill.models.settings import TeacherNetworkSettings, TextLabels
 from distill.models.soft_label_map import SoftLabelMap, balancing
+from distill.models.teacher_settings import TeacherNetworkSettings
 
 ENCODER = {"type": "toy_text_encoder:BagOfWords", "width": 32}
 S = F.normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-1.0, 0.2]]), dim=1)

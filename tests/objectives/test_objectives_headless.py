@@ -11,7 +11,7 @@ from distill.models.class_names import label_map
 from distill.models.features import FeatureShapes
 from distill.models.label_map import LabelMaps
 from distill.models.network import as_network
-from distill.models.settings import CacheSettings, WeightingSettings
+from distill.models.teacher_settings import CacheSettings, WeightingSettings
 from distill.training.cache_rows import CacheError, RowLayout
 from distill.training.curriculum import Curriculum
 from distill.training.settings import CurriculumSettings

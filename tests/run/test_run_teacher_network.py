@@ -17,9 +17,10 @@ from distill.deltas.low_rank import LowRank
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import save_delta
 from distill.models.network import NetworkError, create_network
-from distill.models.settings import LearningSettings, NetworkSettings, TeacherNetworkSettings
+from distill.models.settings import LearningSettings, NetworkSettings
 from distill.models.student import Student
 from distill.models.teacher import Teacher
+from distill.models.teacher_settings import TeacherNetworkSettings
 from distill.run.runner import run_plan
 from distill.run.teacher_network import make_network
 

@@ -18,7 +18,7 @@ from augment.draws import copy_key
 from distill.commands.cache import fill_cache
 from distill.data.order import Order, Repeats
 from distill.models.features import Features, FeatureShapes
-from distill.models.settings import CacheSettings
+from distill.models.teacher_settings import CacheSettings
 from distill.objectives.kd import KD
 from distill.training.cache_rows import CacheError, RowLayout, from_top, top_logits
 from distill.training.teacher_cache import CachedRows, TeacherCache

@@ -12,7 +12,7 @@ from toy_training import experiment
 
 from distill.config import ConfigError
 from distill.models.label_map import LabelMap, LabelMaps
-from distill.models.settings import WeightingSettings
+from distill.models.teacher_settings import WeightingSettings
 from distill.objectives.base import Targets
 from distill.objectives.kd import KD, kd
 from distill.training.teacher_weights import TeacherWeights, by_sample

@@ -13,7 +13,8 @@ from distill.continual.strategies.bank import Bank
 from distill.continual.strategies.base import Strategy
 from distill.continual.strategies.sequential import SequentialTuning
 from distill.continual.task import Task, classes_are_equal, union
-from distill.models.settings import StudentSettings, TeacherSettings, WeightingSettings
+from distill.models.settings import StudentSettings
+from distill.models.teacher_settings import TeacherSettings, WeightingSettings
 from distill.objectives.base import Objective, Schedule
 from distill.objectives.ce import CrossEntropy
 from distill.run.stage import Stage
