@@ -355,6 +355,11 @@ def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def stored_bytes(state: Mapping[str, Tensor]) -> int:
+    """Bytes of a state; a tensor under several names, such as of a delta of weight and bias, counts once."""
+    return tensor_bytes({tensor.data_ptr(): tensor for tensor in state.values()}.values())
+
+
 __all__ = [
     "LAYER_KINDS",
     "Delta",
@@ -369,5 +374,6 @@ __all__ = [
     "entry_named",
     "frozen",
     "frozen_weight",
+    "stored_bytes",
     "tensor_bytes",
 ]

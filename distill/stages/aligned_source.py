@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from distill.data.base import Split
+from distill.deltas.base import stored_bytes
 from distill.models.student import Student
 from distill.report.items import Item, Note, Row
 from distill.run.context import RunContext
@@ -163,7 +164,7 @@ class AdaptStatistics(AlignedSource):
         student = with_statistics(trained, statistics) if statistics else None
         if student is None:
             return None
-        size = sum(t.numel() * t.element_size() for t in student.own_state().values())
+        size = stored_bytes(student.own_state())
         return AlignedModel(name, what, student.model, trained.student, size, context.get(self.moments).seconds)
 
 

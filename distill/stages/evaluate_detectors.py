@@ -11,6 +11,7 @@ from typing import Any
 import safetensors.torch
 
 from distill.data.base import Split
+from distill.deltas.base import stored_bytes
 from distill.detection.images import DetectionImages
 from distill.detection.pictures import detections_sheet
 from distill.detection.score import Detections, Precision, precision
@@ -175,4 +176,4 @@ def _precision(content: dict[str, Any]) -> Precision:
 
 
 def _bytes(own: TrainedDetector) -> float:
-    return float(sum(t.numel() * t.element_size() for t in own.built.own_state().values()))
+    return float(stored_bytes(own.built.own_state()))

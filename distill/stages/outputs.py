@@ -11,6 +11,7 @@ import torch
 
 from distill.data.base import Split
 from distill.data.experiment_data import ExperimentData
+from distill.deltas.base import stored_bytes
 from distill.models.network import Network
 from distill.models.settings import NetworkSettings
 from distill.models.student import Student
@@ -82,7 +83,7 @@ class TrainedStudent(EvaluatedModel):
             name=self.name,
             what=self.what,
             trained=sum(p.numel() for p in self.student.parameters() if p.requires_grad),
-            bytes=sum(t.numel() * t.element_size() for t in self.student.own_state().values()),
+            bytes=stored_bytes(self.student.own_state()),
             seconds=self.fit.seconds,
         )
         if (best := self.fit.best_on_test) is None:

@@ -10,7 +10,8 @@ from torch import nn
 
 import distill
 from distill.deltas.attach import attach, deltas, merge
-from distill.deltas.base import DeltaError
+from distill.deltas.base import DeltaError, stored_bytes
+from distill.deltas.inventory import inventory
 from distill.deltas.low_rank import LowRank
 from distill.deltas.state import backbone_state, whole_state
 from distill.deltas.statistics import Statistics
@@ -67,6 +68,13 @@ def test_the_delta_file_holds_them_as_moved_statistics(tmp_path: Path) -> None:
     alone = adapted()
     save_delta(tmp_path / "alone", alone, backbone, origin="random")
     assert torch.equal(load_delta(tmp_path / "alone", build("test_efficientnet"))(x), alone(x))
+
+
+def test_a_delta_of_two_tensors_of_a_layer_is_stored_once() -> None:
+    student = distill.create_student(build("test_efficientnet"), ["statistics", "norm_affine"], num_classes=4, size=64)
+    listed = sum(own.bytes for own in inventory(student.model))
+    classifier = 4 * sum(p.numel() for p in student.model.classifier.parameters())
+    assert stored_bytes(student.own_state()) == listed + classifier
 
 
 @pytest.mark.parametrize("kind", ["ladder", "adapter"])
