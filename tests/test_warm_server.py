@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import warm_server
 
+from distill.run.folder import _FOLDER_OF_THE_FIRST_RANK
+
 
 @pytest.fixture
 def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +33,10 @@ def run_a_process() -> None:
 
 def write_start_method(path: Path) -> None:
     path.write_text(multiprocessing.get_start_method())
+
+
+def write_names(path: Path) -> None:
+    path.write_text("\n".join(os.environ))
 
 
 def forget() -> None:
@@ -68,4 +74,15 @@ def test_a_childs_own_workers_are_started_as_ours_are(tmp_path: Path) -> None:
     process.start()
     process.join(60)
     assert (tmp_path / "method").read_text() == multiprocessing.get_start_method()
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
+@pytest.mark.usefixtures("cold")
+def test_a_run_that_is_open_is_not_a_childs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(_FOLDER_OF_THE_FIRST_RANK, str(tmp_path))
+    process = warm_server.warm_server().Process(target=write_names, args=(tmp_path / "names",))
+    process.start()
+    process.join(60)
+    names = (tmp_path / "names").read_text().split("\n")
+    assert "PYTHONPATH" in names and _FOLDER_OF_THE_FIRST_RANK not in names
     forkserver._forkserver._stop()  # type: ignore[attr-defined]

@@ -93,10 +93,13 @@ def _forget(server: Any) -> None:
 
 def _start(server: Any) -> None:
     global _server_pid
+    from distill.run.folder import _FOLDER_OF_THE_FIRST_RANK
+
     server.set_forkserver_preload(PRELOAD)
     with pytest.MonkeyPatch.context() as patch:
         folders = (HERE, HERE / "training", HERE / "deltas", HERE.parent)  # where it finds its modules
         patch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
+        patch.delenv(_FOLDER_OF_THE_FIRST_RANK, raising=False)  # a run may be open here, and is no child's
         server.ensure_running()
     _server_pid = server._forkserver_pid
 
