@@ -32,8 +32,9 @@ from distill.run.export import verification_images
 from distill.run.stage import Ref, Stage
 
 BANK, WRITTEN = "bank", "written.json"
-IMAGES = 64
-"""Real images on which the files must give the logits of the run's networks."""
+IMAGES, AT_LEAST, COMPARISONS = 64, 16, 256
+"""Real images on which the files must give the logits of the run's networks, at most and at least; of many tasks, as
+many as give 256 comparisons of an image's logits, since each image goes through the network of each task."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class ExportStream(Stage[ExportedStream]):
             write_with_head(folder, content, network, classes)
             part = ServedPart(_HeadOnFeatures(learned.features.load().model, network.model), classes)
             spec, make_live = network.input, partial(ServedBank, self._classes, classes, [part], network.input)
-        images = verification_images(context, spec, IMAGES, EVALUATED)[:IMAGES]
+        count = min(IMAGES, max(AT_LEAST, COMPARISONS // len(self.tasks)))
+        images = verification_images(context, spec, count, EVALUATED)[:count]
         checks = self._verify(folder, make_live, images)
         return ExportedStream(folder, folder_bytes(folder), checks)
 
