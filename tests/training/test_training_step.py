@@ -1,8 +1,10 @@
-"""The pure step: in a plain torch loop it is what Lightning's fit does."""
+"""The pure step: in a plain torch loop it is what Lightning's fit does, and it needs no Lightning."""
 
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ from distill.data.base import UNLABELED
 from distill.training.module import Distillation
 from distill.training.optimizer import build_optimizer, build_schedule
 from distill.training.step import DistillationStep
+
+
+@pytest.mark.slow
+def test_the_step_imports_no_lightning() -> None:
+    code = (
+        "import sys, distill; distill.DistillationStep, distill.create_step;"
+        "loaded = [name for name in sys.modules if name.startswith('lightning')]; assert not loaded, loaded;"
+        "assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 def gradients(step: torch.nn.Module) -> dict[str, torch.Tensor]:
