@@ -32,9 +32,9 @@ from distill.run.export import verification_images
 from distill.run.stage import Ref, Stage
 
 BANK, WRITTEN = "bank", "written.json"
-IMAGES, AT_LEAST, COMPARISONS = 64, 16, 256
-"""Real images on which the files must give the logits of the run's networks, at most and at least; of many tasks, as
-many as give 256 comparisons of an image's logits, since each image goes through the network of each task."""
+MIN_IMAGES, MAX_IMAGES, COMPARISONS = 16, 64, 256
+"""Of the real images on which the files must give the logits of the run's networks. Each image goes through the network
+of each task, so there are as many as give 256 comparisons, within these limits."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class ExportStream(Stage[ExportedStream]):
             write_with_head(folder, content, network, classes)
             part = ServedPart(_HeadOnFeatures(learned.features.load().model, network.model), classes)
             spec, make_live = network.input, partial(ServedBank, self._classes, classes, [part], network.input)
-        count = min(IMAGES, max(AT_LEAST, COMPARISONS // len(self.tasks)))
+        count = min(MAX_IMAGES, max(MIN_IMAGES, COMPARISONS // len(self.tasks)))
         images = verification_images(context, spec, count, EVALUATED)[:count]
         checks = self._verify(folder, make_live, images)
         return ExportedStream(folder, folder_bytes(folder), checks)
