@@ -4,6 +4,7 @@ import copy
 import os
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +25,7 @@ from distill.export.logits import logits_of
 from distill.export.settings import DELTA_FILE, TARGETS, ExportSettings
 from distill.export.targets.base import About, ExportTarget
 from distill.export.targets.timm_folder import TimmFolder, write_timm_folder
-from distill.export.verify import VerificationReport, _compare, _fresh_process, _run_fresh, verify
+from distill.export.verify import VerificationReport, _compare, _fresh_process, _run_fresh, fresh_process, verify
 
 pytestmark = pytest.mark.slow  # an export and the server of its new processes come first
 IMAGES = torch.randn(8, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -241,6 +242,17 @@ def test_what_it_needs(folder: Path) -> None:
         verify({}, IMAGES, model=make_backbone(), min_images=8)
     with pytest.raises(ExportError, match="needs a delta folder and its backbone"):
         verify({folder: TIMM}, IMAGES, min_images=8)
+
+
+def test_a_fresh_process_ends_with_what_runs_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\nexec sleep 100\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    begun = time.monotonic()
+    with pytest.raises(KeyError, match="beside"), fresh_process(tmp_path, "any"):
+        raise KeyError("beside")
+    assert time.monotonic() - begun < 50
 
 
 def test_a_terminals_signal_is_not_for_the_fresh_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
