@@ -100,7 +100,10 @@ def test_the_student_starts_from_the_source_only_one_with_the_targets_statistics
 
 
 @pytest.mark.slow
-def test_target_labels_change_no_weight(run: Path, output: Path) -> None:
+def test_permuted_target_labels_change_no_weight(run: Path, output: Path) -> None:
+    target = {"type": "toy_domains:Inverted", "permuted": 1}
+    other = run_here(domains(output, name="permuted", data={"target": target}), only=FIT)
+    assert equal(weights(run), weights(other))
     unlabeled = {"type": "toy_domains:Inverted", "labeled": False}
     without = run_here(domains(output, name="unlabeled", data={"target": unlabeled}), only=FIT)
     assert equal(weights(run), weights(without))
