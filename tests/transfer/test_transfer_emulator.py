@@ -6,12 +6,10 @@ from typing import Any
 import pytest
 import timm
 import torch
-from rich.console import Console
-from toy_offsite import full, offsite
+from toy_offsite import full, give, offsite
 
 import distill
 from distill.commands.delta_files import find_backbone
-from distill.commands.offsite import make_emulator
 from distill.deltas.base import DeltaError
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import read_delta, save_delta
@@ -26,7 +24,6 @@ from distill.run.prepare import StudentSpec, trial_student
 from distill.run.stage import StageError
 from distill.transfer.offsite import plugged_student
 
-QUIET = Console(quiet=True)
 GIVEN = {"config.json", "manifest.json", "model.safetensors", "README.md"}
 
 
@@ -37,9 +34,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def given(output: Path) -> Path:
-    """An emulator as ``distill emulator`` writes it, undistilled."""
-    make_emulator(offsite(output, distill=None), output / "given", QUIET)
-    return output / "given"
+    return give(output)
 
 
 def test_blocks_are_kept_evenly_by_the_formula() -> None:

@@ -7,10 +7,10 @@ from unittest.mock import patch
 import pytest
 import torch
 from rich.console import Console
-from toy_offsite import full, offsite
+from toy_offsite import full, give
 from toy_training import network
 
-from distill.commands.offsite import make_emulator, plug
+from distill.commands.offsite import plug
 from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import load_delta, read_delta, save_delta
@@ -31,9 +31,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def given(output: Path) -> Path:
-    """An emulator as ``distill emulator`` writes it, undistilled."""
-    make_emulator(offsite(output, distill=None), output / "given", QUIET)
-    return output / "given"
+    return give(output)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from toy_training import network, tree
 
+from distill.commands.offsite import make_emulator
 from distill.config import merge_trees, validate_tree
 from distill.experiments.offsite import OffsiteExperiment
 from distill.models.settings import NetworkSettings
@@ -40,3 +42,9 @@ def offsite(output: Path, **changes: Any) -> OffsiteExperiment:
 def full(output: Path) -> NetworkSettings:
     """The owner's network."""
     return NetworkSettings.model_validate(network(output, "test_vit"))
+
+
+def give(output: Path) -> Path:
+    """An emulator as ``distill emulator`` writes it, undistilled."""
+    make_emulator(offsite(output, distill=None), output / "given", Console(quiet=True))
+    return output / "given"
