@@ -51,9 +51,10 @@ def batch_norm_inputs(
     student.to(device).eval()
 
     def watch(name: str, layer: nn.Module, x: Tensor) -> None:
-        others = [dim for dim in range(x.ndim) if dim != 1]
-        var, mean = torch.var_mean(x.double(), others, correction=0)
-        count = x.numel() / x.shape[1]
+        x_NC = x.movedim(1, -1).reshape(-1, x.shape[1]).double()
+        mean = x_NC.mean(0)
+        var = (x_NC - mean).square_().mean(0)  # torch.var_mean takes three times as long on the CPU
+        count = len(x_NC)
         own = torch.stack([torch.full_like(mean, count), count * mean, count * (var + mean.square())])
         sums[name] = sums[name] + own if name in sums else own
         if seen is not None:
