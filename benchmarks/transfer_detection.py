@@ -8,15 +8,16 @@ from typing import Any
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 from transfer_lab import Figure, Lab, figure, run, seeds
 
-EPOCHS, SIZES = 6, {"min_size": 160, "max_size": 224}
+EPOCHS, SIZES = 12, {"min_size": 160, "max_size": 224}
+"""Epochs and learning rates were chosen on the validation images (``benchmarks/results/transfer.md``)."""
 PLAIN = {"network": {"model": "embedded:tf_efficientnet_lite0"}, "start": None}
-NEW_PARTS = {"optimizer": {"lr": 2e-3}}
+NEW_PARTS = {"optimizer": {"lr": 1e-3}}
 WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "frozen": ({"deltas": []}, NEW_PARTS),
     "deltas": ({}, NEW_PARTS),
     "whole": (
         {"deltas": [], "train": "full", "batch_norm": "frozen"},
-        {"optimizer": {"lr": 2e-4, "head_lr_factor": 10}},
+        {"optimizer": {"lr": 1e-4, "head_lr_factor": 10}},
     ),
 }
 """Name → what is trained of the backbone, and with which learning rates. New parts have the same in all."""
