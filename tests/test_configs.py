@@ -242,7 +242,8 @@ def test_a_step_of_every_detector(path: Path, tmp_path: Path) -> None:
     """On a few rectangles; the backbone is the pretrained network instead of a run's."""
     tree = load_tree(path)
     tree |= {"output": str(tmp_path), "controls": {}}
-    tree["data"] |= {"source": {"type": "coco", "root": str(write_coco(tmp_path / "boxes"))}, "workers": 0}
+    source = {"type": "coco", "root": str(write_coco(tmp_path / "boxes"))}
+    tree["data"] |= {"source": source, "workers": 0, "batch_size": 6}
     tree["backbone"] |= {"start": None, "network": {"model": "embedded:tf_efficientnet_lite0"}}
     tree["detector"] |= {"min_size": SIDE, "max_size": 2 * SIDE}
     tree["training"] |= {"epochs": 1, "accelerator": "cpu", "schedule": {"type": "constant"}}
