@@ -34,20 +34,14 @@ worst_weight_delta_vs_low_rank   the largest of them
 ladder_memory_vs_full            the ladder side network over full fine-tuning, ResNet-50
 ladder_step_vs_frozen_forward    a step of it over a forward pass without gradient
 merged_latency_vs_backbone       forward of the merged ResNet-50 over the plain one
-switch_ms, switch_merged_ms      switching a live ResNet-50 to another rank-8 delta: copying its numbers, or weights
-                                 merged beforehand
-switch_modules_ms                the same between deltas of rank 8 and 4, with heads of 100 and 10 classes: a model for
-                                 each task, on the storage of one backbone
 ===============================  ====================================================================================
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import gc
 import platform
-import tempfile
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -63,11 +57,6 @@ from augment.base import Registry
 from distill.deltas.attach import merge
 from distill.deltas.base import DeltaError, DeltaSettings, WeightDelta
 from distill.deltas.low_rank import LowRank
-from distill.deltas.sites import classifier_names
-from distill.deltas.state import backbone_state, delta_state
-from distill.export.delta.bank import DeltaBank, Mode
-from distill.export.delta.io import save_delta
-from distill.models.fingerprint import fingerprint
 from distill.report.summary import Machine
 
 TARGETS = {
@@ -80,8 +69,6 @@ TARGETS = {
     "ladder_memory_vs_full": 0.31,
     "ladder_step_vs_frozen_forward": 1.6,
     "merged_latency_vs_backbone": 1.05,
-    "switch_ms": 5.0,
-    "switch_modules_ms": 5.0,
 }
 MODELS = {"resnet50": "resnet50", "vits": "vit_small_patch16_224"}
 
@@ -210,26 +197,10 @@ def ladder(bench: Bench) -> list[Row]:
 
 
 def serving(bench: Bench) -> list[Row]:
-    """Latency of the merged model, and switching between delta files."""
+    """Latency of the merged model; that of many tasks at once is in ``serving.py``."""
     student = bench.student("resnet50", LowRank.Settings(rank=RANK, kinds="conv"))
-    other = bench.student("resnet50", LowRank.Settings(rank=OTHER_RANK, kinds="conv"), classes=OTHER_CLASSES)
     plain = bench.network("resnet50").eval()
-    identity = fingerprint(backbone_state(plain, classifier_names(plain)))
     images = bench.images()
-    with tempfile.TemporaryDirectory() as folder:
-        for name, own in (("first", student), ("second", student), ("other", other)):
-            generator = torch.Generator().manual_seed(len(name))
-            with torch.no_grad():
-                for tensor in delta_state(own.model).values():
-                    tensor.copy_(0.01 * torch.randn(tensor.shape, generator=generator))
-            save_delta(Path(folder) / name, own.model, identity, origin="random")
-        switches = {}
-        for mode, (row_name, files) in SWITCHES.items():
-            tasks = DeltaBank(copy.deepcopy(plain).cpu(), mode=mode)
-            for name in files:
-                tasks.add(name, Path(folder) / name)
-            tasks.to(bench.device)
-            switches[row_name] = switching(bench, tasks)
     merge(student.model)
     fused = student.model.eval().requires_grad_(False)
     bare = plain.requires_grad_(False).to(memory_format=torch.channels_last)
@@ -242,29 +213,7 @@ def serving(bench: Bench) -> list[Row]:
         return forward
 
     seconds = bench.by_turns({"merged": run(fused), "backbone": run(bare)})
-    return [
-        ratio("merged_latency_vs_backbone", seconds["merged"], seconds["backbone"]),
-        *(row(name, values, "ms") for name, values in switches.items()),
-    ]
-
-
-OTHER_RANK, OTHER_CLASSES = 4, 10
-SWITCHES: dict[Mode, tuple[str, tuple[str, str]]] = {
-    "deltas": ("switch_ms", ("first", "second")),
-    "merged": ("switch_merged_ms", ("first", "second")),
-    "modules": ("switch_modules_ms", ("first", "other")),
-}
-"""Mode of the bank → row, and the delta files that it switches between."""
-
-
-def switching(bench: Bench, tasks: DeltaBank) -> list[float]:
-    """Milliseconds of switches back and forth between two delta files."""
-    values = []
-    for number in range(4 * bench.rounds + 2):
-        begun = bench.clock()
-        tasks.switch(tasks.names[number % 2])
-        values.append(1e3 * (bench.clock() - begun))
-    return values[2:]
+    return [ratio("merged_latency_vs_backbone", seconds["merged"], seconds["backbone"])]
 
 
 PARTS: dict[str, Callable[[Bench], list[Row]]] = {

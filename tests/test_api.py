@@ -338,6 +338,6 @@ def test_a_delta_file_from_and_to_models(tmp_path):
     assert not hasattr(model.conv_stem, "parametrizations") and torch.allclose(model(x), expected, atol=1e-5)
     bank = distill.DeltaBank(plain)
     bank.add("first", tmp_path / "delta")
-    assert torch.allclose(bank.switch("first")(x), expected, atol=1e-5)
+    assert torch.allclose(bank.batch(x, ["first"])[0], expected, atol=1e-5)
     with pytest.raises(UserError, match="made for another backbone"):
         distill.load_delta(tmp_path / "delta", "embedded:tf_efficientnet_lite1")

@@ -239,10 +239,10 @@ def open_bank(folder: Path, infer: str | None = None, *, allow_plugins: bool = F
         else:
             if part.over not in banks:
                 over = _whole(folder / part.over, manifest).model if part.over else network.model
-                banks[part.over] = DeltaBank(over, mode="modules", allow_plugins=allow_plugins)
+                banks[part.over] = DeltaBank(over, allow_plugins=allow_plugins)
             bank = banks[part.over]
             bank.add(part.folder, folder / part.folder)
-            model = bank.switch(part.folder)
+            model = bank.model(part.folder)
         parts.append(ServedPart(model, part.classes))
     tasks = {task.name: task.classes for task in manifest.tasks}
     rules = {str(rule.settings["type"]): _rule(folder, manifest, rule) for rule in manifest.inference}

@@ -33,6 +33,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from augment.base import error_at
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaError, DeltaInit, DeltaSettings, SizedSettings, WeightDelta, frozen_weight
 from distill.deltas.low_rank import LowRank
 from distill.deltas.projected import plus_product, projected
@@ -157,6 +158,10 @@ class AdaLoRA(WeightDelta):
     def forward(self, weight: Tensor) -> Tensor:
         A, B = self.factors()
         return plus_product(weight, A, B)
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        A, B = self.factors()
+        return form.plus(A, B)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         A, B = self.factors()

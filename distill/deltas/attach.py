@@ -155,16 +155,11 @@ def attach_delta(model: nn.Module, settings: DeltaSettings, target: Target) -> N
         LayerRefused: the layer cannot carry the delta.
     """
     layer = model.get_submodule(target.layer)
-    method = settings.component
-    if method is Statistics:
+    if settings.component is Statistics:
         _replace_statistics(layer, settings, target.name)
         return
-    assert method is not None and issubclass(method, WeightDelta)
     part = layer_at(model, target)
-    try:
-        delta = _fitting(method, settings, part)
-    except DeltaError as error:
-        raise type(error)(f"{settings.type}: {target.name!r} {error}") from None
+    delta = new_delta(settings, part, target.name)
     if parametrize.is_parametrized(layer):
         _own_class(layer)
     method = type(delta)
@@ -179,6 +174,20 @@ def attach_delta(model: nn.Module, settings: DeltaSettings, target: Target) -> N
     # kept by a deepcopy, and ends when the parametrization is removed.
     if type(layer).__bases__[0] in (nn.Linear, nn.Conv2d):
         type(layer).forward = _forward  # type: ignore[method-assign]
+
+
+def new_delta(settings: DeltaSettings, layer: nn.Module, name: str) -> WeightDelta:
+    """A weight delta for a layer, which is not changed; its errors name the layer.
+
+    Raises:
+        LayerRefused: the layer cannot carry the delta.
+    """
+    method = settings.component
+    assert method is not None and issubclass(method, WeightDelta)
+    try:
+        return _fitting(method, settings, layer)
+    except DeltaError as error:
+        raise type(error)(f"{settings.type}: {name!r} {error}") from None
 
 
 def _replace_statistics(layer: nn.Module, settings: DeltaSettings, name: str) -> None:

@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from augment.base import Component, Settings, UserError
+from distill.deltas.activation import ActivationForm
 
 LayerKind = Literal["linear", "conv", "depthwise", "norm"]
 LAYER_KINDS: tuple[LayerKind, ...] = get_args(LayerKind)
@@ -304,6 +305,21 @@ class WeightDelta(Delta):
         """The changed layer's output for an input ``x``, computed in a cheaper way; None if there is none.
 
         ``frozen(layer, "weight")`` is the weight before any change; ``layer.bias`` is the bias after all changes.
+        """
+        return None
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        """The form of a Linear or conv after this change; None if there is none.
+
+        With it, a bank serves images with different deltas in one pass. Layers with few weights, depthwise convs and
+        norms, need none. Tests compare it with the definition.
+
+        Args:
+            form: of the changes before this one, such as ``ActivationForm()``.
+            weight: with these changes, [out, in/g, kh, kw] or [out, in].
+
+        Returns:
+            The new form; the bias is no part of it.
         """
         return None
 

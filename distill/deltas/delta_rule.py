@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import frozen_weight
 from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings
@@ -95,6 +96,10 @@ class DeltaRule(RankedDelta):
     def forward(self, weight: Tensor) -> Tensor:
         A, B = self.factors(weight)
         return plus_product(weight, A, B)
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        A, B = self.factors(weight)
+        return form.plus(A, B)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight = frozen_weight(layer)

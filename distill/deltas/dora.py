@@ -22,6 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaTensors, frozen_weight
 from distill.deltas.ia3 import scale_rows
 from distill.deltas.low_rank import LowRank
@@ -95,6 +96,11 @@ class DoRA(LowRank):
     def forward(self, weight: Tensor) -> Tensor:
         direction = super().forward(weight)
         return scale_rows(direction, self.factors(row_lengths(weight), row_lengths(direction)))
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        direction = super().forward(weight)
+        factors = self.factors(row_lengths(weight), row_lengths(direction))
+        return form.plus(self.A, self._scaled()).scale_rows(factors)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight, B = frozen_weight(layer), self.B * self.scale

@@ -35,6 +35,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaError, DeltaInit, DeltaSettings, frozen_weight
 from distill.deltas.ia3 import scale_columns, scale_rows
 from distill.deltas.projected import factor, projected
@@ -183,6 +184,10 @@ class HALRP(RankedDelta):
         scaled = scale_columns(scale_rows(weight, factor(self.R)), factor(self.S), self.groups)
         added = (self.K2 @ self.K1).view(*weight.shape[:2], *[1] * (weight.ndim - 2))
         return scaled + added
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        K1 = self.K1[..., None].expand(*self.K1.shape, weight[0, 0].numel()).flatten(2)
+        return form.scale_rows(factor(self.R)).scale_columns(factor(self.S)).plus(K1, self.K2)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight = frozen_weight(layer)

@@ -20,6 +20,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaSettings, WeightDelta, frozen, frozen_weight
 
 
@@ -80,6 +81,11 @@ class IA3(WeightDelta):
 
     def bias(self, bias: Tensor) -> Tensor:
         return bias * (1 + self.scale) if self.settings.side == "output" else bias
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        if self.settings.side == "output":
+            return form.scale_rows(1 + self.scale)
+        return form.scale_columns(1 + self.scale)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight, bias = frozen_weight(layer), frozen(layer, "bias")

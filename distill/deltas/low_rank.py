@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from augment.base import error_at
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaTensors, frozen_weight
 from distill.deltas.projected import plus_product, projected
 from distill.deltas.rank_settings import RankedSettings
@@ -106,6 +107,9 @@ class LowRank(RankedDelta):
 
     def forward(self, weight: Tensor) -> Tensor:
         return plus_product(weight, self.A, self._scaled())
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        return form.plus(self.A, self._scaled())
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         return projected(layer, x, frozen_weight(layer), layer.bias, self.A, self._scaled())  # type: ignore[arg-type]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from distill.deltas.activation import ActivationForm
 from distill.deltas.base import DeltaSettings, WeightDelta, frozen
 
 
@@ -55,6 +56,9 @@ class ScaleShift(WeightDelta):
     def bias(self, bias: Tensor) -> Tensor:
         assert self.shift is not None
         return bias * (1 + self.scale) + self.shift
+
+    def activation_form(self, form: ActivationForm, weight: Tensor) -> ActivationForm | None:
+        return form.scale_rows(1 + self.scale)
 
     def output(self, layer: nn.Module, x: Tensor) -> Tensor | None:
         weight, bias = frozen(layer, "weight"), frozen(layer, "bias")

@@ -13,7 +13,7 @@ from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state, whole_state
 from distill.export.checksummed import ExportError
-from distill.export.delta.bank import DeltaBank, Mode
+from distill.export.delta.bank import DeltaBank
 from distill.export.delta.io import load_delta, read_delta, save_delta
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.models.fingerprint import fingerprint
@@ -141,16 +141,16 @@ def test_the_delta_file_gives_it_back_on_the_plain_backbone(tmp_path: Path) -> N
         load_delta(folder, network())
 
 
-def test_tasks_switch_between_two_of_them(tmp_path: Path) -> None:
+def test_a_bank_serves_two_of_them(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     students = {str(seed): trained(seed) for seed in (1, 2)}
-    modes: tuple[Mode, ...] = ("deltas", "merged", "modules")
-    for mode in modes:
-        tasks = DeltaBank(network(head=None), mode=mode)
-        for name, student in students.items():
-            tasks.add(name, write(student, tmp_path / name / mode))
-        for name in ("2", "1"):
-            actual = tasks.switch(name)(images())
-            torch.testing.assert_close(actual, students[name](images()), rtol=1e-4, atol=1e-5)
+    tasks = DeltaBank(network(head=None))
+    for name, student in students.items():
+        tasks.add(name, write(student, tmp_path / name))
+    both = images()[:2]
+    for logits, image, name in zip(tasks.batch(both, ["2", "1"]), both, ("2", "1")):
+        torch.testing.assert_close(logits, students[name](image[None])[0], rtol=1e-4, atol=1e-5)
+        assert torch.equal(tasks.model(name)(both), tasks.load(name).model(both))
+    assert caplog.text.count("a head of another network has no activation form") == 1
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])

@@ -112,7 +112,7 @@ def test_a_whole_run_keeps_convs_and_classifier_in_every_file(train: str, tmp_pa
         tasks = DeltaBank(plain)
         tasks.add("toy", folder / "export" / "delta")
         x = torch.randn(4, 3, 32, 32)
-        torch.testing.assert_close(tasks.switch("toy")(x), merged(x), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(tasks.model("toy")(x), merged(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

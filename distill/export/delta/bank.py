@@ -1,173 +1,288 @@
-"""Several tasks on one backbone in memory: switch from one delta file to another without reading files.
-
-There are three modes:
-
-* ``mode="deltas"``: one model with deltas; a switch copies a task's tensors into them. Memory: one backbone, and the
-  deltas and head of every task. All tasks need the same deltas on the same layers (one recipe, several data sets).
-* ``mode="merged"``: one model without deltas; a switch points its weights to a task's, which were merged when it was
-  added. It takes any weight deltas, runs at the speed of the backbone, and a switch copies nothing. Memory: the changed
-  weights once per task.
-* ``mode="modules"``: a model for each task, all of which use the storage of one backbone; a switch returns another
-  model. It takes any deltas and heads of any numbers of classes, as the tasks of a stream have them. Memory: one
-  backbone, and the deltas, head and moved statistics of every task.
-
-In the first two modes a switch changes the model in place: finish a batch before it. With ``merged`` the storages
-change, which a CUDA graph does not notice; ``torch.compile`` does.
-"""
+"""Many tasks over one backbone in memory: a batch of images, each with the delta and the head of its own task."""
 
 from __future__ import annotations
 
 import copy
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from distill.deltas.attach import merge
-from distill.deltas.sites import classifier_names, inside
-from distill.deltas.state import delta_state, head_state, whole_state
+from distill.deltas.per_image import NoFormError, PerImageModel
+from distill.deltas.rank_settings import parse_bytes
+from distill.deltas.sites import classifier_names
+from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
-from distill.export.delta.io import load_delta, parts_of, read_delta
+from distill.export.delta.io import DeltaManifest, check_identity, parts_of, read_delta, read_manifest
+from distill.export.delta.loaded import LoadedDelta, Parts, digest, load_form, load_model, with_shared_tensors
+from distill.models.fingerprint import fingerprint
 from distill.models.timm_models import new_classifier
 
-Mode = Literal["deltas", "merged", "modules"]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class _Entry:
+    """A delta folder as it was when its task was added."""
+
+    folder: Path
+    digest: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    """Held while it is read, so that it is read once."""
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Let an ``ExportError`` that is raised inside name the task."""
+    try:
+        yield
+    except ExportError as error:
+        raise ExportError(f"task {name!r}: {error}") from error
 
 
 class DeltaBank:
-    """Delta files of one backbone, of which the model has one at a time: the first until :meth:`switch` is called.
+    """Delta files of one backbone, by the names of their tasks. Any deltas, ranks and numbers of classes.
+
+    A file is registered by ``add`` and read when its task is first used. At most ``max_bytes`` of tasks stay in memory:
+    those that were used last. Every time a file is read, its checksums are verified, and it must be the one that was
+    added. All methods may be called by several threads at once. A batch finishes with what it began with, whatever is
+    dropped or replaced meanwhile.
+
+    Images of a batch share one pass, see :mod:`distill.deltas.per_image`. Tasks whose deltas have no activation form
+    (sparse, sign, dense and branch on large layers, structural deltas) get passes of their own after it, one for each
+    task; a warning says so once for each reason.
 
     Example::
 
-        bank = DeltaBank(backbone)
+        bank = DeltaBank(backbone, max_bytes="2GB")
         bank.add("flowers", Path("runs/flowers/export/delta"))
         bank.add("birds", Path("runs/birds/export/delta"))
-        logits = bank.switch("birds")(images)
+        flower, bird = bank.batch(images, ["flowers", "birds"])  # [2, C, H, W] → logits of each image's own classes
 
     Args:
-        backbone: the timm model that the files were learned on; it is copied, not changed. Its number of classes must
-            be that of the files, except with ``modules``.
-        mode: what is kept of each task, see above.
-        allow_plugins: import delta classes outside this package that files name.
+        backbone: the timm model that the files were learned on, with any number of classes; it is copied, not changed.
+            The copy is on its device and computes in its dtype.
+        max_bytes: bytes of the deltas and heads that stay in memory, such as ``"500MB"``; None: all.
+        allow_plugins: import delta classes outside this package that files name; importing runs code.
     """
 
-    def __init__(self, backbone: nn.Module, *, mode: Mode = "deltas", allow_plugins: bool = False):
-        self.backbone, self.mode, self.allow_plugins = backbone, mode, allow_plugins
-        self.live: str | None = None
-        self._model: nn.Module | None = None
-        self._targets: dict[str, Tensor] = {}
-        self._states: dict[str, dict[str, Tensor]] = {}
-        self._models: dict[str, nn.Module] = {}
+    def __init__(self, backbone: nn.Module, *, max_bytes: int | str | None = None, allow_plugins: bool = False):
+        self.max_bytes = None if max_bytes is None else parse_bytes(str(max_bytes))
+        self.allow_plugins = allow_plugins
+        self._backbone = copy.deepcopy(backbone).eval().requires_grad_(False)
+        self._identity = fingerprint(backbone_state(backbone, classifier_names(backbone)))
+        shared = with_shared_tensors(self._backbone)
+        if not classifier_names(shared):
+            new_classifier(shared, 1)  # only its place is used: every task has a classifier of its own
+            shared.eval().requires_grad_(False)
+        self._shared = PerImageModel(shared, classifier_names(shared))
+        self._lock = threading.Lock()
+        self._entries: dict[str, _Entry] = {}
+        self._kept: OrderedDict[str, LoadedDelta] = OrderedDict()
+        self._warned: set[str] = set()
 
     @property
     def names(self) -> tuple[str, ...]:
         """Of the tasks, in the order in which they were added."""
-        return tuple(self._models or self._states)
+        with self._lock:
+            return tuple(self._entries)
+
+    @property
+    def in_memory(self) -> tuple[str, ...]:
+        """Names of the tasks that are in memory; the first was not used for longest."""
+        with self._lock:
+            return tuple(self._kept)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tasks that are in memory, without the backbone."""
+        with self._lock:
+            return sum(loaded.size for loaded in self._kept.values())
 
     def add(self, name: str, folder: Path) -> None:
-        """Read and check a delta file, as ``load_delta`` does. The live task stays the same.
+        """Register a delta file. Only its manifest is read.
 
         Raises:
-            ExportError: the name is taken, or the file is damaged, of another backbone, or (with ``deltas``) has other
-                deltas than the first task or moved batch-norm statistics.
+            ExportError: the name is taken, or the manifest is damaged or of another backbone.
         """
-        if name in self.names:
-            raise ExportError(f"there is a task {name!r} already")
-        if self.mode == "modules":
-            self._add_module(name, folder)
-            return
-        model = load_delta(folder, self.backbone, allow_plugins=self.allow_plugins)
-        if parts_of(read_delta(folder)[1], Path(folder))["moved"] and self.mode == "deltas":
-            raise ExportError(f"{folder}: batch-norm statistics moved; use DeltaBank(mode='modules')")
-        if self.mode == "merged":
-            merge(model)
-            state = {key: tensor.detach() for key, tensor in model.state_dict().items()}
-        else:
-            state = {key: tensor.detach() for key, tensor in _own(model).items()}
-        if self._model is None:
-            self._model = model
-            self._targets = dict(model.state_dict(keep_vars=True)) if self.mode == "merged" else _own(model)
-            # A copy, since the live model may be trained, which must not change the tensors stored for this task.
-            keeps = self.mode == "merged"
-            self._states[name] = state if keeps else {key: tensor.clone() for key, tensor in state.items()}
-            self.live = name
-            return
-        shapes = {key: (tensor.shape, tensor.dtype) for key, tensor in state.items()}
-        if shapes != {key: (tensor.shape, tensor.dtype) for key, tensor in self._targets.items()}:
-            raise ExportError(
-                f"{folder}: its deltas or its head have other shapes than those of {self.names[0]!r}; use "
-                "DeltaBank(mode='modules')"
-            )
-        if self.mode == "merged":
-            first = next(iter(self._states.values()))
-            # Weights that no task changed are kept once.
-            state = {key: first[key] if torch.equal(tensor, first[key]) else tensor for key, tensor in state.items()}
-        self._states[name] = state
+        entry = self._registered(name, folder)
+        with self._lock:
+            if name in self._entries:
+                raise ExportError(f"there is a task {name!r} already; replace or drop it")
+            self._entries[name] = entry
 
-    def to(self, device: torch.device | str) -> DeltaBank:
-        """Move the model and all tasks."""
-        if self.mode == "modules":
-            for model in self._models.values():
-                model.to(device)
-                self._use_one_storage(model)
-            return self
-        assert self._model is not None
-        live = self.live
-        self._model.to(device)
-        self._targets = dict(self._model.state_dict(keep_vars=True)) if self.mode == "merged" else _own(self._model)
-        self._states = {n: {key: t.to(device) for key, t in state.items()} for n, state in self._states.items()}
-        assert live is not None
-        self.switch(live)
-        return self
+    def replace(self, name: str, folder: Path) -> None:
+        """Let a task have another delta file, which is read and checked first: if it fails, the old one stays.
+
+        Raises:
+            ExportError: there is no such task, or the file is damaged, of another backbone, or larger than
+                ``max_bytes``.
+        """
+        with self._lock:
+            self._entry(name)
+        entry = self._registered(name, folder)
+        loaded = self._read(name, entry)
+        with self._lock:
+            self._entry(name)
+            self._entries[name] = entry
+            self._keep(loaded)
+
+    def drop(self, name: str) -> None:
+        """Remove a task; its files stay.
+
+        Raises:
+            ExportError: there is no such task.
+        """
+        with self._lock:
+            self._entry(name)
+            del self._entries[name]
+            self._kept.pop(name, None)
+
+    def load(self, name: str) -> LoadedDelta:
+        """A task's deltas and head, read and checked now if they are not in memory.
+
+        A server that calls this for every request finds a bad file before it can spoil a batch, and can give the result
+        to ``batch``.
+
+        Raises:
+            ExportError: there is no such task, or its file is damaged, was replaced since it was added, or is larger
+                than ``max_bytes``; the text names both. No other task is affected.
+        """
+        while True:
+            with self._lock:
+                entry = self._entry(name)
+                if (loaded := self._used(name)) is not None:
+                    return loaded
+            with entry.lock:
+                with self._lock:
+                    if self._entries.get(name) is not entry:
+                        continue  # dropped or replaced
+                    if (loaded := self._used(name)) is not None:
+                        return loaded  # by another thread
+                loaded = self._read(name, entry)
+                with self._lock:
+                    if self._entries.get(name) is entry:
+                        self._keep(loaded)
+                        return loaded
 
     @torch.no_grad()
-    def switch(self, name: str) -> nn.Module:
-        """Make a task the live one; returns its model: the same object every time, except with ``modules``.
+    def batch(self, images: Tensor, names: Sequence[str | LoadedDelta]) -> list[Tensor]:
+        """Logits of each image, by the delta and the head of its own task.
+
+        They equal those of each task's merged model up to rounding. ``max_bytes`` does not count what a batch holds
+        until it ends.
+
+        Args:
+            images: [N, C, H, W], as the tasks' preprocessing makes them, on the backbone's device.
+            names: the task of each image, or what ``load`` gave for it; in any order, with repetitions.
+
+        Returns:
+            N tensors [K], K the number of classes of the image's task; none for an empty batch.
 
         Raises:
-            ExportError: there is no such task; the text names the tasks.
+            ExportError: there is not one name for each image, there is no such task, or its file fails, see ``load``.
         """
-        if name not in self.names:
-            raise ExportError(f"no task {name!r}; there are {', '.join(self.names) or 'none'}")
-        if self.mode == "modules":
-            self.live = name
-            return self._models[name]
-        assert self._model is not None
-        state = self._states[name]
-        if self.mode == "merged":
-            for key, target in self._targets.items():
-                target.data = state[key]
-        else:
-            torch._foreach_copy_(list(self._targets.values()), [state[key] for key in self._targets])
-        self.live = name
-        return self._model
+        if len(images) != len(names):
+            raise ExportError(f"{len(images)} images, but {len(names)} names of tasks")
+        by_name = {name: self.load(name) for name in dict.fromkeys(n for n in names if isinstance(n, str))}
+        tasks = [by_name[name] if isinstance(name, str) else name for name in names]
+        logits: dict[int, Tensor] = {}
+        together = [number for number, task in enumerate(tasks) if task.model is None]
+        if together:
+            part = images if len(together) == len(tasks) else images[together]
+            logits |= zip(together, self._pass(part, [tasks[number] for number in together]))
+        for task in dict.fromkeys(task for task in tasks if task.model is not None):
+            numbers = [number for number, other in enumerate(tasks) if other is task]
+            logits |= zip(numbers, task.model(images[numbers]))  # type: ignore[misc]
+        return [logits[number] for number in range(len(tasks))]
 
-    def _add_module(self, name: str, folder: Path) -> None:
-        backbone, classes = self.backbone, read_delta(folder)[0].num_classes
-        if backbone.num_classes != classes:
-            backbone = copy.deepcopy(backbone)
-            with torch.random.fork_rng(devices=[]):  # the weights are those of the file's head
-                new_classifier(backbone, classes)
-        model = load_delta(folder, backbone, allow_plugins=self.allow_plugins)
-        self._use_one_storage(model)
-        self._models[name] = model
-        self.live = self.live or name
+    def model(self, name: str) -> nn.Module:
+        """A task's network with its deltas, not merged, as ``load_delta`` gives it, over the bank's backbone in memory.
 
-    def _use_one_storage(self, model: nn.Module) -> None:
-        """Point the backbone's tensors to those of the first task's model, where they are equal."""
-        first = next(iter(self._models.values()), model)
-        shared = _backbone(first)
-        for key, tensor in _backbone(model).items():
-            if (other := shared.get(key)) is not None and torch.equal(tensor, other):
-                tensor.data = other.data
+        It is read and checked now, and belongs to the caller. Its frozen tensors must not be changed; merging
+        (``distill.merge``) gives it tensors of its own.
 
+        Raises:
+            ExportError: as ``load``.
+        """
+        with self._lock:
+            entry = self._entry(name)
+        manifest, parts = self._files(name, entry)
+        with _naming(name):
+            loaded = load_model(name, manifest, parts, entry.folder, self._backbone, self.allow_plugins)
+        assert loaded.model is not None
+        return loaded.model
 
-def _backbone(model: nn.Module) -> dict[str, Tensor]:
-    """The parameters and buffers of the backbone themselves, without deltas and head."""
-    head = classifier_names(model)
-    return {key: tensor for key, tensor in whole_state(model, keep_vars=True).items() if not inside(key, head)}
+    def _pass(self, images: Tensor, tasks: Sequence[LoadedDelta]) -> list[Tensor]:
+        layers = dict.fromkeys(layer for task in dict.fromkeys(tasks) for layer in task.changes)
+        logits = self._shared(images, {layer: [task.changes.get(layer) for task in tasks] for layer in layers})
+        return [row[: task.num_classes] for row, task in zip(logits, tasks)]
 
+    def _registered(self, name: str, folder: Path) -> _Entry:
+        folder = Path(folder).resolve()
+        with _naming(name):
+            manifest = read_manifest(folder)
+            check_identity(manifest, self._identity, folder)
+        return _Entry(folder, digest(manifest))
 
-def _own(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of a task that is not merged: deltas and head."""
-    return {**delta_state(model), **{f"head.{n}": t for n, t in head_state(model, classifier_names(model)).items()}}
+    def _files(self, name: str, entry: _Entry) -> tuple[DeltaManifest, Parts]:
+        with _naming(name):
+            manifest, tensors = read_delta(entry.folder)
+            if digest(manifest) != entry.digest:
+                raise ExportError(f"{entry.folder}: not the file that was added; replace the task to serve this one")
+            return manifest, parts_of(tensors, entry.folder)
+
+    def _read(self, name: str, entry: _Entry) -> LoadedDelta:
+        manifest, parts = self._files(name, entry)
+        with _naming(name):
+            try:
+                loaded = load_form(name, manifest, parts, entry.folder, self._shared, self.allow_plugins)
+            except NoFormError as error:
+                why = str(error)
+                loaded = load_model(name, manifest, parts, entry.folder, self._backbone, self.allow_plugins, why)
+                self._warn(name, why)
+            if self.max_bytes is not None and loaded.size > self.max_bytes:
+                raise ExportError(
+                    f"{entry.folder}: {loaded.size:,} bytes of deltas and head, more than max_bytes {self.max_bytes:,}"
+                )
+        return loaded
+
+    def _warn(self, name: str, reason: str) -> None:
+        with self._lock:
+            first = reason not in self._warned
+            self._warned.add(reason)
+        if first:
+            log.warning(
+                "%s has no activation form: tasks with it, such as %r, get a pass of their own in every batch",
+                reason,
+                name,
+            )
+
+    # These need the lock.
+
+    def _entry(self, name: str) -> _Entry:
+        if name not in self._entries:
+            known = list(self._entries)
+            some = ", ".join(known[:10]) + (f" and {len(known) - 10} more" if len(known) > 10 else "")
+            raise ExportError(f"no task {name!r}; there are {some or 'none'}")
+        return self._entries[name]
+
+    def _used(self, name: str) -> LoadedDelta | None:
+        if name in self._kept:
+            self._kept.move_to_end(name)
+        return self._kept.get(name)
+
+    def _keep(self, loaded: LoadedDelta) -> None:
+        self._kept[loaded.name] = loaded
+        self._kept.move_to_end(loaded.name)
+        if self.max_bytes is not None:
+            total = sum(each.size for each in self._kept.values())
+            while total > self.max_bytes:
+                _, evicted = self._kept.popitem(last=False)
+                total -= evicted.size

@@ -159,6 +159,15 @@ def write_delta_files(
     return manifest
 
 
+def read_manifest(folder: Path) -> DeltaManifest:
+    """Read and check the manifest of a delta folder, without its tensors.
+
+    Raises:
+        ExportError: it is absent, truncated, or differs in any bit from what was written.
+    """
+    return read_checksummed(Path(folder) / MANIFEST, DeltaManifest)
+
+
 def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
     """Read and check a delta folder: its manifest, and its tensors by their names in the file.
 
@@ -166,7 +175,7 @@ def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
         ExportError: a file is absent, truncated, or differs in any bit from what was written.
     """
     folder = Path(folder)
-    manifest = read_checksummed(folder / MANIFEST, DeltaManifest)
+    manifest = read_manifest(folder)
     return manifest, unpack(safetensors.torch.load(read_checked(folder, TENSORS, manifest.sha256)), manifest.packed)
 
 
@@ -188,9 +197,32 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
     """
     folder = Path(folder)
     manifest, tensors = read_delta(folder)
-    parts = parts_of(tensors, folder)
     check_backbone(manifest, backbone, folder)
     model = copy.deepcopy(backbone).eval()
+    put_on(model, manifest, parts_of(tensors, folder), folder, allow_plugins=allow_plugins)
+    return model
+
+
+def put_on(
+    model: nn.Module,
+    manifest: DeltaManifest,
+    parts: Mapping[str, Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    allow_plugins: bool = False,
+) -> None:
+    """Freeze a backbone and put deltas, head and moved statistics of a delta file on it, in place.
+
+    Args:
+        model: the backbone of the file, with as many classes.
+        manifest: of the file.
+        parts: its tensors, see :func:`parts_of`.
+        folder: of the file; errors name it.
+        allow_plugins: see :func:`load_delta`.
+
+    Raises:
+        ExportError: names or shapes do not fit, or the deltas change nothing.
+    """
     try:
         if manifest.head is not None:
             reuse_head(model, manifest.head)
@@ -212,7 +244,6 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         raise ExportError(f"{folder}: {error}") from error
     if not manifest.unchanged:
         _check_learned(model, folder)
-    return model
 
 
 def parts_of(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, dict[str, Tensor]]:
@@ -285,10 +316,28 @@ def check_backbone(manifest: DeltaManifest, backbone: nn.Module, folder: Path) -
         problems.append(f"architecture is {config['architecture']}, expected {manifest.architecture}")
     if backbone.num_classes != manifest.num_classes:
         problems.append(f"{backbone.num_classes} classes, expected {manifest.num_classes}")
-    problems += differences(manifest.backbone, fingerprint(backbone_state(backbone, classifier_names(backbone))))
+    identity = fingerprint(backbone_state(backbone, classifier_names(backbone)))
+    _refuse_other([*problems, *differences(manifest.backbone, identity)], manifest, folder)
+
+
+def check_identity(manifest: DeltaManifest, identity: Fingerprint, folder: Path) -> None:
+    """As :func:`check_backbone`, by a fingerprint that is known already; whatever the number of classes.
+
+    Args:
+        manifest: of the delta.
+        identity: of the backbone without its head.
+        folder: of the delta; errors name it.
+
+    Raises:
+        ExportError: it is another backbone.
+    """
+    _refuse_other(differences(manifest.backbone, identity), manifest, folder)
+
+
+def _refuse_other(problems: Sequence[str], manifest: DeltaManifest, folder: Path) -> None:
     if problems:
         more = [f"… and {len(problems) - 20} more"] if len(problems) > 20 else []
-        lines = "\n  ".join(problems[:20] + more)
+        lines = "\n  ".join([*problems[:20], *more])
         raise ExportError(f"{folder}: made for another backbone ({manifest.origin}):\n  {lines}")
 
 
