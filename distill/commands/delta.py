@@ -160,6 +160,56 @@ def diff(first: First, second: Second, config: Config = None, allow_plugins: Plu
     diff_files(first, second, config, allow_plugins, plain_console())
 
 
+@delta.command()
+def to_peft(
+    path: Folder,
+    to: To,
+    expand: Annotated[
+        bool, typer.Option("--expand", help="Grouped convs too: their A becomes a whole conv, zero between groups.")
+    ] = False,
+    config: Config = None,
+    allow_plugins: Plugins = False,
+    force: Force = False,
+) -> None:
+    """Write a file of low_rank, dora or ia3 deltas as a peft adapter, with the delta file beside it."""
+    check_target(to, force)
+    from distill.commands.peft import export_adapter
+
+    export_adapter(path, to, expand, config, allow_plugins, plain_console())
+
+
+@delta.command()
+def from_peft(
+    path: Annotated[
+        Path,
+        typer.Argument(parser=expanded, metavar="ADAPTER", help="Folder with adapter_config.json and safetensors."),
+    ],
+    to: To,
+    backbone: Annotated[
+        str | None,
+        typer.Option(metavar="NETWORK", help="That it was trained on, as in student.network.model."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(parser=expanded, metavar="FILE", help="Weights of the backbone.")
+    ] = None,
+    prefix: Annotated[str | None, typer.Option(metavar="PREFIX", help="Of names in the checkpoint.")] = None,
+    size: Annotated[int | None, typer.Option(min=8, help="Height and width of the backbone's input.")] = None,
+    random_weights: Annotated[
+        int | None,
+        typer.Option(metavar="SEED", help="The backbone has random weights of this seed, and no pretrained ones."),
+    ] = None,
+    force: Force = False,
+) -> None:
+    """Write a peft adapter (LoRA, DoRA, IA3) of a timm model as a delta file of its backbone."""
+    check_target(to, force)
+    from distill.commands.peft import import_adapter
+
+    console = plain_console()
+    import_adapter(
+        path, to, backbone, console, checkpoint=checkpoint, prefix=prefix, size=size, random_seed=random_weights
+    )
+
+
 def _combine(
     operation: str, paths: list[Path], to: Path, config: Path | None, allow_plugins: bool, **options: object
 ) -> None:
