@@ -59,7 +59,8 @@ def open_delta(folder: Path, allow_plugins: bool = False) -> DeltaFile:
             raise ExportError(f"{folder}: {error}") from error
         if settings.component is None or not issubclass(settings.component, WeightDelta):
             raise ExportError(
-                f"{folder}: {group.sites[0]!r} ({settings.type}) is structural; files of weight deltas can be combined"
+                f"{folder}: {settings.type} at {', '.join(settings.sites)} is structural; files of weight deltas alone "
+                "can be combined, or become a peft adapter"
             )
         for site in group.sites:
             prefix = f"{site}.{group.order}."
