@@ -82,6 +82,10 @@ class Registry:
         """Type name → settings, for every class of this kind in the package."""
         for module in _modules_of(self.package):
             importlib.import_module(module)
+        return self._imported()
+
+    def _imported(self) -> dict[str, type[Settings]]:
+        """Type name → settings, for the classes of this kind whose modules are imported."""
         known: dict[str, type[Settings]] = {}
         pending = self.contract.__subclasses__()
         while pending:
@@ -100,6 +104,12 @@ class Registry:
             if fixed:
                 raise PluginError(f"{name!r}: its Settings fix 'type' to {fixed[0]!r}; declare it there as type: str")
             return settings
+        if f"{self.package}.{name}" in _modules_of(
+            self.package
+        ):  # its module is named like the type: no other is needed
+            importlib.import_module(f"{self.package}.{name}")
+            if name in (imported := self._imported()):
+                return imported[name]
         known = self.known()
         if name not in known:
             hint = self._hint(name, known)

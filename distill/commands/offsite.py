@@ -110,7 +110,9 @@ def plug(
     about = About(student.network.origin, manifest.labels, manifest.preprocessing)
     target = TimmFolder(TimmFolder.Settings())
     with written_beside(to, (DELTA, target.folder)) as made:
-        save_delta(made / DELTA, student.model, student.backbone, **vars(about), made_by=f"plug: {manifest.sha256}")
+        save_delta(
+            made / DELTA, student.model, student.backbone, **about.of_weights, made_by=f"plug: {manifest.sha256}"
+        )
         targets: dict[Path, ExportTarget] = {}
         if (reason := target.unsupported(student.model)) is None:
             target.write(student.model, made / target.folder, about)

@@ -278,6 +278,11 @@ def merge(model: nn.Module) -> None:
                 f"{site.name!r} ({site.delta.settings.type}) is structural: it cannot be merged. Use its delta file "
                 "together with the backbone, or a weight delta such as low_rank, which can be merged"
             )
+    merge_weights(model)
+
+
+def merge_weights(model: nn.Module) -> None:
+    """Replace every weight by its changed weight, in place; structural deltas stay. Exact."""
     with torch.no_grad():
         for layer in [module for module in model.modules() if _changes(module)]:
             for change in _changes(layer):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
-from torch import nn
 
 from augment.base import Settings
 from augment.views import InputSpec
+
+if TYPE_CHECKING:  # an exported student is opened without torch, and its manifest has these settings
+    from torch import nn
 
 
 class Preprocessing(Settings):

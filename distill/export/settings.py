@@ -34,6 +34,9 @@ class ExportSettings(Settings):
         None,
         description="formats in addition to the delta file; default: timm_folder, a timm model with merged deltas",
     )
+    calibration_images: int = Field(
+        128, ge=1, description="training images, as evaluation prepares them, on which quantized formats are calibrated"
+    )
     verify_images: int = Field(
         256, ge=1, description="real images on which every export must give the logits of the student"
     )
@@ -45,8 +48,9 @@ class ExportSettings(Settings):
         for index, target in enumerate(self.targets or ()):
             if not isinstance(target, Settings):  # still a mapping: its class is not imported yet
                 continue
+            made = target.component(target)  # type: ignore[misc]
             for field in ("folder", "title"):
-                name = getattr(target.component, field, None)
+                name = getattr(made, field, None)
                 key = (field, str(name).casefold())  # some file systems take "ONNX" and "onnx" for one folder
                 if reason := _unusable(field, name):
                     raise error_at(f"targets.{index}", f"{target.type}: {reason}")

@@ -20,7 +20,7 @@ from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
 from distill.export.settings import BACKBONE, DELTA, REUSED_HEAD, ExportSettings
-from distill.export.targets.base import About, ExportTarget
+from distill.export.targets.base import About, Calibration, ExportTarget
 from distill.export.timm_transform import transform_difference
 from distill.export.verify import NamedBackbone, verify
 from distill.models.network import create_network
@@ -78,21 +78,27 @@ def export_student(
     )
     results = (*results, *(apart.results if apart else ()))
     names = tuple(context.data.classes if classes is None else classes)
-    about = About(student.network.origin, names, prepared, results)
+    targets = export.make_targets()
+    needed = any(target.calibrates for target in targets) and context.trial is None
+    calibration = calibration_images(context, student.input, export.calibration_images) if needed else None
+    about = About(student.network.origin, names, prepared, results, calibration=calibration)
     skew = apart.note if apart else ""
     if skew and context.trial is None:
         logger.warning("%s", skew)
     sizes, refused = {}, {}
     if not student.full:
-        save_delta(folder / DELTA, student.model, student.backbone, **vars(about))
+        save_delta(folder / DELTA, student.model, student.backbone, **about.of_weights)
         sizes[DELTA] = (folder / DELTA / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes[BACKBONE] = sum(t.numel() * t.element_size() for t in backbone.values())
-    for target in export.make_targets():
+    for target in targets:
+        to = folder / target.folder
         if (reason := target.unsupported(student.model)) is not None:
             refused[target.title] = reason
+        elif context.trial is not None:
+            target.rehearse(student.model, to, about)
         else:
-            sizes[target.title] = target.write(student.model, folder / target.folder, about)
+            sizes[target.title] = target.write(student.model, to, about)
     if (larger := enlargement(student.model)) is not None:
         sizes[REUSED_HEAD] = larger.bytes
     return Exported(sizes, refused, skew)
@@ -112,6 +118,25 @@ def _images(context: RunContext, count: int) -> list[np.ndarray]:
             if split != "train":
                 raise
     return images
+
+
+def calibration_images(context: RunContext, spec: InputSpec, count: int) -> Calibration:
+    """Evaluation views of training images, spread over the split.
+
+    Args:
+        context: of the run.
+        spec: size and normalization of the student's input.
+        count: number of images; all, if there are fewer.
+
+    Returns:
+        The views, and the names of the images.
+    """
+    subset = context.data.subset("train")
+    places = np.linspace(0, len(subset) - 1, min(count, len(subset))).round().astype(int).tolist()
+    pieces = [places[start : start + 32] for start in range(0, len(places), 32)]
+    views = [eval_view(context.data.eval_batch("train", piece, spec).images, spec).cpu() for piece in pieces]
+    ids = subset.ids
+    return Calibration(torch.cat(views), tuple(ids[place] for place in places))
 
 
 def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:

@@ -13,6 +13,7 @@ from distill.export.delta.io import reason_unlearned
 from distill.export.delta.source_moments import write_source_moments
 from distill.export.manifest import Result
 from distill.export.settings import DELTA, ExportSettings
+from distill.export.targets.base import require
 from distill.files import write_atomic
 from distill.models.student import Student
 from distill.report.items import Files, Item, LayerBytes, Note, Sizes
@@ -59,6 +60,9 @@ class ExportStudent(Stage[ExportedStudent]):
 
     first_rank: ClassVar[bool] = True
 
+    def check_files(self) -> None:
+        require(self.export.make_targets())
+
     def check(self, context: RunContext) -> ExportedStudent | None:
         """Export the untrained student, unless one step has not changed it: an export of that is refused."""
         trained = context.find(self.student)
@@ -71,7 +75,7 @@ class ExportStudent(Stage[ExportedStudent]):
             )
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return self.export.model_dump(mode="json", include={"targets"})
+        return self.export.model_dump(mode="json", include={"targets", "calibration_images"})
 
     def run(self, context: RunContext, folder: Path) -> ExportedStudent:
         metrics = context.get(self.evaluation).metrics if self.evaluation is not None else ()

@@ -13,7 +13,7 @@ from distill.files import write_atomic
 from distill.models.settings import StudentSettings
 from distill.report.items import Check, Item
 from distill.run.context import RunContext
-from distill.run.export import verify_export
+from distill.run.export import verify_export, written_targets
 from distill.run.stage import Ref, Stage, StageError
 from distill.run.trial import trying
 from distill.stages.export import ExportedStudent
@@ -45,6 +45,8 @@ class VerifyExport(Stage[tuple]):
         trained, exported = context.find(self.student), context.find(self.exported)
         if trained is None or exported is None:
             return None
+        if trained.student.full and not written_targets(self.export, exported.folder):
+            return None  # programs are only traced before training
         with trying(f"{self.name}: loading the export of the untrained student"):
             checks = verify_export(context, self.settings, self.export, exported.folder, trained.student)
         if failed := [check for check in checks if not check.passed]:

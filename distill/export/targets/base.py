@@ -7,6 +7,7 @@ A target is a class in a file of its own, with its settings nested in it; ``expo
             type: Literal["torchscript"] = "torchscript"
 
         title, folder, tolerance = "TorchScript", "torchscript", 1e-4
+        needs = {"my_runtime": "my-runtime"}
 
         def write(self, model, folder, about): ...
         def check(self, folder): ...
@@ -15,19 +16,36 @@ A target is a class in a file of its own, with its settings nested in it; ``expo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, ClassVar
-
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import augment.base
 from augment.base import Component
+from distill.export.checksummed import ExportError
 from distill.export.manifest import Preprocessing, Result
 
-Session = Callable[[Tensor], Tensor]
+if TYPE_CHECKING:  # a program is opened without torch
+    from torch import Tensor, nn
+
+DISTRIBUTION = "delta-distill"
+Session = Callable[["Tensor"], "Tensor"]
 """fp32 images [N, 3, H, W], normalized as the student's input → logits [N, K] fp32, on the CPU."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Training images as evaluation prepares them, for the ranges of quantized values.
+
+    Args:
+        images: [N, 3, H, W] fp32, normalized.
+        ids: names of the samples.
+    """
+
+    images: Tensor
+    ids: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class About:
         preprocessing: how an image becomes the network's input; None: as the model declares.
         results: measured numbers.
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
+        calibration: for a target that :attr:`ExportTarget.calibrates`; else None.
     """
 
     origin: str
@@ -47,27 +66,48 @@ class About:
     preprocessing: Preprocessing | None = None
     results: Sequence[Result] = field(default_factory=tuple)
     model_args: dict[str, Any] | None = None
+    calibration: Calibration | None = None
+
+    @property
+    def of_weights(self) -> dict[str, Any]:
+        """What files of weights hold: all but the images."""
+        return {name: value for name, value in vars(self).items() if name != "calibration"}
 
 
 class ExportTarget(Component):
     """A format that a student is exported in.
 
-    Class attributes:
+    Attributes, of the class or, where settings decide, of the instance:
         title: name of what is written in messages and tables, e.g. ``merged model``; unique among a run's targets.
         folder: name of its folder in the run's ``export/``; unique as well, and neither may be used by the run itself.
         tolerance: largest difference from the live model's logits, relative to the largest absolute logit, that
-            verification accepts; top-1 must be the same on every image.
+            verification accepts.
+        agreement: smallest share of the images with the same top-1 class that verification accepts.
+
+    Class attributes:
+        needs: name to import → package to install, of what this package does not install itself.
+        extra: the extra of this package that installs them; empty: they are installed by their names.
+        calibrates: whether it needs training images, ``About.calibration``.
     """
 
     class Settings(augment.base.Settings):
         type: str
 
-    title: ClassVar[str]
-    folder: ClassVar[str]
-    tolerance: ClassVar[float] = 1e-5
+    title: str
+    folder: str
+    tolerance: float = 1e-5
+    agreement: float = 1.0
+    needs: ClassVar[Mapping[str, str]] = {}
+    extra: ClassVar[str] = ""
+    calibrates: ClassVar[bool] = False
 
     def __init__(self, settings: Settings):
         self.settings = settings
+
+    @classmethod
+    def missing(cls) -> list[str]:
+        """The packages that it needs and that are not installed."""
+        return [package for module, package in cls.needs.items() if find_spec(module) is None]
 
     def unsupported(self, model: nn.Module) -> str | None:
         """The reason why this format cannot hold a model; None if it can."""
@@ -86,6 +126,14 @@ class ExportTarget(Component):
         """
         raise NotImplementedError
 
+    def rehearse(self, model: nn.Module, folder: Path, about: About) -> None:
+        """Try the export of an untrained model, before anything is trained; as :meth:`write`, or a cheaper test."""
+        self.write(model, folder, about)
+
+    def is_current(self, model: nn.Module, folder: Path, about: About) -> bool:
+        """Whether ``folder`` holds, unchanged, what :meth:`write` would write; then it is not written again."""
+        return False
+
     def check(self, folder: Path) -> str:
         """Check that every file is what was written; returns the SHA-256 of the weights.
 
@@ -97,3 +145,20 @@ class ExportTarget(Component):
     def session(self, folder: Path) -> Session:
         """Load what was written, without the code of this package where that is possible, as users do."""
         raise NotImplementedError
+
+
+def install_line(targets: Iterable[type[ExportTarget]]) -> str:
+    """The command that installs what these formats need."""
+    targets = list(targets)
+    extras = sorted({target.extra for target in targets if target.extra})
+    packages = sorted({package for target in targets if not target.extra for package in target.missing()})
+    own = [f"'{DISTRIBUTION}[{','.join(extras)}]'"] if extras else []
+    return " ".join(["uv pip install", *own, *packages])
+
+
+def require(targets: Iterable[ExportTarget]) -> None:
+    """Raise ``ExportError`` if a package that a target needs is not installed; the text has the line to install all."""
+    absent = {type(target): missing for target in targets if (missing := target.missing())}
+    if absent:
+        names = "; ".join(f"{target.title} needs {', '.join(missing)}" for target, missing in absent.items())
+        raise ExportError(f"a format is not installed: {names}. Install it: {install_line(absent)}")

@@ -179,7 +179,7 @@ class TimmFolder(ExportTarget):
         return f"{', '.join(dict.fromkeys(structural))} cannot be merged" if structural else None
 
     def write(self, model: nn.Module, folder: Path, about: About) -> int:
-        write_timm_folder(folder, model, **vars(about))
+        write_timm_folder(folder, model, **about.of_weights)
         return (folder / TENSORS).stat().st_size
 
     def check(self, folder: Path) -> str:

@@ -1,0 +1,82 @@
+"""ExecuTorch with XNNPACK, for phones: one ``.pte`` file with a fixed batch."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from distill.export.artifact import ProgramManifest
+from distill.export.opening import Run
+from distill.export.targets.base import About
+from distill.export.targets.program import Converted, ProgramTarget
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FILE = "model.pte"
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """ExecuTorch calls what Python has deprecated, and warns that it is experimental; no user can change it."""
+    logger = logging.getLogger("torch.utils._pytree")  # the import of torchao registers what torch has deprecated
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="This API is experimental")
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+class ExecuTorch(ProgramTarget):
+    """A program of ExecuTorch, computed by XNNPACK. Its runtime for Python imports torch; on a phone there is none."""
+
+    class Settings(ProgramTarget.Settings):
+        type: Literal["pte"] = "pte"
+        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
+
+    title, folder, weights = "ExecuTorch", "pte", FILE
+    needs: ClassVar[Mapping[str, str]] = {"executorch": "executorch", "torchao": "torchao"}
+    extra = "executorch"
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.batch = settings.batch
+
+    def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
+        with _quietly():
+            from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+            from executorch.exir import to_edge_transform_and_lower
+
+            lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
+        (folder / FILE).write_bytes(lowered.buffer)
+        return Converted()
+
+    def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
+        import torch
+
+        with _quietly():
+            from executorch.runtime import Runtime
+
+            program = Runtime.get().load_program(files[FILE])
+            method = program.load_method("forward")
+        kept = (files[FILE], program)  # the method points into their memory
+
+        def run(images: np.ndarray) -> np.ndarray:
+            assert kept
+            # The runtime may give its own buffer, which the next call overwrites.
+            return method.execute([torch.from_numpy(images)])[0].clone().numpy()
+
+        return run

@@ -1,0 +1,123 @@
+"""ONNX, for ONNX Runtime and many others: one file with a dynamic batch. Opening it does not import torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from distill.export.artifact import ProgramManifest
+from distill.export.checksummed import ExportError
+from distill.export.opening import Run
+from distill.export.targets.base import About
+from distill.export.targets.program import Converted, ProgramTarget
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+FILE = "model.onnx"
+BATCH = "batch"
+LARGEST = 2**31 - 1
+"""Bytes of a protocol buffer."""
+
+
+class Onnx(ProgramTarget):
+    """ONNX by torch's exporter, batch norms folded; labels and preprocessing are in its metadata."""
+
+    class Settings(ProgramTarget.Settings):
+        type: Literal["onnx"] = "onnx"
+        dtype: Literal["float32", "float16"] = Field(
+            "float32", description="of weights and computation; float16 halves the file, and is slow on most CPUs"
+        )
+
+    title, folder, weights = "ONNX", "onnx", FILE
+    needs: ClassVar[Mapping[str, str]] = {"onnx": "onnx", "onnxscript": "onnxscript", "onnxruntime": "onnxruntime"}
+    extra = "onnx"
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        if settings.dtype == "float16":
+            self.title, self.folder, self.dtype = "ONNX float16", "onnx-float16", "float16"
+            self.tolerance, self.agreement = 5e-3, 0.998
+        super().__init__(settings)
+
+    def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
+        import torch
+
+        from distill.export.trace import IMAGES, LOGITS
+
+        size = sum(tensor.numel() * tensor.element_size() for tensor in program.state_dict.values())
+        if size > LARGEST:
+            raise ExportError(f"{self.title}: {size:,} bytes of weights, and one ONNX file holds at most {LARGEST:,}")
+        exported = torch.onnx.export(
+            program, dynamo=True, external_data=False, input_names=[IMAGES], output_names=[LOGITS], verbose=False
+        )
+        assert exported is not None
+        proto: Any = exported.model_proto
+        _strip(proto)
+        _name_batch(proto)
+        proto.producer_name = "delta-distill"
+        assert about.preprocessing is not None
+        metadata = {"origin": about.origin, "preprocessing": about.preprocessing.model_dump_json()}
+        if about.labels:
+            metadata["labels"] = json.dumps(list(about.labels), ensure_ascii=False)
+        for key, value in sorted(metadata.items()):
+            proto.metadata_props.add(key=key, value=value)
+        (folder / FILE).write_bytes(proto.SerializeToString(deterministic=True))
+        return Converted(opset=next(entry.version for entry in proto.opset_import if not entry.domain))
+
+    def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
+        return run_onnx(files[FILE], manifest.options)
+
+
+def run_onnx(data: bytes, options: Mapping[str, str]) -> Run:
+    """A function that runs an ONNX model on the CPU.
+
+    Args:
+        data: the file.
+        options: entries of the session's configuration.
+
+    Returns:
+        The function, which runs one batch.
+    """
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    for key, value in options.items():
+        settings.add_session_config_entry(key, value)
+    session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
+    (name,) = (each.name for each in session.get_inputs())
+
+    def run(images: np.ndarray) -> np.ndarray:
+        return session.run(None, {name: images})[0]
+
+    return run
+
+
+def _strip(proto: Any) -> None:
+    """Remove what the exporter notes about the origin of every part, which includes paths and stack traces."""
+    del proto.metadata_props[:]
+    proto.doc_string = ""
+    graphs = [proto.graph]
+    while graphs:
+        graph = graphs.pop()
+        graph.doc_string = ""
+        parts = [*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output]
+        for part in [graph, *parts]:
+            del part.metadata_props[:]
+            part.doc_string = ""
+        graphs += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+
+
+def _name_batch(proto: Any) -> None:
+    """Name the dynamic dimension; the exporter gives it a symbol such as ``s77``."""
+    graph = proto.graph
+    symbol = graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in [*graph.input, *graph.output, *graph.value_info]:
+        for dimension in value.type.tensor_type.shape.dim:
+            if symbol and dimension.dim_param == symbol:
+                dimension.dim_param = BATCH
