@@ -106,7 +106,8 @@ class FewShotExperiment(FittedHeadExperiment):
         test = EvaluateShots("test", models=models, student=student.output)
         export = ExportStudent("export", self.export, student.output, test.output)
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        return [*made, test, export, verify, WriteReport("report", baseline=others[0] if others else self.shipped)]
+        last = [verify, *self.plan_measuring(student.output, export.output)]
+        return [*made, test, export, *last, WriteReport("report", baseline=others[0] if others else self.shipped)]
 
     @model_validator(mode="after")
     def _fits_heads_alone(self, info: ValidationInfo) -> Self:

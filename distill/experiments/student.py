@@ -28,7 +28,7 @@ if TYPE_CHECKING:  # these import torch
     from distill.run.context import RunContext
     from distill.run.stage import Ref, Stage
     from distill.stages.evaluate import Evaluation
-    from distill.stages.export import ExportStudent
+    from distill.stages.export import ExportedStudent, ExportStudent
     from distill.stages.outputs import TeacherNetworks, TrainedStudent
     from distill.stages.preview import PreviewViews
 
@@ -236,10 +236,12 @@ class ExportingExperiment(StudentExperiment):
         trained: file in the run folder that a finished training of the student has.
         keeps_moments: whether moments of the training images are measured and written beside the delta file, with which
             a later adaptation to other images aligns its batch-norm statistics.
+        measures_formats: whether ``export.measure`` is possible: its exports have a logit for each class of its data.
     """
 
     trained: ClassVar[str] = "student/result.ckpt"
     keeps_moments: ClassVar[bool] = False
+    measures_formats: ClassVar[bool] = True
     export: ExportSettings = ExportSettings()
 
     def evaluated(self, data: ExperimentData) -> ExperimentData:
@@ -279,7 +281,23 @@ class ExportingExperiment(StudentExperiment):
         verify = VerifyExport("verify", self.student, self.export, student, exported.output)
         momentum = self.teacher is not None and self.teacher.momentum is not None
         preview = (views or PreviewViews)("preview", self.augment, student, self.training.accumulate, momentum)
-        return [exported, verify, preview, WriteReport("report", baseline, row)]
+        measured = self.plan_measuring(student, exported.output)
+        return [exported, verify, *measured, preview, WriteReport("report", baseline, row)]
+
+    def plan_measuring(self, student: Ref[TrainedStudent], exported: Ref[ExportedStudent]) -> list[Stage]:
+        """The stage that measures the exported formats; none unless ``export.measure`` is set."""
+        if self.export.measure is None:
+            return []
+        from distill.stages.measure_export import MeasureExport
+
+        return [MeasureExport("measure", self.student, self.export, student, exported, self.evaluated)]
+
+    @model_validator(mode="after")
+    def _can_be_measured(self) -> ExportingExperiment:
+        if self.export.measure is not None and not self.measures_formats:
+            text = f"kind: {self.kind} exports no classifier of the classes of its data, so nothing is measured"
+            raise error_at("export.measure", text)
+        return self
 
     def load_student(self, context: RunContext, run: Path) -> Student:
         """The student of a finished run, from its trained weights.

@@ -5,7 +5,7 @@ Importing this does not import torch. Validating a config that names objectives,
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, model_validator
 
@@ -39,6 +39,7 @@ class UnsupervisedExperiment(ExportingExperiment):
     ``clusters``, ``knn`` and ``anomaly`` it is trained and exported, such as for the backbone of a detector.
     """
 
+    measures_formats: ClassVar[bool] = False
     kind: Literal["unsupervised"] = "unsupervised"  # type: ignore[assignment]
     clusters: ClusterSettings | None = Field(None, description="none: no clusters")
     knn: NeighborSettings | None = Field(None, description="none: neighbors are not scored")

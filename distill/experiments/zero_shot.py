@@ -101,7 +101,8 @@ class ZeroShotExperiment(FittedHeadExperiment):
             "export", self.export, student.output, test.output, text=self.text, head=shipped.output, texts=texts.output
         )
         verify = VerifyExport("verify", self.student, self.export, student.output, export.output)
-        return [*made, export, verify, WriteReport("report", baseline="names")]
+        measured = self.plan_measuring(student.output, export.output)
+        return [*made, export, verify, *measured, WriteReport("report", baseline="names")]
 
     @property
     def _variants(self) -> tuple[str, ...]:

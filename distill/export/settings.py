@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from augment.base import Registry, Settings, error_at
+from distill.export.pick import parse_rule
 
 TARGETS = Registry("distill.export.targets", "ExportTarget")
 DELTA = "delta"
@@ -27,6 +28,37 @@ else:
     AnyTarget = Annotated[Settings, TARGETS]
 
 
+def _or_boolean(schema: dict[str, Any]) -> None:
+    """Editors accept true and false as well."""
+    schema["anyOf"] = [*schema["anyOf"], {"type": "boolean"}]
+
+
+class MeasureSettings(Settings):
+    """How the exported formats are measured; each one in a process of its own, beside the live model in PyTorch."""
+
+    images: int | None = Field(None, ge=1, description="images of the test split that are compared; default: all")
+    rounds: int = Field(30, ge=1, description="timed calls of each format and batch, in turn with the live model")
+    threads: int = Field(1, ge=1, description="threads that every runtime is told to use")
+    batches: tuple[int, ...] = Field((1, 16), min_length=1, description="numbers of images in a timed call")
+    pick: str | None = Field(
+        None, description='rule that chooses a format, such as "accuracy-1%, min latency"; see distill export --pick'
+    )
+
+    @field_validator("batches")
+    @classmethod
+    def _batches_differ(cls, batches: tuple[int, ...]) -> tuple[int, ...]:
+        if min(batches) < 1 or len(set(batches)) < len(batches):
+            raise ValueError(f"{list(batches)}: give different numbers from 1 on")
+        return tuple(sorted(batches))
+
+    @field_validator("pick")
+    @classmethod
+    def _rule_is_known(cls, pick: str | None) -> str | None:
+        if pick is not None:
+            parse_rule(pick)
+        return pick
+
+
 class ExportSettings(Settings):
     """The formats written in addition to the delta file, and how they are verified."""
 
@@ -40,6 +72,18 @@ class ExportSettings(Settings):
     verify_images: int = Field(
         256, ge=1, description="real images on which every export must give the logits of the student"
     )
+    measure: MeasureSettings | None = Field(
+        None,
+        description="measure accuracy, size, time and memory of every format for the report; true: with the defaults",
+        json_schema_extra=_or_boolean,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _measure_is_a_switch(cls, tree: Any) -> Any:
+        if isinstance(tree, dict) and isinstance(measure := tree.get("measure"), bool):
+            return {**tree, "measure": {} if measure else None}
+        return tree
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> ExportSettings:

@@ -199,7 +199,7 @@ runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @contextmanager
-def fresh_process(work: Path, module: str) -> Iterator[None]:
+def fresh_process(work: Path, module: str, environment: Mapping[str, str] | None = None) -> Iterator[None]:
     """Run a module in a fresh process, beside the body of the ``with`` statement, which waits for it at its end.
 
     The process reads its inputs from a folder and writes its outputs there. ``python -m`` would import from the current
@@ -208,6 +208,7 @@ def fresh_process(work: Path, module: str) -> Iterator[None]:
     Args:
         work: the folder, its only argument.
         module: as of ``python -m``.
+        environment: variables that differ from this process's.
 
     Yields:
         While the process runs.
@@ -218,13 +219,11 @@ def fresh_process(work: Path, module: str) -> Iterator[None]:
     root = str(Path(distill.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-P", "-c", _START, module, str(work), *filter(None, sys.path)]
-    environment = {**os.environ, "PYTHONPATH": path}
+    variables = {**os.environ, **(environment or {}), "PYTHONPATH": path}
     # In its own process group, so that Ctrl-C reaches only the run, which stops after this stage.
     with (
         tempfile.TemporaryFile() as errors,
-        subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, process_group=0
-        ) as process,
+        subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL, stderr=errors, process_group=0) as process,
     ):
         try:
             yield
@@ -254,18 +253,33 @@ def _fresh_process(work: Path) -> None:
         target: ExportTarget = settings.component(settings)  # type: ignore[misc]
         outputs[folder] = target.session(Path(folder))(images).contiguous()
     if request.delta is not None:
-        manifest = read_delta(Path(request.delta))[0]
-        if request.backbone is not None:
-            torch.manual_seed(request.backbone.seed)
-            backbone = create_network(request.backbone.network, manifest.num_classes).model
-        else:
-            backbone = timm_with_own_models().create_model(
-                manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
-            )
-            backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
-        loaded = load_delta(Path(request.delta), backbone, allow_plugins=request.allow_plugins)
+        loaded = load_student(Path(request.delta), request.backbone, work, request.allow_plugins)
         outputs[DELTA_FILE] = logits_of(loaded)(images)
     safetensors.torch.save_file(outputs, work / "logits.safetensors")
+
+
+def load_student(delta: Path, named: NamedBackbone | None, work: Path, allow_plugins: bool) -> nn.Module:
+    """The student of a delta file, in a fresh process.
+
+    Args:
+        delta: its folder.
+        named: its backbone; None: the backbone's tensors are in ``backbone.safetensors`` in ``work``.
+        work: the folder of the process.
+        allow_plugins: import delta classes outside this package that the delta file names.
+
+    Returns:
+        The backbone with the deltas attached.
+    """
+    manifest = read_delta(delta)[0]
+    if named is not None:
+        torch.manual_seed(named.seed)
+        backbone = create_network(named.network, manifest.num_classes).model
+    else:
+        backbone = timm_with_own_models().create_model(
+            manifest.architecture, pretrained=False, num_classes=manifest.num_classes, **manifest.model_args
+        )
+        backbone.load_state_dict(safetensors.torch.load_file(work / "backbone.safetensors"))
+    return load_delta(delta, backbone, allow_plugins=allow_plugins)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from distill.report.items import Series
 from distill.report.numbers import SPACE, percent, points, signed
 from distill.report.outcome import Outcome, outcome
 from distill.report.plots import heat_maps, lines_figure
+from distill.report.scatter import scatter_figure
 from distill.report.summary import RunSummary, finite
 from distill.report.theme import DARK, LIGHT, Theme, png
 from distill.report.where import bytes_figure
@@ -60,6 +61,8 @@ def draw_in(theme: Theme, summary: RunSummary) -> dict[str, bytes]:
     drawn = {name: png(partial(maker, summary), theme, fonts.families) for name, maker in makers.items()}
     for number, item in enumerate(summary.lines, 1):
         drawn[f"lines-{number}"] = png(partial(lines_figure, item), theme, fonts.families)
+    for number, scatter in enumerate(summary.scatters, 1):
+        drawn[f"scatter-{number}"] = png(partial(scatter_figure, scatter), theme, fonts.families)
     for number, matrices in enumerate(summary.heat_maps.values(), 1):
         drawn[f"matrices-{number}"] = png(partial(heat_maps, matrices), theme, fonts.families)
     return {name: figure for name, figure in drawn.items() if figure is not None}

@@ -25,7 +25,7 @@ from distill.report.where import blocks
 logger = logging.getLogger(__name__)
 
 FIGURES = ("accuracy", "curves", "classes", "confusion", "bytes")
-NUMBERED = ("lines-*.png", "matrices-*.png")
+NUMBERED = ("lines-*.png", "scatter-*.png", "matrices-*.png")
 MOST_CONFUSIONS = 8
 
 

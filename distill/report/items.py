@@ -70,8 +70,9 @@ class Metric(Item):
     high: float | None = Field(None, description="upper end of it")
 
 
-Unit = Literal["text", "percent", "points", "bytes", "seconds", "count"]
-"""How a number is shown: ``percent`` of a fraction without its sign, ``points`` a difference of fractions."""
+Unit = Literal["text", "percent", "points", "bytes", "seconds", "count", "milliseconds", "ratio", "error"]
+"""How a number is shown: ``percent`` of a fraction without its sign, ``points`` a difference of fractions,
+``milliseconds`` without the unit, ``ratio`` with two decimals, ``error`` as a power of ten."""
 Cell = str | float | None
 """None is shown as a dash: not measured, or not defined."""
 
@@ -100,6 +101,7 @@ class TableRow(Item):
     cells: tuple[Cell, ...]
     strong: bool = Field(False, description="whether it is the subject of the run")
     mark: str = Field("", description="sign after the first cell, which the table's caption explains")
+    muted: bool = Field(False, description="whether it is shown in gray, which the table's caption explains")
 
 
 class Table(Item):
@@ -176,6 +178,68 @@ class Series(Item):
     steps: tuple[int, ...]
     epochs: tuple[int, ...]
     values: tuple[float, ...]
+
+
+class Point(Item):
+    """One point of a :class:`Scatter`."""
+
+    name: str
+    x: float
+    y: float
+    value: float | None = Field(None, description="decides its color")
+    muted: bool = Field(False, description="whether it is gray")
+    strong: bool = Field(False, description="whether it is the one that was chosen")
+
+
+class Scatter(Item):
+    """Named points in a plane; less is better on both axes. A line joins those that no other point beats on both."""
+
+    title: str
+    points: tuple[Point, ...]
+    x: str = Field(description="what the horizontal axis is")
+    y: str = Field(description="what the vertical axis is")
+    x_unit: Unit
+    y_unit: Unit
+    value: str = Field("", description="what the color is, a fraction")
+    caption: str = ""
+
+
+class Latency(Item):
+    """Time of calls of a format, each with one batch."""
+
+    batch: int
+    p50_ms: float = Field(description="median over rounds, milliseconds")
+    p90_ms: float = Field(description="90th percentile over rounds, milliseconds")
+    eager_ratio: float = Field(
+        description="median over rounds of its time over that of the live model in PyTorch in the same round"
+    )
+    images_per_second: float = Field(description="batch / median time")
+
+
+class FormatFigures(Item):
+    """What was measured of one exported format, in a process of its own."""
+
+    name: str
+    type: str = Field("", description="of the export target; empty: the live model, run by PyTorch")
+    images: int = Field(description="of the split, on which outputs were compared")
+    split: str
+    relative_difference: float = Field(
+        description="largest absolute difference of the logits from the live model's, over the largest absolute logit"
+    )
+    agreement: float = Field(description="fraction of the images with the live model's class")
+    passed: bool = Field(description="whether both are within what the format promises")
+    accuracy: Estimate | None = Field(None, description="fraction of the labeled images, with its 95 % interval")
+    bytes: int = Field(description="of all files of the format; of the live model, of its tensors")
+    load_seconds: float = Field(description="from the checked files to a session, packages already imported")
+    latencies: tuple[Latency, ...]
+    peak_bytes: int | None = Field(
+        None,
+        description="highest resident memory while loading and running every batch size once, beyond that of the "
+        "interpreter, the packages and the images; None: this system does not tell it",
+    )
+    cores: float = Field(description="CPU seconds of the process per second of the timed calls")
+    threads: int = Field(description="that every runtime was told to use")
+    fixed_batch: int | None = Field(None, description="the program's own batch, in which larger ones run; None: any")
 
 
 Curves = dict[str, Series]

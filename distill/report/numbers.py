@@ -73,6 +73,12 @@ def cell(value: Cell, unit: Unit) -> str:
         return points(value)
     if unit == "seconds":
         return _short_duration(value)
+    if unit == "milliseconds":
+        return f"{value:.0f}" if value >= 99.5 else f"{value:.3g}"
+    if unit == "ratio":
+        return f"{value:.2f}"
+    if unit == "error":
+        return f"{value:.0e}" if value else "0"
     return size(round(value)) if unit == "bytes" else count(round(value))
 
 

@@ -18,6 +18,7 @@ from distill.report.items import (
     Curve,
     Curves,
     Files,
+    FormatFigures,
     Headline,
     Integers,
     Item,
@@ -27,6 +28,7 @@ from distill.report.items import (
     Note,
     Picture,
     Row,
+    Scatter,
     Sizes,
     Table,
 )
@@ -87,6 +89,8 @@ class RunSummary(Item):
     headlines: tuple[Headline, ...] = ()
     tables: tuple[Table, ...] = ()
     lines: tuple[Lines, ...] = ()
+    scatters: tuple[Scatter, ...] = ()
+    formats: tuple[FormatFigures, ...] = Field((), description="what was measured of the exported formats")
     matrices: tuple[Matrix, ...] = ()
     pictures: tuple[Picture, ...] = ()
 
@@ -124,6 +128,8 @@ class RunSummary(Item):
             headlines=of_type(Headline),
             tables=of_type(Table),
             lines=of_type(Lines),
+            scatters=of_type(Scatter),
+            formats=of_type(FormatFigures),
             matrices=of_type(Matrix),
             pictures=of_type(Picture),
             **(compared[-1] if compared else {}),

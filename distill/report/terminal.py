@@ -86,7 +86,9 @@ def measured_table(measured: MeasuredTable, width: int) -> Table:
         text = measured.columns[n].unit == "text"
         table.add_column(headings[n], justify="left" if text else "right", no_wrap=n > 0, min_width=widths[n])
     for name, row, of in zip(names, texts, measured.rows):
-        table.add_row(name, *(Text(row[n]) for n in shown[1:]), style="bold" if of.strong else "")
+        table.add_row(
+            name, *(Text(row[n]) for n in shown[1:]), style="bold" if of.strong else "dim" if of.muted else ""
+        )
     return table
 
 

@@ -55,7 +55,7 @@ class VerifyExport(Stage[tuple]):
         return tuple(checks)
 
     def key(self, context: RunContext) -> Mapping[str, Any]:
-        return self.export.model_dump(mode="json")
+        return self.export.model_dump(mode="json", exclude={"measure"})
 
     def run(self, context: RunContext, folder: Path) -> tuple[Check, ...]:
         student, exported = context.get(self.student).student, context.get(self.exported)

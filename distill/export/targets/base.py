@@ -83,11 +83,13 @@ class ExportTarget(Component):
         tolerance: largest difference from the live model's logits, relative to the largest absolute logit, that
             verification accepts.
         agreement: smallest share of the images with the same top-1 class that verification accepts.
+        threads: number of threads that its sessions use; None: as many as the runtime chooses.
 
     Class attributes:
         needs: name to import → package to install, of what this package does not install itself.
         extra: the extra of this package that installs them; empty: they are installed by their names.
         calibrates: whether it needs training images, ``About.calibration``.
+        runtime: modules that a session imports; they are imported before its memory and load time are measured.
     """
 
     class Settings(augment.base.Settings):
@@ -97,9 +99,11 @@ class ExportTarget(Component):
     folder: str
     tolerance: float = 1e-5
     agreement: float = 1.0
+    threads: int | None = None
     needs: ClassVar[Mapping[str, str]] = {}
     extra: ClassVar[str] = ""
     calibrates: ClassVar[bool] = False
+    runtime: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings):
         self.settings = settings
