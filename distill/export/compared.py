@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from distill.export.pick import Choice, MeasuredFormat, choose, dominated, parse_rule
-from distill.report.items import Column, FormatFigures, Item, Latency, Point, Scatter, Table, TableRow
-from distill.report.numbers import SPACE
+from distill.report.items import Cell, Column, FormatFigures, Item, Point, Scatter, Table, TableRow
+from distill.report.numbers import SPACE, between
 
 EAGER = "PyTorch, eager"
 """Name of the live model's row."""
-TITLE = "Export formats"
+TITLE, TIMES = "Export formats", "Times of the formats"
+FAULT = "a larger difference from the live model than the format promises"
 BUSY = 1.1
 """Times the number of threads: CPU seconds per second from which a format is marked."""
 
@@ -36,7 +37,7 @@ def chosen(measured: Sequence[FormatFigures], rule: str | None) -> Choice | None
 
 
 def format_items(measured: Sequence[FormatFigures], choice: Choice | None) -> Iterator[Item]:
-    """The items of a report: the figures themselves, a table, and a scatter.
+    """The items of a report: the figures themselves, tables, and a scatter.
 
     Args:
         measured: of the live model and of the formats.
@@ -48,6 +49,7 @@ def format_items(measured: Sequence[FormatFigures], choice: Choice | None) -> It
     yield from measured
     beaten = _dominated(measured)
     yield formats_table(measured, choice, beaten)
+    yield times_table(measured, choice, beaten)
     first = measured[0].latencies[0]
     caption = (
         "Gray: another format is at least as good in latency, size and accuracy, and better in one. The dashed line "
@@ -87,74 +89,108 @@ def formats_table(measured: Sequence[FormatFigures], choice: Choice | None, beat
     Returns:
         The table; where the terminal is narrow, it leaves out the last columns first, by their rank.
     """
-    first, *others = (each.batch for each in measured[0].latencies)
     columns = [
         Column(heading="format"),
         Column(heading="accuracy, %", unit="percent"),
-        Column(heading="95 %, interval", rank=4),
-        Column(heading="same, top-1 %", unit="percent", rank=1),
-        Column(heading="largest, difference", unit="error", rank=5),
+        Column(heading="95 %, interval", rank=2),
+        Column(heading="same, top-1 %", unit="percent"),
+        Column(heading="largest, difference", unit="error", rank=4),
         Column(heading="size", unit="bytes"),
-        *_latency_columns(first, 0),
-        *(column for batch in others for column in _latency_columns(batch, 2)),
         Column(heading="memory", unit="bytes", rank=3),
-        Column(heading="load, s", unit="ratio", rank=6),
+        Column(heading=f"ms, batch{SPACE}{measured[0].latencies[0].batch}", unit="milliseconds"),
+        *(Column(heading=f"×{SPACE}eager, batch{SPACE}{of.batch}", unit="ratio") for of in measured[0].latencies),
     ]
     rows = [
+        (
+            each.accuracy.value if each.accuracy is not None else None,
+            between(each.accuracy) if each.accuracy is not None else None,
+            each.agreement,
+            each.relative_difference,
+            float(each.bytes),
+            float(each.peak_bytes) if each.peak_bytes is not None else None,
+            each.latencies[0].p50_ms,
+            *(of.eager_ratio for of in each.latencies),
+        )
+        for each in measured
+    ]
+    caption = "" if choice is None else f"{choice} "
+    return Table(
+        title=TITLE,
+        columns=tuple(columns),
+        rows=_rows(measured, rows, choice, beaten),
+        caption=caption + _explained(measured),
+    )
+
+
+def times_table(measured: Sequence[FormatFigures], choice: Choice | None, beaten: Sequence[bool]) -> Table:
+    """The table of times.
+
+    Args:
+        measured: of the live model and of the formats.
+        choice: of a rule; None: nothing was chosen.
+        beaten: which rows are gray.
+
+    Returns:
+        The table.
+    """
+    columns = [Column(heading="format")]
+    for n, batch in enumerate(of.batch for of in measured[0].latencies):
+        of_batch = f"batch{SPACE}{batch}"
+        columns += [
+            Column(heading=f"p50 ms, {of_batch}", unit="milliseconds", rank=3 * n),
+            Column(heading=f"p90 ms, {of_batch}", unit="milliseconds", rank=3 * n),
+            Column(heading=f"images/s, {of_batch}", unit="count", rank=3 * n + 1),
+        ]
+    columns.append(Column(heading="load, s", unit="ratio", rank=2))
+    rows = [
+        (
+            *(cell for of in each.latencies for cell in (of.p50_ms, of.p90_ms, of.images_per_second)),
+            each.load_seconds,
+        )
+        for each in measured
+    ]
+    threads = "1 thread" if measured[0].threads == 1 else f"{measured[0].threads} threads"
+    marks = "".join(f" {MARKS[1]} used {each.cores:.1f} cores ({each.name})." for each in measured if _marks(each)[1])
+    fixed = sorted({each.fixed_batch for each in measured if each.fixed_batch is not None})
+    if fixed:
+        marks += f" {MARKS[2]} its batch is fixed ({', '.join(map(str, fixed))}): larger ones run in parts."
+    return Table(
+        title=TIMES,
+        columns=tuple(columns),
+        rows=_rows(measured, rows, choice, beaten),
+        caption=f"Median and 90th percentile of calls, on {threads}; load: from the files to a session, with its packages "
+        f"imported before.{marks}",
+    )
+
+
+MARKS = "!†‡"
+
+
+def _rows(
+    measured: Sequence[FormatFigures], rows: Sequence[tuple[Cell, ...]], choice: Choice | None, beaten: Sequence[bool]
+) -> tuple[TableRow, ...]:
+    return tuple(
         TableRow(
-            cells=(
-                each.name,
-                each.accuracy.value if each.accuracy is not None else None,
-                _interval(each),
-                each.agreement,
-                each.relative_difference,
-                float(each.bytes),
-                *(cell for of in each.latencies for cell in _latency_cells(of)),
-                float(each.peak_bytes) if each.peak_bytes is not None else None,
-                each.load_seconds,
-            ),
+            cells=(each.name, *cells),
             strong=choice is not None and choice.name == each.name,
-            mark="".join(mark for mark, applies in zip("!†‡", _marks(each)) if applies),
+            mark="".join(mark for mark, applies in zip(MARKS, _marks(each)) if applies),
             muted=muted,
         )
-        for each, muted in zip(measured, beaten)
-    ]
-    return Table(title=TITLE, columns=tuple(columns), rows=tuple(rows), caption=_caption(measured, choice))
-
-
-def _latency_columns(batch: int, rank: int) -> tuple[Column, ...]:
-    of = f"batch {batch}"
-    return (
-        Column(heading=f"ms, {of}", unit="milliseconds", rank=rank),
-        Column(heading=f"p90 ms, {of}", unit="milliseconds", rank=rank + 5),
-        Column(heading=f"/ eager, {of}", unit="ratio", rank=rank),
-        Column(heading=f"images/s, {of}", unit="count", rank=rank + 6),
+        for each, cells, muted in zip(measured, rows, beaten)
     )
 
 
-def _latency_cells(of: Latency) -> tuple[float, ...]:
-    return (of.p50_ms, of.p90_ms, of.eager_ratio, of.images_per_second)
-
-
-def _caption(measured: Sequence[FormatFigures], choice: Choice | None) -> str:
+def _explained(measured: Sequence[FormatFigures]) -> str:
     live = measured[0]
-    rounds = "each format in a process of its own, in turn with PyTorch on the live model, deltas merged where possible"
-    threads = "1 thread" if live.threads == 1 else f"{live.threads} threads"
-    parts = [] if choice is None else [str(choice)]
-    parts.append(
-        f"{_images(live.images)} of {live.split}; {rounds}; {threads}. ms: median; / eager: median over rounds of the "
-        "time over PyTorch's. Memory: resident, beyond interpreter, packages and images, at its peak while loading and "
-        "running each batch once. Gray: another format is at least as good in latency, size and accuracy."
+    text = (
+        f"On {_images(live.images)} of {live.split}, each format in a process of its own. Same: top-1 of the live model. "
+        "Memory: beyond interpreter and packages, at its peak while loading and running each batch once. × eager: the "
+        "median over rounds of its time over that of PyTorch on the live model, deltas merged where possible. Gray: "
+        "another format is at least as good in latency, size and accuracy."
     )
-    marks = [any(of) for of in zip(*map(_marks, measured))]
-    explained = (
-        "! differs more from the live model than its format promises.",
-        f"† used more than {threads}.",
-        "‡ its batch is fixed"
-        + "".join(f" ({batch})" for batch in sorted({each.fixed_batch for each in measured if each.fixed_batch}))
-        + ": larger ones run in parts.",
-    )
-    return " ".join([*parts, *(text for text, applies in zip(explained, marks) if applies)])
+    if any(not each.passed for each in measured):
+        text += f" {MARKS[0]} {FAULT}."
+    return text
 
 
 def _marks(each: FormatFigures) -> tuple[bool, bool, bool]:
@@ -195,14 +231,8 @@ def _candidate(each: FormatFigures, live: FormatFigures) -> MeasuredFormat:
     for of in each.latencies:
         values |= {f"latency@{of.batch}": of.p50_ms, f"throughput@{of.batch}": of.images_per_second}
         relative |= {f"latency@{of.batch}": of.eager_ratio, f"throughput@{of.batch}": 1 / of.eager_ratio}
-    fault = "" if each.passed else "it differs more from the live model than its format promises"
+    fault = "" if each.passed else FAULT
     return MeasuredFormat(each.name, values, relative, fault)
-
-
-def _interval(each: FormatFigures) -> str | None:
-    if each.accuracy is None:
-        return None
-    return f"{100 * each.accuracy.low:.1f}–{100 * each.accuracy.high:.1f}"
 
 
 def _images(count: int) -> str:

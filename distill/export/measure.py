@@ -100,6 +100,7 @@ def measure_formats(
     *,
     delta: Path | None = None,
     backbone: NamedBackbone | None = None,
+    live: bool = True,
     fresh: bool = True,
     allow_plugins: bool = False,
 ) -> Iterator[Measurement]:
@@ -112,6 +113,7 @@ def measure_formats(
         settings: rounds, threads and batch sizes.
         delta: the delta folder of a model whose deltas cannot be merged.
         backbone: of it.
+        live: whether the live model is measured by itself too.
         fresh: in new processes; False: in this one, for a check before training, whose figures mean nothing.
         allow_plugins: import delta classes outside this package that the delta file names.
 
@@ -137,7 +139,7 @@ def measure_formats(
             **settings.model_dump(include={"rounds", "threads", "batches"}),
         }
         environment = dict.fromkeys(_THREADS, str(settings.threads))
-        for folder, target in ((work, None), *targets.items()):
+        for folder, target in [*([(work, None)] if live else []), *targets.items()]:
             own = None if target is None else target.settings.model_dump(mode="json")
             request = _MeasureRequest(target=own, folder=str(folder.resolve()), **plain)
             (work / "request.json").write_text(request.model_dump_json())

@@ -53,8 +53,9 @@ QUANTITIES = {
     "load": _Quantity(True, {"s": 1.0, "ms": 0.001}),
 }
 _NAME = r"(?P<name>[a-zA-Z_0-9]+)(?:@(?P<batch>\w+))?"
-_LIMIT = re.compile(rf"{_NAME}\s*(?P<sign><=|>=|<|>|≤|≥|=+)\s*(?P<number>[^\s%a-zA-Z/]+)\s*(?P<unit>[%a-zA-Z/]*)")
-_LESS_THAN_FP32 = re.compile(r"(?P<name>[a-zA-Z_0-9]+)\s*[-−]\s*(?P<number>[^\s%a-zA-Z]+)\s*(?P<unit>[%a-zA-Z]*)")
+_SIGN, _NUMBER = r"(?P<sign><=|>=|<|>|≤|≥|=+)", r"(?P<number>[-+.\d]+(?:[eE][-+]?\d+)?)"
+_LIMIT = re.compile(rf"{_NAME}\s*{_SIGN}\s*{_NUMBER}\s*(?P<unit>[%a-zA-Z/]*)")
+_LESS_THAN_FP32 = re.compile(r"(?P<name>[a-zA-Z_0-9]+)\s*[-−]\s*(?P<number>[-+.\d]+)\s*(?P<unit>[%a-zA-Z]*)")
 _BEST = re.compile(rf"(?P<which>\w+)\s+{_NAME}")
 FORM = "it has parts such as accuracy-1%, size<=5MB, and then min latency"
 
@@ -112,23 +113,41 @@ class MeasuredFormat:
 
 
 @dataclass(frozen=True)
+class Exclusion:
+    """Why a format may not be chosen.
+
+    Args:
+        by: the limit as it was written, or a fault.
+        value: what the format has instead; empty for a fault.
+    """
+
+    by: str
+    value: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.by}: {self.value}" if self.value else self.by
+
+
+@dataclass(frozen=True)
 class Choice:
     """What a rule chooses.
 
     Args:
         name: of the format; None if none satisfies the rule.
         reason: in a line.
-        excluded: name of each other format that the rule or a fault excludes → why.
+        excluded: name of each format that the rule or a fault excludes → why.
     """
 
     name: str | None
     reason: str
-    excluded: Mapping[str, str]
+    excluded: Mapping[str, Exclusion]
 
     def __str__(self) -> str:
-        """Everything in one paragraph."""
-        without = "; ".join(f"{name}: {why}" for name, why in self.excluded.items())
-        return self.reason + (f" Excluded: {without}." if without else "")
+        """Everything in one paragraph: what a limit excludes is listed together."""
+        by: dict[str, list[str]] = {}
+        for name, why in self.excluded.items():
+            by.setdefault(why.by, []).append(f"{name} ({why.value})" if why.value else name)
+        return " ".join([self.reason, *(f"Excluded by {limit}: {', '.join(names)}." for limit, names in by.items())])
 
 
 def parse_rule(text: str) -> Rule:
@@ -168,10 +187,10 @@ def choose(rule: Rule, candidates: Sequence[MeasuredFormat], accuracy: float | N
         The choice.
     """
     _check_batches(rule, candidates)
-    excluded: dict[str, str] = {}
+    excluded: dict[str, Exclusion] = {}
     left: list[MeasuredFormat] = []
     for candidate in candidates:
-        if why := candidate.fault or _why_not(rule, candidate, accuracy):
+        if (why := _why_not(rule, candidate, accuracy)) is not None:
             excluded[candidate.name] = why
         else:
             left.append(candidate)
@@ -193,14 +212,14 @@ def choose(rule: Rule, candidates: Sequence[MeasuredFormat], accuracy: float | N
     satisfying = (
         f" that satisfy {wanted}" if wanted and len(left) > 1 else f" that satisfies {wanted}" if wanted else ""
     )
-    why = (
+    reason = (
         f"{shown}, the {'lowest' if less else 'highest'} {of}{satisfying}"
         if len(left) > 1
         else f"{shown}, {of}{satisfying}"
     )
     if any(limit.key == "accuracy" for limit in rule.limits):
-        why += f"; accuracy {percent(chosen.values.get('accuracy'))}, fp32 {percent(accuracy)}"
-    return Choice(chosen.name, f"{rule.text!r} chooses {chosen.name}: {why}.", excluded)
+        reason += f"; accuracy {percent(chosen.values.get('accuracy'))}, fp32 {percent(accuracy)}"
+    return Choice(chosen.name, f"{rule.text!r} chooses {chosen.name}: {reason}.", excluded)
 
 
 def dominated(points: Sequence[Sequence[float]]) -> list[bool]:
@@ -289,19 +308,21 @@ def _check_batches(rule: Rule, candidates: Sequence[MeasuredFormat]) -> None:
             raise RuleError(f"{rule.text!r}: {key} is not measured, only {', '.join(there) or 'other quantities'}")
 
 
-def _why_not(rule: Rule, candidate: MeasuredFormat, accuracy: float | None) -> str:
-    """Why a candidate does not satisfy a rule; empty if it does."""
+def _why_not(rule: Rule, candidate: MeasuredFormat, accuracy: float | None) -> Exclusion | None:
+    """Why a candidate may not be chosen; None if it may."""
+    if candidate.fault:
+        return Exclusion(candidate.fault)
     for limit in rule.limits:
         value = (candidate.relative if limit.relative else candidate.values).get(limit.key)
         if value is None or (limit.below_fp32 and accuracy is None):
-            return f"{_named(limit.key)} is not measured"
+            return Exclusion(limit.text, f"{_named(limit.key)} is not measured")
         number = (accuracy or 0.0) - limit.number if limit.below_fp32 else limit.number
-        less = QUANTITIES[_plain(limit.key)].less
         slack = 1e-9 * max(1.0, abs(number))  # a difference of exactly one point is one point
-        if (value > number + slack) if less else (value < number - slack):
-            shown = [f"{each:.2f}x" if limit.relative else _shown(limit.key, each) for each in (value, number)]
-            return f"{_named(limit.key)} {shown[0]}, {limit.text} needs {'≤' if less else '≥'} {shown[1]}"
-    return f"{_named(rule.best)} is not measured" if candidate.values.get(rule.best) is None else ""
+        if (value > number + slack) if QUANTITIES[_plain(limit.key)].less else (value < number - slack):
+            return Exclusion(limit.text, f"{value:.2f}x" if limit.relative else _shown(limit.key, value))
+    if candidate.values.get(rule.best) is None:
+        return Exclusion(rule.text, f"{_named(rule.best)} is not measured")
+    return None
 
 
 def _plain(key: str) -> str:

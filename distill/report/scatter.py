@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, Normalize
@@ -14,7 +15,9 @@ from distill.report.numbers import SPACE, size
 from distill.report.theme import Theme
 
 WIDTH = 5.2  # inches, as of the other figures
-CLOSE = 0.06  # of the figure's height: names of points that are closer are moved apart
+CHARACTER, LINE, GAP = 0.0145, 0.058, 0.014  # of the axes: a letter, the height of a name, half of a point
+Box = tuple[float, float, float, float]
+"""Left, right, bottom, top; of the axes."""
 
 
 def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
@@ -31,7 +34,7 @@ def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
     """
     if not item.points:
         return None
-    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     axes = figure.subplots()
     line = front([(point.x, point.y) for point in item.points])
     if len(line) > 1:
@@ -44,7 +47,7 @@ def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
     colors = LinearSegmentedColormap.from_list("value", [theme.worse, theme.better])
     scale = Normalize(min(values), max(values)) if values and max(values) > min(values) else None
     for point in item.points:
-        color = theme.muted if point.muted or point.value is None else theme.better
+        color: Any = theme.muted if point.muted or point.value is None else theme.better
         if scale is not None and not point.muted and point.value is not None:
             color = colors(scale(point.value))
         axes.scatter(
@@ -63,10 +66,10 @@ def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
     if scale is not None:
         from matplotlib.cm import ScalarMappable
 
-        bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, shrink=0.7, aspect=24)
+        bar = figure.colorbar(ScalarMappable(scale, colors), ax=axes, location="bottom", shrink=0.5, aspect=24)
         bar.outline.set_visible(False)  # type: ignore[operator]
-        bar.ax.set_title(item.value, fontsize=8, loc="center")
-        bar.ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f}{SPACE}%"))
+        bar.set_label(item.value)
+        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.1f}{SPACE}%"))
     return figure
 
 
@@ -83,19 +86,33 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def _names(axes: Axes, points: Sequence[Point], theme: Theme) -> None:
-    """Names on the right of their points, moved up where they would cover each other."""
+    """Names beside their points, where they cover neither names nor points; a line leads to those further away."""
     (_, right), (_, top) = axes.get_xlim(), axes.get_ylim()
-    used: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda point: (point.y, point.x)):
-        x, y = point.x / right, point.y / top
-        at = y
-        while any(abs(x - other) < 0.45 and abs(at - height) < CLOSE for other, height in used):
-            at += CLOSE / 4
-        used.append((x, at))
-        axes.annotate(
-            point.name, (point.x, point.y), (point.x + 0.022 * right, at * top), va="center", fontsize=8,
-            color=theme.muted if point.muted else theme.ink, fontweight="bold" if point.strong else "normal",
+    places = [(point.x / right, point.y / top) for point in points]
+    taken = [(x - GAP, x + GAP, y - GAP, y + GAP) for x, y in places]
+    for point, (x, y) in sorted(zip(points, places), key=lambda pair: (not pair[0].strong, pair[0].muted, pair[1][0])):
+        width = CHARACTER * len(point.name) * (1.12 if point.strong else 1.0)
+        boxes = [
+            (start, start + width, y + step * LINE - LINE / 2, y + step * LINE + LINE / 2)
+            for step in sorted(range(-8, 9), key=lambda step: (abs(step), -step))
+            for start in (x + 1.5 * GAP, x - 1.5 * GAP - width)
+        ]
+        inside = [box for box in boxes if box[0] > 0 and box[1] < 1 and box[2] > 0 and box[3] < 1] or boxes
+        box = next((box for box in inside if not any(_cover(box, other) for other in taken)), inside[0])
+        taken.append(box)
+        at, height = box[0], (box[2] + box[3]) / 2
+        color = theme.muted if point.muted else theme.ink
+        if abs(height - y) > LINE / 2:
+            end = at if at > x else at + width
+            axes.plot((point.x, end * right), (point.y, height * top), color=theme.muted, linewidth=0.5, zorder=1)
+        axes.text(
+            at * right, height * top, point.name, va="center", fontsize=8, color=color,
+            fontweight="bold" if point.strong else "normal",
         )  # fmt: skip
+
+
+def _cover(box: Box, other: Box) -> bool:
+    return box[0] < other[1] and other[0] < box[1] and box[2] < other[3] and other[2] < box[3]
 
 
 def _tick(value: float, unit: Unit) -> str:

@@ -35,6 +35,7 @@ def measure_export(
     targets: Mapping[Path, ExportTarget],
     measure: MeasureSettings,
     delta: Path | None = None,
+    live: bool = True,
 ) -> Iterator[FormatFigures]:
     """Measure formats on the test split, or on the validation split if there is none.
 
@@ -45,13 +46,14 @@ def measure_export(
         targets: folder → the target that wrote it.
         measure: how they are measured.
         delta: folder of the delta file; None: there is none.
+        live: whether the live model is measured by itself too.
 
     Yields:
         The figures of the live model, then of each format.
     """
     split = next(split for split in _SPLITS if context.data.has_split(split))
     images, labels = labeled_images(context, split, student.input, measure.images)
-    live = logits_of(student.model)(images)
+    expected = logits_of(student.model)(images)
     made = measure_formats(
         targets,
         images,
@@ -59,17 +61,18 @@ def measure_export(
         measure,
         delta=delta,
         backbone=NamedBackbone(network=settings.network, seed=context.seed),
+        live=live,
         fresh=context.trial is None,
         allow_plugins=any(is_import_path(entry.type) for entry in settings.deltas),
     )
-    names = iter([EAGER, *(target.title for target in targets.values())])
+    names = iter([*([EAGER] if live else []), *(target.title for target in targets.values())])
     while True:
         context.stop.raise_if_received()
         with context.waiting(f"measuring {next(names, 'nothing')}"):
             measurement = next(made, None)
         if measurement is None:
             return
-        yield figures_of(measurement, live, labels, split, measure.threads)
+        yield figures_of(measurement, expected, labels, split, measure.threads)
 
 
 _SPLITS: tuple[Split, ...] = ("test", "val", "train")

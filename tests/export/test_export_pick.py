@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from distill.export.pick import Limit, MeasuredFormat, RuleError, choose, dominated, parse_rule
+from distill.export.pick import Exclusion, Limit, MeasuredFormat, RuleError, choose, dominated, parse_rule
 
 
 def made(name: str, accuracy: float | None, size: float, latency: float, **more: float | None) -> MeasuredFormat:
@@ -93,8 +93,8 @@ def test_the_fastest_that_is_accurate_enough() -> None:
         "'accuracy-1%, min latency' chooses ONNX int8: latency 6.4\xa0ms, the lowest of the 3 formats that satisfy "
         "accuracy-1%; accuracy 92.0\xa0%, fp32 93.0\xa0%."
     )
-    assert choice.excluded == {"saturated": "accuracy 89.00\xa0%, accuracy-1% needs ≥ 92.00\xa0%"}
-    assert str(choice).endswith("Excluded: saturated: accuracy 89.00\xa0%, accuracy-1% needs ≥ 92.00\xa0%.")
+    assert choice.excluded == {"saturated": Exclusion("accuracy-1%", "89.00\xa0%")}
+    assert str(choice) == f"{choice.reason} Excluded by accuracy-1%: saturated (89.00\xa0%)."
 
 
 def test_every_limit_must_hold_and_the_first_that_fails_is_named() -> None:
@@ -102,16 +102,19 @@ def test_every_limit_must_hold_and_the_first_that_fails_is_named() -> None:
     choice = choose(rule, FORMATS, accuracy=0.93)
     assert choice.name == "ONNX int8"
     assert choice.excluded == {
-        "pt2": "latency 0.95x, latency<=0.5x needs ≤ 0.50x",
-        "ONNX": "size 0.99x, size<=0.31x needs ≤ 0.31x",
-        "saturated": "accuracy 89.00\xa0%, accuracy>=90% needs ≥ 90.00\xa0%",
+        "pt2": Exclusion("latency<=0.5x", "0.95x"),
+        "ONNX": Exclusion("size<=0.31x", "0.99x"),
+        "saturated": Exclusion("accuracy>=90%", "89.00\xa0%"),
     }
     assert "the only format that satisfies latency<=0.5x, size<=0.31x, accuracy>=90%" in choice.reason
 
 
 def test_nothing_is_chosen_if_nothing_satisfies_the_rule() -> None:
     choice = choose(parse_rule("size<=1MB, min latency"), FORMATS, accuracy=0.93)
-    assert choice.name is None and len(choice.excluded) == 4
+    assert choice.name is None
+    assert str(choice).endswith(
+        "Excluded by size<=1MB: pt2 (14.7\xa0MB), ONNX (13.8\xa0MB), ONNX int8 (4\xa0MB), saturated (3.9\xa0MB)."
+    )
     assert choice.reason == "No format satisfies 'size<=1MB, min latency'."
 
 
@@ -124,7 +127,7 @@ def test_of_equally_good_formats_the_more_accurate_then_the_smaller() -> None:
 def test_what_is_not_measured_excludes() -> None:
     unlabeled = [made("a", None, 5e6, 7.0)]
     choice = choose(parse_rule("accuracy-1%, min latency"), unlabeled, accuracy=None)
-    assert choice.name is None and choice.excluded == {"a": "accuracy is not measured"}
+    assert choice.name is None and str(choice.excluded["a"]) == "accuracy-1%: accuracy is not measured"
     formats = [made("a", 0.9, 5e6, 7.0, memory=None), made("b", 0.9, 6e6, 9.0)]
     assert choose(parse_rule("min memory"), formats, None).name == "b"
     with pytest.raises(RuleError, match=r"latency@32 is not measured, only latency@1, latency@16"):
@@ -132,9 +135,10 @@ def test_what_is_not_measured_excludes() -> None:
 
 
 def test_a_format_that_breaks_its_promise_is_not_chosen() -> None:
-    wrong = MeasuredFormat("wrong", FORMATS[1].values, {}, fault="it differs from the live model")
+    wrong = MeasuredFormat("wrong", FORMATS[1].values, {}, fault="a difference from the live model")
     choice = choose(parse_rule("min latency"), [wrong, FORMATS[0]], accuracy=0.93)
-    assert choice.name == "pt2" and choice.excluded == {"wrong": "it differs from the live model"}
+    assert choice.name == "pt2" and choice.excluded == {"wrong": Exclusion("a difference from the live model")}
+    assert str(choice).endswith("Excluded by a difference from the live model: wrong.")
 
 
 def test_dominated_points_are_beaten_by_one_other_point() -> None:
