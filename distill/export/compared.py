@@ -158,7 +158,7 @@ def times_table(measured: Sequence[FormatFigures], choice: Choice | None, beaten
         title=TIMES,
         columns=tuple(columns),
         rows=_rows(measured, rows, choice, beaten),
-        caption=f"Median and 90th percentile of calls, on {threads}; load: from the files to a session, with its packages "
+        caption=f"Median and 90th percentile of calls, on {threads}; load: from the files to a session, its packages "
         f"imported before.{marks}",
     )
 
@@ -183,7 +183,7 @@ def _rows(
 def _explained(measured: Sequence[FormatFigures]) -> str:
     live = measured[0]
     text = (
-        f"On {_images(live.images)} of {live.split}, each format in a process of its own. Same: top-1 of the live model. "
+        f"On {_images(live.images)} of {live.split}, each format in a process of its own. Same: as the live model. "
         "Memory: beyond interpreter and packages, at its peak while loading and running each batch once. × eager: the "
         "median over rounds of its time over that of PyTorch on the live model, deltas merged where possible. Gray: "
         "another format is at least as good in latency, size and accuracy."

@@ -9,7 +9,6 @@ machine falls on both; what is compared is the ratio within a round.
 from __future__ import annotations
 
 import gc
-import importlib
 import os
 import re
 import sys
@@ -237,8 +236,7 @@ def _target(request: _MeasureRequest) -> ExportTarget | None:
     settings = TARGETS.settings_of(request.target["type"]).model_validate(request.target)
     target: ExportTarget = settings.component(settings)  # type: ignore[misc]
     target.threads = request.threads
-    for module in target.runtime:
-        importlib.import_module(module)
+    target.import_runtime()
     return target
 
 

@@ -89,7 +89,6 @@ class ExportTarget(Component):
         needs: name to import → package to install, of what this package does not install itself.
         extra: the extra of this package that installs them; empty: they are installed by their names.
         calibrates: whether it needs training images, ``About.calibration``.
-        runtime: modules that a session imports; they are imported before its memory and load time are measured.
     """
 
     class Settings(augment.base.Settings):
@@ -103,7 +102,6 @@ class ExportTarget(Component):
     needs: ClassVar[Mapping[str, str]] = {}
     extra: ClassVar[str] = ""
     calibrates: ClassVar[bool] = False
-    runtime: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings):
         self.settings = settings
@@ -145,6 +143,9 @@ class ExportTarget(Component):
             ExportError: a file is absent, damaged or replaced.
         """
         raise NotImplementedError
+
+    def import_runtime(self) -> None:
+        """Import the packages of a session, which is done before its memory and load time are measured."""
 
     def session(self, folder: Path) -> Session:
         """Load what was written, without the code of this package where that is possible, as users do."""

@@ -64,12 +64,20 @@ class ExecuTorch(ProgramTarget):
         (folder / FILE).write_bytes(lowered.buffer)
         return Converted()
 
+    def import_runtime(self) -> None:
+        with _quietly():
+            pass
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         import torch
 
         with _quietly():
             from executorch.runtime import Runtime
 
+            if self.threads is not None:
+                from executorch.extension.pybindings.portable_lib import _unsafe_reset_threadpool
+
+                _unsafe_reset_threadpool(self.threads)  # of the process: it has one pool, and no program runs yet
             program = Runtime.get().load_program(files[FILE])
             method = program.load_method("forward")
         kept = (files[FILE], program)  # the method points into their memory

@@ -70,16 +70,20 @@ class Onnx(ProgramTarget):
         (folder / FILE).write_bytes(proto.SerializeToString(deterministic=True))
         return Converted(opset=next(entry.version for entry in proto.opset_import if not entry.domain))
 
+    def import_runtime(self) -> None:
+        import onnxruntime  # noqa: F401
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
-        return run_onnx(files[FILE], manifest.options)
+        return run_onnx(files[FILE], manifest.options, self.threads)
 
 
-def run_onnx(data: bytes, options: Mapping[str, str]) -> Run:
+def run_onnx(data: bytes, options: Mapping[str, str], threads: int | None = None) -> Run:
     """A function that runs an ONNX model on the CPU.
 
     Args:
         data: the file.
         options: entries of the session's configuration.
+        threads: of the session; None: one for each core.
 
     Returns:
         The function, which runs one batch.
@@ -87,6 +91,8 @@ def run_onnx(data: bytes, options: Mapping[str, str]) -> Run:
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
+    if threads is not None:
+        settings.intra_op_num_threads = threads
     for key, value in options.items():
         settings.add_session_config_entry(key, value)
     session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])

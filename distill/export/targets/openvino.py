@@ -64,14 +64,18 @@ class OpenVino(ProgramTarget):
         package.save_model(model, folder / GRAPH, compress_to_fp16=self.settings.weights == "float16")
         return Converted()
 
+    def import_runtime(self) -> None:
+        openvino()
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         package = openvino()
         core = package.Core()
         model = core.read_model(model=files[GRAPH], weights=files[WEIGHTS])
         # Processors with bf16 would round by default.
-        compiled = core.compile_model(
-            model, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **manifest.options}
-        )
+        options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **manifest.options}
+        if self.threads is not None:
+            options["INFERENCE_NUM_THREADS"] = self.threads
+        compiled = core.compile_model(model, "CPU", options)
 
         def run(images: np.ndarray) -> np.ndarray:
             return compiled([images])[0].copy()
