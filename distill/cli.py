@@ -19,6 +19,7 @@ from augment.base import UserError, described, expanded, place_in_users_code
 from augment.console import plain_console
 from distill.commands.continual import continual
 from distill.commands.delta import Plugins, delta
+from distill.commands.hub import hub
 from distill.commands.target_folder import Force, check_target, picture
 from distill.declarations import declarations_only
 
@@ -34,6 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(delta, name="delta")
+app.add_typer(hub, name="hub")
 app.add_typer(continual, name="continual")
 
 ConfigFile = Annotated[

@@ -85,8 +85,11 @@ class Settings(BaseModel):
 def absolute(path: Path | str) -> Path:
     """The path with ``~`` and ``~user`` expanded, relative to the current folder. Links and ``..`` stay as they are.
 
-    A config that is stored as absolute paths names the same files from every folder.
+    A config that is stored as absolute paths names the same files from every folder. A name of a model hub
+    (``hf-hub:OWNER/NAME``) is no path, and stays as it is.
     """
+    if str(path).startswith("hf-hub:"):
+        return Path(path)
     return expanded(path).absolute()
 
 

@@ -113,7 +113,7 @@ def load_delta(
     """Load a delta folder onto its backbone: a frozen timm model in eval mode, deltas not merged.
 
     Args:
-        folder: holds ``delta.safetensors`` and ``delta.json``.
+        folder: holds ``delta.safetensors`` and ``delta.json``; or its name on the hub, ``hf-hub:OWNER/NAME``.
         backbone: a timm model with as many classes, which is copied; or a model's name; None: the name in the file.
             Its weights must be those that the deltas were trained on.
         allow_plugins: whether to import delta classes outside this package that the file names

@@ -18,7 +18,12 @@ delta = typer.Typer(
 )
 
 Folder = Annotated[
-    Path, typer.Argument(parser=expanded, metavar="DELTA", help="A delta folder, such as runs/quickstart/export/delta.")
+    Path,
+    typer.Argument(
+        parser=expanded,
+        metavar="DELTA",
+        help="A delta folder, such as runs/quickstart/export/delta, or hf-hub:OWNER/NAME.",
+    ),
 ]
 First = Annotated[Path, typer.Argument(parser=expanded, metavar="FIRST", help="A delta folder.")]
 Second = Annotated[

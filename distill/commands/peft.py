@@ -22,6 +22,7 @@ from distill.export.peft.files import CONFIG, MANIFEST, TENSORS, exported_from, 
 from distill.export.peft.from_peft import from_peft, head_rows
 from distill.export.peft.to_peft import NeedsValues, to_peft
 from distill.files import sha256_of
+from distill.models.hub import local_folder
 from distill.models.network import Network, create_network
 from distill.models.settings import NetworkSettings
 
@@ -41,6 +42,7 @@ def export_adapter(
         allow_plugins: import delta classes outside this package that the file names.
         console: where to print.
     """
+    delta = local_folder(delta)
     file = open_delta(delta, allow_plugins)
     try:
         adapter = to_peft(file, skeleton(file.manifest), knows_values=False, expand=expand)

@@ -18,6 +18,7 @@ from augment.base import UserError
 from distill.detection.errors import DetectionError
 from distill.detection.settings import DetectorBackboneSettings
 from distill.export.delta.io import read_delta
+from distill.models.hub import local_folder
 from distill.models.network import Network
 from distill.models.student import Student
 from distill.models.teacher_settings import TeacherNetworkSettings
@@ -47,7 +48,7 @@ def resolved(settings: DetectorBackboneSettings) -> TeacherNetworkSettings:
     own = {} if settings.network is None else settings.network.model_dump()
     if settings.start is None:
         return TeacherNetworkSettings.model_validate(own)
-    start = settings.start
+    start = local_folder(settings.start)
     exported = (start / "export" / "delta", start / "export" / "merged")
     delta = next((folder for folder in (start, exported[0]) if (folder / "delta.json").is_file()), None)
     merged = next((folder for folder in (start, exported[1]) if (folder / "config.json").is_file()), None)

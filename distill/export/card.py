@@ -1,11 +1,30 @@
-"""The model card of a timm folder: how to load it with timm alone, its preprocessing, its results."""
+"""Model cards, of timm folders and of delta files: how to load them, their preprocessing, their results.
+
+A card begins with the YAML that the model hub reads: library, base model, license where it is known, and measured
+results. Names of folders are left out, so a card can be published as it is.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import mean, stdev
 
+import yaml
+
 from distill.export.manifest import Preprocessing, Result
+
+HERE = "local-dir:PATH/OF/THIS/FOLDER"
+_LICENSES = {
+    "apache-2.0",
+    "mit",
+    "bsd-2-clause",
+    "bsd-3-clause",
+    "cc-by-4.0",
+    "cc-by-sa-4.0",
+    "cc-by-nc-4.0",
+    "cc0-1.0",
+}
+_LICENSES |= {"cc-by-nc-sa-4.0", "openrail", "other"}
 
 
 def card(
@@ -17,8 +36,10 @@ def card(
     size: int,
     registered_by: str | None = None,
     classifies: bool = True,
+    place: str = HERE,
+    license: str | None = None,
 ) -> str:
-    """The text of ``README.md``.
+    """The text of a timm folder's ``README.md``.
 
     Args:
         architecture: timm's name.
@@ -29,6 +50,8 @@ def card(
         size: of the weights, in bytes.
         registered_by: the module that registers an architecture that is not part of timm.
         classifies: whether it has a classifier; else it gives pooled features.
+        place: what ``timm.create_model`` takes for it, such as ``hf-hub:OWNER/NAME``.
+        license: of the weights, an identifier such as ``apache-2.0``; None: not known.
 
     Returns:
         Markdown.
@@ -41,15 +64,17 @@ def card(
     if not classifies:
         classes = "It has no classifier: its output are pooled features."
         reading = reading.replace("logits = model(", "features = model(")
-    return f"""# {architecture}, distilled
+    title, made_from = f"{architecture}, distilled", shown_origin(origin)
+    header = _header("timm", ["timm", "knowledge-distillation"], origin, license, results, title, classifies=classifies)
+    return f"""{header}# {title}
 
-A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {size / 1e6:.1f} MB, made from `{origin}`.
+A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {size / 1e6:.1f} MB, made from `{made_from}`.
 {classes}
 
 ```python
 import timm{imported}
 
-model = timm.create_model("local-dir:PATH/OF/THIS/FOLDER", pretrained=True).eval(){names}
+model = timm.create_model("{place}", pretrained=True).eval(){names}
 ```
 
 {reading}
@@ -59,9 +84,126 @@ Input: {channels} × {height} × {width}, mean {list(preprocessing.mean)}, std {
 {_table(results)}
 `manifest.json` holds the SHA-256 of `config.json` and `model.safetensors`.
 
-## License
-To be filled in before publication: the licenses of the backbone and of the training images apply.
-"""
+{_license(license)}"""
+
+
+def delta_card(
+    architecture: str,
+    origin: str,
+    backbone_sha256: str,
+    labels: Sequence[str],
+    results: Sequence[Result],
+    size: int,
+    kinds: Sequence[str],
+    place: str,
+    license: str | None = None,
+) -> str:
+    """The text of the ``README.md`` of a delta file.
+
+    Args:
+        architecture: timm's name of the backbone.
+        origin: where the backbone's weights came from.
+        backbone_sha256: of all its tensors.
+        labels: class names; empty if there are none.
+        results: measured numbers.
+        size: of the file, in bytes.
+        kinds: types of its deltas.
+        place: its name on the hub.
+        license: an identifier such as ``apache-2.0``; None: not known.
+
+    Returns:
+        Markdown.
+    """
+    title = f"{architecture}, a delta"
+    classes = f"{len(labels)} classes: {', '.join(labels[:20])}{', …' if len(labels) > 20 else ''}." if labels else ""
+    header = _header("delta-distill", ["timm", "delta", "knowledge-distillation"], origin, license, results, title)
+    what = ", ".join(dict.fromkeys(kinds)) or "a head alone"
+    return f"""{header}# {title}
+
+A delta file of {size / 1e3:.0f} kB ({what}): the change of a frozen backbone, and its new head. {classes}
+
+```python
+import distill  # pip install delta-distill
+
+model = distill.load_delta("{place}")
+```
+
+## Backbone
+`{shown_origin(origin)}` ({architecture}), {_how_to_get(origin)}
+The SHA-256 of its tensors is `{backbone_sha256}`. It is checked when the delta is loaded; another backbone is refused.
+
+{_table(results)}
+`delta.json` holds preprocessing and labels, and the SHA-256 of `delta.safetensors` and of every tensor of the backbone.
+
+{_license(license)}"""
+
+
+def shown_origin(origin: str) -> str:
+    """Where weights came from, without the path of a folder."""
+    return "a local network" if origin.startswith("local-dir:") else origin
+
+
+def hub_name(origin: str) -> str | None:
+    """The hub's name of the weights that a network was made from; None if they are not there."""
+    import timm
+
+    if origin.startswith("hf-hub:"):
+        return origin.removeprefix("hf-hub:").partition("@")[0]
+    if ":" in origin or "@" in origin or not timm.is_model(origin.partition(".")[0]):
+        return None
+    config = timm.get_pretrained_cfg(origin)
+    return (config.hf_hub_id or None) if config is not None else None
+
+
+def _how_to_get(origin: str) -> str:
+    if origin.startswith("embedded:"):
+        return "which is installed with delta-distill."
+    if (name := hub_name(origin)) is not None:
+        return f"which is https://huggingface.co/{name} and is fetched when the delta is loaded."
+    return "which is not on the hub: ask the author for it, and give it as `distill.load_delta(…, backbone)`."
+
+
+def _header(
+    library: str,
+    tags: Sequence[str],
+    origin: str,
+    license: str | None,
+    results: Sequence[Result],
+    title: str,
+    classifies: bool = True,
+) -> str:
+    """The YAML at the beginning of a card."""
+    fields: dict[str, object] = {"library_name": library, "tags": list(tags)}
+    if classifies:
+        fields["pipeline_tag"] = "image-classification"
+    if license is not None:
+        known = license.lower() in _LICENSES
+        fields |= {"license": license.lower()} if known else {"license": "other", "license_name": license}
+    if (base := hub_name(origin)) is not None:
+        fields["base_model"] = base
+    metrics = [
+        {"type": _metric(name), "value": round(mean(values), 6), "name": name}
+        for name, values in _by_name(results).items()
+    ]
+    if metrics:
+        fields["metrics"] = list(dict.fromkeys(str(metric["type"]) for metric in metrics))
+        about = {"task": {"type": "image-classification"}, "dataset": {"name": "the run's images", "type": "custom"}}
+        fields["model-index"] = [{"name": title, "results": [{**about, "metrics": metrics}]}]
+    return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n\n"
+
+
+def _metric(name: str) -> str:
+    """The hub's type of a measure: ``test/top1`` → ``accuracy``."""
+    own = name.rpartition("/")[2]
+    return "accuracy" if own == "top1" else own
+
+
+def _license(license: str | None) -> str:
+    if license is None:
+        text = "Not known: the licenses of the backbone and of the training images apply."
+    else:
+        text = f"{license}. The license of the training images applies too."
+    return f"## License\n{text}\n"
 
 
 _TRANSFORM = """```python
@@ -132,9 +274,15 @@ def _table(results: Sequence[Result]) -> str:
     if not results:
         return "No results were recorded.\n"
     rows = ["| result | value | seeds |", "|---|---|---|"]
-    for name in dict.fromkeys(result.name for result in results):
-        values = [result.value for result in results if result.name == name]
+    for name, values in _by_name(results).items():
         seeds = [str(result.seed) for result in results if result.name == name and result.seed is not None]
         spread = f" ± {stdev(values):.4g}" if len(values) > 1 else ""
         rows.append(f"| {name} | {mean(values):.4g}{spread} | {', '.join(seeds)} |")
     return "\n".join(rows) + "\n"
+
+
+def _by_name(results: Sequence[Result]) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {}
+    for result in results:
+        values.setdefault(result.name, []).append(result.value)
+    return values

@@ -59,12 +59,21 @@ def read_checksummed(path: Path, kind: type[M]) -> M:
 def read_inside(folder: Path, name: str) -> bytes:
     """The bytes of ``folder/name``; ``name`` must be a file in the folder, not a path or a link to outside."""
     path = folder / name
-    if Path(name).name != name or path.resolve().parent != folder.resolve():
+    if Path(name).name != name or path.resolve().parent not in _inside(folder.resolve()):
         raise ExportError(f"{path}: leads out of its folder")
     try:
         return path.read_bytes()
     except OSError as error:
         raise ExportError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _inside(folder: Path) -> tuple[Path, ...]:
+    """The folders that files of a folder may be in: itself, and the store of a repository in the cache of the hub.
+
+    There, ``snapshots/COMMIT`` holds links to ``blobs``.
+    """
+    in_cache = folder.parent.name == "snapshots" and folder.parent.parent.name.startswith("models--")
+    return (folder, folder.parent.parent / "blobs") if in_cache else (folder,)
 
 
 def read_checked(folder: Path, name: str, sha256: str) -> bytes:

@@ -22,6 +22,7 @@ from distill.models.embedded import load_embedded
 from distill.models.emulator import ARCHITECTURE as EMULATOR
 from distill.models.features import Features, FeatureShapes
 from distill.models.from_file import load_from_file, trained_size
+from distill.models.hub import network_folder
 from distill.models.jax_file import SUFFIX, load_jax_file
 from distill.models.other_names import OTHER_NAMES
 from distill.models.settings import NetworkSettings
@@ -80,7 +81,8 @@ def create_network(settings: NetworkSettings, num_classes: int | None = None) ->
         load_embedded(model, name)
         new_classifier(model, num_classes)
     else:
-        model, origin = make_model(name, settings.size, pretrained=True, num_classes=num_classes), settings.model
+        source = f"local-dir:{network_folder(name)}" if scheme == "hf-hub" else name
+        model, origin = make_model(source, settings.size, pretrained=True, num_classes=num_classes), settings.model
         if model.pretrained_cfg["architecture"] == EMULATOR:  # type: ignore[index]
             # Its user's files go to the owner of the full network, so they do not name a folder of the user.
             origin = f"emulator of {model._model_args['body']}"  # type: ignore[index]

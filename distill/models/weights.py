@@ -55,14 +55,17 @@ def check_reachable(name: str) -> None:
     import timm
     from huggingface_hub import try_to_load_from_cache
 
+    revision = ""
     if name.startswith("hf-hub:"):
-        repository = name.removeprefix("hf-hub:").partition("@")[0]
+        repository, _, revision = name.removeprefix("hf-hub:").partition("@")
     else:
         config = timm.get_pretrained_cfg(name)
         if config is None or not (config.hf_hub_id or config.url):
             raise NetworkError(f"timm has no pretrained weights for {name!r}; set pretrained: false or a checkpoint")
         repository = config.hf_hub_id or ""
-    if repository and any(isinstance(try_to_load_from_cache(repository, file), str) for file in _HUB_FILES):
+    if repository and any(
+        isinstance(try_to_load_from_cache(repository, file, revision=revision or None), str) for file in _HUB_FILES
+    ):
         return
     try:
         reach_hub()

@@ -14,6 +14,7 @@ from distill.deltas.statistics import REPLACED
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import DeltaManifest, check_backbone, parts_of, read_delta, settings_of
 from distill.models.emulator import ARCHITECTURE as EMULATOR
+from distill.models.hub import local_folder
 from distill.models.network import Network, as_network, create_network
 from distill.models.reused_head import reuse_head
 from distill.models.settings import StudentSettings
@@ -23,11 +24,12 @@ LOGITS = frozenset({"logits"})
 
 
 def delta_folder(path: Path) -> Path:
-    """The delta folder that a path names: itself, or ``export/delta`` of a run folder.
+    """The delta folder that a path names: itself, ``export/delta`` of a run folder, or that of a name of the hub.
 
     Raises:
         ExportError: there is none.
     """
+    path = local_folder(path)
     for folder in (path, path / "export" / "delta"):
         if (folder / "delta.json").is_file():
             return folder

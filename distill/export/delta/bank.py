@@ -22,6 +22,7 @@ from distill.export.checksummed import ExportError
 from distill.export.delta.io import DeltaManifest, check_identity, parts_of, read_delta, read_manifest
 from distill.export.delta.loaded import LoadedDelta, Parts, digest, load_form, load_model, with_shared_tensors
 from distill.models.fingerprint import fingerprint
+from distill.models.hub import local_folder
 from distill.models.timm_models import new_classifier
 
 log = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class DeltaBank:
             return sum(loaded.size for loaded in self._kept.values())
 
     def add(self, name: str, folder: Path) -> None:
-        """Register a delta file. Only its manifest is read.
+        """Register a delta file, by its folder or its name on the hub. Only its manifest is read.
 
         Raises:
             ExportError: the name is taken, or the manifest is damaged or of another backbone.
@@ -225,8 +226,8 @@ class DeltaBank:
         return [row[: task.num_classes] for row, task in zip(logits, tasks)]
 
     def _registered(self, name: str, folder: Path) -> _Entry:
-        folder = Path(folder).resolve()
         with _naming(name):
+            folder = local_folder(folder).resolve()
             manifest = read_manifest(folder)
             check_identity(manifest, self._identity, folder)
         return _Entry(folder, digest(manifest))

@@ -28,6 +28,7 @@ from distill.export.delta.packing import Format, pack, unpack
 from distill.export.manifest import Preprocessing, Result, model_arguments
 from distill.files import write_atomic
 from distill.models.fingerprint import Fingerprint, differences, fingerprint
+from distill.models.hub import local_folder
 from distill.models.reused_head import reuse_head, reused
 from distill.models.settings import ReusedHead
 from distill.models.weights import NetworkError
@@ -165,7 +166,7 @@ def read_manifest(folder: Path) -> DeltaManifest:
     Raises:
         ExportError: it is absent, truncated, or differs in any bit from what was written.
     """
-    return read_checksummed(Path(folder) / MANIFEST, DeltaManifest)
+    return read_checksummed(local_folder(folder) / MANIFEST, DeltaManifest)
 
 
 def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
@@ -174,7 +175,7 @@ def read_delta(folder: Path) -> tuple[DeltaManifest, dict[str, Tensor]]:
     Raises:
         ExportError: a file is absent, truncated, or differs in any bit from what was written.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     manifest = read_manifest(folder)
     return manifest, unpack(safetensors.torch.load(read_checked(folder, TENSORS, manifest.sha256)), manifest.packed)
 
@@ -195,7 +196,7 @@ def load_delta(folder: Path, backbone: nn.Module, *, allow_plugins: bool = False
         ExportError: damaged files, another backbone (tensors listed), names or shapes that do not fit, or deltas that
             change nothing.
     """
-    folder = Path(folder)
+    folder = local_folder(folder)
     manifest, tensors = read_delta(folder)
     check_backbone(manifest, backbone, folder)
     model = copy.deepcopy(backbone).eval()

@@ -30,6 +30,7 @@ from distill.deltas.dora import DoRA
 from distill.deltas.ia3 import IA3
 from distill.deltas.low_rank import LowRank
 from distill.deltas.sites import classifier_names, find_target, inside
+from distill.export.card import hub_name
 from distill.export.checksummed import ExportError
 from distill.export.delta.model import DeltaFile
 from distill.export.peft.files import PeftAdapter
@@ -93,7 +94,7 @@ def to_peft(file: DeltaFile, model: nn.Module, knows_values: bool, expand: bool 
         raise NeedsValues("dora and bias deltas become numbers that depend on the backbone's weights")
     tensors |= {key.removeprefix("head/"): tensor for key, tensor in file.values.items()}
     config: dict[str, Any] = {
-        "base_model_name_or_path": _hub_name(file.manifest.origin),
+        "base_model_name_or_path": hub_name(file.manifest.origin),
         "fan_in_fan_out": False,
         "inference_mode": True,
         "modules_to_save": list(head) or None,
@@ -254,14 +255,6 @@ def _exactly(names: Sequence[str], model: nn.Module) -> list[str] | str:
 
 def _pattern(names: Sequence[str]) -> str:
     return "|".join(re.escape(name) for name in names) or "(?!)"
-
-
-def _hub_name(origin: str) -> str | None:
-    """The hub's name of a backbone, where it has one."""
-    if origin.startswith("hf-hub:"):
-        return origin.removeprefix("hf-hub:")
-    known = "." in origin and not any(mark in origin for mark in ":@/\\ ")
-    return f"timm/{origin}" if known else None
 
 
 def _some(names: Sequence[str]) -> str:

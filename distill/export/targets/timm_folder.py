@@ -16,7 +16,7 @@ from torch import nn
 
 from distill.deltas.attach import deltas, merge
 from distill.deltas.base import StructuralDelta
-from distill.export.card import card
+from distill.export.card import HERE, card
 from distill.export.checksummed import Checksummed, ExportError, read_checked, read_checksummed, write_checksummed
 from distill.export.logits import logits_of
 from distill.export.manifest import Preprocessing, Result, model_arguments
@@ -95,13 +95,40 @@ def write_timm_folder(
         results=tuple(results),
     )
     write_checksummed(folder / MANIFEST, manifest)
-    size = sum(map(_bytes, tensors.values()))
-    module = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
-    own_module = None if module.startswith("timm.") else module
-    classifies = bool(model.num_classes)
-    text = card(config["architecture"], origin, preprocessing, labels, results, size, own_module, classifies)
+    text = folder_card(config, manifest, sum(map(_bytes, tensors.values())))
     write_atomic(folder / CARD, text.encode())
     return manifest
+
+
+def folder_card(
+    config: dict[str, Any], manifest: FolderManifest, size: int, place: str = HERE, license: str | None = None
+) -> str:
+    """The model card of a timm folder.
+
+    Args:
+        config: content of ``config.json``.
+        manifest: content of ``manifest.json``.
+        size: of the weights, in bytes.
+        place: what ``timm.create_model`` takes for it, such as ``hf-hub:OWNER/NAME``.
+        license: of the weights; None: that of the backbone, as timm knows it.
+
+    Returns:
+        Markdown.
+    """
+    module = timm_with_own_models().model_entrypoint(config["architecture"]).__module__
+    about = config["pretrained_cfg"]
+    return card(
+        config["architecture"],
+        manifest.origin,
+        Preprocessing(**{name: about[name] for name in Preprocessing.model_fields if name in about}),
+        config.get("label_names", ()),
+        manifest.results,
+        size,
+        None if module.startswith("timm.") else module,
+        bool(config["num_classes"]),
+        place,
+        license or about.get("license"),
+    )
 
 
 def check_timm_folder(folder: Path) -> FolderManifest:
