@@ -126,10 +126,10 @@ def _check_paths(folder: Path) -> None:
         if path.suffix == ".safetensors":
             data = data[8 : 8 + int.from_bytes(data[:8], "little")]
         text = data.decode().replace(HERE, "")
-        found = [m[0] for m in _PATH.finditer(text) if m[1] is None or m[1] in _ROOTS or Path(m[1]).is_dir()]
-        found += [own for own in {str(Path.home()), str(Path.cwd())} - {"/"} if own in text]
-        if found:
-            raise ExportError(f"{path.name} has a path of this machine, {found[0]!r}; it was not pushed")
+        paths = [m[0] for m in _PATH.finditer(text) if m[1] is None or m[1] in _ROOTS or Path(m[1]).is_dir()]
+        paths += [own for own in {str(Path.home()), str(Path.cwd())} - {"/"} if own in text]
+        if paths:
+            raise ExportError(f"{path.name} has a path of this machine, {paths[0]!r}; it was not pushed")
 
 
 def _license_of(origin: str) -> str | None:

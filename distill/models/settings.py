@@ -107,8 +107,9 @@ class StudentSettings(LearningSettings, BackboneSettings):  # fields of the last
 
     start: Path | None = Field(
         None,
-        description="folder of a delta file, or of a run that exported one, or hf-hub:OWNER/NAME: training starts from its "
-        "deltas, and from the rows of its head for classes of the same names. It fills in network and deltas where they are left out",
+        description="folder of a delta file, or of a run that exported one, or hf-hub:OWNER/NAME: training starts from "
+        "its deltas, and from the rows of its head for classes of the same names. It fills in network and deltas where "
+        "they are left out",
     )
 
     @model_validator(mode="after")
