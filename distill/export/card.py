@@ -64,11 +64,11 @@ def card(
     if not classifies:
         classes = "It has no classifier: its output are pooled features."
         reading = reading.replace("logits = model(", "features = model(")
-    title, made_from, megabytes = f"{architecture}, distilled", shown_origin(origin), size / 1e6
+    title, source, megabytes = f"{architecture}, distilled", shown_origin(origin), size / 1e6
     header = _header("timm", ["timm", "knowledge-distillation"], origin, license, results, title, classifies=classifies)
     return f"""{header}# {title}
 
-A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {megabytes:.1f} MB, made from `{made_from}`.
+A plain [timm](https://github.com/huggingface/pytorch-image-models) model of {megabytes:.1f} MB, made from `{source}`.
 {classes}
 
 ```python
