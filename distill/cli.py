@@ -142,18 +142,34 @@ def evaluate(
 def export(
     path: RunPath,
     to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FORMAT,…",
+            help="Add formats to the run, verified, and to its report; with --output: write these formats there.",
+        ),
+    ] = None,
+    output: Annotated[
         Path | None,
-        typer.Option("--to", "-o", parser=expanded, metavar="PATH", help="Folder to write to; default: RUN/export."),
+        typer.Option("--output", "-o", parser=expanded, metavar="DIR", help="Folder to write; default: RUN/export."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Export the student of a finished run again, from its trained weights: delta file and export targets."""
+    """Export the student of a finished run, from its trained weights; without --to, its formats are written again.
+
+    Nothing is trained. Example: distill export RUN --to onnx,pt2 (see distill doctor for the formats that are there)
+    """
     _check_run(path)
-    if to is not None:  # the run's own export is written again
-        check_target(to, force)
+    if output is not None:  # the run's own export is written again
+        check_target(output, force)
+    if to is not None and output is None:
+        from distill.commands.export_formats import add_formats
+
+        add_formats(path, to, _console())
+        return
     from distill.commands.runs import export_run
 
-    export_run(path, to, _console())
+    export_run(path, output, _console(), to)
 
 
 @app.command()

@@ -78,7 +78,7 @@ def test_commands_work_from_another_folder(
     run = started[0] / "[runs]" / "small"
     commands = {
         "evaluate": ["evaluate", run],
-        "export": ["export", run, "--to", elsewhere / "[again]"],
+        "export": ["export", run, "--output", elsewhere / "[again]"],
         "verify": ["verify", run],
         "preview": ["preview", run, "-o", elsewhere / "[views].png", "--images", "2"],
         "plan": ["train", run, "--plan"],

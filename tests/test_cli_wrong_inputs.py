@@ -332,13 +332,13 @@ def test_an_export_elsewhere(finished: Path, tmp_path: Path, capsys: pytest.Capt
     to = tmp_path / "elsewhere"
     to.mkdir()
     (to / "notes.txt").write_text("mine")
-    status, out, err = call(capsys, "export", finished, "--to", to)
+    status, out, err = call(capsys, "export", finished, "--output", to)
     assert status == 1 and f"{to} is not empty; name a new folder, or replace files of the same names by --force" in err
     assert [path.name for path in to.iterdir()] == ["notes.txt"] and "wrote" not in out
-    status, out, err = call(capsys, "export", finished, "--to", to / "notes.txt", "--force")
+    status, out, err = call(capsys, "export", finished, "--output", to / "notes.txt", "--force")
     assert status == 1 and "notes.txt is a file; name a folder" in err
     for folder, options in ((to, ["--force"]), (tmp_path / "new" / "deep", [])):
-        status, out, err = call(capsys, "export", finished, "--to", folder, *options)
+        status, out, err = call(capsys, "export", finished, "--output", folder, *options)
         assert status == 0 and f"wrote {folder}" in out, err
         for name in ("delta/delta.safetensors", "merged/model.safetensors"):
             assert (folder / name).read_bytes() == (finished / "export" / name).read_bytes()

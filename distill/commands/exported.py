@@ -5,6 +5,7 @@ Neither training nor augmentation is imported, so that they start quickly.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from distill.export.delta.io import load_delta, read_delta
 from distill.export.settings import DELTA
 from distill.export.targets.timm_folder import TimmFolder, check_timm_folder
 from distill.models.network import NetworkSettings, create_network
+from distill.report.items import Check
 from distill.report.terminal import measures_table
 from distill.run.context import open_context
 from distill.run.export import EXPORT, verify_export, written_targets
@@ -76,8 +78,13 @@ def verify_run(path: Path, console: Console) -> None:
         alone = not written_targets(experiment.export, path / EXPORT) or experiment.student.train == "full"
         student = experiment.load_student(context, path) if alone else None
         checks = verify_export(context, experiment.student, experiment.export, path / EXPORT, student)
+    print_checks(checks, console)
+    if not all(check.passed for check in checks):
+        raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")
+
+
+def print_checks(checks: Sequence[Check], console: Console) -> None:
+    """Show checks, one a line."""
     for check in checks:
         mark = ("✓", "green") if check.passed else ("✗", "red")
         console.print(Text.assemble(mark, f" {check.name}: {check.detail}"), soft_wrap=True)
-    if not all(check.passed for check in checks):
-        raise ExportError(f"{path / EXPORT}: the export is not the model that was trained")

@@ -11,18 +11,22 @@ from typing import Any
 from rich.console import Console
 
 from augment.console import shown_path
+from distill.commands.export_formats import named_targets, only
+from distill.commands.exported import print_checks
 from distill.commands.score import candidates, score, score_table, write_scores
 from distill.config import read_run
 from distill.experiments.distillation import DistillationExperiment
 from distill.experiments.student import as_exporting
+from distill.export.checksummed import ExportError
 from distill.export.classes import write_classes_again
 from distill.export.delta.source_moments import read_source_moments, write_source_moments
 from distill.export.manifest import Result
 from distill.export.settings import DELTA
+from distill.export.targets.base import require
 from distill.models.teacher import DTYPES, Teacher
 from distill.past_views import augment_of, data_of, numbers_of_step
 from distill.run.context import RunContext, open_context
-from distill.run.export import EXPORT, export_student
+from distill.run.export import EXPORT, export_student, verify_export
 from distill.run.folder import RunError, check_finished
 from distill.run.preview import ViewBatch, draw_preview, update_views
 from distill.run.runner import load_finished
@@ -147,16 +151,19 @@ def _print_written(paths: Sequence[Path], console: Console) -> None:
         console.print(f"wrote {path}", soft_wrap=True)
 
 
-def export_run(path: Path, to: Path | None, console: Console) -> None:
+def export_run(path: Path, to: Path | None, console: Console, formats: str | None = None) -> None:
     """Write a finished run's exports again, from its trained weights.
 
     Args:
         path: the run folder.
         to: where to write; None: where the run has them.
         console: shows what was written.
+        formats: types of export targets, with commas, which are verified; None: those of the run's config.
     """
     experiment = as_exporting(read_run(path)[0], str(path))
     check_finished(path, path / experiment.trained, path / RESULTS)
+    export = experiment.export if formats is None else only(named_targets(formats), experiment.export)
+    require(export.make_targets())
     with open_context(experiment, console) as context:
         student = experiment.load_student(context, path)
         results = [Result.model_validate(result) for result in _results(path)]
@@ -164,7 +171,7 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         within = replace(context, data=experiment.evaluated(context.data))
         classes = within.data.classes
         moments = read_source_moments(path / EXPORT / DELTA)
-        exported = export_student(within, experiment.export, student, folder, results, classes)
+        exported = export_student(within, export, student, folder, results, classes)
         write_source_moments(folder / DELTA, moments)
         write_classes_again(path / EXPORT, folder)
         for name, size in exported.sizes.items():
@@ -172,6 +179,11 @@ def export_run(path: Path, to: Path | None, console: Console) -> None:
         for name, reason in exported.refused.items():
             console.print(f"no {name}: {reason}", soft_wrap=True)
         console.print(f"wrote {shown_path(folder)}", soft_wrap=True)
+        if formats is not None:
+            checks = verify_export(within, experiment.student, export, folder, student)
+            print_checks(checks, console)
+            if not all(check.passed for check in checks):
+                raise ExportError(f"{folder}: the export is not the model that was trained")
 
 
 def _results(path: Path) -> list[dict[str, Any]]:

@@ -69,13 +69,14 @@ def is_first_rank() -> bool:
     return local_rank() == 0 and int(os.environ.get("RANK", "0")) == 0
 
 
-def open_run(output: Path, tree: dict[str, Any], resume: bool | Path) -> RunFolder:
+def open_run(output: Path, tree: dict[str, Any], resume: bool | Path, finished_too: bool = False) -> RunFolder:
     """A new folder ``output/name`` (``name@2``, … if it exists), or the config's newest unfinished one.
 
     Args:
         output: the folder of all run folders.
         tree: the resolved config as plain values; its key ``name`` names the folder.
         resume: open this unfinished run, or the newest one of an equal config (True), instead of making a folder.
+        finished_too: whether the run to resume may be finished.
 
     Returns:
         The open folder; its config and record are written.
@@ -88,7 +89,7 @@ def open_run(output: Path, tree: dict[str, Any], resume: bool | Path) -> RunFold
     try:
         if isinstance(resume, Path):
             run = RunFolder(absolute(resume), read_record(resume))
-            if run.record["status"] == "finished":
+            if run.record["status"] == "finished" and not finished_too:
                 raise RunError(f"{resume} is finished; there is nothing to resume")
         else:
             run = resumable(output, tree) if resume else RunFolder(_new_folder(output, tree["name"]))

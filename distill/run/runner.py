@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -78,6 +78,7 @@ def run_plan(
     resume: bool | Path = False,
     console: Console | None = None,
     continued_by: str = "the same command with --resume",
+    again: Collection[str] = (),
 ) -> Path:
     """Run a plan in a run folder.
 
@@ -88,6 +89,8 @@ def run_plan(
         resume: continue the run in this folder, or the newest unfinished run with an equal config (True).
         console: where to print; None: standard output.
         continued_by: what continues an interrupted run, for the message about it; ``{run}`` stands for its folder.
+        again: names of stages that run again in the run of ``resume``, which may be finished, with all stages that
+            depend on them; every other stage has to be finished, and is loaded.
 
     Returns:
         The run folder.
@@ -102,11 +105,13 @@ def run_plan(
     for stage in stages:
         stage.check_files()
     console = console or plain_console()
-    folder = open_run(settings.output, tree, resume)
+    folder = open_run(settings.output, tree, resume, finished_too=bool(again))
     try:
         with StopSignal() as stop:
             context = RunContext.of(settings, stop, console if is_first_rank() else None)
             context.folder = folder
+            if again:
+                _forget(stages, again, context)
             context.print(_opening(context, folder.path, settings.describe(context.data)))
             check_stages(stages, context)
             folder.record["images_read"] = True
@@ -131,6 +136,22 @@ def run_plan(
     finally:
         close_run()
     return folder.path
+
+
+def _forget(stages: Sequence[Stage], again: Collection[str], context: RunContext) -> None:
+    """Remove the records of stages that run again; raise ``RunError`` if another one would have to run too."""
+    assert context.folder is not None
+    names = set(again)
+    for stage in stages:
+        if names & {stage.name, *(ref.stage for ref in stage.refs())}:
+            names.add(stage.name)
+    for stage in stages:
+        if stage.name in names:
+            (context.folder.path / stage.name / RECORD).unlink(missing_ok=True)
+        if not Progress.of(stage, context).finished and stage.recorded and stage.name not in names:
+            raise RunError(
+                f"{context.folder.path}: {stage.name} is not finished any more, and is not made again for this"
+            )
 
 
 def check_stages(stages: Sequence[Stage], context: RunContext) -> None:

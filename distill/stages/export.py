@@ -81,7 +81,7 @@ class ExportStudent(Stage[ExportedStudent]):
         metrics = context.get(self.evaluation).metrics if self.evaluation is not None else ()
         results = [Result.model_validate(metric.model_dump()) for metric in metrics]
         student = context.get(self.student).student
-        exported = export_student(context, self.export, student, folder, results, self.classes)
+        exported = export_student(context, self.export, student, folder, results, self.classes, keep=True)
         if not student.full:
             write_source_moments(folder / DELTA, self._moments(context, student))
         write_atomic(folder / WRITTEN, json.dumps(vars(exported), indent=2).encode())

@@ -132,9 +132,13 @@ class ExportTarget(Component):
         """Try the export of an untrained model, before anything is trained; as :meth:`write`, or a cheaper test."""
         self.write(model, folder, about)
 
-    def is_current(self, model: nn.Module, folder: Path, about: About) -> bool:
-        """Whether ``folder`` holds, unchanged, what :meth:`write` would write; then it is not written again."""
-        return False
+    def current(self, model: nn.Module, folder: Path, about: About) -> int | None:
+        """Size of the weights if ``folder`` holds what :meth:`write` would write, which is then left out; else None."""
+        return None
+
+    def elsewhere(self) -> str | None:
+        """Why what was written cannot run on this machine, so that only its checksums are verified; None if it can."""
+        return None
 
     def check(self, folder: Path) -> str:
         """Check that every file is what was written; returns the SHA-256 of the weights.

@@ -160,13 +160,14 @@ class ProgramTarget(ExportTarget):
             "calibration": about.calibration.ids if about.calibration is not None else (),
         }
 
-    def is_current(self, model: nn.Module, folder: Path, about: About) -> bool:
+    def current(self, model: nn.Module, folder: Path, about: About) -> int | None:
         try:
             there = read_artifact(folder)[0]
         except ExportError:
-            return False
+            return None
         prepared = About(**{**vars(about), "preprocessing": about.preprocessing or Preprocessing.of(model)})
-        return all(getattr(there, name) == value for name, value in self._fields(model, prepared).items())
+        fields = self._fields(model, prepared)
+        return there.files[self.weights].bytes if all(getattr(there, n) == v for n, v in fields.items()) else None
 
     def check(self, folder: Path) -> str:
         read_artifact(folder)

@@ -1,0 +1,120 @@
+"""``distill export RUN --to FORMAT,…``: adds formats to a finished run, or writes them to another folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from rich.console import Console
+
+from distill.config import read_run, validate_tree
+from distill.experiments.student import as_exporting
+from distill.export.checksummed import ExportError
+from distill.export.settings import TARGETS, ExportSettings
+from distill.export.targets.base import ExportTarget, require
+from distill.run.export import EXPORT
+from distill.run.folder import CONFIG, RECORD, RunError, check_finished, read_tree
+from distill.run.runner import ChecksFailedError, run_plan
+from distill.stages.export import ExportStudent
+from distill.stages.report import PAGE, RESULTS
+from distill.yaml_tree import ConfigError
+
+LOCK = ".export.lock"
+
+
+def named_targets(formats: str) -> list[ExportTarget]:
+    """The targets that a list of types names, ``onnx,pt2``, with default settings.
+
+    Raises:
+        PluginError: an unknown type.
+        ExportError: no type, one that is named twice, or one whose packages are not installed.
+    """
+    names = [name.strip() for name in formats.split(",") if name.strip()]
+    if not names or len(set(names)) < len(names):
+        raise ExportError(f"--to {formats}: name formats, each once, such as --to onnx,pt2; --output names a folder")
+    settings = [TARGETS.settings_of(name).model_validate({"type": name}) for name in names]
+    targets: list[ExportTarget] = [each.component(each) for each in settings]  # type: ignore[misc]
+    require(targets)
+    return targets
+
+
+def only(targets: Sequence[ExportTarget], export: ExportSettings) -> ExportSettings:
+    """The settings of an export in these formats alone."""
+    return export.model_copy(update={"targets": tuple(target.settings for target in targets)})
+
+
+def add_formats(path: Path, formats: str, console: Console) -> None:
+    """Write formats to a finished run, verify them, and report them: as if its config had named them from the start.
+
+    The stages of export and verification run again, and the report; all others are loaded. Formats that are there and
+    are what would be written stay. After an error the run is as it was.
+
+    Args:
+        path: the run folder.
+        formats: types of export targets, with commas.
+        console: shows the stages.
+
+    Raises:
+        ExportError: a format is not installed, cannot hold the student, or gives other outputs; or another process
+            exports this run.
+    """
+    experiment = as_exporting(read_run(path)[0], str(path))
+    check_finished(path, path / experiment.trained, path / RESULTS)
+    extended = _extended(experiment.export, named_targets(formats))
+    # The keys of finished stages are those of the config as it was read, so nothing else of it changes.
+    tree = read_tree(path)
+    plain = [target.settings.model_dump(mode="json") for target in extended]
+    tree["export"] = {**(tree.get("export") or {}), "targets": plain}
+    changed = as_exporting(validate_tree(tree, str(path / CONFIG)), str(path))
+    stages = changed.plan()
+    again = [stage.name for stage in stages if isinstance(stage, ExportStudent)]
+    if not again:
+        raise ConfigError(f"{path}: kind: {experiment.kind}, and --to needs a run that exports one student")
+    with _locked(path), _as_it_was_after_an_error(path, [path / EXPORT / target.folder for target in extended]):
+        try:
+            run_plan(changed, stages, tree, path, console, "the same command", again=again)
+        except ChecksFailedError as error:
+            raise ExportError(
+                f"{error}: a format gives other outputs than the student; the run is as it was"
+            ) from error
+
+
+def _extended(export: ExportSettings, targets: Sequence[ExportTarget]) -> list[ExportTarget]:
+    """The run's targets, and those of the new ones that have another folder."""
+    there = export.make_targets()
+    folders = {target.folder for target in there}
+    return [*there, *(target for target in targets if target.folder not in folders)]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    lock = FileLock(path / LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise RunError(f"{path} is being exported by another process; wait until it has finished") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _as_it_was_after_an_error(path: Path, formats: Sequence[Path]) -> Iterator[None]:
+    """Restore the files of config, records and report after an error, and remove new formats."""
+    files = [path / CONFIG, path / RECORD, path / RESULTS, path / PAGE]
+    for stage in (EXPORT, "verify"):
+        files += [file for file in (path / stage).glob("*.json") if file.is_file()]
+    before = {file: file.read_bytes() for file in files if file.is_file()}
+    new = [folder for folder in formats if not folder.exists()]
+    try:
+        yield
+    except BaseException:
+        for folder in new:
+            shutil.rmtree(folder, ignore_errors=True)
+        for file, data in before.items():
+            file.write_bytes(data)
+        raise
