@@ -6,6 +6,7 @@ The matrix: wrong images, operations, objectives, deltas, networks and folders Ã
 from __future__ import annotations
 
 import io
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +16,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from blank_figures import blank_figures
 from command_line import call, write_config, write_images
 from PIL import Image
+
+from distill.yaml_tree import parse_yaml
 
 PARTS = """
 import torch
@@ -328,7 +332,7 @@ def finished(parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_an_export_elsewhere(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """``export --to``: a new or empty folder, or ``--force``; what is written is the export of the run."""
+    """``export --output``: a new or empty folder, or ``--force``; what is written is the export of the run."""
     to = tmp_path / "elsewhere"
     to.mkdir()
     (to / "notes.txt").write_text("mine")
@@ -424,3 +428,56 @@ def test_wrong_paths(parts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     for command in commands:
         status, out, err = call(capsys, *command)
         assert status in (1, 2) and err and "Traceback" not in out + err, (command, err)
+
+
+@pytest.mark.slow
+def test_formats_are_added_to_a_finished_run_or_nothing_changes(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``export --to``: export, verification and report run again, and nothing else; after an error all is as it was."""
+    from distill.export.targets.pt2 import Pt2
+    from distill.export.verify import _fresh_process
+
+    run = tmp_path / "small"
+    shutil.copytree(finished, run)
+    monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
+    blank_figures(monkeypatch)
+    kept = [*run.glob("student/*"), *run.glob("export/*/*"), *run.glob("test/*")]
+    others = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept if path.is_file()}
+
+    def files() -> dict[str, bytes]:
+        written = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file() and path.name[0] != "."}
+        return written | {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.glob("*/stage.json")}
+
+    before, load = files(), Pt2.load
+    for wrong, told in (
+        ("onxn", "did you mean 'onnx'"),
+        ("pt2,pt2", "each once"),
+        (str(tmp_path), "unknown export target"),
+    ):
+        status, _, err = call(capsys, "export", run, "--to", wrong)
+        assert status == 1 and told in err
+    with monkeypatch.context() as patch:
+        patch.setattr(Pt2, "load", lambda self, *given: lambda images: load(self, *given)(images) + 1)
+        status, _, err = call(capsys, "export", run, "--to", "pt2")
+        assert status == 1 and "torch.export = live model" in err and "the run is as it was" in err
+    assert files() == before and not (run / "export" / "pt2").exists()
+
+    status, out, err = call(capsys, "export", run, "--to", "pt2")
+    assert status == 0 and "student (finished, loaded)" in out, err
+    targets = parse_yaml((run / "config.yaml").read_text(), "config")["export"]["targets"]
+    assert [target["type"] for target in targets] == ["timm_folder", "pt2"]
+    assert "torch.export" in (run / "results.json").read_text() and "torch.export" in (run / "report.html").read_text()
+    assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert all(path.read_bytes() == data for path, (_, data) in others.items()), "what was there has the same bytes"
+    trained = [path for path in others if path.parent.name in ("student", "test")]
+    assert trained and all(path.stat().st_mtime_ns == others[path][0] for path in trained), "nothing is trained again"
+    written = (run / "export" / "pt2" / "model.pt2").stat().st_mtime_ns
+
+    monkeypatch.setattr("distill.export.targets.base.find_spec", lambda name: None)
+    status, _, err = call(capsys, "export", run, "--to", "onnx,pte")
+    assert status == 1 and "Install it: uv pip install 'delta-distill[executorch,onnx]'" in err
+    status, _, err = call(capsys, "export", run, "--to", "pt2")
+    assert status == 0 and (run / "export" / "pt2" / "model.pt2").stat().st_mtime_ns == written, (
+        "a format that is there"
+    )

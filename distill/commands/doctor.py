@@ -69,6 +69,7 @@ def examine(console: Console, output: Path = Path("runs")) -> bool:
         "output folder": lambda: output_folder(output),
         "embedded weights": embedded_weights,
         "model hub": model_hub,
+        "export formats": export_formats,
         "training step": training_step,
     }
     diagnoses: list[Diagnosis] = []
@@ -268,6 +269,26 @@ def model_hub() -> Iterator[Diagnosis]:
             f"out of reach ({error})",
             "use models that are embedded, cached, or in local-dir:FOLDER",
         )
+
+
+def export_formats() -> Iterator[Diagnosis]:
+    """The formats that a student can be exported in, the versions of what they need, and what installs the rest."""
+    from distill.export.settings import TARGETS
+    from distill.export.targets.base import ExportTarget, install_line
+
+    known: dict[str, type[ExportTarget]] = {
+        name: settings.component  # type: ignore[misc]
+        for name, settings in TARGETS.known().items()
+    }
+    missing = {name: target for name, target in known.items() if target.missing()}
+    there = []
+    for name, target in known.items():
+        if name not in missing:
+            packages = ", ".join(f"{package} {metadata.version(package)}" for package in target.needs.values())
+            there.append(f"{name} ({packages})" if packages else name)
+    yield Diagnosis("export formats", "good", ", ".join(there))
+    if missing:
+        yield Diagnosis("more formats", "note", ", ".join(missing), install_line(missing.values()))
 
 
 def training_step() -> Iterator[Diagnosis]:

@@ -77,9 +77,8 @@ def add_formats(path: Path, formats: str, console: Console) -> None:
         try:
             run_plan(changed, stages, tree, path, console, "the same command", again=again)
         except ChecksFailedError as error:
-            raise ExportError(
-                f"{error}: a format gives other outputs than the student; the run is as it was"
-            ) from error
+            failed = str(error).removesuffix("; see report.html")
+            raise ExportError(f"{failed}: other outputs than the student's; the run is as it was") from error
 
 
 def _extended(export: ExportSettings, targets: Sequence[ExportTarget]) -> list[ExportTarget]:

@@ -53,6 +53,21 @@ def test_versions_are_held_against_the_metadata(monkeypatch: pytest.MonkeyPatch)
     assert bad["kornia"].value == "is not installed"
 
 
+def test_export_formats_with_what_installs_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    from distill.export.targets import base
+
+    absent = {"executorch", "onnx", "coremltools"}
+    monkeypatch.setattr(base, "find_spec", lambda name: None if name in absent else object())
+    monkeypatch.setattr(metadata, "version", lambda package: "1.2")
+    there, rest = doctor.export_formats()
+    assert there.value == (
+        "litert (litert-torch 1.2, ai-edge-litert 1.2), ncnn (pnnx 1.2, ncnn 1.2), openvino (openvino 1.2), pt2, "
+        "timm_folder"
+    )
+    assert (rest.state, rest.value) == ("note", "coreml, onnx, pte")
+    assert rest.advice == "uv pip install 'delta-distill[executorch,onnx]' coremltools"
+
+
 def test_a_check_that_fails_is_a_cross_and_the_others_still_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
