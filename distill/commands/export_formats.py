@@ -105,9 +105,7 @@ def _locked(path: Path) -> Iterator[None]:
 def _as_it_was_after_an_error(path: Path, formats: Sequence[Path]) -> Iterator[None]:
     """Restore the files of config, records and report after an error, and remove new formats."""
     files = [path / CONFIG, path / RECORD, path / RESULTS, path / PAGE]
-    for stage in (EXPORT, "verify"):
-        files += [file for file in (path / stage).glob("*.json") if file.is_file()]
-    before = {file: file.read_bytes() for file in files if file.is_file()}
+    before = {file: file.read_bytes() for file in [*files, *path.glob("*/*.json")] if file.is_file()}
     new = [folder for folder in formats if not folder.exists()]
     try:
         yield

@@ -145,13 +145,12 @@ def _forget(stages: Sequence[Stage], again: Collection[str], context: RunContext
     for stage in stages:
         if names & {stage.name, *(ref.stage for ref in stage.refs())}:
             names.add(stage.name)
-    for stage in stages:
-        if stage.name in names:
-            (context.folder.path / stage.name / RECORD).unlink(missing_ok=True)
-        if not Progress.of(stage, context).finished and stage.recorded and stage.name not in names:
-            raise RunError(
-                f"{context.folder.path}: {stage.name} is not finished any more, and is not made again for this"
-            )
+    run = context.folder.path
+    for stage in (stage for stage in stages if stage.recorded and stage.name not in names):
+        if not Progress.of(stage, context).finished:
+            raise RunError(f"{run}: {stage.name} is not finished any more, and is not made again for this")
+    for name in names:
+        (run / name / RECORD).unlink(missing_ok=True)
 
 
 def check_stages(stages: Sequence[Stage], context: RunContext) -> None:
