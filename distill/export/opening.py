@@ -105,7 +105,7 @@ def open(folder: Path | str, *, allow_plugins: bool = False) -> Opened:
         return _open_timm(folder)
     manifest, files = read_artifact(folder)
     target = _target(manifest, folder, allow_plugins)
-    return target.opened(manifest, files)
+    return target.executable(manifest, files)
 
 
 def _target(manifest: ProgramManifest, folder: Path, allow_plugins: bool) -> ProgramTarget:

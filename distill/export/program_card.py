@@ -19,8 +19,10 @@ def program_card(title: str, architecture: str, input: ProgramInput, classes: in
     Returns:
         Markdown.
     """
-    preparing = about.preprocessing
-    assert preparing is not None
+    preprocessing = about.preprocessing
+    assert preprocessing is not None
+    way = f"{preprocessing.interpolation} interpolation, {preprocessing.crop_mode} crop of {preprocessing.crop_pct:g}"
+    numbers = f"mean {list(preprocessing.mean)}, std {list(preprocessing.std)}"
     names = f"\n{', '.join(about.labels[:20])}{', …' if len(about.labels) > 20 else ''}." if about.labels else ""
     rows = "".join(f"| {result.name} | {result.value:.4g} |\n" for result in about.results)
     table = f"\n| result | value |\n|---|---|\n{rows}" if rows else ""
@@ -31,8 +33,8 @@ def program_card(title: str, architecture: str, input: ProgramInput, classes: in
 Made from `{about.origin}`; weights and computation are in the file, so timm is not needed to run it.
 
 Input `images`: {input}. Batch: {batch}; height and width are fixed.
-An image is resized to {input.height} × {input.width} ({preparing.interpolation} interpolation, {preparing.crop_mode}
-crop of {preparing.crop_pct:g}); it is normalized {where} with mean {list(preparing.mean)}, std {list(preparing.std)}.
+An image is resized to {input.height} × {input.width} ({way}).
+It is normalized {where} with {numbers}.
 
 Output `logits`: [N, {classes}] float32.{names}
 

@@ -20,7 +20,7 @@ from distill.deltas.state import backbone_state
 from distill.export.delta.io import read_delta, save_delta
 from distill.export.manifest import Preprocessing, Result
 from distill.export.settings import BACKBONE, DELTA, REUSED_HEAD, ExportSettings
-from distill.export.targets.base import About, Calibration, ExportTarget
+from distill.export.targets.base import About, CalibrationImages, ExportTarget
 from distill.export.timm_transform import transform_difference
 from distill.export.verify import NamedBackbone, verify
 from distill.models.network import create_network
@@ -81,8 +81,8 @@ def export_student(
     results = (*results, *(apart.results if apart else ()))
     names = tuple(context.data.classes if classes is None else classes)
     targets = export.make_targets()
-    needed = any(target.calibrates for target in targets) and context.trial is None
-    calibration = calibration_images(context, student.input, export.calibration_images) if needed else None
+    calibrates = any(target.calibrates for target in targets) and context.trial is None
+    calibration = calibration_images(context, student.input, export.calibration_images) if calibrates else None
     about = About(student.network.origin, names, prepared, results, calibration=calibration)
     skew = apart.note if apart else ""
     if skew and context.trial is None:
@@ -124,7 +124,7 @@ def _images(context: RunContext, count: int) -> list[np.ndarray]:
     return images
 
 
-def calibration_images(context: RunContext, spec: InputSpec, count: int) -> Calibration:
+def calibration_images(context: RunContext, spec: InputSpec, count: int) -> CalibrationImages:
     """Evaluation views of training images, spread over the split.
 
     Args:
@@ -140,7 +140,7 @@ def calibration_images(context: RunContext, spec: InputSpec, count: int) -> Cali
     pieces = [places[start : start + 32] for start in range(0, len(places), 32)]
     views = [eval_view(context.data.eval_batch("train", piece, spec).images, spec).cpu() for piece in pieces]
     ids = subset.ids
-    return Calibration(torch.cat(views), tuple(ids[place] for place in places))
+    return CalibrationImages(torch.cat(views), tuple(ids[place] for place in places))
 
 
 def export_paths(export: ExportSettings, folder: Path) -> dict[str, Path]:

@@ -36,7 +36,7 @@ Session = Callable[["Tensor"], "Tensor"]
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationImages:
     """Training images as evaluation prepares them, for the ranges of quantized values.
 
     Args:
@@ -66,7 +66,7 @@ class About:
     preprocessing: Preprocessing | None = None
     results: Sequence[Result] = field(default_factory=tuple)
     model_args: dict[str, Any] | None = None
-    calibration: Calibration | None = None
+    calibration: CalibrationImages | None = None
 
     @property
     def of_weights(self) -> dict[str, Any]:

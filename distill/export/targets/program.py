@@ -173,23 +173,23 @@ class ProgramTarget(ExportTarget):
         read_artifact(folder)
         return sha256_of(folder / MANIFEST)
 
-    def opened(self, manifest: ProgramManifest, files: Mapping[str, bytes]) -> Opened:
+    def executable(self, manifest: ProgramManifest, files: Mapping[str, bytes]) -> Opened:
         """Load checked files, see :func:`distill.export.open`."""
         run = self.load(files, manifest)
         return Opened(run, manifest.input, manifest.classes, manifest.labels, manifest.preprocessing)
 
     def session(self, folder: Path) -> Session:
         require([self])
-        opened = self.opened(*read_artifact(folder))
-        return lambda images: opened(as_input(images, opened))
+        exported = self.executable(*read_artifact(folder))
+        return lambda images: exported(as_input(images, exported))
 
 
-def as_input(images: Tensor, opened: Opened) -> Tensor:
+def as_input(images: Tensor, exported: Opened) -> Tensor:
     """Normalized images [N, C, H, W] as the program's input: as they are, or their pixels [N, H, W, C] uint8."""
-    if opened.input.dtype == "float32":
+    if exported.input.dtype == "float32":
         return images
     import torch
 
-    mean, std = (torch.tensor(getattr(opened.preprocessing, name)).view(1, -1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(getattr(exported.preprocessing, name)).view(1, -1, 1, 1) for name in ("mean", "std"))
     pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
