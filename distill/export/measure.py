@@ -143,8 +143,7 @@ def measure_formats(
             request = _MeasureRequest(target=own, folder=str(folder.resolve()), **plain)
             (work / "request.json").write_text(request.model_dump_json())
             if fresh:
-                with fresh_process(work, "distill.export.measure", environment):
-                    pass
+                _run_fresh(work, environment)
             else:
                 _fresh_process(work)
             measured = _Measured.model_validate_json((work / "measured.json").read_text())
@@ -182,6 +181,11 @@ def latency(batch: int, seconds: tuple[float, ...], eager: tuple[float, ...]) ->
         eager_ratio=median(ratios),
         images_per_second=batch / middle,
     )
+
+
+def _run_fresh(work: Path, environment: Mapping[str, str]) -> None:
+    with fresh_process(work, "distill.export.measure", environment):
+        pass
 
 
 def _bytes_in(folder: Path) -> int:

@@ -93,6 +93,11 @@ class Rule:
     limits: tuple[Limit, ...]
     best: str
 
+    @property
+    def batches(self) -> set[int]:
+        """The batch sizes that it names."""
+        return {_batch(key) for key in (*(limit.key for limit in self.limits), self.best) if "@" in key}
+
 
 @dataclass(frozen=True)
 class MeasuredFormat:

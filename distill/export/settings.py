@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from augment.base import Registry, Settings, error_at
-from distill.export.pick import parse_rule
+from distill.export.pick import RuleError, parse_rule
 
 TARGETS = Registry("distill.export.targets", "ExportTarget")
 DELTA = "delta"
@@ -51,12 +51,16 @@ class MeasureSettings(Settings):
             raise ValueError(f"{list(batches)}: give different numbers from 1 on")
         return tuple(sorted(batches))
 
-    @field_validator("pick")
-    @classmethod
-    def _rule_is_known(cls, pick: str | None) -> str | None:
-        if pick is not None:
-            parse_rule(pick)
-        return pick
+    @model_validator(mode="after")
+    def _rule_is_known(self) -> MeasureSettings:
+        try:
+            named = parse_rule(self.pick).batches if self.pick is not None else set()
+        except RuleError as error:
+            raise error_at("pick", str(error)) from error
+        if unknown := named - set(self.batches):
+            there = ", ".join(map(str, self.batches))
+            raise error_at("pick", f"{self.pick!r}: batch {min(unknown)} is not measured, only {there}; see batches")
+        return self
 
 
 class ExportSettings(Settings):

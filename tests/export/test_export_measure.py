@@ -188,6 +188,8 @@ def test_the_key_is_a_switch_or_settings() -> None:
     assert settings.measure is not None and settings.measure.batches == (1, 16)
     with pytest.raises(ValueError, match="there is no quantity 'sise'; did you mean 'size'"):
         ExportSettings.model_validate({"measure": {"pick": "min sise"}})
+    with pytest.raises(ValueError, match="batch 8 is not measured, only 1, 16; see batches"):
+        ExportSettings.model_validate({"measure": {"pick": "min latency@8"}})
     with pytest.raises(ValueError, match="give different numbers from 1 on"):
         ExportSettings.model_validate({"measure": {"batches": [1, 1]}})
     assert ExportSettings.model_validate(settings.model_dump(mode="json")) == settings
