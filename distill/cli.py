@@ -153,19 +153,42 @@ def export(
         Path | None,
         typer.Option("--output", "-o", parser=expanded, metavar="DIR", help="Folder to write; default: RUN/export."),
     ] = None,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="With --to: measure all formats, each in a process of its own, for the report.",
+        ),
+    ] = True,
+    pick: Annotated[
+        str | None,
+        typer.Option(
+            metavar="RULE",
+            help='Choose among the measured formats, such as "accuracy-1%, min latency" or "size<=5MB, max accuracy".',
+        ),
+    ] = None,
     force: Force = False,
 ) -> None:
     """Export the student of a finished run, from its trained weights; without --to, its formats are written again.
 
-    Nothing is trained. Example: distill export RUN --to onnx,pt2 (see distill doctor for the formats that are there)
+    Nothing is trained. Example: distill export RUN --to onnx,pt2 (see distill doctor for the formats that are there);
+    distill export RUN --pick "accuracy-1%, min latency" measures the formats of the run and chooses one.
     """
+    if pick is not None:
+        from distill.export.pick import parse_rule
+
+        parse_rule(pick)
+        if output is not None or not measure:
+            raise typer.BadParameter(
+                "--pick chooses among the measured formats of the run: no --output, no --no-measure"
+            )
     _check_run(path)
     if output is not None:  # the run's own export is written again
         check_target(output, force)
-    if to is not None and output is None:
+    if output is None and (to is not None or pick is not None):
         from distill.commands.export_formats import add_formats
 
-        add_formats(path, to, _console())
+        add_formats(path, to, _console(), measure=measure, pick=pick)
         return
     from distill.commands.runs import export_run
 

@@ -435,12 +435,14 @@ def test_formats_are_added_to_a_finished_run_or_nothing_changes(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``export --to``: export, verification and report run again, and nothing else; after an error all is as it was."""
+    from distill.export.measure import _fresh_process as measure_here
     from distill.export.targets.pt2 import Pt2
     from distill.export.verify import _fresh_process
 
     run = tmp_path / "small"
     shutil.copytree(finished, run)
     monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
+    monkeypatch.setattr("distill.export.measure._run_fresh", lambda work, environment: measure_here(work))
     blank_figures(monkeypatch)
     kept = [*run.glob("student/*"), *run.glob("export/*/*"), *run.glob("test/*")]
     others = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept if path.is_file()}
@@ -474,10 +476,27 @@ def test_formats_are_added_to_a_finished_run_or_nothing_changes(
     assert trained and all(path.stat().st_mtime_ns == others[path][0] for path in trained), "nothing is trained again"
     written = (run / "export" / "pt2" / "model.pt2").stat().st_mtime_ns
 
+    measured = json.loads((run / "results.json").read_text())["summary"]["formats"]
+    assert [each["name"] for each in measured] == ["PyTorch, eager", "merged model", "torch.export"]
+    assert all(each["passed"] and each["accuracy"] and len(each["latencies"]) == 2 for each in measured)
+    assert "Export formats" in out and "Latency and size of the formats" in (run / "report.html").read_text()
+    before = (run / "measure" / "figures.json").read_bytes()
+    status, out, err = call(capsys, "export", run, "--pick", "min latency")
+    assert status == 0 and "'min latency' chooses" in " ".join(out.split()), err
+    assert "&#39;min latency&#39; chooses" in (run / "report.html").read_text()
+    assert (run / "measure" / "figures.json").read_bytes() == before, "measured before, so only the choice is new"
+    status, _, err = call(capsys, "export", run, "--pick", "size<=1kB, min latency")
+    assert status == 1 and "No format satisfies" in err and "merged model (" in err
+    for wrong, told in (("min sise", "did you mean 'size'"), ("min latency@3", "batch 3 is not measured, only 1, 16")):
+        status, _, err = call(capsys, "export", run, "--pick", wrong)
+        assert status in (1, 2) and told in err, err
+    status, _, err = call(capsys, "export", run, "--pick", "min size", "--output", tmp_path / "x")
+    assert status == 2 and "--pick chooses among the measured formats of the run" in " ".join(err.split())
+
     monkeypatch.setattr("distill.export.targets.base.find_spec", lambda name: None)
     status, _, err = call(capsys, "export", run, "--to", "onnx,pte")
     assert status == 1 and "Install it: uv pip install 'delta-distill[executorch,onnx]'" in err
-    status, _, err = call(capsys, "export", run, "--to", "pt2")
+    status, _, err = call(capsys, "export", run, "--to", "pt2", "--no-measure")
     assert status == 0 and (run / "export" / "pt2" / "model.pt2").stat().st_mtime_ns == written, (
         "a format that is there"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,12 +14,16 @@ from rich.console import Console
 from distill.config import read_run, validate_tree
 from distill.experiments.student import as_exporting
 from distill.export.checksummed import ExportError
-from distill.export.settings import TARGETS, ExportSettings
+from distill.export.compared import chosen
+from distill.export.settings import TARGETS, ExportSettings, MeasureSettings
 from distill.export.targets.base import ExportTarget, require
+from distill.report.items import FormatFigures
 from distill.run.export import EXPORT
 from distill.run.folder import CONFIG, RECORD, RunError, check_finished, read_tree
+from distill.run.runner import RECORD as FINISHED
 from distill.run.runner import ChecksFailedError, run_plan
 from distill.stages.export import ExportStudent
+from distill.stages.measure_export import MeasureExport
 from distill.stages.report import PAGE, RESULTS
 from distill.yaml_tree import ConfigError
 
@@ -46,39 +51,59 @@ def only(targets: Sequence[ExportTarget], export: ExportSettings) -> ExportSetti
     return export.model_copy(update={"targets": tuple(target.settings for target in targets)})
 
 
-def add_formats(path: Path, formats: str, console: Console) -> None:
-    """Write formats to a finished run, verify them, and report them: as if its config had named them from the start.
+def add_formats(
+    path: Path, formats: str | None, console: Console, *, measure: bool = True, pick: str | None = None
+) -> None:
+    """Write formats to a finished run, verify, measure and report them: as if its config had named them from the start.
 
-    The stages of export and verification run again, and the report; all others are loaded. Formats that are there and
-    are what would be written stay. After an error the run is as it was.
+    The stages of export, verification and measuring run again, and the report; all others are loaded. Formats that are
+    there and are what would be written stay. After an error the run is as it was.
 
     Args:
         path: the run folder.
-        formats: types of export targets, with commas.
+        formats: types of export targets, with commas; None: those that are there.
         console: shows the stages.
+        measure: whether all formats are measured, see :mod:`distill.export.measure`; False: as the config says.
+        pick: the rule that chooses among them; None: that of the config.
 
     Raises:
         ExportError: a format is not installed, cannot hold the student, or gives other outputs; or another process
-            exports this run.
+            exports this run; or no format satisfies the rule.
     """
     experiment = as_exporting(read_run(path)[0], str(path))
     check_finished(path, path / experiment.trained, path / RESULTS)
-    extended = _extended(experiment.export, named_targets(formats))
+    extended = _extended(experiment.export, named_targets(formats) if formats is not None else [])
     # The keys of finished stages are those of the config as it was read, so nothing else of it changes.
     tree = read_tree(path)
-    plain = [target.settings.model_dump(mode="json") for target in extended]
-    tree["export"] = {**(tree.get("export") or {}), "targets": plain}
+    export = dict(tree.get("export") or {})
+    export["targets"] = [target.settings.model_dump(mode="json") for target in extended]
+    if measure and experiment.measures_formats:
+        own = experiment.export.measure or MeasureSettings()
+        export["measure"] = own.model_dump(mode="json") | ({} if pick is None else {"pick": pick})
+    tree["export"] = export
     changed = as_exporting(validate_tree(tree, str(path / CONFIG)), str(path))
     stages = changed.plan()
-    again = [stage.name for stage in stages if isinstance(stage, ExportStudent)]
-    if not again:
+    exporting = [stage.name for stage in stages if isinstance(stage, ExportStudent)]
+    measuring = [stage.name for stage in stages if isinstance(stage, MeasureExport)]
+    if not exporting:
         raise ConfigError(f"{path}: kind: {experiment.kind}, and --to needs a run that exports one student")
+    if pick is not None and not measuring:
+        raise ConfigError(f"{path}: kind: {experiment.kind}, whose formats are not measured, so --pick cannot choose")
+    again = exporting
+    if formats is None:  # only the choice is new, or what it is made from
+        done = experiment.export.measure is not None and (path / measuring[0] / FINISHED).is_file()
+        again = [stages[-1].name] if done else measuring
     with _locked(path), _as_it_was_after_an_error(path, [path / EXPORT / target.folder for target in extended]):
         try:
             run_plan(changed, stages, tree, path, console, "the same command", again=again)
         except ChecksFailedError as error:
             failed = str(error).removesuffix("; see report.html")
             raise ExportError(f"{failed}: other outputs than the student's; the run is as it was") from error
+    if pick is not None:
+        measured = json.loads((path / RESULTS).read_text())["summary"]["formats"]
+        choice = chosen([FormatFigures.model_validate(each) for each in measured], pick)
+        if choice is not None and choice.name is None:
+            raise ExportError(str(choice))
 
 
 def _extended(export: ExportSettings, targets: Sequence[ExportTarget]) -> list[ExportTarget]:

@@ -77,6 +77,7 @@ class MeasureExport(Stage[tuple]):
         self, context: RunContext, trained: TrainedStudent, exported: ExportedStudent, measure: MeasureSettings
     ) -> tuple[FormatFigures, ...]:
         within = replace(context, data=self.evaluated(context.data))
-        targets = written_targets(self.export, exported.folder)
+        written = written_targets(self.export, exported.folder)
+        targets = {path: target for path, target in written.items() if target.elsewhere() is None}
         delta = None if trained.student.full else exported.folder / DELTA
         return tuple(measure_export(within, self.settings, trained.student, targets, measure, delta))
