@@ -9,6 +9,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -436,6 +437,7 @@ def test_formats_are_added_to_a_finished_run_or_nothing_changes(
 ) -> None:
     """``export --to``: export, verification and report run again, and nothing else; after an error all is as it was."""
     from distill.export.measure import _fresh_process as measure_here
+    from distill.export.settings import MeasureSettings
     from distill.export.targets.pt2 import Pt2
     from distill.export.verify import _fresh_process
 
@@ -443,6 +445,7 @@ def test_formats_are_added_to_a_finished_run_or_nothing_changes(
     shutil.copytree(finished, run)
     monkeypatch.setattr("distill.export.verify._run_fresh", _fresh_process)
     monkeypatch.setattr("distill.export.measure._run_fresh", lambda work, environment: measure_here(work))
+    monkeypatch.setattr("distill.commands.export_formats.MeasureSettings", partial(MeasureSettings, rounds=2))
     blank_figures(monkeypatch)
     kept = [*run.glob("student/*"), *run.glob("export/*/*"), *run.glob("test/*")]
     others = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept if path.is_file()}
