@@ -46,10 +46,13 @@ class LiteRt(ProgramTarget):
         litert_torch.convert(program.module(), (zeros,)).export(str(folder / FILE))
         return Converted()
 
+    def import_runtime(self) -> None:
+        import ai_edge_litert.interpreter  # noqa: F401
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(model_content=files[FILE])
+        interpreter = Interpreter(model_content=files[FILE], num_threads=self.threads)
         interpreter.allocate_tensors()
         (given,), (result,) = interpreter.get_input_details(), interpreter.get_output_details()
 

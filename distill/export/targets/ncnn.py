@@ -57,10 +57,15 @@ class Ncnn(ProgramTarget):
                 (folder / file).write_bytes((work / file).read_bytes())
         return Converted()
 
+    def import_runtime(self) -> None:
+        import ncnn  # noqa: F401
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         import ncnn
 
         net = ncnn.Net()
+        if self.threads is not None:
+            net.opt.num_threads = self.threads
         with as_files(files) as folder:
             if net.load_param(str(folder / LAYERS)) or net.load_model(str(folder / WEIGHTS)):
                 raise ExportError(f"{self.title} cannot load the model")
