@@ -236,6 +236,7 @@ def _fresh_process(work: Path) -> None:
 def _target(request: _MeasureRequest) -> ExportTarget | None:
     """The target, with its packages imported, since their memory and time are not the format's."""
     if request.target is None:
+        timm_with_own_models()
         return None
     settings = TARGETS.settings_of(request.target["type"]).model_validate(request.target)
     target: ExportTarget = settings.component(settings)  # type: ignore[misc]

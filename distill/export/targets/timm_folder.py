@@ -212,6 +212,9 @@ class TimmFolder(ExportTarget):
     def check(self, folder: Path) -> str:
         return check_timm_folder(folder).weights_sha256
 
+    def import_runtime(self) -> None:
+        timm_with_own_models()
+
     def session(self, folder: Path) -> Session:
         self.check(folder)
         return logits_of(timm_with_own_models().create_model(f"local-dir:{folder.resolve()}", pretrained=True))
