@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -45,6 +47,11 @@ class Pt2(ProgramTarget):
         program.example_inputs = None  # only their shapes matter, and they would be stored
         torch.export.save(program, folder / FILE, extra_files=extra)
         return Converted()
+
+    def import_runtime(self) -> None:
+        for part in ("torch.export.pt2_archive._package", "torch.export._unlift", "torch._functorch.partitioners"):
+            with suppress(ImportError):  # torch imports its own parts when it loads a program, by names that may change
+                import_module(part)
 
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         import torch
