@@ -66,7 +66,9 @@ class ExecuTorch(ProgramTarget):
 
     def import_runtime(self) -> None:
         with _quietly():
-            pass
+            from executorch.runtime import Runtime
+
+            Runtime.get()
 
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         import torch
