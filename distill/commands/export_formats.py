@@ -93,7 +93,8 @@ def add_formats(
     if formats is None:  # only the choice is new, or what it is made from
         done = experiment.export.measure is not None and (path / measuring[0] / FINISHED).is_file()
         again = [stages[-1].name] if done else measuring
-    with _locked(path), _as_it_was_after_an_error(path, [path / EXPORT / target.folder for target in extended]):
+    folders = [*(path / EXPORT / target.folder for target in extended), *(path / name for name in measuring)]
+    with _locked(path), _as_it_was_after_an_error(path, folders):
         try:
             run_plan(changed, stages, tree, path, console, "the same command", again=again)
         except ChecksFailedError as error:
@@ -127,11 +128,11 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _as_it_was_after_an_error(path: Path, formats: Sequence[Path]) -> Iterator[None]:
-    """Restore the files of config, records and report after an error, and remove new formats."""
+def _as_it_was_after_an_error(path: Path, folders: Sequence[Path]) -> Iterator[None]:
+    """Restore the files of config, records and report after an error, and remove new ones of these folders."""
     files = [path / CONFIG, path / RECORD, path / RESULTS, path / PAGE]
     before = {file: file.read_bytes() for file in [*files, *path.glob("*/*.json")] if file.is_file()}
-    new = [folder for folder in formats if not folder.exists()]
+    new = [folder for folder in folders if not folder.exists()]
     try:
         yield
     except BaseException:
