@@ -139,5 +139,6 @@ def _as_it_was_after_an_error(path: Path, folders: Sequence[Path]) -> Iterator[N
         for folder in new:
             shutil.rmtree(folder, ignore_errors=True)
         for file, data in before.items():
-            file.write_bytes(data)
+            if not file.is_file() or file.read_bytes() != data:
+                file.write_bytes(data)
         raise
