@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
+import serving_load  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -23,7 +25,7 @@ def names() -> list[str]:
 
 
 def test_every_example_has_a_test_and_is_short():
-    assert names() == ["delta_to_timm", "own_augmentation", "own_delta", "own_objective", "own_training_loop"]
+    assert names() == ["delta_server", "delta_to_timm", "own_augmentation", "own_delta", "own_objective", "own_training_loop"]
     for name in names():
         assert f"def test_{name}" in Path(__file__).read_text()
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60
@@ -60,3 +62,33 @@ def test_own_training_loop(tmp_path, capsys):
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     assert "loss " in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"delta.json", "delta.safetensors"}
+
+
+@pytest.mark.slow
+def test_delta_server(tmp_path):
+    """Some hundred requests for tens of tasks, a third of which fit in memory; bad requests fail alone."""
+    import distill
+
+    plain = distill.create_student("embedded:tf_efficientnet_lite0", size=32).model
+    tenants = serving_load.write_tenants(tmp_path, plain, 24)
+    bank = distill.DeltaBank(plain)
+    bank.add("0", tmp_path / "0")
+    bank.max_bytes = 8 * bank.load("0").size
+    for name in tenants[1:]:
+        bank.add(name, tmp_path / name)
+    answers = serving_load.load_test(bank, tenants, 240, size=32, clients=12)
+    assert not answers.wrong and len(answers.seconds) == 240
+    assert answers.reads > 24 and len(answers.batches) < 120, "files are read again, and requests share passes"
+
+    path = tmp_path / "5" / "delta.safetensors"
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    for name in tenants[10:20]:
+        bank.load(name)  # the task is no longer in memory
+    picture = serving_load.pictures(32)[0]
+    with serving_load.server(bank, 32) as port, serving_load.connected(port) as own:
+        assert serving_load.ask(own, "5", picture) == (422, {"detail": "5: ExportError"})
+        assert serving_load.ask(own, "nobody", picture)[0] == 422
+        assert serving_load.ask(own, "3", b"no image") == (422, {"detail": "3: UnidentifiedImageError"})
+        status, content = serving_load.ask(own, "3", picture)
+        assert status == 200 and serving_load.answered_by(content["logits"]) == (3, 3)

@@ -299,7 +299,7 @@ def _stack(tensors: Sequence[Tensor]) -> Tensor:
     first = tensors[0]
     if all(tensor is first for tensor in tensors):
         return first.expand(len(tensors), *first.shape)
-    return torch.stack(list(tensors))
+    return torch.stack(tensors)  # type: ignore[arg-type]  # any sequence
 
 
 def _widened(tensors: Sequence[Tensor], axis: int) -> list[Tensor]:
@@ -327,7 +327,9 @@ def _factors(changes: Sequence[Product | None]) -> tuple[Tensor, Tensor] | None:
         return None
     rest = None if all(own) else (torch.zeros_like(like[0][:, :1]), torch.zeros_like(like[1][:, :, :1]))
     every_A, every_B = zip(*(pair or rest for pair in own))
-    return _stack(_widened(every_A, 1)), _stack(_widened(every_B, 2))
+    if len({A.shape[1] for A in every_A}) > 1:
+        every_A, every_B = _widened(every_A, 1), _widened(every_B, 2)
+    return _stack(every_A), _stack(every_B)
 
 
 # --- Layers -------------------------------------------------------------------------------------------------------
