@@ -182,7 +182,7 @@ def wrong_in(status: int, content: Any, name: str, image: int, of_image: Sequenc
     if status != 200 or content["task"] != name:
         return f"{status} {content}"
     delta, head = answered_by(content["logits"])
-    closest = min(range(IMAGES), key=lambda number: abs(of_image[number] - content["logits"][-1]))
+    closest = min(range(len(of_image)), key=lambda number: abs(of_image[number] - content["logits"][-1]))
     is_right = (delta, head, closest) == (int(name), int(name), image)
     return "" if is_right else f"the delta of {delta}, the head of {head}, image {closest}"
 

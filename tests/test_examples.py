@@ -25,7 +25,14 @@ def names() -> list[str]:
 
 
 def test_every_example_has_a_test_and_is_short():
-    assert names() == ["delta_server", "delta_to_timm", "own_augmentation", "own_delta", "own_objective", "own_training_loop"]
+    assert names() == [
+        "delta_server",
+        "delta_to_timm",
+        "own_augmentation",
+        "own_delta",
+        "own_objective",
+        "own_training_loop",
+    ]
     for name in names():
         assert f"def test_{name}" in Path(__file__).read_text()
         assert len((EXAMPLES / f"{name}.py").read_text().splitlines()) < 60

@@ -29,10 +29,10 @@ def test_an_answer_by_the_delta_or_head_of_another_task_is_told(tmp_path: Path) 
     plain = distill.create_student(serving.LITE0, size=32).model
     names = serving_load.write_tenants(tmp_path, plain, 4)
     bank = serving.filled(plain, tmp_path, names)
-    two, three = bank.load("2"), bank.load("3")
-    mixed = dataclasses.replace(two, changes={**two.changes, "bn2": three.changes["bn2"]})
+    second, third = bank.load("2"), bank.load("3")
+    mixed = dataclasses.replace(second, changes={**second.changes, "bn2": third.changes["bn2"]})
     image = torch.randn(1, 3, 32, 32)
-    answers = [row.tolist() for row in bank.batch(image.expand(3, -1, -1, -1), ["2", mixed, three])]
+    answers = [row.tolist() for row in bank.batch(image.expand(3, -1, -1, -1), ["2", mixed, third])]
     assert [serving_load.answered_by(each) for each in answers] == [(2, 2), (3, 2), (3, 3)]
     assert answers[0][-1] == pytest.approx(answers[2][-1], rel=1e-2), "the last logit is the image's"
 
