@@ -103,6 +103,7 @@ def save_delta(
         labels=labels,
         preprocessing=Preprocessing.of(student.model, student.input.size),
         results=results,
+        stored=student.stored,
     )
 
 

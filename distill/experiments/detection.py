@@ -42,6 +42,7 @@ UNUSED_TRAINING = (
     "precision",
     "curriculum",
     "ema",
+    "quantize",
     "early_stop",
     "keep",
     "test_every",

@@ -130,6 +130,9 @@ class OffsiteExperiment(ExportingExperiment):
         if isinstance(self.keep, int) and self.keep < 2:
             text = f"{self.keep}: the first and the last block of the middle are always kept, so 2 or more"
             raise error_at("keep", text)
+        if self.training.quantize is not None:
+            why = "the deltas of the ends are sent to the owner in float32; use distill delta quantize afterwards"
+            self.training.quantize.refuse_stored("training.quantize", why)
         if (training := self.distill) is not None:
             for name, given in {"keep": training.keep == "best", "early_stop": training.early_stop is not None}.items():
                 if given:
@@ -138,4 +141,6 @@ class OffsiteExperiment(ExportingExperiment):
                 raise error_at("distill.test_every", "the emulator has no classifier to test")
             if training.curriculum is not None:
                 raise error_at("distill.curriculum", "the loss of the distillation has no weights of samples")
+            if training.quantize is not None:
+                raise error_at("distill.quantize", "the emulator is not exported in a format that rounds")
         return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,8 @@ class Student(nn.Module):
         self.sites: list[Site] = []
         self.entries: list[dict[str, Delta]] = []
         """Site → delta, for each entry of ``settings.deltas``."""
+        self.stored: dict[str, Literal["float16", "int8", "sign"]] = {}
+        """Part of the delta file, "deltas" or "head" → the format that it was trained for, where that is not fp32."""
         self._deltas = settings.deltas
         self._inits = list(inits or [DeltaInit([entry]) for entry in settings.deltas])
         if not self.full:

@@ -89,7 +89,7 @@ def export_student(
         logger.warning("%s", skew)
     sizes, refused = {}, {}
     if not student.full:
-        save_delta(folder / DELTA, student.model, student.backbone, **about.of_weights)
+        save_delta(folder / DELTA, student.model, student.backbone, **about.of_weights, stored=student.stored)
         sizes[DELTA] = (folder / DELTA / "delta.safetensors").stat().st_size
         backbone = backbone_state(student.model, classifier_names(student.model))
         sizes[BACKBONE] = sum(t.numel() * t.element_size() for t in backbone.values())

@@ -33,6 +33,7 @@ from distill.training.layer_decay import layer_scales
 from distill.training.loggers import check_loggers
 from distill.training.meta import MetaStep
 from distill.training.module import Distillation
+from distill.training.quantization import Quantization
 from distill.training.settings import TrainingSettings
 from distill.training.step import DistillationStep
 from distill.training.task_penalty import TaskPenalty
@@ -116,6 +117,11 @@ class FitSpec:
         if self.teacher is not None and self.cache is not None:
             RowLayout(self.teacher.shapes, 1, self.cache)
         check_loggers(self.training.loggers)
+        if self.training.quantize is not None:
+            try:
+                Quantization(student, self.training.quantize, self.training.epochs, 1)
+            except ValueError as error:
+                raise StageError(f"{name}: {error}") from error
         if (decay := self.training.optimizer.layer_decay) is not None:
             try:
                 layer_scales(student.model, decay)
@@ -202,8 +208,8 @@ class FitSpec:
     def for_warm_up(self, epochs: int, lr: float) -> FitSpec:
         """The same fit with ``epochs`` epochs and the constant learning rate ``lr``.
 
-        It has no curriculum, moving average of the weights, early stopping, choice of the best epoch, tests, or
-        regularizers.
+        It has no curriculum, quantization, moving average of the weights, early stopping, choice of the best epoch,
+        tests, or regularizers.
         """
         schedule = self.training.schedule
         short = {"type": "constant", "warmup": min(schedule.warmup, epochs / 2), "milestones": ()}
@@ -216,6 +222,7 @@ class FitSpec:
                     "schedule": schedule.model_copy(update=short),
                     "optimizer": self.training.optimizer.model_copy(update={"lr": lr}),
                     "curriculum": None,
+                    "quantize": None,
                     "ema": None,
                     "early_stop": None,
                     "keep": "last",

@@ -45,6 +45,8 @@ def try_fit(spec: FitSpec, student: Student, trial: Trial, name: str) -> None:
     with trying(f"{name}: one training step on {len(batch.ids)} images"):
         module.to(device).train()
         step.watch_parameters()
+        if step.quantization is not None:
+            step.quantization.begin_now()
         batch = module.transfer_batch_to_device(batch, device, 0)
         root = nn.ModuleList([student, step.terms])  # type: ignore[list-item]
         optimizer = build_optimizer(root, head_modules(student.model), spec.training.optimizer)

@@ -53,9 +53,8 @@ class ExportSource(Stage[Path]):
     def run(self, context: RunContext, folder: Path) -> Path:
         student, classes = context.get(self.source).student, tuple(context.data.classes)
         origin, prepared = student.network.origin, preprocessing(context, student)
-        save_delta(
-            folder / DELTA, student.model, student.backbone, origin=origin, labels=classes, preprocessing=prepared
-        )
+        about: dict[str, Any] = {"origin": origin, "labels": classes, "preprocessing": prepared}
+        save_delta(folder / DELTA, student.model, student.backbone, **about, stored=student.stored)
         write_source_moments(folder / DELTA, context.get(self.moments).norms)
         return folder / DELTA
 

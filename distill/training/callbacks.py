@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -170,7 +169,7 @@ class Validation(Callback):
         if (epoch + 1) % self.every and not last:
             return
         begun = time.perf_counter()
-        with module.average.in_place() if module.average is not None else nullcontext():
+        with module.as_result():
             self.scores = self._score(self.validate())
             score = next(iter(self.scores.values()), None)
             if score is not None and score > self.best_score:

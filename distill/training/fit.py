@@ -181,6 +181,9 @@ def fit(
         load_result(module.step.student, folder, BEST)
     elif module.average is not None:
         module.average.apply()
+    if (quantization := module.step.quantization) is not None:
+        quantization.round_stored()
+        module.step.student.stored = quantization.settings.stored
     summary = _summary(trainer, metrics, validation, curve, module, loader.unreadable)
     if trainer.is_global_zero:
         penalties = {name: own.state_dict() for name, own in module.step.regularizers.items()}
@@ -216,6 +219,7 @@ def save_result(
         "head": None if head is None else head.model_dump(),
         "carried": {name: dict(state) for name, state in (carried or {}).items() if state},
         "momentum": None if momentum is None else dict(momentum),
+        "stored": student.stored,
     }
     if regularizers:
         content["regularizers"] = {name: dict(state) for name, state in regularizers.items()}
@@ -266,9 +270,10 @@ def load_result(student: Student, folder: Path, file: str = RESULT) -> None:
         CheckpointError: the file cannot be read, or is damaged.
         NetworkError: its tensors do not fit the student.
     """
-    own = VerifiedCheckpointIO().load_checkpoint(folder / file)["student"]
-    check_fits(student.own_state(), own, str(folder / file))
-    student.load_state_dict(own, strict=False)
+    content = VerifiedCheckpointIO().load_checkpoint(folder / file)
+    check_fits(student.own_state(), content["student"], str(folder / file))
+    student.load_state_dict(content["student"], strict=False)
+    student.stored = content.get("stored", {})
 
 
 def _load_regularizers(module: Distillation, folder: Path) -> None:

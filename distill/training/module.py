@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -68,6 +70,16 @@ class Distillation(LightningModule):
             parameter = self.get_parameter(name)
             parameter.grad = gradient.to(parameter.device)
         self._resumed_gradients = {}
+
+    @contextmanager
+    def as_result(self) -> Iterator[None]:
+        """Within it, the student is what the fit would save now: the average of the weights, stored as settings say."""
+        with ExitStack() as stack:
+            if self.average is not None:
+                stack.enter_context(self.average.in_place())
+            if (quantization := self.step.quantization) is not None:
+                stack.enter_context(quantization.as_stored(self.global_step - 1))
+            yield
 
     @property
     def compiled_parts(self) -> list[str]:
@@ -213,14 +225,14 @@ class Distillation(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The tensors that training changes: of student, momentum network, objectives, teacher weights, and guard."""
+        """The tensors that training changes: of student, objectives, guard, and of what follows the student."""
         own = {f"step.student.{key}": value for key, value in self.step.student.own_state().items()}
         if self.step.momentum is not None:
             own |= {f"step.momentum.{key}": value for key, value in self.step.momentum.own_state().items()}
         rest = {
             key: value
             for key, value in self.state_dict().items()
-            if key.startswith(("step.terms.", "step.teacher_weights.", "guard."))
+            if key.startswith(("step.terms.", "step.teacher_weights.", "step.quantization.", "guard."))
         }
         return own | rest
 

@@ -89,6 +89,63 @@ class CurriculumSettings(Settings):
             raise error_at("training.curriculum", text)
 
 
+class QuantizeSettings(Settings):
+    """Trains under the rounding of export in the last epochs; see :mod:`distill.training.quantization`.
+
+    ``weights`` and ``activations`` prepare the student for int8 formats, ``deltas`` and ``head`` for a smaller delta
+    file, which is then stored in these formats.
+    """
+
+    epochs: float = Field(2.0, gt=0, description="length of the quantized training, at the end; may be a fraction")
+    weights: int | None = Field(
+        None,
+        ge=2,
+        le=8,
+        description="bits of the weights of convs and linear layers, deltas included; none: not rounded",
+    )
+    activations: int | None = Field(
+        None, ge=2, le=8, description="bits of the inputs of convs and linear layers; none: not rounded"
+    )
+    observe: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="part of the quantized training in which the ranges of activations follow the batches",
+    )
+    deltas: Literal["float16", "int8", "sign"] | None = Field(
+        None, description="format in which the deltas' own tensors are stored; none: float32"
+    )
+    head: Literal["float16", "int8", "sign"] | None = Field(
+        None, description="format in which the head is stored; none: float32"
+    )
+
+    @model_validator(mode="after")
+    def _rounds_something(self) -> QuantizeSettings:
+        if not any((self.weights, self.activations, self.deltas, self.head)):
+            raise ValueError("nothing is quantized: give weights, activations, deltas or head")
+        return self
+
+    @property
+    def computes(self) -> bool:
+        """Whether the student computes with rounded weights or activations."""
+        return bool(self.weights or self.activations)
+
+    def refuse_stored(self, key: str, why: str) -> None:
+        """Raise an error if a smaller delta file is trained for where none is written.
+
+        Args:
+            key: of these settings in the config.
+            why: the reason.
+        """
+        for name in self.stored:
+            raise error_at(f"{key}.{name}", why)
+
+    @property
+    def stored(self) -> dict[str, Literal["float16", "int8", "sign"]]:
+        """Part of the delta file, ``deltas`` or ``head`` → its format; without parts that are not rounded."""
+        return {name: form for name, form in (("deltas", self.deltas), ("head", self.head)) if form}
+
+
 class LoggerSettings(Settings):
     """A logger of the fits. ``log.csv`` is always written, since the report draws the curves from it."""
 
@@ -138,6 +195,9 @@ class TrainingSettings(Settings):
     ema: float | None = Field(
         None, gt=0, lt=1, description="decay of a moving average of the weights, which is validated and exported"
     )
+    quantize: QuantizeSettings | None = Field(
+        None, description="the last epochs under the rounding of int8 formats or of a small delta file"
+    )
     early_stop: EarlyStopSettings | None = Field(None, description="stop when validation does not improve")
     keep: Literal["last", "best"] = Field("last", description="epoch whose weights are the result; best: in validation")
     validate_every: int = Field(1, ge=1, description="epochs between validations; the last epoch is always validated")
@@ -164,6 +224,19 @@ class TrainingSettings(Settings):
             raise ValueError(f"schedule.warmup ({self.schedule.warmup}) must be shorter than epochs ({self.epochs})")
         return self
 
+    @model_validator(mode="after")
+    def _quantized_epochs_are_last(self) -> TrainingSettings:
+        if self.quantize is None:
+            return self
+        if self.quantize.epochs > self.epochs:
+            text = f"{self.quantize.epochs:g} is more than training.epochs ({self.epochs})"
+            raise error_at("quantize.epochs", text)
+        for key, chooses in (("keep", self.keep == "best"), ("early_stop", self.early_stop is not None)):
+            if chooses:
+                text = "it could choose an epoch before the quantized ones, which are the last (quantize)"
+                raise error_at(key, text)
+        return self
+
     def updates(self, batches: int) -> int:
         """Number of updates in an epoch of so many batches."""
         return -(-batches // self.accumulate)
@@ -171,7 +244,7 @@ class TrainingSettings(Settings):
     def scaled(self, epochs: int) -> TrainingSettings:
         """The same training with another number of epochs, without the curriculum.
 
-        Warm-up, milestones and the epochs between validations and tests are scaled in proportion.
+        Warm-up, milestones, quantized epochs and those between validations and tests are scaled in proportion.
         """
         warmup, milestones = self.schedule.warmup, self.schedule.milestones
         schedule = self.schedule.model_copy(
@@ -184,7 +257,12 @@ class TrainingSettings(Settings):
             name: value and max(1, value * epochs // self.epochs)
             for name, value in {"validate_every": self.validate_every, "test_every": self.test_every}.items()
         }
-        return self.model_copy(update={"epochs": epochs, "schedule": schedule, "curriculum": None, **every})
+        quantize = self.quantize and self.quantize.model_copy(
+            update={"epochs": self.quantize.epochs * epochs / self.epochs}
+        )
+        return self.model_copy(
+            update={"epochs": epochs, "schedule": schedule, "curriculum": None, "quantize": quantize, **every}
+        )
 
 
 class FitTeacherSettings(Settings):
@@ -203,7 +281,9 @@ class FitTeacherSettings(Settings):
     )
 
     def check(self) -> None:
-        """Raise an error if there is a curriculum: the teacher's own fit has no teacher."""
+        """Raise an error for what a fit without a teacher, whose network is not exported, does not have."""
         if self.training.curriculum is not None:
             text = "it needs a teacher, and the teacher's own fit has none"
             raise error_at("fit_teacher.training.curriculum", text)
+        if self.training.quantize is not None:
+            raise error_at("fit_teacher.training.quantize", "the teacher is not exported; leave it out")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
 
 import torch
@@ -25,6 +26,7 @@ from distill.objectives.base import Targets
 from distill.training.curriculum import Curriculum
 from distill.training.meta import MetaStep
 from distill.training.momentum import MomentumNetwork
+from distill.training.quantization import Quantization
 from distill.training.settings import TrainingSettings
 from distill.training.side_stream import SideStream
 from distill.training.task_penalty import TaskPenalty, trained_parameters
@@ -70,8 +72,9 @@ class DistillationStep(nn.Module):
         normalizations: whose batch-norm statistics the momentum network computes with, see :class:`MomentumNetwork`.
 
     Raises:
-        ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks, a
-            term reads the momentum network and there is none, or ``augment`` lacks the views that a term compares.
+        ValueError: the curriculum, or the weighting of the teacher's networks, reads logits that a network lacks, the
+            student cannot be trained under the rounding of ``settings.quantize``, a term reads the momentum network and
+            there is none, or ``augment`` lacks the views that a term compares.
 
     Example:
         >>> import torch, distill
@@ -131,6 +134,9 @@ class DistillationStep(nn.Module):
         self.curriculum: Curriculum | None = None
         if settings.curriculum and teacher:
             self.curriculum = Curriculum(settings.curriculum, student.shapes, teacher.shapes, teacher.maps)
+        self.quantization: Quantization | None = None
+        if settings.quantize is not None:
+            self.quantization = Quantization(student, settings.quantize, settings.epochs, steps_per_epoch)
         self.meta = meta
         self.augment = augment
         self.cache = cache
@@ -189,13 +195,14 @@ class DistillationStep(nn.Module):
             labels = torch.full(ids.shape, UNLABELED, device=device)
         elif labels.shape != ids.shape:
             raise ValueError(f"labels must be [{len(ids)}], one for each id, not {list(labels.shape)}")
-        with self.trunk:
+        student, shared = self._student_at(step)
+        with shared:
             views, teachers, momentum = self._views_and_outputs(images, ids, labels.device, epoch, view_keys, domains)
             self.clock.start("student")
             if domains is None or not self._by_domain:
-                students = [self.student(view) for view in views.student]
+                students = [student(view) for view in views.student]
             else:
-                students = [forward_by_domain(self.student, self._by_domain, view, domains) for view in views.student]
+                students = [forward_by_domain(student, self._by_domain, view, domains) for view in views.student]
         self.side.join(tensor for network in teachers for seen in network for tensor in seen.tensors())
         targets = Targets(labels, is_memory=is_memory, stored_logits=stored_logits)
         if domains is not None:
@@ -239,11 +246,21 @@ class DistillationStep(nn.Module):
             regularizer.after_step(self._gradients)
         steps = self.settings.epochs * self.steps_per_epoch
         self.student.after_step(step + 1, steps)
+        if self.quantization is not None:
+            self.quantization.after_update(step)
         if self.momentum is not None:
             decay = self.momentum.decay_at(step, steps)
             self.momentum.follow(decay)
             for term in self.terms:
                 term.follow(decay)
+
+    def _student_at(self, step: int) -> tuple[Callable[[Tensor], Features], SharedTrunk]:
+        """The student, quantized if this update is, and the layers that it shares with the teacher."""
+        if self.quantization is None or not self.quantization.is_on(step):
+            return self.student, self.trunk
+        # What a rounded student computes in frozen layers is not what a teacher with the same weights computes.
+        shared = SharedTrunk() if self.quantization.settings.computes else self.trunk
+        return partial(self.quantization, self.student, step=step), shared
 
     def _pairs(self, term: Term, views: Views) -> tuple[tuple[int, int], ...]:
         """The (teacher's view, student's view) pairs that a term compares."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
@@ -39,7 +38,7 @@ class TestCurve(Callback):
         if (epoch + 1) % self.every and not last:
             return
         begun = time.perf_counter()
-        with module.average.in_place() if module.average is not None else nullcontext():
+        with module.as_result():
             accuracy = self.predict().accuracy()
         assert accuracy is not None, "a split without labels is refused before training"
         self.accuracies[epoch] = accuracy

@@ -47,6 +47,12 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def quantized_ranges(folder: Path) -> torch.Tensor:
+    checkpoint = newest_good(folder)
+    assert checkpoint is not None
+    return VerifiedCheckpointIO().load_checkpoint(checkpoint)["state_dict"]["step.quantization.ranges"]
+
+
 def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_path: Path) -> None:
     for name, changes in FITS_IN_RANKS.items():
         settings = experiment(fitted, **changes)
@@ -55,6 +61,9 @@ def test_two_ranks_train_as_one_and_evaluate_each_sample_once(fitted: Path, tmp_
         together = VerifiedCheckpointIO().load_checkpoint(fitted / name / "result.ckpt")["student"]
         for key, weight in alone.weights.items():
             assert torch.allclose(together[key], weight, rtol=1e-4, atol=1e-5), (name, key)
+        if settings.training.quantize is not None:
+            one, two = (quantized_ranges(folder / name) for folder in (tmp_path, fitted))
+            assert one.isfinite().all() and torch.allclose(one, two, rtol=1e-3, atol=1e-3)
         for rank in (0, 1):
             of_rank = torch.load(fitted / name / f"views-{rank}")
             # Half of a batch is of the target domain, and a source-only fit comes first.

@@ -48,6 +48,7 @@ def write_delta(fit: TaskFit, student: Student, folder: Path) -> None:
         labels=fit.classes,
         preprocessing=Preprocessing.of(student.model, student.input.size),
         unchanged=len(fit.task.classes) == 1,  # cross-entropy with one class has no gradient
+        stored=student.stored,
     )
 
 

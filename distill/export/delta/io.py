@@ -84,6 +84,7 @@ def save_delta(
     model_args: dict[str, Any] | None = None,
     unchanged: bool = False,
     made_by: str = "",
+    stored: Mapping[str, Format] | None = None,
 ) -> DeltaManifest:
     """Write a trained student's deltas and head.
 
@@ -98,6 +99,8 @@ def save_delta(
         model_args: arguments of ``timm.create_model``; None: what timm recorded on the model.
         unchanged: whether deltas may be the identity, as after training without a gradient.
         made_by: the operation that made it from another file, see :class:`DeltaManifest`.
+        stored: "deltas" and "head" → format of their fp32 tensors, see :mod:`distill.export.delta.packing`; None or
+            left out: fp32. ``Student.stored`` are the formats that training prepared for.
 
     Returns:
         The content of ``delta.json``.
@@ -121,9 +124,16 @@ def save_delta(
     config: dict[str, Any] = model.pretrained_cfg  # type: ignore[assignment]
     num_classes: int = model.num_classes  # type: ignore[assignment]
     _check_labels(labels, num_classes)
+    parts: dict[str, Format | None] = {"delta": (stored or {}).get("deltas"), "head": (stored or {}).get("head")}
+    formats = {
+        name: form
+        for name, t in tensors.items()
+        if t.dtype == torch.float32 and (form := parts.get(name.partition("/")[0]))
+    }
     return write_delta_files(
         folder,
         tensors,
+        formats,
         architecture=config["architecture"],
         model_args=model_arguments(model, model_args),
         num_classes=num_classes,

@@ -64,11 +64,8 @@ def pack(tensors: Mapping[str, Tensor], formats: Mapping[str, Format]) -> tuple[
                 raise ExportError(f"{name}: {float(tensor.abs().max()):g} is more than half precision can hold")
         else:
             kind, rows = requested, _rows(tensor)
-            scale = rows.abs().amax(1) / 127 if kind == "int8" else rows.abs().mean(1)
-            stored[f"{name}/scale"] = scale
-            # A row of zeros has scale 0; it may be divided by any number.
-            whole = (rows / scale.where(scale > 0, 1)[:, None]).round().clamp(-127, 127).to(torch.int8)
-            stored[name] = whole if kind == "int8" else _bits(rows >= 0)
+            stored[f"{name}/scale"] = scale = _scale(rows, kind)
+            stored[name] = _whole(rows, scale).to(torch.int8) if kind == "int8" else _bits(rows >= 0)
         marks[name] = f"{kind}[{','.join(map(str, tensor.shape))}]"
     return stored, marks
 
@@ -98,6 +95,28 @@ def unpack(stored: Mapping[str, Tensor], marks: Mapping[str, str]) -> dict[str, 
         except (RuntimeError, KeyError, ValueError) as error:
             raise ExportError(f"{name}: what is stored does not fit {mark!r}") from error
     return tensors
+
+
+def rounded(tensor: Tensor, form: Format) -> Tensor:
+    """An fp32 tensor as :func:`unpack` gives it back after :func:`pack`, up to the rounding of fp32; on any device.
+
+    Rounding twice is rounding once, also up to fp32.
+    """
+    if form == "float16" or tensor.ndim < 2:
+        return tensor.half().float()
+    rows = _rows(tensor)
+    scale = _scale(rows, form)
+    numbers = _whole(rows, scale) if form == "int8" else (rows >= 0).float() * 2 - 1
+    return _from_rows(numbers * scale[:, None], tuple(tensor.shape))
+
+
+def _scale(rows: Tensor, form: Format) -> Tensor:
+    return rows.abs().amax(1) / 127 if form == "int8" else rows.abs().mean(1)
+
+
+def _whole(rows: Tensor, scale: Tensor) -> Tensor:
+    """Rows in units of their scale; a row of zeros has scale 0, and may be divided by any number."""
+    return (rows / scale.where(scale > 0, 1)[:, None]).round().clamp(-127, 127)
 
 
 def _lies_across(shape: tuple[int, ...]) -> bool:
