@@ -138,8 +138,8 @@ class Quantization(nn.Module):
         super().__init__()
         _check(student, settings)
         self.settings = settings
-        length = max(1, round(settings.epochs * steps_per_epoch))
-        self.begins = max(0, epochs * steps_per_epoch - length)
+        length = min(max(1, round(settings.epochs * steps_per_epoch)), epochs * steps_per_epoch)
+        self.begins = epochs * steps_per_epoch - length
         """The first update, counted from 0, that is quantized."""
         self.fixed = self.begins + max(1, round(settings.observe * length))
         """The first update whose batches do not change the ranges."""

@@ -96,7 +96,7 @@ class QuantizeSettings(Settings):
     file, which is then stored in these formats.
     """
 
-    epochs: float = Field(2.0, gt=0, description="length of the quantized training, at the end; may be a fraction")
+    epochs: float = Field(2.0, gt=0, description="how many of the last ones; may be a fraction, and more than all")
     weights: int | None = Field(
         None,
         ge=2,
@@ -228,9 +228,6 @@ class TrainingSettings(Settings):
     def _quantized_epochs_are_last(self) -> TrainingSettings:
         if self.quantize is None:
             return self
-        if self.quantize.epochs > self.epochs:
-            text = f"{self.quantize.epochs:g} is more than training.epochs ({self.epochs})"
-            raise error_at("quantize.epochs", text)
         for key, chooses in (("keep", self.keep == "best"), ("early_stop", self.early_stop is not None)):
             if chooses:
                 text = "it could choose an epoch before the quantized ones, which are the last (quantize)"

@@ -207,7 +207,6 @@ def test_what_ships_is_what_was_trained(tmp_path: Path) -> None:
     ("changes", "key", "text"),
     [
         ({"training": {"quantize": {}}}, "training.quantize", "nothing is quantized"),
-        ({"training": {"quantize": {"weights": 8, "epochs": 3}}}, "training.quantize.epochs", "more than"),
         ({"training": {"quantize": INT8, "keep": "best"}}, "training.keep", "before the quantized ones"),
         ({"training": {"quantize": INT8, "early_stop": {}}}, "training.early_stop", "before the quantized ones"),
         ({"training": {"quantize": {"weights": 9}}}, "training.quantize.weights", "8"),
