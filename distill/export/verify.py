@@ -165,6 +165,13 @@ def verify(
         for against in (DELTA_FILE, LIVE_MODEL)
         if against in logits
     ]
+    against = DELTA_FILE if DELTA_FILE in logits else LIVE_MODEL
+    comparisons += [
+        _compare(f"{target.title} {name}", tensor, against, logits[against], _ANY, 0.0)
+        for folder, target in targets.items()
+        for key, tensor in logits.items()
+        if (name := key.removeprefix(f"{folder.resolve()}{_OTHERWISE}")) != key
+    ]
     if not targets:
         comparisons.append(_compare(DELTA_FILE, logits[DELTA_FILE], LIVE_MODEL, logits[LIVE_MODEL], TOLERANCE))
     return VerificationReport(images=len(images), hashes=hashes, comparisons=tuple(comparisons))
@@ -188,6 +195,8 @@ def _compare(
     )
 
 
+_OTHERWISE, _ANY = ", ", 1e30
+"""Between a folder and the name of another session in the outputs of the fresh process; the tolerance of those."""
 _START = """
 import runpy, sys
 module, work, *paths = sys.argv[1:]
@@ -252,6 +261,8 @@ def _fresh_process(work: Path) -> None:
         settings = TARGETS.settings_of(plain["type"]).model_validate(plain)
         target: ExportTarget = settings.component(settings)  # type: ignore[misc]
         outputs[folder] = target.session(Path(folder))(images).contiguous()
+        for name, session in target.other_sessions(Path(folder)).items():
+            outputs[f"{folder}{_OTHERWISE}{name}"] = session(images).contiguous()
     if request.delta is not None:
         loaded = load_student(Path(request.delta), request.backbone, work, request.allow_plugins)
         outputs[DELTA_FILE] = logits_of(loaded)(images)

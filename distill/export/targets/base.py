@@ -155,6 +155,10 @@ class ExportTarget(Component):
         """Load what was written, without the code of this package where that is possible, as users do."""
         raise NotImplementedError
 
+    def other_sessions(self, folder: Path) -> Mapping[str, Session]:
+        """A few words → another way to run what was written, which verification shows beside and does not judge."""
+        return {}
+
 
 def install_line(targets: Iterable[type[ExportTarget]]) -> str:
     """The command that installs what these formats need."""

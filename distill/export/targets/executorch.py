@@ -24,7 +24,7 @@ FILE = "model.pte"
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """ExecuTorch calls what Python has deprecated, and warns that it is experimental; no user can change it."""
     logger = logging.getLogger("torch.utils._pytree")  # the import of torchao registers what torch has deprecated
     level = logger.level
@@ -56,7 +56,7 @@ class ExecuTorch(ProgramTarget):
         self.batch = settings.batch
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
-        with _quietly():
+        with quietly():
             from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
             from executorch.exir import to_edge_transform_and_lower
 
@@ -65,7 +65,7 @@ class ExecuTorch(ProgramTarget):
         return Converted()
 
     def import_runtime(self) -> None:
-        with _quietly():
+        with quietly():
             from executorch.runtime import Runtime
 
             Runtime.get()
@@ -73,7 +73,7 @@ class ExecuTorch(ProgramTarget):
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         import torch
 
-        with _quietly():
+        with quietly():
             from executorch.runtime import Runtime
 
             if self.threads is not None:

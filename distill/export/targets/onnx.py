@@ -77,13 +77,14 @@ class Onnx(ProgramTarget):
         return run_onnx(files[FILE], manifest.options, self.threads)
 
 
-def run_onnx(data: bytes, options: Mapping[str, str], threads: int | None = None) -> Run:
+def run_onnx(data: bytes, options: Mapping[str, str], threads: int | None = None, optimized: bool = True) -> Run:
     """A function that runs an ONNX model on the CPU.
 
     Args:
         data: the file.
         options: entries of the session's configuration.
         threads: of the session; None: one for each core.
+        optimized: whether nodes are fused; False: a quantized model is computed in fp32, with rounding in between.
 
     Returns:
         The function, which runs one batch.
@@ -95,6 +96,8 @@ def run_onnx(data: bytes, options: Mapping[str, str], threads: int | None = None
         settings.intra_op_num_threads = threads
     for key, value in options.items():
         settings.add_session_config_entry(key, value)
+    if not optimized:
+        settings.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(data, settings, providers=["CPUExecutionProvider"])
     (name,) = (each.name for each in session.get_inputs())
 

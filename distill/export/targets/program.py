@@ -188,8 +188,13 @@ def as_input(images: Tensor, exported: Opened) -> Tensor:
     """Normalized images [N, C, H, W] as the program's input: as they are, or their pixels [N, H, W, C] uint8."""
     if exported.input.dtype == "float32":
         return images
+    return pixels_of(images, exported.preprocessing)
+
+
+def pixels_of(images: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Normalized images [N, C, H, W] → pixels [N, H, W, C] uint8."""
     import torch
 
-    mean, std = (torch.tensor(getattr(exported.preprocessing, name)).view(1, -1, 1, 1) for name in ("mean", "std"))
+    mean, std = (torch.tensor(getattr(preprocessing, name)).view(1, -1, 1, 1) for name in ("mean", "std"))
     pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
     return pixels.permute(0, 2, 3, 1).contiguous()
