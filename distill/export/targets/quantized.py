@@ -40,9 +40,8 @@ class QuantizedTarget(ProgramTarget):
         self.agreement = settings.agreement
 
     def write(self, model: nn.Module, folder: Path, about: About) -> int:
-        self._check_images(
-            about.calibration and about.calibration.images, about.preprocessing or Preprocessing.of(model)
-        )
+        images = None if about.calibration is None else about.calibration.images
+        self._check_images(images, about.preprocessing or Preprocessing.of(model))
         return super().write(model, folder, about)
 
     def images(self, about: About) -> Tensor:
