@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import logging
 from collections.abc import Mapping
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -44,12 +46,13 @@ class OpenVinoInt8(QuantizedTarget):
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
-            quantized = nncf.quantize(
-                package.Core().read_model(folder / GRAPH),
-                nncf.Dataset([images[index : index + 1] for index in range(len(images))]),
-                subset_size=len(images),
-                advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-            )
+            with redirect_stdout(io.StringIO()):  # progress bars
+                quantized = nncf.quantize(
+                    package.Core().read_model(folder / GRAPH),
+                    nncf.Dataset([images[index : index + 1] for index in range(len(images))]),
+                    subset_size=len(images),
+                    advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+                )
         finally:
             logger.setLevel(level)
         (folder / GRAPH).unlink()
