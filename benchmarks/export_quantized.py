@@ -48,7 +48,7 @@ def int8_aware(lab: Lab) -> Iterator[Figure]:
     lines = {name: [of_program(lab, name, how, seed) for seed in seeds(lab)] for name, how in _SIDES.items()}
     aware, plain = lines["aware"], lines["plain"]
     detail = f"{_detail(aware[0])}; ONNX int8, calibrated on 128 training images; the last {AWARE['epochs']} quantized"
-    gains = [one["int8"] - other["int8"] for one, other in zip(aware, plain, strict=True)]
+    gains = [with_it["int8"] - without["int8"] for with_it, without in zip(aware, plain, strict=True)]
     yield figure("int8_aware_gain", gains, "fraction", f"{detail}; over the same training without, by seed")
     for name, own in lines.items():
         yield figure(f"accuracy_fp32_{name}", [line["fp32"] for line in own], "fraction", detail)

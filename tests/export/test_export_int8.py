@@ -71,8 +71,8 @@ def test_a_program_in_int8(settings: dict[str, Any], student: nn.Module, tmp_pat
         assert other(IMAGES).shape == result.shape, name
     if others:
         assert float((others["in fp32"](IMAGES) - result).abs().max() / expected.abs().max()) < 0.05
-    opened = distill.export.open(folder)
-    assert opened.labels == LABELS
+    program = distill.export.open(folder)
+    assert program.labels == LABELS
     if precise:
         again = tmp_path / "again"
         made.write(student, again, ABOUT)
