@@ -99,5 +99,5 @@ class OnnxInt8(QuantizedTarget):
 
     def _session(self, run: Run, manifest: ProgramManifest) -> Session:
         about: tuple[Any, ...] = (manifest.input, manifest.classes, manifest.labels, manifest.preprocessing)
-        opened = Opened(run, *about)
-        return lambda images: opened(as_input(images, opened))
+        exported = Opened(run, *about)
+        return lambda images: exported(as_input(images, exported))
