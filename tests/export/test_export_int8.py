@@ -16,7 +16,7 @@ from distill.export.artifact import read_artifact
 from distill.export.checksummed import ExportError
 from distill.export.manifest import Preprocessing
 from distill.export.settings import TARGETS
-from distill.export.targets.base import About, Calibration
+from distill.export.targets.base import About, CalibrationImages
 from distill.export.targets.quantized import QuantizedTarget
 from distill.export.verify import verify
 
@@ -25,7 +25,7 @@ PREPROCESSING = Preprocessing(input_size=(3, SIZE, SIZE), mean=(0.5, 0.5, 0.5), 
 PIXELS = torch.randint(0, 256, (24, 3, SIZE, SIZE), generator=torch.Generator().manual_seed(4))
 IMAGES = PIXELS / 127.5 - 1
 IDS = tuple(f"train/{index}" for index in range(16))
-ABOUT = About("some_tag", LABELS, PREPROCESSING, calibration=Calibration(IMAGES[:16], IDS))
+ABOUT = About("some_tag", LABELS, PREPROCESSING, calibration=CalibrationImages(IMAGES[:16], IDS))
 
 
 def target(**settings: Any) -> QuantizedTarget:
@@ -83,8 +83,8 @@ def test_a_program_in_int8(settings: dict[str, Any], student: nn.Module, tmp_pat
         assert beside["ONNX int8"].agreement == 0.97 and beside["ONNX int8 default session"].passed
 
 
-def images(*shape: int) -> Calibration:
-    return Calibration(torch.zeros(shape), tuple(map(str, range(shape[0]))))
+def images(*shape: int) -> CalibrationImages:
+    return CalibrationImages(torch.zeros(shape), tuple(map(str, range(shape[0]))))
 
 
 @pytest.mark.parametrize("kind", ["onnx_int8", "pte_int8", "openvino_int8"])
@@ -94,11 +94,11 @@ def images(*shape: int) -> Calibration:
         (None, "needs training images"),
         (images(1, 3, SIZE, SIZE), r"1 image\(s\) to calibrate on; give 8 or more"),
         (images(8, 3, 16, 16), "are 3 x 16 x 16, the student's input is 3 x 32 x 32"),
-        (Calibration(torch.full((8, 3, SIZE, SIZE), torch.nan), IDS[:8]), "not finite"),
+        (CalibrationImages(torch.full((8, 3, SIZE, SIZE), torch.nan), IDS[:8]), "not finite"),
     ],
 )
 def test_images_that_cannot_calibrate_are_refused(
-    kind: str, calibration: Calibration | None, text: str, tmp_path: Path
+    kind: str, calibration: CalibrationImages | None, text: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError, match=text):
         target(type=kind).write(nn.Identity(), tmp_path / "x", replace(ABOUT, calibration=calibration))
