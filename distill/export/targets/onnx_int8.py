@@ -87,6 +87,9 @@ class OnnxInt8(QuantizedTarget):
         options = PRECISE if self.settings.weights == 8 else {}
         return Converted(opset=facts.opset, options=options, machine={"vnni": has_vnni()})
 
+    def import_runtime(self) -> None:
+        Onnx(Onnx.Settings()).import_runtime()
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         return run_onnx(files[FILE], manifest.options, self.threads)
 

@@ -60,6 +60,9 @@ class OpenVinoInt8(QuantizedTarget):
         package.save_model(quantized, folder / GRAPH, compress_to_fp16=False)
         return Converted(machine={"vnni": has_vnni()})
 
+    def import_runtime(self) -> None:
+        OpenVino(OpenVino.Settings()).import_runtime()
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         plain = OpenVino(OpenVino.Settings())
         plain.threads = self.threads

@@ -66,6 +66,9 @@ class ExecuTorchInt8(QuantizedTarget):
         (folder / FILE).write_bytes(lowered.buffer)
         return Converted(machine={"vnni": has_vnni()})
 
+    def import_runtime(self) -> None:
+        ExecuTorch(ExecuTorch.Settings()).import_runtime()
+
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
         plain = ExecuTorch(ExecuTorch.Settings(batch=self.settings.batch))
         plain.threads = self.threads
