@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
@@ -43,8 +44,12 @@ class Ncnn(ProgramTarget):
         example = torch.zeros(1, *about.preprocessing.input_size)
         with tempfile.TemporaryDirectory(prefix="distill-") as name:
             work = Path(name)
-            with torch.no_grad():
-                torch.jit.trace(program.module(), example, check_trace=False).save(str(work / "model.pt"))
+            with torch.no_grad(), warnings.catch_warnings():
+                # pnnx reads nothing else than what torch has deprecated; the program is traced for the second time.
+                warnings.simplefilter("ignore")
+                torch.jit.trace(program.module(check_guards=False), example, check_trace=False).save(
+                    str(work / "model.pt")
+                )
             shape = f"inputshape=[{','.join(map(str, example.shape))}]"
             command = [pnnx.EXEC_PATH, "model.pt", shape]
             done = subprocess.run(command, cwd=work, capture_output=True, text=True, errors="replace")
