@@ -17,6 +17,7 @@ from distill.export.checksummed import ExportError
 from distill.export.compared import chosen
 from distill.export.settings import TARGETS, ExportSettings, MeasureSettings
 from distill.export.targets.base import ExportTarget, require
+from distill.files import write_atomic
 from distill.report.items import FormatFigures
 from distill.run.export import EXPORT
 from distill.run.folder import CONFIG, RECORD, RunError, check_finished, read_tree
@@ -140,5 +141,5 @@ def _as_it_was_after_an_error(path: Path, folders: Sequence[Path]) -> Iterator[N
             shutil.rmtree(folder, ignore_errors=True)
         for file, data in before.items():
             if not file.is_file() or file.read_bytes() != data:
-                file.write_bytes(data)
+                write_atomic(file, data)
         raise

@@ -6,7 +6,7 @@ import copy
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -28,15 +28,14 @@ class Exportable(nn.Module):
         network: images [N, C, H, W], normalized → logits [N, K].
         preprocessing: mean and standard deviation of each channel.
         pixels: the input is [N, H, W, C] uint8 instead.
-        dtype: that the network computes in; input and logits stay fp32.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, network: nn.Module, preprocessing: Preprocessing, pixels: bool, dtype: torch.dtype):
+    def __init__(self, network: nn.Module, preprocessing: Preprocessing, pixels: bool):
         super().__init__()
-        self.network, self.pixels, self.dtype = network, pixels, dtype
+        self.network, self.pixels = network, pixels
         if pixels:
             self.register_buffer("mean", torch.tensor(preprocessing.mean).view(1, -1, 1, 1))
             self.register_buffer("std", torch.tensor(preprocessing.std).view(1, -1, 1, 1))
@@ -44,7 +43,7 @@ class Exportable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if self.pixels:
             images = (images.permute(0, 3, 1, 2).float() / 255 - self.mean) / self.std
-        return self.network(images.to(self.dtype)).float()
+        return self.network(images).float()
 
 
 def live_copy(model: nn.Module) -> nn.Module:
@@ -59,7 +58,6 @@ def trace(
     preprocessing: Preprocessing,
     *,
     pixels: bool = False,
-    dtype: Literal["float32", "float16"] = "float32",
     batch: int | None = None,
 ) -> ExportedProgram:
     """Trace a model.
@@ -70,7 +68,6 @@ def trace(
         model: a timm model, with or without deltas; it is not changed.
         preprocessing: gives the size of the input, which the program fixes.
         pixels: the input is [N, H, W, C] uint8, which the program normalizes; else [N, C, H, W] fp32, normalized.
-        dtype: of weights and computation.
         batch: fixed number of images; None: any.
 
     Returns:
@@ -79,8 +76,7 @@ def trace(
     Raises:
         ExportError: the model cannot be traced.
     """
-    numbers = getattr(torch, dtype)
-    network = live_copy(model).to(numbers)
+    network = live_copy(model)
     channels, height, width = preprocessing.input_size
     shape = (height, width, channels) if pixels else (channels, height, width)
     # An example of one image would fix the batch at 1.
@@ -88,7 +84,7 @@ def trace(
     dynamic = None if batch else {IMAGES: {0: Dim("batch")}}
     try:
         with torch.no_grad():
-            module = Exportable(network, preprocessing, pixels, numbers).eval()
+            module = Exportable(network, preprocessing, pixels).eval()
             program = torch.export.export(module, (example,), dynamic_shapes=dynamic)
     except Exception as error:  # a network's own code may raise anything under the tracer
         raise ExportError(f"the student cannot be traced by torch.export: {_shortened(error)}") from error

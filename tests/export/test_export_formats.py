@@ -92,7 +92,7 @@ def test_a_format_gives_the_logits_of_the_student(exported: Callable[[str], Path
     assert isinstance(result, Tensor) and result.dtype == torch.float32 and run.labels == LABELS
     difference = float((result - logits()).abs().max() / logits().abs().max())
     assert difference <= made.tolerance and torch.equal(result.argmax(1), logits().argmax(1))
-    assert (made.tolerance, made.agreement) == ((5e-3, 0.998) if "float16" in name else (1e-5, 1.0))
+    assert (made.tolerance, made.agreement) == ((1e-2, 0.998) if "float16" in name else (1e-5, 1.0))
     assert torch.equal(made.session(folder)(IMAGES), result), "verification gives normalized images"
     as_arrays = run(given[:3].numpy())  # of a program whose batch is 2, the rest of the second is filled
     assert isinstance(as_arrays, np.ndarray) and np.abs(as_arrays - result[:3].numpy()).max() < 1e-5

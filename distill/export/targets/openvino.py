@@ -50,7 +50,7 @@ class OpenVino(ProgramTarget):
     def __init__(self, settings: Settings):
         if settings.weights == "float16":
             self.title, self.folder = "OpenVINO, float16 weights", "openvino-float16"
-            self.tolerance, self.agreement = 5e-3, 0.998
+            self.tolerance, self.agreement = 1e-2, 0.998
         super().__init__(settings)
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:

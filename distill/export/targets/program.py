@@ -58,7 +58,6 @@ class ProgramTarget(ExportTarget):
     Attributes, of the class or, where settings decide, of the instance:
         weights: the file that holds the weights, whose size the report shows.
         batch: the fixed number of images; None: any.
-        dtype: that the traced network computes in.
     """
 
     class Settings(ExportTarget.Settings):
@@ -71,7 +70,6 @@ class ProgramTarget(ExportTarget):
     settings: Settings
     weights: ClassVar[str]
     batch: int | None = None
-    dtype: Literal["float32", "float16"] = "float32"
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
@@ -131,7 +129,7 @@ class ProgramTarget(ExportTarget):
         preprocessing = about.preprocessing or Preprocessing.of(model)
         prepared = About(**{**vars(about), "preprocessing": preprocessing})
         pixels = self.settings.input == "uint8"
-        return prepared, trace(model, preprocessing, pixels=pixels, dtype=self.dtype, batch=self.batch)
+        return prepared, trace(model, preprocessing, pixels=pixels, batch=self.batch)
 
     def _fields(self, model: nn.Module, about: About) -> dict[str, Any]:
         """What the manifest says before the conversion."""
