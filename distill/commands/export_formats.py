@@ -84,13 +84,13 @@ def add_formats(
     tree["export"] = export
     changed = as_exporting(validate_tree(tree, str(path / CONFIG)), str(path))
     stages = changed.plan()
-    exporting = [stage.name for stage in stages if isinstance(stage, ExportStudent)]
+    names = [stage.name for stage in stages if isinstance(stage, ExportStudent)]
     measuring = [stage.name for stage in stages if isinstance(stage, MeasureExport)]
-    if not exporting:
+    if not names:
         raise ConfigError(f"{path}: kind: {experiment.kind}, and --to needs a run that exports one student")
     if pick is not None and not measuring:
         raise ConfigError(f"{path}: kind: {experiment.kind}, whose formats are not measured, so --pick cannot choose")
-    again = exporting
+    again = names
     if formats is None:  # only the choice is new, or what it is made from
         done = experiment.export.measure is not None and (path / measuring[0] / FINISHED).is_file()
         again = [stages[-1].name] if done else measuring
