@@ -114,8 +114,9 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         for old in folder.parent.glob(f"{prefix}*.tmp"):
-            if time.time() - old.stat().st_mtime > _ABANDONED:
-                shutil.rmtree(old, ignore_errors=True)
+            with suppress(FileNotFoundError):  # another export has just finished
+                if time.time() - old.stat().st_mtime > _ABANDONED:
+                    shutil.rmtree(old, ignore_errors=True)
         temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=prefix, suffix=".tmp"))
         try:
             written = temporary / folder.name

@@ -56,7 +56,7 @@ def test_versions_are_held_against_the_metadata(monkeypatch: pytest.MonkeyPatch)
 def test_export_formats_with_what_installs_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
     from distill.export.targets import base
 
-    absent = {"executorch", "onnx", "coremltools"}
+    absent = {"executorch", "onnx", "coremltools", "nncf"}
     monkeypatch.setattr(base, "find_spec", lambda name: None if name in absent else object())
     monkeypatch.setattr(metadata, "version", lambda package: "1.2")
     there, rest = doctor.export_formats()
@@ -64,8 +64,8 @@ def test_export_formats_with_what_installs_the_rest(monkeypatch: pytest.MonkeyPa
         "litert (litert-torch 1.2, ai-edge-litert 1.2), ncnn (pnnx 1.2, ncnn 1.2), openvino (openvino 1.2), pt2, "
         "timm_folder"
     )
-    assert (rest.state, rest.value) == ("note", "coreml, onnx, pte")
-    assert rest.advice == "uv pip install 'delta-distill[executorch,onnx]' coremltools"
+    assert (rest.state, rest.value) == ("note", "coreml, onnx, onnx_int8, openvino_int8, pte, pte_int8")
+    assert rest.advice == "uv pip install 'delta-distill[executorch,onnx,openvino]' coremltools"
 
 
 def test_a_check_that_fails_is_a_cross_and_the_others_still_run(

@@ -34,9 +34,9 @@ SIZE = 64
 PREPROCESSING = Preprocessing(input_size=(3, SIZE, SIZE), mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
 ABOUT = About("some_tag", LABELS, PREPROCESSING, (Result(name="test/top1", value=0.5),))
 PIXELS = torch.randint(0, 256, (5, SIZE, SIZE, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(4))
-IMAGES = (PIXELS.permute(0, 3, 1, 2).float() / 255 - torch.tensor(PREPROCESSING.mean).view(3, 1, 1)) / torch.tensor(
-    PREPROCESSING.std
-).view(3, 1, 1)
+IMAGES = (
+    PIXELS.permute(0, 3, 1, 2).contiguous().float() / 255 - torch.tensor(PREPROCESSING.mean).view(3, 1, 1)
+) / torch.tensor(PREPROCESSING.std).view(3, 1, 1)
 
 SLOW = pytest.mark.slow
 FORMATS = {
@@ -197,7 +197,7 @@ def test_an_interrupted_or_failing_export_leaves_what_was_there(
 
 
 def test_two_exports_at_once_do_not_mix(tmp_path: Path) -> None:
-    folder, barrier, errors = tmp_path / "out", threading.Barrier(4), []
+    folder, barrier, errors = tmp_path / "out", threading.Barrier(4, timeout=30), []
 
     def write(number: int) -> None:
         try:

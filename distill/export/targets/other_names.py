@@ -12,6 +12,6 @@ OTHER_NAMES = {
     "pte_int8": "xnnpack_int8 executorch_int8 et_int8",
     "openvino_int8": "ov_int8 nncf",
     "litert": "tflite tensorflow_lite tf_lite",
-    "coreml": "core_ml mlpackage mlmodel",
+    "coreml": "mlpackage mlmodel",
     "ncnn": "pnnx",
 }
