@@ -118,6 +118,25 @@ class DetectionImages:
         every = np.concatenate(labels) if labels else np.empty(0, dtype=np.int64)
         return np.bincount(every, minlength=len(self.categories)).tolist()
 
+    def sides(self, min_size: int, max_size: int) -> list[np.ndarray]:
+        """Square roots of the boxes' areas in resized images, for each category, without ignored ones.
+
+        Args:
+            min_size: shorter side of a resized image, in pixels.
+            max_size: largest longer side.
+
+        Returns:
+            An array of pixels for each category.
+        """
+        sides: list[list[np.ndarray]] = [[] for _ in self.categories]
+        for own in self.objects:
+            scale = min(min_size / min(own.size), max_size / max(own.size))
+            extent = own.corners[:, 2:] - own.corners[:, :2]
+            side = np.sqrt(extent.prod(1)) * scale
+            for category in np.unique(own.labels):
+                sides[category].append(side[(own.labels == category) & ~own.ignored])
+        return [np.concatenate(each) if each else np.empty(0) for each in sides]
+
 
 def train_item(
     images: DetectionImages, row: int, chain: BoxChain, seed: int, epoch: int, copy: int = 0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from augment.boxes import BoxChain
 from augment.recipe import Op
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
-from distill.detection.backbone import resolved
+from distill.detection.backbone import Level, resolved
 from distill.detection.detector import BuiltDetector, build_detector
 from distill.detection.detectors.base import Detector
 from distill.detection.errors import DetectionError
@@ -31,6 +32,8 @@ from distill.run.teacher_network import check_file, make_network
 from distill.run.trial import trying
 from distill.training.loggers import check_loggers
 from distill.training.settings import TrainingSettings
+
+logger = logging.getLogger(__name__)
 
 STEP_IMAGES = 2
 """Images of the step that checks a detector before training."""
@@ -55,6 +58,29 @@ class TrainedDetector:
     network: TeacherNetworkSettings
     fit: DetectorFit
     folder: Path
+
+
+def small_objects(images: DetectionImages, settings: Detector.Settings, shallowest: Level) -> Iterator[str]:
+    """Each category most of whose objects are too small for the detector, and what to do about it.
+
+    Args:
+        images: of training.
+        settings: of the detector.
+        shallowest: of the maps that it reads.
+
+    Yields:
+        A sentence for each category.
+    """
+    made: Detector = settings.component(settings)  # type: ignore[misc]
+    smallest = made.smallest_box(shallowest.stride)
+    for category, sides in zip(images.categories, images.sides(settings.min_size, settings.max_size)):
+        small = int((sides < smallest).sum())
+        if 2 * small > len(sides):
+            yield (
+                f"{category}: {small:,} of {len(sides):,} objects are smaller than {smallest:.0f} pixels in images of "
+                f"{settings.min_size}, too small for the anchors or points of {shallowest.stage} (stride "
+                f"{shallowest.stride}); begin detector.levels with a smaller stride, or raise detector.min_size"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,6 +118,8 @@ class TrainDetector(Stage[TrainedDetector]):
                     images.check_sizes()
         with trying(f"{self.name}: building the detector"):
             built, network = self._built(context)
+        for text in small_objects(train, self.detector, built.levels[0]):
+            logger.warning("%s: %s", self.name, text)
         with trying(f"{self.name}: one training step"):
             batch = [train_item(train, row, self._chain(), context.seed, 0) for row in train.few(STEP_IMAGES)]
             module = built.module.to(context.device).train()
@@ -126,6 +154,8 @@ class TrainDetector(Stage[TrainedDetector]):
     def report(self, context: RunContext, output: TrainedDetector) -> Iterable[Item]:
         if (log := output.folder / "log.csv").is_file():
             yield Curve(name=output.name, log=read_curves(log))
+        for text in small_objects(DetectionImages.of(context.data, "train"), self.detector, output.built.levels[0]):
+            yield Note(text=text)
         if output.built.student.network.notes:
             yield from (Note(text=note) for note in output.built.student.network.notes)
 

@@ -17,7 +17,7 @@ from distill.config import validate_tree
 from distill.data.boxes import Boxes
 from distill.data.split import Subset
 from distill.deltas.base import DeltaError
-from distill.detection.backbone import levels_of, resolved
+from distill.detection.backbone import Level, levels_of, resolved
 from distill.detection.detector import build_detector
 from distill.detection.detectors.base import Detector
 from distill.detection.detectors.faster_rcnn import FasterRCNN
@@ -31,6 +31,7 @@ from distill.detection.settings import DetectorBackboneSettings
 from distill.export.checksummed import ExportError
 from distill.models.network import create_network
 from distill.models.settings import NetworkSettings
+from distill.stages.train_detector import small_objects
 from distill.training.checkpoints import VerifiedCheckpointIO
 from distill.training.signals import Interrupted
 from distill.yaml_tree import ConfigError
@@ -187,6 +188,20 @@ def test_levels_come_from_timm() -> None:
         levels_of(small, 8, None)
     with pytest.raises(DetectionError, match=r"detector\.levels\.1: resnet20_cifar has no layer9"):
         levels_of(small, 8, ("layer3", "layer9"))
+
+
+def test_objects_too_small_for_the_shallowest_map_are_named() -> None:
+    """A square of 22 pixels has an IoU below 0.5 with RetinaNet's smallest anchor of stride 8, of 32 pixels."""
+    images = scored(
+        [boxes([[0, 0, 11, 11], [0, 0, 12, 12]], [0, 1]), boxes([[0, 0, 5, 5], [0, 0, 40, 40]], [2, 2], [True, False])]
+    )
+    assert [sides.tolist() for sides in images.sides(100, 200)] == [[22], [24], [80]]
+    assert [sides.tolist() for sides in images.sides(100, 75)] == [[16.5], [18], [60]]
+    [text] = small_objects(images, RetinaNet.Settings(min_size=100, max_size=200), Level("blocks.2", 40, 8))
+    assert text.startswith("a: 1 of 1 objects are smaller than 23 pixels in images of 100, too small for the anchors")
+    assert not [*small_objects(images, RetinaNet.Settings(min_size=100, max_size=200), Level("blocks.1", 24, 4))]
+    assert len([*small_objects(images, FasterRCNN.Settings(min_size=100, max_size=200), Level("blocks.1", 24, 4))]) == 1
+    assert not [*small_objects(images, FCOS.Settings(min_size=100, max_size=200), Level("blocks.2", 40, 8))]
 
 
 def detected(boxes: list[list[float]], labels: list[int], scores: list[float], images: list[int]) -> Detections:

@@ -67,6 +67,13 @@ class Detector(Component):
         """Strides of all levels, from those of the backbone's maps."""
         return list(of_maps)
 
+    def smallest_box(self, stride: int) -> float:
+        """Side in pixels of the smallest square that training matches well, with a shallowest map of this stride.
+
+        Smaller objects are hardly found. 0, the default: it is not known, and nothing is said about small objects.
+        """
+        return 0.0
+
     def build(self, pyramid: nn.Module, strides: Sequence[int], classes: int, spec: InputSpec) -> nn.Module:
         """The detector, with torchvision's interface: ``forward(images, targets)`` gives losses or detections.
 

@@ -33,6 +33,9 @@ class FasterRCNN(Detector):
     def strides(self, of_maps: Sequence[int]) -> list[int]:
         return [*of_maps, 2 * of_maps[-1]]
 
+    def smallest_box(self, stride: int) -> float:
+        return 8 * stride / 2**0.5  # inside the smallest anchor, with an IoU of 0.5
+
     def build(self, pyramid: nn.Module, strides: Sequence[int], classes: int, spec: InputSpec) -> nn.Module:
         own = self.settings
         pooled = [str(number) for number in range(len(strides) - 1)]

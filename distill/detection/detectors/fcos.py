@@ -45,6 +45,9 @@ class FCOS(Detector):
     def strides(self, of_maps: Sequence[int]) -> list[int]:
         return [*of_maps, 2 * of_maps[-1], 4 * of_maps[-1]]
 
+    def smallest_box(self, stride: int) -> float:
+        return float(stride)  # a smaller box may hold no point of the map
+
     def build(self, pyramid: nn.Module, strides: Sequence[int], classes: int, spec: InputSpec) -> nn.Module:
         own = self.settings
         return TorchvisionFCOS(

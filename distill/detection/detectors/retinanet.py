@@ -32,6 +32,9 @@ class RetinaNet(Detector):
     def strides(self, of_maps: Sequence[int]) -> list[int]:
         return [*of_maps, 2 * of_maps[-1], 4 * of_maps[-1]]
 
+    def smallest_box(self, stride: int) -> float:
+        return 4 * stride / 2**0.5  # inside the smallest anchor, with an IoU of 0.5
+
     def build(self, pyramid: nn.Module, strides: Sequence[int], classes: int, spec: InputSpec) -> nn.Module:
         sizes = tuple(tuple(int(4 * stride * 2 ** (third / 3)) for third in range(3)) for stride in strides)
         own = self.settings
