@@ -104,10 +104,9 @@ class Registry:
             if fixed:
                 raise PluginError(f"{name!r}: its Settings fix 'type' to {fixed[0]!r}; declare it there as type: str")
             return settings
-        if f"{self.package}.{name}" in _modules_of(
-            self.package
-        ):  # its module is named like the type: no other is needed
-            importlib.import_module(f"{self.package}.{name}")
+        module = f"{self.package}.{name}"
+        if module in _modules_of(self.package):  # it is named like the type: no other module is needed
+            importlib.import_module(module)
             if name in (imported := self._imported()):
                 return imported[name]
         known = self.known()

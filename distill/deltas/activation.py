@@ -1,7 +1,7 @@
 """The activation form of weight deltas: a changed Linear or conv as its own output, with factors and a product added.
 
 ``y = R ⊙ (W ∗ (S ⊙ x)) + B (A ∗ x)``: the weight ``diag(R) W diag(S) + B A`` is never formed, so each image of a batch
-can have deltas of its own, see :mod:`distill.deltas.per_image`. The bias is not part of it.
+can have deltas of its own, see :mod:`distill.export.delta.per_image`. The bias is not part of it.
 
 Shapes: R [out], S [in], A [g, r, n] and B [g, out/g, r] with n = in/g · kh · kw, g the groups of the layer.
 """

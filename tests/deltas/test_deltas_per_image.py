@@ -11,7 +11,7 @@ from distill.deltas.attach import attach
 from distill.deltas.base import DeltaError
 from distill.deltas.dora import DoRA
 from distill.deltas.low_rank import LowRank
-from distill.deltas.per_image import NoFormError, PerImageModel, change_of, forward_each
+from distill.export.delta.per_image import NoFormError, PerImageModel, change_of, forward_each
 
 METHODS = weight_deltas()
 LAYERS = {

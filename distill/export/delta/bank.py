@@ -14,13 +14,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from distill.deltas.per_image import NoFormError, PerImageModel
 from distill.deltas.rank_settings import parse_bytes
 from distill.deltas.sites import classifier_names
 from distill.deltas.state import backbone_state
 from distill.export.checksummed import ExportError
 from distill.export.delta.io import DeltaManifest, check_identity, parts_of, read_delta, read_manifest
 from distill.export.delta.loaded import LoadedDelta, Parts, digest, load_form, load_model, with_shared_tensors
+from distill.export.delta.per_image import NoFormError, PerImageModel
 from distill.models.fingerprint import fingerprint
 from distill.models.hub import local_folder
 from distill.models.timm_models import new_classifier
@@ -55,9 +55,9 @@ class DeltaBank:
     added. All methods may be called by several threads at once. A batch finishes with what it began with, whatever is
     dropped or replaced meanwhile.
 
-    Images of a batch share one pass, see :mod:`distill.deltas.per_image`. Tasks whose deltas have no activation form
-    (sparse, sign, dense and branch on large layers, structural deltas) get passes of their own after it, one for each
-    task; a warning says so once for each reason.
+    Images of a batch share one pass, see :mod:`distill.export.delta.per_image`. Tasks whose deltas have no activation
+    form (sparse, sign, dense and branch on large layers, structural deltas) get passes of their own after it, one for
+    each task; a warning says so once for each reason.
 
     Example::
 

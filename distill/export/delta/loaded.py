@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from augment.base import PluginError
 from distill.deltas.attach import layer_at, new_delta
 from distill.deltas.base import DeltaError, StructuralDelta, stored_bytes
-from distill.deltas.per_image import (
+from distill.deltas.sites import classifier_names, find_target, inside
+from distill.deltas.state import delta_state, load_exactly, whole_state
+from distill.deltas.statistics import REPLACED
+from distill.export.checksummed import ExportError
+from distill.export.delta.io import DeltaManifest, put_on, settings_of
+from distill.export.delta.per_image import (
     AtRows,
     Change,
     NoFormError,
@@ -25,11 +30,6 @@ from distill.deltas.per_image import (
     tensors_of,
     whole_change,
 )
-from distill.deltas.sites import classifier_names, find_target, inside
-from distill.deltas.state import delta_state, load_exactly, whole_state
-from distill.deltas.statistics import REPLACED
-from distill.export.checksummed import ExportError
-from distill.export.delta.io import DeltaManifest, put_on, settings_of
 from distill.export.manifest import Preprocessing
 from distill.models.timm_models import new_classifier
 
