@@ -19,7 +19,7 @@ import numpy as np
 import timm
 import torch
 from continual_lab import figure
-from lab import Figure, Lab
+from lab import Figure, Lab, finished_run
 from pydantic import Field
 from rich.console import Console
 
@@ -28,7 +28,6 @@ from distill.data.base import Sample, Samples, Source, Split
 from distill.experiments.continual import ContinualExperiment
 from distill.export.targets.timm_folder import write_timm_folder
 from distill.run.folder import RECORD
-from distill.run.runner import run_plan
 
 NETWORK, SIDE, PER_CLASS = "test_efficientnet", 32, 4
 LENGTHS, QUICK = (10, 100), (10, 30)
@@ -98,13 +97,8 @@ def served_growth(line: dict[str, Any]) -> float:
 def learned(lab: Lab, count: int, inference: list[dict[str, Any]]) -> dict[str, Any]:
     """Learn a stream, and read for each task its seconds, its bytes in the run folder, and what is served after it."""
     made = experiment(lab.given.out, count, inference)
-    folder = made.output / made.name
-    record = folder / RECORD
-    status = json.loads(record.read_text())["status"] if record.is_file() else None
-    if status != "finished":
-        values = made.model_dump(mode="json")
-        run_plan(made, made.plan(), values, resume=folder if status else False, console=Console(quiet=True))
-    stages: dict[str, float] = json.loads(record.read_text())["stages"]
+    folder = finished_run(made, Console(quiet=True))
+    stages: dict[str, float] = json.loads((folder / RECORD).read_text())["stages"]
     tasks = list(dict.fromkeys(name.partition("/")[0] for name in stages if "/" in name))
     metrics = {each["name"]: each["value"] for each in json.loads((folder / "results.json").read_text())["results"]}
     return {

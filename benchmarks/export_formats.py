@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 from continual_data import LITE0, source
-from lab import Bars, Figure, Lab, figure_with
+from lab import Bars, Figure, Lab, figure_with, finished_run
 
 from augment.base import PluginError
 from distill.config import read_run, validate_tree
@@ -19,9 +18,7 @@ from distill.export.settings import DELTA, TARGETS, ExportSettings, MeasureSetti
 from distill.report.items import FormatFigures
 from distill.run.context import open_context
 from distill.run.export import EXPORT, export_student, written_targets
-from distill.run.folder import RECORD
 from distill.run.measure_export import measure_export
-from distill.run.runner import run_plan
 
 BARS: Bars = {
     "parity_fp32": ("≤", 1e-5),
@@ -141,13 +138,7 @@ def student_run(lab: Lab) -> Path:
         "student": {"network": {"model": LITE0, "size": 128}},
         "heads": [{"type": "logistic"}],
     }
-    settings = validate_tree(tree, "probe")
-    folder = settings.output / settings.name
-    record = folder / RECORD
-    status = json.loads(record.read_text())["status"] if record.is_file() else None
-    if status != "finished":
-        run_plan(settings, settings.plan(), settings.model_dump(mode="json"), resume=folder if status else False)
-    return folder
+    return finished_run(validate_tree(tree, "probe"))
 
 
 def _measured(run: Path, name: str, measuring: MeasureSettings) -> dict[str, Any]:

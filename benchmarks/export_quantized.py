@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
 import torch
 from continual_data import source
-from lab import Bars, Figure, Lab, figure_with, seeds
+from lab import Bars, Figure, Lab, figure_with, finished_run, seeds
 from torch import Tensor
 
 from augment.chain import eval_view
@@ -24,8 +23,6 @@ from distill.export.settings import DELTA, ExportSettings
 from distill.models.network import create_network
 from distill.run.context import RunContext, open_context
 from distill.run.export import EXPORT, export_student
-from distill.run.folder import RECORD
-from distill.run.runner import run_plan
 from distill.yaml_tree import load_tree, merge_trees
 
 BARS: Bars = {}
@@ -147,13 +144,8 @@ def student_run(lab: Lab, name: str, how: dict[str, Any] | None, seed: int) -> P
         "data": {"source": source(lab.given.data / "flowers61", lab.given.out), "workers": 0},
         "training": {"quantize": how, "loggers": []},
     }
-    settings = validate_tree(merge_trees(merge_trees(load_tree(CONFIG), own), QUICK if lab.given.quick else {}), name)
-    folder = settings.output / settings.name
-    record = folder / RECORD
-    status = json.loads(record.read_text())["status"] if record.is_file() else None
-    if status != "finished":
-        run_plan(settings, settings.plan(), settings.model_dump(mode="json"), resume=folder if status else False)
-    return folder
+    tree = merge_trees(merge_trees(load_tree(CONFIG), own), QUICK if lab.given.quick else {})
+    return finished_run(validate_tree(tree, name))
 
 
 def _options(lab: Lab) -> dict[str, Any]:

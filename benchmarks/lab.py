@@ -23,8 +23,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from distill.experiments.base import Experiment
 from distill.files import write_atomic
 from distill.report.summary import Machine
+from distill.run.folder import RECORD
+from distill.run.runner import run_plan
 from distill.training.signals import Interrupted, StopSignal
 
 Bars = Mapping[str, tuple[str, float]]
@@ -149,6 +152,25 @@ def seeds(lab: Lab, default: Sequence[int] = (0, 1, 2)) -> list[int]:
     if lab.given.seeds:
         return [int(seed) for seed in lab.given.seeds.split(",")]
     return list(default[:1] if lab.given.quick else default)
+
+
+def finished_run(settings: Experiment, console: Console | None = None) -> Path:
+    """The folder of a run, which is made now, or continued, unless it is finished.
+
+    Args:
+        settings: the experiment's config.
+        console: where the run prints; None: standard output.
+
+    Returns:
+        The run folder.
+    """
+    folder = settings.output / settings.name
+    record = folder / RECORD
+    status = json.loads(record.read_text())["status"] if record.is_file() else None
+    if status != "finished":
+        values = settings.model_dump(mode="json")
+        run_plan(settings, settings.plan(), values, resume=folder if status else False, console=console)
+    return folder
 
 
 def measure_parts(given: argparse.Namespace, parts: Parts, title: str, about: str) -> None:

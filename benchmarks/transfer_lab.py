@@ -8,11 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import measure  # noqa: F401  # this folder's augment.py must not hide the package
-from lab import Bars, Figure, Lab, figure_with, seeds
+from lab import Bars, Figure, Lab, figure_with, finished_run, seeds
 
 from distill.config import validate_tree
-from distill.run.folder import RECORD
-from distill.run.runner import run_plan
 from distill.yaml_tree import apply_override, load_tree, merge_trees
 
 __all__ = ["CONFIGS", "Figure", "Lab", "digest", "figure", "run", "seeds"]
@@ -68,11 +66,7 @@ def run(lab: Lab, part: str, config: str, changes: dict[str, Any]) -> dict[str, 
 
 def _finished(lab: Lab, tree: dict[str, Any]) -> dict[str, Any]:
     settings = validate_tree(tree, tree["name"])
-    folder = settings.output / settings.name
-    record = folder / RECORD
-    status = json.loads(record.read_text())["status"] if record.is_file() else None
-    if status != "finished":
-        run_plan(settings, settings.plan(), settings.model_dump(mode="json"), resume=folder if status else False)
+    folder = finished_run(settings)
     content = json.loads((folder / "results.json").read_text())
     rows = {row["name"]: row["accuracy"] for row in content["summary"]["rows"]}
     trained = {row["name"]: row["seconds"] for row in content["summary"]["rows"]}
