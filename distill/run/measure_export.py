@@ -121,7 +121,7 @@ def figures_of(measurement: Measurement, live: Tensor, labels: Tensor, split: Sp
     labeled = labels != UNLABELED
     right = int((logits.argmax(1)[labeled] == labels[labeled]).sum())
     least = TOLERANCE if target is None else target.tolerance
-    agreement = 1.0 if target is None else getattr(target, "agreement", 1.0)
+    agreement = 1.0 if target is None else target.agreement
     return FormatFigures(
         name=EAGER if target is None else target.title,
         type="" if target is None else target.settings.type,

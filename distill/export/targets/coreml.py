@@ -15,7 +15,7 @@ from distill.export.artifact import ProgramManifest, as_files
 from distill.export.checksummed import ExportError
 from distill.export.opening import Run
 from distill.export.targets.base import About
-from distill.export.targets.program import Converted, ProgramTarget
+from distill.export.targets.program import Converted, FixedBatch
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -24,23 +24,18 @@ PACKAGE = "model.mlpackage"
 FILE = f"{PACKAGE}/Data/com.apple.CoreML/weights/weight.bin"
 
 
-class CoreMl(ProgramTarget):
+class CoreMl(FixedBatch):
     """A model of Core ML. Elsewhere than on macOS its outputs are not compared with the student's."""
 
-    class Settings(ProgramTarget.Settings):
+    class Settings(FixedBatch.Settings):
         type: Literal["coreml"] = "coreml"
         input: Literal["float"] = "float"  # it takes no uint8 tensors
-        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
         precision: Literal["float32", "float16"] = Field("float16", description="of weights and computation")
 
     title, folder, weights = "Core ML", "coreml", FILE
     tolerance, agreement = 1e-2, 0.998
     needs: ClassVar[Mapping[str, str]] = {"coremltools": "coremltools"}
     settings: Settings
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self.batch = settings.batch
 
     def elsewhere(self) -> str | None:
         return None if platform.system() == "Darwin" else "Core ML runs on macOS alone"

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from distill.export.artifact import ProgramManifest
 from distill.export.opening import Run
 from distill.export.targets.base import About
-from distill.export.targets.program import Converted, ProgramTarget
+from distill.export.targets.program import Converted, FixedBatch
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -39,21 +38,16 @@ def quietly() -> Iterator[None]:
             logger.setLevel(level)
 
 
-class ExecuTorch(ProgramTarget):
+class ExecuTorch(FixedBatch):
     """A program of ExecuTorch, computed by XNNPACK. Its runtime for Python imports torch; on a phone there is none."""
 
-    class Settings(ProgramTarget.Settings):
+    class Settings(FixedBatch.Settings):
         type: Literal["pte"] = "pte"
-        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
 
     title, folder, weights = "ExecuTorch", "pte", FILE
     needs: ClassVar[Mapping[str, str]] = {"executorch": "executorch", "torchao": "torchao"}
     extra = "executorch"
     settings: Settings
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self.batch = settings.batch
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
         with quietly():

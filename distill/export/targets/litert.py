@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import numpy as np
-from pydantic import Field
 
 from distill.export.artifact import ProgramManifest
 from distill.export.opening import Run
 from distill.export.targets.base import About
-from distill.export.targets.program import Converted, ProgramTarget
+from distill.export.targets.program import Converted, FixedBatch
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -20,20 +19,15 @@ if TYPE_CHECKING:
 FILE = "model.tflite"
 
 
-class LiteRt(ProgramTarget):
+class LiteRt(FixedBatch):
     """A model of LiteRT. Opening it does not import torch. Its converter may need an older torch than the newest."""
 
-    class Settings(ProgramTarget.Settings):
+    class Settings(FixedBatch.Settings):
         type: Literal["litert"] = "litert"
-        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
 
     title, folder, weights = "LiteRT", "litert", FILE
     needs: ClassVar[Mapping[str, str]] = {"litert_torch": "litert-torch", "ai_edge_litert": "ai-edge-litert"}
     settings: Settings
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self.batch = settings.batch
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
         import litert_torch

@@ -182,6 +182,19 @@ class ProgramTarget(ExportTarget):
         return lambda images: exported(as_input(images, exported))
 
 
+class FixedBatch(ProgramTarget):
+    """A format whose programs run one number of images, which the settings choose."""
+
+    class Settings(ProgramTarget.Settings):
+        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
+
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self.batch = settings.batch
+
+
 def as_input(images: Tensor, exported: Opened) -> Tensor:
     """Normalized images [N, C, H, W] as the program's input: as they are, or their pixels [N, H, W, C] uint8."""
     if exported.input.dtype == "float32":

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from pydantic import Field
 
 from distill.export.artifact import ProgramManifest
 from distill.export.opening import Run
 from distill.export.targets.base import About
 from distill.export.targets.executorch import FILE, ExecuTorch, quietly
-from distill.export.targets.program import Converted
+from distill.export.targets.program import Converted, FixedBatch
 from distill.export.targets.quantized import QuantizedTarget, has_vnni
 
 if TYPE_CHECKING:
@@ -22,21 +21,16 @@ if TYPE_CHECKING:
 _CLIPS = {"aten.hardtanh.default", "aten.hardtanh_.default", "aten.relu6.default", "aten.relu6_.default"}
 
 
-class ExecuTorchInt8(QuantizedTarget):
+class ExecuTorchInt8(QuantizedTarget, FixedBatch):
     """A program of ExecuTorch with int8 weights and activations, computed by XNNPACK."""
 
-    class Settings(QuantizedTarget.Settings):
+    class Settings(QuantizedTarget.Settings, FixedBatch.Settings):
         type: Literal["pte_int8"] = "pte_int8"
-        batch: int = Field(1, ge=1, description="number of images, which the program fixes")
 
     title, folder, weights = "ExecuTorch int8", "pte-int8", FILE
     needs: ClassVar[Mapping[str, str]] = ExecuTorch.needs
     extra = "executorch"
     settings: Settings
-
-    def __init__(self, settings: Settings):
-        super().__init__(settings)
-        self.batch = settings.batch
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
         images = self.images(about)
