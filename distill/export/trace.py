@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -111,10 +112,14 @@ def _graphs(program: ExportedProgram) -> Iterator[fx.Graph]:
 def converting(title: str, program: ExportedProgram) -> Iterator[None]:
     """Raise an error of a converter as an ``ExportError`` that names format, operator and layer.
 
+    Converters change the level and the handlers of the root logger, which are as before afterwards.
+
     Args:
         title: of the format.
         program: that is converted; an operator is found by its name in the text of the error.
     """
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
     try:
         yield
     except (UserError, OSError):
@@ -124,6 +129,9 @@ def converting(title: str, program: ExportedProgram) -> Iterator[None]:
             operator, layer = lacking
             raise ExportError(f"{title} cannot hold {operator}, which layer {layer!r} of the student uses") from error
         raise ExportError(f"{title}: the conversion failed: {_shortened(error)}") from error
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _operator_of_error(error: BaseException, program: ExportedProgram) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import sys
 import threading
 from collections.abc import Callable
@@ -225,11 +226,13 @@ def test_an_operator_that_a_format_lacks_is_named_with_its_layer(tmp_path: Path)
 
     model = make_backbone("test_resnet")
     model.layer2 = nn.Sequential(model.layer2, Bessel())
+    level = logging.getLogger().level
     for name in ("onnx", "openvino"):
         lacking = r"cannot hold aten\.special_bessel_j0\.default, which layer 'layer2\.1' of the student uses"
         with pytest.raises(ExportError, match=lacking):
             target(type=name).write(model, tmp_path / name, ABOUT)
     assert not list(tmp_path.iterdir())
+    assert logging.getLogger().level == level, "the caller's logging stays as it is"
 
 
 def test_a_student_that_depends_on_values_is_an_error_before_training(tmp_path: Path) -> None:

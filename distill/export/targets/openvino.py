@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -31,6 +32,16 @@ def openvino() -> Any:
     import openvino
 
     return openvino
+
+
+@cache
+def core() -> Any:
+    """The runtime, one for the process.
+
+    Each runtime replaces the stack of signal handlers by its own and puts the former one back when it is deleted. Two
+    that are not deleted in reverse order leave a stack that does not exist, and the next signal ends the process.
+    """
+    return openvino().Core()
 
 
 class OpenVino(ProgramTarget):
@@ -68,14 +79,12 @@ class OpenVino(ProgramTarget):
         openvino()
 
     def load(self, files: Mapping[str, bytes], manifest: ProgramManifest) -> Run:
-        package = openvino()
-        core = package.Core()
-        model = core.read_model(model=files[GRAPH], weights=files[WEIGHTS])
+        model = core().read_model(model=files[GRAPH], weights=files[WEIGHTS])
         # Processors with bf16 would round by default.
         options: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY", **manifest.options}
         if self.threads is not None:
             options["INFERENCE_NUM_THREADS"] = self.threads
-        compiled = core.compile_model(model, "CPU", options)
+        compiled = core().compile_model(model, "CPU", options)
 
         def run(images: np.ndarray) -> np.ndarray:
             return compiled([images])[0].copy()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import io
-import logging
+import shutil
+import sys
+import tempfile
 from collections.abc import Mapping
-from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
+
+import numpy as np
 
 from distill.export.artifact import ProgramManifest
 from distill.export.opening import Run
@@ -18,6 +20,9 @@ from distill.export.targets.quantized import QuantizedTarget, has_vnni
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+IMAGES, QUANTIZED = "images.npy", "quantized"
+"""Input and output of the fresh process."""
 
 
 class OpenVinoInt8(QuantizedTarget):
@@ -36,28 +41,16 @@ class OpenVinoInt8(QuantizedTarget):
     settings: Settings
 
     def convert(self, program: ExportedProgram, folder: Path, about: About) -> Converted:
-        images = self.images(about).numpy()
-        OpenVino(OpenVino.Settings(input=self.settings.input)).convert(program, folder, about)
-        package = openvino()
-        import nncf
-        from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+        from distill.export.verify import fresh_process
 
-        logger = logging.getLogger("nncf")
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            with redirect_stdout(io.StringIO()):  # progress bars
-                quantized = nncf.quantize(
-                    package.Core().read_model(folder / GRAPH),
-                    nncf.Dataset([images[index : index + 1] for index in range(len(images))]),
-                    subset_size=len(images),
-                    advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
-                )
-        finally:
-            logger.setLevel(level)
-        (folder / GRAPH).unlink()
-        (folder / WEIGHTS).unlink()
-        package.save_model(quantized, folder / GRAPH, compress_to_fp16=False)
+        with tempfile.TemporaryDirectory(prefix="distill-") as name:
+            work = Path(name)
+            OpenVino(OpenVino.Settings(input=self.settings.input)).convert(program, work, about)
+            np.save(work / IMAGES, self.images(about).numpy())
+            with fresh_process(work, __name__):
+                pass
+            for file in (GRAPH, WEIGHTS):
+                shutil.copyfile(work / QUANTIZED / file, folder / file)
         return Converted(machine={"vnni": has_vnni()})
 
     def import_runtime(self) -> None:
@@ -67,3 +60,27 @@ class OpenVinoInt8(QuantizedTarget):
         plain = OpenVino(OpenVino.Settings())
         plain.threads = self.threads
         return plain.load(files, manifest)
+
+
+def _quantize(work: Path) -> None:
+    """What the fresh process does: quantize the model of a folder by its images.
+
+    NNCF has several runtimes at once, see :func:`distill.export.targets.openvino.core`, and replaces functions of
+    torch.
+    """
+    package = openvino()
+    import nncf
+    from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
+
+    images = np.load(work / IMAGES)
+    quantized = nncf.quantize(
+        package.Core().read_model(work / GRAPH),
+        nncf.Dataset([images[index : index + 1] for index in range(len(images))]),
+        subset_size=len(images),
+        advanced_parameters=AdvancedQuantizationParameters(overflow_fix=OverflowFix.ENABLE),
+    )
+    package.save_model(quantized, work / QUANTIZED / GRAPH, compress_to_fp16=False)
+
+
+if __name__ == "__main__":
+    _quantize(Path(sys.argv[1]))
