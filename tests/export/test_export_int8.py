@@ -1,6 +1,7 @@
 """int8 programs: calibrated on given images, right on this processor, and refused without images that fit."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,9 @@ def target(**settings: Any) -> QuantizedTarget:
     return made.component(made)  # type: ignore[misc,return-value]
 
 
-@pytest.fixture(scope="module")
-def student() -> nn.Module:
-    return train(make_backbone("test_efficientnet"), [LowRank.Settings(rank=2), Adapter.Settings()]).model.eval()
+@cache
+def student(network: str) -> nn.Module:
+    return train(make_backbone(network), [LowRank.Settings(rank=2), Adapter.Settings()]).model.eval()
 
 
 @pytest.mark.slow
@@ -49,16 +50,18 @@ def student() -> nn.Module:
     ],
     ids=lambda settings: "-".join(map(str, settings.values())),
 )
-def test_a_program_in_int8(settings: dict[str, Any], student: nn.Module, tmp_path: Path) -> None:
+def test_a_program_in_int8(settings: dict[str, Any], tmp_path: Path) -> None:
     made = target(**settings)
+    # ExecuTorch converts an EfficientNet twice as long.
+    live = student("test_resnet" if made.folder == "pte-int8" else "test_efficientnet")
     assert made.calibrates and made.agreement == 0.97
     folder = tmp_path / made.folder
-    size = made.write(student, folder, ABOUT)
+    size = made.write(live, folder, ABOUT)
     manifest, files = read_artifact(folder)
     assert manifest.calibration == IDS and "vnni" in manifest.machine
-    assert size == len(files[made.weights]) < 4 * sum(p.numel() for p in student.parameters())
+    assert size == len(files[made.weights]) < 4 * sum(p.numel() for p in live.parameters())
     with torch.no_grad():
-        expected = student(IMAGES)
+        expected = live(IMAGES)
     session = made.session(folder)
     result = session(IMAGES)
     error = float((result - expected).abs().max() / expected.abs().max())
@@ -75,9 +78,9 @@ def test_a_program_in_int8(settings: dict[str, Any], student: nn.Module, tmp_pat
     assert program.labels == LABELS
     if precise:
         again = tmp_path / "again"
-        made.write(student, again, ABOUT)
+        made.write(live, again, ABOUT)
         assert read_artifact(again)[1][made.weights] == files[made.weights]
-        report = verify({folder: made}, IMAGES, model=student, min_images=1, fresh=False)
+        report = verify({folder: made}, IMAGES, model=live, min_images=1, fresh=False)
         beside = {each.what: each for each in report.comparisons}
         assert {*beside} == {"ONNX int8", "ONNX int8 in fp32", "ONNX int8 default session"}
         assert beside["ONNX int8"].agreement == 0.97 and beside["ONNX int8 default session"].passed
