@@ -20,6 +20,10 @@ Box = tuple[float, float, float, float]
 """Left, right, bottom, top; of the axes."""
 
 
+SPAN = 0.01
+"""Least difference between the two ends of the color scale, as a fraction."""
+
+
 def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
     """Points with their names; the color goes from orange (lowest value) to blue (highest), muted points are gray.
 
@@ -45,7 +49,8 @@ def scatter_figure(item: Scatter, theme: Theme) -> Figure | None:
     colored = [point for point in item.points if point.value is not None and not point.muted]
     values = [point.value for point in colored if point.value is not None]
     colors = LinearSegmentedColormap.from_list("value", [theme.worse, theme.better])
-    scale = Normalize(min(values), max(values)) if values and max(values) > min(values) else None
+    # A difference of a few images would otherwise have the colors of good and bad, and ticks that read the same.
+    scale = Normalize(min(*values, max(values) - SPAN), max(values)) if len(set(values)) > 1 else None
     for point in item.points:
         color: Any = theme.muted if point.muted or point.value is None else theme.better
         if scale is not None and not point.muted and point.value is not None:
